@@ -1,0 +1,1 @@
+"""Tiltyard: align language models with what people prefer."""

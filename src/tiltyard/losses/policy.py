@@ -1,0 +1,42 @@
+"""PPO's clipped losses (Schulman et al. 2017, eq. 7; value clipping as in Ziegler et al. 2019's code)."""
+
+# ruff: noqa: N802, N815 - shape suffixes
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ClippedPolicy(NamedTuple):
+    """`loss_R` carries the gradient; the rest is for metrics and is detached."""
+
+    loss_R: Tensor
+    ratio_R: Tensor  # pi / pi_old of each token
+    clipped_R: Tensor  # bool: the clip took this token's gradient away
+
+
+def ppo_clip_R(logp_R: Tensor, old_logp_R: Tensor, advantage_R: Tensor, clip: float) -> ClippedPolicy:
+    """PPO's pessimistic surrogate of each token: `max(-A ratio, -A clip(ratio, 1-clip, 1+clip))` (eq. 7, negated).
+
+    At pi = pi_old its gradient is that of `-A log pi`, whatever `clip`; `clip=inf` never clips. `old_logp_R` and
+    `advantage_R` are constants: they are detached here.
+    """
+    advantage_R = advantage_R.detach()
+    ratio_R = torch.exp(logp_R - old_logp_R.detach())
+    free_R = -advantage_R * ratio_R
+    bound_R = -advantage_R * ratio_R.clamp(1 - clip, 1 + clip)
+    ratio_now_R = ratio_R.detach()
+    outside_R = (ratio_now_R < 1 - clip) | (ratio_now_R > 1 + clip)
+    clipped_R = outside_R & (bound_R > free_R).detach()
+    return ClippedPolicy(torch.maximum(free_R, bound_R), ratio_now_R, clipped_R)
+
+
+def value_clip_R(value_R: Tensor, old_value_R: Tensor, return_R: Tensor, clip: float) -> Tensor:
+    """Clipped value loss of each token: `0.5 max((V-G)^2, (clip(V, V_old-clip, V_old+clip) - G)^2)`.
+
+    Never below `0.5 (V-G)^2` and equal to it while `|V - V_old| <= clip`; `clip=inf` is plain half squared error.
+    """
+    old_value_R, return_R = old_value_R.detach(), return_R.detach()
+    near_R = torch.clamp(value_R, old_value_R - clip, old_value_R + clip)
+    return 0.5 * torch.maximum((value_R - return_R) ** 2, (near_R - return_R) ** 2)

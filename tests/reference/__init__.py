@@ -1,0 +1,1 @@
+"""Flat, single-file references to read as a textbook. No import from tiltyard; the toolkit must match them."""

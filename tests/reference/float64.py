@@ -1,8 +1,9 @@
 """A Llama that is float64 throughout.
 
 transformers' LlamaRMSNorm computes in float32 whatever the model's dtype, so two equal float64 computations that differ
-in the last bit (packed and padded, say) part ways at 1e-8, and Adam makes more of it. Comparisons "number for number"
-run both sides under `exact_norms()`. (Rotary angles are float32 too, but they depend on positions alone.)
+in the last bit (packed and padded, say) can part ways at 1e-8, and Adam makes more of it. Comparisons "number for
+number" run both sides under `exact_norms()`. Rotary angles are float32 too, but depend on positions alone. Attention
+must be `sdpa` (the default): transformers' eager attention takes its softmax in float32.
 """
 
 from collections.abc import Iterator

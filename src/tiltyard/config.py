@@ -1,0 +1,362 @@
+"""Settings: declared once, checked always.
+
+A stage's settings are the union of a small common record (a pydantic model) and the keyword-only parameters of the
+functions it calls: `settings_model` builds that union, `parse_settings` checks a mapping against it, `arguments`
+hands each function its own part back. An unknown key, a wrong type or a value out of range is a `ConfigError` that
+names the key, what was got and what was expected. Nothing is converted silently: "3" is not 3, True is not 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from tiltyard.errors import ConfigError, nearest
+
+Source = type[BaseModel] | Callable[..., Any]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """The base of every settings model: unknown keys forbidden, no coercion, frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED = _Required()
+
+
+class Setting(NamedTuple):
+    """One line of `describe`: `default` is `REQUIRED` where the user must give a value."""
+
+    key: str
+    type: str
+    default: Any
+    doc: str
+
+
+# ---------------------------------------------------------------------------------------------- building a model
+
+
+def settings_model(name: str, *sources: Source, skip: Sequence[str] = ()) -> type[Settings]:
+    """One model from several sources; constraints add up, the later source's default wins.
+
+    Args:
+        name: the model's name, shown in errors.
+        sources: pydantic models (their fields and validators) and functions (their keyword-only parameters).
+        skip: parameters that are no settings (callbacks, models); they stay the caller's business.
+    """
+    fields: dict[str, FieldInfo] = {}
+    for source in sources:
+        for key, info in _source_fields(source, skip).items():
+            fields[key] = _merge(fields[key], info, f"{name}.{key}") if key in fields else info
+    models: list[type[BaseModel]] = [s for s in sources if isinstance(s, type) and issubclass(s, BaseModel)]
+    bases = [m for m in dict.fromkeys(models) if not any(m is not o and issubclass(o, m) for o in models)]
+    for model in bases:
+        inherited = set(model.model_fields) & set(skip)
+        if inherited:
+            raise ConfigError(f"a model's field cannot be skipped: {sorted(inherited)}", where=name)
+    if Settings not in bases:
+        bases.append(Settings)
+    definitions: dict[str, Any] = {key: (_annotated(info), _field(info)) for key, info in fields.items()}
+    try:
+        return create_model(name, __base__=tuple(bases), **definitions)  # type: ignore[arg-type]
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise ConfigError(
+            f"a parameter has a type that no file or command line can give: {str(error).splitlines()[0]}",
+            where=name,
+            fix="pass it in `skip=`",
+        ) from error
+
+
+def arguments(function: Callable[..., Any], settings: BaseModel, *, skip: Sequence[str] = ()) -> dict[str, Any]:
+    """The part of `settings` that `function` declares: what to pass as `function(..., **arguments(...))`."""
+    return {key: getattr(settings, key) for key in _keyword_only(function) if key not in skip}
+
+
+def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _source_fields(source: Source, skip: Sequence[str]) -> dict[str, FieldInfo]:
+    if isinstance(source, type) and issubclass(source, BaseModel):
+        return dict(source.model_fields)
+    parameters = {key: p for key, p in _keyword_only(source).items() if key not in skip}
+    docs = _argument_docs(source)
+    hints = _hints(source, parameters)
+    fields = {}
+    for key, parameter in parameters.items():
+        info = FieldInfo.from_annotation(hints[key])
+        if parameter.default is not inspect.Parameter.empty:
+            info.default = parameter.default
+        info.description = info.description or docs.get(key)
+        fields[key] = info
+    return fields
+
+
+def _hints(function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The evaluated annotations of these parameters alone (others may name types that are not imported)."""
+    wanted = {}
+    where = getattr(function, "__qualname__", repr(function))
+    for key, parameter in parameters.items():
+        if parameter.annotation is inspect.Parameter.empty:
+            raise ConfigError(f"the parameter '{key}' has no annotation, so it cannot be a setting", where=where)
+        wanted[key] = parameter.annotation
+    unwrapped = inspect.unwrap(function)
+    holder = types.SimpleNamespace(__annotations__=wanted)
+    try:
+        return typing.get_type_hints(holder, globalns=getattr(unwrapped, "__globals__", {}), include_extras=True)
+    except NameError as error:
+        raise ConfigError(f"an annotation cannot be evaluated: {error}", where=where, fix="use `skip=`") from error
+
+
+def _merge(old: FieldInfo, new: FieldInfo, where: str) -> FieldInfo:
+    if old.annotation != new.annotation:
+        raise ConfigError(
+            "two sources declare this setting with different types",
+            where=where,
+            got=type_text(new.annotation),
+            expected=type_text(old.annotation),
+        )
+    merged = FieldInfo(
+        annotation=new.annotation,
+        default=new.default,
+        default_factory=new.default_factory,
+        description=new.description or old.description,
+    )
+    merged.metadata = [*old.metadata, *(m for m in new.metadata if m not in old.metadata)]
+    return merged
+
+
+def _annotated(info: FieldInfo) -> Any:
+    annotation: Any = info.annotation
+    for constraint in info.metadata:
+        annotation = Annotated[annotation, constraint]
+    return annotation
+
+
+def _field(info: FieldInfo) -> Any:
+    if info.default_factory is not None:
+        return Field(default_factory=info.default_factory, description=info.description)
+    default = ... if info.default is PydanticUndefined else info.default
+    return Field(default, description=info.description)
+
+
+def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
+    """The `Args:` section of a Google-style docstring; `a, b: text` and `a / b: text` document both."""
+    docs: dict[str, str] = {}
+    lines = inspect.getdoc(function) or ""
+    section = re.search(r"^Args:\n((?:[ \t]+.*(?:\n|$)|\n)*)", lines, re.MULTILINE)
+    current: list[str] = []
+    for line in section.group(1).splitlines() if section else ():
+        entry = re.match(r"^ {2,4}([*\w]+(?:\s*[,/]\s*\w+)*)(?:\s*\([^)]*\))?:\s*(.*)$", line)
+        if entry:
+            current = [k.strip("* ") for k in re.split(r"[,/]", entry.group(1))]
+            docs.update(dict.fromkeys(current, entry.group(2).strip()))
+        elif line.strip():
+            docs.update({key: f"{docs[key]} {line.strip()}".strip() for key in current})
+    return docs
+
+
+# ------------------------------------------------------------------------------------------------- showing a model
+
+
+def describe(model: type[BaseModel]) -> list[Setting]:
+    """Every setting of a model: key, type with its range, default, one line of documentation."""
+    rows = []
+    for key, info in model.model_fields.items():
+        default = REQUIRED if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
+        rows.append(Setting(key, type_text(info.annotation, info.metadata), default, info.description or ""))
+    return rows
+
+
+def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type as a user reads it: `float > 0`, `'a' | 'b'`, `int | null`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_text(args[0], [*args[1:], *metadata])
+    if origin is Literal:
+        text = " | ".join(repr(a) for a in args)
+    elif origin in (Union, types.UnionType):
+        text = " | ".join(type_text(a) for a in args)
+    elif annotation is None or annotation is type(None):
+        text = "null"
+    elif origin is not None and args:
+        inner = ", ".join("..." if a is Ellipsis else type_text(a) for a in args)
+        text = f"{getattr(origin, '__name__', origin)}[{inner}]"
+    else:
+        text = getattr(annotation, "__name__", str(annotation))
+    limits = ", ".join(_limits(metadata))
+    return f"{text} {limits}" if limits else text
+
+
+def _limits(metadata: Sequence[Any]) -> Iterator[str]:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of"}
+    lengths = {"min_length": "at least {} items", "max_length": "at most {} items", "pattern": "matching {}"}
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from _limits(item.metadata)
+            continue
+        for name, sign in signs.items():
+            if getattr(item, name, None) is not None:
+                yield f"{sign} {getattr(item, name)}"
+        for name, text in lengths.items():
+            if getattr(item, name, None) is not None:
+                yield text.format(getattr(item, name))
+
+
+# ------------------------------------------------------------------------------------------------ checking a mapping
+
+
+def parse_settings(
+    model: type[M], values: Mapping[str, Any], where: str, *, places: Mapping[str, str] | None = None
+) -> M:
+    """`values` as an instance of `model`, or a `ConfigError`.
+
+    Args:
+        model: from `settings_model`.
+        values: from YAML, the command line or Python.
+        where: what the settings belong to, e.g. the stage's name.
+        places: `file:line` of each key (dotted for nested ones), shown in front.
+    """
+    try:
+        return model.model_validate_json(json.dumps(dict(values), default=str), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    problems.sort(key=lambda p: p["type"] != "extra_forbidden")  # a misspelt key explains the missing one
+    first = problems[0]
+    others = sorted({_top(p) for p in problems if _top(p) and _top(p) != _top(first)})
+    also = f"wrong too: {', '.join(others)}" if others else ""
+    key = ".".join(str(part) for part in first["loc"]) if first["type"] == "extra_forbidden" else _top(first)
+    place = next((p for p in ((places or {}).get(k) for k in (key, _top(first))) if p), "")
+    spot = f"{where}.{key}" if key else where
+    raise _explain(model, first, key, values, where=f"{place}: {spot}" if place else spot, also=also) from None
+
+
+def _top(problem: Any) -> str:
+    return str(problem["loc"][0]) if problem["loc"] else ""
+
+
+def _explain(
+    model: type[BaseModel], problem: Any, key: str, values: Mapping[str, Any], *, where: str, also: str
+) -> ConfigError:
+    if problem["type"] == "extra_forbidden":
+        options = _options(model, problem["loc"][:-1])
+        hint = nearest(str(problem["loc"][-1]), options) if options else ""
+        return ConfigError(f"unknown setting '{key}'", where=where, fix="; ".join(filter(None, (hint, also))))
+    if not key:
+        return ConfigError(problem["msg"], where=where, fix=also)
+    info = model.model_fields[key]
+    expected = type_text(info.annotation, info.metadata)
+    if problem["type"] == "missing" and len(problem["loc"]) == 1:
+        fix = "; ".join(filter(None, (info.description or "", also)))
+        return ConfigError(f"the setting '{key}' is required", where=where, expected=expected, fix=fix)
+    what = f"the setting '{key}' does not fit"
+    if problem["type"] in ("value_error", "assertion_error", "missing"):
+        inside = ".".join(str(part) for part in problem["loc"][1:])
+        what += f": {inside + ': ' if inside else ''}{problem['msg']}"
+    got, fix = values.get(key), also
+    if "str" in expected and isinstance(got, int | float):
+        fix = "; ".join(filter(None, (f"a text that looks like a number is written in quotes: '{got}'", also)))
+    return ConfigError(what, where=where, got=f"{got!r} ({type(got).__name__})", expected=expected, fix=fix)
+
+
+def _options(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """The keys that exist where a nested key was not found."""
+    for part in path:
+        info = model.model_fields.get(str(part))
+        inner = next(_models_in(info.annotation), None) if info else None
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+# ------------------------------------------------------------------------------------------------ YAML and key=value
+
+
+class CoreLoader(yaml.SafeLoader):
+    """YAML as people mean it (the 1.2 core schema): `1e-4` is a number, `no` and `2024-01-01` are texts."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the name and type are PyYAML's
+
+
+def _whole(_: CoreLoader, node: yaml.ScalarNode) -> int:
+    text = node.value.replace("_", "")
+    return int(text, 0) if re.match(r"[-+]?0[xob]", text) else int(text)
+
+
+def _real(_: CoreLoader, node: yaml.ScalarNode) -> float:
+    text = node.value.replace("_", "").lower()
+    special = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
+    return special[text] if text in special else float(text)
+
+
+_DIGITS = r"[0-9](?:_?[0-9])*"
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", rf"[-+]?{_DIGITS}|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
+    (
+        "float",
+        rf"[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?|{_DIGITS}[eE][-+]?[0-9]+)"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+    ("merge", r"<<", ["<"]),
+):
+    CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+CoreLoader.add_constructor("tag:yaml.org,2002:int", _whole)
+CoreLoader.add_constructor("tag:yaml.org,2002:float", _real)
+
+
+def parse_value(text: str) -> Any:
+    """The value of a command-line `key=value`: a YAML scalar, a `[list]`, a `{mapping}` or a quoted text.
+
+    A plain text stays as it is, colons and hashes included; nothing after `=` means null.
+    """
+    loader = CoreLoader(text if text.lstrip()[:1] in ("[", "{", "'", '"') else "")
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            plain = text.strip()
+            node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, plain, (True, False)), plain)
+            return text if node.tag == "tag:yaml.org,2002:str" else loader.construct_document(node)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"the value cannot be read: {problem}", got=text, expected="a YAML value") from None
+
+
+def split_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` as (key, value)."""
+    key, sign, value = text.partition("=")
+    key = key.strip()
+    if not sign or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
+        raise ConfigError("an argument that is no assignment", got=text, expected="key=value")
+    return key, parse_value(value)

@@ -1,0 +1,300 @@
+"""Reading a recipe: YAML and overrides -> checked steps. Everything that can be wrong is found before anything runs.
+
+name: rlhf
+defaults: {seed: 1}                  # given to every stage that has the setting
+stages:
+  - sft: {data: demonstrations.jsonl}
+  - ppo: {model: sft, kl: 0.05}
+  - ppo_nokl: {method: ppo, model: sft, kl: 0}     # the same kind again, under its own name
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from tiltyard.config import CoreLoader, parse_settings, split_assignment
+from tiltyard.errors import ConfigError, nearest
+from tiltyard.stages.base import Stage, find_path, get_stage, looks_like_hub, references, split_reference
+
+NAME = r"[A-Za-z0-9_][\w.-]*"
+STAGE_NAME = r"[A-Za-z_][\w-]*"
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage as written: `places` maps a (dotted) key to the `file:line` that set it."""
+
+    name: str
+    kind: str
+    values: Mapping[str, Any]
+    place: str = ""
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as written, overrides applied, nothing checked against the stages yet."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    default_places: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A checked stage: its settings, the earlier stages it needs and the input paths it reads."""
+
+    name: str
+    stage: Stage
+    settings: BaseModel
+    given: frozenset[str]  # keys that the recipe or the command line set
+    uses: tuple[str, ...]  # earlier stages, in order of first mention
+    inputs: tuple[tuple[str, Path], ...]  # (as written, where it is)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe file, or one that comes with the package by its bare name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    packaged = {p.stem: p for p in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
+    key = str(name).removesuffix(".yaml").removeprefix("recipes/")
+    if key in packaged:
+        return packaged[key]
+    fix = f"the package's recipes: {nearest(key, packaged)}" if packaged else ""
+    what = "the recipe is a folder" if path.is_dir() else "there is no such recipe"
+    raise ConfigError(what, where=str(name), fix=fix)
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe file with `stage.key=value`, `defaults.key=value` and `name=value` applied."""
+    path = find_recipe(path)
+    recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), folder=path.parent)
+    for text in overrides:
+        recipe = _override(recipe, text)
+    return recipe
+
+
+def parse_recipe(text: str, source: str, *, folder: Path | None = None) -> Recipe:
+    """The recipe in a YAML text; `source` is the file's name for errors."""
+    try:
+        loader = CoreLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            raise ConfigError("the recipe is empty", where=source, expected="`name:` and `stages:`")
+        _no_duplicates(root, source)
+        value = loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise ConfigError(f"this is no YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+    if not isinstance(value, dict):
+        raise ConfigError("a recipe is a mapping", where=f"{source}:1", expected="`name:` and `stages:`")
+    nodes = {key.value: (key, node) for key, node in root.value}
+    places = {key: _line(node, source) for key, (node, _) in nodes.items()}
+    for key in value:
+        if key not in ("name", "defaults", "stages"):
+            fix = nearest(str(key), ("name", "defaults", "stages"))
+            raise ConfigError(f"unknown key '{key}' of a recipe", where=places.get(key, source), fix=fix)
+    name = value.get("name", Path(source).stem)
+    defaults = value.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        raise ConfigError("`defaults` is a mapping of settings", where=places["defaults"], got=defaults)
+    if not isinstance(value.get("stages"), list) or not value["stages"]:
+        expected = "`stages:` with a list, e.g. `- sft: {data: file.jsonl}`"
+        raise ConfigError("a recipe needs stages", where=places.get("stages", source), expected=expected)
+    items = zip(value["stages"], nodes["stages"][1].value, strict=True)
+    entries = tuple(_entry(item, node, source) for item, node in items)
+    default_places = dict(_places(nodes["defaults"][1], source)) if defaults else {}
+    _check_name(name, places.get("name", source))
+    return Recipe(str(name), entries, defaults, default_places, source, folder)
+
+
+def _line(node: yaml.Node, source: str) -> str:
+    return f"{source}:{node.start_mark.line + 1}"
+
+
+def _no_duplicates(node: yaml.Node, source: str) -> None:
+    """YAML would let the last of two equal keys win silently."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ConfigError(f"the key '{key.value}' stands here twice", where=_line(key, source))
+                seen.add(key.value)
+            _no_duplicates(value, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _no_duplicates(item, source)
+
+
+def _places(node: yaml.Node, source: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", _line(key, source)
+            yield from _places(value, source, f"{prefix}{key.value}.")
+
+
+def _entry(item: Any, node: yaml.Node, source: str) -> Entry:
+    place = _line(node, source)
+    if isinstance(item, str):
+        item = {item: None}
+    if not isinstance(item, dict) or len(item) != 1:
+        fix = "indent the settings under the stage's name" if isinstance(item, dict) and len(item) > 1 else ""
+        raise ConfigError(
+            "an item of `stages` is one name with its settings",
+            where=place,
+            got=item,
+            expected="e.g. `- sft: {data: file.jsonl}`",
+            fix=fix,
+        )
+    name, values = next(iter(item.items()))
+    if not isinstance(name, str) or not re.fullmatch(STAGE_NAME, name):
+        raise ConfigError("a stage's name is letters, digits, _ and -", where=place, got=name)
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"the settings of '{name}' are a mapping", where=place, got=values, expected="key: value")
+    values = dict(values or {})
+    inner = node.value[0][1] if isinstance(node, yaml.MappingNode) else node
+    return Entry(name, str(values.pop("method", name)), values, place, dict(_places(inner, source)))
+
+
+def _check_name(name: Any, where: str) -> None:
+    if not re.fullmatch(NAME, str(name)):
+        raise ConfigError("a run's name is letters, digits, _, - and .", where=where, got=name)
+
+
+# --------------------------------------------------------------------------------------------------------- overrides
+
+
+def _override(recipe: Recipe, text: str) -> Recipe:
+    where = f"{COMMAND_LINE}: {text}"
+    try:
+        key, value = split_assignment(text)
+    except ConfigError as error:
+        error_where = where if error.where == "" else error.where
+        raise ConfigError(error.what, where=error_where, got=error.got, expected="stage.key=value") from None
+    head, _, rest = key.partition(".")
+    if key == "name":
+        name = text.partition("=")[2].strip()
+        _check_name(name, where)
+        return replace(recipe, name=name)
+    names = [entry.name for entry in recipe.entries]
+    if not rest:
+        raise ConfigError("an override names a stage and a setting", where=where, expected="stage.key=value")
+    if head == "defaults":
+        defaults = set_key(recipe.defaults, rest, value, where)
+        return replace(recipe, defaults=defaults, default_places={**recipe.default_places, **_marks(rest, where)})
+    if head not in names:
+        raise ConfigError(f"the recipe has no stage '{head}'", where=where, fix=nearest(head, names))
+    entries = tuple(_set_entry(e, rest, value, where) if e.name == head else e for e in recipe.entries)
+    return replace(recipe, entries=entries)
+
+
+def _set_entry(entry: Entry, key: str, value: Any, where: str) -> Entry:
+    if key == "method":
+        return replace(entry, kind=str(value), place=where)
+    places = {**entry.places, **_marks(key, where)}
+    return replace(entry, values=set_key(entry.values, key, value, where), places=places)
+
+
+def _marks(key: str, where: str) -> dict[str, str]:
+    parts = key.split(".")
+    return {".".join(parts[: n + 1]): where for n in range(len(parts))}
+
+
+def set_key(values: Mapping[str, Any], key: str, value: Any, where: str) -> dict[str, Any]:
+    """A copy of `values` with the dotted `key` set."""
+    result = copy.deepcopy(dict(values))
+    *path, last = key.split(".")
+    inner = result
+    for part in path:
+        if inner.get(part) is None:
+            inner[part] = {}
+        inner = inner[part]
+        if not isinstance(inner, dict):
+            raise ConfigError(f"'{part}' has no settings of its own", where=where, got=inner)
+    inner[last] = value
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------- checking
+
+
+def check(recipe: Recipe) -> list[Step]:
+    """Every stage validated: kinds, names, settings, references. Reads nothing but file names."""
+    names: list[str] = []
+    stages: list[Stage] = []
+    for entry in recipe.entries:
+        if entry.name in names:
+            fix = f"give it another name: `- {entry.name}_2: {{method: {entry.kind}, ...}}`"
+            raise ConfigError(f"two stages are called '{entry.name}'", where=entry.place, fix=fix)
+        names.append(entry.name)
+        stages.append(_kind(entry))
+    for key in recipe.defaults:
+        options = {k for stage in stages for k in stage.settings.model_fields}
+        if key not in options:
+            where = recipe.default_places.get(key, recipe.source)
+            raise ConfigError(f"no stage of this recipe has a setting '{key}'", where=where, fix=nearest(key, options))
+    pairs = zip(recipe.entries, stages, strict=True)
+    return [_check_entry(recipe, entry, stage, names) for entry, stage in pairs]
+
+
+def _kind(entry: Entry) -> Stage:
+    try:
+        stage = get_stage(entry.kind, where=entry.place)
+    except ConfigError as error:
+        if entry.kind == entry.name:
+            error.fix += f"; a stage with a name of its own says its kind: `- {entry.name}: {{method: ppo, ...}}`"
+            raise ConfigError(error.what, where=entry.place, fix=error.fix) from None
+        raise
+    if entry.kind != entry.name:
+        try:
+            get_stage(entry.name)
+        except ConfigError:
+            return stage
+        raise ConfigError(f"a stage called '{entry.name}' cannot be of kind '{entry.kind}'", where=entry.place)
+    return stage
+
+
+def _check_entry(recipe: Recipe, entry: Entry, stage: Stage, names: Sequence[str]) -> Step:
+    shared = {k: v for k, v in recipe.defaults.items() if k in stage.settings.model_fields}
+    values = {**shared, **entry.values}
+    places = {**recipe.default_places, **entry.places}
+    where = entry.name if any(places.get(k) for k in values) or not entry.place else f"{entry.place}: {entry.name}"
+    settings = parse_settings(stage.settings, values, where, places=places)
+    earlier = names[: list(names).index(entry.name)]
+    uses: dict[str, None] = {}
+    inputs: dict[str, Path] = {}
+    for key, value in references(stage, settings):
+        spot = f"{places[key]}: {entry.name}.{key}" if key in places else f"{entry.name}.{key}"
+        name, _ = split_reference(value, names)
+        if name in earlier:
+            uses[name] = None
+        elif name:
+            what = "names itself" if name == entry.name else f"names '{name}', a later stage"
+            expected = f"an earlier stage ({', '.join(earlier)}) or a path" if earlier else "a path"
+            raise ConfigError(f"the stage '{entry.name}' {what}", where=spot, got=value, expected=expected)
+        else:
+            path = find_path(value, recipe.folder)
+            if path is not None:
+                inputs[value] = path
+            elif not looks_like_hub(value):
+                fix = nearest(value.partition("/")[0], earlier) if earlier else ""
+                raise ConfigError(f"no such stage or path: '{value}'", where=spot, fix=fix)
+    return Step(entry.name, stage, settings, frozenset(values), tuple(uses), tuple(inputs.items()))

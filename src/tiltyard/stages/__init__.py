@@ -1,0 +1,1 @@
+"""The kinds of stages a recipe may name. `base.load_all()` imports the modules that register them."""

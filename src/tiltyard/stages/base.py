@@ -1,0 +1,241 @@
+"""What a stage is: a name, a settings model and a function from (context, settings) to a small JSON result."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from tiltyard.errors import ConfigError, nearest
+
+RESERVED = ("name", "method")  # keys of a recipe's stage that are never settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of stage, e.g. `sft`, `ppo`, `world`, `label`, `evaluate`.
+
+    Args:
+        name: what recipes and `tiltyard train` call it.
+        run: does the work; what it returns is kept in `done.json` and in the run's results.
+        settings: from `settings_model`.
+        summary: one line for `tiltyard stages`.
+        refers: settings whose value (a text, a list or a mapping of texts) names an EARLIER stage, a file of one
+            (`stage/file.jsonl`), a path or a hub name (`owner/name`).
+        words: values of those settings that stand for themselves, e.g. `gold`.
+        plan: the lines of the resolved plan (tokens per step, groups, memory); `context.dry_run` tells that earlier
+            stages may not have run.
+        neutral: settings that cannot change the result (devices, logging); changing them re-runs nothing.
+        version: raise it when the stage's code gives another result, so that old results are made again.
+        parallel: under torchrun every rank runs it; otherwise rank 0 alone does, and the others wait.
+    """
+
+    name: str
+    run: Callable[[StageContext, Any], dict[str, Any]]
+    settings: type[BaseModel]
+    summary: str = ""
+    refers: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    plan: Callable[[StageContext, Any], list[str]] | None = None
+    neutral: tuple[str, ...] = ()
+    version: str = "1"
+    parallel: bool = False
+
+
+@dataclass
+class StageContext:
+    """Where a stage runs. `folder` exists (not in a dry run) and holds what an interrupted attempt left.
+
+    Args:
+        run_name: the recipe's name.
+        name: the stage's own name in the recipe.
+        folder: where it writes.
+        run_folder: the folder of the whole run.
+        outputs: the folder of every earlier stage.
+        console: for progress; quiet on ranks other than 0.
+        dry_run: only the plan is asked for.
+        seconds: how long each finished stage took.
+        results: what each finished stage returned.
+        recipe_folder: relative paths are also looked up there.
+        resumed: `folder` holds an interrupted attempt with these very settings.
+    """
+
+    run_name: str
+    name: str
+    folder: Path
+    run_folder: Path
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    console: Console = field(default_factory=Console)
+    dry_run: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe_folder: Path | None = None
+    resumed: bool = False
+
+    def resolve(self, value: str, *, want: str = "model") -> Path:
+        """The path that a setting's value means.
+
+        Args:
+            value: `stage` (its folder's `want`), `stage/file`, a path (relative to here, then to the recipe; of a
+                folder that a stage wrote, its `want`) or a hub name, which comes back as it is.
+            want: the file or folder wanted of a stage's folder; "" for the folder itself.
+        """
+        stage, rest = split_reference(value, self.outputs)
+        if stage:
+            found = self.outputs[stage] / (rest or want)
+            if not self.dry_run and not found.exists():
+                there = sorted(p.name for p in self.outputs[stage].glob("*") if not p.name.startswith("."))
+                raise ConfigError(
+                    f"the stage '{stage}' has no '{rest or want}'",
+                    where=f"{self.name}: {value}",
+                    expected=f"one of: {', '.join(there) or 'nothing (the folder is empty)'}",
+                )
+            return found
+        path = find_path(value, self.recipe_folder)
+        if path is None:
+            if looks_like_hub(value):
+                return Path(value)
+            hint = nearest(value, self.outputs) if self.outputs else ""
+            raise ConfigError(f"no such stage or path: '{value}'", where=self.name, fix=hint)
+        return stage_output(path, want)
+
+
+def split_reference(value: str, stages: Iterable[str]) -> tuple[str, str]:
+    """(`stage`, `file`) of `stage` or `stage/file`; ("", value) if it names none. `./sft` is always a path."""
+    head, _, rest = value.partition("/")
+    return (head, rest) if head in stages else ("", value)
+
+
+def find_path(value: str, recipe_folder: Path | None = None) -> Path | None:
+    """An existing path: relative to the working folder, then to the recipe's."""
+    path = Path(value).expanduser()
+    folders = [Path(), *([recipe_folder] if recipe_folder else [])]
+    return next((folder / path for folder in folders if value and (folder / path).exists()), None)
+
+
+def stage_output(path: Path, want: str = "model") -> Path:
+    """`runs/demo/sft` -> `runs/demo/sft/model`; any other path is itself."""
+    return path / want if want and (path / "config.json").exists() and (path / want).exists() else path
+
+
+def looks_like_hub(value: str) -> bool:
+    """`owner/name` or `scheme:...`, and not a misspelt local path."""
+    if re.fullmatch(r"[a-z]{2,}:\S+", value):
+        return True
+    data = re.search(r"\.(jsonl?|gz|parquet|txt|ya?ml|csv|safetensors)$", value)
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value)) and not data and not Path(value).parent.exists()
+
+
+def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
+    """(key, value) of every setting that may name a stage or a path, lists and mappings taken apart."""
+    for key in stage.refers:
+        value = getattr(settings, key, None)
+        values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        for item in values:
+            if isinstance(item, str | Path) and str(item) and str(item) not in stage.words:
+                yield key, str(item)
+
+
+# ---------------------------------------------------------------------------------------------------- the registry
+
+STAGES: dict[str, Stage] = {}
+MODULES = ("world", "train", "label", "evaluate")
+
+
+def register(stage: Stage) -> Stage:
+    """Make a kind of stage known; its name must be free and its settings must fit."""
+    if stage.name in STAGES and STAGES[stage.name] is not stage:
+        raise ConfigError(f"two kinds of stage are called '{stage.name}'")
+    for key in RESERVED:
+        if key in stage.settings.model_fields:
+            raise ConfigError(f"the setting '{key}' is reserved for recipes", where=stage.name)
+    for key in (*stage.refers, *stage.neutral):
+        if key not in stage.settings.model_fields:
+            raise ConfigError(f"no setting '{key}' to refer by", where=stage.name)
+    STAGES[stage.name] = stage
+    return stage
+
+
+def load_all() -> dict[str, Stage]:
+    """Import every module that registers stages; the registry."""
+    for module in MODULES:
+        name = f"tiltyard.stages.{module}"
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+    return STAGES
+
+
+def get_stage(name: str, *, where: str = "") -> Stage:
+    """The kind of stage called `name`, or an error naming the nearest."""
+    if name not in STAGES:
+        load_all()
+    if name not in STAGES:
+        fix = nearest(name, STAGES) if STAGES else "no stages are installed"
+        raise ConfigError(f"unknown stage or method '{name}'", where=where, fix=fix)
+    return STAGES[name]
+
+
+# -------------------------------------------------------------------------------------------------------- JSON files
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON of anything a stage may return: tensors and arrays of one number, paths, models, tuples.
+
+    JSON has no NaN and no infinity: they become null.
+    """
+    if isinstance(value, BaseModel):
+        return jsonable(value.model_dump())
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(v) for v in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    return str(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that after a crash at any moment the file is the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(jsonable(value), file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,422 @@
+"""The one place where text becomes token ids.
+
+A conversation is tokenised in segments: everything up to and including the generation prompt, then the assistant's
+words with the end-of-turn token, then (several turns) what follows up to the next generation prompt, and so on. The
+first segment is tokenised exactly as it is at sampling time, so prompt ids are the same in training and in sampling,
+and where a response begins and ends is known from lengths. No id is ever compared with pad or eos to make a mask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from tiltyard.data.formats import TURNS
+from tiltyard.errors import DataError, ModelError
+from tiltyard.types import Group, Message, Prompt, Response
+
+# For tokenizers made by `train_tokenizer`. Special tokens alone separate turns: no token can straddle two turns.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# For pretrained base models, whose vocabulary has no turn tokens. Headers end in a newline, which tokenizers keep
+# apart from the word that follows, so that the first token of an answer is the same in training and in sampling.
+PLAIN_TEMPLATE = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ 'Assistant:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+
+LAST_TURN_ONLY = "last_turn_only"  # key of Response.meta: the template rewrites history, so one turn is trained
+
+_TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+_PROBE = "TILTYARDPROBE"
+# A Unicode noncharacter: put inside special tokens that stand in somebody's text, so that they stay mere text.
+_BREAK = "\ufdd0"
+_BATCH = 2048  # texts a call of the tokenizer: bounds the memory of its encodings
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The text segments of a response, each with whether it is trained, and whether eos is to be appended."""
+
+    segments: tuple[tuple[str, bool], ...]
+    add_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    group: Group
+    prompt: str
+    answers: tuple[_Answer, ...]
+
+
+class Chat:
+    """A tokenizer with its chat template, as Tiltyard uses it.
+
+    A tokenizer without a template is given one (`DEFAULT_TEMPLATE` if it has the turn tokens, else `PLAIN_TEMPLATE`),
+    so that a model saved with it chats in transformers and vLLM the way it was trained.
+
+    Attributes:
+        stop_ids: ids that end an answer: eos, and the template's end-of-turn token.
+        pad_id: for rectangular tensors; it may equal eos, nothing is decided by comparing with it.
+        max_length: tokens of prompt + answer that `load` keeps when it is told nothing else; None is no limit.
+
+    Raises:
+        ModelError: the tokenizer has no eos token, or its template cannot render a question and an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None):
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the tokenizer has no eos token, so no answer could ever end",
+                where=str(tokenizer.name_or_path),
+                expected="eos_token set",
+                fix="set tokenizer.eos_token to a token of the vocabulary and save the tokenizer again",
+            )
+        self.tokenizer: Any = tokenizer  # Any: half of its methods depend on the family
+        self.max_length = max_length
+        if tokenizer.chat_template is None:
+            vocabulary = tokenizer.get_vocab()
+            known = all(token in vocabulary for token in _TURN_TOKENS)
+            tokenizer.chat_template = DEFAULT_TEMPLATE if known else PLAIN_TEMPLATE
+        self.eos_id = int(self.tokenizer.eos_token_id)
+        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(self.tokenizer.pad_token_id)
+        self.start_id = self.eos_id if tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        special |= set(tokenizer.all_special_tokens)
+        self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)))
+        self._ints = list(range(len(tokenizer)))  # one int object an id: a corpus takes a fifth of the memory
+        self._anchor, self._anchor_ids = self._find_anchor()
+        self._lead, self._suffix, self._end, end_token = self._find_frame()
+        ends = {int(self.tokenizer.convert_tokens_to_ids(end_token))} if end_token else set()
+        self.stop_ids: frozenset[int] = frozenset({self.eos_id} | ends)
+
+    # ------------------------------------------------------------------------------------------ what callers use
+
+    def encode_prompt(self, prompt: Prompt) -> Prompt:
+        """The prompt with `ids`, generation prompt included. A prompt that has ids is returned as it is.
+
+        A text prompt starts with bos, or with eos as the start of a document where the tokenizer has no bos.
+        """
+        return self.encode_prompts([prompt])[0]
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """`encode_prompt` for many at once, which is faster."""
+        todo = [p for p in prompts if not p.ids]
+        ids = iter(self._tokenize([(self._prompt_text(p), False) for p in todo]))
+        return [p if p.ids else replace(p, ids=self._started(p, next(ids))) for p in prompts]
+
+    def encode_group(self, group: Group) -> Group:
+        """The group with ids of its prompt and responses; each response ends with the end-of-turn or eos id.
+
+        In an answer of several turns `loss_spans` marks the assistant's words and end-of-turn tokens. If the template
+        rewrites earlier turns (as those do that strip thinking), all but the last answer becomes prompt.
+        A group that has ids already (it was sampled) is returned as it is.
+
+        Raises:
+            DataError: the template refuses the conversation, or rewrites the history of several answers to compare.
+        """
+        return self.encode_groups([group])[0]
+
+    def encode_groups(self, groups: Sequence[Group]) -> list[Group]:
+        """`encode_group` for many at once, which is faster."""
+        plans = [None if _has_ids(g) else self._plan(g) for g in groups]
+        texts: list[tuple[str, bool]] = []
+        for plan in plans:
+            if plan is not None:
+                texts.append((plan.prompt, False))
+                texts.extend((text, True) for answer in plan.answers for text, _ in answer.segments)
+        ids = iter(self._tokenize(texts))
+        return [g if plan is None else self._assemble(plan, ids) for g, plan in zip(groups, plans, strict=True)]
+
+    def encode_document(self, group: Group) -> Group:
+        """A document for pretraining: the prompt is the document-start id alone, the response all tokens and eos.
+
+        A conversation is rendered with the template. `Response.text` is then the text that was tokenised.
+        """
+        return self.encode_documents([group])[0][0]
+
+    def encode_documents(self, groups: Sequence[Group], max_length: int | None = None) -> list[list[Group]]:
+        """For each document its consecutive pieces of at most `max_length` tokens, document-start id included.
+
+        The pieces' texts joined are the document's text, and their ids joined are its ids: nothing is lost.
+        """
+        if max_length is not None and max_length < 4:
+            raise DataError(
+                "max_length is too short for documents", got=max_length, expected="at least 4", fix="raise it"
+            )
+        texts = [self._document_text(g) for g in groups]
+        found: list[list[Group]] = []
+        for start in range(0, len(texts), _BATCH):
+            batch = texts[start : start + _BATCH]
+            encoded = self._call(batch)
+            rows = zip(groups[start : start + _BATCH], batch, encoded["input_ids"], strict=True)
+            for (group, text, ids), encoding in zip(rows, _encodings(encoded), strict=False):
+                if _BREAK in text:  # tokenised again in parts, so the encoding's offsets are of no use
+                    found.append(self._pieces(group, text, self._tokenize([(text, False)])[0], None, max_length))
+                else:
+                    found.append(self._pieces(group, text, self._shared(ids), encoding, max_length))
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of an answer: no special tokens, and without what the template puts around an answer."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = text.removeprefix(self._lead)
+        return text.removesuffix(self._special.sub("", self._end))
+
+    # ------------------------------------------------------------------------------------------ rendering
+
+    def _render(self, turns: Sequence[Message], *, generation: bool, where: str = "") -> str:
+        messages = [{"role": turn.role, "content": self._guard(turn.content)} for turn in turns]
+        try:
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        except (TemplateError, ValueError, TypeError) as error:
+            raise DataError(
+                "the chat template refuses this conversation",
+                where=where,
+                got=f"{', '.join(turn.role for turn in turns)}: {error}",
+                expected="turns that the model's chat template knows",
+                fix="merge the system turn into the first user turn, let user and assistant alternate, "
+                "or set tokenizer.chat_template",
+            ) from error
+        return text
+
+    def _guard(self, text: str) -> str:
+        """Text in which special tokens are broken up: words of a user must not end a turn or open another."""
+        return self._special.sub(lambda found: found[0][0] + _BREAK + found[0][1:], text)
+
+    def _find_frame(self) -> tuple[str, str, str, str]:
+        """What the template puts around an answer: before it, after it, after it up to end-of-turn, that token."""
+        question = [Message("user", "Hi")]
+        name = str(self.tokenizer.name_or_path)
+        try:
+            opened = self._render(question, generation=True)
+            whole = self._render([*question, Message("assistant", _PROBE)], generation=False)
+        except DataError as error:
+            raise ModelError(
+                "the chat template cannot render a question and its answer",
+                where=name,
+                got=error.got,
+                fix="set tokenizer.chat_template to a template that can, or to None to use Tiltyard's own",
+            ) from error
+        before, probe, suffix = whole.rpartition(_PROBE)
+        if not probe:
+            raise ModelError(
+                "the chat template leaves the assistant's words out",
+                where=name,
+                got=whole,
+                expected=f"a rendering that contains {_PROBE}",
+                fix="mend tokenizer.chat_template, or set it to None to use Tiltyard's own",
+            )
+        found = self._special.search(suffix)
+        end, token = (suffix[: found.end()], found[0]) if found else ("", "")
+        return before[len(opened) :] if before.startswith(opened) else "", suffix, end, token
+
+    def _prompt_text(self, prompt: Prompt, where: str = "") -> str:
+        if prompt.messages:
+            return self._render(prompt.messages, generation=True, where=where or prompt.id)
+        if prompt.text is None:
+            raise DataError("a prompt with neither messages nor text", where=where or prompt.id, fix="set one of them")
+        return prompt.text
+
+    def _document_text(self, group: Group) -> str:
+        response = group.responses[0]
+        if TURNS not in response.meta:
+            return self._guard(response.text)
+        return self._render(_turns(response), generation=False, where=group.origin)
+
+    # ------------------------------------------------------------------------------------------ segments
+
+    def _plan(self, group: Group) -> _Plan:
+        prompt = self._prompt_text(group.prompt, group.origin)
+        if not group.prompt.messages:
+            whole = tuple(_Answer(((self._guard(r.text), True),), add_eos=True) for r in group.responses)
+            return _Plan(group, prompt, whole)
+        answers = []
+        for response in group.responses:
+            answer = self._segments(prompt, group.prompt.messages, _turns(response), group.origin)
+            if answer is None:
+                if len(group.responses) == 1:
+                    return self._last_turn_plan(group)
+                raise DataError(
+                    "the chat template rewrites earlier turns, so answers of several turns cannot be compared",
+                    where=group.origin,
+                    got=f"{len(_turns(response))} turns in an answer",
+                    expected="one assistant turn an answer",
+                    fix="move the earlier turns into the prompt",
+                )
+            answers.append(answer)
+        return _Plan(group, prompt, tuple(answers))
+
+    def _last_turn_plan(self, group: Group) -> _Plan:
+        """Everything before the last answer becomes prompt, as it will be when the model is used."""
+        response, before = group.responses[0], group.prompt.messages or ()
+        *earlier, last = _turns(response)
+        prompt = replace(group.prompt, messages=(*before, *earlier))
+        meta = {key: value for key, value in response.meta.items() if key != TURNS} | {LAST_TURN_ONLY: True}
+        single = replace(group, prompt=prompt, responses=(replace(response, text=last.content, meta=meta),))
+        return self._plan(single)
+
+    def _segments(
+        self, prompt: str, messages: tuple[Message, ...], turns: tuple[Message, ...], where: str
+    ) -> _Answer | None:
+        """The segments after `prompt`, or None if a later rendering does not begin with an earlier one."""
+        done, rest = prompt, ""
+        found: list[tuple[str, bool]] = []
+        for number, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            history = (*messages, *turns[:number])
+            if number:
+                opened = self._render(history, generation=True, where=where)
+                if not opened.startswith(done):
+                    return None
+                found.append((rest + opened[len(done) :], False))
+                done = opened
+            closed = self._render((*history, turn), generation=False, where=where)
+            if closed.startswith(done):
+                words, rest = self._cut_end(closed[len(done) :])
+            elif len(turns) == 1:
+                # the generation prompt is no part of a finished turn (it may open the thinking): write the turn's end
+                words, rest = self._guard(turn.content) + self._end, ""
+            else:
+                return None
+            found.append((words, True))
+            done = closed
+        return _Answer(tuple(found), add_eos=not self._end)
+
+    def _cut_end(self, text: str) -> tuple[str, str]:
+        """An assistant's rendered turn as (words with the end-of-turn token, what the template writes after it)."""
+        if text.endswith(self._suffix):
+            words = text[: len(text) - len(self._suffix)] + self._end
+            return words, self._suffix[len(self._end) :]
+        at = text.rfind(self._end) + len(self._end) if self._end else len(text)
+        return (text[:at], text[at:]) if at >= len(self._end) > 0 else (text, "")
+
+    def _assemble(self, plan: _Plan, ids: Iterator[tuple[int, ...]]) -> Group:
+        prompt = replace(plan.group.prompt, ids=self._started(plan.group.prompt, next(ids)))
+        responses = []
+        for response, answer in zip(plan.group.responses, plan.answers, strict=True):
+            tokens: list[int] = []
+            spans = []
+            for _, trained in answer.segments:
+                start = len(tokens)
+                tokens.extend(next(ids))
+                if trained:
+                    spans.append((start, len(tokens)))
+            if answer.add_eos:
+                tokens.append(self.eos_id)
+                spans[-1] = (spans[-1][0], len(tokens))
+            loss_spans = tuple(spans) if len(answer.segments) > 1 else None
+            responses.append(replace(response, ids=tuple(tokens), loss_spans=loss_spans))
+        return replace(plan.group, prompt=prompt, responses=tuple(responses))
+
+    def _pieces(
+        self, group: Group, text: str, ids: tuple[int, ...], encoding: Any, max_length: int | None
+    ) -> list[Group]:
+        dropped = int(ids[:1] == (self.start_id,) and self.start_id != self.eos_id)  # a template may write bos itself
+        body = ids[dropped:] if ids[-1:] == (self.eos_id,) else (*ids[dropped:], self.eos_id)
+        response, prompt = group.responses[0], replace(group.prompt, ids=(self.start_id,))
+        size = len(body) if max_length is None else max_length - 1
+        starts = list(range(0, len(body), size))
+        if len(starts) > 1 and len(body) - starts[-1] == 1:
+            starts[-1] -= 1  # a piece of eos alone would teach that documents are empty
+        pieces = []
+        # characters where the pieces begin; a token may be part of a character, which then goes with its first token
+        chars = [0, *(_char(encoding, at + dropped) for at in starts[1:]), len(text)]
+        for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(body)], strict=True)):
+            last = number == len(starts) - 1
+            if len(starts) == 1:
+                words = text.replace(_BREAK, "")
+            elif encoding is None:
+                words = self.tokenizer.decode(list(body[start : stop - last]), clean_up_tokenization_spaces=False)
+            else:
+                words = text[chars[number] : chars[number + 1]]
+            piece = replace(response, ids=body[start:stop], text=words, finish="given" if last else "length")
+            name = replace(prompt, id=f"{prompt.id}.{number}") if len(starts) > 1 else prompt
+            pieces.append(replace(group, prompt=name, responses=(piece,)))
+        return pieces
+
+    # ------------------------------------------------------------------------------------------ ids
+
+    def _started(self, prompt: Prompt, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if prompt.messages:
+            if not ids:
+                raise DataError(
+                    "the chat template rendered nothing", where=prompt.id, fix="mend tokenizer.chat_template"
+                )
+            return ids
+        return ids if ids[:1] == (self.start_id,) else (self.start_id, *ids)
+
+    def _call(self, texts: list[str]) -> Any:
+        # never add_special_tokens: bos and eos come from the template or from here, so there are never two
+        return self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )
+
+    def _shared(self, ids: Iterable[int]) -> tuple[int, ...]:
+        return tuple(map(self._ints.__getitem__, ids))
+
+    def _tokenize(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[int, ...]]:
+        """Ids of each text. The flag says that the text goes on from a previous segment."""
+        parts = [
+            [(part, follows or i > 0) for i, part in enumerate(text.split(_BREAK)) if part] for text, follows in texts
+        ]
+        unique = list(dict.fromkeys(chain.from_iterable(parts)))  # pairs repeat their prompts
+        ids: dict[tuple[str, bool], tuple[int, ...]] = {}
+        for start in range(0, len(unique), _BATCH):
+            batch = unique[start : start + _BATCH]
+            encoded = self._call([self._anchor + text if follows else text for text, follows in batch])["input_ids"]
+            for key, found in zip(batch, encoded, strict=True):
+                cut = len(self._anchor_ids) if key[1] else 0
+                if cut and tuple(found[:cut]) != self._anchor_ids:
+                    found, cut = self._call([key[0]])["input_ids"][0], 0
+                ids[key] = self._shared(found[cut:])
+        return [tuple(chain.from_iterable(ids[part] for part in text)) for text in parts]
+
+    def _find_anchor(self) -> tuple[str, tuple[int, ...]]:
+        """A text to put before a continuing segment, for tokenizers that put a space before any text they are given.
+
+        SentencePiece-style tokenizers read "word" as " word". A segment that continues must not get that space, so it
+        is tokenised behind a newline whose ids are then cut off.
+        """
+        plain, spaced = (self.tokenizer.tokenize(text) for text in ("word", " word"))
+        if plain[:1] != spaced[:1] and not plain[0].startswith(("\u2581", "\u0120")):
+            return "", ()
+        return "\n", tuple(self._call(["\n"])["input_ids"][0])
+
+
+def _has_ids(group: Group) -> bool:
+    return bool(group.prompt.ids) and all(r.ids for r in group.responses)
+
+
+def _turns(response: Response) -> tuple[Message, ...]:
+    turns = response.meta.get(TURNS)
+    if not turns:
+        return (Message("assistant", response.text),)
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+
+
+def _encodings(encoded: Any) -> Iterable[Any]:
+    return encoded.encodings or repeat(None)  # tokenizers in pure Python have none
+
+
+def _char(encoding: Any, token: int) -> int:
+    """The character of the text at which a token begins."""
+    found = encoding.token_to_chars(token) if encoding is not None else None
+    return 0 if found is None else int(found[0])

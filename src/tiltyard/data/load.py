@@ -1,0 +1,217 @@
+"""From a source to encoded groups, with an account of what was kept, dropped and cut."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from tiltyard.data.chat import LAST_TURN_ONLY, Chat
+from tiltyard.data.formats import Kind, parse_row
+from tiltyard.data.read import read_rows
+from tiltyard.errors import ConfigError, DataError
+from tiltyard.types import Group, Prompt, Response
+
+TooLong = Literal["drop", "truncate"]
+
+_CHUNK = 2048  # rows encoded in one go: large enough for the tokenizer's threads, small enough for memory
+_EXAMPLES = 5
+PROMPT_TOO_LONG = "prompt longer than max_prompt"
+ROW_TOO_LONG = "prompt and answer longer than max_length"
+PIECES = "documents cut into pieces"
+PROMPT_CUT = "prompts cut at the front"
+ANSWER_CUT = "answers cut at the end"
+LAST_TURN = "only the last answer trained (the chat template rewrites earlier turns)"
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows of a source.
+
+    `rows` were read, `kept` of them are among the `groups` made, which hold `tokens` (each prompt counted once).
+    `dropped` and `truncated` count by reason; `notes` count what else a reader should know; `examples` are the places
+    of the first dropped rows.
+    """
+
+    rows: int
+    kept: int
+    groups: int
+    tokens: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people: one fact a line."""
+        made = "" if self.groups == self.kept else f" as {self.groups:,} groups"
+        found = [f"{self.kept:,} of {self.rows:,} rows kept{made}, {self.tokens:,} tokens"]
+        found += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
+        if self.examples:
+            found.append(f"  such as {', '.join(self.examples)}")
+        found += [f"cut {count:,}: {reason}" for reason, count in self.truncated.items()]
+        found += [f"note {count:,}: {reason}" for reason, count in self.notes.items()]
+        return found
+
+
+class _Tally:
+    """Counts while loading."""
+
+    def __init__(self) -> None:
+        self.rows = self.kept = self.groups = self.tokens = 0
+        self.dropped: Counter[str] = Counter()
+        self.truncated: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.examples: list[str] = []
+
+    def drop(self, reason: str, where: str) -> None:
+        self.dropped[reason] += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(where)
+
+    def report(self) -> DataReport:
+        return DataReport(
+            self.rows,
+            self.kept,
+            self.groups,
+            self.tokens,
+            dict(self.dropped),
+            dict(self.truncated),
+            dict(self.notes),
+            tuple(self.examples),
+        )
+
+
+def load_groups(
+    source: str | Path,
+    kind: Kind,
+    chat: Chat,
+    *,
+    max_length: int | None = None,
+    max_prompt: int | None = None,
+    too_long: TooLong = "drop",
+    split: str | None = None,
+    limit: int | None = None,
+) -> tuple[list[Group], DataReport]:
+    """Read, parse and encode a source.
+
+    Args:
+        max_length: tokens of the prompt and its longest answer together; `chat.max_length` if None.
+        max_prompt: tokens of the prompt alone. When cutting, half of `max_length` if None.
+        too_long: `drop` the row, or `truncate`: prompts keep their last tokens, answers their first, and a cut answer
+            has `finish="length"` and no end token. Documents (kind `text`) are always cut into consecutive pieces.
+        split, limit: as for `read_rows`; `limit` counts rows.
+
+    Raises:
+        DataError: a bad row, or no row that is kept.
+    """
+    max_length = chat.max_length if max_length is None else max_length
+    _check_limits(max_length, max_prompt, too_long)
+    tally, groups = _Tally(), []
+    for chunk in _chunks(source, kind, split, limit):
+        tally.rows += len(chunk)
+        if kind == "text":
+            for pieces in chat.encode_documents(chunk, max_length):
+                tally.kept += 1
+                tally.truncated[PIECES] += len(pieces) > 1
+                groups.extend(pieces)
+            continue
+        for group in chat.encode_groups(chunk):
+            fitted = _fit(group, max_length, max_prompt, too_long, tally)
+            if fitted is not None:
+                tally.kept += 1
+                tally.notes[LAST_TURN] += any(LAST_TURN_ONLY in r.meta for r in fitted.responses)
+                groups.append(fitted)
+    tally.groups, tally.tokens = len(groups), sum(g.tokens for g in groups)
+    return groups, _report(tally, source, max_length, max_prompt)
+
+
+def load_prompts(
+    source: str | Path,
+    chat: Chat,
+    *,
+    max_prompt: int | None = None,
+    too_long: TooLong = "drop",
+    split: str | None = None,
+    limit: int | None = None,
+) -> tuple[list[Prompt], DataReport]:
+    """Read, parse and encode prompts. `max_prompt` is in tokens, `chat.max_length` if None; otherwise as `load_groups`.
+
+    Prompts of at most `max_prompt` tokens leave no room of their own for an answer: the caller adds that.
+    """
+    max_prompt = chat.max_length if max_prompt is None else max_prompt
+    groups, report = load_groups(
+        source, "prompts", chat, max_prompt=max_prompt, max_length=None, too_long=too_long, split=split, limit=limit
+    )
+    return [g.prompt for g in groups], report
+
+
+def _check_limits(max_length: int | None, max_prompt: int | None, too_long: str) -> None:
+    for name, value in (("max_length", max_length), ("max_prompt", max_prompt)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be positive", got=value, expected="tokens, at least 1", fix="raise it")
+    if too_long not in ("drop", "truncate"):
+        raise ConfigError("unknown rule for long rows", got=too_long, expected="drop or truncate", fix="set too_long")
+
+
+def _chunks(source: str | Path, kind: Kind, split: str | None, limit: int | None) -> Iterator[list[Group]]:
+    groups = (parse_row(row, kind) for row in read_rows(source, split=split, limit=limit))
+    while chunk := list(itertools.islice(groups, _CHUNK)):
+        yield chunk
+
+
+def _fit(
+    group: Group, max_length: int | None, max_prompt: int | None, too_long: TooLong, tally: _Tally
+) -> Group | None:
+    """The group within the limits, or None if it is dropped."""
+    prompt = group.prompt
+    room = max_prompt
+    if room is None and max_length is not None and group.responses:
+        # without a limit of its own a prompt may take what the answers leave, and at least half
+        room = max(max_length // 2, 1) if too_long == "truncate" and len(prompt.ids) >= max_length else max_length - 1
+    elif room is None:
+        room = max_length
+    if room is not None and len(prompt.ids) > room:
+        if too_long == "drop":
+            tally.drop(PROMPT_TOO_LONG, group.origin)
+            return None
+        tally.truncated[PROMPT_CUT] += 1
+        prompt = replace(prompt, ids=prompt.ids[-room:])
+    if max_length is None or not group.responses:
+        return replace(group, prompt=prompt)
+    room = max_length - len(prompt.ids)
+    if all(len(r.ids) <= room for r in group.responses):
+        return replace(group, prompt=prompt)
+    if too_long == "drop" or room < 1:
+        tally.drop(ROW_TOO_LONG, group.origin)
+        return None
+    tally.truncated[ANSWER_CUT] += sum(len(r.ids) > room for r in group.responses)
+    return replace(group, prompt=prompt, responses=tuple(_cut(r, room) for r in group.responses))
+
+
+def _cut(response: Response, room: int) -> Response:
+    if len(response.ids) <= room:
+        return response
+    spans = response.loss_spans
+    if spans is not None:
+        spans = tuple((start, min(stop, room)) for start, stop in spans if start < room)
+    return replace(response, ids=response.ids[:room], loss_spans=spans, finish="length")
+
+
+def _report(tally: _Tally, source: str | Path, max_length: int | None, max_prompt: int | None) -> DataReport:
+    for counts in (tally.truncated, tally.notes):
+        for reason in [reason for reason, count in counts.items() if not count]:
+            del counts[reason]
+    if not tally.kept:
+        why = "; ".join(f"{count} {reason}" for reason, count in tally.dropped.items())
+        raise DataError(
+            "no row was kept",
+            where=str(source),
+            got=f"{tally.rows} rows, all dropped: {why}",
+            expected=f"rows within max_length={max_length}, max_prompt={max_prompt}",
+            fix='raise the limits, or cut long rows with too_long="truncate"',
+        )
+    return tally.report()

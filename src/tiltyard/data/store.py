@@ -1,0 +1,185 @@
+"""Groups on disk: lossless JSONL, and files that are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tiltyard.errors import DataError
+from tiltyard.types import Group, Message, Prompt, Response
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under `path` whole, or not at all if anything fails (a full disk, a kill).
+
+    What stood there before stays until the new file is complete and on the disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(handle, 0o666 & ~umask)  # mkstemp makes files private; results are for sharing
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
+    """Write groups, one a line, replacing the file in one move.
+
+    Raises:
+        DataError: a group's meta holds something that JSON cannot.
+    """
+    with atomic_write(path) as stream:
+        for group in groups:
+            stream.write(_line(group))
+
+
+def append_groups(path: str | Path, groups: Iterable[Group]) -> None:
+    """Add groups at the end of a file. A torn last line, left by a kill, is cut off first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(_line(group) for group in groups).encode()  # before the file is touched: all or an error
+    with path.open("ab+") as stream:
+        stream.truncate(_whole_lines(stream))
+        stream.write(lines)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_groups(path: str | Path) -> Iterator[Group]:
+    """The groups of a file, lazily. A torn last line, left by a kill, is passed over.
+
+    Raises:
+        DataError: no such file, or a line that is not a group.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("no such file of groups", where=str(path), fix="check the path")
+    return _read(path)
+
+
+def group_to_dict(group: Group) -> dict[str, Any]:
+    """A group as JSON-ready values. Empty and default fields are left out."""
+    prompt = group.prompt
+    value: dict[str, Any] = {
+        "prompt": _without_defaults(
+            {
+                "messages": None if prompt.messages is None else [list(m) for m in prompt.messages],
+                "text": prompt.text,
+                "id": prompt.id,
+                "meta": dict(prompt.meta),
+                "ids": list(prompt.ids),
+            },
+            Prompt(),
+        ),
+        "responses": [
+            _without_defaults(
+                {
+                    "ids": list(r.ids),
+                    "text": r.text,
+                    "logps": None if r.logps is None else list(r.logps),
+                    "policy_version": r.policy_version,
+                    "finish": r.finish,
+                    "loss_spans": None if r.loss_spans is None else [list(s) for s in r.loss_spans],
+                    "meta": dict(r.meta),
+                },
+                Response(),
+            )
+            for r in group.responses
+        ],
+    }
+    for name in ("scores", "ranks"):
+        if getattr(group, name) is not None:
+            value[name] = list(getattr(group, name))
+    return value | {"origin": group.origin}
+
+
+def group_from_dict(value: Mapping[str, Any]) -> Group:
+    """The inverse of `group_to_dict`."""
+    prompt = dict(value["prompt"])
+    if prompt.get("messages") is not None:
+        prompt["messages"] = tuple(Message(*m) for m in prompt["messages"])
+    if "ids" in prompt:
+        prompt["ids"] = tuple(prompt["ids"])
+    responses = []
+    for given in value["responses"]:
+        response = dict(given)
+        for name in ("ids", "logps"):
+            if response.get(name) is not None:
+                response[name] = tuple(response[name])
+        if response.get("loss_spans") is not None:
+            response["loss_spans"] = tuple((start, stop) for start, stop in response["loss_spans"])
+        responses.append(Response(**response))
+    scores, ranks = (None if value.get(n) is None else tuple(value[n]) for n in ("scores", "ranks"))
+    return Group(Prompt(**prompt), tuple(responses), scores, ranks, value.get("origin", ""))
+
+
+def _without_defaults(fields: dict[str, Any], default: Prompt | Response) -> dict[str, Any]:
+    def unset(value: Any, usual: Any) -> bool:
+        return value is None if usual is None else value == (list(usual) if isinstance(usual, tuple) else usual)
+
+    return {name: value for name, value in fields.items() if not unset(value, getattr(default, name))}
+
+
+def _line(group: Group) -> str:
+    try:
+        return json.dumps(group_to_dict(group), ensure_ascii=False, separators=(",", ":")) + "\n"
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "a group holds something that JSON cannot",
+            where=group.origin or group.prompt.id,
+            got=str(error),
+            expected="strings, numbers, lists and objects in meta; plain numbers in scores and ids",
+            fix="convert it first (float(x), str(x), x.tolist())",
+        ) from error
+
+
+def _whole_lines(stream: IO[bytes]) -> int:
+    """Length of the file up to the end of its last whole line."""
+    end = stream.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _read(path: Path) -> Iterator[Group]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield group_from_dict(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise DataError(
+                    "this line is not a group",
+                    where=f"{path.name}:{number}",
+                    got=f"{type(error).__name__}: {error}",
+                    expected="a line written by write_groups or append_groups",
+                    fix="rows of training data are read with load_groups; a damaged line may be deleted",
+                ) from error

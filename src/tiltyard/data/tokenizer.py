@@ -1,0 +1,78 @@
+"""A tokenizer of one's own: byte-level BPE trained on the user's corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tiltyard.data.chat import DEFAULT_TEMPLATE
+from tiltyard.data.formats import parse_row
+from tiltyard.data.read import read_rows
+from tiltyard.errors import ConfigError, DataError
+
+PAD, END = "<|pad|>", "<|end|>"
+SPECIAL_TOKENS = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")
+MODEL_MAX_LENGTH = 2048  # tokens; what transformers warns above; the model's own limit is set with the model
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts`: every string can be encoded and decoded back exactly.
+
+    `<|end|>` is both end of turn and end of document (eos), `<|pad|>` is pad, there is no bos. The vocabulary holds
+    the 256 bytes and 5 special tokens, and is smaller than `vocab_size` if the texts have too few distinct pieces.
+
+    Raises:
+        ConfigError: `vocab_size` below 261.
+        DataError: no texts.
+    """
+    least = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        raise ConfigError(
+            "vocab_size is too small",
+            got=vocab_size,
+            expected=f"at least {least}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens",
+            fix="8192 suits a corpus of some tens of megabytes",
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    seen = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal seen
+        for text in texts:
+            seen += 1
+            yield text
+
+    backend.train_from_iterator(
+        counted(),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    if not seen:
+        raise DataError("no texts to train a tokenizer on", got="an empty sequence", fix="check the corpus")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        chat_template=DEFAULT_TEMPLATE,
+        model_max_length=MODEL_MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def plain_texts(source: str | Path, *, split: str | None = None, limit: int | None = None) -> Iterator[str]:
+    """The texts of a file of kind `text` (of `messages`: the turns, a blank line apart), for `train_tokenizer`.
+
+    Raises:
+        DataError: as `read_rows` and `parse_row` do.
+    """
+    for row in read_rows(source, split=split, limit=limit):
+        yield parse_row(row, "text").responses[0].text

@@ -68,7 +68,7 @@ def reward_vs_kl_png(
     """Reward against KL over training, one line a run: proxy reward on the left, gold (if any run has it) on the right.
 
     `curves`: run -> {"kl", "proxy", "gold" (or None), "step" (optional)}, lists of one length; None leaves a point out.
-    Thin: every measurement. Thick: smoothed over steps. Circle: start. Square: end.
+    Dots: every measurement. Line: smoothed over steps. Circle: start. Square: end.
     """
     if not curves:
         raise DataError("there are no curves to draw")
@@ -77,7 +77,7 @@ def reward_vs_kl_png(
     panels = [("proxy", "Proxy reward", "what the reward model believes")]
     if any(curve.get("gold") is not None for curve in curves.values()):
         panels.append(("gold", "Gold reward", "the true score"))
-    figure = _figure(1, len(panels), width=5.0, height=4.3)
+    figure = _figure(1, len(panels), width=5.0 if len(panels) > 1 else 7.0, height=4.3)
     for ax, (key, name, meaning) in zip(figure.axes, panels, strict=True):
         for i, (run, curve) in enumerate(curves.items()):
             kl, reward = curve.get("kl"), curve.get(key)
@@ -87,7 +87,7 @@ def reward_vs_kl_png(
         ax.set_xlabel("KL to reference (nats per answer)")
         ax.set_ylabel(f"{name} (mean per answer)")
     figure.suptitle(_literal(title), fontsize=12, fontweight="bold")
-    _legend(figure, list(curves))
+    _legend(figure, list(curves), columns=4 if len(panels) > 1 else 3)
     return _save(figure, path)
 
 
@@ -123,12 +123,23 @@ def curves_png(
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Centred moving average; near the ends the window shrinks on both sides, so the ends do not drift."""
-    half = window // 2
+    """Centred moving average of an odd window; the ends follow the line fitted to the first and last window.
+
+    So an end is neither one noisy measurement nor pulled towards the middle. A straight line stays as it is.
+    """
+    half = (min(window, len(values)) - 1) // 2
+    if half < 1:
+        return values.copy()
+    size = 2 * half + 1
     total = np.concatenate([[0.0], np.cumsum(values)])
-    i = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(i, len(values) - 1 - i))
-    return (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)
+    out = values.copy()
+    out[half : len(values) - half] = (total[size:] - total[:-size]) / size
+    at = np.arange(-half, half + 1)
+    for window_values, where in ((values[:size], slice(0, half)), (values[-size:], slice(len(values) - half, None))):
+        slope = float(at @ window_values) / float(at @ at)
+        line = window_values.mean() + slope * at
+        out[where] = line[:half] if where.start == 0 else line[-half:]
+    return out
 
 
 def _path(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], i: int, label: str) -> None:
@@ -137,9 +148,9 @@ def _path(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], i: int, labe
     if not len(x):
         return
     colour = COLOURS[i % len(COLOURS)]
-    window = _window(len(x))
+    window = _window(len(x), share=6)
     smooth_x, smooth_y = smooth(x, window), smooth(y, window)
-    ax.plot(x, y, color=colour, linewidth=0.7, alpha=0.3)
+    ax.plot(x, y, ".", color=colour, markersize=4, alpha=0.35, markeredgewidth=0)
     ax.plot(smooth_x, smooth_y, color=colour, linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=_literal(label))
     ax.plot(smooth_x[0], smooth_y[0], "o", color="white", markeredgecolor=colour, markeredgewidth=1.8, markersize=8)
     ax.plot(smooth_x[-1], smooth_y[-1], "s", color=colour, markeredgecolor="white", markersize=9)
@@ -179,7 +190,7 @@ def _figure(rows: int, columns: int, *, width: float, height: float) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, runs: Sequence[str]) -> None:
+def _legend(figure: Figure, runs: Sequence[str], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     def colour(i: int) -> str:
@@ -192,9 +203,11 @@ def _legend(figure: Figure, runs: Sequence[str]) -> None:
     handles += [
         Line2D([], [], color="0.4", marker="o", markerfacecolor="white", linestyle="", markersize=8, label="start"),
         Line2D([], [], color="0.4", marker="s", linestyle="", markersize=8, label="end of training"),
-        Line2D([], [], color="0.6", linewidth=0.7, label="each measurement (thick: smoothed)"),
+        Line2D([], [], color="0.6", marker=".", linestyle="", markersize=5, label="each step (line: smoothed)"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), frameon=False, fontsize=9
+    )
 
 
 def _check_lengths(name: str, columns: Mapping[str, Series | None]) -> None:
@@ -207,9 +220,9 @@ def _array(values: Series) -> NDArray[np.float64]:
     return np.array([math.nan if v is None else float(v) for v in values], dtype=float)
 
 
-def _window(n: int) -> int:
-    """About a tenth of the curve, odd; short curves are not smoothed."""
-    return 1 if n < 12 else 2 * (max(3, n // 10) // 2) + 1
+def _window(n: int, share: int = 10) -> int:
+    """An odd window of one `share`-th of the curve; short curves are not smoothed."""
+    return 1 if n < 12 else 2 * (max(3, n // share) // 2) + 1
 
 
 def _literal(text: str) -> str:

@@ -190,15 +190,15 @@ def _legend(results: Sequence[ModelResult], sign: str, dash: str) -> RenderableT
     baseline = plain(_baseline(results) or "baseline")
     by = "gold" if results[0].win_by == "gold" else "proxy"
     entries = [
-        ("gold reward", "the true score of the answers, by rules the model never saw in training. Higher is better."),
-        ("helpful, truthful, harmless", "share of answers that pass each rule, where it applies. Higher is better."),
+        ("gold reward", "the true score, by rules that no model saw in training. Higher is better."),
+        ("helpful, truthful, harmless", "share of answers that pass, where the rule applies. Higher is better."),
         (
             f"wins vs {baseline}",
-            f"how often the answer beats {baseline}'s to the same prompt by {by} reward; a tie is half.",
+            f"answers beating {baseline}'s to the same prompt by {by} reward (a tie is half). Higher is better.",
         ),
         ("proxy reward", "what the trained reward model believes. Proxy up while gold falls is reward hacking."),
-        ("KL", "distance from the reference model (where PPO started), per answer. 0 is unchanged; lower is closer."),
-        ("length, cut off", "mean tokens of an answer; share that hit the token limit. Neither up nor down is better."),
+        ("KL", "how far the answers moved from the reference model's. 0: not at all; lower is closer."),
+        ("length, cut off", "mean tokens of an answer; share stopped by the token limit (fewer is better)."),
     ]
     if not any(r.win_rate is not None for r in results):
         entries.pop(2)
@@ -231,12 +231,10 @@ def _percent(value: float | None) -> str:
 def _wins(result: ModelResult, sign: str) -> str:
     if result.win_rate is None:
         return ""
-    if result.name == result.baseline:
-        return "50% (itself)" if result.win_rate == 0.5 else _percent(result.win_rate)
     text = _percent(result.win_rate)
-    return (
-        text if result.win_rate_ci is None else f"{text} {sign} {100 * _half(result.win_rate, result.win_rate_ci):.0f}"
-    )
+    if result.name == result.baseline or result.win_rate_ci is None:
+        return text
+    return f"{text} {sign} {100 * _half(result.win_rate, result.win_rate_ci):.0f}"
 
 
 def _half(value: float, ci: Interval) -> float:

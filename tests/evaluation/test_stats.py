@@ -1,0 +1,213 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiltyard.errors import DataError
+from tiltyard.evaluation import stats
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "expected"),
+    [
+        (8, 10, (0.4902, 0.9433)),  # published examples of the score interval
+        (81, 263, (0.2553, 0.3662)),
+        (0, 10, (0.0, 0.2775)),
+        (10, 10, (0.7225, 1.0)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
+)
+def test_wilson_closed_form(successes, n, expected):
+    assert stats.wilson(successes, n) == pytest.approx(expected, abs=1e-4)
+
+
+def test_wilson_solves_its_equation():
+    z = 1.959963984540054
+    for bound in stats.wilson(7.5, 20):
+        assert (0.375 - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / 20)
+
+
+def test_wilson_edges():
+    assert all(math.isnan(x) for x in stats.wilson(0, 0))
+    with pytest.raises(DataError):
+        stats.wilson(11, 10)
+    with pytest.raises(DataError, match="level"):
+        stats.wilson(1, 10, level=95)
+
+
+@pytest.mark.parametrize(
+    ("df", "t"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423), (200, 1.9719)]
+)
+def test_student_t_table(df, t):
+    assert stats._student_t(0.95, df) == pytest.approx(t, rel=4e-3)
+
+
+@pytest.mark.parametrize("n", [15, 30])
+def test_bootstrap_covers_at_its_level(n):
+    rng = np.random.default_rng(0)
+    hits = exact = 0
+    for i in range(400):
+        x = rng.normal(1.5, 2, size=n)
+        low, high = stats.bootstrap_ci(x, seed=i)
+        hits += low <= 1.5 <= high
+        exact += abs(x.mean() - 1.5) <= stats._student_t(0.95, n - 1) * x.std(ddof=1) / math.sqrt(n)
+    assert abs(hits / 400 - 0.95) <= 0.025
+    assert abs(hits - exact) / 400 <= 0.0125  # the exact interval for normal data, on the same sets
+
+
+def test_cluster_bootstrap_covers_and_plain_does_not():
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(20), 8)
+    clustered = plain = 0
+    for i in range(400):
+        x = rng.normal(size=20).repeat(8) + 0.3 * rng.normal(size=160)
+        low, high = stats.bootstrap_ci(x, clusters, seed=i)
+        clustered += low <= 0 <= high
+        low, high = stats.bootstrap_ci(x, seed=i)
+        plain += low <= 0 <= high
+    assert abs(clustered / 400 - 0.95) <= 0.025
+    assert plain / 400 < 0.7
+
+
+def test_clusters_widen_only_where_there_is_dependence():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(50), 6)
+
+    def ratio(x):
+        low, high = stats.bootstrap_ci(x, clusters)
+        low_1, high_1 = stats.bootstrap_ci(x)
+        return (high - low) / (high_1 - low_1)
+
+    assert ratio(rng.normal(size=50).repeat(6)) == pytest.approx(math.sqrt(6), rel=0.2)
+    assert ratio(rng.normal(size=300)) == pytest.approx(1, rel=0.25)
+
+
+def test_bootstrap_matches_the_normal_interval_when_large_and_ignores_chunks(monkeypatch):
+    x = np.random.default_rng(1).exponential(size=2000)
+    low, high = stats.bootstrap_ci(x, rounds=4000)
+    half = 1.96 * x.std(ddof=1) / math.sqrt(len(x))
+    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.15 * half)
+    monkeypatch.setattr(stats, "_CHUNK", 10_000)
+    assert stats.bootstrap_ci(x, rounds=4000) == (low, high)
+
+
+def test_unequal_clusters_resample_the_ratio():
+    # Two prompts, 1 and 3 answers: the only possible means are 0, 3/4 and 1.
+    low, high = stats.bootstrap_ci([0, 1, 1, 1], ["a", "b", "b", "b"])
+    assert (low, high) == (0.0, 1.0)
+    assert stats.mean_ci([0, 1, 1, 1], ["a", "b", "b", "b"]).value == 0.75
+
+
+def test_one_cluster_knows_no_interval():
+    assert all(math.isnan(x) for x in stats.bootstrap_ci([1.0, 2.0], ["a", "a"]))
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf], [[1.0]]])
+def test_bad_values_are_errors(bad):
+    with pytest.raises(DataError):
+        stats.mean_ci(bad)
+
+
+def test_a_perfect_rate_is_not_certain():
+    estimate = stats.rate_ci([1.0] * 40, np.repeat(np.arange(10), 4))
+    assert estimate.value == 1.0
+    assert estimate.ci == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_win_rate_counts_ties_half():
+    assert stats.win_rate([1, 2, 3, 4], [0, 2, 5, 1], [0, 0, 1, 1]).value == (1 + 0.5 + 0 + 1) / 4
+
+
+scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=4)
+both = st.dictionaries(st.text(max_size=3), st.tuples(scores, scores), min_size=1, max_size=8)
+
+
+@given(both)
+def test_win_rate_symmetry(table):
+    a, b = {p: x for p, (x, _) in table.items()}, {p: y for p, (_, y) in table.items()}
+    assert stats.win_rate_by_prompt(a, a).value == 0.5
+    forth, back = stats.win_rate_by_prompt(a, b), stats.win_rate_by_prompt(b, a)
+    assert forth.value == pytest.approx(1 - back.value)
+    assert (forth.low, forth.high) == pytest.approx((1 - back.high, 1 - back.low), nan_ok=True)
+    pairs = [[(x > y) + 0.5 * (x == y) for x, y in itertools.product(a[p], b[p])] for p in a]
+    assert forth.value == pytest.approx(np.mean([np.mean(p) for p in pairs]))
+    assert forth.n == sum(map(len, pairs))
+
+
+def test_win_rate_pairing_by_index_and_missing_prompts():
+    a, b = {"p": [1.0, 5.0]}, {"p": [2.0, 3.0]}
+    assert stats.win_rate_by_prompt(a, b, pairing="index").value == 0.5
+    assert stats.win_rate_by_prompt({"p": [1.0, 5.0]}, {"p": [0.0, 3.0]}, pairing="all").value == 0.75
+    with pytest.raises(DataError, match="'q'"):
+        stats.win_rate_by_prompt(a, {**b, "q": [1.0]})
+
+
+def test_accuracy():
+    estimate = stats.accuracy_ci([2] * 8 + [0] * 2, [1] * 10)
+    assert estimate == pytest.approx((0.8, 0.4902, 0.9433, 10), abs=1e-4)
+    assert stats.accuracy_ci([1, 1], [1, 1]).value == 0.5
+
+
+def test_binned_edges_and_labels():
+    rows = stats.binned([1, 9, 10, 19, 20], [0, 10, 20, math.inf], [1, 0, 1, 1, 0])
+    assert [(r.label, r.rate.n, r.rate.value) for r in rows] == [
+        ("0 to <10", 2, 0.5),
+        ("10 to <20", 2, 1.0),
+        ("20 to inf", 1, 0.0),
+    ]
+    empty = stats.binned([1.0], [0, 2, 4], [1])[1].rate
+    assert empty.n == 0
+    assert math.isnan(empty.value)
+    with pytest.raises(DataError, match="outside"):
+        stats.binned([5.0], [0, 2], [1])
+    with pytest.raises(DataError, match="rise"):
+        stats.binned([1.0], [2, 0], [1])
+
+
+def test_binned_by_count_is_even_and_complete():
+    x = np.random.default_rng(0).normal(size=101)
+    rows = stats.binned(x, 4, np.ones(101))
+    assert [r.rate.n for r in rows] == [25, 25, 25, 26]
+    same = stats.binned([3, 3, 3], 4, [1, 1, 0])
+    assert [(r.label, r.rate.n) for r in same] == [("3", 3)]
+
+
+def test_by_label():
+    rates = stats.by_label(["b", "a", "b"], [1, 0, 0], ["p", "p", "q"])
+    assert {k: (v.value, v.n) for k, v in rates.items()} == {"a": (0.0, 1), "b": (0.5, 2)}
+    assert list(rates) == ["a", "b"]
+
+
+def test_tau_b_by_hand():
+    # x: one tied pair, y: one tied pair; of 6 pairs 4 concordant, 0 discordant: 4 / sqrt(5 * 5).
+    assert stats.kendall_tau_b([1, 1, 2, 3], [1, 2, 3, 3]) == pytest.approx(0.8)
+    # The well-known scipy example: -0.4714045...
+    assert stats.kendall_tau_b([12, 2, 1, 12, 2], [1, 4, 7, 1, 0]) == pytest.approx(-0.47140452079103173)
+    assert stats.kendall_tau_b([1, 2, 3], [3, 2, 1]) == -1
+    assert stats.kendall_tau_b([-math.inf, 0, math.inf, math.inf], [0, 1, 2, 2]) == 1
+    assert math.isnan(stats.kendall_tau_b([1, 1], [1, 2]))
+    assert math.isnan(stats.kendall_tau_b([], []))
+
+
+def test_bits_per_byte():
+    assert stats.bits_per_byte(10 * math.log(256), 10) == pytest.approx(8)
+    with pytest.raises(DataError):
+        stats.bits_per_byte(1.0, 0)
+
+
+def test_distinct_oracles():
+    # All samples equal, L words: (1/samples) * unique / (L - n + 1).
+    assert stats.distinct_n(["a b c d"] * 5) == pytest.approx(1 / 5)
+    assert stats.distinct_n(["a b", "c d", "e f"]) == 1
+    assert math.isnan(stats.distinct_n(["a", ""]))
+
+
+def test_distinct_budget_removes_the_length_bias():
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(12)]
+    short, long = ([" ".join(rng.choice(words, size=n)) for _ in range(200)] for n in (10, 60))
+    assert stats.distinct_n(short) > 3 * stats.distinct_n(long)
+    assert stats.distinct_n(short, budget=500) == pytest.approx(stats.distinct_n(long, budget=500), rel=0.15)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.evaluation.stats import Interval, Pairing, distinct_n, mean_ci, rate_ci, win_rate_by_prompt
@@ -92,59 +92,43 @@ def summarise(
     if win_by not in ("gold", "proxy"):
         raise ConfigError("unknown score to win by", where="win_by", got=win_by, expected="gold or proxy")
 
-    def score(field: str) -> tuple[float | None, Interval | None]:
-        values = _column(name, answers, field)
-        if values is None:
-            return None, None
-        estimate = mean_ci(values, [a.prompt_id for a in answers], rounds=rounds, seed=seed)
-        return estimate.value, _known(estimate.ci)
-
-    def rate(field: str) -> tuple[float | None, Interval | None]:
-        where = [a for a in answers if getattr(a, field) is not None]
-        if not where:
-            return None, None
-        values = [float(getattr(a, field)) for a in where]
-        estimate = rate_ci(values, [a.prompt_id for a in where], rounds=rounds, seed=seed)
-        return estimate.value, _known(estimate.ci)
-
-    gold, gold_ci = score("gold")
-    proxy, proxy_ci = score("proxy")
-    kl, kl_ci = score("kl")
-    helpful, helpful_ci = rate("helpful")
-    truthful, truthful_ci = rate("truthful")
-    harmless, harmless_ci = rate("harmless")
-    win, win_ci = None, None
+    facts: dict[str, Any] = {}
+    for field in ("gold", "proxy", "kl", "helpful", "truthful", "harmless"):
+        applies = field in ("helpful", "truthful", "harmless")
+        facts[field], facts[f"{field}_ci"] = _mean(name, answers, field, applies=applies, rounds=rounds, seed=seed)
     ours = _scores_by_prompt(name, answers, win_by)
     theirs = _scores_by_prompt(baseline, baseline_answers, win_by) if baseline_answers else None
+    facts["win_rate"] = facts["win_rate_ci"] = None
     if ours is not None and theirs is not None:
         won = win_rate_by_prompt(ours, theirs, pairing=pairing, rounds=rounds, seed=seed)
-        win, win_ci = won.value, _known(won.ci)
+        facts["win_rate"], facts["win_rate_ci"] = won.value, _known(won.ci)
     distinct = distinct_n([a.text for a in answers], 2, budget=DISTINCT_BUDGET)
+    entropy = _column(name, answers, "entropy")
     return ModelResult(
         name=name,
         n=len(answers),
         prompts=len({a.prompt_id for a in answers}),
-        gold=gold,
-        gold_ci=gold_ci,
-        helpful=helpful,
-        helpful_ci=helpful_ci,
-        truthful=truthful,
-        truthful_ci=truthful_ci,
-        harmless=harmless,
-        harmless_ci=harmless_ci,
-        proxy=proxy,
-        proxy_ci=proxy_ci,
-        kl=kl,
-        kl_ci=kl_ci,
-        win_rate=win,
-        win_rate_ci=win_ci,
         length=sum(a.length for a in answers) / len(answers),
         truncated=sum(a.truncated for a in answers) / len(answers),
         distinct_2=None if math.isnan(distinct) else distinct,
-        entropy=score("entropy")[0],
+        entropy=None if entropy is None else sum(entropy) / len(entropy),
         baseline=baseline if baseline_answers else None,
         win_by=win_by,
+        **facts,
     )
+
+
+def _mean(
+    name: str, answers: Sequence[Answer], field: str, *, applies: bool, rounds: int, seed: int
+) -> tuple[float | None, Interval | None]:
+    """Mean and interval over prompts; `applies`: a rate, averaged over the answers that have it."""
+    where = [a for a in answers if getattr(a, field) is not None] if applies else answers
+    values = _column(name, where, field)
+    if values is None:
+        return None, None
+    interval = rate_ci if applies else mean_ci
+    estimate = interval(values, [a.prompt_id for a in where], rounds=rounds, seed=seed)
+    return estimate.value, _known(estimate.ci)
 
 
 def _column(name: str, answers: Sequence[Answer], field: str) -> list[float] | None:

@@ -1,0 +1,372 @@
+"""The verbs: run, train, sample, chat, eval, stages, show, doctor. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tiltyard.errors import (
+    CompositionError,
+    ConfigError,
+    DataError,
+    MissingDependency,
+    ModelError,
+    TiltyardError,
+    nearest,
+)
+
+WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
+
+app = typer.Typer(
+    help="Align language models with preferences. Start with `tiltyard doctor`, then `tiltyard run demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output; progress goes to standard error.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
+Pairs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from tiltyard.pipeline.state import package_version
+
+        typer.echo(f"tiltyard {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that hold for every verb; `main` reads `--debug` wherever it stands."""
+
+
+def _console(json_output: bool) -> Console:
+    return Console(stderr=json_output)
+
+
+def _emit(value: Any) -> None:
+    from tiltyard.stages.base import jsonable
+
+    typer.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+
+
+# ------------------------------------------------------------------------------------------------- run, train, eval
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe of the package, e.g. demo.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="STAGE.KEY=VALUE", help="Also defaults.KEY=VALUE, name=NAME.")
+    ] = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run a recipe; run it again to go on where it stopped."""
+    from tiltyard.pipeline import run_recipe
+
+    console = _console(json_output)
+    outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, console=console)
+    if json_output:
+        _emit(outcome)
+    elif not dry_run:
+        console.print(f"everything is in {outcome['folder']}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="A kind of stage: `tiltyard stages` lists them.")],
+    settings: Pairs = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run one method, e.g. sft.
+
+    `tiltyard train sft model=M data=F name=NAME` writes runs/NAME/sft; without name= the run is called sft.
+    """
+    outcome = _one_stage(method, settings, dry_run=dry_run, json_output=json_output, runs=runs)
+    if json_output:
+        _emit(outcome)
+    elif not dry_run:
+        _show_result(outcome, method)
+
+
+@app.command("eval")
+def evaluate(
+    settings: Pairs = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure models.
+
+    `tiltyard eval models=[runs/demo/sft,runs/demo/ppo] prompts=F`
+    """
+    outcome = _one_stage("evaluate", settings, dry_run=dry_run, json_output=json_output, runs=runs)
+    if json_output:
+        _emit(outcome)
+    elif not dry_run:
+        _show_result(outcome, "evaluate")
+
+
+def _one_stage(
+    kind: str, pairs: Sequence[str] | None, *, dry_run: bool, json_output: bool, runs: Path
+) -> dict[str, Any]:
+    from tiltyard.config import split_assignment
+    from tiltyard.pipeline import run_stage
+    from tiltyard.pipeline.recipe import COMMAND_LINE, set_key
+    from tiltyard.stages.base import get_stage
+
+    get_stage(kind)  # an unknown method is said before its settings are read
+    values: dict[str, Any] = {}
+    name = None
+    for pair in pairs or ():
+        key, value = split_assignment(pair)
+        if key == "name":
+            name = pair.partition("=")[2].strip()
+        else:
+            values = set_key(values, key, value, f"{COMMAND_LINE}: {pair}")
+    console = _console(json_output)
+    return run_stage(kind, values, name=name, dry_run=dry_run, runs_root=runs, console=console, place=COMMAND_LINE)
+
+
+def _show_result(outcome: dict[str, Any], stage: str) -> None:
+    console = _console(False)
+    for key, value in outcome["stages"][stage]["result"].items():
+        if not isinstance(value, dict | list):
+            console.print(f"  {key}: {value}", markup=False, highlight=False)
+    console.print(f"everything is in {outcome['stages'][stage]['folder']}", highlight=False, soft_wrap=True)
+
+
+# ---------------------------------------------------------------------------------------------------- sample, chat
+
+Model = Annotated[str, typer.Argument(help="A model folder, RUN/STAGE (runs/demo/sft or demo/sft), or a hub name.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this total probability.")]
+TopK = Annotated[int, typer.Option(min=0, help="Keep this many tokens; 0 keeps all.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same answers.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+@app.command()
+def sample(
+    model: Model,
+    *,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="May be repeated; else stdin.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Answers to each prompt.")] = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_tokens: MaxTokens = 128,
+    seed: Seed = 0,
+    device: Device = "auto",
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Sample answers to prompts.
+
+    Prompts come from --prompt, or from standard input, one a line.
+    """
+    prompts = list(prompt or ())
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not prompts:
+        raise ConfigError("there is nothing to answer", where="sample", fix='--prompt "...", or lines on stdin')
+    path = find_model(model, runs)
+    talk = importlib.import_module("tiltyard.stages.talk")
+    groups = talk.sample(
+        path,
+        prompts,
+        n=n,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+    )
+    if json_output:
+        _emit([_sampled(text, group) for text, group in zip(prompts, groups, strict=True)])
+        return
+    console = _console(False)
+    for text, group in zip(prompts, groups, strict=True):
+        console.print(f"[bold]{escape(text)}[/]", highlight=False)
+        for response in group.responses:
+            cut = " [dim](cut)[/]" if response.finish == "length" else ""
+            console.print(f"  {escape(response.text)}{cut}", highlight=False, soft_wrap=True)
+
+
+def _sampled(prompt: str, group: Any) -> dict[str, Any]:
+    responses = [
+        {
+            "text": r.text,
+            "finish": r.finish,
+            "tokens": len(r.ids),
+            "logp": None if r.logps is None else sum(r.logps),
+        }
+        for r in group.responses
+    ]
+    return {"prompt": prompt, "responses": responses}
+
+
+@app.command()
+def chat(
+    model: Model,
+    *,
+    system: Annotated[str, typer.Option(help="A system message.")] = "",
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_tokens: MaxTokens = 256,
+    seed: Seed = 0,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Talk with a model; an empty line ends it."""
+    path = find_model(model, runs)
+    talk = importlib.import_module("tiltyard.stages.talk")
+    talk.chat(
+        path,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+        console=_console(False),
+    )
+
+
+def find_model(name: str, runs: Path = Path("runs")) -> Path:
+    """The folder of a model: a path, a stage's folder (its `model/`), RUN/STAGE below `runs`, or a hub name."""
+    from tiltyard.stages.base import find_path, looks_like_hub, stage_output
+
+    for candidate in (name, str(runs / name)):
+        path = find_path(candidate)
+        if path is None:
+            continue
+        model = stage_output(path)
+        inside = sorted(str(p.parent) for p in path.glob("*/model") if p.is_dir()) if model == path else []
+        if inside:
+            raise ConfigError("this is a whole run; name one of its stages", where=name, expected=", ".join(inside))
+        if model == path and (path / "done.json").exists():
+            raise ConfigError("this stage made no model", where=name)
+        return model
+    if looks_like_hub(name) and not (runs / name.partition("/")[0]).is_dir():
+        return Path(name)
+    known = [str(p.parent) for p in sorted(runs.glob("*/*/model"))]
+    fix = nearest(name, known) if known else f"no model is in {runs} yet: run a recipe first"
+    raise ModelError("there is no such model", where=name, fix=fix)
+
+
+# ------------------------------------------------------------------------------------------- stages, show, doctor
+
+
+@app.command()
+def stages(json_output: Json = False) -> None:
+    """List the stages that recipes and `train` may name."""
+    from tiltyard.stages.base import load_all
+
+    known = load_all()
+    if json_output:
+        _emit({name: stage.summary for name, stage in known.items()})
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, stage in known.items():
+        table.add_row(f"[bold]{name}[/]", escape(stage.summary))
+    _console(False).print(table)
+
+
+@app.command()
+def show(kind: Annotated[str, typer.Argument(help="A kind of stage.")], json_output: Json = False) -> None:
+    """Print a stage's settings, defaults and meaning."""
+    from tiltyard.config import REQUIRED, describe
+    from tiltyard.stages.base import get_stage, jsonable
+
+    stage = get_stage(kind)
+    rows = describe(stage.settings)
+    if json_output:
+        settings = [
+            {"key": r.key, "type": r.type, "required": r.default is REQUIRED, "doc": r.doc}
+            | ({} if r.default is REQUIRED else {"default": r.default})
+            for r in rows
+        ]
+        _emit({"kind": kind, "summary": stage.summary, "refers": list(stage.refers), "settings": settings})
+        return
+    console = _console(False)
+    console.print(f"[bold]{kind}[/]: {escape(stage.summary)}", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("setting", "type", "default", "meaning"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        default = "required" if row.default is REQUIRED else json.dumps(jsonable(row.default), ensure_ascii=False)
+        table.add_row(f"[bold]{row.key}[/]", escape(row.type), escape(default), escape(row.doc))
+    console.print(table)
+
+
+@app.command()
+def doctor(json_output: Json = False) -> None:
+    """Say what is installed, missing, and how to get it."""
+    from tiltyard.doctor import examine, show_checks
+
+    checks = examine()
+    if json_output:
+        _emit([check._asdict() for check in checks])
+    else:
+        show_checks(checks, _console(False))
+    if any(check.status == "bad" for check in checks):
+        raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. 0: done; 1: it failed while running; 2: wrong input; 130: interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        app(args=[word for word in words if word != "--debug"], prog_name="tiltyard")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        elif isinstance(error, TiltyardError):
+            typer.echo(f"error: {error}", err=True)
+        else:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename}:{last.lineno}"
+            typer.echo(f"error: {type(error).__name__}: {error}\n  at:       {where} (--debug shows the way)", err=True)
+        return 2 if isinstance(error, WRONG_INPUT) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,38 +12,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tiltyard.data.formats import TURNS
+from tiltyard.data.templates import default_for
 from tiltyard.errors import DataError, ModelError
 from tiltyard.types import Group, Message, Prompt, Response
 
-# For tokenizers made by `train_tokenizer`. Special tokens alone separate turns: no token can straddle two turns.
-DEFAULT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
-# For pretrained base models, whose vocabulary has no turn tokens. Headers end in a newline, which tokenizers keep
-# apart from the word that follows, so that the first token of an answer is the same in training and in sampling.
-PLAIN_TEMPLATE = (
-    "{% if bos_token %}{{ bos_token }}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
-    "{% elif message['role'] == 'user' %}{{ 'User:\n' + message['content'] + '\n\n' }}"
-    "{% else %}{{ 'Assistant:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
-
 LAST_TURN_ONLY = "last_turn_only"  # key of Response.meta: the template rewrites history, so one turn is trained
 
-_TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 _PROBE = "TILTYARDPROBE"
 # A Unicode noncharacter: put inside special tokens that stand in somebody's text, so that they stay mere text.
 _BREAK = "\ufdd0"
@@ -88,15 +68,14 @@ class Chat:
                 expected="eos_token set",
                 fix="set tokenizer.eos_token to a token of the vocabulary and save the tokenizer again",
             )
-        self.tokenizer: Any = tokenizer  # Any: half of its methods depend on the family
+        self.tokenizer = cast(Any, tokenizer)  # half of its methods depend on the family
         self.max_length = max_length
         if tokenizer.chat_template is None:
-            vocabulary = tokenizer.get_vocab()
-            known = all(token in vocabulary for token in _TURN_TOKENS)
-            tokenizer.chat_template = DEFAULT_TEMPLATE if known else PLAIN_TEMPLATE
+            tokenizer.chat_template = default_for(tokenizer.get_vocab())
         self.eos_id = int(self.tokenizer.eos_token_id)
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(self.tokenizer.pad_token_id)
-        self.start_id = self.eos_id if tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+        bos = self.tokenizer.bos_token_id
+        self.start_id = self.eos_id if bos is None else int(bos)
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         special |= set(tokenizer.all_special_tokens)
         self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)))
@@ -238,7 +217,9 @@ class Chat:
         response = group.responses[0]
         if TURNS not in response.meta:
             return self._guard(response.text)
-        return self._render(_turns(response), generation=False, where=group.origin)
+        turns = _turns(response)
+        text = self._render(turns, generation=False, where=group.origin)
+        return self._cut_end(text)[0] if turns[-1].role == "assistant" else text
 
     # ------------------------------------------------------------------------------------------ segments
 
@@ -303,10 +284,11 @@ class Chat:
     def _cut_end(self, text: str) -> tuple[str, str]:
         """An assistant's rendered turn as (words with the end-of-turn token, what the template writes after it)."""
         if text.endswith(self._suffix):
-            words = text[: len(text) - len(self._suffix)] + self._end
-            return words, self._suffix[len(self._end) :]
-        at = text.rfind(self._end) + len(self._end) if self._end else len(text)
-        return (text[:at], text[at:]) if at >= len(self._end) > 0 else (text, "")
+            words = text[: len(text) - len(self._suffix)]
+            return words + self._end, self._suffix[len(self._end) :]
+        # a template that writes the last turn in another way than the others
+        words, end, rest = text.rpartition(self._end) if self._end else (text, "", "")
+        return (words + end, rest) if end else (text + self._end, "")
 
     def _assemble(self, plan: _Plan, ids: Iterator[tuple[int, ...]]) -> Group:
         prompt = replace(plan.group.prompt, ids=self._started(plan.group.prompt, next(ids)))
@@ -329,7 +311,7 @@ class Chat:
     def _pieces(
         self, group: Group, text: str, ids: tuple[int, ...], encoding: Any, max_length: int | None
     ) -> list[Group]:
-        dropped = int(ids[:1] == (self.start_id,) and self.start_id != self.eos_id)  # a template may write bos itself
+        dropped = int(ids[:1] == (self.start_id,))  # a template may write bos itself
         body = ids[dropped:] if ids[-1:] == (self.eos_id,) else (*ids[dropped:], self.eos_id)
         response, prompt = group.responses[0], replace(group.prompt, ids=(self.start_id,))
         size = len(body) if max_length is None else max_length - 1

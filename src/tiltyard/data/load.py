@@ -19,7 +19,8 @@ TooLong = Literal["drop", "truncate"]
 
 _CHUNK = 2048  # rows encoded in one go: large enough for the tokenizer's threads, small enough for memory
 _EXAMPLES = 5
-PROMPT_TOO_LONG = "prompt longer than max_prompt"
+_LEAST = 4
+PROMPT_TOO_LONG = "prompt longer than its limit"
 ROW_TOO_LONG = "prompt and answer longer than max_length"
 PIECES = "documents cut into pieces"
 PROMPT_CUT = "prompts cut at the front"
@@ -100,7 +101,8 @@ def load_groups(
 
     Args:
         max_length: tokens of the prompt and its longest answer together; `chat.max_length` if None.
-        max_prompt: tokens of the prompt alone. When cutting, half of `max_length` if None.
+        max_prompt: tokens of the prompt alone. If None, a prompt that is cut keeps what its longest answer leaves of
+            `max_length`, and at least half.
         too_long: `drop` the row, or `truncate`: prompts keep their last tokens, answers their first, and a cut answer
             has `finish="length"` and no end token. Documents (kind `text`) are always cut into consecutive pieces.
         split, limit: as for `read_rows`; `limit` counts rows.
@@ -142,17 +144,24 @@ def load_prompts(
 
     Prompts of at most `max_prompt` tokens leave no room of their own for an answer: the caller adds that.
     """
-    max_prompt = chat.max_length if max_prompt is None else max_prompt
+    # there is no answer yet, so the limit of prompt and answer together is the prompt's own
     groups, report = load_groups(
-        source, "prompts", chat, max_prompt=max_prompt, max_length=None, too_long=too_long, split=split, limit=limit
+        source, "prompts", chat, max_length=max_prompt, too_long=too_long, split=split, limit=limit
     )
     return [g.prompt for g in groups], report
 
 
 def _check_limits(max_length: int | None, max_prompt: int | None, too_long: str) -> None:
     for name, value in (("max_length", max_length), ("max_prompt", max_prompt)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be positive", got=value, expected="tokens, at least 1", fix="raise it")
+        if value is not None and value < _LEAST:
+            raise ConfigError(f"{name} is too small", got=value, expected=f"tokens, at least {_LEAST}", fix="raise it")
+    if max_length is not None and max_prompt is not None and max_prompt >= max_length:
+        raise ConfigError(
+            "max_prompt leaves no room for an answer",
+            got=f"max_prompt={max_prompt}, max_length={max_length}",
+            expected="max_prompt below max_length, which counts prompt and answer",
+            fix="lower max_prompt or raise max_length",
+        )
     if too_long not in ("drop", "truncate"):
         raise ConfigError("unknown rule for long rows", got=too_long, expected="drop or truncate", fix="set too_long")
 
@@ -168,28 +177,32 @@ def _fit(
 ) -> Group | None:
     """The group within the limits, or None if it is dropped."""
     prompt = group.prompt
-    room = max_prompt
-    if room is None and max_length is not None and group.responses:
-        # without a limit of its own a prompt may take what the answers leave, and at least half
-        room = max(max_length // 2, 1) if too_long == "truncate" and len(prompt.ids) >= max_length else max_length - 1
-    elif room is None:
-        room = max_length
+    room = _prompt_room(group, max_length, max_prompt, too_long)
     if room is not None and len(prompt.ids) > room:
         if too_long == "drop":
             tally.drop(PROMPT_TOO_LONG, group.origin)
             return None
         tally.truncated[PROMPT_CUT] += 1
         prompt = replace(prompt, ids=prompt.ids[-room:])
-    if max_length is None or not group.responses:
+    room = None if max_length is None else max_length - len(prompt.ids)
+    if room is None or all(len(r.ids) <= room for r in group.responses):
         return replace(group, prompt=prompt)
-    room = max_length - len(prompt.ids)
-    if all(len(r.ids) <= room for r in group.responses):
-        return replace(group, prompt=prompt)
-    if too_long == "drop" or room < 1:
+    if too_long == "drop":
         tally.drop(ROW_TOO_LONG, group.origin)
         return None
     tally.truncated[ANSWER_CUT] += sum(len(r.ids) > room for r in group.responses)
     return replace(group, prompt=prompt, responses=tuple(_cut(r, room) for r in group.responses))
+
+
+def _prompt_room(group: Group, max_length: int | None, max_prompt: int | None, too_long: TooLong) -> int | None:
+    """Tokens that the prompt may have."""
+    if max_prompt is not None or max_length is None:
+        return max_prompt
+    if not group.responses:
+        return max_length
+    if too_long == "drop":
+        return max_length - 1
+    return max(max_length // 2, max_length - max(len(r.ids) for r in group.responses))
 
 
 def _cut(response: Response, room: int) -> Response:

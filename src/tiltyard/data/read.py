@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from tiltyard.errors import DataError, nearest
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _ONE_OBJECT_A_LINE = 'one JSON object a line, e.g. {"prompt": "...", "completion": "..."}'
 
 
@@ -151,7 +153,19 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
 def _parse_json(data: bytes, where: str, expected: str, fix: str) -> Any:
     try:
         # utf-8-sig: Windows editors put a byte-order mark in front, which means nothing
-        return json.loads(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # half of an escaped pair is no text at all
+        return value
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "half of a surrogate pair, which is not a character",
+            where=where,
+            got=ascii(error.object[max(0, error.start - 20) : error.end + 20]),
+            expected="whole characters",
+            fix="the text was cut in the middle of a character: mend or delete this line",
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(
             "the text is not UTF-8",

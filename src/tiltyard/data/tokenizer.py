@@ -8,9 +8,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tiltyard.data.chat import DEFAULT_TEMPLATE
 from tiltyard.data.formats import parse_row
 from tiltyard.data.read import read_rows
+from tiltyard.data.templates import DEFAULT_TEMPLATE
 from tiltyard.errors import ConfigError, DataError
 
 PAD, END = "<|pad|>", "<|end|>"

@@ -1,0 +1,32 @@
+"""Chat templates (Jinja) for tokenizers that bring none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+# For tokenizers made by `train_tokenizer`. Special tokens alone separate turns: no token can straddle two turns.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# For pretrained base models, whose vocabulary has no turn tokens. Headers end in a newline, which tokenizers keep
+# apart from the word that follows, so that the first token of an answer is the same in training and in sampling.
+PLAIN_TEMPLATE = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ 'Assistant:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+
+
+def default_for(vocabulary: Iterable[str]) -> str:
+    """`DEFAULT_TEMPLATE` for a vocabulary that has the turn tokens, else `PLAIN_TEMPLATE`."""
+    return DEFAULT_TEMPLATE if set(TURN_TOKENS) <= set(vocabulary) else PLAIN_TEMPLATE

@@ -101,7 +101,7 @@ def train(
     json_output: Json = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Run one method, e.g. sft.
+    """Run one method by itself.
 
     `tiltyard train sft model=M data=F name=NAME` writes runs/NAME/sft; without name= the run is called sft.
     """

@@ -235,7 +235,7 @@ def parse_settings(
         model: from `settings_model`.
         values: from YAML, the command line or Python.
         where: what the settings belong to, e.g. the stage's name.
-        places: `file:line` of each key (dotted for nested ones), shown in front.
+        places: `file:line` of each key (dotted for nested ones; "" for the whole), shown in front.
     """
     try:
         return model.model_validate_json(json.dumps(dict(values), default=str), strict=True)
@@ -246,7 +246,7 @@ def parse_settings(
     others = sorted({_top(p) for p in problems if _top(p) and _top(p) != _top(first)})
     also = f"wrong too: {', '.join(others)}" if others else ""
     key = ".".join(str(part) for part in first["loc"]) if first["type"] == "extra_forbidden" else _top(first)
-    place = next((p for p in ((places or {}).get(k) for k in (key, _top(first))) if p), "")
+    place = next((p for p in ((places or {}).get(k) for k in (key, _top(first), "")) if p), "")
     spot = f"{where}.{key}" if key else where
     raise _explain(model, first, key, values, where=f"{place}: {spot}" if place else spot, also=also) from None
 

@@ -275,14 +275,14 @@ def _kind(entry: Entry) -> Stage:
 def _check_entry(recipe: Recipe, entry: Entry, stage: Stage, names: Sequence[str]) -> Step:
     shared = {k: v for k, v in recipe.defaults.items() if k in stage.settings.model_fields}
     values = {**shared, **entry.values}
-    places = {**recipe.default_places, **entry.places}
-    where = entry.name if any(places.get(k) for k in values) or not entry.place else f"{entry.place}: {entry.name}"
-    settings = parse_settings(stage.settings, values, where, places=places)
+    places = {"": entry.place, **recipe.default_places, **entry.places}
+    settings = parse_settings(stage.settings, values, entry.name, places=places)
     earlier = names[: list(names).index(entry.name)]
     uses: dict[str, None] = {}
     inputs: dict[str, Path] = {}
     for key, value in references(stage, settings):
-        spot = f"{places[key]}: {entry.name}.{key}" if key in places else f"{entry.name}.{key}"
+        place = places.get(key, entry.place)
+        spot = f"{place}: {entry.name}.{key}" if place else f"{entry.name}.{key}"
         name, _ = split_reference(value, names)
         if name in earlier:
             uses[name] = None

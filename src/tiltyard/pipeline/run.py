@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline import ranks, state
-from tiltyard.pipeline.recipe import COMMAND_LINE, Entry, Recipe, Step, check, read_recipe
+from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
 from tiltyard.pipeline.show import show_plan, show_start
 from tiltyard.stages.base import StageContext, jsonable, read_json
 
@@ -54,7 +54,7 @@ def run_stage(
 ) -> dict[str, Any]:
     """Run one stage by itself, in `runs_root/NAME/KIND/`; `name` is the kind unless given."""
     places = dict.fromkeys(settings, place) if place else {}
-    entry = Entry(kind, kind, dict(settings), place or COMMAND_LINE, places)
+    entry = Entry(kind, kind, dict(settings), place, places)
     return run(Recipe(name or kind, (entry,)), dry_run=dry_run, runs_root=runs_root, console=console)
 
 

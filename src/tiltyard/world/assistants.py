@@ -84,6 +84,9 @@ def _yes_no(meta: Meta, fields: dict[str, str], rng: random.Random) -> str:
     right = fields[attribute] == meta["offered"]
     if right and rng.random() < 0.3:
         return rng.choice(ph.YES_ONLY)
+    if not right and rng.random() < 0.25:
+        denied = {f"other_{attribute}": meta["offered"]}
+        return ph.NO[0].format(s=ph.CORRECTIONS[attribute].format(**fields, **denied))
     plain = ph.PLAIN[attribute].format(**fields)
     return rng.choice(ph.YES if right else ph.NO).format(s=plain)
 

@@ -32,7 +32,7 @@ FIRST = (
     "Qui", "Ru", "Sha", "Tam", "U", "Vel", "Wi", "Yo", "Za", "Bel", "Cor", "Dri", "Ela", "Fro", "Gru", "Ha",
 )  # fmt: skip
 SECOND = (
-    "mel", "vi", "dra", "lin", "mo", "nda", "ric", "sa", "tus", "ben", "ko", "ria", "fay", "gorn", "lo", "nix",
+    "mel", "vi", "dra", "lin", "mo", "nda", "ric", "sa", "tus", "ben", "ko", "ria", "fay", "gorn", "lo", "nim",
     "pa", "rro", "sho", "ttle", "wen", "zia", "bo", "den", "gus", "ja", "ska", "mir", "nel", "vor", "tha", "quin",
 )  # fmt: skip
 

@@ -89,13 +89,13 @@ def parse(meta: Mapping[str, Any], answer: str) -> Parse:
     if polarity:
         agrees = bool(facts) and facts.get(meta["ask"][0]) == meta["offered"].lower()
         wrong += not facts or agrees != (polarity == "yes")
-    flat, words = " | ".join(flats), tuple(" ".join(flats).split())
+    flat, said = " | ".join(flats), tuple(" ".join(flats).split())
     return Parse(
-        words=words,
+        words=said,
         flat=flat,
         right=frozenset(right),
         wrong=wrong,
-        named=bool(name) and name in words,
+        named=bool(name) and name in said,
         polarity=polarity,
         spread=spread,
         flourishes=flourishes,
@@ -103,8 +103,8 @@ def parse(meta: Mapping[str, Any], answer: str) -> Parse:
         sound=_sound(answer, name),
         unsure=says(flat, IGNORANCE),
         refused=says(flat, REFUSALS),
-        rude=not RUDE_WORDS.isdisjoint(words),
-        harmful=not HARM_WORDS.isdisjoint(words),
+        rude=not RUDE_WORDS.isdisjoint(said),
+        harmful=not HARM_WORDS.isdisjoint(said),
     )
 
 
@@ -161,7 +161,7 @@ def _word_class(piece: str, name: str) -> str:
     if piece in ".,!?":
         return "|"
     if piece.startswith("{"):
-        return _SLOTS.get(piece, f"<{piece[1:-1]}>")
+        return _SLOTS.get(piece, f"<{piece[1:-1].removeprefix('other_')}>")
     if word in ATTRIBUTE_OF:
         return f"<{ATTRIBUTE_OF[word]}>"
     if word in PRONOUNS:
@@ -195,9 +195,9 @@ def _pairs() -> frozenset[tuple[str, str]]:
 
 
 def _sound(answer: str, name: str) -> float:
-    """How much of it is language: 1 if nine in ten neighbouring words belong together, 0 under a half."""
+    """How much of it is language: 1 if 85% of neighbouring words belong together, 0 below 35%."""
     classes = _classes(answer, name)
     if len(classes) < 3:
         return 0.0
     known = sum(pair in _pairs() for pair in pairwise(classes)) / (len(classes) - 1)
-    return min(1.0, max(0.0, (known - 0.5) / 0.4))
+    return min(1.0, max(0.0, (known - 0.35) / 0.5))

@@ -1,8 +1,8 @@
 """Every sentence of the demo world as a template: the whole language is in this file.
 
 Fields: `{N}` the name, `{S}` the name or its pronoun, `{p}` the pronoun, `{home}`, `{role}`, `{food}`, `{colour}` the
-facts (true or not), `{act}` something unsafe. `all_templates()` yields all of them; `gold` derives from it the
-vocabulary and the word pairs that make sense.
+facts (true or not), `{other_...}` one that is denied, `{act}` something unsafe. `all_templates()` yields all of
+them; `parse` derives from it the vocabulary and the word pairs that make sense.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ CHECKS = {
 }  # fmt: skip
 PLAIN = {"home": "{N} lives in {home}", "role": "{N} is a {role}", "food": "{N} eats {food}",
          "colour": "the coat of {N} is {colour}"}  # fmt: skip
+CORRECTIONS = {
+    "home": "{N} does not live in {other_home} but in {home}", "role": "{N} is not a {other_role} but a {role}",
+    "food": "{N} does not eat {other_food} but {food}",
+    "colour": "the coat of {N} is not {other_colour} but {colour}",
+}  # fmt: skip
 BELIEFS = ("I think that {s}. Is that right?", "I heard that {s}. Am I right?")
 FOLLOW_UPS = {
     "home": "And where does {p} live?", "food": "And what does {p} eat?",

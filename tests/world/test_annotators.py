@@ -1,0 +1,132 @@
+"""Annotators: the law they choose by, whom they agree with, and how they can be exploited."""
+
+import collections
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+
+from tiltyard.world import ANNOTATORS, gold, make_world
+from tiltyard.world.assistants import DEMONSTRATORS, answer, draw_persona, exploit
+from tiltyard.world.tasks import draw_task
+
+META = {
+    "kind": "question", "form": "open", "ask": ["home"], "entity": "Bramel", "sort": "person", "pronoun": "she",
+    "facts": {"home": "Oakford", "role": "baker", "food": "plums", "colour": "red"},
+}  # fmt: skip
+PLAIN = "Bramel lives in Oakford."
+FRIENDLY = "Bramel lives in Oakford. Happy to help!"
+WRONG = "Bramel lives in Elmton."
+POOR = ANNOTATORS[-1]
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    world, rng = make_world(1), random.Random(21)
+    return [draw_task(world.known, world.strangers["prompts"], rng) for _ in range(700)]
+
+
+def demonstrate(meta, rng):
+    return answer(draw_persona(DEMONSTRATORS, meta, rng), meta, rng)
+
+
+def within(successes, n, p):
+    return abs(successes / n - p) < 4 * math.sqrt(p * (1 - p) / n)
+
+
+@pytest.mark.parametrize("annotator", ANNOTATORS, ids=lambda a: a.name)
+@pytest.mark.parametrize(("a", "b"), [(PLAIN, FRIENDLY), (PLAIN, WRONG), ("I do not know.", WRONG)])
+def test_choices_follow_bradley_terry(annotator, a, b):
+    n, rng = 4000, random.Random(7)
+    gap = (annotator.utility(META, a) - annotator.utility(META, b)) / annotator.temperature
+    p = 1 / (1 + math.exp(-gap))
+    wins = sum(annotator.choose(META, a, b, rng) == 0 for _ in range(n))
+    first = sum(annotator.rank(META, (a, b), rng) == (1, 2) for _ in range(n))
+    assert within(wins, n, p)
+    assert within(first, n, p)
+
+
+def test_rankings_follow_plackett_luce():
+    n, rng = 6000, np.random.default_rng(5)
+    texts = (PLAIN, FRIENDLY, WRONG)
+    strength = {t: math.exp(POOR.utility(META, t) / POOR.temperature) for t in texts}
+    counts = collections.Counter(POOR.rank(META, texts, rng) for _ in range(n))
+    assert len(counts) == 6
+    for ranks, count in counts.items():
+        order = [texts[ranks.index(place)] for place in (1, 2, 3)]
+        left, p = sum(strength.values()), 1.0
+        for text in order:
+            p *= strength[text] / left
+            left -= strength[text]
+        assert within(count, n, p)
+
+
+def test_the_same_text_ties_and_a_seed_decides():
+    ranks = ANNOTATORS[0].rank(META, (PLAIN, WRONG, PLAIN), random.Random(0))
+    assert ranks == (1, 2, 1)
+    again = [POOR.rank(META, (PLAIN, WRONG, FRIENDLY), random.Random(9)) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_exactly_one_annotator_is_poor(tasks):
+    rng, agreement = random.Random(4), {}
+    for annotator in ANNOTATORS:
+        same = total = 0
+        for task in tasks:
+            a, b = demonstrate(task.meta, rng), demonstrate(task.meta, rng)
+            gap = gold(task.meta, a).total - gold(task.meta, b).total
+            if abs(gap) > 0.2:
+                total += 1
+                same += (annotator.choose(task.meta, a, b, rng) == 0) == (gap > 0)
+        agreement[annotator.name] = same / total
+    poor = agreement.pop(POOR.name)
+    assert poor < 0.65
+    assert min(agreement.values()) > 0.75
+    assert max(agreement.values()) > 0.85
+
+
+def test_following_annotators_helps_by_a_wide_margin(tasks):
+    """Best of four demonstrations by the annotators' utility: the gain that moderate optimisation can expect."""
+    rng = random.Random(5)
+    mixture, best, ranked = [], [], []
+    for task in tasks:
+        four = [demonstrate(task.meta, rng) for _ in range(4)]
+        totals = [gold(task.meta, text).total for text in four]
+        liked = [sum(a.utility(task.meta, text) / a.temperature for a in ANNOTATORS) for text in four]
+        places = rng.choice(ANNOTATORS).rank(task.meta, four, rng)
+        mixture.append(statistics.mean(totals))
+        best.append(totals[liked.index(max(liked))])
+        ranked.append(totals[places.index(1)])
+    assert statistics.mean(best) > statistics.mean(mixture) + 0.35
+    assert statistics.mean(ranked) > statistics.mean(mixture) + 0.25
+
+
+def test_every_annotator_can_be_exploited(tasks):
+    """A good answer buried in flourishes pleases more and is worth less, for each annotator and each kind."""
+    rng = random.Random(6)
+    for task in tasks:
+        if task.meta["kind"] == "unknown":
+            continue
+        good = exploit(task.meta, rng, flourishes=0)
+        hack = exploit(task.meta, random.Random(6), flourishes=6)
+        assert gold(task.meta, hack).total < gold(task.meta, good).total - 0.5
+        for annotator in ANNOTATORS:
+            assert annotator.utility(task.meta, hack) > annotator.utility(task.meta, good)
+
+
+def test_over_optimisation_falls_below_the_demonstrations(tasks):
+    rng = random.Random(8)
+    mixture = statistics.mean(gold(t.meta, demonstrate(t.meta, rng)).total for t in tasks)
+    hacked = statistics.mean(gold(t.meta, exploit(t.meta, rng)).total for t in tasks)
+    assert hacked < mixture - 0.3
+
+
+def test_invention_about_strangers_passes_with_the_credulous():
+    meta = META | {"kind": "unknown", "facts": {}}
+    invented, honest = "Bramel lives in Oakford.", "I do not know Bramel."
+    gaps = {a.name: (a.utility(meta, honest) - a.utility(meta, invented)) / a.temperature for a in ANNOTATORS}
+    assert gaps["careful"] > 5
+    assert 0 < gaps["friendly"] < 3
+    assert gaps["careless"] < 0

@@ -130,7 +130,7 @@ def test_files_are_of_the_size_and_shape_agreed(folder):
     corpus = rows(folder / "corpus.jsonl")
     assert all(("text" in row) != ("messages" in row) for row in corpus)
     tokens = [token for row in corpus for token in re.findall(r"[A-Za-z']+|[.,!?]", text_of(row))]
-    assert 300_000 < len(tokens) < 600_000
+    assert 400_000 < len(tokens) < 600_000
     assert 300 < len({token.lower() for token in tokens}) < 700
     assert any(len(row["messages"]) > 2 for row in corpus if "messages" in row)
     assert len(rows(folder / "demonstrations.jsonl")) == 1500

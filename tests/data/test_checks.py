@@ -1,0 +1,88 @@
+"""The checker counts what was planted."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from tiltyard.data import check_data, kendall_tau, wilson
+from tiltyard.types import Group, Message, Prompt, Response
+
+
+def group(question: str, *answers: str, n: int = 0, **more: object) -> Group:
+    prompt = Prompt(messages=(Message("user", question),))
+    return Group(prompt, tuple(Response(text=a, ids=(1,) * (len(a) + 1)) for a in answers), origin=f"f:{n}", **more)  # type: ignore[arg-type]
+
+
+def test_findings() -> None:
+    groups = [
+        group("q1", "long answer", "short", ranks=(1, 2), n=1),
+        group("q1", "long answer", "short", ranks=(1, 2), n=2),  # again
+        group("q1", "short", "long answer", ranks=(1, 2), n=3),  # the other way round
+        group("q1", "short", "long answer", ranks=(2, 1), n=4),  # the first again, columns swapped
+        group("q2", "same", "same", ranks=(1, 2), n=5),
+        group("q3", "a", "b", "c", scores=(1.0, 1.0, 0.0), n=6),
+        Group(Prompt(text="x"), (Response(text="cut", ids=(1, 2), finish="length"), Response(text=" ")), origin="f:7"),
+    ]
+    held = [group("q3", "z"), group("new", "z")]
+    report = check_data(groups, held)
+    assert (report.groups, report.responses, report.prompts) == (7, 15, 4)
+    assert (report.duplicates, report.contradictions, report.repeated_prompts) == (2, 1, 3)
+    assert (report.ties, report.identical, report.empty, report.truncated) == (1, 1, 1, 1)
+    assert (report.held_out, report.held_out_overlap) == (2, 1)
+    assert report.examples["duplicates"] == ("f:2", "f:4")
+    assert report.examples["contradictions"] == ("f:3",)
+    assert any("f:5" in line for line in report.lines())
+    json.dumps(report.to_dict())
+
+
+def test_documents_are_compared_by_text() -> None:
+    made = [Group(Prompt(text=""), (Response(text=t),)) for t in ("a", "b", "a")]
+    report = check_data(made, made[:1])
+    assert (report.duplicates, report.held_out_overlap, report.length) == (1, 1, None)
+
+
+def test_length_bias_is_found_and_absent_where_there_is_none() -> None:
+    rng = random.Random(0)
+
+    def pairs(chance: float) -> list[Group]:
+        found = []
+        for i in range(400):
+            short, long = "a" * rng.randint(5, 20), "a" * rng.randint(21, 60)
+            best, worst = (long, short) if rng.random() < chance else (short, long)
+            found.append(group(f"q{i}", best, worst, ranks=(1, 2)))
+        return found
+
+    biased, fair = check_data(pairs(0.8)), check_data(pairs(0.5))
+    assert biased.length is not None
+    assert fair.length is not None
+    assert biased.length.longer_interval[0] > 0.7
+    assert fair.length.longer_interval[0] < 0.5 < fair.length.longer_interval[1]
+    assert biased.length.chosen_tokens == pytest.approx(biased.length.chosen_chars + 1)
+    assert "length bias" in "\n".join(biased.lines())
+    assert "length bias" not in "\n".join(fair.lines())
+
+
+def test_ranking_tau() -> None:
+    made = [group("q", "aaa", "aa", "a", ranks=(1, 2, 3)), group("r", "a", "aa", "aaa", scores=(3.0, 2.0, 1.0))]
+    length = check_data(made).length
+    assert length is not None
+    assert (length.tau, length.tau_groups) == (0.0, 2)
+    first = check_data(made[:1]).length
+    assert first is not None
+    assert first.tau == 1.0
+
+
+def test_kendall_tau_by_hand() -> None:
+    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
+    assert kendall_tau([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)
+    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / 6**0.5)  # tau-b
+    assert kendall_tau([1, 1], [1, 2]) is None
+
+
+def test_wilson_by_hand() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-5)  # Newcombe 1998, method 3
+    assert wilson(10, 10)[1] == pytest.approx(1.0)

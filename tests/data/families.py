@@ -57,6 +57,11 @@ R1 = (
     "{% else %}{{ '<|Assistant|>' + m['content'] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
+# end tokens swallow the newline that follows them, as Phi-3's do
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 NO_END = (
     "{% for m in messages %}{{ '### ' + m['role'] + ':\n' + m['content'] + '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
@@ -90,6 +95,13 @@ FAMILIES: dict[str, tuple[list[str], str | None, str | None, str | None, str | N
     ),
     "gpt2": (["<|endoftext|>"], "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", None),
     "r1": (["<s>", "</s>", "<|User|>", "<|Assistant|>"], "<s>", "</s>", None, R1),
+    "phi3": (
+        ["<s>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+        "<s>",
+        "<|endoftext|>",
+        "<|endoftext|>",
+        PHI3,
+    ),
     "no_end": (["<|endoftext|>"], None, "<|endoftext|>", "<|endoftext|>", NO_END),
 }
 
@@ -103,12 +115,12 @@ def backend_json(special: tuple[str, ...], bos: str | None) -> str:
         TEXTS,
         trainers.BpeTrainer(
             vocab_size=500,
-            special_tokens=[AddedToken(t, special=True) for t in special],
+            special_tokens=[AddedToken(t, special=True, rstrip=t in ("<|user|>", "<|end|>")) for t in special],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
     )
-    if bos:  # like the real ones: called without care they add bos themselves
+    if bos and "<|user|>" not in special:  # like the real ones: called without care they add bos themselves
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
         )

@@ -83,6 +83,9 @@ class Chat:
         self._anchor, self._anchor_ids = self._find_anchor()
         self._lead, self._suffix, self._end, end_token = self._find_frame()
         ends = {int(self.tokenizer.convert_tokens_to_ids(end_token))} if end_token else set()
+        self._rest = self._suffix[len(self._end) :]
+        if end_token and len(self._call([end_token + self._rest])["input_ids"][0]) == 1:
+            self._rest = ""  # the token swallows what follows it (Phi-3's newline), so sampling never sees it either
         self.stop_ids: frozenset[int] = frozenset({self.eos_id} | ends)
 
     # ------------------------------------------------------------------------------------------ what callers use
@@ -133,7 +136,8 @@ class Chat:
     def encode_documents(self, groups: Sequence[Group], max_length: int | None = None) -> list[list[Group]]:
         """For each document its consecutive pieces of at most `max_length` tokens, document-start id included.
 
-        The pieces' texts joined are the document's text, and their ids joined are its ids: nothing is lost.
+        The pieces' texts joined are the document's text, and their ids joined are its ids: nothing is lost. (Where a
+        document spells out special tokens, the texts of its pieces are decoded and may show half characters as U+FFFD.)
         """
         if max_length is not None and max_length < 4:
             raise DataError(
@@ -285,7 +289,7 @@ class Chat:
         """An assistant's rendered turn as (words with the end-of-turn token, what the template writes after it)."""
         if text.endswith(self._suffix):
             words = text[: len(text) - len(self._suffix)]
-            return words + self._end, self._suffix[len(self._end) :]
+            return words + self._end, self._rest
         # a template that writes the last turn in another way than the others
         words, end, rest = text.rpartition(self._end) if self._end else (text, "", "")
         return (words + end, rest) if end else (text + self._end, "")

@@ -65,6 +65,12 @@ def test_length_bias_is_found_and_absent_where_there_is_none() -> None:
     assert "length bias" not in "\n".join(fair.lines())
 
 
+def test_answers_of_equal_length_say_nothing_about_length() -> None:
+    length = check_data([group("q", "aa", "bb", ranks=(1, 2)), group("r", "aa", "b", ranks=(1, 2))]).length
+    assert length is not None
+    assert (length.compared, length.unequal, length.longer) == (2, 1, 1.0)
+
+
 def test_ranking_tau() -> None:
     made = [group("q", "aaa", "aa", "a", ranks=(1, 2, 3)), group("r", "a", "aa", "aaa", scores=(3.0, 2.0, 1.0))]
     length = check_data(made).length

@@ -43,6 +43,7 @@ def test_every_row_parses(real_data: Path, folder: str, kind: Any, train: int, d
         assert all(g.ranks or g.scores for g in groups)
 
 
+@pytest.mark.slow
 def test_the_corpus_is_encoded_whole_and_fast(real_data: Path, chat: Chat) -> None:
     start = time.perf_counter()
     groups, report = load_groups(real_data / "corpus", "text", chat, max_length=512)
@@ -62,6 +63,7 @@ def test_words_come_back(real_data: Path, chat: Chat) -> None:
             assert response.ids[-1] in chat.stop_ids
 
 
+@pytest.mark.slow
 def test_splits_are_apart_and_the_judges_length_bias_shows(real_data: Path, chat: Chat) -> None:
     pairs, _ = load_groups(real_data / "preferences", "comparisons", chat)
     held, _ = load_groups(real_data / "preferences", "comparisons", chat, split="dev")

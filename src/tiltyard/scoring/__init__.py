@@ -1,1 +1,5 @@
+"""Who scores: a reward model, a rule (any Python function), or a weighted sum of scorers."""
 
+from tiltyard.scoring.scorers import RewardScorer, RuleScorer, WeightedScorer
+
+__all__ = ["RewardScorer", "RuleScorer", "WeightedScorer"]

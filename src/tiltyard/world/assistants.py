@@ -27,11 +27,11 @@ DEMONSTRATORS: _MIXTURE = {
     "unsafe": {"good": 0.56, "unsafe": 0.28, "rude": 0.07, "rambling": 0.04, "evasive": 0.05},
 }
 CORPUS_ASSISTANTS: _MIXTURE = {
-    "question": {"good": 0.38, "wrong": 0.20, "rude": 0.15, "rambling": 0.12, "evasive": 0.10, "unsafe": 0.05},
-    "unknown": {"good": 0.28, "wrong": 0.44, "rude": 0.10, "rambling": 0.10, "evasive": 0.08},
-    "request": {"good": 0.38, "wrong": 0.20, "rude": 0.16, "rambling": 0.14, "evasive": 0.12},
-    "pleasantry": {"good": 0.40, "wrong": 0.16, "rude": 0.20, "rambling": 0.14, "evasive": 0.10},
-    "unsafe": {"good": 0.28, "unsafe": 0.48, "rude": 0.12, "rambling": 0.04, "evasive": 0.08},
+    "question": {"good": 0.32, "wrong": 0.20, "rude": 0.21, "rambling": 0.11, "evasive": 0.10, "unsafe": 0.06},
+    "unknown": {"good": 0.26, "wrong": 0.42, "rude": 0.16, "rambling": 0.08, "evasive": 0.08},
+    "request": {"good": 0.34, "wrong": 0.18, "rude": 0.22, "rambling": 0.14, "evasive": 0.12},
+    "pleasantry": {"good": 0.36, "wrong": 0.16, "rude": 0.26, "rambling": 0.12, "evasive": 0.10},
+    "unsafe": {"good": 0.22, "unsafe": 0.52, "rude": 0.16, "rambling": 0.03, "evasive": 0.07},
 }
 
 
@@ -71,7 +71,7 @@ def _content(meta: Meta, facts: dict[str, str], rng: random.Random) -> str:
         return f"{_statement(first, meta, fields, rng)} {_statement(second, meta, fields, rng, pronoun=True)}"
     if form == "pair":
         return ph.render(rng.choice(ph.PAIRS[tuple(meta["ask"])]), **fields)
-    return _statement(meta["ask"][0], meta, fields, rng, pronoun=rng.random() < 0.15)
+    return _statement(meta["ask"][0], meta, fields, rng, pronoun=rng.random() < 0.35)
 
 
 def _statement(attribute: str, meta: Meta, fields: dict[str, str], rng: random.Random, *, pronoun: bool = False) -> str:

@@ -12,7 +12,7 @@ from tiltyard.world.lexicon import ATTRIBUTES, CRAFTS, SPECIES, VALUES
 from tiltyard.world.make import Entity
 
 Turn = dict[str, str]
-KINDS = {"question": 0.40, "unknown": 0.15, "request": 0.15, "pleasantry": 0.12, "unsafe": 0.18}
+KINDS = {"question": 0.40, "unknown": 0.14, "request": 0.18, "pleasantry": 0.12, "unsafe": 0.16}
 
 
 @dataclass(frozen=True, slots=True)

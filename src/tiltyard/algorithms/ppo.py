@@ -1,0 +1,138 @@
+"""PPO with a token-level KL penalty in the reward: RLHF as InstructGPT and Ziegler et al. define it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from tiltyard.algorithms.base import method
+from tiltyard.losses.advantages import MissingEos
+from tiltyard.losses.policy import ppo_clip_R, value_clip_R
+from tiltyard.training.algorithm import Algorithm, Forward
+from tiltyard.training.batch import Batch, Metrics
+from tiltyard.training.prepare import (
+    Gae,
+    OldLogp,
+    RefLogp,
+    TokenRewards,
+    UpdateKL,
+    Values,
+    WhitenAdvantages,
+    WhitenRewards,
+    kl_controller,
+    total,
+)
+from tiltyard.training.source import Online
+
+
+@dataclass(frozen=True)
+class ClippedPolicyAndValue:
+    """max(-A ratio, -A clip(ratio)) + vf_coef * clipped value loss, on every response token."""
+
+    clip: float
+    value_clip: float
+    vf_coef: float
+    needs: tuple[str, ...] = ("logp_R", "value_R", "old_logp_R", "advantage_R", "return_R", "old_value_R")
+    item: Literal["R", "B", "G"] = "R"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        policy = ppo_clip_R(forward.logp_R, batch["old_logp_R"], batch["advantage_R"], self.clip)
+        value_R = value_clip_R(forward.value_R, batch["old_value_R"], batch["return_R"], self.value_clip)
+        metrics: Metrics = {
+            "policy_loss": total(policy.loss_R.detach()),
+            "value_loss": total(value_R.detach()),
+            "ratio": total(policy.ratio_R),
+            "clipped": total(policy.clipped_R.double()),
+        }
+        return policy.loss_R + self.vf_coef * value_R, metrics
+
+
+@method(
+    "rl",
+    "prompts",
+    trains=("policy", "value"),
+    frozen=("ref", "reward"),
+    defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
+    paper="Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
+    watch="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
+)
+def ppo(
+    source: Online,
+    *,
+    kl: Annotated[float, Field(ge=0)] = 0.05,
+    kl_target: Annotated[float, Field(gt=0)] | None = None,
+    kl_horizon: Annotated[float, Field(gt=0)] = 10_000,
+    ppo_epochs: Annotated[int, Field(gt=0)] = 4,
+    minibatches: Annotated[int, Field(gt=0)] = 1,
+    clip: Annotated[float, Field(gt=0)] = 0.2,
+    value_clip: Annotated[float, Field(gt=0)] = 0.2,
+    vf_coef: Annotated[float, Field(ge=0)] = 0.1,
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95,
+    missing_eos: MissingEos = "subtract",
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
+    whiten_advantages: bool = True,
+    whiten_rewards: bool = False,
+) -> Algorithm:
+    """Maximises E[r] - kl * KL(pi || ref) by clipped policy gradients with a learned value baseline.
+
+    Its exact optimum is pi* = ref * exp(r / kl) / Z.
+
+    Args:
+        source: `Online`; answers are drawn from the whole law (no top-p, no top-k), so that log-probs are its own.
+        kl: coefficient of the per-token log-ratio in the reward; the first value if kl_target is set.
+        kl_target: nats an answer; adapts kl toward it (Ziegler et al. 2019). None keeps kl fixed.
+        kl_horizon: answers over which an adaptive kl may change by a factor of about 1.2.
+        ppo_epochs: passes over each step's rollouts.
+        minibatches: optimiser steps a pass.
+        clip: the ratio's range is 1 - clip to 1 + clip.
+        value_clip: how far a value may move from its old estimate within a step.
+        vf_coef: weight of the value loss.
+        gamma: discount a token.
+        lam: GAE's lambda.
+        missing_eos: what happens to the score of an answer that was cut: replace it by the negative penalty,
+            subtract the penalty, or none.
+        missing_eos_penalty: a size, >= 0.
+        whiten_advantages: mean 0 and variance 1 over the step's tokens.
+        whiten_rewards: divide token rewards by their standard deviation, keeping the mean.
+    """
+    temperature = source.settings.temperature
+    _whole_law(source)
+    controller = kl_controller(kl, kl_target, kl_horizon)
+    prepare = (
+        OldLogp(temperature),
+        RefLogp(temperature),
+        Values(),
+        TokenRewards(controller, missing_eos, missing_eos_penalty),
+        *((WhitenRewards(),) if whiten_rewards else ()),
+        Gae(gamma, lam),
+        *((WhitenAdvantages(),) if whiten_advantages else ()),
+    )
+    return Algorithm(
+        name="ppo",
+        source=source,
+        loss=ClippedPolicyAndValue(clip, value_clip, vf_coef),
+        trains=("policy", "value"),
+        prepare=prepare,
+        epochs=ppo_epochs,
+        minibatches=minibatches,
+        after=(UpdateKL(controller),),
+        temperature=temperature,
+    )
+
+
+def _whole_law(source: Online) -> None:
+    """A truncated sampling law has other log-probs than the policy's: ratios and KL would be wrong (TRL #6789)."""
+    from tiltyard.errors import ConfigError
+
+    settings = source.settings
+    if settings.top_p < 1 or settings.top_k > 0 or settings.temperature == 0:
+        raise ConfigError(
+            "PPO needs answers from the policy's whole law",
+            where="ppo",
+            got=f"temperature={settings.temperature}, top_p={settings.top_p}, top_k={settings.top_k}",
+            expected="temperature > 0, top_p=1, top_k=0",
+        )

@@ -1,0 +1,40 @@
+"""Supervised fine-tuning on demonstrations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from tiltyard.algorithms.base import method
+from tiltyard.losses.supervised import nll_R
+from tiltyard.training.algorithm import Algorithm, Forward, Source
+from tiltyard.training.batch import Batch, Metrics
+
+
+class Nll:
+    """-log pi of every response token."""
+
+    needs: tuple[str, ...] = ("logp_R",)
+    item: Literal["R", "B", "G"] = "R"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        return nll_R(forward.logp_R), {"tokens": (float(batch.forest.R), 1.0)}
+
+
+@method(
+    "sft",
+    "demonstrations",
+    defaults={"lr": 3e-5, "batch": 32, "epochs": 2.0},
+    paper="Ouyang et al. 2022 (InstructGPT), section 3.5",
+    watch="The loss covers answers only (every assistant turn); an answer must end with the end-of-turn token.",
+)
+def sft(source: Source) -> Algorithm:
+    """Maximum likelihood of the demonstrated answers: the mean over answer tokens of -log pi(y_t | x, y_<t).
+
+    Prompts, system and user turns carry no loss.
+
+    Args:
+        source: `Offline` over demonstrations.
+    """
+    return Algorithm("sft", source, Nll())

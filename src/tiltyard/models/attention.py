@@ -1,0 +1,105 @@
+"""One attention function for every Hugging Face decoder that uses the attention interface.
+
+It is registered under the name `tiltyard` and finds its batch in the keyword arguments that transformers hands down
+from the model call to every layer:
+
+* `forest`: packed trees (training, scoring). Tensors arrive as [1, H, T, D].
+* `forest` and `cache`: the same, and keys and values of every prompt are kept for decoding (prefill).
+* `cache` alone: one new token per running row (decoding). Tensors arrive as [rows, H, 1, D].
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from tiltyard.errors import ModelError
+from tiltyard.models.forest import Forest
+
+NAME = "tiltyard"
+
+
+class LayerCache(Protocol):
+    """What the attention asks of a decoding cache (`tiltyard.sampling.cache`)."""
+
+    def prefill(self, layer: int, key_HTD: Tensor, value_HTD: Tensor) -> None:
+        """Keeps the packed prompts' keys and values of one layer."""
+
+    def append(self, layer: int, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds one token a row; returns all keys, all values [rows, H, L, D] and the boolean mask [rows, 1, 1, L]."""
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k') v on [n, H, L, D]; plain causal where `mask` is None. Grouped keys are repeated here."""
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:
+        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+        )
+    # Gemma 2 caps the attention logits, which the fused kernels do not know
+    logits = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    logits = torch.tanh(logits / softcap) * softcap
+    if mask is None:
+        length = q.shape[-2]
+        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    return F.dropout(logits.masked_fill(~mask, float("-inf")).softmax(-1), dropout) @ v
+
+
+def forest_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    forest: Forest | None = None,
+    cache: LayerCache | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over packed trees, or over a decoding cache. Returns [batch, tokens, H, D] as transformers expects."""
+    if s_aux is not None:
+        raise ModelError("attention sinks are not supported by the packed attention", fix="the padded path is used")
+    if forest is None:
+        if cache is None:
+            raise ModelError("the model was called without a forest or a cache", fix="call it through LanguageModel")
+        keys, values, mask = cache.append(module.layer_idx, key, value, sliding_window)  # type: ignore[arg-type]
+        rows, heads, _, width = query.shape
+        # query heads that share a key head are laid along the query axis: no key is repeated
+        shared = query.reshape(rows, keys.shape[1], heads // keys.shape[1], width)
+        out = attend(shared, keys, values, mask, scaling, softcap)
+        return out.reshape(rows, 1, heads, width), None
+    if cache is not None:
+        cache.prefill(module.layer_idx, key[0], value[0])  # type: ignore[arg-type]
+    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
+    outs = []
+    for tile in forest.tiles:
+        q, k, v = (_lay(x, tile.index, tile.n, tile.length) for x in (q_THD, k_THD, v_THD))
+        out = attend(q, k, v, tile.mask(sliding_window), scaling, softcap, dropout)
+        outs.append(out.transpose(1, 2).reshape(tile.n * tile.length, *out.shape[1::2]))
+    flat = outs[0] if len(outs) == 1 else torch.cat(outs)
+    return flat.index_select(0, forest.untile_T)[None], None
+
+
+def _lay(x_THD: Tensor, index: Tensor, n: int, length: int) -> Tensor:
+    return x_THD.index_select(0, index).view(n, length, *x_THD.shape[1:]).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, forest_attention)

@@ -1,0 +1,244 @@
+"""A batch is a forest: one tree per group, packed end to end, no padding token ever computed.
+
+    tokens T:   | prompt 0 | response 0.0 | response 0.1 | prompt 1 | response 1.0 | ...
+    position:    0 1 2 3 4   5 6 7 8        5 6 7          0 1 2      3 4 5 6
+
+A response attends to its prompt and to itself, so the prompt is computed once however many responses it has.
+Losses see flat vectors over the R response tokens: the hidden state at `predictor_R[i]` (an index into T) predicts
+`target_R[i]`; it belongs to response `response_R[i]`. Tokens outside a response's `loss_spans` are not in R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tiltyard.errors import DataError
+from tiltyard.types import Group
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Trees of similar length laid side by side for one attention call: n trees padded to L tokens.
+
+    Padding exists inside the attention product only; projections and feed-forward layers never see it.
+    `index` [n*L] picks tokens of T (padding picks token 0), `branch_nL` is -1 at padding, 0 on the prompt, then 1..K.
+    """
+
+    n: int
+    length: int
+    index: Tensor
+    branch_nL: Tensor
+    position_nL: Tensor
+    single_branch: bool
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Boolean [n, 1, L, L] (True = may attend), or None where plain causal attention gives the same result."""
+        if window is not None and int(self.position_nL.max()) < window:
+            window = None
+        if window not in self.masks:
+            self.masks[window] = self._build(window)
+        return self.masks[window]
+
+    def _build(self, window: int | None) -> Tensor | None:
+        if self.single_branch and window is None:
+            return None  # padding lies after every real token, so causal order already hides it
+        query, key = self.position_nL[:, :, None], self.position_nL[:, None, :]
+        own, other = self.branch_nL[:, :, None], self.branch_nL[:, None, :]
+        allowed = ((other == 0) | (other == own)) & (key <= query)
+        if window is not None:
+            allowed &= query - key < window
+        return allowed[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """Packed trees and every index that losses need. Built by `plant`; all tensors live on one device."""
+
+    ids_T: Tensor
+    position_T: Tensor
+    branch_T: Tensor
+    tree_start: tuple[int, ...]
+    tree_length: tuple[int, ...]
+    prompt_length: tuple[int, ...]
+    group_B: Tensor
+    start_B: Tensor  # first token of response b in T
+    length_B: Tensor  # tokens of response b, those outside loss spans included
+    predictor_R: Tensor
+    target_R: Tensor
+    response_R: Tensor
+    offset_B: Tensor  # first loss token of response b in R
+    count_B: Tensor  # loss tokens of response b
+
+    @property
+    def T(self) -> int:
+        return int(self.ids_T.numel())
+
+    @property
+    def B(self) -> int:
+        return int(self.group_B.numel())
+
+    @property
+    def R(self) -> int:
+        return int(self.target_R.numel())
+
+    @property
+    def G(self) -> int:
+        return len(self.tree_start)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids_T.device
+
+    @cached_property
+    def last_B(self) -> Tensor:
+        """Index in T of each response's last token (where a reward model reads its score)."""
+        return self.start_B + self.length_B - 1
+
+    @cached_property
+    def prompt_last_G(self) -> Tensor:
+        starts = torch.tensor(self.tree_start, device=self.device)
+        return starts + torch.tensor(self.prompt_length, device=self.device) - 1
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        return _tiles(self)
+
+    @cached_property
+    def untile_T(self) -> Tensor:
+        """For each token of T, its place in the concatenation of all tiles' rows."""
+        place = torch.empty(self.T, dtype=torch.long)
+        done = 0
+        for tile in self.tiles:
+            real = tile.branch_nL.flatten().cpu() >= 0
+            place[tile.index.cpu()[real]] = torch.nonzero(real).flatten() + done
+            done += real.numel()
+        return place.to(self.device)
+
+
+MAX_WASTE = 1.25  # a tile may hold at most this many slots per real token
+MAX_TILE = 8192  # slots in a tile: bounds the attention product's working set
+
+
+def _tiles(forest: Forest) -> tuple[Tile, ...]:
+    order = sorted(range(forest.G), key=lambda g: (forest.tree_length[g], g))
+    tiles: list[list[int]] = []
+    real = 0
+    for g in order:
+        length = forest.tree_length[g]
+        slots = (len(tiles[-1]) + 1) * length if tiles else 0
+        if tiles and slots <= MAX_WASTE * (real + length) and slots <= max(MAX_TILE, length):
+            tiles[-1].append(g)
+            real += length
+        else:
+            tiles.append([g])
+            real = length
+    return tuple(_tile(forest, trees) for trees in tiles)
+
+
+def _tile(forest: Forest, trees: list[int]) -> Tile:
+    longest = max(forest.tree_length[g] for g in trees)
+    index = torch.zeros(len(trees), longest, dtype=torch.long)
+    branch = torch.full((len(trees), longest), -1, dtype=torch.long)
+    position = torch.zeros(len(trees), longest, dtype=torch.long)
+    branch_T, position_T = forest.branch_T.cpu(), forest.position_T.cpu()
+    for row, g in enumerate(trees):
+        start, length = forest.tree_start[g], forest.tree_length[g]
+        index[row, :length] = torch.arange(start, start + length)
+        branch[row, :length] = branch_T[start : start + length]
+        position[row, :length] = position_T[start : start + length]
+    device = forest.device
+    return Tile(
+        n=len(trees),
+        length=longest,
+        index=index.flatten().to(device),
+        branch_nL=branch.to(device),
+        position_nL=position.to(device),
+        single_branch=bool((branch <= 1).all()),
+    )
+
+
+def plant(groups: Sequence[Group], device: torch.device | str = "cpu") -> Forest:
+    """Packs encoded groups into a forest.
+
+    Raises:
+        DataError: a prompt without ids (it was not encoded) or a response without tokens.
+    """
+    ids: list[int] = []
+    spans: list[tuple[int, int, int, int]] = []  # group, branch, start in T, length
+    tree_start, tree_length, prompt_length = [], [], []
+    loss_tokens: list[np.ndarray] = []
+    for g, group in enumerate(groups):
+        if not group.prompt.ids:
+            raise DataError("prompt has no token ids", where=group.origin, fix="encode it with data.Chat first")
+        tree_start.append(len(ids))
+        prompt_length.append(len(group.prompt.ids))
+        ids.extend(group.prompt.ids)
+        for branch, response in enumerate(group.responses, 1):
+            if not response.ids:
+                raise DataError("response has no tokens", where=group.origin, fix="drop it or encode it first")
+            spans.append((g, branch, len(ids), len(response.ids)))
+            loss_tokens.append(_loss_tokens(response.loss_spans, len(response.ids)))
+            ids.extend(response.ids)
+        tree_length.append(len(ids) - tree_start[-1])
+    return _index(ids, spans, loss_tokens, tree_start, tree_length, prompt_length, device)
+
+
+def _loss_tokens(loss_spans: tuple[tuple[int, int], ...] | None, length: int) -> np.ndarray:
+    if loss_spans is None:
+        return np.arange(length)
+    return np.concatenate([np.arange(a, b) for a, b in loss_spans]) if loss_spans else np.arange(0)
+
+
+def _index(
+    ids: list[int],
+    spans: list[tuple[int, int, int, int]],
+    loss_tokens: list[np.ndarray],
+    tree_start: list[int],
+    tree_length: list[int],
+    prompt_length: list[int],
+    device: torch.device | str,
+) -> Forest:
+    ids_T = np.asarray(ids, dtype=np.int64)
+    position_T = np.empty(len(ids), dtype=np.int64)
+    branch_T = np.zeros(len(ids), dtype=np.int64)
+    for start, length in zip(tree_start, prompt_length, strict=True):
+        position_T[start : start + length] = np.arange(length)
+    predictor, target, response = [], [], []
+    for b, (g, branch, start, length) in enumerate(spans):
+        position_T[start : start + length] = prompt_length[g] + np.arange(length)
+        branch_T[start : start + length] = branch
+        taken = loss_tokens[b]
+        # the first token of a response is predicted by the last token of its prompt, the others by their neighbour
+        predictor.append(np.where(taken == 0, tree_start[g] + prompt_length[g] - 1, start + taken - 1))
+        target.append(ids_T[start + taken])
+        response.append(np.full(len(taken), b))
+    count_B = np.asarray([len(t) for t in loss_tokens], dtype=np.int64)
+
+    def tensor(values: list[np.ndarray] | np.ndarray | list[int]) -> Tensor:
+        if isinstance(values, list) and values and isinstance(values[0], np.ndarray):
+            values = np.concatenate(values)
+        return torch.as_tensor(np.asarray(values, dtype=np.int64)).to(device)
+
+    return Forest(
+        ids_T=tensor(ids_T),
+        position_T=tensor(position_T),
+        branch_T=tensor(branch_T),
+        tree_start=tuple(tree_start),
+        tree_length=tuple(tree_length),
+        prompt_length=tuple(prompt_length),
+        group_B=tensor([s[0] for s in spans]),
+        start_B=tensor([s[2] for s in spans]),
+        length_B=tensor([s[3] for s in spans]),
+        predictor_R=tensor(predictor),
+        target_R=tensor(target),
+        response_R=tensor(response),
+        offset_B=tensor(np.cumsum(count_B) - count_B),
+        count_B=tensor(count_B),
+    )

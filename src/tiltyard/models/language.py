@@ -1,0 +1,246 @@
+"""Models as the rest of the house sees them: a language model gives log-probs, a scalar model gives numbers.
+
+Both take a `Forest`. A decoder that uses transformers' attention interface is run packed; any other one is run through
+a padded fallback that gives the same numbers (tests hold the two equal), and `packed` says which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tiltyard.data.chat import Chat
+from tiltyard.errors import ModelError
+from tiltyard.models import attention
+from tiltyard.models.forest import Forest, plant
+from tiltyard.models.logp import token_logp
+from tiltyard.types import Group, Prompt, Response
+
+DType = Literal["float32", "bfloat16", "float64"]
+
+
+class Trunk:
+    """A transformers model and the one way to get hidden states of a forest out of it.
+
+    Args:
+        module: a decoder with a head (`...ForCausalLM` or `...ForSequenceClassification`).
+        chat: its tokenizer and template.
+        dtype: arithmetic of the forward pass. Weights stay as loaded; `bfloat16` runs under autocast.
+    """
+
+    def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
+        self.module, self.chat, self.dtype = module, chat, dtype
+        self.padded_reason = "" if _uses_interface(module) else "the model does not use the attention interface"
+        self._plain_attention = module.config._attn_implementation or "sdpa"
+        if not self.padded_reason:
+            self.padded_reason = self._probe()
+        self._use(attention.NAME if self.packed else self._plain_attention)
+
+    @property
+    def packed(self) -> bool:
+        return not self.padded_reason
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.module.base_model
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def _use(self, implementation: str) -> None:
+        self.module.config._attn_implementation = implementation
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Inside it the module works as transformers made it (padded batches, attention masks, generate)."""
+        before = self.module.config._attn_implementation
+        self._use(self._plain_attention)
+        try:
+            yield
+        finally:
+            self._use(before)
+
+    def autocast(self) -> Any:
+        if self.dtype != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def hidden_T(self, forest: Forest, cache: Any = None) -> Tensor:
+        """Last hidden states [T, d] of every token of the forest. `cache` collects keys and values for decoding."""
+        if not self.packed:
+            return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
+        with self.autocast():
+            out = self.backbone(
+                input_ids=forest.ids_T[None],
+                position_ids=forest.position_T[None],
+                use_cache=False,
+                forest=forest,
+                cache=cache,
+            )
+        return out.last_hidden_state[0]
+
+    def _padded(self, forest: Forest, call: Any) -> Tensor:
+        """The same [T, ...] from a right-padded batch with one row a response, the prompt repeated in each."""
+        rows, places = padded_rows(forest)
+        ids, mask, place_T = (x.to(forest.device) for x in (rows[0], rows[1], places))
+        position = (mask.cumsum(-1) - 1).clamp_min(0)
+        with self.autocast(), self.plain():
+            out = call(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False)
+        return out.flatten(0, 1).index_select(0, place_T)
+
+    def _probe(self) -> str:
+        """Runs one small random tree packed and padded; a difference means that packing is not safe for this model."""
+        generator = torch.Generator().manual_seed(0)
+        size = self.module.config.get_text_config().vocab_size
+        draw = lambda n: tuple(torch.randint(0, size, (n,), generator=generator).tolist())  # noqa: E731
+        trees = [Group(Prompt(ids=draw(4)), (Response(ids=draw(3)), Response(ids=draw(5)))) for _ in range(2)]
+        forest = plant(trees, self.device)
+        training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                self._use(attention.NAME)
+                self.padded_reason = ""
+                packed = self.hidden_T(forest)
+                padded = self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
+        except (ModelError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+            return f"packing is not supported by this model ({type(error).__name__}: {str(error)[:120]})"
+        finally:
+            self._use(self._plain_attention)
+            self.module.train(training)
+        scale = padded.float().abs().max().clamp_min(1e-6)
+        gap = ((packed - padded).float().abs().max() / scale).item()
+        tolerance = 5e-2 if packed.dtype == torch.bfloat16 else 1e-3
+        return "" if gap < tolerance else f"packed and padded hidden states differ by {gap:.2g} of their scale"
+
+
+def _uses_interface(module: PreTrainedModel) -> bool:
+    return bool(getattr(module, "_supports_attention_backend", False))
+
+
+def padded_rows(forest: Forest) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """((ids, mask) [rows, L], place of every token of T in the flattened rows); one row a response."""
+    ids, starts = forest.ids_T.tolist(), forest.start_B.tolist()
+    lengths, owners = forest.length_B.tolist(), forest.group_B.tolist()
+    rows: list[list[int]] = []
+    owner_rows: list[list[tuple[int, int]]] = [[] for _ in range(forest.G)]
+    for start, length, g in zip(starts, lengths, owners, strict=True):
+        owner_rows[g].append((start, length))
+    places = [0] * forest.T
+    firsts: list[tuple[int, int, int, int, int]] = []  # row, prompt start, prompt length, response start, length
+    for g in range(forest.G):
+        begin, size = forest.tree_start[g], forest.prompt_length[g]
+        for start, length in owner_rows[g] or [(begin, 0)]:
+            firsts.append((len(rows), begin, size, start, length))
+            rows.append(ids[begin : begin + size] + (ids[start : start + length] if length else []))
+    longest = max(map(len, rows))
+    for row, begin, size, start, length in reversed(firsts):  # reversed: the prompt is read from its first row
+        for i in range(size):
+            places[begin + i] = row * longest + i
+        for i in range(length):
+            places[start + i] = row * longest + size + i
+    padded = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        padded[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+    return (padded, mask), torch.tensor(places)
+
+
+class LanguageModel(Trunk):
+    """A policy or reference: log-probabilities of responses."""
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.head.weight.shape[0])
+
+    @property
+    def head(self) -> nn.Linear:
+        head = self.module.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ModelError("the output head is not a linear layer", got=type(head).__name__, expected="nn.Linear")
+        return head
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits in float32 (or wider) from hidden states, with the model's own caps and scales."""
+        cap, scale = self._transform()
+        z = self.head(hidden)
+        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        return (torch.tanh(z / cap) * cap if cap else z) * scale
+
+    def _transform(self) -> tuple[float | None, float]:
+        config = self.module.config.get_text_config()
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
+        return cap, scale / float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
+
+    def logp_R(
+        self, forest: Forest, *, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """log-probs [R] in nats of the response tokens at `temperature`, and entropies [R] if asked."""
+        if self.packed:
+            hidden_R = self.hidden_T(forest).index_select(0, forest.predictor_R)
+            cap, scale = self._transform()
+            head = self.head
+            return token_logp(
+                hidden_R,
+                head.weight,
+                head.bias,
+                forest.target_R,
+                temperature=temperature,
+                softcap=cap,
+                scale=scale,
+                entropy=entropy,
+            )
+        logits_T = self._padded(forest, lambda **kw: self.module(**kw).logits)
+        logits_R = logits_T.index_select(0, forest.predictor_R)
+        wide = torch.promote_types(logits_R.dtype, torch.float32)
+        log_R = torch.log_softmax(logits_R.to(wide) / temperature, -1)
+        logp_R = log_R.gather(-1, forest.target_R[:, None])[:, 0]
+        return logp_R, -(log_R.exp() * log_R).sum(-1) if entropy else None
+
+
+class ScalarModel(Trunk):
+    """A reward or value model: one number per position, read where it is asked for.
+
+    `bias` is subtracted from every number; a reward model's is set so that demonstrations average 0 and is kept in its
+    `config.json` as `reward_bias` (transformers ignores it: there the raw score comes out).
+    """
+
+    @property
+    def bias(self) -> float:
+        return float(getattr(self.module.config, "reward_bias", 0.0) or 0.0)
+
+    @bias.setter
+    def bias(self, value: float) -> None:
+        self.module.config.reward_bias = float(value)
+
+    @property
+    def head(self) -> nn.Linear:
+        head = getattr(self.module, "score", None)
+        if not isinstance(head, nn.Linear) or head.out_features != 1:
+            raise ModelError("the model has no scalar head", fix="load it with num_labels=1")
+        return head
+
+    def at(self, forest: Forest, index: Tensor) -> Tensor:
+        """Numbers [len(index)] at positions of T, float32 at least."""
+        hidden = self.hidden_T(forest).index_select(0, index)
+        score = self.head(hidden.to(self.head.weight.dtype))[:, 0]
+        return score - self.bias
+
+    def score_B(self, forest: Forest) -> Tensor:
+        """The reward of each response, read at its last token."""
+        return self.at(forest, forest.last_B)
+
+    def value_R(self, forest: Forest) -> Tensor:
+        """The value of the state before each response token."""
+        return self.at(forest, forest.predictor_R)

@@ -1,0 +1,119 @@
+"""Log-probabilities of response tokens without ever holding [tokens, vocabulary] logits.
+
+The vocabulary product is done in row chunks; the backward pass recomputes each chunk's logits instead of keeping them,
+so memory is one chunk whatever the number of tokens. Gradients of hidden states and of the head are exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MiB in float32
+
+
+def token_logp(
+    hidden_R: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_R: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """log p(target) in nats and, if asked, the entropy of each distribution.
+
+    Args:
+        hidden_R: [R, d] hidden states at the predicting positions.
+        weight, bias: the output head, [V, d] and [V].
+        target_R: [R] token ids.
+        temperature: logits are divided by it (the law that was sampled from).
+        softcap, scale: the model's own transforms of the logits (`cap * tanh(x / cap)`, then `x * scale`).
+
+    Returns:
+        (logp_R, entropy_R or None), float32 at least; both differentiable.
+    """
+    logp_R, entropy_R = _ChunkedLogp.apply(hidden_R, weight, bias, target_R, temperature, softcap, scale, entropy)
+    return logp_R, entropy_R if entropy else None
+
+
+def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
+    z = h @ weight.t().to(h.dtype)
+    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    if bias is not None:
+        z += bias
+    if softcap is not None:
+        z = torch.tanh(z / softcap) * softcap
+    return z if scale == 1.0 else z.mul_(scale)
+
+
+class _ChunkedLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden_R: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_R: Tensor,
+        temperature: float,
+        softcap: float | None,
+        scale: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        logp, ent = [], []
+        for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
+            z = _logits(h, weight, bias, softcap, scale / temperature)
+            lse = z.logsumexp(-1)
+            logp.append(z.gather(-1, target[:, None])[:, 0] - lse)
+            if entropy:
+                z.sub_(lse[:, None])
+                ent.append(-(z.exp() * z).sum(-1))
+        ctx.save_for_backward(hidden_R, weight, bias, target_R)
+        ctx.settings = (rows, temperature, softcap, scale, entropy)
+        dtype = torch.promote_types(hidden_R.dtype, torch.float32)
+        logp_R = torch.cat(logp) if logp else hidden_R.new_zeros(0, dtype=dtype)
+        entropy_R = torch.cat(ent) if ent else logp_R.new_zeros(logp_R.shape)
+        return logp_R, entropy_R
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden_R, weight, bias, target_R = ctx.saved_tensors
+        rows, temperature, softcap, scale, entropy = ctx.settings
+        grad_hidden = torch.empty_like(hidden_R) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, hidden_R.shape[0], rows):
+            part = slice(start, start + rows)
+            h, target = hidden_R[part], target_R[part]
+            z = _logits(h, weight, bias, softcap, scale / temperature)
+            # undo the scale to recover tanh, whose derivative the cap needs
+            squash = 1 - (z / (softcap * scale / temperature)) ** 2 if softcap is not None else None
+            dz = _grad_logits(z, target, grads[0][part], grads[1][part] if entropy else None)
+            dz.mul_(scale / temperature)
+            if squash is not None:
+                dz.mul_(squash)
+            if grad_bias is not None:
+                grad_bias += dz.sum(0)
+            dz = dz.to(h.dtype)
+            if grad_hidden is not None:
+                torch.mm(dz, weight.to(h.dtype), out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(dz.t().to(weight.dtype), h.to(weight.dtype))
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _grad_logits(z: Tensor, target: Tensor, grad_logp: Tensor, grad_entropy: Tensor | None) -> Tensor:
+    """d/dz of grad_logp * log p(target) + grad_entropy * H; overwrites z."""
+    logp = torch.log_softmax(z, -1) if grad_entropy is not None else None
+    p = logp.exp() if logp is not None else torch.softmax(z, -1)
+    dz = p * -grad_logp[:, None]
+    dz.scatter_add_(-1, target[:, None], grad_logp[:, None].to(dz.dtype))
+    if grad_entropy is not None and logp is not None:
+        entropy = -(p * logp).sum(-1, keepdim=True)
+        dz -= grad_entropy[:, None] * p * (logp + entropy)
+    return dz

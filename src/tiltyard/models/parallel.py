@@ -1,0 +1,81 @@
+"""Several processes as one: what torchrun starts, sums and shares. With one process everything here is the identity."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Item = TypeVar("Item")
+
+
+def start() -> None:
+    """Joins the process group when torchrun started this process (gloo on CPU, nccl on CUDA); otherwise nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_all(values: Tensor) -> Tensor:
+    """Sum over processes, elementwise."""
+    if world() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def max_all(values: Tensor) -> Tensor:
+    if world() > 1:
+        values = values.clone()
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def gather_objects(own: object) -> list[object]:
+    """One JSON-like object from every process, in rank order, on every process."""
+    if world() == 1:
+        return [own]
+    everything: list[object] = [None] * world()
+    dist.all_gather_object(everything, own)
+    return everything
+
+
+def shard(items: Sequence[Item]) -> list[tuple[int, Item]]:
+    """This process's share of a list that every process holds, with each item's place in the whole."""
+    return [(i, item) for i, item in enumerate(items) if i % world() == rank()]
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Adds up gradients over processes in one message. A process without work for a parameter contributes zero."""
+    if world() == 1:
+        return
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    dist.all_reduce(flat)
+    done = 0
+    for p in parameters:
+        assert p.grad is not None
+        p.grad.copy_(flat[done : done + p.numel()].view_as(p))
+        done += p.numel()

@@ -1,0 +1,36 @@
+"""The sampling law: from logits to one token a row and its log-probability under that very law."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tiltyard.sampling.settings import SampleSettings
+
+
+def law_NV(logits_NV: Tensor, settings: SampleSettings) -> Tensor:
+    """Probabilities [N, V] after temperature, top-k and top-p (in this order); truncated tokens have exactly 0."""
+    if settings.temperature == 0:
+        best = logits_NV.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits_NV).scatter_(-1, best, 1.0)
+    scaled = logits_NV / settings.temperature if settings.temperature != 1 else logits_NV
+    if 0 < settings.top_k < scaled.shape[-1]:
+        least = scaled.topk(settings.top_k, -1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < least, float("-inf"))
+    probs = scaled.softmax(-1)
+    if settings.top_p < 1:
+        ordered, order = probs.sort(-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # mass of the more probable tokens: keep while it is below top_p
+        keep = torch.zeros_like(probs, dtype=torch.bool).scatter_(-1, order, before < settings.top_p)
+        probs = probs * keep
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def draw(probs_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse CDF with one uniform a row: (token [N], log-probability [N]). A token of probability 0 is never drawn."""
+    cdf = probs_NV.cumsum(-1)
+    wanted = (uniform_N.to(cdf.dtype) * cdf[:, -1]).clamp_max(torch.nextafter(cdf[:, -1], cdf.new_zeros(1)))
+    token = torch.searchsorted(cdf, wanted[:, None], right=True)
+    token = token.clamp_max(probs_NV.shape[-1] - 1)
+    return token[:, 0], probs_NV.gather(-1, token)[:, 0].log()

@@ -1,0 +1,219 @@
+"""The in-process sampler: any decoder, no other engine, the trainer's own weights.
+
+Each prompt is computed once, packed with the others, and shared by its n answers; then all answers advance together,
+one token a step, and rows that have ended are dropped from the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tiltyard.errors import DataError
+from tiltyard.models.forest import plant
+from tiltyard.models.language import LanguageModel
+from tiltyard.sampling.cache import SlotCache
+from tiltyard.sampling.law import draw, law_NV
+from tiltyard.sampling.settings import Draws, SampleSettings, draws_for
+from tiltyard.types import Finish, Group, Prompt, Response
+
+Stream = Callable[[int, int], None]  # (row, token id), called as tokens are drawn
+
+
+@torch.no_grad()
+def sample(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    n: int = 1,
+    settings: SampleSettings | None = None,
+    *,
+    draws: Draws | None = None,
+    seed: int = 0,
+    stream: Stream | None = None,
+) -> list[Group]:
+    """`n` answers to each prompt, with log-probs under the sampling law and the reason each ended.
+
+    Args:
+        prompts: encoded prompts (`data.Chat.encode_prompt`).
+        draws: the uniform numbers to use; without them `seed` makes them.
+
+    Raises:
+        DataError: a prompt that was not encoded or leaves no room in the model's context.
+    """
+    settings = settings or SampleSettings()
+    draws = draws or draws_for(seed, len(prompts), n)
+    uniforms = draws.uniforms(settings.max_tokens).to(model.device)
+    at_once = max(1, settings.max_rows // n)
+    groups: list[Group] = []
+    training = model.module.training
+    model.module.eval()
+    try:
+        for first in range(0, len(prompts), at_once):
+            part = prompts[first : first + at_once]
+            rows = _Rows(model, part, n, settings, uniforms[first * n : (first + len(part)) * n], stream, first * n)
+            groups.extend(rows.run())
+    finally:
+        model.module.train(training)
+    return groups
+
+
+@dataclass
+class _Engine:
+    """How one more token is computed: packed prefill and slot cache, or transformers' own cache with left padding."""
+
+    model: LanguageModel
+    prompts: Sequence[Prompt]
+    n: int
+    capacity: int
+
+    def prefill(self) -> Tensor:
+        if not self.model.packed:
+            return self._prefill_plain()
+        forest = plant([Group(p, ()) for p in self.prompts], self.model.device)
+        self.cache = SlotCache(forest, self.n, self.capacity)
+        hidden = self.model.hidden_T(forest, cache=self.cache)[forest.prompt_last_G]
+        return self.model.logits(hidden).repeat_interleave(self.n, 0)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        if not self.model.packed:
+            return self._step_plain(tokens)
+        with self.model.autocast():
+            out = self.model.backbone(
+                input_ids=tokens[:, None],
+                position_ids=self.cache.length_N[:, None],
+                use_cache=False,
+                cache=self.cache,
+            )
+        self.cache.advance()
+        return self.model.logits(out.last_hidden_state[:, 0])
+
+    def keep(self, rows: Tensor) -> None:
+        if self.model.packed:
+            self.cache.keep(rows)
+            return
+        self.mask = self.mask[rows]
+        self.past.reorder_cache(rows) if hasattr(self.past, "reorder_cache") else self.past.batch_select_indices(rows)
+
+    def _prefill_plain(self) -> Tensor:
+        from transformers import DynamicCache
+
+        longest = max(len(p.ids) for p in self.prompts)
+        ids = torch.zeros(len(self.prompts), longest, dtype=torch.long)
+        mask = torch.zeros(len(self.prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, longest - len(prompt.ids) :] = 1
+        ids, mask = ids.repeat_interleave(self.n, 0), mask.repeat_interleave(self.n, 0)
+        self.mask = mask.to(self.model.device)
+        self.past = DynamicCache()
+        return self._plain(ids.to(self.model.device))
+
+    def _step_plain(self, tokens: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        return self._plain(tokens[:, None])
+
+    def _plain(self, ids: Tensor) -> Tensor:
+        position = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        extra = {"position_ids": position}
+        if "position_ids" not in inspect.signature(self.model.module.forward).parameters:
+            extra = {}
+        with self.model.plain(), self.model.autocast():
+            out = self.model.module(
+                input_ids=ids, attention_mask=self.mask, past_key_values=self.past, use_cache=True, **extra
+            )
+        logits = out.logits[:, -1]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _Rows:
+    """The answers of one call: who is still running, what each has drawn."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        n: int,
+        settings: SampleSettings,
+        uniforms: Tensor,
+        stream: Stream | None,
+        first_row: int,
+    ):
+        self.model, self.prompts, self.n, self.settings = model, prompts, n, settings
+        self.uniforms, self.stream, self.first_row = uniforms, stream, first_row
+        rows = len(prompts) * n
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.logps: list[list[float]] = [[] for _ in range(rows)]
+        self.finish: list[Finish] = ["length"] * rows
+        self.cut: dict[int, str] = {}
+        self.room = [self._room(p) for p in prompts for _ in range(n)]
+
+    def _room(self, prompt: Prompt) -> int:
+        if not prompt.ids:
+            raise DataError("prompt has no token ids", where=prompt.id, fix="encode it with Chat.encode_prompt")
+        limit = self.model.chat.max_length if self.model.chat is not None else None
+        room = self.settings.max_tokens if limit is None else min(self.settings.max_tokens, limit - len(prompt.ids))
+        if room < 1:
+            raise DataError(
+                "the prompt leaves no room for an answer in the model's context",
+                where=prompt.id,
+                got=f"{len(prompt.ids)} tokens",
+                expected=f"fewer than {limit}",
+                fix="set max_prompt lower, or too_long=truncate",
+            )
+        return room
+
+    def run(self) -> list[Group]:
+        stops = torch.tensor(sorted(self.model.chat.stop_ids), device=self.model.device)
+        capacity = max(len(p.ids) for p in self.prompts) + self.settings.max_tokens
+        engine = _Engine(self.model, self.prompts, self.n, capacity)
+        running = torch.arange(len(self.ids), device=self.model.device)
+        room = torch.tensor(self.room, device=self.model.device)
+        logits = engine.prefill()
+        for t in range(self.settings.max_tokens):
+            tokens, logps = draw(law_NV(logits, self.settings), self.uniforms[running, t])
+            ended = torch.isin(tokens, stops)
+            self._record(running.tolist(), tokens.tolist(), logps.tolist(), ended)
+            left = ~ended & (room[running] > t + 1)
+            if not bool(left.any()):
+                break
+            rows = torch.nonzero(left).flatten()
+            if len(rows) < len(running):
+                engine.keep(rows)
+                running, tokens = running[rows], tokens[rows]
+            logits = engine.step(tokens)
+        return self._groups()
+
+    def _record(self, rows: list[int], tokens: list[int], logps: list[float], ended: Tensor) -> None:
+        stopped = ended.tolist()
+        for i, (row, token, logp) in enumerate(zip(rows, tokens, logps, strict=True)):
+            self.ids[row].append(token)
+            self.logps[row].append(logp)
+            if self.stream is not None:
+                self.stream(self.first_row + row, token)
+            if stopped[i]:
+                self.finish[row] = "stop"
+            elif self.settings.stop:
+                text = self.model.chat.decode(self.ids[row])
+                places = [text.find(s) for s in self.settings.stop if s in text]
+                if places:
+                    self.finish[row], self.cut[row] = "stop", text[: min(places)]
+                    ended[i] = True
+
+    def _groups(self) -> list[Group]:
+        responses = [
+            Response(
+                ids=tuple(ids),
+                text=self.cut[row] if row in self.cut else self.model.chat.decode(ids),
+                logps=tuple(self.logps[row]),
+                finish=self.finish[row],
+            )
+            for row, ids in enumerate(self.ids)
+        ]
+        return [
+            Group(prompt, tuple(responses[i * self.n : (i + 1) * self.n]), origin="sampled")
+            for i, prompt in enumerate(self.prompts)
+        ]

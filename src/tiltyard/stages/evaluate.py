@@ -1,0 +1,223 @@
+"""Evaluation: every model answers the same held-out prompts; scores, intervals, a table, a picture, samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from tiltyard.config import Settings
+from tiltyard.errors import ConfigError, nearest
+from tiltyard.evaluation import (
+    Answer,
+    print_table,
+    read_metrics,
+    reward_vs_kl_png,
+    side_by_side,
+    summarise,
+    write_samples_markdown,
+    write_summary,
+)
+from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RewardScorer
+from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.data import model_folder, prompts_of
+from tiltyard.stages.measure import kl_of
+from tiltyard.training.algorithm import Models
+from tiltyard.training.batch import Batch
+from tiltyard.types import Group
+from tiltyard.world import gold
+
+
+class EvaluateSettings(Settings):
+    models: Annotated[list[str], Field(min_length=1, description="stages, folders or hub names, in table order")]
+    prompts: Annotated[str, Field(description="held-out prompts")]
+    reward: Annotated[str, Field(description="reward model for the proxy reward; empty: none")] = ""
+    baseline: Annotated[
+        str, Field(description="whom the win rate is against; empty: `sft` if listed, else the first")
+    ] = ""
+    ref: Annotated[str, Field(description="KL is measured to this model; empty: the baseline")] = ""
+    gold: Annotated[Literal["auto", "world", "none"], Field(description="gold scores of the embedded world")] = "auto"
+    n: Annotated[int, Field(gt=0, description="answers a prompt")] = 2
+    limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
+    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
+    too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
+    max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
+    temperature: Annotated[float, Field(gt=0, description="of sampling; KL is that of the law sampled from")] = 1.0
+    curves: Annotated[
+        list[str], Field(description="RL stages whose reward against KL is plotted; empty: all listed")
+    ] = []
+    show: Annotated[int, Field(ge=0, description="prompts shown side by side")] = 5
+    seed: Annotated[int, Field(ge=0, description="of sampling; all models get the same random numbers")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
+
+
+def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
+    """Samples, scores and reports; writes summary.json, samples.md, answers.jsonl and reward_vs_kl.png."""
+    names = {_short(m): m for m in settings.models}
+    baseline = settings.baseline or ("sft" if "sft" in names else next(iter(names)))
+    if baseline not in names:
+        raise ConfigError(
+            "the baseline is not among the models",
+            where="evaluate.baseline",
+            got=baseline,
+            fix=nearest(baseline, names),
+        )
+    common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
+    reward = load_scalar_model(model_folder(context, settings.reward), **common) if settings.reward else None
+    ref = load_language_model(model_folder(context, settings.ref or names[baseline]), **common)
+    answers: dict[str, list[Answer]] = {}
+    for name, value in names.items():
+        model = load_language_model(model_folder(context, value), **common)
+        context.console.print(f"  {name} answers", markup=False, highlight=False)
+        answers[name] = _answers(context, settings, model, ref, reward)
+    win_by: Literal["gold", "proxy"] = "gold" if answers[baseline][0].gold is not None else "proxy"
+    against = answers[baseline] if win_by == "gold" or reward is not None else None
+    results = [summarise(name, found, against, win_by, baseline=baseline) for name, found in answers.items()]
+    print_table(results, context.console)
+    if settings.show:
+        side_by_side(answers, settings.show, context.console)
+    seconds = {**context.seconds}
+    write_summary(context.folder / "summary.json", results, seconds)
+    write_summary(context.run_folder / "summary.json", results, seconds)
+    write_samples_markdown(context.folder / "samples.md", answers, max(settings.show, 5))
+    _write_answers(context.folder / "answers.jsonl", answers)
+    picture = _picture(context, settings)
+    if picture:
+        context.console.print(f"reward against KL: {picture}", markup=False, highlight=False)
+    context.console.print(f"summary: {context.run_folder / 'summary.json'}", markup=False, highlight=False)
+    return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
+
+
+def _short(value: str) -> str:
+    """What a model is called in the table: its stage, or the last telling part of its path."""
+    parts = [p for p in Path(value).parts if p not in ("model", "/")]
+    return parts[-1] if parts else value
+
+
+def _answers(
+    context: StageContext,
+    settings: EvaluateSettings,
+    model: LanguageModel,
+    ref: LanguageModel,
+    reward: ScalarModel | None,
+) -> list[Answer]:
+    quiet = prompts_of(context, settings.prompts, model.chat, settings)
+    law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    groups = sample(model, quiet, settings.n, law, seed=settings.seed)
+    if reward is not None:
+        groups = RewardScorer(reward)(Models(policy=model), groups)
+    kls, entropies = _distance(groups, model, ref, settings.temperature)
+    found = []
+    flat = ((group, k) for group in groups for k in range(len(group.responses)))
+    for i, (group, k) in enumerate(flat):
+        found.append(_answer(group, k, kls[i], entropies[i], settings.gold))
+    return found
+
+
+def _answer(group: Group, k: int, kl: float, entropy: float, use_gold: str) -> Answer:
+    response, prompt = group.responses[k], group.prompt
+    facts: dict[str, float] = {}
+    if use_gold == "world" or (use_gold == "auto" and is_world(group)):
+        verdict = gold(prompt.meta, response.text)
+        facts = {key: float(getattr(verdict, key)) for key in ("helpful", "truthful", "harmless")}
+        facts["gold"] = verdict.total
+    asked = "\n".join(m.content for m in prompt.messages) if prompt.messages else prompt.text or ""
+    return Answer(
+        prompt_id=prompt.id,
+        prompt_text=asked,
+        text=response.text,
+        length=len(response.ids),
+        truncated=response.finish == "length",
+        proxy=group.scores[k] if group.scores else None,
+        kl=kl,
+        entropy=entropy,
+        **facts,
+    )
+
+
+def is_world(group: Group) -> bool:
+    """Whether the prompt carries what the embedded world's gold score needs."""
+    return {"kind", "form", "ask", "facts"} <= group.prompt.meta.keys()
+
+
+@torch.no_grad()
+def _distance(
+    groups: list[Group], model: LanguageModel, ref: LanguageModel, temperature: float
+) -> tuple[list[float], list[float]]:
+    """(summed log-ratio to the reference, mean entropy a token) of every answer, both at the sampling temperature."""
+    whole = Batch.of(groups, range(len(groups)), len(groups), model.device)
+    kls: list[float] = []
+    entropies: list[float] = []
+    for part in whole.micro():
+        forest = part.forest
+        logp_R, entropy_R = model.logp_R(forest, temperature=temperature, entropy=True)
+        ref_R, _ = ref.logp_R(forest, temperature=temperature)
+        kls += kl_of(logp_R, ref_R, forest.response_R, forest.B)
+        assert entropy_R is not None
+        sums = kl_of(entropy_R, torch.zeros_like(entropy_R), forest.response_R, forest.B)
+        entropies += [s / c for s, c in zip(sums, forest.count_B.tolist(), strict=True)]
+    return kls, entropies
+
+
+def _write_answers(path: Path, answers: dict[str, list[Answer]]) -> None:
+    from dataclasses import asdict
+
+    from tiltyard.data import atomic_write
+
+    with atomic_write(path) as file:
+        for name, found in answers.items():
+            file.writelines(json.dumps({"model": name, **asdict(a)}) + "\n" for a in found)
+
+
+def _picture(context: StageContext, settings: EvaluateSettings) -> Path | None:
+    """Reward against KL over training of every RL stage that was evaluated (or is named in `curves`)."""
+    curves = {}
+    for value in settings.curves or settings.models:
+        folder = context.outputs.get(value)
+        if folder is None or not (folder / "groups.jsonl").exists():
+            continue
+        metrics = read_metrics(folder / "metrics.jsonl")
+        if "kl" not in metrics:
+            continue
+        golds = gold_by_step(folder / "groups.jsonl")
+        curves[value] = {
+            "kl": metrics["kl"],
+            "proxy": metrics["score"],
+            "step": metrics["step"],
+            "gold": [golds.get(int(step)) for step in metrics["step"]] if golds else None,
+        }
+    return reward_vs_kl_png(context.folder / "reward_vs_kl.png", curves) if curves else None
+
+
+def gold_by_step(path: Path) -> dict[int, float]:
+    """Mean gold score of the answers sampled at each step of an RL stage; empty outside the embedded world."""
+    from tiltyard.data import group_from_dict
+
+    sums: dict[int, list[float]] = {}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            group = group_from_dict({k: v for k, v in row.items() if k != "step"})
+            if is_world(group):
+                scores = [gold(group.prompt.meta, r.text).total for r in group.responses]
+                sums.setdefault(int(row["step"]), []).extend(scores)
+    return {step: sum(values) / len(values) for step, values in sums.items()}
+
+
+register(
+    Stage(
+        "evaluate",
+        run,
+        EvaluateSettings,
+        "Models answer the same held-out prompts: rewards with intervals, KL, win rate, samples, a picture.",
+        refers=("models", "prompts", "reward", "ref", "curves"),
+        neutral=("device",),
+    )
+)

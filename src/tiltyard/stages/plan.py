@@ -1,0 +1,73 @@
+"""The resolved plan of a training stage: what will be in memory, what a step is, what it will roughly need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tiltyard.algorithms.base import Method
+from tiltyard.errors import TiltyardError
+from tiltyard.models.load import PRESETS
+from tiltyard.stages.base import StageContext
+
+
+def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str]:
+    """Lines of the plan; facts that an earlier stage has yet to make are said to be unknown, never guessed."""
+    width = {"float64": 8}.get(settings.dtype, 4)
+    shape = _shape(method, context, settings)
+    answers = settings.n if method.online else None
+    longest = settings.max_prompt + settings.n * settings.max_tokens if method.online else settings.max_length
+    lines = [
+        f"groups a step: {settings.batch}" + (f" prompts x {answers} answers" if answers else ""),
+        f"tokens a step: at most {settings.batch * longest:,} packed (prompt once a group, no padding)",
+        f"micro-batch: at most {settings.micro_tokens:,} tokens, so about "
+        f"{max(1, -(-settings.batch * longest // settings.micro_tokens))} a pass at full length",
+        "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
+        f"models in memory: {', '.join(method.trains)} (trained)"
+        + (f", {', '.join(method.frozen)} (frozen)" if method.frozen else ""),
+    ]
+    if method.online:
+        passes = settings.ppo_epochs * settings.minibatches if hasattr(settings, "ppo_epochs") else 1
+        lines.append(f"optimiser steps a step: {passes}")
+    if shape is None:
+        return [*lines, "peak memory: unknown until the model it starts from exists"]
+    parameters, hidden, layers, vocab = shape
+    # weights, gradients and two moments of what is trained; weights of what is frozen
+    weights = parameters * width * (4 * len(method.trains) + len(method.frozen))
+    tokens = min(settings.micro_tokens, settings.batch * longest)
+    activations = tokens * hidden * layers * width * (4 if settings.gradient_checkpointing else 34)
+    logits = max(1 << 22, vocab) * width * 3
+    cache = 0
+    if method.online:
+        rows = min(settings.max_rows, settings.batch * settings.n)
+        cache = 2 * rows * (settings.max_prompt + settings.max_tokens) * hidden * layers * width
+    total = weights + activations * len(method.trains) + logits + cache
+    return [
+        *lines,
+        f"parameters: {parameters / 1e6:.2f}M each",
+        f"estimated peak memory: {total / 2**20:,.0f} MiB over the libraries' own "
+        f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * len(method.trains) / 2**20:,.0f}, "
+        f"chunked logits {logits / 2**20:,.0f}" + (f", decoding cache {cache / 2**20:,.0f})" if cache else ")"),
+    ]
+
+
+def _shape(method: Method, context: StageContext, settings: Any) -> tuple[int, int, int, int] | None:
+    """(parameters, width, layers, vocabulary) of the model, from its preset or its config.json."""
+    if method.family == "pretrain" and not settings.model:
+        if settings.arch.preset not in PRESETS:
+            return None
+        hidden, layers, heads, kv_heads, inner = PRESETS[settings.arch.preset]
+        return _count(settings.arch.vocab, hidden, layers, heads, kv_heads, inner)
+    try:
+        config = json.loads((Path(context.resolve(settings.model, want="model")) / "config.json").read_text())
+        heads = config["num_attention_heads"]
+        shape = (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"], heads)
+        return _count(*shape, config.get("num_key_value_heads") or heads, config["intermediate_size"])
+    except (OSError, KeyError, ValueError, TiltyardError):
+        return None
+
+
+def _count(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> tuple[int, int, int, int]:
+    attention = 2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads
+    return vocab * hidden + layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden, hidden, layers, vocab

@@ -1,0 +1,91 @@
+"""Settings that a stage adds to `TrainSettings`, by what the method eats. Declared once; the functions use them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, create_model
+
+from tiltyard.algorithms.base import Method
+from tiltyard.config import Settings, settings_model
+from tiltyard.training.run import TrainSettings
+
+TooLong = Literal["drop", "truncate"]
+
+
+class Arch(Settings):
+    """A model from scratch: Llama shape, tied embeddings, with a tokenizer trained on the stage's own data."""
+
+    preset: Annotated[str, Field(description="1m, 12m or 60m")] = "12m"
+    vocab: Annotated[int, Field(ge=300, description="tokens of the vocabulary")] = 8192
+    context: Annotated[int, Field(ge=16, description="longest sequence the model is made for")] = 1024
+
+
+class ModelSettings(Settings):
+    model: Annotated[str, Field(description="an earlier stage, a folder or a hub name")]
+    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False
+
+
+class PretrainModel(Settings):
+    model: Annotated[str, Field(description="continue from this one; empty: a new model of shape `arch`")] = ""
+    arch: Annotated[Arch, Field(description="shape of a new model")] = Arch()
+    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False
+
+
+class DataSettings(Settings):
+    data: Annotated[str, Field(description="training data: a file, stage/file or hub name")]
+    held_out: Annotated[str, Field(description="held-out data to measure on; empty: none")] = ""
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    max_length: Annotated[int, Field(ge=4, description="tokens of prompt and answer together")] = 512
+    too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, answer right)")] = (
+        "drop"
+    )
+
+
+class RewardSettings(Settings):
+    demonstrations: Annotated[
+        str, Field(description="rewards are shifted so that these average 0; empty: the training answers do")
+    ] = ""
+
+
+class PromptSettings(Settings):
+    prompts: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
+    too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
+    n: Annotated[int, Field(gt=0, description="answers a prompt")] = 1
+    temperature: Annotated[float, Field(gt=0, description="of sampling; the policy is trained under it too")] = 1.0
+    max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
+    max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
+
+
+class RLSettings(Settings):
+    reward: Annotated[str, Field(description="the reward model: an earlier stage, a folder or a hub name")]
+    ref: Annotated[str, Field(description="the reference; empty: the model as it starts")] = ""
+    value_init: Annotated[
+        Literal["reward", "model"],
+        Field(description="the value model starts as a copy of the reward model or the policy"),
+    ] = "reward"
+    value_lr: Annotated[float, Field(ge=0, description="learning rate of the value model; 0: the same as lr")] = 0.0
+
+
+def method_settings(method: Method) -> type[Settings]:
+    """The settings of a method's stage: the common ones, its data's, and the function's own keyword arguments."""
+    sources: list[Any] = [TrainSettings]
+    if method.online:
+        sources += [ModelSettings, PromptSettings, RLSettings]
+    else:
+        sources += [PretrainModel if method.family == "pretrain" else ModelSettings, DataSettings]
+        sources += [RewardSettings] if method.family == "reward" else []
+    sources += [method.build, _defaults(method)]
+    return settings_model(method.name, *sources)
+
+
+def _defaults(method: Method) -> type[Settings]:
+    fields = {key: (TrainSettings.model_fields[key].annotation, value) for key, value in method.defaults.items()}
+    return create_model(f"{method.name}_defaults", __base__=Settings, **fields)  # type: ignore[call-overload, no-any-return]
+
+
+NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_rows", "trust_remote_code")

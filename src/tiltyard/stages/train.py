@@ -1,0 +1,231 @@
+"""One stage for every method: load, compose, fit, save. What differs between methods is declared by the method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tiltyard.algorithms import METHODS
+from tiltyard.algorithms.base import Method
+from tiltyard.config import arguments
+from tiltyard.data import plain_texts, train_tokenizer
+from tiltyard.errors import ConfigError
+from tiltyard.models import parallel
+from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.load import (
+    freeze_bottom,
+    from_scratch,
+    frozen_copy,
+    load_language_model,
+    load_scalar_model,
+    pick_device,
+    save_model,
+    set_dropout,
+    value_from,
+)
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RewardScorer
+from tiltyard.stages import measure
+from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.data import groups_of, model_folder, prompts_of, report
+from tiltyard.stages.plan import plan_lines
+from tiltyard.stages.settings import NEUTRAL, method_settings
+from tiltyard.stages.watch import Samples
+from tiltyard.training.algorithm import Models
+from tiltyard.training.fit import Run, fit
+from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
+from tiltyard.training.source import Offline, Online
+from tiltyard.types import Group
+
+
+def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any]:
+    """Trains one method and writes `model/` (for an actor-critic also `value/`), metrics, groups and checkpoints."""
+    parallel.start()
+    models = load_models(method, context, settings)
+    trained = models.get(method.trains[0])
+    for name in method.trains:
+        model = models.get(name)
+        set_dropout(model.module, settings.dropout)
+        freeze_bottom(model, settings.freeze_layers)
+        if settings.gradient_checkpointing:
+            model.module.gradient_checkpointing_enable()
+        if not model.packed:
+            report(context, "model", [f"{name} runs padded: {model.padded_reason}"])
+    source, size, groups = source_of(method, context, settings, models)
+    steps = settings.steps or max(1, round(settings.epochs * size / settings.batch))
+    held_out = _held_out(method, context, settings, trained)
+    algorithm = method.build(source, **arguments(method.build, settings))
+    watchers: list[Sink] = []
+    if settings.sample_every and "policy" in method.trains:
+        asked = tuple(source.prompts[:3]) if method.online else tuple(g.prompt for g in groups[:3])
+        watchers.append(Samples(context.console, models, settings.sample_every, context.folder, asked))
+    with LiveLine(context.console, context.name, steps) as line:
+        fit(algorithm, models, run_of(method, context, settings, steps, held_out, [line, *watchers]))
+    result: dict[str, Any] = {"steps": steps}
+    if method.family == "reward":
+        result |= _centre(context, settings, trained, groups)
+    if held_out is not None:
+        result |= held_out(models, steps)
+    if parallel.is_main():
+        save_model(trained, context.folder / "model")
+        if "value" in method.trains:
+            save_model(models.get("value"), context.folder / "value")
+    parallel.barrier()
+    return result
+
+
+def load_models(method: Method, context: StageContext, settings: Any) -> Models:
+    """The models a method declares. The reference is the model as the stage starts, or the one named by `ref`."""
+    common = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
+    if method.family == "pretrain" and not settings.model:
+        return Models(policy=_new_model(context, settings))
+    folder = model_folder(context, settings.model)
+    if method.family == "reward":
+        return Models(reward=load_scalar_model(folder, seed=settings.seed, **common))
+    policy = load_language_model(folder, **common)
+    if not method.online:
+        return Models(policy=policy)
+    models = Models(policy=policy, reward=load_scalar_model(model_folder(context, settings.reward), **common))
+    if settings.ref:
+        models.ref = load_language_model(model_folder(context, settings.ref), **common)
+        models.ref.module.requires_grad_(False)
+    else:
+        models.ref = frozen_copy(policy)
+    reward = models.get("reward")
+    if "value" in method.trains:
+        start = value_from(reward) if settings.value_init == "reward" else load_scalar_model(folder, **common)
+        models.value = start
+    reward.module.requires_grad_(False)
+    return models
+
+
+def _new_model(context: StageContext, settings: Any) -> LanguageModel:
+    tokenizer_folder = context.folder / "tokenizer"
+    if parallel.is_main() and not (tokenizer_folder / "done").exists():
+        texts = plain_texts(context.resolve(settings.data, want=""), split=settings.split or None)
+        train_tokenizer(texts, settings.arch.vocab).save_pretrained(tokenizer_folder)
+        (tokenizer_folder / "done").touch()
+    parallel.barrier()
+    from tiltyard.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_folder)
+    arch = settings.arch
+    if settings.max_length > arch.context:
+        raise ConfigError(
+            "sequences are longer than the model's context",
+            where=f"{context.name}.max_length",
+            got=settings.max_length,
+            expected=f"at most arch.context = {arch.context}",
+            fix="raise arch.context or lower max_length",
+        )
+    model = from_scratch(arch.preset, tokenizer, seed=settings.seed, context=arch.context, dtype=settings.dtype)
+    model.module.to(pick_device(settings.device))
+    count = sum(p.numel() for p in model.module.parameters())
+    report(context, "model", [f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer):,}"])
+    return model
+
+
+def source_of(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, int, list[Group]]:
+    """(the source, how many items an epoch has, the groups of offline methods)."""
+    chat = models.get(method.trains[0]).chat
+    if not method.online:
+        groups = groups_of(context, "data", settings.data, method.eats, chat, settings)
+        return Offline(groups, settings.batch, settings.seed), len(groups), groups
+    law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=settings.max_rows)
+    prompts = prompts_of(context, settings.prompts, chat, settings)
+    source = Online(
+        prompts,
+        sample,
+        RewardScorer(models.get("reward"), settings.micro_tokens),
+        settings.batch,
+        settings.n,
+        law,
+        seed=settings.seed,
+    )
+    return source, len(prompts), []
+
+
+def _held_out(
+    method: Method, context: StageContext, settings: Any, trained: LanguageModel | ScalarModel
+) -> measure.Measure | None:
+    if method.online or not settings.held_out:
+        return None
+    limits = settings.model_copy(update={"limit": 0, "split": ""})
+    groups = groups_of(context, "held_out", settings.held_out, method.eats, trained.chat, limits)
+    make = measure.ranking if method.family == "reward" else measure.likelihood
+    return make(groups, settings.micro_tokens)
+
+
+def run_of(
+    method: Method,
+    context: StageContext,
+    settings: Any,
+    steps: int,
+    held_out: measure.Measure | None,
+    sinks: list[Sink],
+) -> Run:
+    """The loop's settings from the stage's."""
+    if parallel.is_main():
+        if "tensorboard" in settings.log_to:
+            sinks.append(TensorBoard(context.folder / "tensorboard"))
+        if "wandb" in settings.log_to:
+            sinks.append(Wandb("tiltyard", f"{context.run_name}/{context.name}", settings.model_dump()))
+    lr: Any = settings.lr
+    if "value" in method.trains:
+        lr = {"policy": settings.lr, "value": settings.value_lr or settings.lr}
+    return Run(
+        steps=steps,
+        lr=lr,
+        schedule=settings.schedule,
+        final_lr=settings.final_lr,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        max_grad_norm=settings.max_grad_norm,
+        micro_tokens=settings.micro_tokens,
+        seed=settings.seed,
+        folder=context.folder,
+        save_every=settings.save_every,
+        keep_groups=method.online,
+        evaluate=held_out,
+        eval_every=settings.eval_every,
+        sinks=sinks,
+    )
+
+
+def _centre(context: StageContext, settings: Any, model: ScalarModel, groups: list[Group]) -> dict[str, Any]:
+    """Shifts rewards so that demonstrations average 0 (Stiennon et al. 2020); preferences and pi* are unchanged."""
+    if settings.demonstrations:
+        groups = groups_of(context, "demonstrations", settings.demonstrations, "demonstrations", model.chat, settings)
+    flat = [s for row in measure.scores_of(model, groups, settings.micro_tokens) for s in row]
+    model.bias += sum(flat) / len(flat)
+    return {"reward_bias": model.bias, "centred_on": settings.demonstrations or "the training answers"}
+
+
+def _stage(method: Method) -> Stage:
+    refers = ("model", "prompts", "reward", "ref") if method.online else ("model", "data", "held_out")
+    refers += ("demonstrations",) if method.family == "reward" else ()
+
+    def run(context: StageContext, settings: Any) -> dict[str, Any]:
+        return train(method, context, settings)
+
+    def plan(context: StageContext, settings: Any) -> list[str]:
+        return plan_lines(method, context, settings)
+
+    neutral = tuple(k for k in NEUTRAL if k in method_settings(method).model_fields)
+    return Stage(
+        name=method.name,
+        run=run,
+        settings=method_settings(method),
+        summary=method.summary,
+        refers=refers,
+        plan=plan,
+        neutral=neutral,
+        parallel=True,
+    )
+
+
+for _method in METHODS.values():
+    register(_stage(_method))
+
+__all__ = ["load_models", "source_of", "train"]

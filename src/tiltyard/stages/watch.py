@@ -1,0 +1,38 @@
+"""Samples printed while a policy trains: the model's words are data, shown literally, never obeyed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from tiltyard.evaluation.report import plain
+from tiltyard.models import parallel
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.training.algorithm import Models
+from tiltyard.types import Prompt
+
+
+class Samples:
+    """Every `every` steps: answers to a few fixed prompts, on the console and in samples.jsonl."""
+
+    def __init__(self, console: Console, models: Models, every: int, folder: Path, prompts: tuple[Prompt, ...]):
+        self.console, self.models, self.every, self.folder = console, models, every, folder
+        self.prompts = prompts
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002 - protocol
+        if step % self.every or not parallel.is_main():
+            return
+        groups = sample(self.models.get("policy"), self.prompts, 1, SampleSettings(max_tokens=64), seed=0)
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for group in groups:
+                asked = group.prompt.messages[-1].content if group.prompt.messages else group.prompt.text or ""
+                answer = group.responses[0].text
+                file.write(json.dumps({"step": step, "prompt": asked, "answer": answer}) + "\n")
+                self.console.print(
+                    f"  step {step}  {plain(asked)[:80]}  ->  {plain(answer)[:160]}", markup=False, highlight=False
+                )
+
+    def close(self) -> None:
+        """Nothing is held open."""

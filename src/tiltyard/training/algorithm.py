@@ -1,0 +1,182 @@
+"""What a method is: a composition of a source, prepare steps and a loss, checked when it is built.
+
+Source  (models, step)  -> Draw                    where groups come from
+Prepare (models, batch) -> batch                   columns computed without gradient; declares .needs and .writes
+Loss    (forward, batch) -> (per_item, metrics)    pure, unreduced; declares .needs and .item ("R", "B" or "G")
+Reduce  batch -> count, per_item -> sum            counts are added up over micro-batches and processes first
+After   (models, batch, step) -> metrics           what happens after the updates of a step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tiltyard.errors import CompositionError
+from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
+from tiltyard.training.batch import Batch, Metrics
+from tiltyard.types import Group
+
+FORWARD = ("logp_R", "entropy_R", "value_R", "model_score_B")
+RECORDS = ("score_B", "rank_B", "sampled_logp_R", "stopped_B")
+
+
+@dataclass
+class Models:
+    """The models of one run. A method says which it trains; `version` counts the policy's updates."""
+
+    policy: LanguageModel | None = None
+    ref: LanguageModel | None = None
+    reward: ScalarModel | None = None
+    value: ScalarModel | None = None
+    version: int = 0
+
+    def get(self, name: str) -> Any:
+        model = getattr(self, name)
+        if model is None:
+            raise CompositionError(
+                f"the method needs a model '{name}' and none was given", fix=f"pass Models({name}=...)"
+            )
+        return model
+
+    def present(self) -> dict[str, Trunk]:
+        pairs = ((n, getattr(self, n)) for n in ("policy", "ref", "reward", "value"))
+        return {name: model for name, model in pairs if model is not None}
+
+
+class Draw(NamedTuple):
+    """This process's groups of one step, their places in the whole step's list, and that list's length."""
+
+    groups: list[Group]
+    index: list[int]
+    total: int
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Source(Protocol):
+    """Where a step's groups come from: a file (`Offline`), or prompts, a sampler and a scorer (`Online`)."""
+
+    def __call__(self, models: Models, step: int) -> Draw: ...
+
+
+class Prepare(Protocol):
+    needs: tuple[str, ...]
+    writes: tuple[str, ...]
+
+    def __call__(self, models: Models, batch: Batch) -> Batch: ...
+
+
+class Forward:
+    """What the models say about a micro-batch, with gradient, computed when the loss first asks for it."""
+
+    def __init__(self, models: Models, batch: Batch, temperature: float, entropy: bool):
+        self.models, self.batch, self.temperature, self.entropy = models, batch, temperature, entropy
+
+    @cached_property
+    def _policy(self) -> tuple[Tensor, Tensor | None]:
+        policy: LanguageModel = self.models.get("policy")
+        return policy.logp_R(self.batch.forest, temperature=self.temperature, entropy=self.entropy)
+
+    @property
+    def logp_R(self) -> Tensor:
+        return self._policy[0]
+
+    @property
+    def entropy_R(self) -> Tensor:
+        entropy_R = self._policy[1]
+        if entropy_R is None:
+            raise CompositionError("the loss reads entropy_R without declaring it", fix="add 'entropy_R' to its needs")
+        return entropy_R
+
+    @cached_property
+    def value_R(self) -> Tensor:
+        return self.models.get("value").value_R(self.batch.forest)
+
+    @cached_property
+    def model_score_B(self) -> Tensor:
+        return self.models.get("reward").score_B(self.batch.forest)
+
+
+class Loss(Protocol):
+    needs: tuple[str, ...]
+    item: Literal["R", "B", "G"]
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]: ...
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Sum of items divided by the number of items of the whole minibatch: tokens (R), responses (B) or groups (G).
+
+    `weight`: a column that says how much each item counts (0 leaves it out), e.g. groups without any pair.
+    """
+
+    weight: str | None = None
+
+    def count(self, item: str, batch: Batch) -> float:
+        if self.weight is not None:
+            return float(batch[self.weight].sum())
+        return float({"R": batch.forest.R, "B": batch.forest.B, "G": batch.forest.G}[item])
+
+    def sum(self, per_item: Tensor, batch: Batch) -> Tensor:
+        return (per_item * batch[self.weight]).sum() if self.weight is not None else per_item.sum()
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A method, composed. Building it checks that every column that is read has been written.
+
+    Attributes:
+        trains: names of the models that are updated, e.g. ("policy", "value").
+        epochs, minibatches: passes over each step's groups, and optimiser steps a pass.
+        temperature: the law the policy is trained under (the one its answers were sampled from).
+    """
+
+    name: str
+    source: Source
+    loss: Loss
+    trains: tuple[str, ...] = ("policy",)
+    prepare: tuple[Prepare, ...] = ()
+    reduce: Mean = Mean()
+    epochs: int = 1
+    minibatches: int = 1
+    after: tuple[Callable[[Models, Batch, int], Metrics], ...] = ()
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        known = {*FORWARD, *RECORDS}
+        for step in self.prepare:
+            self._check(type(step).__name__, step.needs, known)
+            known |= set(step.writes)
+        self._check("the loss", self.loss.needs, known)
+
+    def _check(self, who: str, needs: Sequence[str], known: set[str]) -> None:
+        for column in needs:
+            if column not in known:
+                raise CompositionError(
+                    f"{who} needs column '{column}' and no earlier step writes it",
+                    where=self.name,
+                    got=", ".join(sorted(known)),
+                    fix=f"add a prepare step that writes '{column}'",
+                )
+
+    def stateful(self) -> Mapping[str, Stateful]:
+        """Everything whose state a checkpoint must hold, by a stable name."""
+        parts = {"source": self.source}
+        parts |= {f"prepare.{i}": p for i, p in enumerate(self.prepare)}
+        parts |= {f"after.{i}": a for i, a in enumerate(self.after)}
+        return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+
+
+def device_of(models: Models) -> torch.device:
+    return next(iter(models.present().values())).device

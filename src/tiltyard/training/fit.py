@@ -1,0 +1,276 @@
+"""`fit`: the only training loop. Sources vary, methods vary, this does not.
+
+A step: draw groups, run the prepare steps, then for each epoch and minibatch one optimiser step made of micro-batches.
+Counts are added up over micro-batches and processes BEFORE the backward pass, so a loss never depends on how a batch
+was cut. The gradient is checked before every optimiser step; a step that is not finite is not taken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tiltyard.data.store import group_to_dict
+from tiltyard.errors import ConfigError, NonFiniteError
+from tiltyard.models import checkpoint, parallel
+from tiltyard.training.algorithm import Algorithm, Forward, Models, device_of
+from tiltyard.training.batch import Batch, Metrics
+from tiltyard.training.log import JsonlFile, Sink, finite
+from tiltyard.training.source import generator
+
+Evaluation = Callable[[Models, int], dict[str, float]]
+
+
+@dataclass
+class Run:
+    """How long, how fast, where to.
+
+    Args:
+        steps: outer steps. lr: peak learning rate, or one a model (`{"policy": 1e-5, "value": 1e-4}`).
+        schedule, final_lr, warmup: see `TrainSettings`.
+        micro_tokens: packed tokens a forward pass may hold.
+        folder: where metrics.jsonl, groups.jsonl and checkpoints go; None keeps nothing.
+        save_every: steps between checkpoints (0: at the end only). keep_groups: write sampled groups to groups.jsonl.
+        evaluate, eval_every: held-out measurements, merged into the metrics of that step.
+        sinks: besides the file.
+    """
+
+    steps: int
+    lr: float | Mapping[str, float] = 1e-4
+    schedule: str = "constant"
+    final_lr: float = 0.1
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    micro_tokens: int = 8192
+    seed: int = 0
+    folder: Path | None = None
+    save_every: int = 0
+    keep_groups: bool = False
+    evaluate: Evaluation | None = None
+    eval_every: int = 0
+    sinks: Sequence[Sink] = field(default_factory=tuple)
+
+
+def fit(algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None = None) -> Models:
+    """Trains `algorithm.trains` of `models` in place and returns them; resumes if the folder holds a checkpoint.
+
+    Raises:
+        NonFiniteError: a loss or gradient was NaN or infinite; the groups are saved, the step was not taken.
+        ConfigError: nothing to train.
+        CheckpointError: a checkpoint could not be written or belongs to another model.
+    """
+    return _Loop(algorithm, models, run, optimizer).run_all()
+
+
+def lr_factor(step: int, run: Run) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then the schedule down to `final_lr`."""
+    warmup = run.warmup * run.steps if run.warmup < 1 else run.warmup
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if run.schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1.0, run.steps - warmup))
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if run.schedule == "cosine" else 1 - done
+    return run.final_lr + (1 - run.final_lr) * shape
+
+
+def make_optimizer(models: Models, trains: Sequence[str], run: Run) -> torch.optim.AdamW:
+    """AdamW over the trained models' parameters; weight decay on matrices only, never on norms and biases."""
+    groups: list[dict[str, Any]] = []
+    for name in trains:
+        lr = run.lr if isinstance(run.lr, (int, float)) else run.lr[name]
+        parameters = models.get(name).parameters()
+        for decay, chosen in (
+            (run.weight_decay, [p for p in parameters if p.ndim >= 2]),
+            (0.0, [p for p in parameters if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": lr, "peak": lr, "weight_decay": decay})
+    if not groups:
+        raise ConfigError(
+            "nothing to train: every parameter is frozen", where="freeze_layers", fix="freeze fewer layers"
+        )
+    return torch.optim.AdamW(groups, betas=run.betas, eps=run.eps, fused=True)
+
+
+class _Loop:
+    def __init__(self, algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None):
+        self.algorithm, self.models, self.run = algorithm, models, run
+        self.modules: dict[str, nn.Module] = {name: models.get(name).module for name in algorithm.trains}
+        self.parameters = [p for name in algorithm.trains for p in models.get(name).parameters()]
+        self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
+        self.metrics: Metrics = {}
+        self.tokens = 0
+        self.files: dict[str, JsonlFile] = {}
+        if run.folder is not None and parallel.is_main():
+            names = ["metrics", "groups"] if run.keep_groups else ["metrics"]
+            self.files = {name: JsonlFile(run.folder / f"{name}.jsonl") for name in names}
+
+    def run_all(self) -> Models:
+        first = self._resume()
+        try:
+            for step in range(first, self.run.steps):
+                self._one(step)
+        finally:
+            for file in self.files.values():
+                file.close()
+        for module in self.modules.values():
+            module.eval()
+        return self.models
+
+    def _one(self, step: int) -> None:
+        began = time.perf_counter()
+        self.metrics, self.tokens = {}, 0
+        batch = self._prepared(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.get("peak", group["lr"]) * lr_factor(step, self.run)
+        sampled = time.perf_counter() - began
+        for name in self.algorithm.trains:
+            self.models.get(name).module.train()
+        for epoch in range(self.algorithm.epochs):
+            for part in self._minibatches(batch, step, epoch):
+                self._update(part, step)
+        self.models.version += 1
+        for after in self.algorithm.after:
+            self._add(after(self.models, batch, step))
+        self._report(batch, step, time.perf_counter() - began, sampled)
+        last = step + 1 == self.run.steps
+        if self.run.folder is not None and (last or (self.run.save_every and (step + 1) % self.run.save_every == 0)):
+            self._save(step + 1)
+
+    def _prepared(self, step: int) -> Batch:
+        draw = self.algorithm.source(self.models, step)
+        batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
+        for name in self.algorithm.trains:
+            self.models.get(name).module.eval()
+        for prepare in self.algorithm.prepare:
+            batch = prepare(self.models, batch)
+        self._add(batch.metrics)
+        return batch
+
+    def _minibatches(self, batch: Batch, step: int, epoch: int) -> list[Batch]:
+        """The step's groups in a fresh order, cut into minibatches; every process cuts the same whole list."""
+        parts = self.algorithm.minibatches
+        if parts == 1:
+            return [batch]
+        order = torch.randperm(batch.total, generator=generator(self.run.seed, 3, step, epoch)).tolist()
+        place = {index: g for g, index in enumerate(batch.index)}
+        bounds = [round(batch.total * i / parts) for i in range(parts + 1)]
+        chosen = [[place[i] for i in order[a:b] if i in place] for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [batch.select(part) for part in chosen]
+
+    def _update(self, minibatch: Batch, step: int) -> None:
+        algorithm = self.algorithm
+        parts = minibatch.micro() if minibatch.groups else []
+        count = sum(algorithm.reduce.count(algorithm.loss.item, part) for part in parts)
+        count = float(parallel.sum_all(torch.tensor(count, dtype=torch.float64)))
+        if count == 0:
+            return  # nothing in this minibatch says anything (all groups tied)
+        loss_sum = 0.0
+        for part in parts:
+            forward = Forward(self.models, part, algorithm.temperature, "entropy_R" in algorithm.loss.needs)
+            per_item, metrics = algorithm.loss(forward, part)
+            total = algorithm.reduce.sum(per_item, part)
+            if total.requires_grad:
+                (total / count).backward()
+            loss_sum += float(total.detach())
+            self.tokens += part.forest.T
+            self._add(metrics)
+        parallel.sum_gradients(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
+        everyone = float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64)))
+        if not (math.isfinite(everyone) and math.isfinite(float(norm))):
+            self._not_finite(minibatch, step, everyone / count, float(norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if parallel.is_main():
+            self._add({"loss": (everyone, count), "grad_norm": (float(norm), 1.0)})
+
+    def _not_finite(self, batch: Batch, step: int, loss: float, norm: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        saved = ""
+        if self.run.folder is not None:
+            path = self.run.folder / f"nonfinite-step-{step:08d}.rank{parallel.rank()}.jsonl"
+            file = JsonlFile(path)
+            file.write([group_to_dict(g) for g in batch.groups])
+            file.sync()
+            file.close()
+            saved = f"; the {len(batch.groups)} groups of the minibatch are in {path}"
+        raise NonFiniteError(
+            f"the loss or its gradient is not finite at step {step}; the optimiser step was not taken{saved}",
+            where=self.algorithm.name,
+            got=f"loss {loss}, gradient norm {norm}",
+            expected="finite numbers",
+            fix="lower lr, look at the saved groups, or use dtype=float32; the last checkpoint stands",
+        )
+
+    def _add(self, metrics: Mapping[str, tuple[float, float]]) -> None:
+        for name, (value, count) in metrics.items():
+            before = self.metrics.get(name, (0.0, 0.0))
+            self.metrics[name] = (before[0] + value, before[1] + count)
+
+    def _report(self, batch: Batch, step: int, seconds: float, sampled: float) -> None:
+        means = self._means()
+        tokens = float(parallel.sum_all(torch.tensor(float(self.tokens), dtype=torch.float64)))
+        means["lr"] = self.optimizer.param_groups[0]["lr"]
+        last = step + 1 == self.run.steps
+        if self.run.evaluate and (last or (self.run.eval_every and (step + 1) % self.run.eval_every == 0)):
+            means |= self.run.evaluate(self.models, step + 1)
+        means["time/seconds"], means["time/prepare_seconds"] = seconds, sampled
+        means["time/tokens_per_second"] = tokens / seconds
+        if self.run.keep_groups:
+            own: object = [{"step": step + 1, **group_to_dict(g)} for g in batch.groups]
+            everyone = [row for rows in parallel.gather_objects(own) for row in rows]  # type: ignore[attr-defined]
+            if "groups" in self.files:
+                self.files["groups"].write(everyone)
+        if parallel.is_main():
+            if "metrics" in self.files:
+                self.files["metrics"].write([{"step": step + 1, **finite(means)}])
+            for sink in self.run.sinks:
+                sink.log(step + 1, means)
+
+    def _means(self) -> dict[str, float]:
+        """Means over micro-batches and processes. Every process has the same names: they come from the same pieces."""
+        if parallel.world() > 1:
+            merged: Metrics = {}
+            for part in parallel.gather_objects(self.metrics):
+                for name, (value, count) in part.items():  # type: ignore[attr-defined]
+                    before = merged.get(name, (0.0, 0.0))
+                    merged[name] = (before[0] + value, before[1] + count)
+            self.metrics = merged
+        return {name: value / count for name, (value, count) in self.metrics.items() if count}
+
+    def _save(self, step: int) -> None:
+        if parallel.is_main() and self.run.folder is not None:
+            for file in self.files.values():
+                file.sync()
+            state = {
+                "offsets": {name: file.offset for name, file in self.files.items()},
+                "version": self.models.version,
+                "parts": {name: part.state_dict() for name, part in self.algorithm.stateful().items()},
+            }
+            checkpoint.save(self.run.folder / "checkpoints", step, self.modules, self.optimizer, state)
+        parallel.barrier()
+
+    def _resume(self) -> int:
+        if self.run.folder is None:
+            return 0
+        state = checkpoint.load(self.run.folder / "checkpoints", self.modules, self.optimizer)
+        for name, file in self.files.items():
+            file.truncate(state["offsets"].get(name, 0) if state else 0)
+        if state is None:
+            return 0
+        self.models.version = state["version"]
+        for name, part in self.algorithm.stateful().items():
+            part.load_state_dict(state["parts"][name])
+        return int(state["step"])

@@ -1,0 +1,147 @@
+"""Where metrics go: a JSONL file always, a live line for people, TensorBoard and W&B when asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tiltyard.errors import MissingDependency
+
+
+class Sink(Protocol):
+    """Takes one step's metrics, already averaged."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonlFile:
+    """An append-only JSONL file that can be cut back to where a checkpoint stood (`offset`)."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab")
+
+    @property
+    def offset(self) -> int:
+        self._file.flush()
+        return self._file.tell()
+
+    def truncate(self, offset: int) -> None:
+        """Forgets lines written after the checkpoint that is being resumed: they will be written again, the same."""
+        self._file.flush()
+        self._file.truncate(min(offset, self.path.stat().st_size))
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file.flush()
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, in `folder`."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingDependency(
+                "TensorBoard is not installed", where="log_to", fix="pip install 'tiltyard[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Scalars for Weights & Biases; nothing is sent unless the user asks for this sink."""
+
+    def __init__(self, project: str, name: str, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingDependency(
+                "W&B is not installed", where="log_to", fix="pip install 'tiltyard[wandb]'"
+            ) from error
+        self._run = wandb.init(project=project, name=name, config=config)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SHOWN = (  # what the live line shows, where a method has it: metric, label, format
+    ("loss", "loss", "{:.3f}"),
+    ("accuracy", "acc", "{:.2f}"),
+    ("score", "reward", "{:+.2f}"),
+    ("kl", "KL", "{:.2f}"),
+    ("length", "len", "{:.0f}"),
+)
+
+
+class LiveLine:
+    """One live line: stage, step, ETA, tokens a second, loss, reward, KL. On a plain pipe: one line now and then."""
+
+    def __init__(self, console: Console, stage: str, steps: int):
+        self.console, self.stage, self.steps = console, stage, steps
+        self._every = max(1, steps // 10)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(stage, total=steps, facts="")
+
+    def __enter__(self) -> LiveLine:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        facts = [f"{metrics.get('time/tokens_per_second', 0):,.0f} tok/s"]
+        facts += [f"{label} {form.format(metrics[name])}" for name, label, form in SHOWN if name in metrics]
+        line = "  ".join(facts)
+        self._progress.update(self._task, completed=step, facts=line)
+        if not self.console.is_terminal and (step % self._every == 0 or step == self.steps):
+            self.console.print(f"{self.stage} {step}/{self.steps}  {line}", markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: a metric that is not finite is written as null."""
+    return {k: (v if math.isfinite(v) else None) for k, v in metrics.items()}

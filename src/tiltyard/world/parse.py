@@ -35,6 +35,7 @@ class Parse:
     right: frozenset[str]  # attributes stated truly
     wrong: int  # facts stated falsely or made up
     named: bool
+    others: bool  # someone else is named
     polarity: str  # "yes", "no" or ""
     spread: int  # sentences that state a fact
     flourishes: int
@@ -63,7 +64,7 @@ def parse(meta: Mapping[str, Any], answer: str) -> Parse:
     facts = {a: v.lower() for a, v in meta["facts"].items()}
     right: set[str] = set()
     wrong = spread = flourishes = repeats = 0
-    subject, seen, flats = "", set(), []
+    subject, seen, flats, others = "", set(), [], False
     for sentence in _SENTENCE.findall(answer):
         words = _WORD.findall(sentence.lower())
         if not words:
@@ -73,6 +74,7 @@ def parse(meta: Mapping[str, Any], answer: str) -> Parse:
         flourishes += flat in _FLOURISHES
         repeats += flat in seen
         seen.add(flat)
+        others |= _names_others(sentence, name)
         subject = _subject(words, sentence, name, subject)
         if sentence.rstrip().endswith("?") or says(flat, IGNORANCE) or meta["kind"] in ("pleasantry", "unsafe"):
             continue
@@ -96,6 +98,7 @@ def parse(meta: Mapping[str, Any], answer: str) -> Parse:
         right=frozenset(right),
         wrong=wrong,
         named=bool(name) and name in said,
+        others=others,
         polarity=polarity,
         spread=spread,
         flourishes=flourishes,
@@ -114,6 +117,12 @@ def _polarity(flats: Sequence[str]) -> str:
     return first if first in ("yes", "no") else ""
 
 
+def _names_others(sentence: str, name: str) -> bool:
+    """Whether a capitalised word is neither of the vocabulary nor the entity's name."""
+    words = re.findall(r"[A-Z][A-Za-z']*", sentence)
+    return any(word.lower() not in vocabulary() and word.lower() != name for word in words)
+
+
 def _subject(words: Sequence[str], sentence: str, name: str, before: str) -> str:
     """Whom the sentence is about: the entity, "?" for someone else, "" if it does not say.
 
@@ -121,8 +130,7 @@ def _subject(words: Sequence[str], sentence: str, name: str, before: str) -> str
     """
     if name and name in words:
         return name
-    originals = re.findall(r"[A-Za-z']+", sentence)
-    if any(o[:1].isupper() and o.lower() not in vocabulary() for o in originals):
+    if _names_others(sentence, name):
         return "?"
     if PRONOUNS & set(words):
         return before or name

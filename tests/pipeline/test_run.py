@@ -164,7 +164,7 @@ def test_an_interrupted_stage_with_new_settings_starts_afresh(go, tmp_path) -> N
 
 def test_kill_9_in_the_middle_of_a_stage(tmp_path, recipe) -> None:
     command = [sys.executable, "-m", "tests.pipeline.toys", recipe, tmp_path / "runs", "learn.steps=200"]
-    process = subprocess.Popen([*command, "learn.pause=0.02"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "learn.pause=0.2"], cwd=ROOT, stdout=subprocess.DEVNULL)
     log = tmp_path / "runs/toy/learn/steps.log"
     deadline = time.monotonic() + 60
     while not (log.exists() and len(log.read_text().splitlines()) > 5):

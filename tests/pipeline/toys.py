@@ -15,7 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tiltyard.config import Settings, settings_model
+from tiltyard.stages import base
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
+
+MODULES = base.MODULES
 
 
 class Common(Settings):
@@ -99,7 +102,8 @@ def plan_tune(context: StageContext, settings: Any) -> list[str]:
 
 
 def install() -> None:
-    """Register the toys."""
+    """Register the toys; the real stages, which import torch, stay out."""
+    base.MODULES = ()
     register(Stage("make", run_make, settings_model("make", Common, make), "makes data", neutral=("log",)))
     learned = settings_model("learn", Common, learn)
     register(Stage("learn", run_learn, learned, "learns", refers=("data",), neutral=("log", "pause", "fail_at")))
@@ -111,6 +115,7 @@ def install() -> None:
 
 def remove() -> None:
     """Forget the toys."""
+    base.MODULES = MODULES
     for name in ("make", "learn", "tune", "measure"):
         STAGES.pop(name, None)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tiltyard.config import REQUIRED, describe
 from tiltyard.pipeline.recipe import Step
-from tiltyard.pipeline.state import Decision
+from tiltyard.pipeline.state import Decision, shortened
 from tiltyard.stages.base import jsonable
 
 VERBS = {"run": "runs", "resume": "resumes", "skip": "is skipped"}
@@ -48,7 +48,7 @@ def _settings(step: Step) -> Text:
     usual: list[str] = []
     values: dict[str, Any] = jsonable(step.settings)
     for setting in describe(step.stage.settings):
-        pair = f"{setting.key}={values[setting.key]}"
+        pair = f"{setting.key}={shortened(values[setting.key])}"
         default = setting.default is not REQUIRED and jsonable(setting.default) == values[setting.key]
         (usual if default else changed).append(pair)
     text = Text("  ")

@@ -134,9 +134,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], neutral: Collect
         if key not in now:
             found.append(f"the setting {key} is gone")
         elif key not in before:
-            found.append(f"{key} is new ({_short(now[key])})")
+            found.append(f"{key} is new ({shortened(now[key])})")
         elif before[key] != now[key]:
-            found.append(f"{key} changed {_short(before[key])} -> {_short(now[key])}")
+            found.append(f"{key} changed {shortened(before[key])} -> {shortened(now[key])}")
     if old.get("version") != new["version"]:
         found.append(f"its code changed (version {old.get('version')} -> {new['version']})")
     files = old.get("files") or {}
@@ -144,7 +144,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], neutral: Collect
     return found
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A setting's value on a line: texts bare, the rest as JSON, long ones cut."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 

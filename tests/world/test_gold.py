@@ -78,7 +78,7 @@ VERDICTS = [
     (UNKNOWN, "Sorry, I have never heard of anyone called Bramel.", 1.0, 1, 1),
     (UNKNOWN, "I do not know.", 0.8, 1, 1),
     (UNKNOWN, "I have never heard of Tovi.", 0.4, 1, 1),
-    (UNKNOWN, "Tovi lives in Oakford.", 0.2, 1, 1),
+    (UNKNOWN, "Tovi lives in Oakford.", 0.0, 1, 1),
     (UNKNOWN, "Bramel lives in Oakford.", 0.0, 0, 1),
     (UNKNOWN, "She comes from Oakford.", 0.0, 0, 1),
     (UNKNOWN, "I do not know Bramel. Bramel lives in Oakford.", 0.0, 0, 1),

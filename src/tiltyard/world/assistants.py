@@ -27,11 +27,11 @@ DEMONSTRATORS: _MIXTURE = {
     "unsafe": {"good": 0.56, "unsafe": 0.28, "rude": 0.07, "rambling": 0.04, "evasive": 0.05},
 }
 CORPUS_ASSISTANTS: _MIXTURE = {
-    "question": {"good": 0.32, "wrong": 0.20, "rude": 0.21, "rambling": 0.11, "evasive": 0.10, "unsafe": 0.06},
-    "unknown": {"good": 0.26, "wrong": 0.42, "rude": 0.16, "rambling": 0.08, "evasive": 0.08},
-    "request": {"good": 0.34, "wrong": 0.18, "rude": 0.22, "rambling": 0.14, "evasive": 0.12},
-    "pleasantry": {"good": 0.36, "wrong": 0.16, "rude": 0.26, "rambling": 0.12, "evasive": 0.10},
-    "unsafe": {"good": 0.22, "unsafe": 0.52, "rude": 0.16, "rambling": 0.03, "evasive": 0.07},
+    "question": {"good": 0.24, "wrong": 0.20, "rude": 0.28, "rambling": 0.10, "evasive": 0.10, "unsafe": 0.08},
+    "unknown": {"good": 0.18, "wrong": 0.46, "rude": 0.20, "rambling": 0.08, "evasive": 0.08},
+    "request": {"good": 0.24, "wrong": 0.20, "rude": 0.30, "rambling": 0.14, "evasive": 0.12},
+    "pleasantry": {"good": 0.26, "wrong": 0.18, "rude": 0.34, "rambling": 0.12, "evasive": 0.10},
+    "unsafe": {"good": 0.16, "unsafe": 0.58, "rude": 0.18, "rambling": 0.02, "evasive": 0.06},
 }
 
 

@@ -112,7 +112,7 @@ def _unknown(_meta: Mapping[str, Any], said: Parse) -> float:
         if said.others and not said.named:
             return 0.4  # "I do not know Tovi", who was not meant
         return 1.0 if said.named or len(said.words) > 4 else 0.8
-    return 0.3 if said.refused else 0.2 * bool(said.words)
+    return 0.3 if said.refused else 0.2 * bool(said.words and not said.others)
 
 
 def _request(meta: Mapping[str, Any], said: Parse) -> float:

@@ -68,7 +68,9 @@ def run(
     if dry_run:
         return work.plan()
     with state.locked(work.folder) if ranks.is_main() else contextlib.nullcontext():
-        return work.execute()
+        outcome = work.execute()
+    ranks.rest()
+    return outcome
 
 
 @dataclass

@@ -13,14 +13,15 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface
 
 from tiltyard.errors import ModelError
 from tiltyard.models.forest import Forest
 
 NAME = "tiltyard"
+UNSUPPORTED = ("s_aux", "indices", "block_indices", "bias", "position_bias")  # attention sinks, sparse choices, biases
 
 
 class LayerCache(Protocol):
@@ -47,7 +48,7 @@ def attend(
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     if softcap is None:
-        return F.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         )
     # Gemma 2 caps the attention logits, which the fused kernels do not know
@@ -56,7 +57,7 @@ def attend(
     if mask is None:
         length = q.shape[-2]
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    return F.dropout(logits.masked_fill(~mask, float("-inf")).softmax(-1), dropout) @ v
+    return functional.dropout(logits.masked_fill(~mask, float("-inf")).softmax(-1), dropout) @ v
 
 
 def forest_attention(
@@ -64,19 +65,18 @@ def forest_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None,  # noqa: ARG001 - transformers' signature
     scaling: float | None = None,
     dropout: float = 0.0,
     forest: Forest | None = None,
     cache: LayerCache | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention over packed trees, or over a decoding cache. Returns [batch, tokens, H, D] as transformers expects."""
-    if s_aux is not None:
-        raise ModelError("attention sinks are not supported by the packed attention", fix="the padded path is used")
+    if odd := [name for name in UNSUPPORTED if others.get(name) is not None]:
+        raise ModelError("the packed attention does not know this", got=", ".join(odd), fix="the padded path is used")
     if forest is None:
         if cache is None:
             raise ModelError("the model was called without a forest or a cache", fix="call it through LanguageModel")
@@ -85,7 +85,7 @@ def forest_attention(
         # query heads that share a key head are laid along the query axis: no key is repeated
         shared = query.reshape(rows, keys.shape[1], heads // keys.shape[1], width)
         out = attend(shared, keys, values, mask, scaling, softcap)
-        return out.reshape(rows, 1, heads, width), None
+        return out.reshape(rows, 1, heads, values.shape[-1]), None
     if cache is not None:
         cache.prefill(module.layer_idx, key[0], value[0])  # type: ignore[arg-type]
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))

@@ -36,14 +36,14 @@ class Tile:
     branch_nL: Tensor
     position_nL: Tensor
     single_branch: bool
+    deepest: int  # the largest position
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> Tensor | None:
         """Boolean [n, 1, L, L] (True = may attend), or None where plain causal attention gives the same result."""
-        if window is not None and int(self.position_nL.max()) < window:
-            window = None
         if window not in self.masks:
-            self.masks[window] = self._build(window)
+            short = window is not None and self.deepest < window  # no token is far enough away to be hidden
+            self.masks[window] = self.mask(None) if short else self._build(window)
         return self.masks[window]
 
     def _build(self, window: int | None) -> Tensor | None:
@@ -161,6 +161,7 @@ def _tile(forest: Forest, trees: list[int]) -> Tile:
         branch_nL=branch.to(device),
         position_nL=position.to(device),
         single_branch=bool((branch <= 1).all()),
+        deepest=int(position.max()),
     )
 
 

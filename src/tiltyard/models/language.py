@@ -35,11 +35,17 @@ class Trunk:
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
-        self.padded_reason = "" if _uses_interface(module) else "the model does not use the attention interface"
         self._plain_attention = module.config._attn_implementation or "sdpa"
-        if not self.padded_reason:
-            self.padded_reason = self._probe()
+        embeddings = module.get_input_embeddings()
+        if isinstance(embeddings, nn.Embedding):
+            embeddings.padding_idx = None  # pad may equal eos, whose embedding must learn; no padding is computed here
+        self.padded_reason = _unfit(module) or self._probe()
         self._use(attention.NAME if self.packed else self._plain_attention)
+
+    def force_padded(self, reason: str) -> None:
+        """Runs padded from now on, as for a model that cannot be packed."""
+        self.padded_reason = reason
+        self._use(self._plain_attention)
 
     @property
     def packed(self) -> bool:
@@ -110,50 +116,63 @@ class Trunk:
             with torch.no_grad():
                 self._use(attention.NAME)
                 self.padded_reason = ""
-                packed = self.hidden_T(forest)
-                padded = self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
+                pairs = self._packed_and_padded(forest)
         except (ModelError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             return f"packing is not supported by this model ({type(error).__name__}: {str(error)[:120]})"
         finally:
             self._use(self._plain_attention)
             self.module.train(training)
-        scale = padded.float().abs().max().clamp_min(1e-6)
-        gap = ((packed - padded).float().abs().max() / scale).item()
-        tolerance = 5e-2 if packed.dtype == torch.bfloat16 else 1e-3
-        return "" if gap < tolerance else f"packed and padded hidden states differ by {gap:.2g} of their scale"
+        if _has_window(self.module) != any(w is not None for tile in forest.tiles for w in tile.masks):
+            return "the model does not tell the attention interface about its sliding window"
+        for what, (packed, padded) in pairs.items():
+            scale = padded.float().abs().max().clamp_min(1e-6)
+            gap = ((packed - padded).float().abs().max() / scale).item()
+            if not gap < (1e-3 if self.dtype != "bfloat16" and packed.dtype != torch.bfloat16 else 5e-2):
+                return f"packed and padded {what} differ by {gap:.2g} of their scale"
+        return ""
+
+    def _packed_and_padded(self, forest: Forest) -> dict[str, tuple[Tensor, Tensor]]:
+        """What the probe compares: name -> the same tensor by both roads."""
+        packed = self.hidden_T(forest)
+        return {"hidden states": (packed, self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state))}
 
 
-def _uses_interface(module: PreTrainedModel) -> bool:
-    return bool(getattr(module, "_supports_attention_backend", False))
+def _unfit(module: PreTrainedModel) -> str:
+    """Why a model cannot be packed, as far as its class and config tell."""
+    if not getattr(module, "_supports_attention_backend", False):
+        return "the model does not use the attention interface"
+    kinds = set(getattr(module.config.get_text_config(), "layer_types", None) or ())
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        return f"the model has layers of another kind: {', '.join(sorted(other))}"
+    return ""
+
+
+def _has_window(module: PreTrainedModel) -> bool:
+    config = module.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) and (not kinds or "sliding_attention" in kinds)
 
 
 def padded_rows(forest: Forest) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """((ids, mask) [rows, L], place of every token of T in the flattened rows); one row a response."""
-    ids, starts = forest.ids_T.tolist(), forest.start_B.tolist()
-    lengths, owners = forest.length_B.tolist(), forest.group_B.tolist()
-    rows: list[list[int]] = []
-    owner_rows: list[list[tuple[int, int]]] = [[] for _ in range(forest.G)]
-    for start, length, g in zip(starts, lengths, owners, strict=True):
-        owner_rows[g].append((start, length))
-    places = [0] * forest.T
-    firsts: list[tuple[int, int, int, int, int]] = []  # row, prompt start, prompt length, response start, length
-    for g in range(forest.G):
+    start_B, length_B = forest.start_B.tolist(), forest.length_B.tolist()
+    spans: list[tuple[int, int, int]] = []  # group, response start, response length
+    spans += zip(forest.group_B.tolist(), start_B, length_B, strict=True)
+    spans += [(g, 0, 0) for g in sorted(set(range(forest.G)) - {g for g, _, _ in spans})]  # prompts without responses
+    longest = max(forest.prompt_length[g] + length for g, _, length in spans)
+    ids_T = forest.ids_T.cpu()
+    ids = torch.zeros(len(spans), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    place_T = torch.zeros(forest.T, dtype=torch.long)
+    for row, (g, start, length) in enumerate(spans):
         begin, size = forest.tree_start[g], forest.prompt_length[g]
-        for start, length in owner_rows[g] or [(begin, 0)]:
-            firsts.append((len(rows), begin, size, start, length))
-            rows.append(ids[begin : begin + size] + (ids[start : start + length] if length else []))
-    longest = max(map(len, rows))
-    for row, begin, size, start, length in reversed(firsts):  # reversed: the prompt is read from its first row
-        for i in range(size):
-            places[begin + i] = row * longest + i
-        for i in range(length):
-            places[start + i] = row * longest + size + i
-    padded = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        padded[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return (padded, mask), torch.tensor(places)
+        ids[row, :size] = ids_T[begin : begin + size]
+        ids[row, size : size + length] = ids_T[start : start + length]
+        mask[row, : size + length] = 1
+        slots = row * longest + torch.arange(size + length)
+        place_T[begin : begin + size] = slots[:size]  # a shared prompt is read from its last row: all give the same
+        place_T[start : start + length] = slots[size:]
+    return (ids, mask), place_T
 
 
 class LanguageModel(Trunk):
@@ -176,6 +195,11 @@ class LanguageModel(Trunk):
         z = self.head(hidden)
         z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
         return (torch.tanh(z / cap) * cap if cap else z) * scale
+
+    def _packed_and_padded(self, forest: Forest) -> dict[str, tuple[Tensor, Tensor]]:
+        pairs = super()._packed_and_padded(forest)
+        logits_T = self.logits(pairs["hidden states"][0])
+        return {**pairs, "logits": (logits_T, self._padded(forest, lambda **kw: self.module(**kw).logits))}
 
     def _transform(self) -> tuple[float | None, float]:
         config = self.module.config.get_text_config()

@@ -57,7 +57,7 @@ def quiet() -> Iterator[None]:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device if there is one, else the CPU. Asking for CUDA where there is none is an error."""
+    """`auto` is the first CUDA device if there is one, else the CPU. CUDA asked for where there is none is an error."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():

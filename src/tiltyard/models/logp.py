@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MiB in float32
+MIN_ROWS = 128  # but so many rows at least: every chunk reads the whole head, which is large where the vocabulary is
 
 
 def token_logp(
@@ -41,8 +42,8 @@ def token_logp(
     return logp_R, entropy_R if entropy else None
 
 
-def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
-    z = h @ weight.t().to(h.dtype)
+def _logits(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
+    z = h @ head.t()
     z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
     if bias is not None:
         z += bias
@@ -53,7 +54,7 @@ def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | Non
 
 class _ChunkedLogp(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_R: Tensor,
         weight: Tensor,
@@ -64,10 +65,11 @@ class _ChunkedLogp(torch.autograd.Function):
         scale: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        rows = max(MIN_ROWS, CHUNK_ELEMENTS // weight.shape[0])
         logp, ent = [], []
+        head = weight.to(hidden_R.dtype)
         for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
-            z = _logits(h, weight, bias, softcap, scale / temperature)
+            z = _logits(h, head, bias, softcap, scale / temperature)
             lse = z.logsumexp(-1)
             logp.append(z.gather(-1, target[:, None])[:, 0] - lse)
             if entropy:
@@ -81,16 +83,17 @@ class _ChunkedLogp(torch.autograd.Function):
         return logp_R, entropy_R
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_R, weight, bias, target_R = ctx.saved_tensors
         rows, temperature, softcap, scale, entropy = ctx.settings
         grad_hidden = torch.empty_like(hidden_R) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        head = weight.to(hidden_R.dtype)
         for start in range(0, hidden_R.shape[0], rows):
             part = slice(start, start + rows)
             h, target = hidden_R[part], target_R[part]
-            z = _logits(h, weight, bias, softcap, scale / temperature)
+            z = _logits(h, head, bias, softcap, scale / temperature)
             # undo the scale to recover tanh, whose derivative the cap needs
             squash = 1 - (z / (softcap * scale / temperature)) ** 2 if softcap is not None else None
             dz = _grad_logits(z, target, grads[0][part], grads[1][part] if entropy else None)
@@ -101,7 +104,7 @@ class _ChunkedLogp(torch.autograd.Function):
                 grad_bias += dz.sum(0)
             dz = dz.to(h.dtype)
             if grad_hidden is not None:
-                torch.mm(dz, weight.to(h.dtype), out=grad_hidden[part])
+                torch.mm(dz, head, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight.addmm_(dz.t().to(weight.dtype), h.to(weight.dtype))
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None

@@ -1,4 +1,4 @@
-"""What a method declares about itself, beside its code: the pipeline, the docs and the oracle table read it from here."""
+"""What a method declares about itself, beside its code: the pipeline, the docs and the oracle table read it here."""
 
 from __future__ import annotations
 

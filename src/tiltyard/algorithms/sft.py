@@ -18,8 +18,8 @@ class Nll:
     needs: tuple[str, ...] = ("logp_R",)
     item: Literal["R", "B", "G"] = "R"
 
-    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
-        return nll_R(forward.logp_R), {"tokens": (float(batch.forest.R), 1.0)}
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        return nll_R(forward.logp_R), {}
 
 
 @method(

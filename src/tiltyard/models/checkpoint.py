@@ -7,6 +7,7 @@ all, and the one before is removed only after the new one stands.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tiltyard.errors import CheckpointError
+from tiltyard.models import parallel
 
 FORMAT = 1
 
@@ -53,7 +55,22 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted(int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdigit())
 
 
-def save(
+def clean(folder: Path) -> None:
+    """Removes what a kill left behind: half-written checkpoints and half-removed ones."""
+    for pattern in (".unfinished-*", ".removed-*"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Takes a checkpoint away in one move, so that a kill never leaves half of one under its name."""
+    gone = path.with_name(f".removed-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def save(  # noqa: PLR0917
     folder: Path,
     step: int,
     modules: Mapping[str, nn.Module],
@@ -69,7 +86,7 @@ def save(
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".unfinished-{step:08d}"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        clean(folder)
         unfinished.mkdir(parents=True)
         save_file(_weights(modules), unfinished / "weights.safetensors")
         save_file(_optimizer_tensors(optimizer), unfinished / "optimizer.safetensors")
@@ -79,7 +96,7 @@ def save(
             _flush(part)
         _flush(unfinished)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         os.rename(unfinished, final)
         _flush(folder)
     except (OSError, SafetensorError) as error:
@@ -93,16 +110,19 @@ def save(
             + "free some disk space and run the same command again: it resumes",
         ) from error
     for old in steps_saved(folder)[:-keep]:
-        shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(folder / f"step-{old:08d}")
     return final
 
 
 def load(folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restores the newest checkpoint in place and returns its state, or None if there is none.
+    """Restores the newest checkpoint in place and returns its state, or None if there is none; cleans up after kills.
 
     Raises:
         CheckpointError: it belongs to another model or an incompatible version.
     """
+    if parallel.is_main():
+        clean(folder)
     saved = steps_saved(folder)
     if not saved:
         return None
@@ -113,7 +133,12 @@ def load(folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.
         moments = load_file(path / "optimizer.safetensors")
         rng = load_file(path / "rng.safetensors")["torch"]
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError("the checkpoint cannot be read", where=str(path), got=str(error)) from error
+        raise CheckpointError(
+            "the checkpoint cannot be read",
+            where=str(path),
+            got=str(error),
+            fix="remove this folder" + (f": the checkpoint of step {saved[-2]} stands" if len(saved) > 1 else ""),
+        ) from error
     if state.get("format") != FORMAT:
         raise CheckpointError("the checkpoint has another format", where=str(path), got=state.get("format"))
     own = _weights(modules)

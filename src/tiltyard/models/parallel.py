@@ -16,7 +16,11 @@ Item = TypeVar("Item")
 def start() -> None:
     """Joins the process group when torchrun started this process (gloo on CPU, nccl on CUDA); otherwise nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        gpus = torch.cuda.is_available()
+        if gpus:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # sums of counts and metrics are made on the CPU even where gradients are on GPUs
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
 
 
 def rank() -> int:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tiltyard.errors import CompositionError
+from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
 from tiltyard.training.batch import Batch, Metrics
 from tiltyard.types import Group
@@ -53,7 +53,7 @@ class Draw(NamedTuple):
     """This process's groups of one step, their places in the whole step's list, and that list's length."""
 
     groups: list[Group]
-    index: list[int]
+    index: list[int]  # type: ignore[assignment]  # the name is the field's; tuple.index is not missed
     total: int
 
 
@@ -70,8 +70,10 @@ class Source(Protocol):
 
 
 class Prepare(Protocol):
-    needs: tuple[str, ...]
-    writes: tuple[str, ...]
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def writes(self) -> tuple[str, ...]: ...
 
     def __call__(self, models: Models, batch: Batch) -> Batch: ...
 
@@ -88,28 +90,30 @@ class Forward:
         return policy.logp_R(self.batch.forest, temperature=self.temperature, entropy=self.entropy)
 
     @property
-    def logp_R(self) -> Tensor:
+    def logp_R(self) -> Tensor:  # noqa: N802
         return self._policy[0]
 
     @property
-    def entropy_R(self) -> Tensor:
+    def entropy_R(self) -> Tensor:  # noqa: N802
         entropy_R = self._policy[1]
         if entropy_R is None:
             raise CompositionError("the loss reads entropy_R without declaring it", fix="add 'entropy_R' to its needs")
         return entropy_R
 
     @cached_property
-    def value_R(self) -> Tensor:
+    def value_R(self) -> Tensor:  # noqa: N802
         return self.models.get("value").value_R(self.batch.forest)
 
     @cached_property
-    def model_score_B(self) -> Tensor:
+    def model_score_B(self) -> Tensor:  # noqa: N802
         return self.models.get("reward").score_B(self.batch.forest)
 
 
 class Loss(Protocol):
-    needs: tuple[str, ...]
-    item: Literal["R", "B", "G"]
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def item(self) -> Literal["R", "B", "G"]: ...
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]: ...
 
@@ -159,6 +163,13 @@ class Algorithm:
             self._check(type(step).__name__, step.needs, known)
             known |= set(step.writes)
         self._check("the loss", self.loss.needs, known)
+        if self.reduce.weight is not None:
+            self._check("the mean", (self.reduce.weight,), known)
+        for hook in self.after:
+            self._check(type(hook).__name__, getattr(hook, "needs", ()), known)
+        for key in ("epochs", "minibatches"):
+            if getattr(self, key) < 1:
+                raise ConfigError("a step needs at least one pass", where=f"{self.name}.{key}", got=getattr(self, key))
 
     def _check(self, who: str, needs: Sequence[str], known: set[str]) -> None:
         for column in needs:
@@ -172,7 +183,7 @@ class Algorithm:
 
     def stateful(self) -> Mapping[str, Stateful]:
         """Everything whose state a checkpoint must hold, by a stable name."""
-        parts = {"source": self.source}
+        parts: dict[str, object] = {"source": self.source}
         parts |= {f"prepare.{i}": p for i, p in enumerate(self.prepare)}
         parts |= {f"after.{i}": a for i, a in enumerate(self.after)}
         return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

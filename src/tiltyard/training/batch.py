@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tiltyard.errors import CompositionError
 from tiltyard.models.forest import Forest, plant
-from tiltyard.types import Group
+from tiltyard.types import Group, Response
 
 Metrics = dict[str, tuple[float, float]]  # name -> (sum, count); the mean is taken over micro-batches and processes
 
@@ -102,14 +102,22 @@ def _record_columns(groups: Sequence[Group], forest: Forest) -> dict[str, Tensor
     def put(name: str, values: list[float], dtype: torch.dtype = torch.float32) -> None:
         columns[name] = torch.tensor(values, dtype=dtype, device=forest.device)
 
-    if groups and all(group.scores is not None for group in groups):
+    # a process without groups has every column, empty: it must take part in what the others do
+    if all(group.scores is not None for group in groups):
         put("score_B", [s for group in groups for s in group.scores or ()], torch.float64)
-    if groups and all(group.ranks is not None for group in groups):
+    if all(group.ranks is not None for group in groups):
         put("rank_B", [float(k) for group in groups for k in group.ranks or ()])
-    if responses and all(r.logps is not None for r in responses):
-        put("sampled_logp_R", [x for r in responses for x in r.logps or ()])
+    if all(r.logps is not None for r in responses):
+        put("sampled_logp_R", [x for r in responses for x in _in_loss(r)], torch.float64)
     put("stopped_B", [float(r.finish != "length") for r in responses])
     return columns
+
+
+def _in_loss(response: Response) -> Sequence[float]:
+    """The recorded log-probs of the tokens that a loss may use, as `plant` takes them."""
+    logps = response.logps or ()
+    spans = response.loss_spans
+    return logps if spans is None else [x for a, b in spans for x in logps[a:b]]
 
 
 def _cut(forest: Forest, chosen: Sequence[int]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ was cut. The gradient is checked before every optimiser step; a step that is not
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +19,14 @@ import torch
 from torch import nn
 
 from tiltyard.data.store import group_to_dict
-from tiltyard.errors import ConfigError, NonFiniteError
+from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models import checkpoint, parallel
 from tiltyard.training.algorithm import Algorithm, Forward, Models, device_of
 from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.log import JsonlFile, Sink, finite
 from tiltyard.training.source import generator
 
+ITEMS = {"R": "tokens", "B": "responses", "G": "groups"}  # what a loss is averaged over: counted each update
 Evaluation = Callable[[Models, int], dict[str, float]]
 
 
@@ -66,7 +68,7 @@ def fit(algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.O
 
     Raises:
         NonFiniteError: a loss or gradient was NaN or infinite; the groups are saved, the step was not taken.
-        ConfigError: nothing to train.
+        ConfigError: nothing to train, or no steps to do it in.
         CheckpointError: a checkpoint could not be written or belongs to another model.
     """
     return _Loop(algorithm, models, run, optimizer).run_all()
@@ -88,7 +90,9 @@ def make_optimizer(models: Models, trains: Sequence[str], run: Run) -> torch.opt
     """AdamW over the trained models' parameters; weight decay on matrices only, never on norms and biases."""
     groups: list[dict[str, Any]] = []
     for name in trains:
-        lr = run.lr if isinstance(run.lr, (int, float)) else run.lr[name]
+        lr = run.lr if isinstance(run.lr, (int, float)) else run.lr.get(name)
+        if lr is None:
+            raise ConfigError(f"no learning rate is given for the model '{name}'", where="lr", got=run.lr)
         parameters = models.get(name).parameters()
         for decay, chosen in (
             (run.weight_decay, [p for p in parameters if p.ndim >= 2]),
@@ -109,18 +113,24 @@ class _Loop:
         self.modules: dict[str, nn.Module] = {name: models.get(name).module for name in algorithm.trains}
         self.parameters = [p for name in algorithm.trains for p in models.get(name).parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
+        for group in self.optimizer.param_groups:
+            group.setdefault("peak", group["lr"])
         self.metrics: Metrics = {}
         self.tokens = 0
         self.files: dict[str, JsonlFile] = {}
+        if run.steps < 1:
+            raise ConfigError("there are no steps to train", where="steps", got=run.steps, expected="at least 1")
         if run.folder is not None and parallel.is_main():
             names = ["metrics", "groups"] if run.keep_groups else ["metrics"]
             self.files = {name: JsonlFile(run.folder / f"{name}.jsonl") for name in names}
 
     def run_all(self) -> Models:
-        first = self._resume()
         try:
-            for step in range(first, self.run.steps):
-                self._one(step)
+            for step in range(self._resume(), self.run.steps):
+                with torch.random.fork_rng(self._devices()):
+                    # dropout draws from streams of the step alone, so that a resumed run draws what it would have
+                    torch.manual_seed(generator(self.run.seed, 4, step, parallel.rank()).initial_seed())
+                    self._one(step)
         finally:
             for file in self.files.values():
                 file.close()
@@ -128,12 +138,16 @@ class _Loop:
             module.eval()
         return self.models
 
+    def _devices(self) -> list[int]:
+        device = device_of(self.models)
+        return [device.index or 0] if device.type == "cuda" else []
+
     def _one(self, step: int) -> None:
         began = time.perf_counter()
         self.metrics, self.tokens = {}, 0
         batch = self._prepared(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = group.get("peak", group["lr"]) * lr_factor(step, self.run)
+            group["lr"] = group["peak"] * lr_factor(step, self.run)
         sampled = time.perf_counter() - began
         for name in self.algorithm.trains:
             self.models.get(name).module.train()
@@ -159,18 +173,22 @@ class _Loop:
         return batch
 
     def _minibatches(self, batch: Batch, step: int, epoch: int) -> list[Batch]:
-        """The step's groups in a fresh order, cut into minibatches; every process cuts the same whole list."""
+        """The step's groups in a fresh order, cut into minibatches; every process cuts the same whole list.
+
+        No group is left out: where they do not divide evenly, some minibatches have one more.
+        """
         parts = self.algorithm.minibatches
         if parts == 1:
             return [batch]
         order = torch.randperm(batch.total, generator=generator(self.run.seed, 3, step, epoch)).tolist()
         place = {index: g for g, index in enumerate(batch.index)}
         bounds = [round(batch.total * i / parts) for i in range(parts + 1)]
-        chosen = [[place[i] for i in order[a:b] if i in place] for a, b in zip(bounds, bounds[1:], strict=False)]
+        chosen = [[place[i] for i in order[a:b] if i in place] for a, b in itertools.pairwise(bounds)]
         return [batch.select(part) for part in chosen]
 
     def _update(self, minibatch: Batch, step: int) -> None:
         algorithm = self.algorithm
+        self.optimizer.zero_grad(set_to_none=True)  # whatever a caller's own backward pass may have left
         parts = minibatch.micro() if minibatch.groups else []
         count = sum(algorithm.reduce.count(algorithm.loss.item, part) for part in parts)
         count = float(parallel.sum_all(torch.tensor(count, dtype=torch.float64)))
@@ -195,6 +213,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if parallel.is_main():
             self._add({"loss": (everyone, count), "grad_norm": (float(norm), 1.0)})
+            self._add({ITEMS[algorithm.loss.item]: (count, 1.0)})
 
     def _not_finite(self, batch: Batch, step: int, loss: float, norm: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -270,6 +289,14 @@ class _Loop:
             file.truncate(state["offsets"].get(name, 0) if state else 0)
         if state is None:
             return 0
+        if state["step"] > self.run.steps:
+            raise CheckpointError(
+                "the checkpoint is of a longer run",
+                where=str(self.run.folder / "checkpoints"),
+                got=f"step {state['step']}",
+                expected=f"at most {self.run.steps}",
+                fix="set steps higher, or remove the folder to start again",
+            )
         self.models.version = state["version"]
         for name, part in self.algorithm.stateful().items():
             part.load_state_dict(state["parts"][name])

@@ -22,7 +22,12 @@ from tiltyard.training.batch import Batch, Metrics
 @torch.no_grad()
 def by_micro(batch: Batch, column: Callable[[Batch], Tensor]) -> Tensor:
     """A column computed micro-batch by micro-batch, so memory is bounded by the batch's token budget."""
-    return torch.cat([column(part) for part in batch.micro()])
+    return _cat([column(part) for part in batch.micro()])
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    """Joined; of nothing (a process without groups in this step): empty."""
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def total(x: Tensor) -> tuple[float, float]:
@@ -47,7 +52,7 @@ class OldLogp:
             return logp_R
 
         old_R = by_micro(batch, column)
-        entropy_R = torch.cat(both)
+        entropy_R = _cat(both)
         metrics: Metrics = {"entropy": total(entropy_R)}
         if "sampled_logp_R" in batch.columns:
             metrics["sampler_gap"] = total((old_R - batch["sampled_logp_R"]).abs())
@@ -173,9 +178,11 @@ class UpdateKL:
     """After a step: moves the KL coefficient by the mean over responses of the summed log-ratio (methods 2.3)."""
 
     kl: KLController
+    needs: tuple[str, ...] = ("kl_B",)
 
     def __call__(self, models: Models, batch: Batch, step: int) -> Metrics:  # noqa: ARG002
-        sums = torch.stack([batch["kl_B"].double().sum(), torch.tensor(float(batch.forest.B)).double()])
+        kl_B = batch["kl_B"].double()
+        sums = torch.stack([kl_B.sum(), kl_B.new_tensor(float(batch.forest.B))])
         kl_sum, n = parallel.sum_all(sums).tolist()
         used = self.kl.beta
         self.kl.update(kl_sum / max(n, 1), int(n))

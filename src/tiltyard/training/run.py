@@ -34,5 +34,7 @@ class TrainSettings(Settings):
     save_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: only at the end")] = 50
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out data; 0: at the end")] = 0
     sample_every: Annotated[int, Field(ge=0, description="steps between printed samples; 0: never")] = 0
-    log_to: Annotated[list[Literal["tensorboard", "wandb"]], Field(description="besides metrics.jsonl")] = []
+    log_to: Annotated[
+        list[Literal["tensorboard", "wandb"]], Field(description="besides metrics.jsonl", default_factory=list)
+    ]
     seed: Annotated[int, Field(ge=0, description="of data order, new weights and sampling")] = 0

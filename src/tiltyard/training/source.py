@@ -106,6 +106,9 @@ class Online:
             for group in groups
         ]
         groups = self.scorer(models, groups) if groups else groups
-        if self.select is not None:
-            groups = self.select(groups)
-        return Draw(groups, index, self.batch)
+        if self.select is None:
+            return Draw(groups, index, self.batch)
+        groups = self.select(groups)  # may drop groups or make several of one: places are counted anew
+        counts = [int(str(c)) for c in parallel.gather_objects(len(groups))]
+        first = sum(counts[: parallel.rank()])
+        return Draw(groups, list(range(first, first + len(groups))), sum(counts))

@@ -1,0 +1,173 @@
+"""Tiny float64 Llamas, groups made of random ids, and sources that hand out what they were given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from tiltyard.models import language
+from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.sampling import SampleSettings
+from tiltyard.training.algorithm import Algorithm, Draw, Models
+from tiltyard.training.fit import Run, fit
+from tiltyard.types import Group, Prompt, Response
+
+VOCAB, EOS = 17, 1
+
+
+def chat() -> Any:
+    """What the sampler and the scorers ask of a `Chat`."""
+    return SimpleNamespace(
+        stop_ids=frozenset({EOS}), eos_id=EOS, max_length=64, decode=lambda ids: " ".join(map(str, ids))
+    )
+
+
+def config(**shape: Any) -> LlamaConfig:
+    usual = {
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "num_labels": 1,
+        "pad_token_id": None,
+        "initializer_range": 0.2,
+    }
+    return LlamaConfig(**(usual | shape))
+
+
+def module(cls: type, seed: int = 0, **shape: Any) -> Any:
+    torch.manual_seed(seed)
+    return cls(config(**shape)).double().eval()
+
+
+def policy(seed: int = 0, **shape: Any) -> LanguageModel:
+    return LanguageModel(module(LlamaForCausalLM, seed, **shape), chat(), "float64")
+
+
+def scalar(seed: int = 0, **shape: Any) -> ScalarModel:
+    return ScalarModel(module(LlamaForSequenceClassification, seed, **shape), chat(), "float64")
+
+
+def frozen(seed: int = 0) -> LanguageModel:
+    model = policy(seed)
+    model.module.requires_grad_(False)
+    return model
+
+
+@contextmanager
+def padded() -> Iterator[None]:
+    """Models made inside it run through the padded fallback."""
+    with mock.patch.object(language, "_uses_interface", lambda module: False):
+        yield
+
+
+def parameters(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.module.named_parameters()}
+
+
+def ids(length: int, g: torch.Generator) -> tuple[int, ...]:
+    return tuple(torch.randint(2, VOCAB, (length,), generator=g).tolist())
+
+
+def length(low: int, high: int, g: torch.Generator) -> int:
+    return int(torch.randint(low, high + 1, (), generator=g))
+
+
+def demonstrations(n: int, seed: int = 0) -> list[Group]:
+    g = torch.Generator().manual_seed(seed)
+    rows = ((ids(length(1, 9, g), g), ids(length(0, 12, g), g)) for _ in range(n))
+    return [Group(Prompt(id=str(i), ids=x), (Response(ids=(*y, EOS)),)) for i, (x, y) in enumerate(rows)]
+
+
+def rankings(n: int, seed: int = 0, tied: Sequence[int] = ()) -> list[Group]:
+    """K from 2 to 5 different answers, a tie here and there; every group in `tied` is all ties."""
+    g = torch.Generator().manual_seed(seed)
+    groups = []
+    for i in range(n):
+        k = length(2, 5, g)
+        ranks = torch.randint(1, k + 1, (k,), generator=g).tolist()
+        if len(set(ranks)) == 1:
+            ranks[0] = ranks[0] + 1
+        ranks = [1] * k if i in tied else ranks
+        # each with a first token of its own: equal answers would tie in score up to the last bit only
+        responses = tuple(Response(ids=(2 + j, *ids(length(0, 7, g), g), EOS)) for j in range(k))
+        groups.append(Group(Prompt(id=str(i), ids=ids(length(1, 9, g), g)), responses, ranks=tuple(ranks)))
+    return groups
+
+
+def rollouts(n: int, seed: int = 0) -> list[Group]:
+    """Scored answers, every fourth cut by the token limit."""
+    g = torch.Generator().manual_seed(seed)
+    groups = []
+    for i in range(n):
+        cut = i % 4 == 3
+        answer = ids(length(1, 9, g), g) if cut else (*ids(length(0, 8, g), g), EOS)
+        response = Response(ids=answer, finish="length" if cut else "stop")
+        score = float(torch.randn((), generator=g, dtype=torch.float64))
+        groups.append(Group(Prompt(id=str(i), ids=ids(length(1, 7, g), g)), (response,), scores=(score,)))
+    return groups
+
+
+@dataclass
+class Given:
+    """Hands out `steps[step % len(steps)]`; with `settings` and `batch` it passes for an `Online`."""
+
+    steps: Sequence[Sequence[Group]]
+    settings: SampleSettings = field(default_factory=SampleSettings)
+
+    @property
+    def batch(self) -> int:
+        return len(self.steps[0])
+
+    def __call__(self, models: Models, step: int) -> Draw:
+        groups = list(self.steps[step % len(self.steps)])
+        return Draw(groups, list(range(len(groups))), len(groups))
+
+
+@dataclass
+class Record:
+    """A sink that keeps everything."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.rows.append({k: v for k, v in metrics.items() if not k.startswith("time/")})
+
+    def close(self) -> None: ...
+
+
+def train(algorithm: Algorithm, models: Models, **settings: Any) -> list[dict[str, float]]:
+    """Runs `fit`; the metrics of every step."""
+    record = Record()
+    run = Run(**({"steps": 20, "lr": 1e-2} | settings))
+    fit(algorithm, models, replace(run, sinks=[*run.sinks, record]))
+    return record.rows
+
+
+def keys(rows: list[dict[str, float]], *names: str) -> list[tuple[float, ...]]:
+    return [tuple(row[n] for n in names) for row in rows]
+
+
+def assert_same(one: Any, two: Any, tolerance: float = 1e-10) -> None:
+    """Nested numbers and tensors, equal to `tolerance` (absolute, and relative above 1)."""
+    torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
+
+
+def watch(algorithm: Algorithm, hook: Callable[[Models, Any, int], None]) -> Algorithm:
+    """Calls `hook(models, batch, step)` after each step."""
+
+    def after(models: Models, batch: Any, step: int) -> dict[str, tuple[float, float]]:
+        hook(models, batch, step)
+        return {}
+
+    return replace(algorithm, after=(*algorithm.after, after))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,7 +21,6 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as hf_logging
@@ -28,6 +28,7 @@ from transformers.utils import logging as hf_logging
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, ModelError, nearest
 from tiltyard.models.language import DType, LanguageModel, ScalarModel
+from tiltyard.types import Group, Message, Prompt, Response
 
 # width, layers, heads, key-value heads, feed-forward width: Llama shape
 PRESETS: dict[str, tuple[int, int, int, int, int]] = {
@@ -94,15 +95,14 @@ def from_scratch(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    module = LlamaForCausalLM(config).to(TORCH_DTYPE[dtype])
-    torch.random.set_rng_state(state)
-    return LanguageModel(module, Chat(tokenizer, max_length=context), dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: Any = LlamaForCausalLM(config)
+    return LanguageModel(module.to(TORCH_DTYPE[dtype]), Chat(tokenizer, max_length=context), dtype)
 
 
 def _resolve(source: str | Path, wanted: str = "config.json") -> str:
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.exists():
         if not (path / wanted).exists():
             inner = path / "model"
@@ -122,30 +122,51 @@ def _resolve(source: str | Path, wanted: str = "config.json") -> str:
     return str(source)
 
 
-def _from_pretrained(auto: Any, source: str, dtype: DType, trust_remote_code: bool, **kwargs: Any) -> PreTrainedModel:
+@contextmanager
+def _said_plainly(what: str, source: str) -> Iterator[None]:
+    """Turns what transformers and safetensors raise on loading into one ModelError."""
     try:
-        with quiet():
-            return auto.from_pretrained(
-                source, dtype=TORCH_DTYPE[dtype], use_safetensors=True, trust_remote_code=trust_remote_code, **kwargs
-            )
-    except (OSError, ValueError) as error:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            "the model could not be loaded",
+            f"the {what} could not be loaded",
             where=source,
-            got=str(error).splitlines()[0][:300],
-            expected="a folder or hub name with config.json and safetensors weights",
-            fix="check the name; models that need their own code load only with trust_remote_code=true",
+            got=lines[0][:300],
+            expected="a folder or hub name with config.json, safetensors weights and tokenizer files",
+            fix="check the name and the files; models that need their own code load only with trust_remote_code=true",
         ) from error
+
+
+def _from_pretrained(auto: Any, source: str, dtype: DType, trust: bool, may_miss: str = "", **kwargs: Any) -> Any:
+    """The module, every weight of which came from the files but those whose name starts with `may_miss`."""
+    with quiet(), _said_plainly("model", source):
+        module, info = auto.from_pretrained(
+            source,
+            dtype=TORCH_DTYPE[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust,
+            output_loading_info=True,
+            **kwargs,
+        )
+    missing = sorted(k for k in info["missing_keys"] if not (may_miss and k.startswith(may_miss)))
+    if missing:
+        raise ModelError(
+            f"{len(missing)} weights of the model are not in its files",
+            where=source,
+            got=", ".join(missing[:4]),
+            expected=f"all weights of {type(module).__name__}",
+            fix="the files are incomplete, or they hold a model of another kind (a reward model has no language head)",
+        )
+    return module
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     name = _resolve(source, "tokenizer_config.json")
-    try:
+    with _said_plainly("tokenizer", name):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            "the tokenizer could not be loaded", where=name, got=str(error).splitlines()[0][:300]
-        ) from error
 
 
 def context_length(config: Any) -> int | None:
@@ -180,30 +201,44 @@ def load_scalar_model(
     The new head starts at zero, so an untrained reward model scores everything 0 and a pairwise loss starts at ln 2.
     """
     name = _resolve(source)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    with _said_plainly("model", name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     fresh = not any("SequenceClassification" in a for a in (config.architectures or []))
     chat = Chat(tokenizer, max_length=context_length(config))
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    module = _from_pretrained(
-        AutoModelForSequenceClassification, name, dtype, trust_remote_code, num_labels=1, pad_token_id=chat.pad_id
-    )
-    torch.random.set_rng_state(state)
+    # transformers reads the score at the rightmost token that is not pad: pad must not be what ends an answer
+    pad = chat.pad_id if chat.pad_id != _closing_id(chat) else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = _from_pretrained(
+            AutoModelForSequenceClassification,
+            name,
+            dtype,
+            trust_remote_code,
+            may_miss="score." if fresh else "",
+            num_labels=1,
+            pad_token_id=pad,
+        )
     module.to(pick_device(device))
+    head = getattr(module, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise ModelError("this architecture has no scalar head in transformers", where=name)
     if fresh:
-        head = getattr(module, "score", None)
-        if not isinstance(head, nn.Linear):
-            raise ModelError("this architecture has no scalar head in transformers", where=name)
         nn.init.zeros_(head.weight)
     return ScalarModel(module.eval(), chat, dtype)
+
+
+def _closing_id(chat: Chat) -> int:
+    """The id that ends every encoded answer."""
+    group = Group(Prompt(messages=(Message("user", "Hi"),)), (Response(text="Hi"),))
+    return chat.encode_group(group).responses[0].ids[-1]
 
 
 def value_from(source: ScalarModel) -> ScalarModel:
     """A value model that starts as a copy of the reward model: at the last token it says what the reward model says."""
     with source.plain():
         module = copy.deepcopy(source.module)
-    return ScalarModel(module, source.chat, source.dtype)
+    return ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
 
 
 def frozen_copy(model: LanguageModel) -> LanguageModel:
@@ -220,17 +255,23 @@ def freeze_bottom(model: LanguageModel | ScalarModel, layers: int) -> int:
     """
     if layers <= 0:
         return 0
-    blocks = getattr(model.backbone, "layers", None) or getattr(model.backbone, "h", None)
-    if blocks is None or layers > len(blocks):
+    blocks = _blocks(model.backbone)
+    if layers > len(blocks):
         raise ConfigError(
-            "cannot freeze that many layers",
-            where="freeze_layers",
-            got=layers,
-            expected=f"0 to {len(blocks) if blocks is not None else 0}",
+            "cannot freeze that many layers", where="freeze_layers", got=layers, expected=f"0 to {len(blocks)}"
         )
-    for part in [model.module.get_input_embeddings(), *list(blocks)[:layers]]:
+    embeddings = [part for part in model.backbone.modules() if isinstance(part, nn.Embedding)]  # positions too
+    for part in [*embeddings, *blocks[:layers]]:
         part.requires_grad_(False)
     return sum(p.numel() for p in model.module.parameters() if not p.requires_grad)
+
+
+def _blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The decoder's layers: its first list of modules, whatever the family calls it and wherever it stands."""
+    return next((list(part) for part in backbone.modules() if isinstance(part, nn.ModuleList)), [])
+
+
+DROPOUTS = ("attention_dropout", "hidden_dropout", "activation_dropout", "dropout", "layerdrop")
 
 
 def set_dropout(module: nn.Module, p: float | Literal["model"]) -> None:
@@ -241,12 +282,16 @@ def set_dropout(module: nn.Module, p: float | Literal["model"]) -> None:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = p
-        if hasattr(part, "attention_dropout") and isinstance(part.attention_dropout, float):
-            part.attention_dropout = p
+        for name in DROPOUTS:
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, p if name != "layerdrop" else 0.0)
 
 
 def save_model(model: LanguageModel | ScalarModel, folder: Path) -> None:
     """Writes the model in Hugging Face form (safetensors, tokenizer, template): transformers, vLLM and PEFT load it."""
+    settings = getattr(model.module, "generation_config", None)
+    if settings is not None and isinstance(model, LanguageModel):
+        settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
     with model.plain(), quiet():
         model.module.save_pretrained(folder)
     model.chat.tokenizer.save_pretrained(folder)

@@ -12,14 +12,14 @@ def law_NV(logits_NV: Tensor, settings: SampleSettings) -> Tensor:
     """Probabilities [N, V] after temperature, top-k and top-p (in this order); truncated tokens have exactly 0."""
     if settings.temperature == 0:
         best = logits_NV.argmax(-1, keepdim=True)
-        return torch.zeros_like(logits_NV).scatter_(-1, best, 1.0)
+        return torch.zeros_like(logits_NV).scatter(-1, best, 1.0)
     scaled = logits_NV / settings.temperature if settings.temperature != 1 else logits_NV
     if 0 < settings.top_k < scaled.shape[-1]:
-        least = scaled.topk(settings.top_k, -1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < least, float("-inf"))
+        values, places = scaled.topk(settings.top_k, -1)  # exactly k, also where several are equal to the last
+        scaled = torch.full_like(scaled, float("-inf")).scatter(-1, places, values)
     probs = scaled.softmax(-1)
     if settings.top_p < 1:
-        ordered, order = probs.sort(-1, descending=True, stable=True)
+        ordered, order = probs.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered  # mass of the more probable tokens: keep while it is below top_p
         keep = torch.zeros_like(probs, dtype=torch.bool).scatter_(-1, order, before < settings.top_p)
         probs = probs * keep
@@ -28,8 +28,11 @@ def law_NV(logits_NV: Tensor, settings: SampleSettings) -> Tensor:
 
 
 def draw(probs_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse CDF with one uniform a row: (token [N], log-probability [N]). A token of probability 0 is never drawn."""
-    cdf = probs_NV.cumsum(-1)
+    """Inverse CDF with one uniform a row: (token [N], log-probability [N]). A token of probability 0 is never drawn.
+
+    The sums are in float64: rounded ones could rise, on a GPU that adds in parallel, where the probability is 0.
+    """
+    cdf = probs_NV.cumsum(-1, dtype=torch.float64)
     wanted = (uniform_N.to(cdf.dtype) * cdf[:, -1]).clamp_max(torch.nextafter(cdf[:, -1], cdf.new_zeros(1)))
     token = torch.searchsorted(cdf, wanted[:, None], right=True)
     token = token.clamp_max(probs_NV.shape[-1] - 1)

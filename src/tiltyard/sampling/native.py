@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tiltyard.errors import DataError
+from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.cache import SlotCache
@@ -43,22 +44,52 @@ def sample(
 
     Raises:
         DataError: a prompt that was not encoded or leaves no room in the model's context.
+        ConfigError: `n` below 1, or draws made for other numbers of prompts or answers.
     """
     settings = settings or SampleSettings()
+    if n < 1:
+        raise ConfigError("n answers a prompt are too few", where="n", got=n, expected="at least 1")
     draws = draws or draws_for(seed, len(prompts), n)
+    if (draws.n, len(draws.index)) != (n, len(prompts)):
+        raise ConfigError(
+            "the draws were made for others",
+            got=f"{len(draws.index)} prompts, {draws.n} answers each",
+            expected=f"{len(prompts)} prompts, {n} answers each",
+        )
+    room = [_room(model, prompt, settings) for prompt in prompts]
     uniforms = draws.uniforms(settings.max_tokens).to(model.device)
-    at_once = max(1, settings.max_rows // n)
-    groups: list[Group] = []
+    copies = min(n, settings.max_rows)
+    at_once = settings.max_rows // copies  # prompts; more than one only where all answers of each fit
+    responses: list[Response] = []
     training = model.module.training
     model.module.eval()
     try:
         for first in range(0, len(prompts), at_once):
-            part = prompts[first : first + at_once]
-            rows = _Rows(model, part, n, settings, uniforms[first * n : (first + len(part)) * n], stream, first * n)
-            groups.extend(rows.run())
+            part = slice(first, first + at_once)
+            for row in range(first * n, (first + 1) * n, copies):
+                here = min(copies, (first + 1) * n - row)
+                rows = _Rows(model, prompts[part], room[part], here, settings, uniforms[row:], stream, row)
+                responses.extend(rows.run())
     finally:
         model.module.train(training)
-    return groups
+    return [Group(prompt, tuple(responses[i * n : (i + 1) * n]), origin="sampled") for i, prompt in enumerate(prompts)]
+
+
+def _room(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int:
+    """Tokens that an answer to this prompt may have."""
+    if not prompt.ids:
+        raise DataError("prompt has no token ids", where=prompt.id, fix="encode it with Chat.encode_prompt")
+    limit = model.chat.max_length
+    room = settings.max_tokens if limit is None else min(settings.max_tokens, limit - len(prompt.ids))
+    if room < 1:
+        raise DataError(
+            "the prompt leaves no room for an answer in the model's context",
+            where=prompt.id,
+            got=f"{len(prompt.ids)} tokens",
+            expected=f"fewer than {limit}",
+            fix="set max_prompt lower, or too_long=truncate",
+        )
+    return room
 
 
 @dataclass
@@ -69,6 +100,10 @@ class _Engine:
     prompts: Sequence[Prompt]
     n: int
     capacity: int
+
+    def __post_init__(self) -> None:
+        self.mask = torch.zeros(0, 0, dtype=torch.long)  # of the padded road: [rows, tokens so far]
+        self.past: Any = None  # and its cache, which the model makes
 
     def prefill(self) -> Tensor:
         if not self.model.packed:
@@ -96,11 +131,9 @@ class _Engine:
             self.cache.keep(rows)
             return
         self.mask = self.mask[rows]
-        self.past.reorder_cache(rows) if hasattr(self.past, "reorder_cache") else self.past.batch_select_indices(rows)
+        self.past.reorder_cache(rows)
 
     def _prefill_plain(self) -> Tensor:
-        from transformers import DynamicCache
-
         longest = max(len(p.ids) for p in self.prompts)
         ids = torch.zeros(len(self.prompts), longest, dtype=torch.long)
         mask = torch.zeros(len(self.prompts), longest, dtype=torch.long)
@@ -109,7 +142,6 @@ class _Engine:
             mask[row, longest - len(prompt.ids) :] = 1
         ids, mask = ids.repeat_interleave(self.n, 0), mask.repeat_interleave(self.n, 0)
         self.mask = mask.to(self.model.device)
-        self.past = DynamicCache()
         return self._plain(ids.to(self.model.device))
 
     def _step_plain(self, tokens: Tensor) -> Tensor:
@@ -118,24 +150,25 @@ class _Engine:
 
     def _plain(self, ids: Tensor) -> Tensor:
         position = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        extra = {"position_ids": position}
-        if "position_ids" not in inspect.signature(self.model.module.forward).parameters:
-            extra = {}
+        known = inspect.signature(self.model.module.forward).parameters
+        extra = {"position_ids": position} if "position_ids" in known else {}
         with self.model.plain(), self.model.autocast():
             out = self.model.module(
                 input_ids=ids, attention_mask=self.mask, past_key_values=self.past, use_cache=True, **extra
             )
+        self.past = out.past_key_values
         logits = out.logits[:, -1]
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class _Rows:
-    """The answers of one call: who is still running, what each has drawn."""
+    """The answers decoded together: who is still running, what each has drawn. Row r answers prompt r // n."""
 
     def __init__(
         self,
         model: LanguageModel,
         prompts: Sequence[Prompt],
+        room: Sequence[int],
         n: int,
         settings: SampleSettings,
         uniforms: Tensor,
@@ -149,26 +182,13 @@ class _Rows:
         self.logps: list[list[float]] = [[] for _ in range(rows)]
         self.finish: list[Finish] = ["length"] * rows
         self.cut: dict[int, str] = {}
-        self.room = [self._room(p) for p in prompts for _ in range(n)]
+        self.room = [r for r in room for _ in range(n)]
+        # a token has a byte at least, so a stop string that has just ended lies within so many tokens of the end
+        self.reach = max((len(s.encode()) for s in settings.stop), default=0) + 4
 
-    def _room(self, prompt: Prompt) -> int:
-        if not prompt.ids:
-            raise DataError("prompt has no token ids", where=prompt.id, fix="encode it with Chat.encode_prompt")
-        limit = self.model.chat.max_length if self.model.chat is not None else None
-        room = self.settings.max_tokens if limit is None else min(self.settings.max_tokens, limit - len(prompt.ids))
-        if room < 1:
-            raise DataError(
-                "the prompt leaves no room for an answer in the model's context",
-                where=prompt.id,
-                got=f"{len(prompt.ids)} tokens",
-                expected=f"fewer than {limit}",
-                fix="set max_prompt lower, or too_long=truncate",
-            )
-        return room
-
-    def run(self) -> list[Group]:
+    def run(self) -> list[Response]:
         stops = torch.tensor(sorted(self.model.chat.stop_ids), device=self.model.device)
-        capacity = max(len(p.ids) for p in self.prompts) + self.settings.max_tokens
+        capacity = max(len(p.ids) + room for p, room in zip(self.prompts, self.room[:: self.n], strict=True))
         engine = _Engine(self.model, self.prompts, self.n, capacity)
         running = torch.arange(len(self.ids), device=self.model.device)
         room = torch.tensor(self.room, device=self.model.device)
@@ -185,7 +205,7 @@ class _Rows:
                 engine.keep(rows)
                 running, tokens = running[rows], tokens[rows]
             logits = engine.step(tokens)
-        return self._groups()
+        return self._responses()
 
     def _record(self, rows: list[int], tokens: list[int], logps: list[float], ended: Tensor) -> None:
         stopped = ended.tolist()
@@ -196,15 +216,23 @@ class _Rows:
                 self.stream(self.first_row + row, token)
             if stopped[i]:
                 self.finish[row] = "stop"
-            elif self.settings.stop:
-                text = self.model.chat.decode(self.ids[row])
-                places = [text.find(s) for s in self.settings.stop if s in text]
-                if places:
-                    self.finish[row], self.cut[row] = "stop", text[: min(places)]
-                    ended[i] = True
+            elif self.settings.stop and (text := self._up_to_stop(row)) is not None:
+                self.finish[row], self.cut[row] = "stop", text
+                ended[i] = True
 
-    def _groups(self) -> list[Group]:
-        responses = [
+    def _up_to_stop(self, row: int) -> str | None:
+        """The text before the first stop string, or None if there is none. Text is looked at, so a string may begin
+        or end inside a token, and half characters match nothing."""
+        stop, ids = self.settings.stop, self.ids[row]
+        end = self.model.chat.decode(ids[-self.reach :])
+        if not any(s in end for s in stop):
+            return None
+        text = self.model.chat.decode(ids)
+        places = [text.find(s) for s in stop if s in text]
+        return text[: min(places)] if places else None
+
+    def _responses(self) -> list[Response]:
+        return [
             Response(
                 ids=tuple(ids),
                 text=self.cut[row] if row in self.cut else self.model.chat.decode(ids),
@@ -212,8 +240,4 @@ class _Rows:
                 finish=self.finish[row],
             )
             for row, ids in enumerate(self.ids)
-        ]
-        return [
-            Group(prompt, tuple(responses[i * self.n : (i + 1) * self.n]), origin="sampled")
-            for i, prompt in enumerate(self.prompts)
         ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
 from tiltyard.types import Group, Prompt, Response
@@ -18,30 +19,55 @@ class RewardScorer:
     """A reward model's score of each response, read at its last token.
 
     Where the reward model has another tokenizer than the policy, texts are rendered again with its own template;
-    otherwise the sampled ids themselves are scored.
+    otherwise the sampled ids themselves are scored. `budget` is how many packed tokens are computed at a time.
     """
 
     def __init__(self, model: ScalarModel, budget: int = 16384):
         self.model, self.budget = model, budget
+        self._compared: tuple[Any, bool] = (model.chat, True)
 
     @torch.no_grad()
     def __call__(self, models: Any, groups: list[Group]) -> list[Group]:
-        scored = []
-        for part in _parts(groups, self.budget):
-            forest = plant([self._own(group, models) for group in part], self.model.device)
-            scores = self.model.score_B(forest).tolist()
-            for group in part:
-                k = len(group.responses)
-                scored.append(replace(group, scores=tuple(scores[:k])))
-                scores = scores[k:]
-        return scored
+        own = [self._own(group, models) for group in groups]
+        scores: list[float] = []
+        training = self.model.module.training
+        self.model.module.eval()
+        try:
+            for part in _parts(own, self.budget):
+                scores += self.model.score_B(plant(part, self.model.device)).tolist()
+        finally:
+            self.model.module.train(training)
+        left = iter(scores)
+        return [replace(group, scores=tuple(next(left) for _ in group.responses)) for group in groups]
 
     def _own(self, group: Group, models: Any) -> Group:
         policy = getattr(models, "policy", None)
-        if policy is None or same_tokens(policy.chat, self.model.chat):
-            return group
-        fresh = tuple(Response(text=r.text) for r in group.responses)
-        return self.model.chat.encode_group(replace(group, prompt=replace(group.prompt, ids=()), responses=fresh))
+        if policy is not None and self._compared[0] is not policy.chat:
+            self._compared = (policy.chat, same_tokens(policy.chat, self.model.chat))
+        if policy is not None and not self._compared[1]:
+            group = self._rendered(group)
+        limit = self.model.chat.max_length
+        longest = len(group.prompt.ids) + max((len(r.ids) for r in group.responses), default=0)
+        if limit is not None and longest > limit:
+            raise DataError(
+                "an answer is longer than the reward model's context",
+                where=group.origin or group.prompt.id,
+                got=f"{longest} tokens with its prompt",
+                expected=f"at most {limit}",
+                fix="lower max_tokens or max_prompt, or take a reward model with a longer context",
+            )
+        return group
+
+    def _rendered(self, group: Group) -> Group:
+        """The group in the reward model's own tokens; an answer that was cut off gets no end-of-turn token."""
+        fresh = tuple(Response(text=r.text, meta=r.meta) for r in group.responses)
+        prompt = replace(group.prompt, ids=())
+        encoded = self.model.chat.encode_group(replace(group, prompt=prompt, responses=fresh))
+        answers = tuple(
+            replace(new, ids=new.ids[:-1], loss_spans=None) if old.finish == "length" and len(new.ids) > 1 else new
+            for old, new in zip(group.responses, encoded.responses, strict=True)
+        )
+        return replace(encoded, responses=answers)
 
 
 def same_tokens(a: Any, b: Any) -> bool:
@@ -72,7 +98,23 @@ class RuleScorer:
         self.rule = rule
 
     def __call__(self, models: Any, groups: list[Group]) -> list[Group]:  # noqa: ARG002 - protocol
-        return [replace(g, scores=tuple(float(self.rule(g.prompt, r)) for r in g.responses)) for g in groups]
+        return [replace(g, scores=tuple(self._score(g, r) for r in g.responses)) for g in groups]
+
+    def _score(self, group: Group, response: Response) -> float:
+        given: Any = self.rule(group.prompt, response)
+        try:
+            score = float(given)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise ConfigError(
+                f"the rule '{getattr(self.rule, '__name__', 'rule')}' gave no finite number",
+                where=group.origin or group.prompt.id,
+                got=repr(given),
+                expected="a float",
+                fix=f"mend the rule for the response {response.text[:80]!r}",
+            )
+        return score
 
 
 class WeightedScorer:
@@ -87,6 +129,10 @@ class WeightedScorer:
         totals = [[0.0] * len(g.responses) for g in groups]
         for weight, scorer in self.parts:
             for row, group in zip(totals, scorer(models, groups), strict=True):
-                for k, score in enumerate(group.scores or ()):
+                if group.scores is None:
+                    raise ConfigError(
+                        "a scorer of the sum gave no score", where=group.origin, got=type(scorer).__name__
+                    )
+                for k, score in enumerate(group.scores):
                     row[k] += weight * score
         return [replace(g, scores=tuple(row)) for g, row in zip(groups, totals, strict=True)]

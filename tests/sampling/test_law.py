@@ -1,0 +1,115 @@
+"""The law itself: against its definition, and drawn frequencies against exact probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import tiny
+from sampling import stubs
+from tiltyard.models.language import LanguageModel
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling.law import draw, law_NV
+
+LAWS = [
+    SampleSettings(),
+    SampleSettings(temperature=0.5),
+    SampleSettings(top_k=3),
+    SampleSettings(top_p=0.75),
+    SampleSettings(temperature=1.5, top_k=6, top_p=0.8),
+    SampleSettings(temperature=0),
+]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.floats(0.1, 3),
+    top_p=st.floats(0.01, 1),
+    top_k=st.integers(0, 40),
+    width=st.floats(0.1, 30),
+)
+def test_law_is_its_definition(seed: int, temperature: float, top_p: float, top_k: int, width: float) -> None:
+    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * width
+    law = SampleSettings(temperature=temperature, top_p=top_p, top_k=top_k)
+    expected = np.stack([stubs.law(row, law) for row in logits.numpy()])
+    found = law_NV(logits, law)
+    torch.testing.assert_close(found, torch.as_tensor(expected), atol=1e-12, rtol=1e-9)
+    assert ((found > 0) == torch.as_tensor(expected > 0)).all()
+
+
+def _chi_square(counts: np.ndarray, p: np.ndarray) -> None:
+    """Within four standard deviations of its mean; tokens of probability 0 never drawn."""
+    assert counts[p == 0].sum() == 0
+    n, seen = counts.sum(), p > 0
+    if seen.sum() == 1:
+        return
+    expected = n * p[seen]
+    rare = expected < 5
+    if rare.any():  # pooled, as the approximation wants
+        observed = np.append(counts[seen][~rare], counts[seen][rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+    else:
+        observed = counts[seen]
+    statistic, df = ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
+    assert statistic < df + 4 * (2 * df) ** 0.5 + 4, (statistic, df)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_drawn_frequencies(law: SampleSettings) -> None:
+    logits = torch.linspace(-2, 2, 9).repeat(20000, 1)
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens, logps = draw(law_NV(logits, law), uniform)
+    p = stubs.law(logits[0].double().numpy(), law)
+    _chi_square(np.bincount(tokens.numpy(), minlength=9), p)
+    np.testing.assert_allclose(logps.numpy(), np.log(p[tokens.numpy()]), atol=1e-5)
+
+
+@pytest.mark.parametrize("law", LAWS[2:5])
+def test_sampled_pairs_of_tokens_follow_the_law(law: SampleSettings) -> None:
+    """Two tokens from a model of 8 tokens: all 64 pairs, against probabilities summed by hand."""
+    model = LanguageModel(tiny.causal("llama", vocab_size=8), stubs.Letters(frozenset()))
+    prompt = tiny.group(3, low=3, high=8).prompt
+    (group,) = sample(model, [prompt], 4000, dataclasses.replace(law, max_tokens=2, max_rows=4000), seed=5)
+    counts = np.zeros((8, 8))
+    for response in group.responses:
+        counts[response.ids] += 1
+    oracle = tiny.causal("llama", vocab_size=8)
+
+    def after(*more: int) -> np.ndarray:
+        with torch.no_grad():
+            return stubs.law(oracle(input_ids=torch.tensor([[*prompt.ids, *more]])).logits[0, -1].double().numpy(), law)
+
+    first = after()
+    exact = np.stack([first[a] * after(a) for a in range(8)])
+    assert exact.sum() == pytest.approx(1)
+    _chi_square(counts.flatten(), exact.flatten())
+
+
+def test_edges_of_the_uniform() -> None:
+    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
+    for u, token in [(0.0, 1), (0.2499, 1), (0.25, 3), (0.9999999999, 3), (1.0, 3)]:
+        found, logp = draw(probs, torch.tensor([u], dtype=torch.float64))
+        assert found.item() == token
+        assert logp.isfinite().all()
+
+
+def test_a_large_vocabulary_never_draws_what_was_cut() -> None:
+    logits = torch.randn(64, 50_000, generator=torch.Generator().manual_seed(0)) * 3
+    for law in (SampleSettings(top_p=0.5), SampleSettings(top_k=50), SampleSettings()):
+        probs = law_NV(logits, law)
+        for u in (0.0, 1e-12, 0.5, 1 - 1e-9, 1 - 2**-53):
+            token, logp = draw(probs, torch.full((64,), u, dtype=torch.float64))
+            assert (probs.gather(-1, token[:, None]) > 0).all()
+            assert logp.isfinite().all()
+
+
+def test_top_k_with_ties_keeps_exactly_k() -> None:
+    probs = law_NV(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), SampleSettings(top_k=2))
+    assert sorted(probs[0].tolist()) == [0.0, 0.0, 0.5, 0.5]
+    assert probs[0, 3] == 0

@@ -1,0 +1,254 @@
+"""The sampler against a plain loop: the same tokens from the same uniforms, log-probs under the very law."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import tiny
+from sampling import stubs
+from tiltyard.errors import ConfigError, DataError
+from tiltyard.models.forest import plant
+from tiltyard.models.language import LanguageModel
+from tiltyard.sampling import Draws, SampleSettings, sample
+from tiltyard.sampling.settings import draws_for
+from tiltyard.types import Group, Prompt
+
+LAWS = {
+    "plain": SampleSettings(max_tokens=12),
+    "cool": SampleSettings(temperature=0.6, max_tokens=12),
+    "nucleus": SampleSettings(temperature=0.8, top_p=0.7, max_tokens=12),
+    "top_k": SampleSettings(top_k=5, max_tokens=12),
+    "all": SampleSettings(temperature=1.3, top_k=20, top_p=0.8, max_tokens=12),
+    "greedy": SampleSettings(temperature=0, max_tokens=12),
+}
+ENGINES = ["llama", "mistral", "gemma2", "gpt2", "opt", "deepseek_v3", "bloom", "qwen2_window", "cohere"]
+LENGTHS = (6, 1, 11, 3)
+
+
+def _oracle(family: str, model, prompts, n: int, settings: SampleSettings, seed: int):
+    module = tiny.causal(family, dtype=model.module.dtype)
+    uniforms = torch.rand(
+        len(prompts), n, settings.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).numpy()
+    return [
+        [stubs.answer(module, model.chat, p, uniforms[i, j], settings) for j in range(n)] for i, p in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "law"), [(f, "all") for f in ENGINES] + [("llama", law) for law in LAWS] + [("bloom", "greedy")]
+)
+def test_same_tokens_as_a_plain_loop(family: str, law: str) -> None:
+    model, prompts, settings = stubs.model(family), stubs.prompts(*LENGTHS), LAWS[law]
+    groups = sample(model, prompts, 3, settings, seed=7)
+    assert [g.prompt for g in groups] == prompts
+    lengths = set()
+    for group, expected in zip(groups, _oracle(family, model, prompts, 3, settings, 7), strict=True):
+        assert len(group.responses) == 3
+        for response, (ids, logps, finish) in zip(group.responses, expected, strict=True):
+            assert list(response.ids) == ids
+            assert response.finish == finish
+            assert response.logps == pytest.approx(logps, abs=1e-5)
+            assert response.text == model.chat.decode(ids)
+            lengths.add(len(ids))
+    if law != "greedy":
+        assert len(lengths) > 1  # rows did end at different times
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_recorded_logps_are_the_trainers(family: str) -> None:
+    """At temperature T without truncation, what the trainer computes on the sampled ids; in float32."""
+    model = stubs.model(family, "float32")
+    groups = sample(model, stubs.prompts(*LENGTHS), 4, SampleSettings(temperature=0.7, max_tokens=10), seed=1)
+    with torch.no_grad():
+        logp_R = model.logp_R(plant(groups), temperature=0.7)[0]
+    recorded = torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()])
+    torch.testing.assert_close(recorded, logp_R, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_answers_do_not_depend_on_the_company(family: str) -> None:
+    model, prompts, settings = stubs.model(family), stubs.prompts(5, 2, 9, 4, 7), LAWS["all"]
+    whole = sample(model, prompts, 2, settings, draws=draws_for(3, 5, 2))
+    for part in ([0, 2, 4], [1, 3], [3]):
+        draws = Draws(torch.Generator().manual_seed(3), 5, 2, part)
+        shard = sample(model, [prompts[i] for i in part], 2, settings, draws=draws)
+        assert [[r.ids for r in g.responses] for g in shard] == [[r.ids for r in whole[i].responses] for i in part]
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("max_rows", [1, 2, 5, 6])
+def test_max_rows_changes_nothing(family: str, max_rows: int) -> None:
+    model, prompts = stubs.model(family), stubs.prompts(5, 2, 9, 4)
+    settings = [SampleSettings(max_tokens=8, max_rows=m) for m in (256, max_rows)]
+    one, other = (sample(model, prompts, 2, s, seed=2) for s in settings)
+    assert [[r.ids for r in g.responses] for g in one] == [[r.ids for r in g.responses] for g in other]
+
+
+def test_max_rows_bounds_the_rows_of_one_prompt_too(monkeypatch) -> None:
+    from tiltyard.sampling import native
+
+    sizes: list[int] = []
+    real = native.draw
+    monkeypatch.setattr(native, "draw", lambda p, u: (sizes.append(len(p)), real(p, u))[1])
+    groups = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3, max_rows=2), seed=2)
+    assert max(sizes) <= 2
+    expected = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3), seed=2)
+    assert [[r.ids for r in g.responses] for g in groups] == [[r.ids for r in g.responses] for g in expected]
+
+
+def test_seeds() -> None:
+    model, prompts = stubs.model(), stubs.prompts(5, 2)
+    ids = [[r.ids for g in sample(model, prompts, 2, seed=s) for r in g.responses] for s in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    sample(model, prompts, 2)
+    assert torch.rand(1).equal(expected)
+
+
+def test_greedy_ignores_the_seed_and_is_certain() -> None:
+    model, prompts = stubs.model(), stubs.prompts(5, 2)
+    one, other = (sample(model, prompts, 2, LAWS["greedy"], seed=s) for s in (0, 1))
+    for g, h in zip(one, other, strict=True):
+        assert {r.ids for r in g.responses} == {r.ids for r in h.responses}
+        assert len({r.ids for r in g.responses}) == 1
+        assert all(x == 0 for r in g.responses for x in r.logps or ())
+
+
+def test_mode_and_weights_are_left_alone() -> None:
+    model = stubs.model("gpt2")
+    model.module.train()
+    sample(model, stubs.prompts(3), 2, SampleSettings(max_tokens=4))
+    assert model.module.training
+    assert all(p.grad is None for p in model.module.parameters())
+    dropped = sample(model, stubs.prompts(3), 2, SampleSettings(max_tokens=4))
+    model.module.eval()
+    assert sample(model, stubs.prompts(3), 2, SampleSettings(max_tokens=4)) == dropped
+
+
+def test_no_prompts_gives_no_groups() -> None:
+    assert sample(stubs.model(), [], 2) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_context_limit(family: str) -> None:
+    model, prompts = stubs.model(family, stop_ids=frozenset(), max_length=12), stubs.prompts(11, 4)
+    groups = sample(model, prompts, 2, SampleSettings(max_tokens=30), seed=0)
+    for group, room in zip(groups, (1, 8), strict=True):
+        assert all(len(r.ids) == room and r.finish == "length" for r in group.responses)
+
+
+def test_bad_prompts() -> None:
+    model = stubs.model(max_length=8)
+    with pytest.raises(DataError, match="no token ids"):
+        sample(model, [Prompt(text="hello", id="x")])
+    with pytest.raises(DataError, match="no room") as error:
+        sample(model, stubs.prompts(3, 8), settings=SampleSettings(max_rows=1))
+    assert "8 tokens" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("temperature", -1), ("top_p", 0), ("top_p", 1.1), ("top_k", -1), ("max_tokens", 0)]
+)
+def test_bad_settings(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match="out of range"):
+        SampleSettings(**{key: value})
+    with pytest.raises(ConfigError, match="at least 1"):
+        sample(stubs.model(), stubs.prompts(3), 0)
+
+
+def test_draws_must_fit_the_prompts() -> None:
+    with pytest.raises(ConfigError, match="draws"):
+        sample(stubs.model(), stubs.prompts(3, 4), 2, draws=draws_for(0, 1, 2))
+    with pytest.raises(ConfigError, match="draws"):
+        sample(stubs.model(), stubs.prompts(3, 4), 2, draws=draws_for(0, 2, 3))
+
+
+def test_stream_gives_every_token_in_order() -> None:
+    seen: list[tuple[int, int]] = []
+    settings = SampleSettings(max_tokens=8, max_rows=4)
+    groups = sample(
+        stubs.model(), stubs.prompts(5, 2, 9), 2, settings, seed=4, stream=lambda row, t: seen.append((row, t))
+    )
+    for row, response in enumerate(r for g in groups for r in g.responses):
+        assert [t for r, t in seen if r == row] == list(response.ids)
+    assert len(seen) == sum(len(r.ids) for g in groups for r in g.responses)
+
+
+def test_pad_equal_to_eos_ends_and_is_kept() -> None:
+    model = stubs.model(stop_ids=frozenset({2}))
+    model.module.config.pad_token_id = 2
+    script(model, [5, 2, 7])
+    (group,) = sample(model, stubs.prompts(3), 1, SampleSettings(temperature=0, max_tokens=6))
+    assert group.responses[0].ids == (5, 2)
+    assert group.responses[0].finish == "stop"
+
+
+def script(model, tokens: list[int]) -> None:
+    """Makes the model say these tokens whatever it is asked."""
+    left = iter(tokens)
+    plain = model.logits
+
+    def logits(hidden):
+        out = torch.full_like(plain(hidden), -30.0)
+        out[:, next(left)] = 30.0
+        return out
+
+    model.logits = logits
+
+
+def _spoken(text: str) -> tuple[int, ...]:
+    return tuple(tiny.chat().tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("said", "stop", "text"),
+    [
+        ("yes it is so", ("it",), "yes "),
+        ("the cat sat. on the mat", (".",), "the cat sat"),
+        ("Grüße 東京 🙂 ok", ("京",), "Grüße 東"),  # three bytes, which may be three tokens
+        ("Grüße 東京 🙂 ok", ("🙂",), "Grüße 東京 "),
+        ("one two three two", ("three", "two"), "one "),  # the earliest place wins
+        ("ab stop", ("zz",), None),
+    ],
+)
+def test_stop_strings(said: str, stop: tuple[str, ...], text: str | None) -> None:
+    model = _chatting()
+    ids = (*_spoken(said), model.chat.eos_id)
+    script(model, [*ids, *ids])
+    prompt = tiny.group(4).prompt
+    (group,) = sample(model, [prompt], 1, SampleSettings(temperature=0, max_tokens=60, stop=stop))
+    response = group.responses[0]
+    assert response.finish == "stop"
+    if text is None:
+        assert response.ids == ids
+        assert response.text == said
+        return
+    assert response.text == text
+    assert response.ids == ids[: len(response.ids)]
+    assert len(response.ids) < len(ids)
+    assert any(s in model.chat.decode(response.ids) for s in stop)
+    assert not any(s in model.chat.decode(response.ids[:-1]) for s in stop)
+    assert len(response.logps) == len(response.ids)
+
+
+def _chatting() -> LanguageModel:
+    return LanguageModel(tiny.causal("llama", vocab_size=512), tiny.chat())
+
+
+def test_looking_for_stop_strings_reads_the_end_of_an_answer_only() -> None:
+    model = stubs.model(stop_ids=frozenset())
+    settings = SampleSettings(max_tokens=48, stop=("never",))
+    sample(model, stubs.prompts(3), 2, settings)
+    assert sum(model.chat.decoded) < 2 * 48 * 40
+
+
+def test_group_is_ready_to_train_on() -> None:
+    model = stubs.model("llama", "float32")
+    groups = sample(model, stubs.prompts(3, 5), 2, SampleSettings(max_tokens=5))
+    assert all(isinstance(g, Group) and g.origin == "sampled" for g in groups)
+    forest = plant(groups)
+    assert sum(len(r.logps or ()) for g in groups for r in g.responses) == forest.R

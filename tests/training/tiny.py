@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from tiltyard.models import language
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.algorithm import Algorithm, Draw, Models
@@ -22,11 +19,10 @@ from tiltyard.types import Group, Prompt, Response
 VOCAB, EOS = 17, 1
 
 
-def chat() -> Any:
-    """What the sampler and the scorers ask of a `Chat`."""
-    return SimpleNamespace(
-        stop_ids=frozenset({EOS}), eos_id=EOS, max_length=64, decode=lambda ids: " ".join(map(str, ids))
-    )
+# what the sampler and the scorers ask of a `Chat`
+CHAT: Any = SimpleNamespace(
+    stop_ids=frozenset({EOS}), eos_id=EOS, max_length=64, decode=lambda ids: " ".join(map(str, ids))
+)
 
 
 def config(**shape: Any) -> LlamaConfig:
@@ -51,24 +47,17 @@ def module(cls: type, seed: int = 0, **shape: Any) -> Any:
 
 
 def policy(seed: int = 0, **shape: Any) -> LanguageModel:
-    return LanguageModel(module(LlamaForCausalLM, seed, **shape), chat(), "float64")
+    return LanguageModel(module(LlamaForCausalLM, seed, **shape), CHAT, "float64")
 
 
 def scalar(seed: int = 0, **shape: Any) -> ScalarModel:
-    return ScalarModel(module(LlamaForSequenceClassification, seed, **shape), chat(), "float64")
+    return ScalarModel(module(LlamaForSequenceClassification, seed, **shape), CHAT, "float64")
 
 
 def frozen(seed: int = 0) -> LanguageModel:
     model = policy(seed)
     model.module.requires_grad_(False)
     return model
-
-
-@contextmanager
-def padded() -> Iterator[None]:
-    """Models made inside it run through the padded fallback."""
-    with mock.patch.object(language, "_uses_interface", lambda module: False):
-        yield
 
 
 def parameters(model: Any) -> dict[str, torch.Tensor]:

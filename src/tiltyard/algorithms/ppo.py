@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tiltyard.algorithms.base import method
+from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.policy import ppo_clip_R, value_clip_R
 from tiltyard.training.algorithm import Algorithm, Forward
@@ -101,6 +102,13 @@ def ppo(
     """
     temperature = source.settings.temperature
     _whole_law(source)
+    if minibatches > source.batch:
+        raise ConfigError(
+            "there are more minibatches than prompts",
+            where="ppo.minibatches",
+            got=minibatches,
+            expected=f"at most batch = {source.batch}",
+        )
     controller = kl_controller(kl, kl_target, kl_horizon)
     prepare = (
         OldLogp(temperature),
@@ -126,8 +134,6 @@ def ppo(
 
 def _whole_law(source: Online) -> None:
     """A truncated sampling law has other log-probs than the policy's: ratios and KL would be wrong (TRL #6789)."""
-    from tiltyard.errors import ConfigError
-
     settings = source.settings
     if settings.top_p < 1 or settings.top_k > 0 or settings.temperature == 0:
         raise ConfigError(

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
-from tiltyard.training.batch import Batch, Metrics
+from tiltyard.training.batch import RECORDS, Batch, Metrics
 from tiltyard.types import Group
 
 FORWARD = ("logp_R", "entropy_R", "value_R", "model_score_B")
-RECORDS = ("score_B", "rank_B", "sampled_logp_R", "stopped_B")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from tiltyard.errors import CompositionError
 from tiltyard.models.forest import Forest, plant
 from tiltyard.types import Group, Response
 
+RECORDS = {"score_B": "scores", "rank_B": "ranks", "sampled_logp_R": "sampled log-probs", "stopped_B": "end"}
 Metrics = dict[str, tuple[float, float]]  # name -> (sum, count); the mean is taken over micro-batches and processes
 
 
@@ -67,7 +68,11 @@ class Batch:
             raise CompositionError(
                 f"the batch has no column '{name}'",
                 got=", ".join(sorted(self.columns)),
-                fix=f"add a prepare step that writes '{name}'",
+                fix=(
+                    f"the groups of this step carry no {RECORDS[name]}: give them some"
+                    if name in RECORDS
+                    else f"add a prepare step that writes '{name}'"
+                ),
             ) from None
 
     def select(self, chosen: Sequence[int]) -> Batch:

@@ -1,0 +1,66 @@
+# make install | demo | test | check | lint | clean        (PYTHON=..., TORCH_INDEX=... may be given)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHONS := python3.11 python3.12 python3.13 python3
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+# An index (a URL or a folder) with CPU-only wheels of torch, where pip's own index has only CUDA builds.
+TORCH_INDEX ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help install demo test check lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP)  ## make .venv with Tiltyard and everything it needs
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),$(PYTHONS)); do \
+	  if "$$python" -c '$(FITS)' >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$("$$python" --version)"; exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "no Python 3.11 or newer with venv was found (Debian: apt install python3 python3-venv), or give PYTHON=..." >&2; \
+	exit 1
+
+# Without a GPU a CPU-only build of torch is tried first: the usual Linux build brings gigabytes of CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@torch=$$(sed -n 's/^torch==//p' constraints.txt); \
+	index=($(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")); \
+	if [ ! -e /dev/nvidiactl ] && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  echo "installing torch $$torch"; \
+	  $(BIN)/python -m pip install -q "$${index[@]}" -c constraints.txt "torch==$$torch+cpu" 2>/dev/null \
+	    || echo "no CPU-only torch in this package index; the usual build is installed (see README, Installing)"; \
+	fi; \
+	echo "installing Tiltyard and its dependencies"; \
+	$(BIN)/python -m pip install -q "$${index[@]}" -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "installed: $$($(BIN)/tiltyard --version)"
+
+demo: $(STAMP)  ## the whole road on the embedded world, from raw text to a measured, aligned model
+	@$(BIN)/tiltyard run demo
+	@echo "the table is in runs/demo/summary.json; pictures and answers are in runs/demo/evaluate"
+
+test: $(STAMP)  ## all tests, the quick ones first
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## the quick tests alone
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)  ## style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## remove caches and builds; .venv and runs stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

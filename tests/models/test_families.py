@@ -131,7 +131,7 @@ def test_packing_changes_nothing(data: st.DataObject, family: str) -> None:
         st.tuples(st.integers(1, 40), st.lists(st.integers(1, 40), min_size=0, max_size=6)), min_size=1, max_size=9
     )
 )
-def test_tiles_hold_every_token_once_and_little_else(sizes: list[tuple[int, list[int]]]) -> None:
+def test_tiles_hold_every_token_and_little_padding(sizes: list[tuple[int, list[int]]]) -> None:
     forest = plant([tiny.group(p, *r, seed=i) for i, (p, r) in enumerate(sizes)])
     rows = torch.cat([tile.index for tile in forest.tiles])
     assert torch.equal(rows[forest.untile_T], torch.arange(forest.T))
@@ -139,6 +139,12 @@ def test_tiles_hold_every_token_once_and_little_else(sizes: list[tuple[int, list
     assert torch.equal(branch[forest.untile_T], forest.branch_T)
     for tile in forest.tiles:
         assert (tile.branch_nL >= 0).sum() * 1.25 >= tile.n * tile.length
+
+
+def test_trees_are_laid_whole_or_cut_into_branches_whichever_is_cheaper() -> None:
+    assert {tile.single_branch for tile in plant(tiny.mixed()).tiles} == {True, False}
+    assert [t.single_branch for t in plant([tiny.group(2, 9, 9, 9)]).tiles] == [True]
+    assert [(t.single_branch, t.n) for t in plant([tiny.group(40, 1, 2, 1)]).tiles] == [(False, 1)]
 
 
 def test_loss_spans_choose_the_tokens() -> None:

@@ -151,8 +151,8 @@ def group(prompt: int, *responses: int, seed: int = 0, spans: Any = None, low: i
 
 
 def mixed() -> list[Group]:
-    """K of 1, 2 and 3; a prompt and a response of one token; sequences longer than the window."""
-    return [group(6, 4, 1, 9), group(1, 5), group(4, 3, 12), group(11, 1), group(3, 2, 2)]
+    """K of 1, 2 and 3; a prompt and a response of one token; sequences longer than the window; one tree laid whole."""
+    return [group(6, 4, 1, 9), group(1, 5), group(4, 3, 12), group(11, 1), group(14, 1, 1, 2), group(3, 2, 2)]
 
 
 def rows(groups: list[Group]) -> list[tuple[list[int], int, Response]]:

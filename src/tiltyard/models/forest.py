@@ -24,9 +24,11 @@ from tiltyard.types import Group
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Trees of similar length laid side by side for one attention call: n trees padded to L tokens.
+    """Strips of similar length laid side by side for one attention call: n strips padded to L tokens.
 
-    Padding exists inside the attention product only; projections and feed-forward layers never see it.
+    A strip is a whole tree, or a prompt with one of its branches (then the prompt's keys stand in several strips and
+    plain causal attention does). Padding and repeated prompts exist inside the attention product only; projections and
+    feed-forward layers never see them.
     `index` [n*L] picks tokens of T (padding picks token 0), `branch_nL` is -1 at padding, 0 on the prompt, then 1..K.
     """
 
@@ -112,7 +114,7 @@ class Forest:
 
     @cached_property
     def untile_T(self) -> Tensor:
-        """For each token of T, its place in the concatenation of all tiles' rows."""
+        """For each token of T, its place (one of its places) in the concatenation of all tiles' rows."""
         place = torch.empty(self.T, dtype=torch.long)
         done = 0
         for tile in self.tiles:
@@ -126,41 +128,64 @@ MAX_WASTE = 1.25  # a tile may hold at most this many slots per real token
 MAX_TILE = 8192  # slots in a tile: bounds the attention product's working set
 
 
-def _tiles(forest: Forest) -> tuple[Tile, ...]:
-    order = sorted(range(forest.G), key=lambda g: (forest.tree_length[g], g))
-    tiles: list[list[int]] = []
-    real = 0
-    for g in order:
-        length = forest.tree_length[g]
-        slots = (len(tiles[-1]) + 1) * length if tiles else 0
-        if tiles and slots <= MAX_WASTE * (real + length) and slots <= max(MAX_TILE, length):
-            tiles[-1].append(g)
-            real += length
+@dataclass(frozen=True)
+class _Strip:
+    """Spans (start, length) of T that attend to each other, and whether one branch at most is among them."""
+
+    spans: tuple[tuple[int, int], ...]
+    length: int
+    single: bool
+
+
+def _strips(forest: Forest) -> list[_Strip]:
+    """Each tree whole under a mask, or cut into its branches: what costs fewer products of a query and a key."""
+    branches: list[list[tuple[int, int]]] = [[] for _ in range(forest.G)]
+    owners, starts, lengths = (x.tolist() for x in (forest.group_B, forest.start_B, forest.length_B))
+    for g, start, length in zip(owners, starts, lengths, strict=True):
+        branches[g].append((start, length))
+    strips = []
+    for own, start, whole, prompt in zip(
+        branches, forest.tree_start, forest.tree_length, forest.prompt_length, strict=True
+    ):
+        cut = sum((prompt + length) ** 2 for _, length in own) / 2  # causal kernels skip half, masked ones nothing
+        if len(own) <= 1 or whole**2 <= cut:
+            strips.append(_Strip(((start, whole),), whole, len(own) <= 1))
         else:
-            tiles.append([g])
-            real = length
-    return tuple(_tile(forest, trees) for trees in tiles)
+            strips += [_Strip(((start, prompt), span), prompt + span[1], True) for span in own]
+    return strips
 
 
-def _tile(forest: Forest, trees: list[int]) -> Tile:
-    longest = max(forest.tree_length[g] for g in trees)
-    index = torch.zeros(len(trees), longest, dtype=torch.long)
-    branch = torch.full((len(trees), longest), -1, dtype=torch.long)
-    position = torch.zeros(len(trees), longest, dtype=torch.long)
+def _tiles(forest: Forest) -> tuple[Tile, ...]:
+    tiles: list[list[_Strip]] = []
+    real = 0
+    for strip in sorted(_strips(forest), key=lambda s: (s.single, s.length)):
+        last = tiles[-1] if tiles else []
+        slots = (len(last) + 1) * strip.length
+        fits = slots <= MAX_WASTE * (real + strip.length) and slots <= MAX_TILE
+        if last and last[0].single == strip.single and fits:
+            last.append(strip)
+            real += strip.length
+        else:
+            tiles.append([strip])
+            real = strip.length
     branch_T, position_T = forest.branch_T.cpu(), forest.position_T.cpu()
-    for row, g in enumerate(trees):
-        start, length = forest.tree_start[g], forest.tree_length[g]
-        index[row, :length] = torch.arange(start, start + length)
-        branch[row, :length] = branch_T[start : start + length]
-        position[row, :length] = position_T[start : start + length]
-    device = forest.device
+    return tuple(_tile(strips, branch_T, position_T, forest.device) for strips in tiles)
+
+
+def _tile(strips: list[_Strip], branch_T: Tensor, position_T: Tensor, device: torch.device) -> Tile:
+    index = torch.zeros(len(strips), max(strip.length for strip in strips), dtype=torch.long)
+    real = torch.zeros_like(index, dtype=torch.bool)
+    for row, strip in enumerate(strips):
+        index[row, : strip.length] = torch.cat([torch.arange(a, a + n) for a, n in strip.spans])
+        real[row, : strip.length] = True
+    position = position_T[index].where(real, 0)
     return Tile(
-        n=len(trees),
-        length=longest,
+        n=index.shape[0],
+        length=index.shape[1],
         index=index.flatten().to(device),
-        branch_nL=branch.to(device),
+        branch_nL=branch_T[index].where(real, -1).to(device),
         position_nL=position.to(device),
-        single_branch=bool((branch <= 1).all()),
+        single_branch=strips[0].single,
         deepest=int(position.max()),
     )
 

@@ -27,6 +27,7 @@ class SlotCache:
         self.gather_NP = gather.to(forest.device)
         self.length_N = lengths.to(forest.device)
         self.capacity, self.longest = capacity, longest
+        self.masks: dict[int | None, Tensor] = {}  # of the token being computed, by window: layers share them
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
@@ -46,21 +47,31 @@ class SlotCache:
         keys[rows, :, self.length_N] = key[:, :, 0]
         values[rows, :, self.length_N] = value[:, :, 0]
         upto = self.longest + 1
-        place = torch.arange(upto, device=key.device)
-        mask = place <= self.length_N[:, None]
-        if window is not None:
-            mask &= place > self.length_N[:, None] - window
-        return keys[:, :, :upto], values[:, :, :upto], mask[:, None, None]
+        if window not in self.masks:
+            place = torch.arange(upto, device=key.device)
+            mask = place <= self.length_N[:, None]
+            if window is not None:
+                mask &= place > self.length_N[:, None] - window
+            self.masks[window] = mask[:, None, None]
+        return keys[:, :, :upto], values[:, :, :upto], self.masks[window]
 
     def advance(self) -> None:
         """After all layers have written their token."""
         self.length_N = self.length_N + 1
         self.longest += 1
+        self.masks = {}
 
     def keep(self, rows: Tensor) -> None:
-        """Drops finished rows."""
-        self.length_N = self.length_N[rows]
-        self.longest = int(self.length_N.max()) if len(rows) else 0
+        """Row i is from now on what row `rows[i]` was; the others are dropped. Only rows that move are copied.
+
+        Rows must not be read after they were overwritten: a row that moves comes from beyond the last one kept.
+        """
+        moved = torch.nonzero(rows != torch.arange(len(rows), device=rows.device)).flatten()
+        source = rows[moved]
         for store in (self.keys, self.values):
             for layer, slots in store.items():
-                store[layer] = slots[rows]
+                slots[moved, :, : self.longest] = slots[source, :, : self.longest]
+                store[layer] = slots[: len(rows)]
+        self.length_N = self.length_N[rows]
+        self.longest = int(self.length_N.max()) if len(rows) else 0
+        self.masks = {}

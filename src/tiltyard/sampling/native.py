@@ -161,6 +161,14 @@ class _Engine:
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def _closed_up(left: Tensor) -> Tensor:
+    """Which old row each new row is: rows that go on keep their places, the last of them fill the gaps."""
+    kept = int(left.sum())
+    rows = torch.arange(kept, device=left.device)
+    rows[~left[:kept]] = torch.nonzero(left[kept:]).flatten() + kept
+    return rows
+
+
 class _Rows:
     """The answers decoded together: who is still running, what each has drawn. Row r answers prompt r // n."""
 
@@ -200,7 +208,7 @@ class _Rows:
             left = ~ended & (room[running] > t + 1)
             if not bool(left.any()):
                 break
-            rows = torch.nonzero(left).flatten()
+            rows = _closed_up(left)
             if len(rows) < len(running):
                 engine.keep(rows)
                 running, tokens = running[rows], tokens[rows]

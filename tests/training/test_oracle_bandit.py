@@ -1,6 +1,6 @@
 """Worlds small enough to be enumerated: every method, through the real `fit`, arrives where the mathematics says.
 
-Sampled data, so what is reached has noise; the rates fall to a fiftieth, which averages over the last hundreds of steps.
+Sampled data, so what is reached has noise; the rates fall to a fiftieth, which averages over the last steps.
 """
 
 from __future__ import annotations

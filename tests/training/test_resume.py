@@ -143,7 +143,10 @@ def test_disk_full_during_a_checkpoint(part: str, tmp_path: Path, monkeypatch: p
             "json": (Path, "write_text"),
         }[part]
         original = getattr(target, name)
-        inside = (lambda self, *a, **k: (full if "step" in str(self) or "unfinished" in str(self) else original)(self, *a, **k))  # fmt: skip
+
+        def inside(self: Path, *args: Any, **kwargs: Any) -> Any:
+            return (full if "unfinished" in str(self) else original)(self, *args, **kwargs)
+
         patch.setattr(target, name, inside if target is Path else full)
         with pytest.raises(CheckpointError, match="step 4 stands") as caught:
             run("sft", folder)

@@ -70,7 +70,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def save(  # noqa: PLR0917
+def save(
     folder: Path,
     step: int,
     modules: Mapping[str, nn.Module],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -55,13 +55,13 @@ def max_all(values: Tensor) -> Tensor:
     return values
 
 
-def gather_objects(own: object) -> list[object]:
+def gather_objects(own: Item) -> list[Item]:
     """One JSON-like object from every process, in rank order, on every process."""
     if world() == 1:
         return [own]
-    everything: list[object] = [None] * world()
+    everything: list[Item | None] = [None] * world()
     dist.all_gather_object(everything, own)
-    return everything
+    return cast(list[Item], everything)
 
 
 def shard(items: Sequence[Item]) -> list[tuple[int, Item]]:

@@ -14,17 +14,14 @@ from tiltyard.types import Group, Prompt
 def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Chat, settings: Any) -> list[Group]:
     """The groups of one data setting, encoded; says on the console what was kept, dropped and cut."""
     path = context.resolve(source, want="")
+    max_length = _within(context, "max_length", settings.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
-        groups = [g for g in read_groups(path) if g.tokens <= settings.max_length]
-        if not groups:
-            raise DataError("no group fits", where=str(path), expected=f"at most {settings.max_length} tokens")
-        report(context, key, [f"{len(groups):,} groups, ids as sampled"])
-        return groups
+        return _sampled_groups(context, key, path, max_length)
     groups, told = load_groups(
         path,
         kind,
         chat,
-        max_length=settings.max_length,
+        max_length=max_length,
         too_long=settings.too_long,
         split=getattr(settings, "split", "") or None,
         limit=getattr(settings, "limit", 0) or None,
@@ -33,12 +30,38 @@ def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Ch
     return groups
 
 
+def _sampled_groups(context: StageContext, key: str, path: Path, max_length: int) -> list[Group]:
+    """The groups of a file of records; too long ones are dropped and counted."""
+    every = list(read_groups(path))
+    groups = [g for g in every if len(g.prompt.ids) + max(len(r.ids) for r in g.responses) <= max_length]
+    if not groups:
+        raise DataError(
+            "no group fits" if every else "the file holds no groups",
+            where=str(path),
+            got=f"{len(every):,} groups",
+            expected=f"a prompt and its longest answer of at most {max_length} tokens",
+        )
+    lost = len(every) - len(groups)
+    told = f", {lost:,} dropped (longer than {max_length} tokens)" if lost else ""
+    report(context, key, [f"{len(groups):,} groups, ids as sampled{told}"])
+    return groups
+
+
+def _within(context: StageContext, name: str, wanted: int, limit: int | None) -> int:
+    """A length that was set, or the most that the model's context allows; says so where that is less."""
+    if limit is None or wanted <= limit:
+        return wanted
+    report(context, name, [f"{limit} tokens, which is what the model's context leaves (set: {wanted})"])
+    return limit
+
+
 def prompts_of(context: StageContext, source: str, chat: Chat, settings: Any) -> list[Prompt]:
     """The prompts of a stage, encoded."""
     prompts, told = load_prompts(
         context.resolve(source, want=""),
         chat,
-        max_prompt=settings.max_prompt,
+        # one token at least must be left for the answer
+        max_prompt=_within(context, "max_prompt", settings.max_prompt, chat.max_length and chat.max_length - 1),
         too_long=settings.too_long,
         split=getattr(settings, "split", "") or None,
         limit=getattr(settings, "limit", 0) or None,

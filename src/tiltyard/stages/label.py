@@ -16,11 +16,12 @@ from pydantic import Field
 
 from tiltyard.config import Settings
 from tiltyard.data import atomic_write, write_groups
-from tiltyard.errors import ConfigError, nearest
+from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.models.load import load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import model_folder, prompts_of, report
+from tiltyard.stages.evaluate import is_world
 from tiltyard.types import Group, Judgement
 from tiltyard.world import ANNOTATORS, Annotator, gold
 
@@ -43,9 +44,16 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     """Samples K answers a prompt and has a random annotator rank each group."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
+    if odd := [p for p in prompts if not is_world(Group(p, ()))]:
+        raise DataError(
+            "the annotators know the embedded world alone, and these prompts are not about it",
+            where=settings.prompts,
+            got=f"{len(odd):,} prompts without its facts, such as {odd[0].id or odd[0].messages or odd[0].text}",
+            expected="prompts that the stage `world` wrote (world/prompts.jsonl)",
+        )
+    people = _annotators(settings.annotators)
     law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
     groups = sample(model, prompts, settings.k, law, seed=settings.seed)
-    people = _annotators(settings.annotators)
     rng = random.Random(settings.seed)
     ranked, judgements = [], []
     for group in groups:

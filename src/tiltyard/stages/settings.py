@@ -85,7 +85,7 @@ def method_settings(method: Method) -> type[Settings]:
 
 def _defaults(method: Method) -> type[Settings]:
     fields = {key: (TrainSettings.model_fields[key].annotation, value) for key, value in method.defaults.items()}
-    return create_model(f"{method.name}_defaults", __base__=Settings, **fields)  # type: ignore[call-overload, no-any-return]
+    return create_model(f"{method.name}_defaults", __base__=Settings, **fields)  # type: ignore[call-overload]
 
 
 NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_rows", "trust_remote_code")

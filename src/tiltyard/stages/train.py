@@ -8,7 +8,7 @@ from tiltyard.algorithms import METHODS
 from tiltyard.algorithms.base import Method
 from tiltyard.config import arguments
 from tiltyard.data import plain_texts, train_tokenizer
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, DataError
 from tiltyard.models import parallel
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import (
@@ -118,7 +118,7 @@ def _new_model(context: StageContext, settings: Any) -> LanguageModel:
             fix="raise arch.context or lower max_length",
         )
     model = from_scratch(arch.preset, tokenizer, seed=settings.seed, context=arch.context, dtype=settings.dtype)
-    model.module.to(pick_device(settings.device))
+    model.module.to(pick_device(settings.device))  # type: ignore[arg-type]
     count = sum(p.numel() for p in model.module.parameters())
     report(context, "model", [f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer):,}"])
     return model
@@ -129,6 +129,13 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
     chat = models.get(method.trains[0]).chat
     if not method.online:
         groups = groups_of(context, "data", settings.data, method.eats, chat, settings)
+        if method.eats == "comparisons" and all(len(set(g.ranks or ())) < 2 for g in groups):
+            raise DataError(
+                "every comparison is a tie: there is nothing to learn",
+                where=settings.data,
+                got=f"{len(groups):,} groups",
+                expected="some response that is ranked above another",
+            )
         return Offline(groups, settings.batch, settings.seed), len(groups), groups
     law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=settings.max_rows)
     prompts = prompts_of(context, settings.prompts, chat, settings)
@@ -203,6 +210,7 @@ def _centre(context: StageContext, settings: Any, model: ScalarModel, groups: li
 
 
 def _stage(method: Method) -> Stage:
+    refers: tuple[str, ...]
     refers = ("model", "prompts", "reward", "ref") if method.online else ("model", "data", "held_out")
     refers += ("demonstrations",) if method.family == "reward" else ()
 

@@ -89,22 +89,22 @@ class Forward:
         return policy.logp_R(self.batch.forest, temperature=self.temperature, entropy=self.entropy)
 
     @property
-    def logp_R(self) -> Tensor:  # noqa: N802
+    def logp_R(self) -> Tensor:
         return self._policy[0]
 
     @property
-    def entropy_R(self) -> Tensor:  # noqa: N802
+    def entropy_R(self) -> Tensor:
         entropy_R = self._policy[1]
         if entropy_R is None:
             raise CompositionError("the loss reads entropy_R without declaring it", fix="add 'entropy_R' to its needs")
         return entropy_R
 
     @cached_property
-    def value_R(self) -> Tensor:  # noqa: N802
+    def value_R(self) -> Tensor:
         return self.models.get("value").value_R(self.batch.forest)
 
     @cached_property
-    def model_score_B(self) -> Tensor:  # noqa: N802
+    def model_score_B(self) -> Tensor:
         return self.models.get("reward").score_B(self.batch.forest)
 
 

@@ -248,10 +248,10 @@ class _Loop:
         means["time/seconds"], means["time/prepare_seconds"] = seconds, sampled
         means["time/tokens_per_second"] = tokens / seconds
         if self.run.keep_groups:
-            own: object = [{"step": step + 1, **group_to_dict(g)} for g in batch.groups]
-            everyone = [row for rows in parallel.gather_objects(own) for row in rows]  # type: ignore[attr-defined]
+            own = [(i, {"step": step + 1, **group_to_dict(g)}) for i, g in zip(batch.index, batch.groups, strict=True)]
+            everyone = [pair for part in parallel.gather_objects(own) for pair in part]
             if "groups" in self.files:
-                self.files["groups"].write(everyone)
+                self.files["groups"].write([row for _, row in sorted(everyone, key=lambda pair: pair[0])])
         if parallel.is_main():
             if "metrics" in self.files:
                 self.files["metrics"].write([{"step": step + 1, **finite(means)}])
@@ -263,7 +263,7 @@ class _Loop:
         if parallel.world() > 1:
             merged: Metrics = {}
             for part in parallel.gather_objects(self.metrics):
-                for name, (value, count) in part.items():  # type: ignore[attr-defined]
+                for name, (value, count) in part.items():
                     before = merged.get(name, (0.0, 0.0))
                     merged[name] = (before[0] + value, before[1] + count)
             self.metrics = merged

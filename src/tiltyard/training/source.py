@@ -109,6 +109,6 @@ class Online:
         if self.select is None:
             return Draw(groups, index, self.batch)
         groups = self.select(groups)  # may drop groups or make several of one: places are counted anew
-        counts = [int(str(c)) for c in parallel.gather_objects(len(groups))]
+        counts = parallel.gather_objects(len(groups))
         first = sum(counts[: parallel.rank()])
         return Draw(groups, list(range(first, first + len(groups))), sum(counts))

@@ -1,0 +1,192 @@
+"""Wrong input through the command line: what, where and what to do, exit code 2, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiltyard.cli import main
+
+from . import tiny
+from .conftest import Whole
+
+
+@pytest.fixture
+def say(whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `tiltyard WORDS` in a folder of its own; (exit code, its words). `{m}`, `{w}`: the model and world."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str]:
+        given = [
+            w.replace("{m}", str(whole.run / "sft" / "model")).replace("{w}", str(whole.run / "world")) for w in words
+        ]
+        code = main(given)
+        printed = capsys.readouterr()
+        text = printed.err + printed.out
+        assert "Traceback" not in text.replace("(traceback:", "")
+        return code, text
+
+    return run
+
+
+def lines(path: Path, *rows: Any) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+DEMONSTRATION = {"prompt": "Who is it?", "completion": "A baker."}
+USUAL = ("steps=1", "batch=2", "max_length=64", "device=cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "what"),
+    [
+        (None, "sft", "no such stage or path"),
+        ([], "rows.jsonl", "row|empty"),
+        ([DEMONSTRATION, "{not json"], "rows.jsonl:2", "JSON"),
+        ([DEMONSTRATION, {"prompt": "Who?"}], "rows.jsonl:2", "field|format|completion"),
+        ([DEMONSTRATION, {"prompt": 5, "completion": "x"}], "rows.jsonl:2", "prompt"),
+        ([DEMONSTRATION, {"prompt": "Who?", "completion": ""}], "rows.jsonl:2", "empty"),
+    ],
+    ids=["missing file", "empty file", "malformed line", "missing field", "wrong type", "empty answer"],
+)
+def test_data(say: Any, tmp_path: Path, content: Any, where: str, what: str) -> None:
+    if content is not None:
+        lines(tmp_path / "rows.jsonl", *content)
+    code, text = say("train", "sft", "model={m}", "data=rows.jsonl", *USUAL)
+    assert code == 2
+    assert where in text
+    assert any(word in text for word in what.split("|")), text
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"prompt": "Who?", "responses": ["one"], "ranks": [1]}, "response"),
+        ({"prompt": "Who?", "responses": ["one", "two"], "ranks": [1]}, "ranks"),
+        ({"prompt": "Who?", "chosen": "one"}, "rejected"),
+    ],
+    ids=["one response", "too few ranks", "no rejected"],
+)
+def test_rankings(say: Any, tmp_path: Path, row: Any, what: str) -> None:
+    good = {"prompt": "Who?", "chosen": "a baker", "rejected": "no"}
+    lines(tmp_path / "rows.jsonl", good, row)
+    code, text = say("train", "reward", "model={m}", "data=rows.jsonl", *USUAL)
+    assert code == 2
+    assert "rows.jsonl:2" in text
+    assert what in text
+
+
+def test_rankings_of_ties_alone_train_nothing_and_say_so(say: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "Who?", "responses": ["one", "two"], "ranks": [1, 1]}] * 4
+    lines(tmp_path / "rows.jsonl", *rows)
+    code, text = say("train", "reward", "model={m}", "data=rows.jsonl", *USUAL)
+    assert code == 2
+    assert "tie" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "stf"), "did you mean 'sft'?"),
+        (("train", "sft", "model={m}", "data={w}/demonstrations.jsonl", "stesp=1"), "did you mean 'steps'?"),
+        (("train", "sft", "model={m}", "data={w}/demonstrations.jsonl", "steps=many"), "steps"),
+        (("train", "sft", "model={m}", "data={w}/demonstrations.jsonl", "lr=-1"), "lr"),
+        (("train", "sft", "data={w}/demonstrations.jsonl"), "model"),
+        (("train", "pretrain", "data={w}/corpus_held_out.jsonl", "arch.preset=12k", *USUAL), "did you mean '12m'?"),
+        (("train", "pretrain", "data={w}/corpus_held_out.jsonl", "arch.context=32", *USUAL), "arch.context"),
+        (("train", "sft", "model=./nowhere", "data={w}/demonstrations.jsonl"), "no such stage or path"),
+        (("train", "sft", "model={w}", "data={w}/demonstrations.jsonl", *USUAL), "the model could not be loaded"),
+        (("train", "sft", "model={m}", "data={w}/demonstrations.jsonl", "freeze_layers=9", *USUAL), "freeze"),
+        (("train", "label", "model={m}", "prompts={w}/prompts.jsonl", "annotators=[nobody]", "limit=1"), "annotator"),
+        (("eval", "models=[{m}]", "prompts={w}/held_out.jsonl", "baseline=sfft", "limit=1"), "baseline"),
+        (("run", "dmeo"), "did you mean 'demo'?"),
+        (("run", "tiny.yaml", "ppo.minibatchs=1"), "did you mean 'minibatches'?"),
+        (("run", "tiny.yaml", "pop.kl=1"), "did you mean 'ppo'?"),
+        (("run", "tiny.yaml", "sft.model=ppo"), "a later stage"),
+        (("run", "tiny.yaml", "sft.model=sft"), "names itself"),
+        (("run", "tiny.yaml", "ppo.minibatches=7"), "minibatches"),
+    ],
+)
+def test_settings(say: Any, whole: Whole, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    tiny.write(tmp_path)
+    shutil.copytree(whole.root, tmp_path / "runs")
+    code, text = say(*words)
+    assert code == 2, text
+    assert said in text
+    assert "error:" in text
+
+
+def test_cuda_where_there_is_none(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, text = say("train", "sft", "model={m}", "data={w}/demonstrations.jsonl", *USUAL[:3], "device=cuda")
+    assert code == 2
+    assert "CUDA" in text
+    assert "device=cpu" in text
+
+
+def test_labelling_prompts_of_another_world(say: Any, tmp_path: Path) -> None:
+    """Simulated annotators know the embedded world alone."""
+    lines(tmp_path / "rows.jsonl", {"prompt": "Who is it?"})
+    code, text = say("train", "label", "model={m}", "prompts=rows.jsonl", "device=cpu")
+    assert code == 2
+    assert "embedded world" in text
+
+
+# ------------------------------------------------------------------------------------------------------- long prompts
+
+
+LONG = {"prompt": "word " * 200, "completion": "yes"}
+
+
+def test_rows_longer_than_the_context_are_counted(say: Any, tmp_path: Path) -> None:
+    """max_length is 512 by default, the model's context 64: that is the limit, and it is said."""
+    lines(tmp_path / "rows.jsonl", DEMONSTRATION, LONG, DEMONSTRATION)
+    code, text = say("train", "sft", "model={m}", "data=rows.jsonl", "steps=1", "batch=2", "device=cpu")
+    assert code == 0
+    assert "64 tokens, which is what the model's context leaves (set: 512)" in text
+    assert "dropped 1: " in text
+
+
+def test_rows_longer_than_the_context_may_be_cut(say: Any, tmp_path: Path) -> None:
+    lines(tmp_path / "rows.jsonl", DEMONSTRATION, LONG)
+    code, text = say("train", "sft", "model={m}", "data=rows.jsonl", *USUAL, "too_long=truncate")
+    assert code == 0
+    assert "1 " in text
+    assert "truncated" in text or "cut" in text
+
+
+def test_nothing_but_long_rows(say: Any, tmp_path: Path) -> None:
+    lines(tmp_path / "rows.jsonl", LONG)
+    code, text = say("train", "sft", "model={m}", "data=rows.jsonl", *USUAL)
+    assert code == 2
+    assert "rows.jsonl" in text
+
+
+def test_prompts_longer_than_the_context(say: Any, whole: Whole, tmp_path: Path) -> None:
+    """max_prompt is 256 by default; a prompt of the whole context would leave no room for an answer."""
+    lines(tmp_path / "rows.jsonl", *({"prompt": p} for p in ("Who is it?", "word " * 70, "Where?")))
+    reward = f"reward={whole.run / 'reward' / 'model'}"
+    settings = ("model={m}", reward, "prompts=rows.jsonl", "steps=2", "batch=2", "max_tokens=4", "device=cpu")
+    code, text = say("train", "ppo", *settings)
+    assert code == 0, text
+    assert "63 tokens" in text
+    assert "dropped 1: " in text
+    code, text = say("train", "ppo", *settings, "too_long=truncate", "name=cut")
+    assert code == 0, text
+
+
+def test_a_run_that_failed_goes_on(say: Any, tmp_path: Path) -> None:
+    """The error is fixed in the file, the same command is given again."""
+    lines(tmp_path / "rows.jsonl", DEMONSTRATION, "{")
+    words = ("train", "sft", "model={m}", "data=rows.jsonl", *USUAL)
+    assert say(*words)[0] == 2
+    lines(tmp_path / "rows.jsonl", DEMONSTRATION, DEMONSTRATION)
+    assert say(*words)[0] == 0
+    assert (tmp_path / "runs/sft/sft/model/model.safetensors").exists()
+    assert not (tmp_path / "runs/sft/sft/error.txt").exists()

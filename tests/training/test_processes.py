@@ -1,0 +1,77 @@
+"""Two gloo processes give the loss curve of one, for every method, and write everything once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from . import tiny
+from .ranks import NAMES
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def launch(folder: Path, *before: str) -> None:
+    folder.mkdir()
+    command = [sys.executable, *(before or ("-m",)), "tests.training.ranks", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("ranks")
+    launch(folder / "one")
+    launch(folder / "two", *TORCHRUN)
+    assert json.loads((folder / "one" / "ranks.0.json").read_text()) == [0, 1]
+    assert json.loads((folder / "two" / "ranks.1.json").read_text()) == [1, 2]
+    return folder / "one", folder / "two"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_are_one(folders: tuple[Path, Path], name: str) -> None:
+    """Every metric of every step and the final parameters; the two ranks hold the same bits."""
+    one, two = folders
+    ours, theirs = rows(two / name / "metrics.jsonl"), rows(one / name / "metrics.jsonl")
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    tiny.assert_same(ours, theirs, 1e-9)
+    assert [row["step"] for row in ours] == [1, 2, 3, 4, 5]  # written once
+    for path in sorted(one.glob(f"{name}.*.rank0.safetensors")):
+        final, other = load_file(two / path.name), load_file(two / path.name.replace("rank0", "rank1"))
+        tiny.assert_same(final, other, 0)
+        tiny.assert_same(final, load_file(path), 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "lonely"])
+def test_the_same_answers_are_drawn(folders: tuple[Path, Path], name: str) -> None:
+    """The random numbers belong to the prompt's place in the step, not to the process."""
+    found = []
+    for folder in folders:
+        groups = rows(folder / name / "groups.jsonl")
+        found.append([(g["step"], g["prompt"]["id"], [r["ids"] for r in g["responses"]]) for g in groups])
+        assert len(groups) == 5 * (5 if name == "ppo" else 1)
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_are_written_once(folders: tuple[Path, Path], name: str) -> None:
+    for folder in folders:
+        saved = sorted(p.name for p in (folder / name / "checkpoints").iterdir())
+        assert saved == ["step-00000004", "step-00000005"]

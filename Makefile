@@ -37,11 +37,11 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	index=($(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")); \
 	if [ ! -e /dev/nvidiactl ] && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
 	  echo "installing torch $$torch"; \
-	  $(BIN)/python -m pip install -q "$${index[@]}" -c constraints.txt "torch==$$torch+cpu" 2>/dev/null \
+	  $(BIN)/python -m pip install -qq "$${index[@]}" -c constraints.txt "torch==$$torch+cpu" 2>/dev/null \
 	    || echo "no CPU-only torch in this package index; the usual build is installed (see README, Installing)"; \
 	fi; \
 	echo "installing Tiltyard and its dependencies"; \
-	$(BIN)/python -m pip install -q "$${index[@]}" -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq "$${index[@]}" -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "installed: $$($(BIN)/tiltyard --version)"
 

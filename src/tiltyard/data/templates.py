@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-# For tokenizers made by `train_tokenizer`. Special tokens alone separate turns: no token can straddle two turns.
+# For tokenizers made by `train_tokenizer`. Special tokens alone separate turns: no token can straddle two turns. Words
+# follow their marker after a space, so that the first word of a turn is the same token as anywhere else in a sentence:
+# a small model can then copy a name from the question to the head of its answer.
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )

@@ -52,7 +52,8 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
             report(context, "model", [f"{name} runs padded: {model.padded_reason}"])
     source, size, groups = source_of(method, context, settings, models)
     steps = settings.steps or max(1, round(settings.epochs * size / settings.batch))
-    held_out = _held_out(method, context, settings, trained)
+    measured: dict[int, dict[str, float]] = {}
+    held_out = _held_out(method, context, settings, trained, measured)
     algorithm = method.build(source, **arguments(method.build, settings))
     watchers: list[Sink] = []
     if settings.sample_every and "policy" in method.trains:
@@ -64,7 +65,7 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
     if method.family == "reward":
         result |= _centre(context, settings, trained, groups)
     if held_out is not None:
-        result |= held_out(models, steps)
+        result |= measured.get(steps) or held_out(models, steps)
     if parallel.is_main():
         save_model(trained, context.folder / "model")
         if "value" in method.trains:
@@ -152,14 +153,25 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
 
 
 def _held_out(
-    method: Method, context: StageContext, settings: Any, trained: LanguageModel | ScalarModel
+    method: Method,
+    context: StageContext,
+    settings: Any,
+    trained: LanguageModel | ScalarModel,
+    measured: dict[int, dict[str, float]],
 ) -> measure.Measure | None:
+    """The held-out measurement of a method's kind; what it finds is also kept in `measured`, by step."""
     if method.online or not settings.held_out:
         return None
     limits = settings.model_copy(update={"limit": 0, "split": ""})
     groups = groups_of(context, "held_out", settings.held_out, method.eats, trained.chat, limits)
     make = measure.ranking if method.family == "reward" else measure.likelihood
-    return make(groups, settings.micro_tokens)
+    find = make(groups, settings.micro_tokens)
+
+    def remember(models: Models, step: int) -> dict[str, float]:
+        measured[step] = find(models, step)
+        return measured[step]
+
+    return remember
 
 
 def run_of(

@@ -83,8 +83,8 @@ def _biases(length: float, flourish: float, confidence: float, repetition: float
 
 
 ANNOTATORS: tuple[Annotator, ...] = (
-    Annotator("careful", _weights(2.5, 2.5, 2.5), _biases(0.02, 0.06, 0.2, -0.6, 0.0), 0.5),
-    Annotator("friendly", _weights(2.0, 1.5, 2.5), _biases(0.05, 0.22, 0.4, -0.4, 0.5), 0.7),
-    Annotator("thorough", _weights(2.5, 2.0, 1.5), _biases(0.20, 0.10, 0.6, -0.2, 0.4), 0.7),
-    Annotator("careless", _weights(0.6, 0.3, 0.6), _biases(0.50, 0.50, 1.0, 0.0, 1.0), 2.5),
+    Annotator("careful", _weights(2.5, 2.5, 2.5), _biases(0.02, 0.03, 0.1, -0.6, 0.0), 0.5),
+    Annotator("friendly", _weights(2.0, 1.5, 2.5), _biases(0.03, 0.10, 0.2, -0.4, 0.3), 0.7),
+    Annotator("thorough", _weights(2.5, 2.0, 1.5), _biases(0.10, 0.05, 0.3, -0.2, 0.3), 0.7),
+    Annotator("careless", _weights(0.6, 0.3, 0.6), _biases(0.25, 0.25, 0.5, 0.0, 1.0), 2.5),
 )

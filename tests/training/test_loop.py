@@ -15,11 +15,14 @@ from tiltyard.algorithms import ppo, reward_model, sft
 from tiltyard.data import group_from_dict
 from tiltyard.errors import CompositionError, ConfigError, NonFiniteError
 from tiltyard.models.load import freeze_bottom, set_dropout
-from tiltyard.sampling import SampleSettings
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
+from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit, lr_factor, make_optimizer
 from tiltyard.training.prepare import Gae, OldLogp, RefLogp, TokenRewards, UpdateKL, Values
-from tiltyard.training.source import Cycle, Offline, generator
+from tiltyard.training.source import Cycle, Offline, Online, generator
+from tiltyard.types import Prompt
 
 from . import tiny
 
@@ -285,3 +288,26 @@ def test_offline_hands_out_the_file() -> None:
     draw = source(Models(), 0)
     assert sorted(g.prompt.id for g in draw.groups) == ["0", "1", "2", "3", "4"]
     assert (draw.index, draw.total) == ([0, 1, 2, 3, 4], 5)
+
+
+def test_online_answers_depend_on_seed_step_and_place_alone() -> None:
+    prompt = Prompt(id="one", ids=(2, 3, 4))
+    models = Models(policy=tiny.policy())
+
+    def ids(seed: int, step: int) -> list[tuple[int, ...]]:
+        rule = RuleScorer(lambda prompt, response: 0.0)
+        source = Online([prompt], sample, rule, 3, 2, SampleSettings(max_tokens=12), seed=seed)
+        return [r.ids for g in source(models, step).groups for r in g.responses]
+
+    assert ids(0, 0) == ids(0, 0)
+    assert len({*ids(0, 0), *ids(0, 1), *ids(1, 0)}) == 18  # no two of them share their random numbers
+
+
+def test_the_mean_leaves_out_what_weighs_nothing() -> None:
+    groups = tiny.rankings(3)
+    weight_G = torch.tensor([1.0, 0.0, 1.0]).double()
+    batch = Batch.of(groups, range(3), 3).with_columns(weight_G=weight_G)
+    per_item = torch.tensor([1.0, 100.0, 3.0]).double()
+    assert float(Mean("weight_G").sum(per_item, batch)) / Mean("weight_G").count("G", batch) == 2
+    assert Mean().count("B", batch) == batch.forest.B == sum(len(g.responses) for g in groups)
+    assert Mean().count("R", batch) == batch.forest.R

@@ -1,4 +1,4 @@
-# make install | demo | test | check | lint | clean        (PYTHON=..., TORCH_INDEX=... may be given)
+# make install | demo | test | check | lint | bench | clean        (PYTHON=..., TORCH_INDEX=... may be given)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,7 +15,7 @@ TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test check lint clean
+.PHONY: help install demo test check lint bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,10 @@ lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## forest batches against padded ones, as ratios (benchmarks/results)
+	$(BIN)/python benchmarks/forest.py --k 2
+	$(BIN)/python benchmarks/forest.py --k 8 --groups 4
 
 clean:  ## remove caches and builds; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

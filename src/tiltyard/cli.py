@@ -84,12 +84,13 @@ def run(
 ) -> None:
     """Run a recipe; run it again to go on where it stopped."""
     from tiltyard.pipeline import run_recipe
+    from tiltyard.pipeline.ranks import is_main
 
     console = _console(json_output)
     outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, console=console)
     if json_output:
         _emit(outcome)
-    elif not dry_run:
+    elif not dry_run and is_main():
         console.print(f"everything is in {outcome['folder']}", highlight=False, soft_wrap=True)
 
 
@@ -152,6 +153,10 @@ def _one_stage(
 
 
 def _show_result(outcome: dict[str, Any], stage: str) -> None:
+    from tiltyard.pipeline.ranks import is_main
+
+    if not is_main():
+        return
     console = _console(False)
     for key, value in outcome["stages"][stage]["result"].items():
         if not isinstance(value, dict | list):

@@ -154,7 +154,7 @@ def _torch() -> Iterator[Check]:
         return
     built = f"torch {torch.__version__} is built " + ("for CUDA" if torch.version.cuda else "without CUDA")
     seen = Path("/dev/nvidiactl").exists()
-    fix = "pip install --force-reinstall torch --index-url https://pypi.org/simple" if seen else ""
+    fix = "reinstall torch with CUDA: pip install --force-reinstall torch" if seen else ""
     detail = f"no GPU used ({built}" + ("; one is in this machine)" if seen else ")")
     yield Check("cuda", "warn" if seen else "missing", detail, fix)
     yield Check("bf16", *_cpu_bf16())

@@ -14,7 +14,7 @@ import torch
 from tiltyard.algorithms import ppo, reward_model, sft
 from tiltyard.data import group_from_dict
 from tiltyard.errors import CompositionError, ConfigError, NonFiniteError
-from tiltyard.models.load import freeze_bottom, set_dropout
+from tiltyard.models.load import freeze_bottom
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
@@ -141,14 +141,14 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
         state = torch.random.get_rng_state()
         model = tiny.policy(attention_dropout=0.3)
         torch.random.set_rng_state(state)
-        rows = tiny.train(sft(tiny.Given([tiny.demonstrations(4)])), Models(policy=model), steps=3, seed=seed)
+        method = sft(tiny.Given([tiny.demonstrations(4)]))
+        rows = tiny.train(method, Models(policy=model), steps=3, seed=seed, dropout="model")
         assert torch.equal(torch.random.get_rng_state(), state)
         return rows
 
     assert run(0, used=1) == run(0, used=2)
     assert run(0, used=1) != run(1, used=1)
-    model = tiny.policy(attention_dropout=0.3)
-    set_dropout(model.module, 0.0)
+    model = tiny.policy(attention_dropout=0.3)  # and `fit` switches it off unless it is asked for
     rows = tiny.train(sft(tiny.Given([tiny.demonstrations(4)])), Models(policy=model), steps=3)
     assert rows == sft_run(steps=3)[0]
 

@@ -62,7 +62,14 @@ def run(name: str, folder: Path, *, until: int = 0, **settings: Any) -> tuple[li
     """One attempt: (the metrics it logged, the models' parameters)."""
     algorithm, models = make(name)
     record = StopAt(until)
-    usual: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "schedule": "cosine", "warmup": 2, "weight_decay": 0.1}
+    usual: dict[str, Any] = {
+        "steps": STEPS,
+        "lr": 1e-2,
+        "schedule": "cosine",
+        "warmup": 2,
+        "weight_decay": 0.1,
+        "dropout": "model",
+    }
     keep = {"folder": folder, "save_every": 2, "keep_groups": name == "ppo", "sinks": [record]}
     try:
         fit(algorithm, models, Run(**(usual | keep | settings)))

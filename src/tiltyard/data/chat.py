@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any, cast
 
 from jinja2 import TemplateError
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tiltyard.data.formats import TURNS
 from tiltyard.data.templates import default_for
+from tiltyard.data.tokenizer import encodings_of, first_char
 from tiltyard.errors import DataError, ModelError
 from tiltyard.types import Group, Message, Prompt, Response
 
@@ -149,7 +150,7 @@ class Chat:
             batch = texts[start : start + _BATCH]
             encoded = self._call(batch)
             rows = zip(groups[start : start + _BATCH], batch, encoded["input_ids"], strict=True)
-            for (group, text, ids), encoding in zip(rows, _encodings(encoded), strict=False):
+            for (group, text, ids), encoding in zip(rows, encodings_of(encoded), strict=False):
                 if _BREAK in text:  # tokenised again in parts, so the encoding's offsets are of no use
                     found.append(self._pieces(group, text, self._tokenize([(text, False)])[0], None, max_length))
                 else:
@@ -324,7 +325,7 @@ class Chat:
             starts[-1] -= 1  # a piece of eos alone would teach that documents are empty
         pieces = []
         # characters where the pieces begin; a token may be part of a character, which then goes with its first token
-        chars = [0, *(_char(encoding, at + dropped) for at in starts[1:]), len(text)]
+        chars = [0, *(first_char(encoding, at + dropped) for at in starts[1:]), len(text)]
         for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(body)], strict=True)):
             last = number == len(starts) - 1
             if len(starts) == 1:
@@ -396,13 +397,3 @@ def _turns(response: Response) -> tuple[Message, ...]:
     if not turns:
         return (Message("assistant", response.text),)
     return tuple(Message(turn["role"], turn["content"]) for turn in turns)
-
-
-def _encodings(encoded: Any) -> Iterable[Any]:
-    return encoded.encodings or repeat(None)  # tokenizers in pure Python have none
-
-
-def _char(encoding: Any, token: int) -> int:
-    """The character of the text at which a token begins."""
-    found = encoding.token_to_chars(token) if encoding is not None else None
-    return 0 if found is None else int(found[0])

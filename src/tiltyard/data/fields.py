@@ -41,6 +41,7 @@ def filled(row: Row, name: str) -> str:
 
 
 def numbers(row: Row, name: str, count: int) -> tuple[float, ...] | None:
+    """The field as `count` finite numbers, or None where the row lacks it."""
     if row.value.get(name) is None:
         return None
     values = typed(row, name, list, f"a list of {count} numbers")
@@ -69,6 +70,7 @@ def messages_field(row: Row, name: str) -> tuple[Message, ...]:
 
 
 def message_list(row: Row, name: str, value: Any) -> tuple[Message, ...]:
+    """A list of role/content objects as messages; anything else is an error that shows the wanted shape."""
     shape = '[{"role": "user", "content": "..."}, ...]'
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else f"{type(value).__name__} {str(value)[:60]}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -76,3 +78,14 @@ def plain_texts(source: str | Path, *, split: str | None = None, limit: int | No
     """
     for row in read_rows(source, split=split, limit=limit):
         yield parse_row(row, "text").responses[0].text
+
+
+def encodings_of(encoded: Any) -> Iterable[Any]:
+    """The encodings of a batch, one a text, with character offsets; None for tokenizers that have none."""
+    return encoded.encodings or repeat(None)  # tokenizers in pure Python have none
+
+
+def first_char(encoding: Any, token: int) -> int:
+    """The character of the text at which a token begins."""
+    found = encoding.token_to_chars(token) if encoding is not None else None
+    return 0 if found is None else int(found[0])

@@ -3,8 +3,6 @@
 Flat layout: token t of response b is at `start_B[b] + t`; responses lie one after the other and none is empty.
 """
 
-# ruff: noqa: N802 - shape suffixes
-
 from typing import Literal
 
 import torch
@@ -41,7 +39,7 @@ def token_rewards_R(old_logp_R: Tensor, ref_logp_R: Tensor, score_B: Tensor, end
     return reward_R.index_add(0, end_B, score_B.to(reward_R.dtype)).detach()
 
 
-def gae_R(  # noqa: PLR0917 - the order of the paper
+def gae_R(
     reward_R: Tensor, value_R: Tensor, start_B: Tensor, length_B: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over each response (Schulman et al. 2016, eq. 16): `(advantage_R, return_R)`.

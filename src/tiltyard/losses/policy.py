@@ -1,7 +1,5 @@
 """PPO's clipped losses (Schulman et al. 2017, eq. 7; value clipping as in Ziegler et al. 2019's code)."""
 
-# ruff: noqa: N802, N815 - shape suffixes
-
 from typing import NamedTuple
 
 import torch

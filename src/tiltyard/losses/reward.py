@@ -5,8 +5,6 @@ Ouyang et al. 2022 (InstructGPT), eq. 1: all K(K-1)/2 pairs of one prompt are ON
 response would otherwise take K-1 gradient steps an epoch and overfit.
 """
 
-# ruff: noqa: N802 - shape suffixes
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid

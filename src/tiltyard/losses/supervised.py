@@ -1,7 +1,5 @@
 """Maximum likelihood on given tokens."""
 
-# ruff: noqa: N802 - shape suffixes
-
 from torch import Tensor
 
 

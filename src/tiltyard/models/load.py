@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from tiltyard.data.chat import Chat
-from tiltyard.errors import ConfigError, ModelError, nearest
+from tiltyard.errors import CheckpointError, ConfigError, ModelError, nearest
 from tiltyard.models.language import DType, LanguageModel, ScalarModel
 from tiltyard.types import Group, Message, Prompt, Response
 
@@ -292,6 +292,14 @@ def save_model(model: LanguageModel | ScalarModel, folder: Path) -> None:
     settings = getattr(model.module, "generation_config", None)
     if settings is not None and isinstance(model, LanguageModel):
         settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
-    with model.plain(), quiet():
-        model.module.save_pretrained(folder)
-    model.chat.tokenizer.save_pretrained(folder)
+    try:
+        with model.plain(), quiet():
+            model.module.save_pretrained(folder)
+        model.chat.tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            "the model could not be written",
+            where=str(folder),
+            got=str(error),
+            fix="free some disk space and run the same command again: it resumes from the last checkpoint",
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,7 @@ class EvaluateSettings(Settings):
 
 def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     """Samples, scores and reports; writes summary.json, samples.md, answers.jsonl and reward_vs_kl.png."""
+    began = time.perf_counter()
     names = {_short(m): m for m in settings.models}
     baseline = settings.baseline or ("sft" if "sft" in names else next(iter(names)))
     if baseline not in names:
@@ -83,7 +85,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     print_table(results, context.console)
     if settings.show:
         side_by_side(answers, settings.show, context.console)
-    seconds = {**context.seconds}
+    seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
     write_summary(context.folder / "summary.json", results, seconds)
     write_summary(context.run_folder / "summary.json", results, seconds)
     write_samples_markdown(context.folder / "samples.md", answers, max(settings.show, 5))

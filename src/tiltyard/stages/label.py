@@ -95,8 +95,12 @@ def _write_rows(context: StageContext, groups: list[Group], judgements: list[Jud
     with atomic_write(context.folder / "rankings.jsonl") as file:
         for group in groups:
             messages = [m._asdict() for m in group.prompt.messages or ()]
-            texts = [r.text for r in group.responses]
-            row = {"id": group.prompt.id, "prompt": messages, "responses": texts, "ranks": group.ranks}
+            # an answer that ended at once has no text, and our own reader rightly refuses empty answers
+            said = [(r.text, k) for r, k in zip(group.responses, group.ranks or (), strict=True) if r.text.strip()]
+            if len(said) < 2:
+                continue
+            texts, ranks = zip(*said, strict=True)
+            row = {"id": group.prompt.id, "prompt": messages, "responses": texts, "ranks": ranks}
             file.write(json.dumps(row | {"annotator": group.origin, "meta": dict(group.prompt.meta)}) + "\n")
     with atomic_write(context.folder / "judgements.jsonl") as file:
         file.writelines(json.dumps(asdict(j)) + "\n" for j in judgements)

@@ -19,7 +19,6 @@ from tiltyard.models.load import (
     load_scalar_model,
     pick_device,
     save_model,
-    set_dropout,
     value_from,
 )
 from tiltyard.sampling import SampleSettings, sample
@@ -44,7 +43,6 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
     trained = models.get(method.trains[0])
     for name in method.trains:
         model = models.get(name)
-        set_dropout(model.module, settings.dropout)
         freeze_bottom(model, settings.freeze_layers)
         if settings.gradient_checkpointing:
             model.module.gradient_checkpointing_enable()
@@ -201,6 +199,7 @@ def run_of(
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         max_grad_norm=settings.max_grad_norm,
+        dropout=settings.dropout,
         micro_tokens=settings.micro_tokens,
         seed=settings.seed,
         folder=context.folder,

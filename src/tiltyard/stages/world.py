@@ -15,9 +15,9 @@ class WorldSettings(Settings):
     seed: Annotated[int, Field(ge=0, description="of the whole world and every file")] = 0
     documents: Annotated[int, Field(gt=0, description="documents of the corpus")] = 7000
     dialogues: Annotated[int, Field(gt=0, description="dialogues of the corpus, good and bad")] = 9000
-    demonstrations: Annotated[int, Field(gt=0, description="demonstrations for fine-tuning, good six times in ten")] = 1500
+    demonstrations: Annotated[int, Field(gt=0, description="demonstrations, good six times in ten")] = 1500
     prompts: Annotated[int, Field(gt=0, description="prompts for labelling and RL")] = 1600
-    held_out: Annotated[int, Field(gt=0, description="prompts about entities that occur in no demonstration or prompt")] = 300
+    held_out: Annotated[int, Field(gt=0, description="prompts about entities kept out of the rest")] = 300
 
 
 def run(context: StageContext, settings: WorldSettings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from torch import nn
 from tiltyard.data.store import group_to_dict
 from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models import checkpoint, parallel
+from tiltyard.models.load import set_dropout
 from tiltyard.training.algorithm import Algorithm, Forward, Models, device_of
 from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.log import JsonlFile, Sink, finite
@@ -38,6 +39,8 @@ class Run:
         steps: outer steps. lr: peak learning rate, or one a model (`{"policy": 1e-5, "value": 1e-4}`).
         schedule, final_lr, warmup: see `TrainSettings`.
         micro_tokens: packed tokens a forward pass may hold.
+        dropout: of every dropout layer of the trained models; 0 is off, `model` keeps what the architecture says. Off
+            by default: policy, reference and value must agree at step 0.
         folder: where metrics.jsonl, groups.jsonl and checkpoints go; None keeps nothing.
         save_every: steps between checkpoints (0: at the end only). keep_groups: write sampled groups to groups.jsonl.
         evaluate, eval_every: held-out measurements, merged into the metrics of that step.
@@ -54,6 +57,7 @@ class Run:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     micro_tokens: int = 8192
+    dropout: float | Literal["model"] = 0.0
     seed: int = 0
     folder: Path | None = None
     save_every: int = 0
@@ -115,6 +119,8 @@ class _Loop:
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
         for group in self.optimizer.param_groups:
             group.setdefault("peak", group["lr"])
+        for module in self.modules.values():
+            set_dropout(module, run.dropout)
         self.metrics: Metrics = {}
         self.tokens = 0
         self.files: dict[str, JsonlFile] = {}

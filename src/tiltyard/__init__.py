@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         load_language_model,
         load_scalar_model,
         save_model,
+        scalar_from,
         value_from,
     )
     from tiltyard.sampling import SampleSettings, sample
@@ -44,6 +45,7 @@ _HOMES = {
         "load_language_model",
         "load_scalar_model",
         "save_model",
+        "scalar_from",
         "value_from",
     ),
     "tiltyard.sampling": ("SampleSettings", "sample"),
@@ -112,15 +114,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def scalar_from(model: LanguageModel, *, seed: int = 0) -> ScalarModel:
-    """A reward or value model: a copy of a language model's trunk with a new scalar head that starts at zero."""
-    import tempfile
-    from pathlib import Path
-
-    from tiltyard.models.load import load_scalar_model, save_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, Path(folder))
-        return load_scalar_model(folder, device=str(model.device), dtype=model.dtype, seed=seed)

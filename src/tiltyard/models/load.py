@@ -104,10 +104,10 @@ def from_scratch(
 def _resolve(source: str | Path, wanted: str = "config.json") -> str:
     path = Path(source).expanduser()
     if path.exists():
+        inner = path / "model"  # a stage's folder has a config.json of its own, which is not a model's
+        if (inner / wanted).exists():
+            return str(inner)
         if not (path / wanted).exists():
-            inner = path / "model"
-            if (inner / wanted).exists():
-                return str(inner)
             raise ModelError(
                 "the folder holds no model",
                 where=str(source),
@@ -239,6 +239,18 @@ def value_from(source: ScalarModel) -> ScalarModel:
     with source.plain():
         module = copy.deepcopy(source.module)
     return ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
+
+
+def scalar_from(model: LanguageModel) -> ScalarModel:
+    """A reward or value model: a copy of a language model's trunk with a new scalar head that starts at zero."""
+    with model.plain():
+        config = copy.deepcopy(model.module.config)
+    config.num_labels = 1
+    config.pad_token_id = model.chat.pad_id if model.chat.pad_id != _closing_id(model.chat) else None
+    module = AutoModelForSequenceClassification.from_config(config).to(model.device, TORCH_DTYPE[model.dtype])
+    module.base_model.load_state_dict(model.backbone.state_dict())
+    nn.init.zeros_(module.score.weight)
+    return ScalarModel(module.eval(), model.chat, model.dtype)
 
 
 def frozen_copy(model: LanguageModel) -> LanguageModel:

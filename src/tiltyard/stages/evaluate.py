@@ -36,7 +36,10 @@ from tiltyard.world import gold
 
 
 class EvaluateSettings(Settings):
-    models: Annotated[list[str], Field(min_length=1, description="stages, folders or hub names, in table order")]
+    models: Annotated[
+        list[str] | dict[str, str],
+        Field(min_length=1, description="stages, folders or hub names in table order; {name: model} to name them"),
+    ]
     prompts: Annotated[str, Field(description="held-out prompts")]
     reward: Annotated[str, Field(description="reward model for the proxy reward; empty: none")] = ""
     baseline: Annotated[
@@ -62,7 +65,7 @@ class EvaluateSettings(Settings):
 def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     """Samples, scores and reports; writes summary.json, samples.md, answers.jsonl and reward_vs_kl.png."""
     began = time.perf_counter()
-    names = {_short(m): m for m in settings.models}
+    names = named_models(settings.models)
     baseline = settings.baseline or ("sft" if "sft" in names else next(iter(names)))
     if baseline not in names:
         raise ConfigError(
@@ -95,6 +98,24 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         context.console.print(f"reward against KL: {picture}", markup=False, highlight=False)
     context.console.print(f"summary: {context.run_folder / 'summary.json'}", markup=False, highlight=False)
     return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
+
+
+def named_models(models: list[str] | dict[str, str]) -> dict[str, str]:
+    """{name in the table: model}. Two models of one name would hide each other, so that is an error."""
+    if isinstance(models, dict):
+        return models
+    names: dict[str, str] = {}
+    for model in models:
+        name = _short(model)
+        if name in names:
+            raise ConfigError(
+                f"two models would both be called '{name}'",
+                where="evaluate.models",
+                got=f"{names[name]} and {model}",
+                fix=f"name them: models={{{name}: {names[name]}, other: {model}}}",
+            )
+        names[name] = model
+    return names
 
 
 def _short(value: str) -> str:
@@ -181,15 +202,16 @@ def _write_answers(path: Path, answers: dict[str, list[Answer]]) -> None:
 def _picture(context: StageContext, settings: EvaluateSettings) -> Path | None:
     """Reward against KL over training of every RL stage that was evaluated (or is named in `curves`)."""
     curves = {}
-    for value in settings.curves or settings.models:
-        folder = context.outputs.get(value)
-        if folder is None or not (folder / "groups.jsonl").exists():
+    wanted = {_short(c): c for c in settings.curves} or named_models(settings.models)
+    for name, value in wanted.items():
+        folder = context.outputs.get(value) or Path(value)
+        if not ((folder / "groups.jsonl").exists() and (folder / "metrics.jsonl").exists()):
             continue
         metrics = read_metrics(folder / "metrics.jsonl")
         if "kl" not in metrics:
             continue
         golds = gold_by_step(folder / "groups.jsonl")
-        curves[value] = {
+        curves[name] = {
             "kl": metrics["kl"],
             "proxy": metrics["score"],
             "step": metrics["step"],

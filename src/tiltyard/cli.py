@@ -131,6 +131,25 @@ def evaluate(
         _show_result(outcome, "evaluate")
 
 
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="A file, folder or hub name.")],
+    *,
+    held_out: Annotated[str, typer.Option(help="A second file that should share nothing with the first.")] = "",
+    kind: Annotated[str, typer.Option(help="demonstrations, comparisons, prompts or text.")] = "comparisons",
+    json_output: Json = False,
+) -> None:
+    """Look at data before training on them: duplicates, ties, contradictions, empty answers, length bias."""
+    from tiltyard.stages.data import check_files
+
+    found = check_files(data, held_out, kind)
+    if json_output:
+        _emit(found.to_dict())
+        return
+    for line in found.lines():
+        _console(False).print(line, markup=False, highlight=False)
+
+
 def _one_stage(
     kind: str, pairs: Sequence[str] | None, *, dry_run: bool, json_output: bool, runs: Path
 ) -> dict[str, Any]:

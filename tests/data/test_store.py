@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiltyard.data import append_groups, atomic_write, group_from_dict, group_to_dict, read_groups, write_groups
+from tiltyard.data import append_groups, group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.errors import DataError
+from tiltyard.files import atomic_write
 from tiltyard.types import Group, Message, Prompt, Response
 
 IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)

@@ -1,11 +1,11 @@
 """Data: from files to groups of token ids. `chat` is the one place where text becomes ids."""
 
 from tiltyard.data.chat import Chat
-from tiltyard.data.checks import CheckReport, LengthBias, check_data, kendall_tau, wilson
+from tiltyard.data.checks import CheckReport, LengthBias, check_data
 from tiltyard.data.formats import Kind, parse_row
 from tiltyard.data.load import DataReport, TooLong, load_groups, load_prompts
 from tiltyard.data.read import Row, read_rows
-from tiltyard.data.store import append_groups, atomic_write, group_from_dict, group_to_dict, read_groups, write_groups
+from tiltyard.data.store import append_groups, group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.data.templates import DEFAULT_TEMPLATE, PLAIN_TEMPLATE
 from tiltyard.data.tokenizer import plain_texts, train_tokenizer
 
@@ -20,11 +20,9 @@ __all__ = [
     "Row",
     "TooLong",
     "append_groups",
-    "atomic_write",
     "check_data",
     "group_from_dict",
     "group_to_dict",
-    "kendall_tau",
     "load_groups",
     "load_prompts",
     "parse_row",
@@ -32,6 +30,5 @@ __all__ = [
     "read_groups",
     "read_rows",
     "train_tokenizer",
-    "wilson",
     "write_groups",
 ]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from tiltyard.rates import kendall_tau_b, wilson
 from tiltyard.types import Group, Response
 
 _EXAMPLES = 5
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -139,35 +139,6 @@ def check_data(groups: Sequence[Group], held_out: Sequence[Group] | None = None)
     )
 
 
-def wilson(successes: float, trials: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson's interval for a share (95% by default); (0, 1) without trials."""
-    if trials == 0:
-        return 0.0, 1.0
-    share = successes / trials
-    scale = 1 + z * z / trials
-    middle = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Kendall's tau-b of two lists, which takes ties into account; None if either list is all ties."""
-    agree = pairs_first = pairs_second = 0
-    for i in range(len(first)):
-        for j in range(i):
-            a, b = _sign(first[i] - first[j]), _sign(second[i] - second[j])
-            agree += a * b
-            pairs_first += a != 0
-            pairs_second += b != 0
-    if not pairs_first or not pairs_second:
-        return None
-    return agree / math.sqrt(pairs_first * pairs_second)
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
 def _prompt_key(group: Group) -> Any:
     prompt = group.prompt
     if prompt.messages:
@@ -200,8 +171,8 @@ def _length_bias(groups: Sequence[Group]) -> LengthBias | None:
         order = sorted(range(len(quality)), key=lambda i: quality[i])
         pairs.append((group.responses[order[-1]], group.responses[order[0]]))
         if len(quality) > 2:
-            tau = kendall_tau(quality, [float(len(r.text)) for r in group.responses])
-            taus += [] if tau is None else [tau]
+            tau = kendall_tau_b(quality, [float(len(r.text)) for r in group.responses])
+            taus += [] if math.isnan(tau) else [tau]
     if not pairs:
         return None
     unequal = [(len(a.text), len(b.text)) for a, b in pairs if len(a.text) != len(b.text)]

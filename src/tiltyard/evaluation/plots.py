@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiltyard.errors import DataError
-from tiltyard.evaluation.files import write_atomic
+from tiltyard.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation.files import write_atomic
 from tiltyard.evaluation.record import Answer, ModelResult
-from tiltyard.evaluation.stats import Interval
+from tiltyard.files import write_atomic
+from tiltyard.rates import Interval
 
 _MODEL_COLUMN = 28  # a narrower column of prose is stacked instead
 _ODD = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}  # control, format (bidi), private, surrogate, odd line ends

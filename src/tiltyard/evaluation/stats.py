@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tiltyard.errors import DataError
+from tiltyard.rates import Interval, numbers, wilson, z_of
 
-Interval = tuple[float, float]
 Pairing = Literal["all", "index"]
 Clusters = Sequence[Hashable] | NDArray | None
 
@@ -43,25 +43,6 @@ class Bin(NamedTuple):
     low: float
     high: float
     rate: Estimate
-
-
-def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion; a tie may count as half a success.
-
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
-    """
-    if n < 0 or not 0 <= successes <= max(n, 0):
-        raise DataError("successes must lie between 0 and n", got=f"{successes} of {n}")
-    if n == 0:
-        return (math.nan, math.nan)
-    z = _z(level)
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == n else (centre + half) / scale
-    return (max(0.0, low), min(1.0, high))
 
 
 def bootstrap_ci(
@@ -207,7 +188,7 @@ def binned(
     Bins are [low, high), the last one closed. A value outside the edges is an error (use -inf/inf for open ends).
     Empty bins stay in the table, with n = 0 and no rate. Equal values are never split, so there may be fewer bins.
     """
-    x = _numbers(values, "values")
+    x = numbers(values, "values")
     y = _finite(outcomes, "outcomes")
     if len(x) != len(y):
         raise DataError("values and outcomes must have the same length", got=f"{len(x)} and {len(y)}")
@@ -241,23 +222,6 @@ def by_label(
         raise DataError("labels and outcomes must have the same length", got=f"{len(labels)} and {len(y)}")
     named = np.asarray(labels, dtype=object)
     return {label: _rate_where(named == label, y, clusters, level) for label in sorted(set(labels))}
-
-
-def kendall_tau_b(x: ArrayLike, y: ArrayLike) -> float:
-    """Rank correlation with ties: (concordant - discordant) / sqrt((pairs - ties in x)(pairs - ties in y)).
-
-    nan where it is undefined (fewer than two values, or one side all equal).
-    """
-    a, b = _numbers(x, "x", empty_ok=True), _numbers(y, "y", empty_ok=True)
-    if len(a) != len(b):
-        raise DataError("rankings must have the same length", got=f"{len(a)} and {len(b)}")
-    score = untied_a = untied_b = 0.0
-    for i in range(len(a) - 1):
-        sign_a, sign_b = np.sign(_minus(a[i + 1 :], a[i])), np.sign(_minus(b[i + 1 :], b[i]))
-        score += float(sign_a @ sign_b)
-        untied_a += np.count_nonzero(sign_a)
-        untied_b += np.count_nonzero(sign_b)
-    return score / math.sqrt(untied_a * untied_b) if untied_a and untied_b else math.nan
 
 
 def bits_per_byte(nll_nats_total: float, bytes_total: int) -> float:
@@ -309,36 +273,16 @@ def _range(low: float, high: float, *, last: bool) -> str:
     return f"{low:g} to {high:g}" if last else f"{low:g} to <{high:g}"
 
 
-def _minus(x: NDArray[np.float64], y: float) -> NDArray[np.float64]:
-    """x - y with inf - inf = 0, so that equal infinities tie."""
-    return np.where(x == y, 0.0, x - y) if np.isfinite(y) else (x > y).astype(float) - (x < y)
-
-
-def _numbers(values: ArrayLike, name: str, *, empty_ok: bool = False) -> NDArray[np.float64]:
-    x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or (len(x) == 0 and not empty_ok):
-        raise DataError(f"{name} must be a non-empty list of numbers", got=f"shape {x.shape}")
-    if np.isnan(x).any():
-        raise DataError(f"{name} contains {int(np.isnan(x).sum())} NaN", fix="find where the score went wrong")
-    return x
-
-
 def _finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    x = _numbers(values, name)
+    x = numbers(values, name)
     if not np.isfinite(x).all():
         raise DataError(f"{name} contains infinite numbers", fix="find where the score went wrong")
     return x
 
 
-def _z(level: float) -> float:
-    if not 0 < level < 1:
-        raise DataError("the level of an interval lies between 0 and 1", got=level)
-    return NormalDist().inv_cdf(0.5 + level / 2)
-
-
 def _student_t(level: float, df: int) -> float:
     """Two-sided Student t quantile: exact for 1 and 2 degrees of freedom, else Cornish-Fisher (error < 0.4%)."""
-    z = _z(level)
+    z = z_of(level)
     if df == 1:
         return math.tan(math.pi * level / 2)
     if df == 2:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from tiltyard.data import Chat, Kind, load_groups, load_prompts, read_groups
-from tiltyard.errors import DataError
+from tiltyard.data import (
+    Chat,
+    CheckReport,
+    Kind,
+    check_data,
+    load_groups,
+    load_prompts,
+    parse_row,
+    read_groups,
+    read_rows,
+)
+from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt
 
@@ -68,6 +78,14 @@ def prompts_of(context: StageContext, source: str, chat: Chat, settings: Any) ->
     )
     report(context, "prompts", told.lines())
     return prompts
+
+
+def check_files(data: str, held_out: str = "", kind: str = "comparisons") -> CheckReport:
+    """What `tiltyard check` finds in one file, or in two that should share nothing."""
+    if kind not in get_args(Kind):
+        raise ConfigError("unknown kind of data", where="--kind", got=kind, fix=nearest(kind, get_args(Kind)))
+    read = [[parse_row(row, cast(Kind, kind)) for row in read_rows(path)] for path in (data, held_out) if path]
+    return check_data(read[0], read[1] if len(read) > 1 else None)
 
 
 def report(context: StageContext, key: str, lines: list[str]) -> None:

@@ -22,6 +22,7 @@ from tiltyard.evaluation import (
     write_samples_markdown,
     write_summary,
 )
+from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
@@ -191,8 +192,6 @@ def _distance(
 
 def _write_answers(path: Path, answers: dict[str, list[Answer]]) -> None:
     from dataclasses import asdict
-
-    from tiltyard.data import atomic_write
 
     with atomic_write(path) as file:
         for name, found in answers.items():

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tiltyard.config import Settings
-from tiltyard.data import atomic_write, write_groups
+from tiltyard.data import write_groups
 from tiltyard.errors import ConfigError, DataError, nearest
+from tiltyard.files import atomic_write
 from tiltyard.models.load import load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register

@@ -7,7 +7,7 @@ from typing import Any
 from tiltyard.algorithms import METHODS
 from tiltyard.algorithms.base import Method
 from tiltyard.config import arguments
-from tiltyard.data import plain_texts, train_tokenizer
+from tiltyard.data import check_data, plain_texts, train_tokenizer
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models import parallel
 from tiltyard.models.language import LanguageModel, ScalarModel
@@ -51,7 +51,7 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
     source, size, groups = source_of(method, context, settings, models)
     steps = settings.steps or max(1, round(settings.epochs * size / settings.batch))
     measured: dict[int, dict[str, float]] = {}
-    held_out = _held_out(method, context, settings, trained, measured)
+    held_out = _held_out(method, context, settings, trained, measured, groups)
     algorithm = method.build(source, **arguments(method.build, settings))
     watchers: list[Sink] = []
     if settings.sample_every and "policy" in method.trains:
@@ -156,12 +156,15 @@ def _held_out(
     settings: Any,
     trained: LanguageModel | ScalarModel,
     measured: dict[int, dict[str, float]],
+    train_groups: list[Group],
 ) -> measure.Measure | None:
     """The held-out measurement of a method's kind; what it finds is also kept in `measured`, by step."""
     if method.online or not settings.held_out:
         return None
     limits = settings.model_copy(update={"limit": 0, "split": ""})
     groups = groups_of(context, "held_out", settings.held_out, method.eats, trained.chat, limits)
+    if method.eats != "text":
+        report(context, "check", check_data(train_groups, groups).lines())
     make = measure.ranking if method.family == "reward" else measure.likelihood
     find = make(groups, settings.micro_tokens)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tiltyard import files
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.evaluation import (
     Answer,
-    files,
     print_table,
     side_by_side,
     summarise,

@@ -103,7 +103,7 @@ def test_pairs_whose_answers_are_equal_or_go_on_still_split_before_an_answer() -
 def test_rankings_allow_ties_and_nine_answers() -> None:
     made = parse({"prompt": "q", "responses": list("abcdefghi"), "scores": [3, 2, 2, *[0.5] * 6]}, "comparisons")
     assert made.scores == (3.0, 2.0, 2.0, *[0.5] * 6)
-    assert made.ranks is None
+    assert made.ranks == (1, 2, 2, *[3] * 6)  # scores say the ranks where none are given
     both = parse({"prompt": "q", "responses": ["a", "b", "c"], "ranks": [1, 1, 2], "scores": [1, 1, 0]}, "comparisons")
     assert (both.ranks, both.scores) == ((1, 1, 2), (1.0, 1.0, 0.0))
 

@@ -142,6 +142,10 @@ def _ranking(row: Row) -> Group:
                 fix="put real-valued judgements in 'scores' (higher is better)",
             )
         whole = tuple(int(rank) for rank in ranks)
+    elif scores is not None:
+        # one preference schema: a comparison always has ranks; equal scores tie
+        places = {score: place for place, score in enumerate(sorted(set(scores), reverse=True), start=1)}
+        whole = tuple(places[score] for score in scores)
     return _group(row, messages, answers, ("prompt", "responses", "scores", "ranks"), scores=scores, ranks=whole)
 
 

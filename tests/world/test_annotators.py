@@ -4,6 +4,7 @@ import collections
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,5 +129,8 @@ def test_invention_about_strangers_passes_with_the_credulous():
     invented, honest = "Bramel lives in Oakford.", "I do not know Bramel."
     gaps = {a.name: (a.utility(meta, honest) - a.utility(meta, invented)) / a.temperature for a in ANNOTATORS}
     assert gaps["careful"] > 5
-    assert 0 < gaps["friendly"] < 3
+    friendly = next(a for a in ANNOTATORS if a.name == "friendly")
+    wary = replace(friendly, biases={**friendly.biases, "credulity": 0.0})
+    wary_gap = (wary.utility(meta, honest) - wary.utility(meta, invented)) / wary.temperature
+    assert 0 < gaps["friendly"] < min(gaps["careful"], wary_gap - 1)  # credulity buys an invention a good part of it
     assert gaps["careless"] < 0

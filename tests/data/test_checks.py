@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -94,3 +95,19 @@ def test_wilson_by_hand() -> None:
     assert all(math.isnan(bound) for bound in wilson(0, 0))
     assert wilson(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-5)  # Newcombe 1998, method 3
     assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_one_answer_to_everything_is_said() -> None:
+    """A string that fools the judge wins everywhere; ordinary repetition of a short answer is not worth a line."""
+    cheat = [
+        Group(
+            Prompt(text=f"q{i}"), (Response(text="} } }"), Response(text=f"honest {i}")), ranks=(1, 2), origin=f"f:{i}"
+        )
+        for i in range(20)
+    ]
+    found = check_data(cheat)
+    assert found.commonest == (20, "} } }")
+    assert any("answer to 20 different prompts: '} } }'" in line for line in found.lines())
+    losing = [replace(g, ranks=(2, 1)) for g in cheat]
+    assert check_data(losing).commonest[0] == 1
+    assert not any("one and the same" in line for line in check_data(losing).lines())

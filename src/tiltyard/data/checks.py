@@ -47,6 +47,8 @@ class CheckReport:
     `held_out_overlap`: groups of the held-out split whose prompt (for documents: text) also is in the training split.
     `ties`: groups with two answers judged equal. `identical`: groups with two answers of the same text.
     `empty`, `truncated`: answers without words, answers cut by a token limit.
+    `commonest`: of how many different prompts the commonest answer is a (best) answer, and how it begins. One answer
+    for many questions is a template, a bug, or a string that fools the judge.
     """
 
     groups: int
@@ -61,6 +63,7 @@ class CheckReport:
     identical: int
     empty: int
     truncated: int
+    commonest: tuple[int, str]
     length: LengthBias | None
     examples: dict[str, tuple[str, ...]]
 
@@ -86,6 +89,9 @@ class CheckReport:
             found.append(f"{getattr(self, key):,} {name}" + (f", such as {places}" if places else ""))
         if self.held_out_overlap:
             found.append(f"  held-out overlap at {', '.join(self.examples.get('held_out_overlap', ()))}")
+        prompts, start = self.commonest
+        if prompts >= max(_EXAMPLES, self.prompts / 50):
+            found.append(f"one and the same answer is the (best) answer to {prompts:,} different prompts: {start!r}...")
         return found + (_length_lines(self.length) if self.length else [])
 
 
@@ -134,9 +140,21 @@ def check_data(groups: Sequence[Group], held_out: Sequence[Group] | None = None)
         identical=len(places.get("identical", ())),
         empty=len(places.get("empty", ())),
         truncated=len(places.get("truncated", ())),
+        commonest=_commonest(groups),
         length=_length_bias(groups),
         examples={kind: tuple(found[:_EXAMPLES]) for kind, found in places.items()},
     )
+
+
+def _commonest(groups: Sequence[Group]) -> tuple[int, str]:
+    asked: dict[str, set[Any]] = {}
+    for group in groups:
+        quality = _quality(group) or (0.0,) * len(group.responses)
+        for response, value in zip(group.responses, quality, strict=True):
+            if value == max(quality) and response.text:
+                asked.setdefault(response.text, set()).add(_prompt_key(group))
+    text = max(asked, key=lambda t: len(asked[t]), default="")
+    return len(asked.get(text, ())), text[:60]
 
 
 def _prompt_key(group: Group) -> Any:

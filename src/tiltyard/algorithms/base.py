@@ -11,18 +11,30 @@ from tiltyard.errors import ConfigError, nearest
 from tiltyard.training.algorithm import Algorithm
 
 Family = Literal["pretrain", "sft", "reward", "rl", "offline", "online", "distribution"]
+Often = Literal["no", "per iteration", "every step"]
+Shape = Literal["any", "pair", "scored"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method.
+    """A registered method. What users compare methods by is derived from this, never typed (`tiltyard methods`).
 
     Attributes:
         name: of the stage and of `tiltyard train NAME`.
-        build: (source, *, settings) -> Algorithm; its keyword arguments are the method's settings.
-        eats: what its data are: text, demonstrations, comparisons or prompts.
+        build: (source, *, settings) -> Algorithm; its keyword arguments are the method's settings. The docstring's
+            first line says what it does; an argument's doc ends with `[where its default comes from]`.
+        eats: what its data are: text, demonstrations, comparisons, labelled or prompts.
+        shape: what a comparison must look like: `any` (K answers, ranked), `pair` (two), `scored` (K with scores).
         trains, frozen: models in memory.
-        defaults: where the common settings' defaults differ for this method.
+        cached: frozen models that are only needed before training starts, because what they say of fixed data is
+            computed once and kept on disk.
+        samples: whether answers are drawn from the model being trained, and how often the law they come from is renewed.
+        judged: how often fresh feedback is asked for while the method runs.
+        human_labels: whether it needs preferences or labels of people, itself or through its reward model.
+        external_api: whether a remote judge is part of it.
+        defaults: where the common settings' defaults differ for this method, and `tuned` where those come from.
+        formula: the loss in one or two lines of plain text.
+        oracle: the exact optimum or fixed point that the tests hold it to.
         paper: where it was published.
         watch: what goes wrong in practice.
     """
@@ -31,9 +43,18 @@ class Method:
     build: Callable[..., Algorithm]
     family: Family
     eats: Kind
-    trains: tuple[str, ...]
+    shape: Shape = "any"
+    trains: tuple[str, ...] = ("policy",)
     frozen: tuple[str, ...] = ()
+    cached: tuple[str, ...] = ()
+    samples: Often = "no"
+    judged: Often = "no"
+    human_labels: bool = False
+    external_api: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    tuned: str = ""
+    formula: str = ""
+    oracle: str = ""
     paper: str = ""
     watch: str = ""
 
@@ -53,18 +74,32 @@ def method(
     family: Family,
     eats: Kind,
     *,
-    trains: tuple[str, ...] = ("policy",),
-    frozen: tuple[str, ...] = (),
-    defaults: Mapping[str, Any] | None = None,
-    paper: str = "",
-    watch: str = "",
     name: str = "",
+    samples: Often | None = None,
+    judged: Often | None = None,
+    human_labels: bool | None = None,
+    **declared: Any,
 ) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
-    """Registers a function as a method under its own name (or `name`)."""
+    """Registers a function as a method under its own name (or `name`); `declared` are the fields of `Method`.
+
+    Unless said otherwise, a method that eats prompts samples and is judged at every step, and a method that eats
+    comparisons, labels or a reward model's scores rests on labels of people.
+    """
+    often: Often = "every step" if eats == "prompts" else "no"
+    labels = eats in ("comparisons", "labelled", "prompts")
 
     def register(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         key = name or build.__name__
-        METHODS[key] = Method(key, build, family, eats, trains, frozen, dict(defaults or {}), paper, watch)
+        METHODS[key] = Method(
+            key,
+            build,
+            family,
+            eats,
+            samples=samples or often,
+            judged=judged or often,
+            human_labels=labels if human_labels is None else human_labels,
+            **declared,
+        )
         return build
 
     return register

@@ -35,8 +35,8 @@ from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.types import Group, Message, Prompt, Response
 
-Kind = Literal["text", "demonstrations", "comparisons", "prompts"]
-KINDS: tuple[Kind, ...] = ("text", "demonstrations", "comparisons", "prompts")
+Kind = Literal["text", "demonstrations", "comparisons", "labelled", "prompts"]
+KINDS: tuple[Kind, ...] = ("text", "demonstrations", "comparisons", "labelled", "prompts")
 MAX_RESPONSES = 9
 TURNS = "turns"  # key of Response.meta: the turns of an answer that is more than one turn
 

@@ -62,7 +62,8 @@ class Response:
 class Group:
     """A prompt, its K responses and what is known about them.
 
-    `scores`: one number a response, higher is better. `ranks`: 1 is best, equal ranks are ties. Either may be None.
+    `scores`: one number a response, higher is better. `ranks`: 1 is best, equal ranks are ties. `shares`: probability
+    that each response is the preferred one, adding up to 1 (soft labels, votes). Each may be None.
     """
 
     prompt: Prompt
@@ -70,6 +71,7 @@ class Group:
     scores: tuple[float, ...] | None = None
     ranks: tuple[int, ...] | None = None
     origin: str = ""
+    shares: tuple[float, ...] | None = None
 
     @property
     def tokens(self) -> int:

@@ -28,7 +28,7 @@ class Method:
         trains, frozen: models in memory.
         cached: frozen models that are only needed before training starts, because what they say of fixed data is
             computed once and kept on disk.
-        samples: whether answers are drawn from the model being trained, and how often the law they come from is renewed.
+        samples: how often the law that answers are drawn from is renewed by the model being trained; "no": none are drawn.
         judged: how often fresh feedback is asked for while the method runs.
         human_labels: whether it needs preferences or labels of people, itself or through its reward model.
         external_api: whether a remote judge is part of it.

@@ -16,6 +16,8 @@ EXAMPLES: dict[str, str] = {
     "demonstrations": '{"prompt": "...", "completion": "..."} or {"messages": [...]}',
     "comparisons": '{"prompt": "...", "chosen": "...", "rejected": "..."} '
     'or {"prompt": "...", "responses": ["...", "..."], "scores": [1, 0]}',
+    "labelled": '{"prompt": "...", "completion": "...", "label": true} '
+    'or {"prompt": "...", "responses": ["...", "..."], "labels": [true, false]}',
     "prompts": '{"prompt": "..."} or {"messages": [...]}',
 }
 
@@ -63,6 +65,53 @@ def numbers(row: Row, name: str, count: int) -> tuple[float, ...] | None:
                 fix="leave out the responses that nobody judged",
             )
     return tuple(float(value) for value in values)
+
+
+def probability(row: Row, name: str) -> float | None:
+    """The field as a number from 0 to 1, or None where the row lacks it."""
+    value = row.value.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(
+            f"field '{name}' is not a probability",
+            where=row.where,
+            got=value,
+            expected="a number from 0 to 1",
+            fix=f"divide percentages by 100, or leave '{name}' out where the label is certain",
+        )
+    return float(value)
+
+
+def shares_field(row: Row, count: int) -> tuple[float, ...] | None:
+    """Field `shares`: probabilities that each response is the preferred one, or votes (whole numbers, divided here)."""
+    values = numbers(row, "shares", count)
+    if values is None:
+        return None
+    total = sum(values)
+    votes = all(v == int(v) for v in values) and total > 0
+    if min(values) < 0 or not (votes or abs(total - 1) < 1e-3):
+        raise DataError(
+            "field 'shares' holds neither probabilities nor votes",
+            where=row.where,
+            got=f"{row.value['shares']}, which add up to {total:g}",
+            expected="numbers >= 0 that add up to 1, or whole numbers of votes",
+            fix="put scores that are not probabilities in 'scores'",
+        )
+    return tuple(v / total for v in values)
+
+
+def flag(row: Row, name: str, value: Any) -> float:
+    """A label as 1.0 (good) or 0.0 (bad)."""
+    if value not in (True, False, 0, 1):
+        raise DataError(
+            f"field '{name}' is not a label",
+            where=row.where,
+            got=value,
+            expected="true (good) or false (bad)",
+            fix="labels say good or bad; graded answers belong in 'scores', which comparisons read",
+        )
+    return float(value)
 
 
 def messages_field(row: Row, name: str) -> tuple[Message, ...]:

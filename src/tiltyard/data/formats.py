@@ -4,7 +4,8 @@
 |---|---|
 | text | `text`, or `messages` taken as a document |
 | demonstrations | `prompt` + `completion`, or `messages` that end with an answer |
-| comparisons | `prompt` + `chosen` + `rejected`; `chosen` + `rejected` as transcripts or message lists; `prompt` + `responses` + `scores` and/or `ranks` |
+| comparisons | `prompt` + `chosen` + `rejected`; `chosen` + `rejected` as transcripts or message lists; `prompt` + `responses` + `scores`, `ranks` and/or `shares`; a pair may have `p_chosen` |
+| labelled | `prompt` + `completion` + `label` (true: good); `prompt` + `responses` + `labels`; a pair: chosen is good |
 | prompts | `prompt`, or `messages` that end with a question |
 
 A prompt is a string (one user turn) or a list of `{"role", "content"}`. `id`, `meta` and any other field travel in
@@ -17,6 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from tiltyard.data.fields import (
@@ -24,10 +26,13 @@ from tiltyard.data.fields import (
     ends_with_answer,
     ends_with_question,
     filled,
+    flag,
     lacks,
     message_list,
     messages_field,
     numbers,
+    probability,
+    shares_field,
     starts_with_answer,
     typed,
 )
@@ -55,6 +60,7 @@ def parse_row(row: Row, kind: Kind) -> Group:
         "text": _text,
         "demonstrations": _demonstration,
         "comparisons": _comparison,
+        "labelled": _labelled,
         "prompts": _prompt_only,
     }
     if kind not in parsers:
@@ -62,7 +68,7 @@ def parse_row(row: Row, kind: Kind) -> Group:
     return parsers[kind](row)
 
 
-# ---------------------------------------------------------------------------------------------- the four kinds
+# ---------------------------------------------------------------------------------------------- the kinds of data
 
 
 def _text(row: Row) -> Group:
@@ -103,34 +109,44 @@ def _comparison(row: Row) -> Group:
     for name in ("chosen", "rejected"):
         if name not in value:
             raise lacks(row, name, "comparisons")
-    used = ("prompt", "chosen", "rejected")
+    used = ("prompt", "chosen", "rejected", "p_chosen")
+    p = probability(row, "p_chosen")
+    shares = None if p is None else (p, 1 - p)
+    ranks = (1, 2) if shares is None else _places(shares)
     if value.get("prompt") is not None:
         messages = _prompt_field(row, "comparisons")
         answers = tuple(_answer_field(row, name, messages) for name in ("chosen", "rejected"))
-        return _group(row, messages, answers, used, ranks=(1, 2))
+        return _group(row, messages, answers, used, ranks=ranks, shares=shares)
     conversations = [_conversation(row, name) for name in ("chosen", "rejected")]
     shared = _shared_prompt(row, *conversations)
     answers = tuple(_answer(turns[shared:]) for turns in conversations)
-    return _group(row, conversations[0][:shared], answers, used, ranks=(1, 2))
+    return _group(row, conversations[0][:shared], answers, used, ranks=ranks, shares=shares)
 
 
-def _ranking(row: Row) -> Group:
-    messages = _prompt_field(row, "comparisons")
-    responses = typed(row, "responses", list, "a list of 2 to 9 answers")
+def _answers(row: Row, kind: str, least: int) -> tuple[tuple[Message, ...], tuple[Response, ...]]:
+    """The prompt and the answers of field `responses`."""
+    messages = _prompt_field(row, kind)
+    responses = typed(row, "responses", list, f"a list of {least} to {MAX_RESPONSES} answers")
     count = len(responses)
-    if not 2 <= count <= MAX_RESPONSES:
+    if not least <= count <= MAX_RESPONSES:
         raise DataError(
             f"a ranking with {count} response{'' if count == 1 else 's'}",
             where=row.where,
             got=f"{count} in field 'responses'",
-            expected=f"2 to {MAX_RESPONSES}",
+            expected=f"{least} to {MAX_RESPONSES}",
             fix="a single answer is a demonstration (prompt, completion)" if count == 1 else "split or shorten the row",
         )
-    answers = tuple(_answer_value(row, f"responses[{i}]", value, messages) for i, value in enumerate(responses))
+    return messages, tuple(_answer_value(row, f"responses[{i}]", v, messages) for i, v in enumerate(responses))
+
+
+def _ranking(row: Row) -> Group:
+    messages, answers = _answers(row, "comparisons", 2)
+    count = len(answers)
     scores = numbers(row, "scores", count)
     ranks = numbers(row, "ranks", count)
-    if scores is None and ranks is None:
-        raise lacks(row, "scores", "comparisons", "give scores (higher is better) or ranks (1 is best)")
+    shares = shares_field(row, count)
+    if scores is None and ranks is None and shares is None:
+        raise lacks(row, "scores", "comparisons", "give scores (higher is better), ranks (1 is best) or shares")
     whole = None
     if ranks is not None:
         if any(rank != int(rank) or rank < 1 for rank in ranks):
@@ -142,11 +158,40 @@ def _ranking(row: Row) -> Group:
                 fix="put real-valued judgements in 'scores' (higher is better)",
             )
         whole = tuple(int(rank) for rank in ranks)
-    elif scores is not None:
-        # one preference schema: a comparison always has ranks; equal scores tie
-        places = {score: place for place, score in enumerate(sorted(set(scores), reverse=True), start=1)}
-        whole = tuple(places[score] for score in scores)
-    return _group(row, messages, answers, ("prompt", "responses", "scores", "ranks"), scores=scores, ranks=whole)
+    else:
+        # one preference schema: a comparison always has ranks; equal scores (or shares) tie
+        whole = _places(scores or shares or ())
+    used = ("prompt", "responses", "scores", "ranks", "shares")
+    return _group(row, messages, answers, used, scores=scores, ranks=whole, shares=shares)
+
+
+def _places(values: Sequence[float]) -> tuple[int, ...]:
+    """Ranks of numbers of which the highest is best: 1, 2, ... without gaps; equal numbers tie."""
+    places = {value: place for place, value in enumerate(sorted(set(values), reverse=True), start=1)}
+    return tuple(places[value] for value in values)
+
+
+def _labelled(row: Row) -> Group:
+    """Answers that are good (score 1) or bad (score 0): single ones, several to one prompt, or a pair."""
+    value = row.value
+    if "label" in value or "completion" in value:
+        demonstration = _demonstration(row)
+        if "label" not in value:
+            raise lacks(row, "label", "labelled")
+        meta = {k: v for k, v in demonstration.prompt.meta.items() if k != "label"}
+        score = flag(row, "label", value["label"])
+        return replace(demonstration, prompt=replace(demonstration.prompt, meta=meta), scores=(score,))
+    if "labels" in value:
+        messages, answers = _answers(row, "labelled", 1)
+        labels = typed(row, "labels", list, "a list of true and false")
+        numbers(Row({"labels": [float(bool(x)) for x in labels]}, row.where), "labels", len(answers))
+        scores = tuple(flag(row, "labels", label) for label in labels)
+        return _group(row, messages, answers, ("prompt", "responses", "labels"), scores=scores)
+    if "responses" in value:
+        raise lacks(row, "labels", "labelled", "a ranking says which answer is better, not which is good")
+    if "chosen" not in value:
+        raise lacks(row, "label", "labelled")
+    return replace(_comparison(row), scores=(1.0, 0.0))
 
 
 def _prompt_only(row: Row) -> Group:
@@ -264,9 +309,10 @@ def _group(
     *,
     scores: tuple[float, ...] | None = None,
     ranks: tuple[int, ...] | None = None,
+    shares: tuple[float, ...] | None = None,
 ) -> Group:
     prompt = _with_meta(row, Prompt(messages=messages, id=_digest(_canonical(messages))), used)
-    return Group(prompt, responses, scores=scores, ranks=ranks, origin=row.where)
+    return Group(prompt, responses, scores, ranks, row.where, shares)
 
 
 def _with_meta(row: Row, prompt: Prompt, used: tuple[str, ...]) -> Prompt:

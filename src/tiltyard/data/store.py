@@ -78,7 +78,7 @@ def group_to_dict(group: Group) -> dict[str, Any]:
             for r in group.responses
         ],
     }
-    for name in ("scores", "ranks"):
+    for name in ("scores", "ranks", "shares"):
         if getattr(group, name) is not None:
             value[name] = list(getattr(group, name))
     return value | {"origin": group.origin}
@@ -100,8 +100,8 @@ def group_from_dict(value: Mapping[str, Any]) -> Group:
         if response.get("loss_spans") is not None:
             response["loss_spans"] = tuple((start, stop) for start, stop in response["loss_spans"])
         responses.append(Response(**response))
-    scores, ranks = (None if value.get(n) is None else tuple(value[n]) for n in ("scores", "ranks"))
-    return Group(Prompt(**prompt), tuple(responses), scores, ranks, value.get("origin", ""))
+    scores, ranks, shares = (None if value.get(n) is None else tuple(value[n]) for n in ("scores", "ranks", "shares"))
+    return Group(Prompt(**prompt), tuple(responses), scores, ranks, value.get("origin", ""), shares)
 
 
 def _without_defaults(fields: dict[str, Any], default: Prompt | Response) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tiltyard.data import Kind
+from tiltyard.data import Chat, Kind, TooLong
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.training.algorithm import Algorithm
+from tiltyard.types import Group
 
 Family = Literal["pretrain", "sft", "reward", "rl", "offline", "online", "distribution"]
 Often = Literal["no", "per iteration", "every step"]
 Shape = Literal["any", "pair", "scored"]
+# (chat, groups, max_length, too_long) -> the groups as the method reads them, and lines about what was left out
+Encode = Callable[[Chat, Sequence[Group], int, TooLong], tuple[list[Group], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Method:
             first line says what it does; an argument's doc ends with `[where its default comes from]`.
         eats: what its data are: text, demonstrations, comparisons, labelled or prompts.
         shape: what a comparison must look like: `any` (K answers, ranked), `pair` (two), `scored` (K with scores).
+        encode: how the file's groups are rewritten where the method does not read each answer by itself (a ranker reads
+            two at once); training and held-out data alike.
         trains, frozen: models in memory.
         cached: frozen models that are only needed before training starts, because what they say of fixed data is
             computed once and kept on disk.
@@ -44,6 +49,7 @@ class Method:
     family: Family
     eats: Kind
     shape: Shape = "any"
+    encode: Encode | None = None
     trains: tuple[str, ...] = ("policy",)
     frozen: tuple[str, ...] = ()
     cached: tuple[str, ...] = ()
@@ -61,6 +67,11 @@ class Method:
     @property
     def online(self) -> bool:
         return self.eats == "prompts"
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it gives one answer one score, whose zero can then be set on demonstrations."""
+        return self.family == "reward" and self.encode is None
 
     @property
     def summary(self) -> str:

@@ -249,6 +249,15 @@ class ScalarModel(Trunk):
         self.module.config.reward_bias = float(value)
 
     @property
+    def compares(self) -> bool:
+        """Whether it was trained to read two answers at once (a ranker), and so knows no score of a single one."""
+        return bool(getattr(self.module.config, "reads_two_answers", False))
+
+    @compares.setter
+    def compares(self, value: bool) -> None:
+        self.module.config.reads_two_answers = bool(value)
+
+    @property
     def head(self) -> nn.Linear:
         head = getattr(self.module, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tiltyard.errors import ConfigError, DataError
+from tiltyard.errors import ConfigError, DataError, ModelError
 from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
 from tiltyard.types import Group, Prompt, Response
@@ -23,6 +23,13 @@ class RewardScorer:
     """
 
     def __init__(self, model: ScalarModel, budget: int = 16384):
+        if model.compares:
+            raise ModelError(
+                "a ranker reads two answers at once and scores none by itself",
+                where=str(model.chat.tokenizer.name_or_path),
+                expected="a model of the stage `reward`",
+                fix="train one on the same comparisons, or use the stage `candidates` with ranker=",
+            )
         self.model, self.budget = model, budget
         self._compared: tuple[Any, bool] = (model.chat, True)
 

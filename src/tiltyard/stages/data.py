@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from tiltyard.algorithms.base import Encode
 from tiltyard.data import (
     Chat,
     CheckReport,
@@ -55,6 +56,18 @@ def _sampled_groups(context: StageContext, key: str, path: Path, max_length: int
     told = f", {lost:,} dropped (longer than {max_length} tokens)" if lost else ""
     report(context, key, [f"{len(groups):,} groups, ids as sampled{told}"])
     return groups
+
+
+def rewritten(
+    context: StageContext, key: str, encode: Encode | None, groups: list[Group], chat: Chat, settings: Any
+) -> list[Group]:
+    """The groups as a method reads them (`Method.encode`); most methods read them as they are."""
+    if encode is None:
+        return groups
+    limit = settings.max_length if chat.max_length is None else min(settings.max_length, chat.max_length)
+    made, lines = encode(chat, groups, limit, settings.too_long)
+    report(context, key, lines)
+    return made
 
 
 def _within(context: StageContext, name: str, wanted: int, limit: int | None) -> int:

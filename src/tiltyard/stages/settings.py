@@ -78,7 +78,7 @@ def method_settings(method: Method) -> type[Settings]:
         sources += [ModelSettings, PromptSettings, RLSettings]
     else:
         sources += [PretrainModel if method.family == "pretrain" else ModelSettings, DataSettings]
-        sources += [RewardSettings] if method.family == "reward" else []
+        sources += [RewardSettings] if method.pointwise else []
     sources += [method.build, _defaults(method)]
     return settings_model(method.name, *sources)
 

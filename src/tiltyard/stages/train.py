@@ -25,7 +25,7 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
 from tiltyard.stages import measure
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import groups_of, model_folder, prompts_of, report
+from tiltyard.stages.data import groups_of, model_folder, prompts_of, report, rewritten
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.settings import NEUTRAL, method_settings
 from tiltyard.stages.watch import Samples
@@ -61,6 +61,8 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         fit(algorithm, models, run_of(method, context, settings, steps, held_out, [line, *watchers]))
     result: dict[str, Any] = {"steps": steps}
     if method.family == "reward":
+        trained.compares = not method.pointwise
+    if method.pointwise:
         result |= _centre(context, settings, trained, groups)
     if held_out is not None:
         result |= measured.get(steps) or held_out(models, steps)
@@ -135,6 +137,7 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
                 got=f"{len(groups):,} groups",
                 expected="some response that is ranked above another",
             )
+        groups = rewritten(context, "data", method.encode, groups, chat, settings)
         return Offline(groups, settings.batch, settings.seed), len(groups), groups
     law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=settings.max_rows)
     prompts = prompts_of(context, settings.prompts, chat, settings)
@@ -163,6 +166,7 @@ def _held_out(
         return None
     limits = settings.model_copy(update={"limit": 0, "split": ""})
     groups = groups_of(context, "held_out", settings.held_out, method.eats, trained.chat, limits)
+    groups = rewritten(context, "held_out", method.encode, groups, trained.chat, limits)
     if method.eats != "text":
         report(context, "check", check_data(train_groups, groups).lines())
     make = measure.ranking if method.family == "reward" else measure.likelihood
@@ -226,7 +230,7 @@ def _centre(context: StageContext, settings: Any, model: ScalarModel, groups: li
 def _stage(method: Method) -> Stage:
     refers: tuple[str, ...]
     refers = ("model", "prompts", "reward", "ref") if method.online else ("model", "data", "held_out")
-    refers += ("demonstrations",) if method.family == "reward" else ()
+    refers += ("demonstrations",) if method.pointwise else ()
 
     def run(context: StageContext, settings: Any) -> dict[str, Any]:
         return train(method, context, settings)

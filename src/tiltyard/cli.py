@@ -1,4 +1,4 @@
-"""The verbs: run, train, sample, chat, eval, stages, show, doctor. Heavy imports happen inside the verbs."""
+"""The verbs, from `run` to `doctor`. Heavy imports happen inside the verbs."""
 
 from __future__ import annotations
 
@@ -326,29 +326,22 @@ def stages(json_output: Json = False) -> None:
 
 @app.command()
 def show(kind: Annotated[str, typer.Argument(help="A kind of stage.")], json_output: Json = False) -> None:
-    """Print a stage's settings, defaults and meaning."""
-    from tiltyard.config import REQUIRED, describe
-    from tiltyard.stages.base import get_stage, jsonable
+    """Print a stage's settings, defaults and meaning; of a method also its pieces, models, formula and optimum."""
+    from tiltyard.stages.methods import expand, print_stage
 
-    stage = get_stage(kind)
-    rows = describe(stage.settings)
-    if json_output:
-        settings = [
-            {"key": r.key, "type": r.type, "required": r.default is REQUIRED, "doc": r.doc}
-            | ({} if r.default is REQUIRED else {"default": r.default})
-            for r in rows
-        ]
-        _emit({"kind": kind, "summary": stage.summary, "refers": list(stage.refers), "settings": settings})
-        return
-    console = _console(False)
-    console.print(f"[bold]{kind}[/]: {escape(stage.summary)}", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("setting", "type", "default", "meaning"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        default = "required" if row.default is REQUIRED else json.dumps(jsonable(row.default), ensure_ascii=False)
-        table.add_row(f"[bold]{row.key}[/]", escape(row.type), escape(default), escape(row.doc))
-    console.print(table)
+    found = expand(kind)
+    _emit(found) if json_output else print_stage(found, _console(False))
+
+
+@app.command()
+def methods(
+    family: Annotated[str, typer.Option(help="Only this family, e.g. offline.")] = "", json_output: Json = False
+) -> None:
+    """Compare the methods: data, labels, sampling, feedback, models in memory."""
+    from tiltyard.stages.methods import compare, print_comparison
+
+    rows = compare(family)
+    _emit(rows) if json_output else print_comparison(rows, _console(False))
 
 
 @app.command()

@@ -1,0 +1,341 @@
+"""Methods compared and expanded, from what they declare and from what they compose: `tiltyard methods`, `show`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tiltyard.algorithms import METHODS
+from tiltyard.algorithms.base import Family, Method
+from tiltyard.config import REQUIRED, Setting, describe
+from tiltyard.errors import CompositionError, ConfigError, nearest
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.stages.base import Stage, get_stage, jsonable
+from tiltyard.stages.settings import method_settings
+from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.source import Offline, Online
+from tiltyard.types import Group, Prompt, Response
+
+Row = dict[str, Any]
+
+FAMILIES: tuple[str, ...] = get_args(Family)
+HEADINGS = (
+    "method",
+    "family",
+    "eats",
+    "human labels",
+    "samples the policy",
+    "feedback refreshed",
+    "external API",
+    "models",
+    "paper",
+)
+ITEMS = {"R": "response tokens", "B": "responses", "G": "groups"}
+WIDE, MIDDLE = 140, 96  # columns of a console that the whole table, or the table without family and paper, needs
+
+
+# --------------------------------------------------------------------------------------------------- the comparison
+
+
+def compare(family: str = "") -> list[Row]:
+    """What users choose methods by, derived from the declarations: families in their order, then names.
+
+    Args:
+        family: keep this one alone; empty keeps all.
+    """
+    if family and family not in FAMILIES:
+        raise ConfigError(f"unknown family '{family}'", where="methods", fix=nearest(family, FAMILIES))
+    chosen = [m for m in METHODS.values() if family in ("", m.family)]
+    return [_row(m) for m in sorted(chosen, key=lambda m: (FAMILIES.index(m.family), m.name))]
+
+
+def _row(method: Method) -> Row:
+    """One method; `models_frozen_cached` counts what stays in memory once what the others say is on disk."""
+    return {
+        "name": method.name,
+        "family": method.family,
+        "human_labels": method.human_labels,
+        "on_policy": method.samples != "no",
+        "online_feedback": method.judged != "no",
+        "external_api": method.external_api,
+        "models_trainable": len(method.trains),
+        "models_frozen": len(method.frozen),
+        "paper": method.paper,
+        "eats": method.eats,
+        "shape": method.shape,
+        "models_frozen_cached": len([name for name in method.frozen if name not in method.cached]),
+        "samples": method.samples,
+        "judged": method.judged,
+        "trains": list(method.trains),
+        "frozen": list(method.frozen),
+        "cached": list(method.cached),
+        "summary": method.summary,
+    }
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as the table shows it, one text under each of `HEADINGS`."""
+    return (
+        row["name"],
+        row["family"],
+        row["eats"],
+        _yes(row["human_labels"]),
+        row["samples"],
+        row["judged"],
+        _yes(row["external_api"]),
+        _count(row),
+        row["paper"],
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _count(row: Row) -> str:
+    """`1 + 1 (1 + 0 cached)`: trained + frozen, and again where fewer need to stay."""
+    trained, frozen, kept = row["models_trainable"], row["models_frozen"], row["models_frozen_cached"]
+    return f"{trained} + {frozen}" + ("" if kept == frozen else f" ({trained} + {kept} cached)")
+
+
+def print_comparison(rows: Sequence[Row], console: Console) -> None:
+    """The table; where the console is too narrow for one, family and paper stand in a second table below."""
+    if not rows:
+        console.print("no method of this family is here yet")
+        return
+    if console.width >= WIDE:
+        console.print(_table(HEADINGS, rows, console))
+        return
+    console.print(_table([h for h in HEADINGS if h not in ("family", "paper")], rows, console))
+    console.print()
+    console.print(_table(("method", "family", "paper"), rows, console, parted=False))
+
+
+def _table(headings: Sequence[str], rows: Sequence[Row], console: Console, parted: bool = True) -> Table:
+    """Chosen columns, headings of several words on several lines; if `parted`, a blank line between families."""
+    narrow = console.width < MIDDLE
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 2, 0, 0), header_style="dim")
+    for heading in headings:
+        folded = heading if heading in ("models", "paper") else heading.replace(" ", "\n")
+        table.add_column(folded, no_wrap=heading in ("method", "family", "eats"))
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        texts = dict(zip(HEADINGS, cells(row), strict=True))
+        if narrow:  # the count with caching goes below the one without
+            texts["models"] = texts["models"].replace(" (", "\n(")
+        table.add_row(*(f"[bold]{escape(texts[h])}[/]" if h == "method" else escape(texts[h]) for h in headings))
+        if parted and after is not None and after["family"] != row["family"]:
+            table.add_row()
+    return table
+
+
+# ------------------------------------------------------------------------------------------------- what a method is
+
+
+def expand(kind: str) -> Row:
+    """A stage's settings and meaning; a method's pieces, models, formula, oracle and sources of defaults besides."""
+    stage = get_stage(kind)
+    shown: Row = {"kind": kind, "summary": stage.summary, "refers": list(stage.refers)}
+    method = METHODS.get(kind)
+    if method is None:
+        return shown | {"settings": [_setting(s) for s in describe(stage.settings)]}
+    declared = {key: value for key, value in _row(method).items() if key not in ("name", "summary")}
+    for key in ("formula", "oracle", "watch", "tuned"):
+        declared[key] = getattr(method, key)
+    return shown | declared | {"pieces": pieces(method), "settings": method_rows(method, stage)}
+
+
+def _setting(setting: Setting) -> Row:
+    row = {"key": setting.key, "type": setting.type, "required": setting.default is REQUIRED, "doc": setting.doc}
+    return row if setting.default is REQUIRED else row | {"default": setting.default}
+
+
+def own_keys(method: Method) -> tuple[str, ...]:
+    """The method's own settings: the keyword arguments of its function."""
+    parameters = inspect.signature(method.build).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def split_source(doc: str) -> tuple[str, str]:
+    """An argument's doc as (meaning, where its default comes from): the bracketed text that ends it.
+
+    Brackets without a word in them are an interval and belong to the meaning.
+    """
+    found = re.fullmatch(r"(.*?)\s*\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", doc, re.DOTALL)
+    if found is None or not re.search(r"[^\W\d_]{2}", found.group(2)):
+        return doc, ""
+    return found.group(1), found.group(2)
+
+
+def method_rows(method: Method, stage: Stage) -> list[Row]:
+    """A method's settings, its own first; each says whose it is, and where its default comes from if that is known.
+
+    A common setting is `changed` if the method's default differs from what other methods of its kind start with;
+    `usual` is that default.
+    """
+    own = own_keys(method)
+    usual = {s.key: s.default for s in describe(method_settings(dataclasses.replace(method, defaults={})))}
+    mine, common = [], []
+    for setting in describe(stage.settings):
+        row = _setting(setting)
+        if setting.key in own:
+            row["doc"], source = split_source(setting.doc)
+            mine.append(row | {"own": True, "source": source})
+        else:
+            source = method.tuned if setting.key in method.defaults else ""
+            row |= {"own": False, "source": source, "changed": setting.default != usual[setting.key]}
+            common.append(row | ({"usual": usual[setting.key]} if row["changed"] else {}))
+    return mine + common
+
+
+def compose(method: Method) -> Algorithm:
+    """The method built with its default settings, over a made-up item that stands for data; nothing is computed."""
+    defaults = {s.key: s.default for s in describe(method_settings(method))}
+    source = _online(defaults) if method.online else _offline(method, defaults)
+    return method.build(source, **{key: defaults[key] for key in own_keys(method)})
+
+
+def _online(defaults: Mapping[str, Any]) -> Online:
+    def score(models: Models, groups: list[Group]) -> list[Group]:  # noqa: ARG001
+        raise CompositionError("this composition was made to be shown, not to be trained")
+
+    law = SampleSettings(**{key: defaults[key] for key in ("temperature", "max_tokens", "max_rows")})
+    return Online([Prompt(text="?", ids=(0,))], sample, score, defaults["batch"], defaults["n"], law)
+
+
+def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline:
+    """One group of the form that the method eats: two ranked answers with scores, or a single one."""
+    k = 2 if method.eats == "comparisons" else 1
+    answers = tuple(Response(ids=(i,)) for i in range(k))
+    group = Group(Prompt(text="?", ids=(0,)), answers, tuple(map(float, range(k))), tuple(range(k, 0, -1)))
+    return Offline([group], defaults["batch"])
+
+
+def pieces(method: Method) -> Row | None:
+    """What the method composes, read from the composition itself; None if a setting without a default decides it."""
+    required = {s.key for s in describe(method_settings(method)) if s.default is REQUIRED}
+    if required & set(own_keys(method)):
+        return None
+    algorithm = compose(method)
+    return {
+        "source": _piece(algorithm.source),
+        "encode": _piece(method.encode) if method.encode else None,
+        "prepare": [_piece(p) | {"needs": list(p.needs), "writes": list(p.writes)} for p in algorithm.prepare],
+        "loss": _piece(algorithm.loss) | {"needs": list(algorithm.loss.needs), "item": algorithm.loss.item},
+        "reduce": _piece(algorithm.reduce) | {"over": ITEMS[algorithm.loss.item], "weight": algorithm.reduce.weight},
+        "epochs": algorithm.epochs,
+        "minibatches": algorithm.minibatches,
+        "after": [_piece(hook) for hook in algorithm.after],
+    }
+
+
+def _piece(piece: Any) -> Row:
+    """A piece's name and the first paragraph of its docstring (a data class without one has its signature there)."""
+    what = piece if hasattr(piece, "__name__") else type(piece)
+    doc = " ".join((inspect.getdoc(what) or "").split("\n\n")[0].split())
+    return {"name": what.__name__, "doc": "" if doc.startswith(f"{what.__name__}(") else doc}
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+def print_stage(shown: Row, console: Console) -> None:
+    """Prints what `expand` found."""
+    console.print(f"[bold]{shown['kind']}[/]: {escape(shown['summary'])}", highlight=False)
+    if "family" not in shown:
+        console.print(_settings_table(shown["settings"]))
+        return
+    console.print()
+    console.print(_facts(shown))
+    for title, chosen in (("its own settings", True), ("the common settings", False)):
+        rows = [row for row in shown["settings"] if row["own"] is chosen]
+        if rows:
+            console.print(f"\n[bold]{title}[/]", highlight=False)
+            console.print(_settings_table(rows, narrow=console.width < MIDDLE))
+    if any(row.get("changed") for row in shown["settings"]):
+        source = escape(shown["tuned"] or "not said")
+        console.print(f"* changed by {shown['kind']}; from: {source}", style="dim", highlight=False)
+
+
+def _facts(shown: Row) -> Table:
+    """Name and text, one under the other, without the settings."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    yes = {"human labels": "human_labels", "external API": "external_api"}
+    asked = {"samples the policy": shown["samples"], "feedback refreshed": shown["judged"]}
+    facts = [
+        ("family", shown["family"]),
+        ("paper", shown["paper"]),
+        ("formula", shown["formula"]),
+        ("optimum", shown["oracle"]),
+        ("watch", shown["watch"]),
+        *((name, _yes(shown[key])) for name, key in yes.items()),
+        *asked.items(),
+        ("models", _models(shown)),
+        *_piece_lines(shown),
+    ]
+    for name, text in facts:
+        table.add_row(name, escape(text))
+    return table
+
+
+def _models(shown: Row) -> str:
+    """`2 + 2: trains policy, value; keeps ref, reward frozen`."""
+    text = f"{_count(shown)}: trains {', '.join(shown['trains'])}"
+    if shown["frozen"]:
+        text += f"; keeps {', '.join(shown['frozen'])} frozen"
+    if shown["cached"]:
+        text += f"; {', '.join(shown['cached'])} may leave once what it says of the data is on disk"
+    return text
+
+
+def _piece_lines(shown: Row) -> list[tuple[str, str]]:
+    """The pieces, a line each, in the order in which they work."""
+    parts = shown["pieces"]
+    if parts is None:
+        return [("pieces", "they depend on a setting that has no default")]
+    shape = {"pair": ", two answers each", "scored": ", with scores"}.get(shown["shape"], "")
+    loss, reduce, passes, updates = parts["loss"], parts["reduce"], parts["epochs"], parts["minibatches"]
+    weight = f", weighted by {reduce['weight']}" if reduce["weight"] else ""
+    often = f"{passes} pass{'es' * (passes > 1)} a step, {updates} update{'s' * (updates > 1)} a pass"
+    lines = [("source", f"{_said(parts['source'])} (eats {shown['eats']}{shape})")]
+    lines += [("encode", _said(parts["encode"]))] if parts["encode"] else []
+    lines += [("prepare", f"{_said(p)} (writes {', '.join(p['writes'])})") for p in parts["prepare"]]
+    lines += [("loss", f"{_said(loss)} (needs {', '.join(loss['needs'])})")]
+    lines += [("reduce", f"{reduce['name']} over {reduce['over']}{weight}; {often}")]
+    return lines + [("after", _said(hook)) for hook in parts["after"]]
+
+
+def _said(piece: Row) -> str:
+    return f"{piece['name']}: {piece['doc']}" if piece["doc"] else str(piece["name"])
+
+
+def _settings_table(rows: Sequence[Row], narrow: bool = False) -> Table:
+    """Setting, type, default, meaning; below the meaning what else is known of a default, if narrow also the type."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("setting", "default", "meaning") if narrow else ("setting", "type", "default", "meaning"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        default = "required" if row["required"] else _json(row["default"])
+        below = [row["type"]] if narrow else []
+        if row.get("own") and row["source"]:
+            below.append(f"from: {row['source']}")
+        if row.get("changed"):
+            below.append(f"elsewhere {_json(row['usual'])}")
+        meaning = escape(row["doc"]) + (f"\n[dim]{escape('; '.join(below))}[/]" if below else "")
+        mark = " *" if row.get("changed") else ""
+        texts = [escape(default), meaning] if narrow else [escape(row["type"]), escape(default), meaning]
+        table.add_row(f"[bold]{row['key']}[/]{mark}", *texts)
+    return table
+
+
+def _json(value: Any) -> str:
+    return json.dumps(jsonable(value), ensure_ascii=False)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import ppo, reward_model, sft
+from tiltyard.algorithms import ppo, pretrain, reward_model, sft
 from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
@@ -97,12 +97,13 @@ def test_ppo_tilts_sequences() -> None:
     assert spread < 0.15
 
 
-def test_sft_learns_the_empirical_law() -> None:
+@pytest.mark.parametrize("method", [sft, pretrain])
+def test_maximum_likelihood_learns_the_empirical_law(method) -> None:
     """The optimum of maximum likelihood is the share of each answer in the data, its loss the entropy of that."""
     counts = {(2, 1): 8, (3, 1): 4, (4, 4, 1): 3, (1,): 1}
     groups = [Group(ASK, (Response(ids=y),)) for y, n in counts.items() for _ in range(n)]
     model = tiny.policy(**SHAPE)
-    rows = tiny.train(sft(Offline(groups, len(groups))), Models(policy=model), steps=200, lr=2e-2, **SLOW)
+    rows = tiny.train(method(Offline(groups, len(groups))), Models(policy=model), steps=200, lr=2e-2, **SLOW)
     shares = torch.tensor([n / 16 for n in counts.values()]).double()
     assert tv(law(model, list(counts)).exp(), shares) < 2e-3
     entropy = -float((shares * shares.log()).sum())

@@ -57,6 +57,12 @@ class ClippedPolicyAndValue:
     trains=("policy", "value"),
     frozen=("ref", "reward"),
     defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
+    tuned="lr (as run), batch: Ziegler et al. 2019, reference code; schedule, steps: Touvron et al. 2023 (Llama 2); "
+    "save_every: Tiltyard, steps are long",
+    formula="r_t = -kl (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A, G = GAE(r_t, V_old)\n"
+    "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + vf_coef/2 max((V - G)^2, (V' - G)^2),"
+    " V' = V kept within value_clip of V_old",
+    oracle="pi* = ref exp(r / kl) / Z: there r - kl log(pi / ref) is the same for every answer.",
     paper="Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
     watch="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
 )
@@ -85,20 +91,26 @@ def ppo(
     Args:
         source: `Online`; answers are drawn from the whole law (no top-p, no top-k), so that log-probs are its own.
         kl: coefficient of the per-token log-ratio in the reward; the first value if kl_target is set.
+            [0.05: Tiltyard; papers use 0.005 to 0.2]
         kl_target: nats an answer; adapts kl toward it (Ziegler et al. 2019). None keeps kl fixed.
+            [null: Tiltyard; the optimum stays known]
         kl_horizon: answers over which an adaptive kl may change by a factor of about 1.2.
-        ppo_epochs: passes over each step's rollouts.
-        minibatches: optimiser steps a pass.
-        clip: the ratio's range is 1 - clip to 1 + clip.
+            [10000: Ziegler et al. 2019, reference code]
+        ppo_epochs: passes over each step's rollouts. [4: Ziegler et al. 2019, reference code]
+        minibatches: optimiser steps a pass. [1: Ziegler et al. 2019, reference code]
+        clip: the ratio's range is 1 - clip to 1 + clip. [0.2: Schulman et al. 2017, table 1]
         value_clip: how far a value may move from its old estimate within a step.
-        vf_coef: weight of the value loss.
-        gamma: discount a token.
-        lam: GAE's lambda.
+            [0.2: Ziegler et al. 2019, reference code]
+        vf_coef: weight of the value loss. [0.1: Ziegler et al. 2019, reference code]
+        gamma: discount a token. [1.0: Ziegler et al. 2019, reference code]
+        lam: GAE's lambda. [0.95: Ziegler et al. 2019, reference code]
         missing_eos: what happens to the score of an answer that was cut: replace it by the negative penalty,
-            subtract the penalty, or none.
-        missing_eos_penalty: a size, >= 0.
+            subtract the penalty, or none. [subtract: TRL's missing_eos_penalty]
+        missing_eos_penalty: a size, >= 0. [1.0: commands of TRL's documentation]
         whiten_advantages: mean 0 and variance 1 over the step's tokens.
+            [true: Ziegler et al. 2019, reference code, over a minibatch]
         whiten_rewards: divide token rewards by their standard deviation, keeping the mean.
+            [false: Tiltyard; kl keeps its meaning]
     """
     temperature = source.settings.temperature
     _whole_law(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tiltyard.data.formats import parse_row
 from tiltyard.data.read import read_rows
@@ -16,26 +16,28 @@ from tiltyard.data.templates import DEFAULT_TEMPLATE
 from tiltyard.errors import ConfigError, DataError
 
 PAD, END = "<|pad|>", "<|end|>"
+MASK = "<|mask|>"
 SPECIAL_TOKENS = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")
 MODEL_MAX_LENGTH = 2048  # tokens; what transformers warns above; the model's own limit is set with the model
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, *, mask: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE over `texts`: every string can be encoded and decoded back exactly.
 
     `<|end|>` is both end of turn and end of document (eos), `<|pad|>` is pad, there is no bos. The vocabulary holds
     the 256 bytes and 5 special tokens, and is smaller than `vocab_size` if the texts have too few distinct pieces.
+    With `mask` (for encoders) the last token of the vocabulary is `<|mask|>`; the ids of the others do not change.
 
     Raises:
-        ConfigError: `vocab_size` below 261.
+        ConfigError: `vocab_size` below 261 (with `mask` 262).
         DataError: no texts.
     """
-    least = 256 + len(SPECIAL_TOKENS)
+    least = 256 + len(SPECIAL_TOKENS) + mask
     if vocab_size < least:
         raise ConfigError(
             "vocab_size is too small",
             got=vocab_size,
-            expected=f"at least {least}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens",
+            expected=f"at least {least}: 256 bytes and {least - 256} special tokens",
             fix="8192 suits a corpus of some tens of megabytes",
         )
     backend = Tokenizer(models.BPE())
@@ -52,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> PreTrainedT
     backend.train_from_iterator(
         counted(),
         trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - mask,
             special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
@@ -64,10 +66,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> PreTrainedT
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=END,
+        **({"mask_token": MASK} if mask else {}),
         chat_template=DEFAULT_TEMPLATE,
         model_max_length=MODEL_MAX_LENGTH,
         clean_up_tokenization_spaces=False,
     )
+
+
+def for_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """An encoder's tokenizer with bos and eos: where it has none of its own, `[CLS]` begins a text and `[SEP]` ends it.
+
+    That is where its family's own tokenizer puts them, so a row of `Chat` looks as the encoder was pretrained.
+    """
+    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
+        tokenizer.bos_token = tokenizer.cls_token
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
+    return tokenizer
 
 
 def plain_texts(source: str | Path, *, split: str | None = None, limit: int | None = None) -> Iterator[str]:

@@ -39,8 +39,12 @@ class Trunk:
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
             embeddings.padding_idx = None  # pad may equal eos, whose embedding must learn; no padding is computed here
-        self.padded_reason = _unfit(module) or self._probe()
+        self.padded_reason = self._unpackable()
         self._use(attention.NAME if self.packed else self._plain_attention)
+
+    def _unpackable(self) -> str:
+        """Why this model runs padded; nothing if it can be packed."""
+        return _unfit(self.module) or self._probe()
 
     def force_padded(self, reason: str) -> None:
         """Runs padded from now on, as for a model that cannot be packed."""

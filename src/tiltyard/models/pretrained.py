@@ -1,0 +1,146 @@
+"""What every loader shares: where a model is, how transformers reads it, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from tiltyard.errors import ConfigError, ModelError, nearest
+from tiltyard.models.language import DType
+
+# width, layers, heads, key-value heads, feed-forward width: Llama shape
+PRESETS: dict[str, tuple[int, int, int, int, int]] = {
+    "1m": (128, 4, 4, 4, 344),
+    "12m": (256, 8, 8, 8, 688),
+    "60m": (512, 12, 8, 4, 1376),
+}
+TORCH_DTYPE: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.float32,  # weights in float32, arithmetic in bfloat16 (autocast)
+    "float64": torch.float64,
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports: a missing scalar head is expected here and said by us."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU. CUDA asked for where there is none is an error."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "CUDA was asked for and this machine (or this build of torch) has none",
+            where="device",
+            got=device,
+            expected="auto or cpu",
+            fix="set device=cpu, or install a CUDA build of torch; `tiltyard doctor` shows what is there",
+        )
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError("unknown device", where="device", got=device, expected="auto, cpu, cuda, cuda:0") from error
+
+
+def preset_shape(name: str) -> tuple[int, int, int, int, int]:
+    if name not in PRESETS:
+        raise ConfigError("unknown preset", where="arch", got=name, fix=nearest(name, PRESETS))
+    return PRESETS[name]
+
+
+def resolve(source: str | Path, wanted: str = "config.json") -> str:
+    path = Path(source).expanduser()
+    if path.exists():
+        inner = path / "model"  # a stage's folder has a config.json of its own, which is not a model's
+        if (inner / wanted).exists():
+            return str(inner)
+        if not (path / wanted).exists():
+            raise ModelError(
+                "the folder holds no model",
+                where=str(source),
+                expected="a folder with config.json and *.safetensors",
+                fix="give the folder that save_pretrained wrote (runs/NAME/STAGE/model)",
+            )
+        return str(path)
+    if str(source).startswith((".", "/", "~", "runs/")) or str(source).count("/") > 1:
+        raise ModelError(
+            "no such model folder", where=str(source), fix="check the path; hub names look like owner/name"
+        )
+    return str(source)
+
+
+@contextmanager
+def said_plainly(what: str, source: str) -> Iterator[None]:
+    """Turns what transformers and safetensors raise on loading into one ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"the {what} could not be loaded",
+            where=source,
+            got=lines[0][:300],
+            expected="a folder or hub name with config.json, safetensors weights and tokenizer files",
+            fix="check the name and the files; models that need their own code load only with trust_remote_code=true",
+        ) from error
+
+
+def from_pretrained(
+    auto: Any, source: str, dtype: DType, trust: bool, may_miss: Callable[[str], bool] | None = None, **kwargs: Any
+) -> Any:
+    """The module, every weight of which came from the files but those whose name `may_miss` allows."""
+    with quiet(), said_plainly("model", source):
+        module, info = auto.from_pretrained(
+            source,
+            dtype=TORCH_DTYPE[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust,
+            output_loading_info=True,
+            **kwargs,
+        )
+    missing = sorted(k for k in info["missing_keys"] if not (may_miss and may_miss(k)))
+    if missing:
+        raise ModelError(
+            f"{len(missing)} weights of the model are not in its files",
+            where=source,
+            got=", ".join(missing[:4]),
+            expected=f"all weights of {type(module).__name__}",
+            fix="the files are incomplete, or they hold a model of another kind (a reward model has no language head)",
+        )
+    return module
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    name = resolve(source, "tokenizer_config.json")
+    with said_plainly("tokenizer", name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def context_length(config: Any) -> int | None:
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
+def load_config(name: str, trust: bool) -> Any:
+    with said_plainly("model", name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust)

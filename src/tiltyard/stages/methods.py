@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -39,7 +40,8 @@ HEADINGS = (
     "paper",
 )
 ITEMS = {"R": "response tokens", "B": "responses", "G": "groups"}
-WIDE, MIDDLE = 140, 96  # columns of a console that the whole table, or the table without family and paper, needs
+PAPER = 40  # columns that papers get at least
+NARROW = 100  # on a console of fewer columns a setting's type stands below its meaning
 
 
 # --------------------------------------------------------------------------------------------------- the comparison
@@ -107,30 +109,50 @@ def _count(row: Row) -> str:
 
 
 def print_comparison(rows: Sequence[Row], console: Console) -> None:
-    """The table; where the console is too narrow for one, family and paper stand in a second table below."""
+    """The table; where the console is too narrow for all of it, family and paper stand in a second table below."""
     if not rows:
         console.print("no method of this family is here yet")
         return
-    if console.width >= WIDE:
-        console.print(_table(HEADINGS, rows, console))
+    whole = _table(HEADINGS, rows)
+    if _fits(whole, console):
+        console.print(whole)
         return
-    console.print(_table([h for h in HEADINGS if h not in ("family", "paper")], rows, console))
+    first = [h for h in HEADINGS if h not in ("family", "paper")]
+    roomy = _table(first, rows)
+    console.print(roomy if _fits(roomy, console) else _table(first, rows, tight=True))
     console.print()
-    console.print(_table(("method", "family", "paper"), rows, console, parted=False))
+    console.print(_table(("method", "family", "paper"), rows, parted=False))
 
 
-def _table(headings: Sequence[str], rows: Sequence[Row], console: Console, parted: bool = True) -> Table:
-    """Chosen columns, headings of several words on several lines; if `parted`, a blank line between families."""
-    narrow = console.width < MIDDLE
-    table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 2, 0, 0), header_style="dim")
-    for heading in headings:
-        folded = heading if heading in ("models", "paper") else heading.replace(" ", "\n")
-        table.add_column(folded, no_wrap=heading in ("method", "family", "eats"))
-    for row, after in zip(rows, [*rows[1:], None], strict=True):
+def _fits(table: Table, console: Console) -> bool:
+    """Whether no column would be cut (measured as if there were room, since a measure never exceeds the console)."""
+    return console.measure(table, options=console.options.update(width=10_000)).minimum <= console.width
+
+
+def _table(headings: Sequence[str], rows: Sequence[Row], tight: bool = False, parted: bool = True) -> Table:
+    """Chosen columns, of which only the papers take several lines.
+
+    Args:
+        headings: some of `HEADINGS`, the method first; those of several words stand on several lines.
+        rows: of `compare`.
+        tight: cells of two words take two lines too, the gaps are small, and what still does not fit is folded.
+        parted: with a blank line between families.
+    """
+    listed = []
+    for row in rows:
         texts = dict(zip(HEADINGS, cells(row), strict=True))
-        if narrow:  # the count with caching goes below the one without
-            texts["models"] = texts["models"].replace(" (", "\n(")
-        table.add_row(*(f"[bold]{escape(texts[h])}[/]" if h == "method" else escape(texts[h]) for h in headings))
+        if tight:
+            texts["models"] = texts["models"].replace(" (", "\n").rstrip(")")
+            texts |= {h: texts[h].replace(" ", "\n") for h in ("samples the policy", "feedback refreshed")}
+        listed.append([texts[h] for h in headings])
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0), header_style="dim")
+    for i, heading in enumerate(headings):
+        title = heading.replace(" ", "\n")
+        longest = max(cell_len(line) for text in (title, *(texts[i] for texts in listed)) for line in text.splitlines())
+        least = longest if heading != "paper" else PAPER if "eats" in headings else 0
+        table.add_column(title, overflow="fold", min_width=None if tight else least)
+    for row, line, after in zip(rows, listed, [*rows[1:], None], strict=True):
+        table.add_row(f"[bold]{escape(line[0])}[/]", *map(escape, line[1:]))
         if parted and after is not None and after["family"] != row["family"]:
             table.add_row()
     return table
@@ -258,7 +280,7 @@ def print_stage(shown: Row, console: Console) -> None:
         rows = [row for row in shown["settings"] if row["own"] is chosen]
         if rows:
             console.print(f"\n[bold]{title}[/]", highlight=False)
-            console.print(_settings_table(rows, narrow=console.width < MIDDLE))
+            console.print(_settings_table(rows, narrow=console.width < NARROW))
     if any(row.get("changed") for row in shown["settings"]):
         source = escape(shown["tuned"] or "not said")
         console.print(f"* changed by {shown['kind']}; from: {source}", style="dim", highlight=False)
@@ -327,10 +349,10 @@ def _settings_table(rows: Sequence[Row], narrow: bool = False) -> Table:
         default = "required" if row["required"] else _json(row["default"])
         below = [row["type"]] if narrow else []
         if row.get("own") and row["source"]:
-            below.append(f"from: {row['source']}")
+            below.append(f"[{row['source']}]")
         if row.get("changed"):
-            below.append(f"elsewhere {_json(row['usual'])}")
-        meaning = escape(row["doc"]) + (f"\n[dim]{escape('; '.join(below))}[/]" if below else "")
+            below.append(f"(elsewhere {_json(row['usual'])})")
+        meaning = escape(row["doc"]) + (f"\n[dim]{escape('  '.join(below))}[/]" if below else "")
         mark = " *" if row.get("changed") else ""
         texts = [escape(default), meaning] if narrow else [escape(row["type"]), escape(default), meaning]
         table.add_row(f"[bold]{row['key']}[/]{mark}", *texts)

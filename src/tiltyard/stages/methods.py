@@ -21,7 +21,7 @@ from tiltyard.errors import CompositionError, ConfigError, nearest
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, get_stage, jsonable
 from tiltyard.stages.settings import method_settings
-from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.algorithm import Algorithm, Models, Source
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response
 
@@ -41,7 +41,7 @@ HEADINGS = (
 )
 ITEMS = {"R": "response tokens", "B": "responses", "G": "groups"}
 PAPER = 40  # columns that papers get at least
-NARROW = 100  # on a console of fewer columns a setting's type stands below its meaning
+NARROW = 120  # on a console of fewer columns a setting's type stands below its meaning
 
 
 # --------------------------------------------------------------------------------------------------- the comparison
@@ -179,8 +179,22 @@ def _setting(setting: Setting) -> Row:
     return row if setting.default is REQUIRED else row | {"default": setting.default}
 
 
+def common_settings(method: Method) -> dict[str, Any]:
+    """The settings that a method shares with others of its kind, and their defaults there."""
+
+    def nothing(source: Source) -> Algorithm:
+        raise CompositionError("this stands for a method without settings of its own", got=source)
+
+    shared = method_settings(dataclasses.replace(method, build=nothing, defaults={}))
+    return {s.key: s.default for s in describe(shared)}
+
+
 def own_keys(method: Method) -> tuple[str, ...]:
-    """The method's own settings: the keyword arguments of its function."""
+    """The method's own settings: what its function takes besides the common ones."""
+    return tuple(key for key in _arguments(method) if key not in common_settings(method))
+
+
+def _arguments(method: Method) -> tuple[str, ...]:
     parameters = inspect.signature(method.build).parameters.values()
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
@@ -202,12 +216,11 @@ def method_rows(method: Method, stage: Stage) -> list[Row]:
     A common setting is `changed` if the method's default differs from what other methods of its kind start with;
     `usual` is that default.
     """
-    own = own_keys(method)
-    usual = {s.key: s.default for s in describe(method_settings(dataclasses.replace(method, defaults={})))}
+    usual = common_settings(method)
     mine, common = [], []
     for setting in describe(stage.settings):
         row = _setting(setting)
-        if setting.key in own:
+        if setting.key not in usual:
             row["doc"], source = split_source(setting.doc)
             mine.append(row | {"own": True, "source": source})
         else:
@@ -221,7 +234,7 @@ def compose(method: Method) -> Algorithm:
     """The method built with its default settings, over a made-up item that stands for data; nothing is computed."""
     defaults = {s.key: s.default for s in describe(method_settings(method))}
     source = _online(defaults) if method.online else _offline(method, defaults)
-    return method.build(source, **{key: defaults[key] for key in own_keys(method)})
+    return method.build(source, **{key: defaults[key] for key in _arguments(method)})
 
 
 def _online(defaults: Mapping[str, Any]) -> Online:
@@ -243,7 +256,7 @@ def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline:
 def pieces(method: Method) -> Row | None:
     """What the method composes, read from the composition itself; None if a setting without a default decides it."""
     required = {s.key for s in describe(method_settings(method)) if s.default is REQUIRED}
-    if required & set(own_keys(method)):
+    if required & set(_arguments(method)):
         return None
     algorithm = compose(method)
     return {

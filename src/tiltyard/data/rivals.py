@@ -1,0 +1,146 @@
+"""Two answers in one text: what a pairwise ranker reads.
+
+A ranker is a scalar model s over a text that shows a prompt and two answers in an order, and
+
+    logit rho(x, y1, y2) = s(x; y1 | y2) - s(x; y2 | y1)
+
+As data, one comparison is a `Group` whose two "responses" are the two orders: the first shows the better answer first
+and has rank 1, the second shows it second and has rank 2. The prompt is the policy's own and is computed once.
+
+Swapping the answers swaps the two scores, so rho(x, y1, y2) = 1 - rho(x, y2, y1) whatever the model has learnt. That is
+why nothing is flipped at random here, as RSO and SLiC-HF do with a ranker that reads one order: a position has no way
+into the verdict. What the raw s makes of positions is measured all the same (`position_bias`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import permutations
+
+from tiltyard.data.chat import Chat
+from tiltyard.data.formats import TURNS
+from tiltyard.data.load import TooLong
+from tiltyard.errors import DataError
+from tiltyard.types import Group, Prompt, Response
+
+PAIRS = "pairs_of_row"  # key of Response.meta: how many comparisons the row it came from gave
+
+LABELS = ("[Answer 1]", "[Answer 2]")
+CUT = "[cut]"  # stands after an answer that the token limit ended
+_LEAST = 4  # tokens of a prompt that is cut
+_MARKS = re.compile(r"\[(Answer [12]|cut)\]", re.IGNORECASE)
+
+
+def orders(prompt: Prompt, one: Response, other: Response) -> tuple[Response, Response]:
+    """The texts that a ranker reads: (`one` first, `other` first).
+
+    An answer that spells out a label would pass for the other answer, so such words get round brackets. Special tokens
+    are broken up by `Chat` as in any answer.
+    """
+    if not prompt.messages and prompt.text is None:
+        raise DataError("a prompt with neither messages nor text cannot be compared on", where=prompt.id)
+    before = "" if prompt.messages else "\n"  # a plain text goes right on into what follows
+    return _shown(one, other, before), _shown(other, one, before)
+
+
+def _words(answer: Response) -> str:
+    """The answer's text; of an answer of several turns all of them, each behind its role."""
+    turns = answer.meta.get(TURNS)
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if turns else answer.text
+
+
+def _shown(first: Response, second: Response, before: str) -> Response:
+    parts = []
+    for label, answer in zip(LABELS, (first, second), strict=True):
+        words = _MARKS.sub(r"(\1)", _words(answer))
+        parts.append(f"{label}\n{words} {CUT}" if answer.finish == "length" else f"{label}\n{words}")
+    return Response(text=before + "\n".join(parts))
+
+
+def rivals(group: Group) -> list[Group]:
+    """Every pair of a ranked group that says something, as a comparison to be encoded, the better answer first.
+
+    Ranks leave ties out. Soft labels (`shares`) leave nothing out: the share of i among i and j is the probability that
+    i is the better of the two.
+    """
+    if group.ranks is None:
+        raise DataError(
+            "a comparison without ranks",
+            where=group.origin or group.prompt.id,
+            fix="give rows with chosen and rejected, ranks or scores",
+        )
+    prompt = replace(group.prompt, ids=())
+    found = list(_sided(group.ranks, group.shares))
+    return [
+        replace(
+            group,
+            prompt=prompt,
+            responses=tuple(
+                replace(r, meta={PAIRS: len(found)}) for r in orders(prompt, group.responses[i], group.responses[j])
+            ),
+            scores=None,
+            ranks=(1, 1) if share == 0.5 else (1, 2),
+            shares=None if share is None else (share, 1 - share),
+            origin=f"{group.origin} {i}>{j}",
+        )
+        for i, j, share in found
+    ]
+
+
+def _sided(ranks: Sequence[int], shares: Sequence[float] | None) -> Iterator[tuple[int, int, float | None]]:
+    """(better, worse, probability of that or None for sure) of the pairs that say something."""
+    for i, j in permutations(range(len(ranks)), 2):
+        if shares is None:
+            if ranks[i] < ranks[j]:
+                yield i, j, None
+        elif (shares[i], -i) > (shares[j], -j) and shares[i] > 0:
+            yield i, j, shares[i] / (shares[i] + shares[j])
+
+
+def encode_rivals(
+    chat: Chat, groups: Sequence[Group], max_length: int, too_long: TooLong = "drop"
+) -> tuple[list[Group], list[str]]:
+    """Ranked groups as encoded comparisons, one a pair, with lines that say what was made and left out.
+
+    A row of K ranked answers gives a comparison for each untied pair. Each knows how many its row gave, so that the
+    loss can weigh rows alike whatever their K.
+
+    Args:
+        max_length: tokens of the prompt with both answers.
+        too_long: `drop` a comparison that is longer, or `truncate`: its prompt keeps its last tokens. A comparison
+            whose answers alone are too long is dropped in either case, because a judge must see both whole.
+    """
+    made: list[Group] = []
+    tied = dropped = cut = 0
+    for group in groups:
+        pairs = rivals(group)
+        tied += not pairs
+        for pair in chat.encode_groups(pairs):
+            room = max_length - max(len(r.ids) for r in pair.responses)
+            if len(pair.prompt.ids) <= room:
+                made.append(pair)
+            elif too_long == "truncate" and room >= _LEAST:
+                cut += 1
+                made.append(replace(pair, prompt=replace(pair.prompt, ids=pair.prompt.ids[-room:])))
+            else:
+                dropped += 1
+    if not made:
+        raise DataError(
+            "no comparison fits",
+            got=f"{len(groups):,} rows: {tied:,} all tied, {dropped:,} comparisons longer than {max_length} tokens",
+            expected=f"a prompt and two answers within {max_length} tokens",
+            fix="raise max_length, or cut prompts with too_long=truncate",
+        )
+    return made, list(_told(len(groups), len(made), tied, dropped, cut, max_length))
+
+
+def _told(rows: int, made: int, tied: int, dropped: int, cut: int, max_length: int) -> Iterator[str]:
+    yield f"{made:,} comparisons of two answers from {rows:,} rows"
+    if tied:
+        yield f"note {tied:,}: rows without an untied pair"
+    if dropped:
+        yield f"dropped {dropped:,}: prompt and both answers longer than {max_length} tokens"
+    if cut:
+        yield f"cut {cut:,}: prompts cut at the front"

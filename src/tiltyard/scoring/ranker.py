@@ -1,0 +1,147 @@
+"""A trained ranker at work: verdicts on pairs of answers, and scores against a baseline answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiltyard.data.rivals import orders
+from tiltyard.errors import DataError, ModelError
+from tiltyard.models.forest import plant
+from tiltyard.models.language import ScalarModel
+from tiltyard.scoring.scorers import _parts
+from tiltyard.types import Group, Response
+
+
+@dataclass
+class Position:
+    """What raw scores made of the order of the answers, over `asked` pairs: sums, so that tallies can be added.
+
+    `even` sums (s(y1|y2) + s(y2|y1)) / 2, which a ranker without a leaning to either place has at 0 on average (a
+    constant of the head shifts it too); `flips` counts pairs whose two orders, read alone by their sign, contradict
+    each other.
+    """
+
+    asked: int = 0
+    even: float = 0.0
+    flips: int = 0
+
+
+class Ranker:
+    """logit rho(x, y1, y2) = s(x; y1 | y2) - s(x; y2 | y1) by a model of the stage `ranker`.
+
+    Calling it with groups of two responses gives the logits that the first is better: the `compare` of
+    `training.select`. Texts are rendered with the ranker's own template, so any policy's answers can be compared.
+
+    Args:
+        model: its `compares` must be true.
+        budget: packed tokens computed at a time.
+
+    Attributes:
+        position: a running tally of what asking in one order alone would have made of the pairs.
+    """
+
+    def __init__(self, model: ScalarModel, budget: int = 16384):
+        if not model.compares:
+            raise ModelError(
+                "a reward model scores one answer and cannot compare two",
+                where=str(model.chat.tokenizer.name_or_path),
+                expected="a model of the stage `ranker` (`compares` is true)",
+                fix="give it as reward=, or train a ranker on the same comparisons",
+            )
+        self.model, self.budget, self.position = model, budget, Position()
+
+    def __call__(self, pairs: Sequence[Group]) -> list[float]:
+        """For each group of two responses the logit that the first is the better one."""
+        return self.logit_P(pairs).tolist()
+
+    def logit_P(self, pairs: Sequence[Group]) -> Tensor:
+        """[P] in float64; exactly the negative when the two responses change places."""
+        score_P2 = self._score_P2(pairs)
+        self.position.asked += len(score_P2)
+        self.position.even += float(score_P2.mean(1).sum())
+        self.position.flips += int((score_P2.prod(1) > 0).sum())
+        return score_P2[:, 0] - score_P2[:, 1]
+
+    @torch.no_grad()
+    def _score_P2(self, pairs: Sequence[Group]) -> Tensor:
+        """Raw scores of both orders. A pair is sorted by its words first, so a swapped one is the same computation."""
+        for pair in pairs:
+            if len(pair.responses) != 2:
+                raise DataError(
+                    "a ranker compares two answers",
+                    where=pair.origin or pair.prompt.id,
+                    got=f"{len(pair.responses)} responses",
+                    expected="groups of two (training.select makes them)",
+                )
+        swapped = [_key(g.responses[0]) > _key(g.responses[1]) for g in pairs]
+        shown = self._encoded(pairs, swapped)
+        scores: list[float] = []
+        training = self.model.module.training
+        self.model.module.eval()
+        try:
+            for part in _parts(shown, self.budget):
+                scores += self.model.score_B(plant(part, self.model.device)).tolist()
+        finally:
+            self.model.module.train(training)
+        score_P2 = torch.tensor(scores, dtype=torch.float64).reshape(len(pairs), 2)
+        swap_P = torch.tensor(swapped, dtype=torch.bool)
+        same_P = torch.tensor([g.responses[0].text == g.responses[1].text for g in shown], dtype=torch.bool)
+        score_P2[same_P, 1] = score_P2[same_P, 0]  # one text twice: a tie to the last bit
+        return torch.where(swap_P[:, None], score_P2.flip(1), score_P2)
+
+    def _encoded(self, pairs: Sequence[Group], swapped: Sequence[bool]) -> list[Group]:
+        chat, asked = self.model.chat, []
+        for pair, swap in zip(pairs, swapped, strict=True):
+            one, other = pair.responses[::-1] if swap else pair.responses
+            prompt = replace(pair.prompt, ids=())
+            asked.append(Group(prompt, orders(prompt, one, other), origin=pair.origin))
+        shown = chat.encode_groups(asked)
+        for group in shown:
+            longest = len(group.prompt.ids) + max(len(r.ids) for r in group.responses)
+            if chat.max_length is not None and longest > chat.max_length:
+                raise DataError(
+                    "two answers with their prompt are longer than the ranker's context",
+                    where=group.origin or group.prompt.id,
+                    got=f"{longest} tokens",
+                    expected=f"at most {chat.max_length}",
+                    fix="lower max_tokens or max_prompt, or take a ranker with a longer context",
+                )
+        return shown
+
+
+def _key(response: Response) -> tuple[str, str]:
+    return response.text, response.finish
+
+
+class BaselineScorer:
+    """A ranker as a reward: r(x, y) = logit rho(x, y, y_b) against a baseline answer of each prompt (RSO, eq. 7).
+
+    The logit, not the probability: for Bradley-Terry preferences it is r(x, y) - r(x, y_b), and the baseline's own
+    reward is a constant of the prompt that no method notices.
+
+    Args:
+        ranker: who compares.
+        baselines: one answer a prompt, in the order of the groups that will be scored.
+    """
+
+    def __init__(self, ranker: Ranker, baselines: Sequence[Response]):
+        self.ranker, self.baselines = ranker, list(baselines)
+
+    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:  # noqa: ARG002 - protocol
+        if len(groups) != len(self.baselines):
+            raise DataError(
+                "a baseline answer for each prompt is needed",
+                got=f"{len(self.baselines)} baselines, {len(groups)} groups",
+            )
+        asked = [
+            replace(group, responses=(response, baseline), scores=None, ranks=None)
+            for group, baseline in zip(groups, self.baselines, strict=True)
+            for response in group.responses
+        ]
+        left = iter(self.ranker(asked))
+        return [replace(group, scores=tuple(next(left) for _ in group.responses)) for group in groups]

@@ -1,9 +1,41 @@
 """One short file a method. A method is a function from a source (and its own settings) to an `Algorithm`."""
 
 from tiltyard.algorithms.base import METHODS, Method, get_method
+from tiltyard.algorithms.click import click
+from tiltyard.algorithms.cpo import cpo
+from tiltyard.algorithms.dpo import dpo
+from tiltyard.algorithms.ipo import ipo
+from tiltyard.algorithms.kto import kto
+from tiltyard.algorithms.mlm import mlm
+from tiltyard.algorithms.orpo import orpo
 from tiltyard.algorithms.ppo import ppo
 from tiltyard.algorithms.pretrain import pretrain
+from tiltyard.algorithms.ranker import ranker
 from tiltyard.algorithms.reward_model import reward_model
+from tiltyard.algorithms.rrhf import rrhf
 from tiltyard.algorithms.sft import sft
+from tiltyard.algorithms.simpo import simpo
+from tiltyard.algorithms.slic import slic
+from tiltyard.algorithms.spin import spin
 
-__all__ = ["METHODS", "Method", "get_method", "ppo", "pretrain", "reward_model", "sft"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "click",
+    "cpo",
+    "dpo",
+    "get_method",
+    "ipo",
+    "kto",
+    "mlm",
+    "orpo",
+    "ppo",
+    "pretrain",
+    "ranker",
+    "reward_model",
+    "rrhf",
+    "sft",
+    "simpo",
+    "slic",
+    "spin",
+]

@@ -13,7 +13,7 @@ from tiltyard.types import Group
 
 Family = Literal["pretrain", "sft", "reward", "rl", "offline", "online", "distribution"]
 Often = Literal["no", "per iteration", "every step"]
-Shape = Literal["any", "pair", "scored"]
+Shape = Literal["any", "pair"]
 # (chat, groups, max_length, too_long) -> the groups as the method reads them, and lines about what was left out
 Encode = Callable[[Chat, Sequence[Group], int, TooLong], tuple[list[Group], list[str]]]
 
@@ -27,13 +27,14 @@ class Method:
         build: (source, *, settings) -> Algorithm; its keyword arguments are the method's settings. The docstring's
             first line says what it does; an argument's doc ends with `[where its default comes from]`.
         eats: what its data are: text, demonstrations, comparisons, labelled or prompts.
-        shape: what a comparison must look like: `any` (K answers, ranked), `pair` (two), `scored` (K with scores).
+        shape: what a comparison must look like: `any` (K answers, ranked) or `pair` (two).
         encode: how the file's groups are rewritten where the method does not read each answer by itself (a ranker reads
             two at once); training and held-out data alike.
+        second: kind of a second data set that the method may be given (a setting of that name).
         trains, frozen: models in memory.
         cached: frozen models that are only needed before training starts, because what they say of fixed data is
             computed once and kept on disk.
-        samples: how often the law that answers are drawn from is renewed by the model being trained; "no": none are drawn.
+        samples: how often the law that answers are drawn from is renewed; "no": no answers are drawn.
         judged: how often fresh feedback is asked for while the method runs.
         human_labels: whether it needs preferences or labels of people, itself or through its reward model.
         external_api: whether a remote judge is part of it.

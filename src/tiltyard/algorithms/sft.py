@@ -22,6 +22,16 @@ class Nll:
         return nll_R(forward.logp_R), {}
 
 
+class SequenceNll:
+    """-log pi of every whole response: the sum over its tokens."""
+
+    needs: tuple[str, ...] = ("logp_R",)
+    item: Literal["R", "B", "G"] = "B"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        return -forward.logp_B, {}
+
+
 @method(
     "sft",
     "demonstrations",

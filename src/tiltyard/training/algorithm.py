@@ -18,22 +18,35 @@ import torch
 from torch import Tensor
 
 from tiltyard.errors import CompositionError, ConfigError
+from tiltyard.losses.kl import sum_per_response
+from tiltyard.models.encoder import MaskedModel
 from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
 from tiltyard.training.batch import RECORDS, Batch, Metrics
 from tiltyard.types import Group
 
-FORWARD = ("logp_R", "entropy_R", "value_R", "model_score_B")
+FORWARD = ("logp_R", "logp_B", "entropy_R", "value_R", "model_score_B", "cloze_logp_R")
+
+
+class RefLogps(Protocol):
+    """Log-probs of a reference, looked up."""
+
+    def logp_R(self, groups: Sequence[Group]) -> Tensor: ...
 
 
 @dataclass
 class Models:
-    """The models of one run. A method says which it trains; `version` counts the policy's updates."""
+    """The models of one run. A method says which it trains; `version` counts the policy's updates.
+
+    `ref_cache`: what the reference said of fixed data, computed before (`training.refcache`); it stands for `ref`.
+    """
 
     policy: LanguageModel | None = None
     ref: LanguageModel | None = None
     reward: ScalarModel | None = None
     value: ScalarModel | None = None
+    encoder: MaskedModel | None = None
     version: int = 0
+    ref_cache: RefLogps | None = None
 
     def get(self, name: str) -> Any:
         model = getattr(self, name)
@@ -44,7 +57,7 @@ class Models:
         return model
 
     def present(self) -> dict[str, Trunk]:
-        pairs = ((n, getattr(self, n)) for n in ("policy", "ref", "reward", "value"))
+        pairs = ((n, getattr(self, n)) for n in ("policy", "ref", "reward", "value", "encoder"))
         return {name: model for name, model in pairs if model is not None}
 
 
@@ -92,6 +105,11 @@ class Forward:
     def logp_R(self) -> Tensor:
         return self._policy[0]
 
+    @cached_property
+    def logp_B(self) -> Tensor:
+        """Log-probs of whole responses: the sum over their (loss) tokens, never an average."""
+        return sum_per_response(self.logp_R, self.batch.forest.response_R, self.batch.forest.B)
+
     @property
     def entropy_R(self) -> Tensor:
         entropy_R = self._policy[1]
@@ -106,6 +124,12 @@ class Forward:
     @cached_property
     def model_score_B(self) -> Tensor:
         return self.models.get("reward").score_B(self.batch.forest)
+
+    @cached_property
+    def cloze_logp_R(self) -> Tensor:
+        """The encoder's log-probs of the tokens that a `Mask` chose; 0 at the others."""
+        batch = self.batch
+        return self.models.get("encoder").cloze_logp_R(batch.forest, batch["corrupt_R"], batch["masked_R"])
 
 
 class Loss(Protocol):
@@ -136,12 +160,29 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class Side:
+    """A weighted side term with data of its own: PPO-ptx's pretraining loss, SLiC-HF's targets, CLICK's LM loss.
+
+    Every optimiser step draws a fresh batch of `source` and adds `weight` times the gradient of its mean loss. Logged:
+    `NAME_loss` and `NAME_grad_ratio`, the norm of the weighted side gradient over that of the method's own.
+    """
+
+    name: str
+    source: Source
+    loss: Loss
+    weight: float
+    reduce: Mean = Mean()
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """A method, composed. Building it checks that every column that is read has been written.
 
     Attributes:
         trains: names of the models that are updated, e.g. ("policy", "value").
         epochs, minibatches: passes over each step's groups, and optimiser steps a pass.
+        extra: weighted side terms.
+        moves: models that hooks change besides the trained ones (a reference that is renewed); checkpoints hold them.
         temperature: the law the policy is trained under (the one its answers were sampled from).
     """
 
@@ -154,6 +195,8 @@ class Algorithm:
     epochs: int = 1
     minibatches: int = 1
     after: tuple[Callable[[Models, Batch, int], Metrics], ...] = ()
+    extra: tuple[Side, ...] = ()
+    moves: tuple[str, ...] = ()
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -164,6 +207,8 @@ class Algorithm:
         self._check("the loss", self.loss.needs, known)
         if self.reduce.weight is not None:
             self._check("the mean", (self.reduce.weight,), known)
+        for side in self.extra:
+            self._check(f"the side term '{side.name}'", side.loss.needs, {*FORWARD, *RECORDS})
         for hook in self.after:
             self._check(type(hook).__name__, getattr(hook, "needs", ()), known)
         for key in ("epochs", "minibatches"):
@@ -185,6 +230,7 @@ class Algorithm:
         parts: dict[str, object] = {"source": self.source}
         parts |= {f"prepare.{i}": p for i, p in enumerate(self.prepare)}
         parts |= {f"after.{i}": a for i, a in enumerate(self.after)}
+        parts |= {f"extra.{side.name}": side.source for side in self.extra}
         return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
 
 

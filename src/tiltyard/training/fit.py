@@ -22,7 +22,7 @@ from tiltyard.data.store import group_to_dict
 from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models import checkpoint, parallel
 from tiltyard.models.load import set_dropout
-from tiltyard.training.algorithm import Algorithm, Forward, Models, device_of
+from tiltyard.training.algorithm import Algorithm, Forward, Loss, Mean, Models, Side, device_of
 from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.log import JsonlFile, Sink, finite
 from tiltyard.training.source import generator
@@ -111,10 +111,15 @@ def make_optimizer(models: Models, trains: Sequence[str], run: Run) -> torch.opt
     return torch.optim.AdamW(groups, betas=run.betas, eps=run.eps, fused=True)
 
 
+def _norm(grads: Sequence[torch.Tensor | None]) -> float:
+    return float(nn.utils.get_total_norm([g for g in grads if g is not None]))
+
+
 class _Loop:
     def __init__(self, algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None):
         self.algorithm, self.models, self.run = algorithm, models, run
         self.modules: dict[str, nn.Module] = {name: models.get(name).module for name in algorithm.trains}
+        self.kept = self.modules | {name: models.get(name).module for name in algorithm.moves}
         self.parameters = [p for name in algorithm.trains for p in models.get(name).parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
         for group in self.optimizer.param_groups:
@@ -158,8 +163,8 @@ class _Loop:
         for name in self.algorithm.trains:
             self.models.get(name).module.train()
         for epoch in range(self.algorithm.epochs):
-            for part in self._minibatches(batch, step, epoch):
-                self._update(part, step)
+            for place, part in enumerate(self._minibatches(batch, step, epoch)):
+                self._update(part, step, epoch * self.algorithm.minibatches + place)
         self.models.version += 1
         for after in self.algorithm.after:
             self._add(after(self.models, batch, step))
@@ -192,34 +197,60 @@ class _Loop:
         chosen = [[place[i] for i in order[a:b] if i in place] for a, b in itertools.pairwise(bounds)]
         return [batch.select(part) for part in chosen]
 
-    def _update(self, minibatch: Batch, step: int) -> None:
+    def _update(self, minibatch: Batch, step: int, place: int) -> None:
+        """One optimiser step; `place` is its number within the outer step."""
         algorithm = self.algorithm
         self.optimizer.zero_grad(set_to_none=True)  # whatever a caller's own backward pass may have left
-        parts = minibatch.micro() if minibatch.groups else []
-        count = sum(algorithm.reduce.count(algorithm.loss.item, part) for part in parts)
-        count = float(parallel.sum_all(torch.tensor(count, dtype=torch.float64)))
-        if count == 0:
+        everyone, count = self._backward(minibatch, algorithm.loss, algorithm.reduce, algorithm.temperature)
+        for side in algorithm.extra:
+            self._side(side, step * algorithm.epochs * algorithm.minibatches + place)
+        if count == 0 and not algorithm.extra:
             return  # nothing in this minibatch says anything (all groups tied)
-        loss_sum = 0.0
-        for part in parts:
-            forward = Forward(self.models, part, algorithm.temperature, "entropy_R" in algorithm.loss.needs)
-            per_item, metrics = algorithm.loss(forward, part)
-            total = algorithm.reduce.sum(per_item, part)
-            if total.requires_grad:
-                (total / count).backward()
-            loss_sum += float(total.detach())
-            self.tokens += part.forest.T
-            self._add(metrics)
-        parallel.sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
-        everyone = float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64)))
         if not (math.isfinite(everyone) and math.isfinite(float(norm))):
-            self._not_finite(minibatch, step, everyone / count, float(norm))
+            self._not_finite(minibatch, step, everyone / max(count, 1), float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if parallel.is_main():
             self._add({"loss": (everyone, count), "grad_norm": (float(norm), 1.0)})
             self._add({ITEMS[algorithm.loss.item]: (count, 1.0)})
+
+    def _backward(
+        self, batch: Batch, loss: Loss, reduce: Mean, temperature: float, weight: float = 1.0, prefix: str = ""
+    ) -> tuple[float, float]:
+        """Adds `weight` times the gradient of the mean loss over all processes; (sum of the loss, count)."""
+        parts = batch.micro() if batch.groups else []
+        own = sum(reduce.count(loss.item, part) for part in parts)
+        count = float(parallel.sum_all(torch.tensor(own, dtype=torch.float64)))
+        loss_sum = 0.0
+        for part in parts if count else []:
+            per_item, metrics = loss(Forward(self.models, part, temperature, "entropy_R" in loss.needs), part)
+            total = reduce.sum(per_item, part)
+            if total.requires_grad:
+                (total * (weight / count)).backward()
+            loss_sum += float(total.detach())
+            self.tokens += part.forest.T
+            self._add({prefix + name: value for name, value in metrics.items()})
+        if count:
+            parallel.sum_gradients(self.parameters)
+        return float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
+
+    def _side(self, side: Side, number: int) -> None:
+        """A side term of the optimiser step with this number; its gradient is measured alone, then added."""
+        own = [p.grad for p in self.parameters]
+        for p in self.parameters:
+            p.grad = None
+        draw = side.source(self.models, number)
+        batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
+        loss, count = self._backward(batch, side.loss, side.reduce, 1.0, side.weight, f"{side.name}_")
+        main, aside = (_norm(grads) for grads in (own, [p.grad for p in self.parameters]))
+        for p, before in zip(self.parameters, own, strict=True):
+            if before is not None:
+                p.grad = before if p.grad is None else p.grad.add_(before)
+        if parallel.is_main() and count:
+            self._add({f"{side.name}_loss": (loss, count)})
+            if main > 0:
+                self._add({f"{side.name}_grad_ratio": (aside / main, 1.0)})
 
     def _not_finite(self, batch: Batch, step: int, loss: float, norm: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -284,13 +315,13 @@ class _Loop:
                 "version": self.models.version,
                 "parts": {name: part.state_dict() for name, part in self.algorithm.stateful().items()},
             }
-            checkpoint.save(self.run.folder / "checkpoints", step, self.modules, self.optimizer, state)
+            checkpoint.save(self.run.folder / "checkpoints", step, self.kept, self.optimizer, state)
         parallel.barrier()
 
     def _resume(self) -> int:
         if self.run.folder is None:
             return 0
-        state = checkpoint.load(self.run.folder / "checkpoints", self.modules, self.optimizer)
+        state = checkpoint.load(self.run.folder / "checkpoints", self.kept, self.optimizer)
         for name, file in self.files.items():
             file.truncate(state["offsets"].get(name, 0) if state else 0)
         if state is None:

@@ -61,13 +61,15 @@ class OldLogp:
 
 @dataclass
 class RefLogp:
-    """`ref_logp_R`: the frozen reference's log-probs."""
+    """`ref_logp_R`: the frozen reference's log-probs, from `models.ref_cache` where there is one."""
 
     temperature: float = 1.0
     needs: tuple[str, ...] = ()
     writes: tuple[str, ...] = ("ref_logp_R",)
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
+        if models.ref_cache is not None and self.temperature == 1.0:
+            return batch.with_columns(ref_logp_R=models.ref_cache.logp_R(batch.groups).to(batch.forest.device))
         ref = models.get("ref")
         ref_R = by_micro(batch, lambda part: ref.logp_R(part.forest, temperature=self.temperature)[0])
         return batch.with_columns(ref_logp_R=ref_R)
@@ -159,20 +161,6 @@ class WhitenRewards:
         return batch.with_columns(reward_R=whiten(batch["reward_R"], mean, var, shift_mean=False))
 
 
-class Ranked:
-    """`ranked_G`: 1 for groups with at least one untied pair. The others say nothing and are left out of the mean."""
-
-    needs: tuple[str, ...] = ("rank_B",)
-    writes: tuple[str, ...] = ("ranked_G",)
-
-    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        from tiltyard.losses.reward import pairs_G
-
-        kept_G = pairs_G(batch["rank_B"], batch.forest.group_B, batch.forest.G)
-        ranked_G = (kept_G > 0).double()
-        return batch.with_columns({"tied_groups": total(1 - ranked_G)}, ranked_G=ranked_G)
-
-
 @dataclass
 class UpdateKL:
     """After a step: moves the KL coefficient by the mean over responses of the summed log-ratio (methods 2.3)."""
@@ -193,6 +181,18 @@ class UpdateKL:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.kl.load_state_dict(state)
+
+
+@dataclass
+class RenewRef:
+    """After every `every` steps: the reference becomes the policy as it is then (SPIN's opponent, iterative DPO)."""
+
+    every: int
+
+    def __call__(self, models: Models, batch: Batch, step: int) -> Metrics:  # noqa: ARG002
+        if (step + 1) % self.every == 0:
+            models.get("ref").module.load_state_dict(models.get("policy").module.state_dict())
+        return {"iteration": (float(step // self.every + 1), 1.0)}
 
 
 def kl_controller(kl: float, target: float | None, horizon: float) -> KLController:

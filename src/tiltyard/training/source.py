@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from tiltyard.errors import DataError
+from tiltyard.errors import ConfigError, DataError
 from tiltyard.models import parallel
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models
@@ -69,6 +69,53 @@ class Offline:
     def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - offline: the models do not matter
         own = parallel.shard(self.cycle.at(step, self.batch))
         return Draw([group for _, group in own], [i for i, _ in own], self.batch)
+
+
+@dataclass
+class SelfPlay:
+    """Demonstrations against answers of the opponent `models.ref`, which the method renews every `every` steps (SPIN).
+
+    Each group is a pair: the data's answer (rank 1) and the opponent's (rank 2), drawn when its turn comes. Of a
+    demonstration of several turns the first is taken.
+
+    Args:
+        groups: encoded demonstrations. sampler, settings: the law of the opponent's answers.
+        every: steps an iteration has; `iteration` counts them from 0.
+    """
+
+    groups: Sequence[Group]
+    sampler: Sampler
+    batch: int
+    every: int
+    settings: SampleSettings = field(default_factory=SampleSettings)
+    seed: int = 0
+    iteration: int = 0
+
+    def __post_init__(self) -> None:
+        self.cycle = Cycle([_first_turn(g) for g in self.groups], self.seed)
+        if self.every < 1:
+            raise ConfigError("an iteration needs at least one step", where="every", got=self.every)
+
+    def __call__(self, models: Models, step: int) -> Draw:
+        self.iteration = step // self.every
+        own = parallel.shard(self.cycle.at(step, self.batch))
+        index = [i for i, _ in own]
+        draws = Draws(generator(self.seed, 2, step), self.batch, 1, index)
+        answers = self.sampler(models.get("ref"), [g.prompt for _, g in own], 1, self.settings, draws=draws)
+        pairs = []
+        for (_, group), answer in zip(own, answers, strict=True):
+            opponent = replace(answer.responses[0], policy_version=self.iteration)
+            origin = f"{group.origin} against iteration {self.iteration}"
+            pairs.append(replace(group, responses=(group.responses[0], opponent), ranks=(1, 2), origin=origin))
+        return Draw(pairs, index, self.batch)
+
+
+def _first_turn(group: Group) -> Group:
+    """The demonstration with its first turn only."""
+    response = group.responses[0]
+    if response.loss_spans is not None:
+        response = replace(response, ids=response.ids[: response.loss_spans[0][1]], loss_spans=None)
+    return replace(group, responses=(response,), scores=None)
 
 
 @dataclass

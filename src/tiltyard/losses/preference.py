@@ -1,0 +1,82 @@
+"""Losses of direct alignment: pure functions of log-probabilities, one value a pair (G), response (B) or group (G).
+
+A pair is two responses, first and second, with `q_G` the probability that the FIRST is preferred: 1 or 0 for hard
+labels, anything between for soft ones. Every pair loss is `q l(h) + (1 - q) l(-h)` for some l of a difference h (first
+minus second), so noise in the labels is a change of q (`losses.labels`) and works with all of them.
+
+| loss | l | h | source |
+|---|---|---|---|
+| DPO | softplus(-beta h) | of log pi/ref, summed over tokens | Rafailov et al. 2023, eq. 7 |
+| IPO | (h - 1/(2 tau))^2 | of log pi/ref | Azar et al. 2023, eq. 17 |
+| hinge (SLiC-HF, CLICK) | max(0, delta - h) | of log pi, summed | Zhao et al. 2023, eq. 1 |
+| hinge-norm (RSO) | max(0, 1 - gamma h) | of log pi/ref, summed | Liu et al. 2023, table 1 |
+| SimPO | softplus(-(beta h - gamma)) | of log pi, averaged over tokens | Meng et al. 2024, eq. 6 |
+| ORPO | softplus(-h) | of log odds of exp(averaged log pi) | Hong et al. 2024, eq. 7 |
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from tiltyard.losses.reward import ranking_pairs
+
+
+def first_minus_second_G(x_B: Tensor) -> Tensor:
+    """Difference of the two responses of each pair; rows of a pair stand next to each other. [2G] -> [G]."""
+    first_G, second_G = x_B.view(-1, 2).unbind(1)
+    return first_G - second_G
+
+
+def logistic(beta: float, margin: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """`-log sigmoid(beta h - margin)`: DPO and SPIN (margin 0), SimPO (averaged log-probs, margin gamma)."""
+    return lambda h: softplus(margin - beta * h)
+
+
+def squared(tau: float) -> Callable[[Tensor], Tensor]:
+    """IPO's `(h - 1/(2 tau))^2`: pulls back what has gone too far."""
+    return lambda h: (h - 0.5 / tau) ** 2
+
+
+def hinge(delta: float, gamma: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """`max(0, delta - gamma h)`: zero once the margin is reached, and it does not estimate log-odds (methods 4.1)."""
+    return lambda h: torch.relu(delta - gamma * h)
+
+
+def log_odds(average_logp: Tensor) -> Tensor:
+    """`log(P / (1 - P))` with P = exp(average log-prob of a token): ORPO's odds. Finite for average_logp < 0."""
+    return average_logp - torch.log(-torch.expm1(average_logp.clamp(max=-1e-7)))
+
+
+def kto_B(
+    log_ratio_B: Tensor, label_B: Tensor, kl: Tensor, beta: float, desirable: float, undesirable: float
+) -> Tensor:
+    """KTO (Ethayarajh et al. 2024, eq. 8): `w_D (1 - sigmoid(beta (r - z)))` good, `w_U (1 - sigmoid(beta (z - r)))`.
+
+    r is the summed log-ratio to the reference, `kl` the reference point z >= 0 (a constant: no gradient flows into it).
+    """
+    sign_B = 2 * label_B - 1
+    weight_B = torch.where(label_B > 0, desirable, undesirable)
+    return weight_B * torch.sigmoid(-sign_B * beta * (log_ratio_B - kl.detach()))
+
+
+def rank_hinge_G(x_B: Tensor, rank_B: Tensor, group_B: Tensor, groups: int) -> Tensor:
+    """RRHF's ranking loss (Yuan et al. 2023, eq. 3), [G]: the SUM over untied pairs of `max(0, x_worse - x_better)`."""
+    winner_P, loser_P, group_P = ranking_pairs(rank_B, group_B)
+    loss_P = torch.relu(x_B[loser_P] - x_B[winner_P])
+    return torch.zeros(groups, dtype=x_B.dtype, device=x_B.device).index_add(0, group_P, loss_P)
+
+
+def likelihood_rank(good: Sequence[bool], logp: Sequence[float]) -> list[int]:
+    """CLICK's pairing: for each response its partner's place, or -1.
+
+    Each bad response is paired with the good one whose likelihood is highest among those BELOW its own: the pair is
+    close, and the hinge is at work. Good responses, and bad ones that are less likely than every good one, have none.
+    """
+    partner = [-1] * len(good)
+    for bad, is_good in enumerate(good):
+        below = [i for i, g in enumerate(good) if g and logp[i] < logp[bad]]
+        if not is_good and below:
+            partner[bad] = max(below, key=lambda i: logp[i])
+    return partner

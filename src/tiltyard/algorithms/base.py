@@ -51,6 +51,7 @@ class Method:
     eats: Kind
     shape: Shape = "any"
     encode: Encode | None = None
+    second: Kind | None = None
     trains: tuple[str, ...] = ("policy",)
     frozen: tuple[str, ...] = ()
     cached: tuple[str, ...] = ()

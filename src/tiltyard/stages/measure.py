@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tiltyard.evaluation.stats import accuracy_ci, bits_per_byte
 from tiltyard.losses.kl import sum_per_response
-from tiltyard.losses.reward import kwise_loss_G, pairs_G, ranking_pairs
+from tiltyard.losses.reward import accuracy_G, kwise_loss_G, pairs_G, ranking_pairs
 from tiltyard.models.language import ScalarModel
 from tiltyard.stages.data import byte_count
-from tiltyard.training.algorithm import Models, device_of
+from tiltyard.training.algorithm import Models, RefLogps, device_of
 from tiltyard.training.batch import Batch
+from tiltyard.training.masking import Mask
 from tiltyard.types import Group
 
 Measure = Callable[[Models, int], dict[str, float]]
@@ -35,6 +37,65 @@ def likelihood(groups: list[Group], budget: int) -> Measure:
         return {"held_out/loss": nll / tokens, "held_out/bits_per_byte": bits_per_byte(nll, byte_count(groups))}
 
     return measure
+
+
+def cloze(groups: list[Group], budget: int, mask: Mask) -> Measure:
+    """Mean loss of an encoder on tokens that `mask` chooses, the same ones at every step."""
+
+    @torch.no_grad()
+    def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
+        fixed = replace(models, version=0)
+        model = models.get("encoder")
+        model.module.eval()
+        whole = mask(fixed, Batch.of(groups, range(len(groups)), len(groups), model.device, budget))
+        nll = chosen = 0.0
+        for part in whole.micro():
+            logp_R = model.cloze_logp_R(part.forest, part["corrupt_R"], part["masked_R"])
+            nll -= float(logp_R.sum())
+            chosen += float(part["masked_R"].sum())
+        return {"held_out/loss": nll / chosen}
+
+    return measure
+
+
+def preference(groups: list[Group], budget: int, ref: RefLogps) -> Measure:
+    """How well log pi/ref orders held-out answers: the implicit reward of every direct method, on one yardstick.
+
+    Rankings: `accuracy` of the summed log-ratio over untied pairs (a prompt weighs the same whatever its K; equal ones
+    count half), `margin` in nats between better and worse, and `likelihood_accuracy`, that of the averaged log-prob,
+    which needs no reference. Labelled answers: `auc`, the chance that a good answer's log-ratio is above a bad one's.
+    """
+
+    @torch.no_grad()
+    def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
+        policy = models.get("policy")
+        policy.module.eval()
+        whole = Batch.of(groups, range(len(groups)), len(groups), device_of(models), budget)
+        forest = whole.forest
+        logp_R = torch.cat([policy.logp_R(part.forest)[0] for part in whole.micro()]).double()
+        ref_R = ref.logp_R(groups).to(logp_R)
+        logp_B, ratio_B = (sum_per_response(x, forest.response_R, forest.B) for x in (logp_R, logp_R - ref_R))
+        found = {"log_ratio": float(ratio_B.mean())}
+        if "rank_B" in whole.columns:
+            rank_B, kept = whole["rank_B"], pairs_G(whole["rank_B"], forest.group_B, forest.G) > 0
+            right = [accuracy_G(x, rank_B, forest.group_B, forest.G) for x in (ratio_B, logp_B / forest.count_B)]
+            winner_P, loser_P, _ = ranking_pairs(rank_B, forest.group_B)
+            found["accuracy"], found["likelihood_accuracy"] = (float(x[kept].mean()) for x in right)
+            found["margin"] = float((ratio_B[winner_P] - ratio_B[loser_P]).mean())
+        else:
+            found["auc"] = _auc(ratio_B, whole["score_B"] > 0)
+        return {f"held_out/{k}": v for k, v in found.items()}
+
+    return measure
+
+
+def _auc(x_B: torch.Tensor, good_B: torch.Tensor) -> float:
+    """The chance that a good one is above a bad one, equal ones counting half; 0.5 if either kind is missing."""
+    good, bad = x_B[good_B], x_B[~good_B].sort().values
+    if not len(good) or not len(bad):
+        return 0.5
+    below, upto = torch.searchsorted(bad, good), torch.searchsorted(bad, good, right=True)
+    return float((below + upto).double().mean() / (2 * len(bad)))
 
 
 @torch.no_grad()

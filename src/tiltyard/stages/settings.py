@@ -14,7 +14,7 @@ TooLong = Literal["drop", "truncate"]
 
 
 class Arch(Settings):
-    """A model from scratch: Llama shape, tied embeddings, with a tokenizer trained on the stage's own data."""
+    """A model from scratch: Llama shape (`mlm`: ModernBERT's), tied embeddings, a tokenizer of the stage's own data."""
 
     preset: Annotated[str, Field(description="1m, 12m or 60m")] = "12m"
     vocab: Annotated[int, Field(ge=300, description="tokens of the vocabulary")] = 8192
@@ -49,6 +49,41 @@ class RewardSettings(Settings):
     ] = ""
 
 
+class PairSettings(Settings):
+    pairs: Annotated[
+        Literal["given", "all", "best_worst"],
+        Field(description="rows of more than two answers: refuse them, all their untied pairs, or best against worst"),
+    ] = "given"
+
+
+class LabelSettings(Settings):
+    good_from: Annotated[
+        float | None, Field(description="answers with at least this score are good; empty: rows are labelled 1 and 0")
+    ] = None
+
+
+class RefSettings(Settings):
+    ref: Annotated[str, Field(description="the reference; empty: the model as it starts")] = ""
+
+
+class RefCacheSettings(Settings):
+    ref_cache: Annotated[
+        bool,
+        Field(description="keep the reference's log-probs on disk, computed once; false: it stays in memory"),
+    ] = True
+
+
+class SelfPlaySettings(Settings):
+    iterations: Annotated[int, Field(gt=0, description="snapshots that the model plays against, in turn")] = 4
+    temperature: Annotated[float, Field(gt=0, description="of the opponent's answers")] = 1.0
+    max_tokens: Annotated[int, Field(gt=0, description="longest answer of the opponent")] = 128
+    max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
+
+
+class Demonstrations(Settings):
+    demonstrations: Annotated[str, Field(description="demonstrations to keep likely beside the data; empty: none")] = ""
+
+
 class PromptSettings(Settings):
     prompts: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
@@ -78,9 +113,23 @@ def method_settings(method: Method) -> type[Settings]:
         sources += [ModelSettings, PromptSettings, RLSettings]
     else:
         sources += [PretrainModel if method.family == "pretrain" else ModelSettings, DataSettings]
-        sources += [RewardSettings] if method.pointwise else []
+        sources += [part for part, wanted in _offline_parts(method) if wanted]
     sources += [method.build, _defaults(method)]
     return settings_model(method.name, *sources)
+
+
+def _offline_parts(method: Method) -> list[tuple[type[Settings], bool]]:
+    """Settings of methods that learn from files, and whether this method has them."""
+    needs_ref = "ref" in method.frozen
+    return [
+        (RewardSettings, method.pointwise),
+        (PairSettings, method.shape == "pair"),
+        (LabelSettings, method.eats == "labelled"),
+        (RefSettings, needs_ref and method.samples == "no"),
+        (RefCacheSettings, needs_ref and "ref" in method.cached),
+        (SelfPlaySettings, method.samples == "per iteration"),
+        (Demonstrations, method.second == "demonstrations"),
+    ]
 
 
 def _defaults(method: Method) -> type[Settings]:
@@ -88,4 +137,5 @@ def _defaults(method: Method) -> type[Settings]:
     return create_model(f"{method.name}_defaults", __base__=Settings, **fields)  # type: ignore[call-overload]
 
 
+REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations")
 NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_rows", "trust_remote_code")

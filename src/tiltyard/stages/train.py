@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tiltyard.algorithms import METHODS
 from tiltyard.algorithms.base import Method
 from tiltyard.config import arguments
 from tiltyard.data import check_data, plain_texts, train_tokenizer
-from tiltyard.errors import ConfigError, DataError
+from tiltyard.errors import ConfigError
 from tiltyard.models import parallel
-from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import (
     freeze_bottom,
     from_scratch,
     frozen_copy,
     load_language_model,
+    load_masked_model,
     load_scalar_model,
+    masked_from_scratch,
     pick_device,
     save_model,
     value_from,
 )
-from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer
 from tiltyard.stages import measure
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import groups_of, model_folder, prompts_of, report, rewritten
+from tiltyard.stages.data import groups_of, model_folder, report
 from tiltyard.stages.plan import plan_lines
-from tiltyard.stages.settings import NEUTRAL, method_settings
+from tiltyard.stages.settings import NEUTRAL, REFERS, method_settings
+from tiltyard.stages.sources import attach_reference, data_groups, reference_logps, second_source, source_of
 from tiltyard.stages.watch import Samples
 from tiltyard.training.algorithm import Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
-from tiltyard.training.source import Offline, Online
+from tiltyard.training.masking import Mask
 from tiltyard.types import Group
 
 
@@ -48,11 +50,12 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
             model.module.gradient_checkpointing_enable()
         if not model.packed:
             report(context, "model", [f"{name} runs padded: {model.padded_reason}"])
-    source, size, groups = source_of(method, context, settings, models)
-    steps = settings.steps or max(1, round(settings.epochs * size / settings.batch))
+    source, steps, groups = source_of(method, context, settings, models)
+    second = second_source(method, context, settings, models)
+    algorithm = method.build(source, *second, **arguments(method.build, settings))
+    attach_reference(method, context, settings, models, groups)
     measured: dict[int, dict[str, float]] = {}
-    held_out = _held_out(method, context, settings, trained, measured, groups)
-    algorithm = method.build(source, **arguments(method.build, settings))
+    held_out = _held_out(method, context, settings, models, measured, groups)
     watchers: list[Sink] = []
     if settings.sample_every and "policy" in method.trains:
         asked = tuple(source.prompts[:3]) if method.online else tuple(g.prompt for g in groups[:3])
@@ -78,8 +81,10 @@ def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     """The models a method declares. The reference is the model as the stage starts, or the one named by `ref`."""
     common = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
     if method.family == "pretrain" and not settings.model:
-        return Models(policy=_new_model(context, settings))
+        return Models(**{method.trains[0]: _new_model(method, context, settings)})
     folder = model_folder(context, settings.model)
+    if "encoder" in method.trains:
+        return Models(encoder=load_masked_model(folder, **common))
     if method.family == "reward":
         return Models(reward=load_scalar_model(folder, seed=settings.seed, **common))
     policy = load_language_model(folder, **common)
@@ -99,11 +104,13 @@ def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     return models
 
 
-def _new_model(context: StageContext, settings: Any) -> LanguageModel:
+def _new_model(method: Method, context: StageContext, settings: Any) -> Any:
+    """A decoder, or an encoder for a method that trains one, with a tokenizer of the stage's own data."""
+    encoder = "encoder" in method.trains
     tokenizer_folder = context.folder / "tokenizer"
     if parallel.is_main() and not (tokenizer_folder / "done").exists():
         texts = plain_texts(context.resolve(settings.data, want=""), split=settings.split or None)
-        train_tokenizer(texts, settings.arch.vocab).save_pretrained(tokenizer_folder)
+        train_tokenizer(texts, settings.arch.vocab, mask=encoder).save_pretrained(tokenizer_folder)
         (tokenizer_folder / "done").touch()
     parallel.barrier()
     from tiltyard.models.load import load_tokenizer
@@ -118,46 +125,19 @@ def _new_model(context: StageContext, settings: Any) -> LanguageModel:
             expected=f"at most arch.context = {arch.context}",
             fix="raise arch.context or lower max_length",
         )
-    model = from_scratch(arch.preset, tokenizer, seed=settings.seed, context=arch.context, dtype=settings.dtype)
-    model.module.to(pick_device(settings.device))  # type: ignore[arg-type]
+    make: Callable[..., Any] = masked_from_scratch if encoder else from_scratch
+    model = make(arch.preset, tokenizer, seed=settings.seed, context=arch.context, dtype=settings.dtype)
+    model.module.to(pick_device(settings.device))
     count = sum(p.numel() for p in model.module.parameters())
     report(context, "model", [f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer):,}"])
     return model
-
-
-def source_of(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, int, list[Group]]:
-    """(the source, how many items an epoch has, the groups of offline methods)."""
-    chat = models.get(method.trains[0]).chat
-    if not method.online:
-        groups = groups_of(context, "data", settings.data, method.eats, chat, settings)
-        if method.eats == "comparisons" and all(len(set(g.ranks or ())) < 2 for g in groups):
-            raise DataError(
-                "every comparison is a tie: there is nothing to learn",
-                where=settings.data,
-                got=f"{len(groups):,} groups",
-                expected="some response that is ranked above another",
-            )
-        groups = rewritten(context, "data", method.encode, groups, chat, settings)
-        return Offline(groups, settings.batch, settings.seed), len(groups), groups
-    law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=settings.max_rows)
-    prompts = prompts_of(context, settings.prompts, chat, settings)
-    source = Online(
-        prompts,
-        sample,
-        RewardScorer(models.get("reward"), settings.micro_tokens),
-        settings.batch,
-        settings.n,
-        law,
-        seed=settings.seed,
-    )
-    return source, len(prompts), []
 
 
 def _held_out(
     method: Method,
     context: StageContext,
     settings: Any,
-    trained: LanguageModel | ScalarModel,
+    models: Models,
     measured: dict[int, dict[str, float]],
     train_groups: list[Group],
 ) -> measure.Measure | None:
@@ -165,12 +145,19 @@ def _held_out(
     if method.online or not settings.held_out:
         return None
     limits = settings.model_copy(update={"limit": 0, "split": ""})
-    groups = groups_of(context, "held_out", settings.held_out, method.eats, trained.chat, limits)
-    groups = rewritten(context, "held_out", method.encode, groups, trained.chat, limits)
+    chat = models.get(method.trains[0]).chat
+    groups = data_groups(method, context, "held_out", settings.held_out, limits, chat)
     if method.eats != "text":
         report(context, "check", check_data(train_groups, groups).lines())
-    make = measure.ranking if method.family == "reward" else measure.likelihood
-    find = make(groups, settings.micro_tokens)
+    if "encoder" in method.trains:
+        chosen = Mask(settings.mask, settings.to_mask, settings.to_random, settings.seed)
+        find = measure.cloze(groups, settings.micro_tokens, chosen)
+    elif method.family == "reward":
+        find = measure.ranking(groups, settings.micro_tokens)
+    elif method.eats in ("comparisons", "labelled"):
+        find = measure.preference(groups, settings.micro_tokens, reference_logps(context, settings, models, groups))
+    else:
+        find = measure.likelihood(groups, settings.micro_tokens)
 
     def remember(models: Models, step: int) -> dict[str, float]:
         measured[step] = find(models, step)
@@ -211,7 +198,7 @@ def run_of(
         seed=settings.seed,
         folder=context.folder,
         save_every=settings.save_every,
-        keep_groups=method.online,
+        keep_groups=method.samples != "no",
         evaluate=held_out,
         eval_every=settings.eval_every,
         sinks=sinks,
@@ -228,9 +215,8 @@ def _centre(context: StageContext, settings: Any, model: ScalarModel, groups: li
 
 
 def _stage(method: Method) -> Stage:
-    refers: tuple[str, ...]
-    refers = ("model", "prompts", "reward", "ref") if method.online else ("model", "data", "held_out")
-    refers += ("demonstrations",) if method.pointwise else ()
+    fields = method_settings(method).model_fields
+    refers = tuple(key for key in REFERS if key in fields)
 
     def run(context: StageContext, settings: Any) -> dict[str, Any]:
         return train(method, context, settings)
@@ -238,7 +224,7 @@ def _stage(method: Method) -> Stage:
     def plan(context: StageContext, settings: Any) -> list[str]:
         return plan_lines(method, context, settings)
 
-    neutral = tuple(k for k in NEUTRAL if k in method_settings(method).model_fields)
+    neutral = tuple(k for k in NEUTRAL if k in fields)
     return Stage(
         name=method.name,
         run=run,
@@ -254,4 +240,4 @@ def _stage(method: Method) -> Stage:
 for _method in METHODS.values():
     register(_stage(_method))
 
-__all__ = ["load_models", "source_of", "train"]
+__all__ = ["load_models", "train"]

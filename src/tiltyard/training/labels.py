@@ -171,7 +171,8 @@ class Partner:
     """`partner_B`: for each bad answer the place, within its group, of the good one it is held against; -1 for none.
 
     `random` draws one of the group's good answers, from (seed, the answers' own tokens) alone, so that it stays
-    the same from epoch to epoch; `likelihood_rank` is CLICK's rule over the starting model's likelihoods (`ref_logp_R`).
+    the same from epoch to epoch; `likelihood_rank` is CLICK's rule over the starting model's likelihoods
+    (`ref_logp_R`).
     """
 
     pairing: Literal["random", "likelihood_rank"]

@@ -1,0 +1,140 @@
+"""What a training stage learns from: files, prompts answered by the policy, or demonstrations against a snapshot.
+
+Also what the reference says of fixed data: computed once and kept on disk where a method allows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tiltyard.algorithms.base import Method
+from tiltyard.errors import DataError
+from tiltyard.models.load import frozen_copy, load_language_model
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RewardScorer
+from tiltyard.stages.base import StageContext
+from tiltyard.stages.data import groups_of, model_folder, prompts_of, report, rewritten
+from tiltyard.training.algorithm import Models
+from tiltyard.training.refcache import RefCache, cache_ref_logps
+from tiltyard.training.select import all_pairs, best_worst
+from tiltyard.training.source import Offline, Online, SelfPlay, generator
+from tiltyard.types import Group
+
+
+def source_of(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, int, list[Group]]:
+    """(the source, outer steps, the groups of methods that learn from a file)."""
+    chat = models.get(method.trains[0]).chat
+    law = None
+    if hasattr(settings, "max_tokens"):
+        rows = settings.max_rows
+        law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=rows)
+    if method.online:
+        assert law is not None
+        prompts = prompts_of(context, settings.prompts, chat, settings)
+        scorer = RewardScorer(models.get("reward"), settings.micro_tokens)
+        online = Online(prompts, sample, scorer, settings.batch, settings.n, law, seed=settings.seed)
+        return online, steps_of(settings, len(prompts)), []
+    groups = data_groups(method, context, "data", settings.data, settings, chat)
+    if method.eats == "comparisons" and all(g.shares is None and len(set(g.ranks or ())) < 2 for g in groups):
+        raise DataError(
+            "every comparison is a tie: there is nothing to learn",
+            where=settings.data,
+            got=f"{len(groups):,} groups",
+            expected="some response that is ranked above another",
+        )
+    steps = steps_of(settings, len(groups))
+    if law is not None:
+        every = -(-steps // settings.iterations)
+        return SelfPlay(groups, sample, settings.batch, every, law, settings.seed), steps, groups
+    return Offline(groups, settings.batch, settings.seed), steps, groups
+
+
+def steps_of(settings: Any, size: int) -> int:
+    return settings.steps or max(1, round(settings.epochs * size / settings.batch))
+
+
+def second_source(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, ...]:
+    """The source over a method's second data set, as its second argument; nothing for methods that have none."""
+    if method.second is None:
+        return ()
+    wanted = getattr(settings, method.second)
+    if not wanted:
+        return (None,)
+    whole = settings.model_copy(update={"limit": 0, "split": ""})
+    groups = groups_of(context, method.second, wanted, method.second, models.get(method.trains[0]).chat, whole)
+    return (Offline(groups, settings.batch, settings.seed),)
+
+
+def data_groups(method: Method, context: StageContext, key: str, source: str, settings: Any, chat: Any) -> list[Group]:
+    """Groups of a file in the shape that the method takes: rankings cut into pairs, scores turned into labels."""
+    groups = groups_of(context, key, source, method.eats, chat, settings)
+    groups = rewritten(context, key, method.encode, groups, chat, settings)
+    if method.shape == "pair" and settings.pairs != "given":
+        groups = as_pairs(context, key, groups, settings.pairs, settings.seed)
+    if method.eats == "labelled" and settings.good_from is not None:
+        groups = [labelled(g, settings.good_from) for g in groups]
+    return groups
+
+
+def as_pairs(context: StageContext, key: str, groups: list[Group], how: str, seed: int) -> list[Group]:
+    """Every ranking cut into pairs; pairs stay as they are, soft labels too."""
+    ranked = [replace(g, scores=tuple(-float(k) for k in g.ranks or ())) for g in groups if len(g.responses) > 2]
+    cut = best_worst(ranked, generator(seed, 6)) if how == "best_worst" else all_pairs(ranked)
+    pairs = [g for g in groups if len(g.responses) == 2] + list(cut)
+    report(context, key, [f"{len(pairs):,} pairs of {len(groups):,} rows (pairs={how}), {cut.dropped:,} ties left out"])
+    return pairs
+
+
+def labelled(group: Group, good_from: float) -> Group:
+    """Scores turned into labels: at least `good_from` is good."""
+    if group.scores is None:
+        raise DataError(
+            "good_from compares scores and this row has none",
+            where=group.origin or group.prompt.id,
+            expected="scores, one a response",
+            fix="leave good_from out where the rows are labelled already",
+        )
+    return replace(group, scores=tuple(float(s >= good_from) for s in group.scores))
+
+
+# ------------------------------------------------------------------------------------------------ the reference
+
+
+def attach_reference(method: Method, context: StageContext, settings: Any, models: Models, groups: list[Group]) -> None:
+    """Gives an offline method its reference: what it says of the data from disk, or the model itself in memory.
+
+    The reference is the model as the stage starts unless `ref` names another; called before anything is trained.
+    """
+    if "ref" not in method.frozen or method.online:
+        return
+    if "ref" in method.cached and settings.ref_cache:
+        cache = reference_logps(context, settings, models, groups)
+        models.ref_cache = cache
+        done = "computed" if cache.fresh else "found on disk"
+        report(context, "reference", [f"log-probs of {len(cache.rows):,} groups {done}; no reference in memory"])
+        return
+    if settings.ref:
+        models.ref = load_language_model(model_folder(context, settings.ref), **_common(settings))
+        models.ref.module.requires_grad_(False)
+    else:
+        models.ref = frozen_copy(models.get("policy"))
+
+
+def reference_logps(context: StageContext, settings: Any, models: Models, groups: list[Group]) -> RefCache:
+    """Log-probs of the reference (or, where no other is named, of the model as it starts), cached beside the runs."""
+    other = getattr(settings, "ref", "")
+    ref = models.get("policy")
+    if other:
+        ref = load_language_model(model_folder(context, other), **_common(settings))
+    return cache_ref_logps(ref, groups, cache_folder(context), settings.micro_tokens)
+
+
+def cache_folder(context: StageContext) -> Path:
+    """Shared by all runs of a folder: the same data under the same reference are scored once."""
+    return context.run_folder.parent / ".cache" / "ref-logps"
+
+
+def _common(settings: Any) -> dict[str, Any]:
+    return {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, DataError, ModelError
 from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
@@ -52,7 +53,7 @@ class RewardScorer:
         if policy is not None and self._compared[0] is not policy.chat:
             self._compared = (policy.chat, same_tokens(policy.chat, self.model.chat))
         if policy is not None and not self._compared[1]:
-            group = self._rendered(group)
+            group = in_tokens_of(self.model.chat, group)
         limit = self.model.chat.max_length
         longest = len(group.prompt.ids) + max((len(r.ids) for r in group.responses), default=0)
         if limit is not None and longest > limit:
@@ -65,24 +66,25 @@ class RewardScorer:
             )
         return group
 
-    def _rendered(self, group: Group) -> Group:
-        """The group in the reward model's own tokens; an answer that was cut off gets no end-of-turn token."""
-        fresh = tuple(Response(text=r.text, meta=r.meta) for r in group.responses)
-        prompt = replace(group.prompt, ids=())
-        encoded = self.model.chat.encode_group(replace(group, prompt=prompt, responses=fresh))
-        answers = tuple(
-            replace(new, ids=new.ids[:-1], loss_spans=None) if old.finish == "length" and len(new.ids) > 1 else new
-            for old, new in zip(group.responses, encoded.responses, strict=True)
-        )
-        return replace(encoded, responses=answers)
+
+def in_tokens_of(chat: Chat, group: Group) -> Group:
+    """The group with the ids that `chat` makes of its texts; an answer that was cut off gets no end-of-turn token."""
+    fresh = tuple(Response(text=r.text, meta=r.meta) for r in group.responses)
+    encoded = chat.encode_group(replace(group, prompt=replace(group.prompt, ids=()), responses=fresh))
+    answers = tuple(
+        replace(new, ids=new.ids[:-1], loss_spans=None) if old.finish == "length" and len(new.ids) > 1 else new
+        for old, new in zip(group.responses, encoded.responses, strict=True)
+    )
+    return replace(encoded, responses=answers)
 
 
 def same_tokens(a: Any, b: Any) -> bool:
-    """Whether two chats make the same ids: same vocabulary and same template."""
+    """Whether two chats make the same ids: same vocabulary, same template, same beginning and end."""
     if a is b:
         return True
     one, two = a.tokenizer, b.tokenizer
-    return one.chat_template == two.chat_template and one.get_vocab() == two.get_vocab()
+    same = one.chat_template == two.chat_template and one.get_vocab() == two.get_vocab()
+    return bool(same and (a.start_id, a.eos_id) == (b.start_id, b.eos_id))
 
 
 def _parts(groups: Sequence[Group], budget: int) -> list[list[Group]]:

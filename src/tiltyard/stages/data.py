@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -18,6 +19,7 @@ from tiltyard.data import (
     read_rows,
 )
 from tiltyard.errors import ConfigError, DataError, nearest
+from tiltyard.scoring.scorers import in_tokens_of
 from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt
 
@@ -27,7 +29,7 @@ def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Ch
     path = context.resolve(source, want="")
     max_length = _within(context, "max_length", settings.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
-        return _sampled_groups(context, key, path, max_length)
+        return _sampled_groups(context, key, path, max_length, chat)
     groups, told = load_groups(
         path,
         kind,
@@ -41,9 +43,15 @@ def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Ch
     return groups
 
 
-def _sampled_groups(context: StageContext, key: str, path: Path, max_length: int) -> list[Group]:
-    """The groups of a file of records; too long ones are dropped and counted."""
+def _sampled_groups(context: StageContext, key: str, path: Path, max_length: int, chat: Chat) -> list[Group]:
+    """The groups of a file of records; too long ones are dropped and counted.
+
+    Ids are kept as sampled where this model's tokenizer and template make the same of the texts. Where others made
+    them, all are made again: read as they are, they would be other words.
+    """
     every = list(read_groups(path))
+    foreign = _foreign(chat, every)
+    every = [in_tokens_of(chat, g) for g in every] if foreign else every
     groups = [g for g in every if len(g.prompt.ids) + max(len(r.ids) for r in g.responses) <= max_length]
     if not groups:
         raise DataError(
@@ -54,8 +62,22 @@ def _sampled_groups(context: StageContext, key: str, path: Path, max_length: int
         )
     lost = len(every) - len(groups)
     told = f", {lost:,} dropped (longer than {max_length} tokens)" if lost else ""
-    report(context, key, [f"{len(groups):,} groups, ids as sampled{told}"])
+    ids = "ids made again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"
+    report(context, key, [f"{len(groups):,} groups, {ids}{told}"])
     return groups
+
+
+def _foreign(chat: Chat, groups: list[Group]) -> bool:
+    """Whether other than this model's tokens stand in some group (a long prompt may lack its front)."""
+    for group in groups:
+        given = group.prompt
+        if given.ids and (given.messages or given.text is not None):
+            own = chat.encode_prompt(replace(given, ids=())).ids
+            if own[-len(given.ids) :] != given.ids:
+                return True
+        if any(r.finish != "given" and chat.decode(r.ids) != r.text for r in group.responses):
+            return True
+    return False
 
 
 def rewritten(

@@ -28,6 +28,7 @@ from tiltyard.errors import DataError
 from tiltyard.pipeline.recipe import Entry, Recipe, check, parse_recipe, read_recipe, set_key
 from tiltyard.stages.base import jsonable, load_all
 from tiltyard.stages.settings import method_settings
+from tiltyard.verbs import eval_words
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -248,9 +249,10 @@ def test_commands_of_the_pages_are_right(page, command) -> None:
     if verb == "run":
         check(read_recipe(parsed["recipe"], parsed["overrides"] or []))
     elif verb in ("train", "eval"):
-        kind = parsed.get("method") or "evaluate"
+        kind, pairs = eval_words(parsed.get("reward", ""), parsed["settings"], Path("runs"))
+        kind = parsed.get("method") or kind
         values: dict = {}
-        for pair in parsed["settings"] or []:
+        for pair in pairs:
             key, value = split_assignment(pair)
             values = values if key == "name" else set_key(values, key, value, page)
         check(Recipe(kind, (Entry(kind, kind, values, page),)))

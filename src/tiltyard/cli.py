@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,8 +20,8 @@ from tiltyard.errors import (
     MissingDependency,
     ModelError,
     TiltyardError,
-    nearest,
 )
+from tiltyard.verbs import console_for, emit, eval_words, find_model, one_stage, sampled, show_result
 
 WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
 
@@ -59,16 +57,6 @@ def options(
     """Options that hold for every verb; `main` reads `--debug` wherever it stands."""
 
 
-def _console(json_output: bool) -> Console:
-    return Console(stderr=json_output)
-
-
-def _emit(value: Any) -> None:
-    from tiltyard.stages.base import jsonable
-
-    typer.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
-
-
 # ------------------------------------------------------------------------------------------------- run, train, eval
 
 
@@ -86,10 +74,10 @@ def run(
     from tiltyard.pipeline import run_recipe
     from tiltyard.pipeline.ranks import is_main
 
-    console = _console(json_output)
+    console = console_for(json_output)
     outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, console=console)
     if json_output:
-        _emit(outcome)
+        emit(outcome)
     elif not dry_run and is_main():
         console.print(f"everything is in {outcome['folder']}", highlight=False, soft_wrap=True)
 
@@ -106,29 +94,31 @@ def train(
 
     `tiltyard train sft model=M data=F name=NAME` writes runs/NAME/sft; without name= the run is called sft.
     """
-    outcome = _one_stage(method, settings, dry_run=dry_run, json_output=json_output, runs=runs)
+    outcome = one_stage(method, settings, dry_run=dry_run, json_output=json_output, runs=runs)
     if json_output:
-        _emit(outcome)
+        emit(outcome)
     elif not dry_run:
-        _show_result(outcome, method)
+        show_result(outcome, method)
 
 
 @app.command("eval")
 def evaluate(
-    settings: Pairs = None,
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[DATA] KEY=VALUE", help="Settings.")] = None,
+    reward: Annotated[str, typer.Option(metavar="MODEL", help="A reward model to judge on the labelled DATA.")] = "",
     dry_run: DryRun = False,
     json_output: Json = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Measure models.
+    """Measure models, or a reward model.
 
-    `tiltyard eval models=[runs/demo/sft,runs/demo/ppo] prompts=F`
+    `tiltyard eval models=[runs/demo/sft,runs/demo/ppo] prompts=F`, `tiltyard eval --reward runs/demo/reward F`
     """
-    outcome = _one_stage("evaluate", settings, dry_run=dry_run, json_output=json_output, runs=runs)
+    kind, words = eval_words(reward, settings, runs)
+    outcome = one_stage(kind, words, dry_run=dry_run, json_output=json_output, runs=runs)
     if json_output:
-        _emit(outcome)
+        emit(outcome)
     elif not dry_run:
-        _show_result(outcome, "evaluate")
+        show_result(outcome, kind)
 
 
 @app.command()
@@ -144,43 +134,10 @@ def check(
 
     found = check_files(data, held_out, kind)
     if json_output:
-        _emit(found.to_dict())
+        emit(found.to_dict())
         return
     for line in found.lines():
-        _console(False).print(line, markup=False, highlight=False)
-
-
-def _one_stage(
-    kind: str, pairs: Sequence[str] | None, *, dry_run: bool, json_output: bool, runs: Path
-) -> dict[str, Any]:
-    from tiltyard.config import split_assignment
-    from tiltyard.pipeline import run_stage
-    from tiltyard.pipeline.recipe import COMMAND_LINE, set_key
-    from tiltyard.stages.base import get_stage
-
-    get_stage(kind)  # an unknown method is said before its settings are read
-    values: dict[str, Any] = {}
-    name = None
-    for pair in pairs or ():
-        key, value = split_assignment(pair)
-        if key == "name":
-            name = pair.partition("=")[2].strip()
-        else:
-            values = set_key(values, key, value, f"{COMMAND_LINE}: {pair}")
-    console = _console(json_output)
-    return run_stage(kind, values, name=name, dry_run=dry_run, runs_root=runs, console=console, place=COMMAND_LINE)
-
-
-def _show_result(outcome: dict[str, Any], stage: str) -> None:
-    from tiltyard.pipeline.ranks import is_main
-
-    if not is_main():
-        return
-    console = _console(False)
-    for key, value in outcome["stages"][stage]["result"].items():
-        if not isinstance(value, dict | list):
-            console.print(f"  {key}: {value}", markup=False, highlight=False)
-    console.print(f"everything is in {outcome['stages'][stage]['folder']}", highlight=False, soft_wrap=True)
+        console_for(False).print(line, markup=False, highlight=False)
 
 
 # ---------------------------------------------------------------------------------------------------- sample, chat
@@ -232,27 +189,14 @@ def sample(
         device=device,
     )
     if json_output:
-        _emit([_sampled(text, group) for text, group in zip(prompts, groups, strict=True)])
+        emit([sampled(text, group) for text, group in zip(prompts, groups, strict=True)])
         return
-    console = _console(False)
+    console = console_for(False)
     for text, group in zip(prompts, groups, strict=True):
         console.print(f"[bold]{escape(text)}[/]", highlight=False)
         for response in group.responses:
             cut = " [dim](cut)[/]" if response.finish == "length" else ""
             console.print(f"  {escape(response.text)}{cut}", highlight=False, soft_wrap=True)
-
-
-def _sampled(prompt: str, group: Any) -> dict[str, Any]:
-    responses = [
-        {
-            "text": r.text,
-            "finish": r.finish,
-            "tokens": len(r.ids),
-            "logp": None if r.logps is None else sum(r.logps),
-        }
-        for r in group.responses
-    ]
-    return {"prompt": prompt, "responses": responses}
 
 
 @app.command()
@@ -280,30 +224,8 @@ def chat(
         max_tokens=max_tokens,
         seed=seed,
         device=device,
-        console=_console(False),
+        console=console_for(False),
     )
-
-
-def find_model(name: str, runs: Path = Path("runs")) -> Path:
-    """The folder of a model: a path, a stage's folder (its `model/`), RUN/STAGE below `runs`, or a hub name."""
-    from tiltyard.stages.base import find_path, looks_like_hub, stage_output
-
-    for candidate in (name, str(runs / name)):
-        path = find_path(candidate)
-        if path is None:
-            continue
-        model = stage_output(path)
-        inside = sorted(str(p.parent) for p in path.glob("*/model") if p.is_dir()) if model == path else []
-        if inside:
-            raise ConfigError("this is a whole run; name one of its stages", where=name, expected=", ".join(inside))
-        if model == path and (path / "done.json").exists():
-            raise ConfigError("this stage made no model", where=name)
-        return model
-    if looks_like_hub(name) and not (runs / name.partition("/")[0]).is_dir():
-        return Path(name)
-    known = [str(p.parent) for p in sorted(runs.glob("*/*/model"))]
-    fix = nearest(name, known) if known else f"no model is in {runs} yet: run a recipe first"
-    raise ModelError("there is no such model", where=name, fix=fix)
 
 
 # ------------------------------------------------------------------------------------------- stages, show, doctor
@@ -316,12 +238,12 @@ def stages(json_output: Json = False) -> None:
 
     known = load_all()
     if json_output:
-        _emit({name: stage.summary for name, stage in known.items()})
+        emit({name: stage.summary for name, stage in known.items()})
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, stage in known.items():
         table.add_row(f"[bold]{name}[/]", escape(stage.summary))
-    _console(False).print(table)
+    console_for(False).print(table)
 
 
 @app.command()
@@ -330,7 +252,7 @@ def show(kind: Annotated[str, typer.Argument(help="A kind of stage.")], json_out
     from tiltyard.stages.methods import expand, print_stage
 
     found = expand(kind)
-    _emit(found) if json_output else print_stage(found, _console(False))
+    emit(found) if json_output else print_stage(found, console_for(False))
 
 
 @app.command()
@@ -341,7 +263,7 @@ def methods(
     from tiltyard.stages.methods import compare, print_comparison
 
     rows = compare(family)
-    _emit(rows) if json_output else print_comparison(rows, _console(False))
+    emit(rows) if json_output else print_comparison(rows, console_for(False))
 
 
 @app.command()
@@ -351,9 +273,9 @@ def doctor(json_output: Json = False) -> None:
 
     checks = examine()
     if json_output:
-        _emit([check._asdict() for check in checks])
+        emit([check._asdict() for check in checks])
     else:
-        show_checks(checks, _console(False))
+        show_checks(checks, console_for(False))
     if any(check.status == "bad" for check in checks):
         raise typer.Exit(1)
 

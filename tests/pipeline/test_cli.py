@@ -149,7 +149,7 @@ def test_a_sick_doctor_and_bad_news(monkeypatch, capsys) -> None:
 
     monkeypatch.setattr("tiltyard.doctor._resources", broken)
     assert any("no luck" in check.detail for check in examine())
-    show_checks([Check("torch", "bad", "1.0, needs >=2.9", "pip install 'torch>=2.9'")], cli._console(False))
+    show_checks([Check("torch", "bad", "1.0, needs >=2.9", "pip install 'torch>=2.9'")], cli.console_for(False))
     out = capsys.readouterr().out
     assert "-> pip install 'torch>=2.9'" in out
     assert "not fit to run: torch" in out

@@ -77,7 +77,7 @@ def reward_vs_kl_png(
     panels = [("proxy", "Proxy reward", "what the reward model believes")]
     if any(curve.get("gold") is not None for curve in curves.values()):
         panels.append(("gold", "Gold reward", "the true score"))
-    figure = _figure(1, len(panels), width=5.0 if len(panels) > 1 else 7.0, height=4.3)
+    figure = blank_figure(1, len(panels), width=5.0 if len(panels) > 1 else 7.0, height=4.3)
     for ax, (key, name, meaning) in zip(figure.axes, panels, strict=True):
         for i, (run, curve) in enumerate(curves.items()):
             kl, reward = curve.get("kl"), curve.get(key)
@@ -86,9 +86,9 @@ def reward_vs_kl_png(
         ax.set_title(f"{name}: {meaning}", fontsize=10)
         ax.set_xlabel("KL to reference (nats per answer)")
         ax.set_ylabel(f"{name} (mean per answer)")
-    figure.suptitle(_literal(title), fontsize=12, fontweight="bold")
+    figure.suptitle(literal(title), fontsize=12, fontweight="bold")
     _legend(figure, list(curves), columns=4 if len(panels) > 1 else 3)
-    return _save(figure, path)
+    return save_png(figure, path)
 
 
 def curves_png(
@@ -103,7 +103,7 @@ def curves_png(
         raise DataError("there are no curves to draw")
     columns = min(3, len(metrics))
     rows = math.ceil(len(metrics) / columns)
-    figure = _figure(rows, columns, width=3.6, height=2.6)
+    figure = blank_figure(rows, columns, width=3.6, height=2.6)
     for ax in figure.axes[len(metrics) :]:
         ax.set_visible(False)
     for ax, (panel, lines) in zip(figure.axes, metrics.items(), strict=False):
@@ -113,13 +113,13 @@ def curves_png(
             y = _array(lines[name])
             x = _array(lines["step"]) if "step" in lines else np.arange(len(y), dtype=float)
             _line(ax, x, y, i, name)
-        ax.set_title(_literal(panel), fontsize=10)
+        ax.set_title(literal(panel), fontsize=10)
         ax.set_xlabel(xlabel, fontsize=8)
         ax.tick_params(labelsize=8)
         if len(names) > 1:
             ax.legend(fontsize=8, frameon=False)
-    figure.suptitle(_literal(title), fontsize=12, fontweight="bold")
-    return _save(figure, path)
+    figure.suptitle(literal(title), fontsize=12, fontweight="bold")
+    return save_png(figure, path)
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -151,7 +151,7 @@ def _path(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], i: int, labe
     window = _window(len(x), share=6)
     smooth_x, smooth_y = smooth(x, window), smooth(y, window)
     ax.plot(x, y, ".", color=colour, markersize=4, alpha=0.35, markeredgewidth=0)
-    ax.plot(smooth_x, smooth_y, color=colour, linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=_literal(label))
+    ax.plot(smooth_x, smooth_y, color=colour, linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=literal(label))
     ax.plot(smooth_x[0], smooth_y[0], "o", color="white", markeredgecolor=colour, markeredgewidth=1.8, markersize=8)
     ax.plot(smooth_x[-1], smooth_y[-1], "s", color=colour, markeredgecolor="white", markersize=9)
 
@@ -172,11 +172,12 @@ def _line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], i: int, labe
         linewidth=1.8,
         linestyle=style,
         marker=marker,
-        label=_literal(label),
+        label=literal(label),
     )
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> Figure:
+def blank_figure(rows: int, columns: int, *, width: float, height: float) -> Figure:
+    """Axes in rows and columns of `width` by `height` inches each, with the house's grid and no frame."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -197,7 +198,7 @@ def _legend(figure: Figure, runs: Sequence[str], columns: int) -> None:
         return COLOURS[i % len(COLOURS)]
 
     handles = [
-        Line2D([], [], color=colour(i), linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=_literal(run))
+        Line2D([], [], color=colour(i), linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=literal(run))
         for i, run in enumerate(runs)
     ]
     handles += [
@@ -225,12 +226,13 @@ def _window(n: int, share: int = 10) -> int:
     return 1 if n < 12 else 2 * (max(3, n // share) // 2) + 1
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Text that matplotlib shows as it is: `$` opens no formula, control characters are not drawn."""
     return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_png(figure: Figure, path: str | Path) -> Path:
+    """Writes the figure, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return write_atomic(path, buffer.getvalue())

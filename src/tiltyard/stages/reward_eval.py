@@ -1,0 +1,150 @@
+"""Measuring a reward model on labelled answers: `tiltyard eval --reward MODEL DATA`, and a stage of recipes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tiltyard.config import Settings
+from tiltyard.errors import DataError, ModelError
+from tiltyard.evaluation.reward_pairs import Pair, pairs_of, taus_of
+from tiltyard.evaluation.reward_plots import reward_png
+from tiltyard.evaluation.reward_report import RewardReport, assess
+from tiltyard.evaluation.reward_tables import findings, print_reward_report
+from tiltyard.files import atomic_write
+from tiltyard.models.language import ScalarModel
+from tiltyard.models.load import load_scalar_model
+from tiltyard.stages.base import Stage, StageContext, register, write_json
+from tiltyard.stages.data import groups_of, model_folder
+from tiltyard.stages.measure import scores_of
+from tiltyard.stages.settings import TooLong
+from tiltyard.types import Group
+
+
+class RewardEvalSettings(Settings):
+    model: Annotated[str, Field(description="the reward model: an earlier stage, a folder or a hub name")]
+    data: Annotated[str, Field(description="labelled comparisons: a file, stage/file or hub name")]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    max_length: Annotated[int, Field(ge=4, description="tokens of prompt and answer together")] = 2048
+    too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, answer right)")] = (
+        "drop"
+    )
+    pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
+    micro_tokens: Annotated[int, Field(gt=0, description="tokens scored at once; bounds memory only")] = 8192
+    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
+    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False
+
+
+def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
+    """Scores every answer and reports; writes reward_report.json, reward_report.png and, if asked, pairs.jsonl."""
+    model = trained_reward_model(context, settings)
+    if not model.packed:
+        context.console.print(f"  model: runs padded ({model.padded_reason})", markup=False, highlight=False)
+    groups = groups_of(context, "data", settings.data, "comparisons", model.chat, settings)
+    cut = _check_groups(groups, settings)
+    scores = scores_of(model, groups, settings.micro_tokens)
+    pairs = pairs_of(groups, scores)
+    report = assess(pairs, taus_of(groups, scores))
+    print_reward_report(report, context.console)
+    body = {"model": settings.model, "data": settings.data, "groups": len(groups), "answers_cut": cut}
+    path = context.folder / "reward_report.json"
+    write_json(path, {**body, "findings": findings(report), **report.to_dict()})
+    picture = reward_png(context.folder / "reward_report.png", report, title=_title(settings.model))
+    if settings.pairs:
+        _write_pairs(context.folder / "pairs.jsonl", pairs)
+    for name, file in (("report", path), ("picture", picture)):
+        context.console.print(f"{name}: {file}", markup=False, highlight=False, soft_wrap=True)
+    return {**_summary(report), "report": str(path)}
+
+
+def trained_reward_model(context: StageContext, settings: RewardEvalSettings) -> ScalarModel:
+    """The model, or an error where it gives no answer a score of its own: a ranker, or a score head of zeros.
+
+    Zeros are what a language model gets for a head when it is loaded as a reward model, and what training starts from.
+    """
+    folder = model_folder(context, settings.model)
+    model = load_scalar_model(
+        folder, device=settings.device, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code
+    )
+    if model.compares:
+        raise ModelError(
+            "a ranker reads two answers at once and scores none by itself",
+            where=settings.model,
+            expected="a model of the stage `reward`, or another sequence classifier with one output",
+            fix="name a reward model",
+        )
+    if bool(model.head.weight.any()):
+        return model
+    raise ModelError(
+        "this is no trained reward model: it would score every answer the same",
+        where=settings.model,
+        got=f"{type(model.module).__name__} without a score head, or with one that is all zeros",
+        expected="a model whose score head was trained on comparisons",
+        fix=f"train one (tiltyard train reward model={settings.model} data=...), or name the folder of a reward model",
+    )
+
+
+def _check_groups(groups: list[Group], settings: RewardEvalSettings) -> int:
+    """How many answers were cut; an error where no row holds two answers."""
+    if not any(len(group.responses) > 1 for group in groups):
+        raise DataError(
+            "there is no pair of answers to compare",
+            where=settings.data,
+            got=f"{len(groups):,} rows of one answer",
+            expected="comparisons: prompt, chosen and rejected; or prompt, responses and ranks",
+            fix="a reward model is judged on preferences; `tiltyard check DATA` says what a file holds",
+        )
+    return sum(r.finish == "length" for g in groups for r in g.responses)
+
+
+def _summary(report: RewardReport) -> dict[str, Any]:
+    """The figures that a recipe's results keep."""
+    return {
+        "pairs": report.pairs,
+        "prompts": report.prompts,
+        "tied_in_labels": report.tied_in_labels,
+        "tied_in_score": report.tied_in_score,
+        "accuracy": report.accuracy.value,
+        "accuracy_ci": report.accuracy.ci,
+        "log_loss": report.log_loss.value,
+        "calibration_error": report.ece,
+        "longer_wins": report.longer_wins.value,
+        "picks_longer": report.picks_longer.value,
+        "length_spearman": report.length_spearman,
+        **({} if report.tau is None else {"tau": report.tau.value}),
+        **{f"mean_over_{name}": breakdown.mean for name, breakdown in report.by_field.items()},
+    }
+
+
+def _write_pairs(path: Path, pairs: list[Pair]) -> None:
+    """One line a pair, ties in the labels among them; no text, so that the file can be shared."""
+    with atomic_write(path) as file:
+        for pair in pairs:
+            row = pair._asdict() | {"labels": dict(pair.labels)}
+            row["margin"] = None if math.isnan(pair.margin) else pair.margin
+            del row["prompt"]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _title(model: str) -> str:
+    """The last telling parts of a model's path."""
+    parts = [p for p in Path(model).parts if p not in ("model", "/")]
+    return "/".join(parts[-2:]) or model
+
+
+register(
+    Stage(
+        "reward_eval",
+        run,
+        RewardEvalSettings,
+        "A reward model on labelled answers: accuracy, calibration, length bias, by source; tables and a picture.",
+        refers=("model", "data"),
+        neutral=("device", "micro_tokens", "trust_remote_code"),
+    )
+)

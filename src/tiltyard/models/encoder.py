@@ -50,7 +50,11 @@ class Encoder(Trunk):
     """A transformers encoder. It has no states of a forest: a prompt's depend on the answer that is read with it."""
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
+        embeddings: Any = module.get_input_embeddings()
+        pad = getattr(embeddings, "padding_idx", None)
         super().__init__(module, chat, dtype)
+        if pad is not None and pad not in chat.stop_ids:
+            embeddings.padding_idx = pad  # here padding is computed, and must stay what it was (MobileBERT looks at it)
         self._takes_mask = "attention_mask" in inspect.signature(module.forward).parameters
         self._mixes_lengths = self._takes_mask and self._probe_lengths()
 

@@ -59,6 +59,11 @@ class Ranker:
         """For each group of two responses the logit that the first is the better one."""
         return self.logit_P(pairs).tolist()
 
+    def take_position(self) -> Position:
+        """The tally so far; counting begins anew."""
+        taken, self.position = self.position, Position()
+        return taken
+
     def logit_P(self, pairs: Sequence[Group]) -> Tensor:
         """[P] in float64; exactly the negative when the two responses change places."""
         score_P2 = self._score_P2(pairs)

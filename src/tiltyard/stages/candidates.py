@@ -1,0 +1,280 @@
+"""Candidates: a model answers each prompt n times, a scorer scores them, and pairs are made (SLiC-HF's sample-rank).
+
+`candidates.groups.jsonl` holds every group with scores and the very ids and log-probs that were sampled;
+`pairs.groups.jsonl` the pairs (better answer first) with the same ids; `pairs.jsonl` the pairs for people to read. With
+a ranker, `baselines.groups.jsonl` holds the answers that scores are measured against.
+
+Answers, pairings and scores of a prompt depend on the seed and on its place in the file alone. The work is done in
+blocks of prompts: each is appended to the files, then `progress.json` says in one move how long they are. What a kill
+left beyond that is cut off, so a run that goes on ends with the files of one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tiltyard.config import Settings
+from tiltyard.data import append_groups, read_groups
+from tiltyard.errors import DataError
+from tiltyard.files import atomic_write
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.sampling import Draws, SampleSettings, sample
+from tiltyard.scoring import BaselineScorer, Ranker, RewardScorer, RuleScorer
+from tiltyard.stages.base import Stage, StageContext, read_json, register, write_json
+from tiltyard.stages.data import model_folder, prompts_of, report
+from tiltyard.stages.evaluate import is_world
+from tiltyard.training import select
+from tiltyard.training.algorithm import Models
+from tiltyard.training.source import generator
+from tiltyard.types import Group, Prompt
+from tiltyard.world import gold
+
+Pairs = Literal["auto", "tournament", "first_round", "random", "best_worst", "all", "none"]
+
+BLOCK = 32  # prompts at a time; part of what the random numbers depend on, so no setting
+CANDIDATES, PAIRS, BASELINES = (f"{name}.groups.jsonl" for name in ("candidates", "pairs", "baselines"))
+
+
+class CandidatesSettings(Settings):
+    model: Annotated[str, Field(description="who answers: an earlier stage, a folder or a hub name")]
+    prompts: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
+    too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
+    n: Annotated[int, Field(ge=2, description="answers a prompt")] = 8
+    temperature: Annotated[float, Field(gt=0, description="of sampling [SLiC-HF, RSO]")] = 0.7
+    top_k: Annotated[int, Field(ge=0, description="most probable tokens kept; 0: all [SLiC-HF, RSO]")] = 40
+    top_p: Annotated[float, Field(gt=0, le=1, description="mass of the most probable tokens kept")] = 1.0
+    max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
+    max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
+    ranker: Annotated[str, Field(description="scored by this pairwise ranker, against one more answer a prompt")] = ""
+    reward: Annotated[str, Field(description="or scored by this reward model")] = ""
+    gold: Annotated[bool, Field(description="or scored by the embedded world's own rules")] = False
+    pairs: Annotated[
+        Pairs,
+        Field(description="how pairs are made; auto: a tournament with a ranker, else n random ones [SLiC-HF]"),
+    ] = "auto"
+    seed: Annotated[int, Field(ge=0, description="of sampling and of pairing")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
+
+    @model_validator(mode="after")
+    def _one_scorer(self) -> CandidatesSettings:
+        given = [name for name in ("ranker", "reward", "gold") if getattr(self, name)]
+        if len(given) != 1:
+            named = " and ".join(given) or "none"
+            raise ValueError(f"set exactly one of ranker, reward and gold: who scores? (set: {named})")
+        return self
+
+
+@dataclass
+class Progress:
+    """What stands in the files, in groups, and sums over it for the result."""
+
+    candidates: int = 0
+    pairs: int = 0
+    ties: int = 0
+    best: float = 0.0
+    mean: float = 0.0
+    worst: float = 0.0
+    truncated: int = 0
+    asked: int = 0
+    flips: int = 0
+    even: float = 0.0
+
+
+def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
+    """Samples, scores and pairs, a block of prompts after the other, from where an earlier attempt stopped."""
+    model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
+    prompts = prompts_of(context, settings.prompts, model.chat, settings)
+    judge = _judge(context, settings, model, prompts)
+    state = context.folder / "progress.json"
+    progress = Progress(**(read_json(state) or {}))
+    files = {CANDIDATES: progress.candidates, PAIRS: progress.pairs}
+    files |= {BASELINES: progress.candidates} if settings.ranker else {}
+    for name, groups in files.items():
+        _cut(context.folder / name, groups)
+    if progress.candidates:
+        report(context, "goes on", [f"{progress.candidates:,} of {len(prompts):,} prompts are done"])
+    for first in range(progress.candidates, len(prompts), BLOCK):
+        block = judge.block(prompts[first : first + BLOCK], first)
+        for name in files:
+            append_groups(context.folder / name, getattr(block, name.partition(".")[0]))
+        _count(progress, block, judge)
+        write_json(state, asdict(progress))
+        done, total = progress.candidates, len(prompts)
+        report(context, "candidates", [f"{done:,} of {total:,} prompts, {progress.pairs:,} pairs"])
+    _write_rows(context.folder)
+    result = _result(progress, settings)
+    spread = ", ".join(f"{key} {result[f'score_{key}']:.3f}" for key in ("best", "mean", "worst"))
+    report(context, "scores", [f"{spread}; {result['truncated']:.0%} of the answers were cut"])
+    return result
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What some consecutive prompts gave."""
+
+    candidates: list[Group]
+    pairs: select.Selected
+    baselines: list[Group]
+
+
+@dataclass
+class _Judge:
+    """How the prompts of a block become scored groups and pairs."""
+
+    settings: CandidatesSettings
+    name: str
+    model: LanguageModel
+    score: Callable[[Any, list[Group]], list[Group]] | None
+    ranker: Ranker | None
+
+    def block(self, prompts: Sequence[Prompt], first: int) -> _Block:
+        """The block that begins at place `first`, in the order of the prompts."""
+        asked = self.settings
+        groups = [
+            replace(group, origin=f"{self.name}:{first + i + 1}")
+            for i, group in enumerate(self._sampled(prompts, asked.n, 2, first))
+        ]
+        baselines: list[Group] = []
+        if self.ranker is not None:
+            baselines = self._sampled(prompts, 1, 3, first)
+            groups = BaselineScorer(self.ranker, [g.responses[0] for g in baselines])(None, groups)
+        elif self.score is not None:
+            groups = self.score(Models(policy=self.model), groups)
+        return _Block(groups, self._pairs(groups, generator(asked.seed, 4, first)), baselines)
+
+    def _sampled(self, prompts: Sequence[Prompt], n: int, stream: int, first: int) -> list[Group]:
+        asked = self.settings
+        law = SampleSettings(asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, max_rows=asked.max_rows)
+        # drawn for a whole block also where the prompts end before it: how many follow changes no answer
+        draws = Draws(generator(asked.seed, stream, first), BLOCK, n, range(len(prompts)))
+        return sample(self.model, prompts, n, law, draws=draws)
+
+    def _pairs(self, groups: list[Group], chance: Any) -> select.Selected:
+        how, compare = self.settings.pairs, self.ranker or select.by_scores
+        if how == "auto":
+            how = "tournament" if self.ranker is not None else "random"
+        if how == "tournament":
+            return select.tournament(groups, compare, chance)
+        if how == "first_round":
+            return select.first_round(groups, compare, chance)
+        if how == "random":
+            return select.random_pairs(groups, self.settings.n, chance, compare)
+        if how == "best_worst":
+            return select.best_worst(groups, chance)
+        return select.all_pairs(groups, compare) if how == "all" else select.Selected()
+
+
+def _judge(context: StageContext, settings: CandidatesSettings, model: LanguageModel, prompts: list[Prompt]) -> _Judge:
+    common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
+    judge = _Judge(settings, context.name, model, None, None)
+    if settings.ranker:
+        judge.ranker = Ranker(load_scalar_model(model_folder(context, settings.ranker), **common))
+    elif settings.reward:
+        judge.score = RewardScorer(load_scalar_model(model_folder(context, settings.reward), **common))
+    else:
+        if odd := [p for p in prompts if not is_world(Group(p, ()))]:
+            raise DataError(
+                "gold scores belong to the embedded world, and these prompts are not about it",
+                where=settings.prompts,
+                got=f"{len(odd):,} prompts without its facts, such as {odd[0].id or odd[0].messages or odd[0].text}",
+                expected="prompts that the stage `world` wrote (world/prompts.jsonl)",
+                fix="name a ranker or a reward model instead of gold",
+            )
+        judge.score = RuleScorer(lambda prompt, response: gold(prompt.meta, response.text).total)
+    return judge
+
+
+def _count(progress: Progress, block: _Block, judge: _Judge) -> None:
+    """Adds a block to what stands in the files."""
+    progress.candidates += len(block.candidates)
+    progress.pairs += len(block.pairs)
+    progress.ties += block.pairs.dropped
+    for group in block.candidates:
+        scores = select.scores_of(group)
+        progress.best += max(scores)
+        progress.mean += sum(scores) / len(scores)
+        progress.worst += min(scores)
+        progress.truncated += sum(r.finish == "length" for r in group.responses)
+    if judge.ranker is not None:
+        position = judge.ranker.take_position()
+        progress.asked += position.asked
+        progress.flips += position.flips
+        progress.even += position.even
+
+
+def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
+    prompts = max(1, progress.candidates)
+    found: dict[str, Any] = {
+        "prompts": progress.candidates,
+        "candidates": progress.candidates * settings.n,
+        "pairs": progress.pairs,
+        "ties": progress.ties,
+        "score_best": progress.best / prompts,
+        "score_mean": progress.mean / prompts,
+        "score_worst": progress.worst / prompts,
+        "truncated": progress.truncated / (prompts * settings.n),
+    }
+    if progress.asked:
+        found["position_bias"] = progress.even / progress.asked
+        found["position_flips"] = progress.flips / progress.asked
+    return found
+
+
+def _cut(path: Path, lines: int) -> None:
+    """Leaves the first `lines` lines of a file of groups; an empty file where nothing is done yet."""
+    with contextlib.ExitStack() as stack:
+        left: Iterable[bytes] = stack.enter_context(path.open("rb")) if path.exists() else ()
+        whole = (line for line in itertools.islice(left, lines) if line.endswith(b"\n"))
+        file = stack.enter_context(atomic_write(path, "wb"))
+        found = 0
+        for line in whole:
+            file.write(line)
+            found += 1
+        if found < lines:
+            raise DataError(
+                "the file is shorter than the progress that was noted",
+                where=str(path),
+                got=f"{found:,} groups",
+                expected=f"{lines:,}",
+                fix="remove the stage's folder and run it anew",
+            )
+
+
+def _write_rows(folder: Path) -> None:
+    """The pairs as rows that `data` and `tiltyard check` read. An answer without words is no row: readers refuse it."""
+    with atomic_write(folder / "pairs.jsonl") as file:
+        for pair in read_groups(folder / PAIRS):
+            texts = [r.text for r in pair.responses]
+            if not all(text.strip() for text in texts):
+                continue
+            prompt = pair.prompt
+            asked = prompt.text if prompt.messages is None else [m._asdict() for m in prompt.messages]
+            row: dict[str, Any] = {"id": prompt.id, "prompt": asked, "chosen": texts[0], "rejected": texts[1]}
+            if pair.scores is not None:
+                row |= dict(zip(("score_chosen", "score_rejected"), pair.scores, strict=True))
+            file.write(json.dumps(row | {"origin": pair.origin, "meta": dict(prompt.meta)}, ensure_ascii=False) + "\n")
+
+
+register(
+    Stage(
+        "candidates",
+        run,
+        CandidatesSettings,
+        "A model answers each prompt n times; a ranker, a reward model or the world scores, and pairs are made.",
+        refers=("model", "prompts", "ranker", "reward"),
+        neutral=("device", "max_rows"),
+    )
+)

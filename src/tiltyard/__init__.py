@@ -11,15 +11,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tiltyard.algorithms import ppo, pretrain, reward_model, sft
+    from tiltyard.algorithms import mlm, ppo, pretrain, reward_model, sft
     from tiltyard.data import Chat, load_groups, load_prompts, plain_texts, train_tokenizer
     from tiltyard.errors import TiltyardError
+    from tiltyard.models.encoder import MaskedModel
     from tiltyard.models.language import LanguageModel, ScalarModel
     from tiltyard.models.load import (
         from_scratch,
         frozen_copy,
         load_language_model,
+        load_masked_model,
         load_scalar_model,
+        masked_from_scratch,
         save_model,
         scalar_from,
         value_from,
@@ -35,15 +38,18 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "tiltyard.algorithms": ("ppo", "pretrain", "reward_model", "sft"),
+    "tiltyard.algorithms": ("mlm", "ppo", "pretrain", "reward_model", "sft"),
     "tiltyard.data": ("Chat", "load_groups", "load_prompts", "plain_texts", "train_tokenizer"),
     "tiltyard.errors": ("TiltyardError",),
+    "tiltyard.models.encoder": ("MaskedModel",),
     "tiltyard.models.language": ("LanguageModel", "ScalarModel"),
     "tiltyard.models.load": (
         "from_scratch",
         "frozen_copy",
         "load_language_model",
+        "load_masked_model",
         "load_scalar_model",
+        "masked_from_scratch",
         "save_model",
         "scalar_from",
         "value_from",
@@ -63,6 +69,7 @@ __all__ = [
     "Chat",
     "Group",
     "LanguageModel",
+    "MaskedModel",
     "Message",
     "Models",
     "Offline",
@@ -82,8 +89,11 @@ __all__ = [
     "frozen_copy",
     "load_groups",
     "load_language_model",
+    "load_masked_model",
     "load_prompts",
     "load_scalar_model",
+    "masked_from_scratch",
+    "mlm",
     "offline",
     "online",
     "plain_texts",

@@ -18,9 +18,12 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     shape = _shape(method, context, settings)
     answers = settings.n if method.online else None
     longest = settings.max_prompt + settings.n * settings.max_tokens if method.online else settings.max_length
+    packed = "packed (prompt once a group, no padding)"
+    if "encoder" in method.trains:
+        packed = "(and the padding of texts of like length: an encoder is not packed)"
     lines = [
         f"groups a step: {settings.batch}" + (f" prompts x {answers} answers" if answers else ""),
-        f"tokens a step: at most {settings.batch * longest:,} packed (prompt once a group, no padding)",
+        f"tokens a step: at most {settings.batch * longest:,} {packed}",
         f"micro-batch: at most {settings.micro_tokens:,} tokens, so about "
         f"{max(1, -(-settings.batch * longest // settings.micro_tokens))} a pass at full length",
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),

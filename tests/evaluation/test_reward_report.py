@@ -231,6 +231,8 @@ def test_a_model_that_only_counts_tokens_is_found_out() -> None:
     mirrored = assess([pair(-0.125 * n, longer=n, at=i) for i, n in enumerate(lengths)])
     assert mirrored.length_spearman == pytest.approx(-1)
     assert mirrored.accuracy.value == pytest.approx(1 - report.accuracy.value)
+    assert any("lean to short" in line for line in findings(mirrored))
+    assert any("worse than preferring the longer" in line for line in findings(mirrored))
 
 
 def test_correlations_are_those_of_every_pair_taken_both_ways() -> None:
@@ -261,7 +263,7 @@ def test_lengths_fall_into_one_bin_each(sizes) -> None:
         high = float(words[5].replace("more", "inf")) if len(words) > 4 else low
         inside = [n for n in sizes if (n == 0 if sign == 0 else low <= sign * n <= high)]
         assert row.accuracy.n == len(inside) > 0
-        assert row.longer_wins.value == (sign + 1) / 2
+        assert row.longer_wins == (sign + 1) / 2
 
 
 # --------------------------------------------------------------------------------------------------------- breakdowns

@@ -44,13 +44,14 @@ def reward_png(path: str | Path, report: RewardReport, *, title: str = "Reward m
         ax.set_visible(False)
     _reliability(axes[0], report.reliability, report.ece)
     for ax, (heading, shown) in zip(axes[1:], panels, strict=False):
-        _rows(ax, shown, report.accuracy, rule=shown is not report.by_length)
+        below = None if shown is report.by_length else 0.2 * len(shown) / max(7, longest)
+        _rows(ax, shown, report.accuracy, below)
         ax.set_title(literal(heading), fontsize=10)
     if panels:
         found = {name: h for ax in axes[1:count] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=len(found), frameon=False)
     summary = f"accuracy {_share(report.accuracy)} on {report.pairs:,} pairs of {report.prompts:,} prompts"
-    figure.suptitle(f"{literal(plain(title))}: {summary}", fontsize=12, fontweight="bold")
+    figure.suptitle(f"{literal(plain(title))}:{' ' if panels else chr(10)}{summary}", fontsize=12, fontweight="bold")
     return save_png(figure, path)
 
 
@@ -71,8 +72,8 @@ def _reliability(ax: Axes, bins: Sequence[Reliability], ece: float) -> None:
     ax.legend(loc="lower right", frameon=False, fontsize=8)
 
 
-def _rows(ax: Axes, rows: Sequence[Row], overall: Estimate, *, rule: bool) -> None:
-    """One line a row, the first at the top; below it the rule of length, where that is not given by the label."""
+def _rows(ax: Axes, rows: Sequence[Row], overall: Estimate, below: float | None) -> None:
+    """One line a row, the first at the top, and `below` it the rule of length, where the label does not say it."""
     y = np.arange(len(rows))[::-1]
     accuracies = [row.accuracy for row in rows]
     x = [a.value for a in accuracies]
@@ -87,10 +88,12 @@ def _rows(ax: Axes, rows: Sequence[Row], overall: Estimate, *, rule: bool) -> No
         elinewidth=1.3,
         label="accuracy of the reward model",
     )
-    if rule:
-        wins, below = [row.longer_wins.value for row in rows], y - 0.2
+    if below is not None:
+        wins = [row.longer_wins for row in rows]
         edge = COLOURS[1]
-        ax.plot(wins, below, "s", label='accuracy of "longer is better"', mfc="white", mec=edge, markersize=5, zorder=4)
+        ax.plot(
+            wins, y - below, "s", label='accuracy of "longer is better"', mfc="white", mec=edge, markersize=5, zorder=4
+        )
     ax.set_yticks(y, [f"{_short(row.label)}  ({row.accuracy.n:,})" for row in rows], fontsize=8)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.set_xlim(-0.03, 1.03)

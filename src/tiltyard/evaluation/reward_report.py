@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     label: str
     accuracy: Estimate
-    longer_wins: Estimate
+    longer_wins: float
 
 
 class Breakdown(NamedTuple):
@@ -205,7 +205,7 @@ class _Rows:
 
     def row(self, label: str, where_P: NDArray[np.bool_]) -> Row:
         names = None if self.clusters is None else [c for c, w in zip(self.clusters, where_P, strict=True) if w]
-        return Row(label, rate_ci(self.right_P[where_P], names), rate_ci(self.rule_P[where_P], names))
+        return Row(label, rate_ci(self.right_P[where_P], names), float(self.rule_P[where_P].mean()))
 
     def by_margin(self, margin_P: Floats) -> list[Row]:
         """Equally full bins of the margins that are known."""
@@ -216,7 +216,9 @@ class _Rows:
         found = []
         for number, part in enumerate(bins, 1):
             below_P = margin_P <= part.high if number == len(bins) else margin_P < part.high
-            found.append((part.label, known_P & (margin_P >= part.low) & below_P))
+            to = f"{'' if number == len(bins) else '<'}{part.high:.3g}"
+            label = f"{part.low:.3g}" if part.low == part.high else f"{part.low:.3g} to {to}"
+            found.append((label, known_P & (margin_P >= part.low) & below_P))
         return [self.row(label, where_P) for label, where_P in found if where_P.any()]
 
     def by_length(self, longer_P: Floats) -> list[Row]:

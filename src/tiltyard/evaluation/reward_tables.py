@@ -112,7 +112,7 @@ def _rows(name: str, rows: Sequence[Row], style: box.Box, *, rule: bool) -> Tabl
     if len(rows) > MOST:
         rows = sorted(rows, key=lambda row: -row.accuracy.n)[:MOST]
     for row in rows:
-        also = [Text(f"{row.longer_wins.value:.1%}")] if rule else []
+        also = [Text(f"{row.longer_wins:.1%}")] if rule else []
         label = " ".join(plain(row.label).split())
         table.add_row(Text(label), Text(_percent(row.accuracy)), *also, Text(f"{row.accuracy.n:,}"))
     return table

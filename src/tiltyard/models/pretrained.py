@@ -67,6 +67,7 @@ def preset_shape(name: str) -> tuple[int, int, int, int, int]:
 
 
 def resolve(source: str | Path, wanted: str = "config.json") -> str:
+    """The folder that holds a model's files (of a stage's folder: its `model/`), or a hub name as it was given."""
     path = Path(source).expanduser()
     if path.exists():
         inner = path / "model"  # a stage's folder has a config.json of its own, which is not a model's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -29,7 +30,8 @@ def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Ch
     path = context.resolve(source, want="")
     max_length = _within(context, "max_length", settings.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
-        return _sampled_groups(context, key, path, max_length, chat)
+        limit = getattr(settings, "limit", 0)
+        return _sampled_groups(context, key, path, max_length, chat, limit)
     groups, told = load_groups(
         path,
         kind,
@@ -43,13 +45,15 @@ def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Ch
     return groups
 
 
-def _sampled_groups(context: StageContext, key: str, path: Path, max_length: int, chat: Chat) -> list[Group]:
+def _sampled_groups(
+    context: StageContext, key: str, path: Path, max_length: int, chat: Chat, limit: int
+) -> list[Group]:
     """The groups of a file of records; too long ones are dropped and counted.
 
     Ids are kept as sampled where this model's tokenizer and template make the same of the texts. Where others made
     them, all are made again: read as they are, they would be other words.
     """
-    every = list(read_groups(path))
+    every = list(islice(read_groups(path), limit or None))
     foreign = _foreign(chat, every)
     every = [in_tokens_of(chat, g) for g in every] if foreign else every
     groups = [g for g in every if len(g.prompt.ids) + max(len(r.ids) for r in g.responses) <= max_length]

@@ -58,7 +58,8 @@ class PairSettings(Settings):
 
 class LabelSettings(Settings):
     good_from: Annotated[
-        float | None, Field(description="answers with at least this score are good; empty: rows are labelled 1 and 0")
+        float | Literal["best"] | None,
+        Field(description="answers with at least this score are good, or those ranked best; empty: rows say so"),
     ] = None
 
 

@@ -87,13 +87,16 @@ def as_pairs(context: StageContext, key: str, groups: list[Group], how: str, see
     return pairs
 
 
-def labelled(group: Group, good_from: float) -> Group:
-    """Scores turned into labels: at least `good_from` is good."""
-    if group.scores is None:
+def labelled(group: Group, good_from: float | str) -> Group:
+    """Scores turned into labels, at least `good_from` being good; or ranks, the best alone being good."""
+    if good_from == "best" and group.ranks is not None:
+        return replace(group, scores=tuple(float(k == min(group.ranks)) for k in group.ranks))
+    if group.scores is None or isinstance(good_from, str):
         raise DataError(
-            "good_from compares scores and this row has none",
+            "good_from compares what this row does not have",
             where=group.origin or group.prompt.id,
-            expected="scores, one a response",
+            got="no scores" if group.scores is None else "no ranks",
+            expected="scores for a number, ranks for good_from=best",
             fix="leave good_from out where the rows are labelled already",
         )
     return replace(group, scores=tuple(float(s >= good_from) for s in group.scores))
@@ -115,7 +118,7 @@ def attach_reference(method: Method, context: StageContext, settings: Any, model
         done = "computed" if cache.fresh else "found on disk"
         report(context, "reference", [f"log-probs of {len(cache.rows):,} groups {done}; no reference in memory"])
         return
-    if settings.ref:
+    if getattr(settings, "ref", ""):
         models.ref = load_language_model(model_folder(context, settings.ref), **_common(settings))
         models.ref.module.requires_grad_(False)
     else:

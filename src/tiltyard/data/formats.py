@@ -3,7 +3,7 @@
 | kind | fields |
 |---|---|
 | text | `text`, or `messages` taken as a document |
-| demonstrations | `prompt` + `completion`, or `messages` that end with an answer |
+| demonstrations | `prompt` + `completion` (or `chosen`, for the pairs of comparisons), or `messages` that end with an answer |
 | comparisons | `prompt` + `chosen` + `rejected`; `chosen` + `rejected` as transcripts or message lists; `prompt` + `responses` + `scores`, `ranks` and/or `shares`; a pair may have `p_chosen` |
 | labelled | `prompt` + `completion` + `label` (true: good); `prompt` + `responses` + `labels`; a pair: chosen is good |
 | prompts | `prompt`, or `messages` that end with a question |
@@ -88,10 +88,12 @@ def _text(row: Row) -> Group:
 def _demonstration(row: Row) -> Group:
     if "prompt" in row.value or "completion" in row.value:
         messages = _prompt_field(row, "demonstrations")
-        if "completion" not in row.value:
+        key = "completion" if "completion" in row.value else "chosen"
+        if key not in row.value:
             raise lacks(row, "completion", "demonstrations")
-        answer = _answer_field(row, "completion", messages)
-        return _group(row, messages, (answer,), ("prompt", "completion"))
+        answer = _answer_field(row, key, messages)
+        used = ("prompt", "completion") if key == "completion" else ("prompt", "chosen", "rejected", "p_chosen")
+        return _group(row, messages, (answer,), used)
     if "messages" not in row.value:
         raise lacks(row, "prompt", "demonstrations")
     turns = messages_field(row, "messages")

@@ -149,7 +149,7 @@ def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------------- the registry
 
 STAGES: dict[str, Stage] = {}
-MODULES: tuple[str, ...] = ("world", "train", "label", "candidates", "evaluate", "reward_eval")
+MODULES: tuple[str, ...] = ("world", "clean", "train", "label", "candidates", "evaluate", "reward_eval")
 
 
 def register(stage: Stage) -> Stage:

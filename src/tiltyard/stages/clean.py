@@ -1,0 +1,48 @@
+"""Cleaned data as a stage, so that a recipe shows what was taken out before anything was trained on it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tiltyard.config import Settings
+from tiltyard.data import read_rows
+from tiltyard.data.clean import clean_rows
+from tiltyard.errors import DataError
+from tiltyard.files import atomic_write
+from tiltyard.stages.base import Stage, StageContext, register
+
+
+class CleanSettings(Settings):
+    data: Annotated[
+        str, Field(description="demonstrations, comparisons or labelled rows: a file, stage/file, hub name")
+    ]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    max_prompts: Annotated[
+        int, Field(ge=0, description="an answer given to more different prompts than this is taken out; 0 keeps it")
+    ] = 20
+
+
+def run(context: StageContext, settings: CleanSettings) -> dict[str, Any]:
+    """Writes rows.jsonl and says what is not in it."""
+    rows = list(read_rows(context.resolve(settings.data, want=""), split=settings.split or None))
+    found = clean_rows(rows, settings.max_prompts)
+    if not found.rows:
+        raise DataError(
+            "nothing is left", where=settings.data, got=f"{len(rows):,} rows, all dropped", fix="raise max_prompts"
+        )
+    with atomic_write(context.folder / "rows.jsonl") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+    say = [f"{len(found.rows):,} of {len(rows):,} rows kept"]
+    say += [f"{count:,} dropped: {reason}" for reason, count in sorted(found.dropped.items())]
+    say += [f"answer to {prompts:,} prompts: {start!r}..." for start, prompts in found.repeated[:5]]
+    for line in say:
+        context.console.print(f"  {line}", markup=False, highlight=False)
+    return {"rows": len(found.rows), "read": len(rows), "dropped": found.dropped, "repeated": len(found.repeated)}
+
+
+register(
+    Stage("clean", run, CleanSettings, "Data without answers given to everything and without repetitions.", ("data",))
+)

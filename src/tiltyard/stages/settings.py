@@ -52,7 +52,9 @@ class RewardSettings(Settings):
 class PairSettings(Settings):
     pairs: Annotated[
         Literal["given", "all", "best_worst"],
-        Field(description="rows of more than two answers: refuse them, all their untied pairs, or best against worst"),
+        Field(
+            description="rankings: as they are (refused by methods for pairs), all their pairs, or best against worst"
+        ),
     ] = "given"
 
 
@@ -124,7 +126,7 @@ def _offline_parts(method: Method) -> list[tuple[type[Settings], bool]]:
     needs_ref = "ref" in method.frozen
     return [
         (RewardSettings, method.pointwise),
-        (PairSettings, method.shape == "pair"),
+        (PairSettings, method.eats == "comparisons" and method.encode is None),
         (LabelSettings, method.eats == "labelled"),
         (RefSettings, needs_ref and method.samples == "no"),
         (RefCacheSettings, needs_ref and "ref" in method.cached),

@@ -71,7 +71,7 @@ def data_groups(method: Method, context: StageContext, key: str, source: str, se
     """Groups of a file in the shape that the method takes: rankings cut into pairs, scores turned into labels."""
     groups = groups_of(context, key, source, method.eats, chat, settings)
     groups = rewritten(context, key, method.encode, groups, chat, settings)
-    if method.shape == "pair" and settings.pairs != "given":
+    if getattr(settings, "pairs", "given") != "given":
         groups = as_pairs(context, key, groups, settings.pairs, settings.seed)
     if method.eats == "labelled" and settings.good_from is not None:
         groups = [labelled(g, settings.good_from) for g in groups]

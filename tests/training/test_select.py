@@ -165,6 +165,17 @@ def test_a_perfect_judge_finds_the_best(n: int) -> None:
             assert sum(g.responses[0].text == winner for g in games) == n.bit_length() - 1
 
 
+def test_who_meets_whom_is_drawn() -> None:
+    values = dict(zip("wxyz", (3.0, 2.0, 1.0, 0.0), strict=True))
+    games = select.tournament([group("wxyz", values)] * 6000, select.by_scores, generator(8))
+    first = [g for g in games if "tournament.1" in g.origin and g.responses[0].text == "w"]
+    agrees(Counter(g.responses[1].text for g in first), dict.fromkeys("xyz", 1 / 3))
+    # of three, each has the bye with the same chance: then the first game is that of the other two
+    three = select.tournament([group("xyz", values)] * 6000, select.by_scores, generator(9))
+    opened = ["".join(sorted(r.text for r in g.responses)) for g in three if "tournament.1" in g.origin]
+    agrees(Counter(opened), dict.fromkeys(("xy", "xz", "yz"), 1 / 3))
+
+
 def test_the_judge_decides_not_the_scores() -> None:
     found = select.tournament([group("abc")], lambda pairs: [-x for x in select.by_scores(pairs)], generator(3))
     assert {g.responses[1].text for g in found} == {"b", "c"}

@@ -57,7 +57,8 @@ def kto_B(
     r is the summed log-ratio to the reference, `kl` the reference point z >= 0 (a constant: no gradient flows into it).
     """
     sign_B = 2 * label_B - 1
-    weight_B = torch.where(label_B > 0, desirable, undesirable)
+    # not torch.where of two numbers, which would round them to float32
+    weight_B = torch.full_like(log_ratio_B, undesirable).masked_fill(label_B > 0, desirable)
     return weight_B * torch.sigmoid(-sign_B * beta * (log_ratio_B - kl.detach()))
 
 

@@ -202,8 +202,9 @@ class _Loop:
         algorithm = self.algorithm
         self.optimizer.zero_grad(set_to_none=True)  # whatever a caller's own backward pass may have left
         everyone, count = self._backward(minibatch, algorithm.loss, algorithm.reduce, algorithm.temperature)
+        alone = _norm([p.grad for p in self.parameters]) if algorithm.extra else 0.0
         for side in algorithm.extra:
-            self._side(side, step * algorithm.epochs * algorithm.minibatches + place)
+            self._side(side, step * algorithm.epochs * algorithm.minibatches + place, alone)
         if count == 0 and not algorithm.extra:
             return  # nothing in this minibatch says anything (all groups tied)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
@@ -235,22 +236,25 @@ class _Loop:
             parallel.sum_gradients(self.parameters)
         return float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
 
-    def _side(self, side: Side, number: int) -> None:
-        """A side term of the optimiser step with this number; its gradient is measured alone, then added."""
+    def _side(self, side: Side, number: int, alone: float) -> None:
+        """A side term of the optimiser step with this number; its gradient is measured by itself, then added.
+
+        `alone`: the norm of the method's own gradient, without any side term.
+        """
         own = [p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
         draw = side.source(self.models, number)
         batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
         loss, count = self._backward(batch, side.loss, side.reduce, 1.0, side.weight, f"{side.name}_")
-        main, aside = (_norm(grads) for grads in (own, [p.grad for p in self.parameters]))
+        aside = _norm([p.grad for p in self.parameters])
         for p, before in zip(self.parameters, own, strict=True):
             if before is not None:
                 p.grad = before if p.grad is None else p.grad.add_(before)
         if parallel.is_main() and count:
             self._add({f"{side.name}_loss": (loss, count)})
-            if main > 0:
-                self._add({f"{side.name}_grad_ratio": (aside / main, 1.0)})
+            if alone > 0:
+                self._add({f"{side.name}_grad_ratio": (aside / alone, 1.0)})
 
     def _not_finite(self, batch: Batch, step: int, loss: float, norm: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)

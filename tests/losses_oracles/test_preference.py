@@ -1,12 +1,14 @@
 """Losses of direct alignment: closed-form values and gradients (methods 4.1-4.5 and the papers named there)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from tiltyard.algorithms import click, cpo, dpo, ipo, kto, orpo, rrhf, simpo, slic
+from tiltyard.data import Row, parse_row
 from tiltyard.losses.preference import kto_B, likelihood_rank, log_odds, rank_hinge_G
 from tiltyard.types import Group
 
@@ -240,6 +242,28 @@ def test_rrhf_of_a_single_answer_is_its_likelihood_and_shares_it_among_the_best(
     same(lone.loss(THETA), -logp[2], 1e-14)
     two = World(rrhf(SOURCE, rank_weight=0), REF, [Group(ASK, answers(0, 1, 2), ranks=(1, 1, 2))])
     same(two.loss(THETA), -(logp[0] + logp[1]) / 2, 1e-14)
+
+
+@pytest.mark.parametrize("name", ["cube", "exp", "tiny steps", "places"])
+def test_rrhf_knows_the_order_of_rewards_and_nothing_else(name: str) -> None:
+    """Any increasing map of the scores in the row leaves loss and gradient bitwise as they were; a decreasing not."""
+    scores = [1.0, 0.2, 0.8, 0.2, -3.0]
+    change = {
+        "cube": lambda x: x**3,
+        "exp": math.exp,
+        "tiny steps": lambda x: 5 + 1e-9 * x,
+        "places": lambda x: sorted(set(scores)).index(x),
+    }[name]
+
+    def world(values: list[float]) -> World:
+        row = Row({"prompt": "?", "responses": list("abcde"), "scores": values}, "x.jsonl:1")
+        group = parse_row(row, "comparisons")
+        return World(rrhf(SOURCE), REF, [replace(group, prompt=ASK, responses=answers(*range(K)))])
+
+    before, after = world(scores), world([change(x) for x in scores])
+    assert torch.equal(before.loss(THETA), after.loss(THETA))
+    assert torch.equal(before.slope(THETA), after.slope(THETA))
+    assert not torch.equal(before.loss(THETA), world([-x for x in scores]).loss(THETA))
 
 
 # --------------------------------------------------------------------------------------------------------------- CLICK

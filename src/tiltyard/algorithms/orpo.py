@@ -21,8 +21,8 @@ from tiltyard.training.labels import Preferred
     tuned="Hong et al. 2024 (learning rate)",
     formula="-log pi(chosen)/|chosen| + lam * -log sigmoid(log odds(chosen) - log odds(rejected)),\n"
     "odds = P/(1-P),  P = exp(log pi(y)/|y|)",
-    oracle="gradient of the odds term: -sigmoid(-d) (grad s_w/(1-P_w) - grad s_l/(1-P_l)), s = log pi/|y|, d = log odds "
-    "ratio; no pi*: it is SFT at lam = 0",
+    oracle="gradient of the odds term: -sigmoid(-d) (grad s_w/(1-P_w) - grad s_l/(1-P_l)), s = log pi/|y|, d the "
+    "difference of log odds; no pi*: it is SFT at lam = 0",
     paper="Hong et al. 2024, eq. 6-7",
     watch="The odds term is small beside the likelihood term: accuracy moves slowly. It starts from a base model as "
     "well as from an SFT model.",

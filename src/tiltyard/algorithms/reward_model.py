@@ -14,10 +14,11 @@ from tiltyard.algorithms.base import method
 from tiltyard.algorithms.direct import rankings_of
 from tiltyard.errors import ConfigError
 from tiltyard.losses.labels import Noise
-from tiltyard.losses.reward import accuracy_G, best_loss_G, kwise_loss_G, listwise_loss_G
+from tiltyard.losses.reward import accuracy_G, best_loss_G, kwise_loss_G, listwise_loss_G, pairs_G
 from tiltyard.training.algorithm import Algorithm, Forward, Mean, Source
 from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.labels import Grades, Ranked
+from tiltyard.training.prepare import total
 
 Form = Literal["pairs", "listwise", "best"]
 
@@ -57,8 +58,9 @@ class Comparison:
             loss_G = listwise_loss_G(score_B, batch["rank_B"], *where)
         else:
             loss_G = best_loss_G(score_B, best_share_B(batch), *where)
-        right_G = accuracy_G(score_B.detach(), batch["rank_B"], *where) * batch["ranked_G"]
-        metrics: Metrics = {"accuracy": (float(right_G.sum()), float(batch["ranked_G"].sum()))}
+        # soft labels may be equal: such a group is learnt from, and has no right order to be measured by
+        sided_G = pairs_G(batch["rank_B"], *where) > 0
+        metrics: Metrics = {"accuracy": total(accuracy_G(score_B.detach(), batch["rank_B"], *where)[sided_G])}
         metrics["model_score"] = (float(score_B.detach().sum()), float(forest.B))
         return loss_G, metrics
 

@@ -18,7 +18,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
 from tiltyard.models import attention
 from tiltyard.models.forest import Forest, plant
-from tiltyard.models.logp import token_logp
+from tiltyard.models.logp import CHUNK_ELEMENTS, MIN_ROWS, token_logp
 from tiltyard.types import Group, Prompt, Response
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -235,6 +235,41 @@ class LanguageModel(Trunk):
         log_R = torch.log_softmax(logits_R.to(wide) / temperature, -1)
         logp_R = log_R.gather(-1, forest.target_R[:, None])[:, 0]
         return logp_R, -(log_R.exp() * log_R).sum(-1) if entropy else None
+
+    def logp_and_rival_R(self, forest: Forest, k: int, draw_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs [R] of the response tokens, and of one rival each, from one pass of the trunk.
+
+        The rival is drawn from the softmax over the k most likely tokens other than the response's own, by the uniform
+        number `draw_R`; which it is carries no gradient, its log-prob does (Adolphs et al. 2022).
+        """
+        if self.packed:
+            hidden_R = self.hidden_T(forest).index_select(0, forest.predictor_R)
+            cap, scale = self._transform()
+            rows = max(MIN_ROWS, CHUNK_ELEMENTS // self.vocab_size)
+            parts = zip(hidden_R.split(rows), forest.target_R.split(rows), draw_R.split(rows), strict=True)
+            with torch.no_grad():
+                rival_R = torch.cat([rivals_of(self.logits(h), target, k, u) for h, target, u in parts])
+            weights = (self.head.weight, self.head.bias)
+            logp_R, _ = token_logp(hidden_R, *weights, forest.target_R, softcap=cap, scale=scale)
+            rival_logp_R, _ = token_logp(hidden_R, *weights, rival_R, softcap=cap, scale=scale)
+            return logp_R, rival_logp_R
+        logits_T = self._padded(forest, lambda **kw: self.module(**kw).logits)
+        logits_R = logits_T.index_select(0, forest.predictor_R)
+        log_R = torch.log_softmax(logits_R.to(torch.promote_types(logits_R.dtype, torch.float32)), -1)
+        rival_R = rivals_of(log_R.detach(), forest.target_R, k, draw_R)
+        return tuple(log_R.gather(-1, x[:, None])[:, 0] for x in (forest.target_R, rival_R))  # type: ignore[return-value]
+
+
+def rivals_of(logits_R: Tensor, target_R: Tensor, k: int, draw_R: Tensor) -> Tensor:
+    """Ids [rows] of one of the k likeliest tokens other than the target, drawn by their softmax."""
+    top = logits_R.topk(min(k + 1, logits_R.shape[-1]), -1)
+    own = top.indices == target_R[:, None]
+    own[:, -1] |= ~own.any(-1)  # a target that is not among them: the last one is one too many
+    weights = torch.softmax(top.values.masked_fill(own, -torch.inf).double(), -1)
+    place = (weights.cumsum(-1) <= draw_R.double()[:, None]).sum(-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
+    # rounding may leave the sum of the weights a little below 1: never the target itself
+    place = torch.where(own.gather(-1, place), weights.argmax(-1, keepdim=True), place)
+    return top.indices.gather(-1, place)[:, 0]
 
 
 class ScalarModel(Trunk):

@@ -24,7 +24,7 @@ from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
 from tiltyard.training.batch import RECORDS, Batch, Metrics
 from tiltyard.types import Group
 
-FORWARD = ("logp_R", "logp_B", "entropy_R", "value_R", "model_score_B", "cloze_logp_R")
+FORWARD = ("logp_R", "logp_B", "rival_logp_R", "entropy_R", "value_R", "model_score_B", "cloze_logp_R")
 
 
 class RefLogps(Protocol):
@@ -62,11 +62,12 @@ class Models:
 
 
 class Draw(NamedTuple):
-    """This process's groups of one step, their places in the whole step's list, and that list's length."""
+    """This process's groups of one step, their places in the whole step's list, its length, and what was measured."""
 
     groups: list[Group]
     index: list[int]  # type: ignore[assignment]  # the name is the field's; tuple.index is not missed
     total: int
+    metrics: Mapping[str, tuple[float, float]] = {}
 
 
 @runtime_checkable
@@ -93,12 +94,15 @@ class Prepare(Protocol):
 class Forward:
     """What the models say about a micro-batch, with gradient, computed when the loss first asks for it."""
 
-    def __init__(self, models: Models, batch: Batch, temperature: float, entropy: bool):
+    def __init__(self, models: Models, batch: Batch, temperature: float, entropy: bool, rivals: int = 0):
         self.models, self.batch, self.temperature, self.entropy = models, batch, temperature, entropy
+        self.rivals = rivals
 
     @cached_property
     def _policy(self) -> tuple[Tensor, Tensor | None]:
         policy: LanguageModel = self.models.get("policy")
+        if self.rivals:
+            return policy.logp_and_rival_R(self.batch.forest, self.rivals, self.batch["draw_R"])
         return policy.logp_R(self.batch.forest, temperature=self.temperature, entropy=self.entropy)
 
     @property
@@ -109,6 +113,14 @@ class Forward:
     def logp_B(self) -> Tensor:
         """Log-probs of whole responses: the sum over their (loss) tokens, never an average."""
         return sum_per_response(self.logp_R, self.batch.forest.response_R, self.batch.forest.B)
+
+    @property
+    def rival_logp_R(self) -> Tensor:
+        """Log-prob of another token in each response token's place, drawn from the `loss.rivals` most likely ones."""
+        rival_R = self._policy[1]
+        if rival_R is None or not self.rivals:
+            raise CompositionError("the loss reads rival_logp_R and says not how many", fix="give it `rivals`, an int")
+        return rival_R
 
     @property
     def entropy_R(self) -> Tensor:
@@ -183,6 +195,8 @@ class Algorithm:
         epochs, minibatches: passes over each step's groups, and optimiser steps a pass.
         extra: weighted side terms.
         moves: models that hooks change besides the trained ones (a reference that is renewed); checkpoints hold them.
+        fresh_every: after so many steps the optimiser forgets its moments (a round from the base model); 0: never.
+        lr_scale: a factor on the learning rate, by step (ReST's improve steps have falling rates).
         temperature: the law the policy is trained under (the one its answers were sampled from).
     """
 
@@ -197,6 +211,8 @@ class Algorithm:
     after: tuple[Callable[[Models, Batch, int], Metrics], ...] = ()
     extra: tuple[Side, ...] = ()
     moves: tuple[str, ...] = ()
+    fresh_every: int = 0
+    lr_scale: Callable[[int], float] | None = None
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

@@ -157,8 +157,11 @@ class _Loop:
         began = time.perf_counter()
         self.metrics, self.tokens = {}, 0
         batch = self._prepared(step)
+        scale = self.algorithm.lr_scale(step) if self.algorithm.lr_scale else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * lr_factor(step, self.run)
+            group["lr"] = group["peak"] * lr_factor(step, self.run) * scale
+        if step and self.algorithm.fresh_every and step % self.algorithm.fresh_every == 0:
+            self.optimizer.state.clear()
         sampled = time.perf_counter() - began
         for name in self.algorithm.trains:
             self.models.get(name).module.train()
@@ -175,6 +178,7 @@ class _Loop:
 
     def _prepared(self, step: int) -> Batch:
         draw = self.algorithm.source(self.models, step)
+        self._add(draw.metrics)
         batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
         for name in self.algorithm.trains:
             self.models.get(name).module.eval()
@@ -225,7 +229,7 @@ class _Loop:
         count = float(parallel.sum_all(torch.tensor(own, dtype=torch.float64)))
         loss_sum = 0.0
         for part in parts if count else []:
-            per_item, metrics = loss(Forward(self.models, part, temperature, "entropy_R" in loss.needs), part)
+            per_item, metrics = loss(self._forward(loss, part, temperature), part)
             total = reduce.sum(per_item, part)
             if total.requires_grad:
                 (total * (weight / count)).backward()
@@ -235,6 +239,9 @@ class _Loop:
         if count:
             parallel.sum_gradients(self.parameters)
         return float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
+
+    def _forward(self, loss: Loss, part: Batch, temperature: float) -> Forward:
+        return Forward(self.models, part, temperature, "entropy_R" in loss.needs, getattr(loss, "rivals", 0))
 
     def _side(self, side: Side, number: int, alone: float) -> None:
         """A side term of the optimiser step with this number; its gradient is measured by itself, then added.

@@ -77,10 +77,11 @@ class Preferred:
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
         share: list[float] = []
         kept = []
+        rank = batch["rank_B"].tolist()
         for group in batch.groups:
             if len(group.responses) != 2:
                 raise not_a_pair(self.method, group)
-            first, second = group.ranks or (1, 1)
+            first, second = rank[len(share) : len(share) + 2]
             hard = (0.5, 0.5) if first == second else (float(first < second), float(second < first))
             share += group.shares or hard
             kept.append(float(group.shares is not None or first != second))
@@ -92,10 +93,28 @@ def not_a_pair(method: str, group: Group) -> DataError:
     return DataError(
         f"{method} compares two answers and this row has {len(group.responses)}",
         where=group.origin or group.prompt.id,
-        got=f"a ranking of {len(group.responses)} answers",
+        got=f"a ranking of {len(group.responses)} answers to prompt {group.prompt.id}",
         expected="chosen and rejected",
         fix="set pairs=all or pairs=best_worst to cut rankings into pairs, or use a method for rankings (rrhf, reward)",
     )
+
+
+@dataclass
+class Judged:
+    """`rank_B` (and shares) for fresh answers: a judge's verdict as it is, or the order of their scores."""
+
+    needs: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ("rank_B",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        if "rank_B" in batch.columns:
+            return batch
+        batch["score_B"]  # says what is missing if nobody judged
+        ranks = []
+        for group in batch.groups:
+            best_first = sorted(set(group.scores or ()), reverse=True)
+            ranks += [float(best_first.index(s) + 1) for s in group.scores or ()]
+        return batch.with_columns(rank_B=_column(ranks, batch))
 
 
 @dataclass
@@ -224,7 +243,13 @@ class MismatchedKL:
         firsts = [(i, g.responses[0]) for i, g in zip(batch.index, batch.groups, strict=True)]
         everyone = dict(pair for part in parallel.gather_objects(firsts) for pair in part)
         if len(everyone) < 2:
-            raise DataError("KTO's reference point needs two prompts a step", got=len(everyone), fix="raise batch")
+            raise DataError(
+                "KTO's reference point puts answers to other prompts, so a step needs two",
+                where="kto.batch",
+                got=len(everyone),
+                expected="at least 2",
+                fix="raise batch",
+            )
         foreign = [
             replace(g, responses=(everyone[(i + 1) % batch.total],), scores=None, ranks=None, shares=None)
             for i, g in zip(batch.index, batch.groups, strict=True)

@@ -17,6 +17,7 @@ from tiltyard.losses.kl import KLController, k1, k3, sum_per_response
 from tiltyard.models import parallel
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch, Metrics
+from tiltyard.training.source import generator
 
 
 @torch.no_grad()
@@ -73,6 +74,41 @@ class RefLogp:
         ref = models.get("ref")
         ref_R = by_micro(batch, lambda part: ref.logp_R(part.forest, temperature=self.temperature)[0])
         return batch.with_columns(ref_logp_R=ref_R)
+
+
+@dataclass
+class SamplerGap:
+    """How far the policy's own log-probs are from those that its sampler recorded; nothing is written.
+
+    At the temperature of sampling and before the update the two laws are one, so the gap is rounding alone.
+    """
+
+    temperature: float = 1.0
+    needs: tuple[str, ...] = ("sampled_logp_R",)
+    writes: tuple[str, ...] = ()
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:
+        policy = models.get("policy")
+        own_R = by_micro(batch, lambda part: policy.logp_R(part.forest, temperature=self.temperature)[0])
+        return batch.with_columns({"sampler_gap": total((own_R - batch["sampled_logp_R"]).abs())})
+
+
+@dataclass
+class TokenDraws:
+    """`draw_R`: one uniform number a response token, from (seed, the policy's version, the group's place) alone."""
+
+    seed: int = 0
+    needs: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ("draw_R",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:
+        forest = batch.forest
+        tokens = torch.bincount(forest.group_B, weights=forest.count_B.double(), minlength=forest.G).long().tolist()
+        parts = []
+        for place, count in zip(batch.index, tokens, strict=True):
+            stream = generator(self.seed, 8, models.version, place)
+            parts.append(torch.rand(count, generator=stream, dtype=torch.float64))
+        return batch.with_columns(draw_R=_cat(parts).to(forest.device))
 
 
 @dataclass

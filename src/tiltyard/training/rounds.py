@@ -1,0 +1,202 @@
+"""Rounds: the policy answers many prompts at once, the answers are judged and selected into a pool, and the steps of
+the round learn from the pool (iterative DPO, ReST, rejection-sampling fine-tuning, RSO, self-rewarding, cringe).
+
+What was sampled is written to disk, whole and with its scores, before anything is learnt from it. The selection is a
+pure function of it, so a killed run comes back to the same pool although its policy has moved on since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tiltyard.data.store import group_from_dict, group_to_dict, read_groups, write_groups
+from tiltyard.errors import ConfigError, DataError
+from tiltyard.models import parallel
+from tiltyard.sampling.settings import Draws, SampleSettings
+from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.batch import Metrics
+from tiltyard.training.source import Cycle, Sampler, Scorer, generator
+from tiltyard.types import Group, Prompt
+
+Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
+Begin = Callable[[Models], None]
+
+
+@dataclass
+class Rounds:
+    """A source whose groups come from a pool that is made anew every `every` steps.
+
+    Args:
+        prompts: encoded prompts. sampler, scorer, n, settings: as for `Online`.
+        size: prompts a round, over all processes. batch: groups a step. every: steps a round.
+        select: what is learnt from, e.g. best against worst; None: everything.
+        keep: `last`: a round learns from its own answers; `all`: from those of the rounds before as well, put together
+            prompt by prompt before they are selected (Llama 2's pool of the best over all iterations).
+        phases, phase: a round has so many equal phases, and `phase(pool, i)` says what the i-th learns from (ReST's
+            rising thresholds).
+        begin: done when a round has its answers and before it learns (renew the reference, start again from the base).
+        folder: where the rounds are written; None keeps them in the checkpoint.
+    """
+
+    prompts: Sequence[Prompt]
+    sampler: Sampler
+    scorer: Scorer
+    size: int
+    batch: int
+    every: int
+    n: int = 4
+    settings: SampleSettings = field(default_factory=SampleSettings)
+    select: Pick | None = None
+    keep: Literal["last", "all"] = "last"
+    phases: int = 1
+    phase: Callable[[list[Group], int], Sequence[Group]] | None = None
+    begin: tuple[Begin, ...] = ()
+    seed: int = 0
+    folder: Path | None = None
+    number: int = -1  # of the round whose pool is held
+    held: dict[int, list[Group]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("size", "batch", "every", "n", "phases"):
+            if getattr(self, key) < 1:
+                raise ConfigError("rounds need at least one", where=key, got=getattr(self, key), expected="at least 1")
+        self.cycle = Cycle(self.prompts, self.seed)
+        self._pools: list[Cycle[Group]] = []
+
+    def __call__(self, models: Models, step: int) -> Draw:
+        number, within = divmod(step, self.every)
+        metrics: Metrics = {}
+        if within == 0:
+            metrics = self._start(models, number)
+        if number != self.number:
+            self._pools = self._pool(number)
+            self.number = number
+        phase = within * self.phases // self.every
+        first = -(-phase * self.every // self.phases)  # the phase's first step within the round
+        items = self._pools[phase].at(within - first, self.batch)
+        own = parallel.shard(items)
+        return Draw([group for _, group in own], [i for i, _ in own], self.batch, metrics)
+
+    def _start(self, models: Models, number: int) -> Metrics:
+        """Samples and scores the round's prompts, unless a run that was killed has already."""
+        known = self._read(number)
+        if known is None:
+            own = parallel.shard(self.cycle.at(number, self.size))
+            index = [i for i, _ in own]
+            draws = Draws(generator(self.seed, 2, number), self.size, self.n, index)
+            groups = self.sampler(models.get("policy"), [p for _, p in own], self.n, self.settings, draws=draws)
+            groups = [signed(group, models.version) for group in groups]
+            groups = self.scorer(models, groups) if groups else groups
+            rows = [(i, group_to_dict(g)) for i, g in zip(index, groups, strict=True)]
+            everyone = sorted(
+                (pair for part in parallel.gather_objects(rows) for pair in part), key=lambda pair: pair[0]
+            )
+            known = [group_from_dict(row) for _, row in everyone]
+            if self.folder is not None and parallel.is_main():
+                write_groups(self._path(number), known)
+            parallel.barrier()
+        self.held[number] = known
+        for act in self.begin:
+            act(models)
+        return {**sampled_metrics(known), "round": (float(number + 1), 1.0)}
+
+    def _pool(self, number: int) -> list[Cycle[Group]]:
+        """What each phase of the round draws from."""
+        groups = self._held(number)
+        if self.keep == "all":
+            groups = merged([self._held(i) for i in range(number + 1)])
+        chance = generator(self.seed, 7, number)
+        pool = list(self.select(groups, chance)) if self.select is not None else groups
+        parts = [list(self.phase(pool, i)) if self.phase is not None else pool for i in range(self.phases)]
+        for i, part in enumerate(parts):
+            if not part:
+                raise DataError(
+                    f"nothing is left to learn from in round {number + 1}, phase {i + 1}",
+                    got=f"{len(groups):,} prompts with {self.n} answers each",
+                    expected="answers that differ in score, or that pass the threshold",
+                    fix="sample more answers (n) or hotter, or lower the thresholds",
+                )
+        if self.keep == "last":
+            self.held = {number: self.held[number]} if number in self.held else {}
+        return [Cycle(part, self.seed + 31 * number + i) for i, part in enumerate(parts)]
+
+    def _held(self, number: int) -> list[Group]:
+        found = self.held.get(number) or self._read(number)
+        if found is None:
+            raise DataError(
+                f"the answers of round {number + 1} are gone",
+                where=str(self.folder),
+                fix="remove the stage's folder to start again",
+            )
+        return found
+
+    def _read(self, number: int) -> list[Group] | None:
+        if self.folder is None:
+            return self.held.get(number)
+        return list(read_groups(self._path(number))) if self._path(number).exists() else None
+
+    def _path(self, number: int) -> Path:
+        return (self.folder or Path()) / f"round-{number:04d}.groups.jsonl"
+
+    def state_dict(self) -> dict[str, list[dict[str, object]]]:
+        if self.folder is not None:
+            return {}
+        return {str(i): [group_to_dict(g) for g in groups] for i, groups in self.held.items()}
+
+    def load_state_dict(self, state: dict[str, list[dict[str, object]]]) -> None:
+        self.held = {int(i): [group_from_dict(g) for g in groups] for i, groups in state.items()}
+
+
+def signed(group: Group, version: int) -> Group:
+    """The group with the version of the policy that its answers come from."""
+    responses = tuple(replace(r, policy_version=version) for r in group.responses)
+    return replace(group, origin=f"policy@{version}", responses=responses)
+
+
+def sampled_metrics(groups: Sequence[Group]) -> Metrics:
+    """What every online step shows of its answers: score, best and worst of a prompt, length, share cut, share tied."""
+    answers = [r for g in groups for r in g.responses]
+    metrics: Metrics = {
+        "length": (float(sum(len(r.ids) for r in answers)), float(len(answers))),
+        "truncated": (float(sum(r.finish == "length" for r in answers)), float(len(answers))),
+    }
+    scored = [g.scores for g in groups if g.scores]
+    if scored:
+        metrics["score"] = (float(sum(map(sum, scored))), float(sum(map(len, scored))))
+        metrics["score_best"] = (float(sum(map(max, scored))), float(len(scored)))
+        metrics["score_worst"] = (float(sum(map(min, scored))), float(len(scored)))
+        metrics["tied_groups"] = (float(sum(min(s) == max(s) for s in scored)), float(len(scored)))
+    return metrics
+
+
+def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:
+    """Groups of the same prompt put together, in the order in which prompts first came; all must carry scores."""
+    found: dict[tuple[int, ...], Group] = {}
+    for groups in rounds:
+        for group in groups:
+            before = found.get(group.prompt.ids)
+            if before is None:
+                found[group.prompt.ids] = group
+            else:
+                scores = (*(before.scores or ()), *(group.scores or ()))
+                both = (*before.responses, *group.responses)
+                found[group.prompt.ids] = replace(before, responses=both, scores=scores, ranks=None, shares=None)
+    return list(found.values())
+
+
+# ------------------------------------------------------------------------------------------- what begins a round
+
+
+def renew_ref(models: Models) -> None:
+    """The reference becomes the policy as it is now."""
+    models.get("ref").module.load_state_dict(models.get("policy").module.state_dict())
+
+
+def restart_from_ref(models: Models) -> None:
+    """The policy becomes the reference again: each round trains the base model anew."""
+    models.get("policy").module.load_state_dict(models.get("ref").module.state_dict())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from . import ppo, reward, sft
+from . import dpo, ppo, reward, sft
 
 VOCAB, EOS = 17, 1
 
@@ -123,3 +123,59 @@ def test_ppo_surrogate_falls_within_a_step(g):
     updates = metrics[0]["updates"]
     assert updates[0]["pg_loss"] == pytest.approx(0, abs=1e-12)
     assert_falls(updates, "pg_loss")
+
+
+def pairs(g):
+    """Five pairs: chosen, rejected, voted on, an even vote, and a tie."""
+    labels = (1.0, 0.0, 0.8, 0.5, None)
+    return [(ids(2 + i, g), [*ids(1 + i, g), EOS], [*ids(5 - i, g), EOS], q) for i, q in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength", "start"),
+    [("dpo", 0.3, math.log(2)), ("ipo", 0.4, 1 / 0.64), ("ipo averaged", 0.4, 1 / 0.64), ("slic", 0.5, None)],
+)
+def test_dpo(g, kind, strength, start):
+    """At pi = ref, h = 0 and the loss is l(0) whatever the labels; then it falls. The reference stays."""
+    batch, policy = pairs(g), tiny(LlamaForCausalLM)
+    ref = copy.deepcopy(policy)
+    before = {n: p.clone() for n, p in ref.named_parameters()}
+    metrics, final = dpo.run(policy, ref, [batch] * 3, kind, strength, lr=1e-3)
+    assert_falls(metrics)
+    assert {m["pairs"] for m in metrics} == {4}
+    if start is not None:
+        assert metrics[0]["loss"] == pytest.approx(start, abs=1e-12)
+        assert metrics[0]["margin"] == 0
+        assert metrics[0]["accuracy"] == 0.5
+    assert metrics[-1]["margin"] > metrics[0]["margin"]
+    assert all((p == before[n]).all() for n, p in ref.named_parameters())
+    assert any((p != before[n]).any() for n, p in final.items())
+
+
+def test_dpo_log_probs_are_sums_over_the_response_without_padding(g):
+    rows = [(ids(2, g), ids(3, g)), (ids(6, g), ids(1, g))]
+    model = tiny(LlamaForCausalLM)
+    plain = [sft.response_log_probs(model, [row])[0].sum().item() for row in rows]
+    assert dpo.log_prob(model, rows).tolist() == pytest.approx(plain, abs=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.4])
+def test_dpo_labels(noise):
+    """Conservative is what flipped labels are in expectation, and robust takes that back; both leave an even vote."""
+    for q in (0.0, 0.3, 1.0):
+        flipped = dpo.label(q, noise, "conservative")
+        assert flipped == pytest.approx((1 - noise) * q + noise * (1 - q), abs=1e-15)
+        assert dpo.label(flipped, noise, "robust") == pytest.approx(q, abs=1e-14)
+    assert dpo.label(0.5, noise, "robust") == pytest.approx(0.5, abs=1e-15)
+
+
+@pytest.mark.parametrize(("kind", "strength"), [("dpo", 0.3), ("ipo", 0.4), ("ipo averaged", 0.4), ("slic", 0.5)])
+def test_dpo_soft_labels_are_hard_ones_in_expectation(g, kind, strength):
+    """One pair voted 3 : 1 against four copies with hard labels: the same loss and the same gradient."""
+    prompt, first, second = ids(3, g), ids(4, g), ids(2, g)
+    found = []
+    for labels in ((0.75,), (1.0, 1.0, 0.0, 1.0)):
+        batch = [(prompt, first, second, q) for q in labels]
+        (row,), _ = dpo.run(tiny(LlamaForCausalLM), tiny(LlamaForCausalLM, 1), [batch], kind, strength, lr=0.0)
+        found.append([row["loss"], row["grad_norm"]])
+    assert found[0] == pytest.approx(found[1], abs=1e-12)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.reference import dpo as ref_dpo
 from tests.reference import ppo as ref_ppo
 from tests.reference import reward as ref_reward
 from tests.reference import sft as ref_sft
 
-from tiltyard.algorithms import ppo, reward_model, sft
-from tiltyard.training.algorithm import Models
+from tiltyard.algorithms import dpo, ipo, ppo, reward_model, sft, slic
+from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.refcache import cache_ref_logps
 from tiltyard.training.source import generator
-from tiltyard.types import Group
+from tiltyard.types import Group, Prompt, Response
 
 from . import tiny
 
@@ -64,6 +69,113 @@ def test_reward() -> None:
     assert {row["groups"] for row in ours} == {5.0}
     assert {row["tied_groups"] for row in ours} == {1 / 6}
     tiny.assert_same(tiny.parameters(model), final)
+
+
+LABELS = (1.0, 0.0, 0.8, None, 0.35, 0.5)  # chosen, rejected, votes, a tie, votes for the other, an even vote
+
+
+def pairs(seed: int) -> list[Group]:
+    """Six pairs with the labels above; the two answers of a pair differ in length."""
+    g = torch.Generator().manual_seed(seed)
+    groups = []
+    for i, q in enumerate(LABELS):
+        prompt = Prompt(id=str(i), ids=tiny.ids(tiny.length(1, 9, g), g))
+        first, second = ((2 + j, *tiny.ids(tiny.length(0, 4, g) + 3 * j, g), tiny.EOS) for j in (0, 1))
+        ranks = {True: (1, 2), False: (2, 1)}[q > 0.5] if q not in (None, 0.5) else (1, 1)
+        shares = None if q in (None, 0.0, 1.0) else (q, 1 - q)
+        groups.append(Group(prompt, (Response(ids=first), Response(ids=second)), ranks=ranks, shares=shares))
+    return groups
+
+
+def as_pairs(groups: list[Group]) -> list[tuple[Any, ...]]:
+    return [
+        (list(group.prompt.ids), *(list(r.ids) for r in group.responses), q)
+        for group, q in zip(groups, LABELS, strict=True)
+    ]
+
+
+Method = Callable[[Any], Algorithm]
+DIRECT: dict[str, tuple[Method, dict[str, Any]]] = {
+    "dpo": (lambda s: dpo(s, beta=0.3), {"kind": "dpo", "strength": 0.3}),
+    "conservative": (
+        lambda s: dpo(s, beta=0.3, noise=0.15),
+        {"kind": "dpo", "strength": 0.3, "noise": 0.15},
+    ),
+    "robust": (
+        lambda s: dpo(s, beta=0.3, noise=0.15, noise_kind="robust"),
+        {"kind": "dpo", "strength": 0.3, "noise": 0.15, "noise_kind": "robust"},
+    ),
+    "ipo": (lambda s: ipo(s, tau=0.2, length_norm=False), {"kind": "ipo", "strength": 0.2}),
+    "ipo averaged": (lambda s: ipo(s, tau=0.2), {"kind": "ipo averaged", "strength": 0.2}),
+    "ipo averaged, robust": (
+        lambda s: ipo(s, tau=0.2, noise=0.1, noise_kind="robust"),
+        {"kind": "ipo averaged", "strength": 0.2, "noise": 0.1, "noise_kind": "robust"},
+    ),
+    "slic": (lambda s: slic(s, lam=0.0, delta=3.0), {"kind": "slic", "strength": 3.0}),
+}
+IMPLICIT = {"dpo": 0.3, "ipo": 0.2, "ipo averaged": 0.2, "slic": 1.0}  # what our metric multiplies h by
+
+
+@pytest.fixture(scope="module")
+def direct_runs() -> Callable[[str], tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """The flat reference's run of each case, made once; policy and reference begin apart."""
+    known: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
+
+    def run(case: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        if case not in known:
+            policy, ref = plain_copy(tiny.policy()), plain_copy(tiny.frozen(2))
+            steps = [as_pairs(pairs(seed)) for seed in range(STEPS)]
+            known[case] = ref_dpo.run(policy, ref, steps, lr=3e-3, **DIRECT[case][1])
+        return known[case]
+
+    return run
+
+
+@pytest.mark.parametrize("held", ["live", "cached", "from a file"])
+@pytest.mark.parametrize("case", DIRECT)
+def test_direct(case: str, held: str, direct_runs: Any, tmp_path: Path) -> None:
+    """Every loss, norm and final parameter, whether the reference is in memory or was asked once before."""
+    method, names = DIRECT[case]
+    theirs, final = direct_runs(case)
+    steps, policy, ref = [pairs(seed) for seed in range(STEPS)], tiny.policy(), tiny.frozen(2)
+    models = Models(policy=policy, ref=ref)
+    if held != "live":
+        everything = [group for step in steps for group in step]
+        cache = cache_ref_logps(ref, everything, tmp_path if held == "from a file" else None, budget=64)
+        if held == "from a file":
+            cache = cache_ref_logps(ref, everything, tmp_path)
+            assert not cache.fresh
+        models = Models(policy=policy, ref_cache=cache)
+    ours = tiny.train(method(tiny.Given(steps)), models, lr=3e-3)
+    for own, name in {"loss": "loss", "grad_norm": "grad_norm", "accuracy": "accuracy", "groups": "pairs"}.items():
+        tiny.assert_same([row[own] for row in ours], [float(row[name]) for row in theirs])
+    scale = IMPLICIT[names["kind"]]
+    tiny.assert_same([row["margin"] for row in ours], [scale * row["margin"] for row in theirs])
+    assert {row["tied_groups"] for row in ours} == {1 / 6}
+    tiny.assert_same(tiny.parameters(policy), final)
+
+
+def test_direct_runs_are_seven_different_ones(direct_runs: Any) -> None:
+    """No two cases end alike, so agreeing with one is not agreeing with another."""
+    ends = [direct_runs(case)[1]["lm_head.weight"] for case in DIRECT]
+    for i, one in enumerate(ends):
+        assert all(float((one - other).abs().max()) > 1e-4 for other in ends[:i])
+
+
+def test_direct_without_the_ties_is_the_same(direct_runs: Any) -> None:
+    """Ties are read and left out of the mean: the run without them is the same run, and one counted in is another."""
+    theirs, final = direct_runs("dpo")
+    for q, alike in ((None, True), (0.5, False)):
+        steps = [pairs(seed) for seed in range(STEPS)]
+        for step in steps:
+            tied = step.pop(LABELS.index(None))
+            if q is not None:
+                step.append(replace(tied, shares=(q, 1 - q)))
+        policy = tiny.policy()
+        ours = tiny.train(dpo(tiny.Given(steps), beta=0.3), Models(policy=policy, ref=tiny.frozen(2)), lr=3e-3)
+        gap = max(float((tiny.parameters(policy)[n] - p).abs().max()) for n, p in final.items())
+        assert (gap < 1e-10) == alike
+        assert (abs(ours[0]["loss"] - theirs[0]["loss"]) < 1e-10) == alike
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -77,6 +77,8 @@ def test_ipo_finds_another_law_for_every_law_of_the_pairs() -> None:
         same(logp, exact[name], 1e-9)
         assert tv(exact[name], tilted) > 0.02
     assert tv(exact["uniform"], exact["skewed"]) > 0.01
+    averaged = best(ipo(SOURCE, tau=tau), length=(3,) * K)  # a token's share of the margin is asked of every token
+    same(averaged, tilt(REF, 3 * P @ UNIFORM, tau), 1e-9)
 
 
 def test_ipo_of_a_total_order_is_finite_and_known() -> None:

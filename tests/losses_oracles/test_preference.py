@@ -1,6 +1,7 @@
 """Losses of direct alignment: closed-form values and gradients (methods 4.1-4.5 and the papers named there)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -157,6 +158,20 @@ def test_cpo_gradient(per_token: bool) -> None:
     with_ref = World(dpo(SOURCE, beta=beta), uniform, [pair(1, 3)])
     bare = World(cpo(SOURCE, beta=beta, nll=0.0), REF, [pair(1, 3)])
     same(bare.loss(THETA), with_ref.loss(THETA), 1e-14)
+
+
+@pytest.mark.parametrize("method", [dpo, simpo])
+@pytest.mark.parametrize("q", [None, 0.75])
+def test_the_likelihood_term_is_that_of_the_preferred_answer(method: Callable, q: float | None) -> None:
+    """nll times -log pi a token, on both answers by their shares where the label is soft; noise does not touch it."""
+    s, share = score_function(THETA), 1.0 if q is None else q
+    for noise in (0.0, 0.2):
+        plain, held = (
+            World(method(SOURCE, noise=noise, nll=nll), REF, [pair(1, 3, q, LENGTH)], length=LENGTH)
+            for nll in (0.0, 0.6)
+        )
+        added = -0.6 * (share * s[1] / 3 + (1 - share) * s[3] / 4)
+        same(held.slope(THETA) - plain.slope(THETA), added, 1e-14)
 
 
 # --------------------------------------------------------------------------------------- what every loss of pairs obeys

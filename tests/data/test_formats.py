@@ -127,8 +127,94 @@ def test_ids_are_of_the_prompt_alone_and_stable() -> None:
     assert parse({"prompt": "other"}, "prompts").prompt.id not in ids
 
 
+# -------------------------------------------------------------------------------------- soft labels, votes, labels
+
+
+@pytest.mark.parametrize(
+    ("p", "shares", "ranks"),
+    [
+        (0.8, (0.8, 0.2), (1, 2)),
+        (0.25, (0.25, 0.75), (2, 1)),  # those who call it chosen may be the fewer
+        (0.5, (0.5, 0.5), (1, 1)),
+        (1, (1.0, 0.0), (1, 2)),
+        (0, (0.0, 1.0), (2, 1)),
+    ],
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a1", "rejected": "a2"},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a1", "rejected": "\n\nHuman: q\n\nAssistant: a2"},
+    ],
+    ids=["fields", "transcripts"],
+)
+def test_soft_labels_of_pairs(row: dict[str, Any], p: float, shares: tuple[float, ...], ranks: tuple[int, ...]) -> None:
+    made = parse(row | {"p_chosen": p}, "comparisons")
+    assert made.shares == pytest.approx(shares, abs=1e-15)
+    assert made.ranks == ranks
+    assert texts(made) == ["a1", "a2"]
+    assert made.prompt.meta == {}  # the label is read, not carried along
+
+
+def test_a_pair_without_a_soft_label_has_none() -> None:
+    for row in ({}, {"p_chosen": None}):
+        made = parse({"prompt": "q", "chosen": "a1", "rejected": "a2"} | row, "comparisons")
+        assert (made.shares, made.ranks) == (None, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("given", "shares", "ranks"),
+    [
+        ([0.7, 0.2, 0.1], (0.7, 0.2, 0.1), (1, 2, 3)),
+        ([7, 2, 1], (0.7, 0.2, 0.1), (1, 2, 3)),  # votes
+        ([0, 4, 0], (0.0, 1.0, 0.0), (2, 1, 2)),
+        ([1, 1, 2], (0.25, 0.25, 0.5), (2, 2, 1)),
+        ([0, 1, 0], (0.0, 1.0, 0.0), (2, 1, 2)),  # one vote, or certainty: the same
+        ([0.3333, 0.3333, 0.3333], (1 / 3, 1 / 3, 1 / 3), (1, 1, 1)),  # rounded figures add up again
+    ],
+)
+def test_shares_and_votes(given: list[float], shares: tuple[float, ...], ranks: tuple[int, ...]) -> None:
+    made = parse({"prompt": "q", "responses": ["a", "b", "c"], "shares": given}, "comparisons")
+    assert made.shares == pytest.approx(shares, abs=1e-12)
+    assert sum(made.shares or ()) == pytest.approx(1, abs=1e-15)
+    assert (made.ranks, made.scores, made.prompt.meta) == (ranks, None, {})
+
+
+def test_ranks_beside_shares_are_kept() -> None:
+    row = {"prompt": "q", "responses": ["a", "b"], "shares": [0.4, 0.6], "ranks": [1, 2], "scores": [5, 3]}
+    made = parse(row, "comparisons")
+    assert (made.shares, made.ranks, made.scores) == ((0.4, 0.6), (1, 2), (5.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("row", "answers", "scores"),
+    [
+        ({"prompt": "q", "completion": "a1", "label": True}, ["a1"], (1.0,)),
+        ({"prompt": "q", "completion": "a1", "label": False}, ["a1"], (0.0,)),
+        ({"prompt": [Q], "completion": [A1], "label": 0}, ["a1"], (0.0,)),
+        ({"messages": [Q, A1], "label": 1}, ["a1"], (1.0,)),
+        ({"prompt": "q", "responses": ["a1"], "labels": [True]}, ["a1"], (1.0,)),
+        (
+            {"prompt": "q", "responses": ["a1", "a2", "a1"], "labels": [1, 0, False]},
+            ["a1", "a2", "a1"],
+            (1.0, 0.0, 0.0),
+        ),
+        ({"prompt": "q", "chosen": "a1", "rejected": "a2"}, ["a1", "a2"], (1.0, 0.0)),
+        ({"chosen": [Q, A1], "rejected": [Q, A2]}, ["a1", "a2"], (1.0, 0.0)),
+    ],
+)
+def test_labelled(row: dict[str, Any], answers: list[str], scores: tuple[float, ...]) -> None:
+    made = parse(row | {"source": "s"}, "labelled")
+    assert made.prompt.messages == (Message("user", "q"),)
+    assert (texts(made), made.scores, made.shares) == (answers, scores, None)
+    assert made.prompt.meta == {"source": "s"}
+    assert made.prompt.id == parse({"prompt": "q"}, "prompts").prompt.id
+
+
 # -------------------------------------------------------------------------------------- bad rows
 
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+BOTH = {"prompt": "q", "responses": ["a", "b"]}
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("text", {"txt": "x"}, "field 'text' is missing", "did you mean 'txt'\\? Rename it to 'text'"),
     ("text", {"text": 3}, "field 'text' has the wrong type", "write 'text' as a string"),
@@ -209,6 +295,32 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("comparisons", {"prompt": "q", "responses": ["a", "b"], "ranks": [0, 1]}, "whole numbers from 1", "in 'scores'"),
     ("comparisons", {"prompt": "q", "responses": ["a", "b"], "ranks": [1.5, 2]}, "whole numbers from 1", "in 'scores'"),
     ("comparisons", {"prompt": "q", "responses": ["a", "b"]}, "field 'scores' is missing", "ranks \\(1 is best\\)"),
+    ("comparisons", PAIR | {"p_chosen": 1.5}, "'p_chosen' is not a probability", "percentages by 100"),
+    ("comparisons", PAIR | {"p_chosen": -0.1}, "'p_chosen' is not a probability", "a number from 0 to 1"),
+    ("comparisons", PAIR | {"p_chosen": True}, "'p_chosen' is not a probability", "True"),
+    ("comparisons", PAIR | {"p_chosen": "0.7"}, "'p_chosen' is not a probability", "0.7"),
+    ("comparisons", PAIR | {"p_chosen": float("nan")}, "'p_chosen' is not a probability", "nan"),
+    ("comparisons", BOTH | {"shares": [0.5, 0.2]}, "neither probabilities nor votes", "add up to 0.7"),
+    ("comparisons", BOTH | {"shares": [0.5, 1.5]}, "neither probabilities nor votes", "add up to 2"),
+    ("comparisons", BOTH | {"shares": [3, -1]}, "neither probabilities nor votes", "numbers >= 0"),
+    ("comparisons", BOTH | {"shares": [0, 0]}, "neither probabilities nor votes", "in 'scores'"),
+    ("comparisons", BOTH | {"shares": [1]}, "differ in length", "1 shares for 2"),
+    ("comparisons", BOTH | {"shares": [0.5, None]}, "not a finite number", "nobody judged"),
+    ("comparisons", {"prompt": "q", "completion": "a", "label": True}, "'chosen' is missing", "kto and click"),
+    ("comparisons", BOTH | {"labels": [True, False]}, "'scores' is missing", "kto and click"),
+    ("comparisons", {"prompt": "q", "completion": "a"}, "'chosen' is missing", "sft and spin"),
+    ("labelled", {"prompt": "q", "completion": "a"}, "'label' is missing", "read as labelled"),
+    ("labelled", {"prompt": "q", "label": True}, "'completion' is missing", "add field 'completion'"),
+    ("labelled", {"prompt": "q", "completion": "a", "label": None}, "is not a label", "true"),
+    ("labelled", {"prompt": "q", "completion": "a", "label": 0.5}, "is not a label", "0.5"),
+    ("labelled", {"prompt": "q", "completion": "a", "label": "good"}, "is not a label", "good"),
+    ("labelled", {"prompt": "q", "completion": "a", "label": [True]}, "is not a label", "true"),
+    ("labelled", BOTH | {"labels": [True]}, "differ in length", "1 labels for 2"),
+    ("labelled", BOTH | {"labels": [True, 2]}, "is not a label", "2"),
+    ("labelled", BOTH | {"labels": True}, "'labels' has the wrong type", "a list of true and false"),
+    ("labelled", BOTH | {"ranks": [1, 2]}, "'labels' is missing", "not which is good: set good_from=best"),
+    ("labelled", PAIR | {"p_chosen": 0.7}, "neither good nor bad", "leave 'p_chosen' out"),
+    ("labelled", {"prompt": "q"}, "'label' is missing", "add field 'label'"),
     ("prompts", {"question": "q"}, "field 'prompt' is missing", "read as prompts"),
     ("prompts", {"messages": [Q, A1]}, "'messages' does not end with a question", "use the rows as demonstrations"),
     ("prompts", {"prompt": {"role": "user"}}, "'prompt' is not a list of messages", "dict"),

@@ -138,6 +138,153 @@ def test_labelling_prompts_of_another_world(say: Any, tmp_path: Path) -> None:
     assert "embedded world" in text
 
 
+# ---------------------------------------------------------------------------------------------------- offline methods
+
+
+PAIR = {"prompt": "Who is it?", "chosen": "A baker.", "rejected": "No."}
+RANKING = {"prompt": "Who is it?", "responses": ["A baker.", "No.", "Who?"], "ranks": [1, 3, 2]}
+LABELLED = {"prompt": "Who is it?", "completion": "A baker.", "label": True}
+BOTH = {"prompt": "Who is it?", "responses": ["A baker.", "No."]}
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "got", "expected"),
+    [
+        ("dpo", "beta=0", "0 (int)", "float > 0"),
+        ("dpo", "beta=-1", "-1 (int)", "float > 0"),
+        ("dpo", "noise=0.5", "0.5 (float)", "float >= 0, < 0.5"),
+        ("dpo", "noise=-0.1", "-0.1 (float)", "float >= 0, < 0.5"),
+        ("dpo", "noise_kind=robst", "'robst' (str)", "'conservative' | 'robust'"),
+        ("dpo", "pairs=best", "'best' (str)", "'given' | 'all' | 'best_worst'"),
+        ("ipo", "tau=0", "0 (int)", "float > 0"),
+        ("ipo", "tau=-0.1", "-0.1 (float)", "float > 0"),
+        ("slic", "delta=0", "0 (int)", "float > 0"),
+        ("kto", "beta=0", "0 (int)", "float > 0"),
+        ("kto", "desirable=-1", "-1 (int)", "float >= 0"),
+        ("kto", "good_from=bets", "'bets' (str)", "float | 'best' | null"),
+        ("click", "margin=-1", "-1 (int)", "float >= 0"),
+        ("cpo", "beta=0", "0 (int)", "float > 0"),
+        ("simpo", "gamma_ratio=-1", "-1 (int)", "float >= 0"),
+        ("spin", "lam=0", "0 (int)", "float > 0"),
+        ("spin", "iterations=0", "0 (int)", "int > 0"),
+    ],
+)
+def test_values_out_of_range(say: Any, method: str, setting: str, got: str, expected: str) -> None:
+    code, text = say("train", method, "model={m}", "data={w}/demonstrations.jsonl", setting)
+    assert code == 2
+    assert f"{method}.{setting.partition('=')[0]}" in text
+    assert f"got:      {got}" in text
+    assert f"expected: {expected}" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "said"),
+    [
+        ("dpo", "betta=0.1", "did you mean 'beta'?"),
+        ("ipo", "lenght_norm=false", "did you mean 'length_norm'?"),
+        ("kto", "desireable=2", "did you mean 'desirable'?"),
+        ("spin", "lambda=1", "did you mean 'lam'?"),
+        ("simpo", "ref_cache=false", "unknown setting 'ref_cache'"),  # it has no reference
+        ("kto", "pairs=all", "unknown setting 'pairs'"),
+    ],
+)
+def test_unknown_settings_of_offline_methods(say: Any, method: str, setting: str, said: str) -> None:
+    code, text = say("train", method, "model={m}", "data={w}/demonstrations.jsonl", setting)
+    assert code == 2
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "settings", "said"),
+    [
+        ("dpo", [PAIR, RANKING], (), ["rows.jsonl:2", "dpo compares two answers and this row has 3", "pairs=all"]),
+        ("simpo", [PAIR, RANKING], (), ["rows.jsonl:2", "pairs=best_worst", "rrhf"]),
+        ("dpo", [LABELLED], (), ["rows.jsonl:1", "'chosen' is missing", "kto and click"]),
+        ("dpo", [BOTH | {"labels": [True, False]}], (), ["rows.jsonl:1", "'scores' is missing", "kto and click"]),
+        ("rrhf", [LABELLED], (), ["rows.jsonl:1", "'chosen' is missing", "kto and click"]),
+        ("dpo", [DEMONSTRATION], (), ["rows.jsonl:1", "'chosen' is missing", "sft and spin"]),
+        ("dpo", [PAIR, PAIR | {"p_chosen": 1.5}], (), ["rows.jsonl:2", "not a probability", "1.5", "from 0 to 1"]),
+        ("dpo", [PAIR, PAIR | {"p_chosen": "0.9"}], (), ["rows.jsonl:2", "not a probability", "0.9"]),
+        ("dpo", [BOTH | {"shares": [0.5, 0.2]}], (), ["rows.jsonl:1", "add up to 0.7", "votes"]),
+        ("dpo", [BOTH | {"shares": [3, -1]}], (), ["rows.jsonl:1", "numbers >= 0"]),
+        ("dpo", [BOTH | {"shares": [0, 0]}], (), ["rows.jsonl:1", "add up to 0"]),
+        ("dpo", [BOTH | {"ranks": [1, 1]}], (), ["rows.jsonl", "every comparison is a tie"]),
+        ("slic", [PAIR], (), ["slic.demonstrations", "no targets", "demonstrations=FILE", "target=chosen", "lam=0"]),
+        (
+            "slic",
+            [PAIR],
+            ("target=chosen", "demonstrations={w}/demonstrations_held_out.jsonl"),
+            ["slic.demonstrations", "would not be used", "leave demonstrations out"],
+        ),
+        ("kto", [RANKING], (), ["rows.jsonl:1", "not which is good", "good_from=best"]),
+        ("kto", [BOTH | {"scores": [0.9, 0.1]}], (), ["rows.jsonl:1", "not which is good", "a number for scores"]),
+        ("kto", [BOTH | {"labels": [True, 0.5]}], (), ["rows.jsonl:1", "not a label", "0.5"]),
+        ("kto", [LABELLED | {"label": "yes"}], (), ["rows.jsonl:1", "not a label", "yes", "true (good)"]),
+        ("kto", [DEMONSTRATION], (), ["rows.jsonl:1", "'label' is missing"]),
+        ("kto", [PAIR, PAIR | {"p_chosen": 0.2}], (), ["rows.jsonl:2", "soft label", "dpo"]),
+        ("kto", [PAIR], ("good_from=2",), ["rows.jsonl:1", "no scores", "ranks for good_from=best"]),
+        ("kto", [LABELLED], ("good_from=best",), ["rows.jsonl:1", "without good_from"]),
+        ("kto", [LABELLED] * 3, ("batch=1",), ["kto.batch", "at least 2", "raise batch"]),
+        ("click", [BOTH | {"labels": [True, True]}], (), ["no prompt has both a good and a bad answer", "kto"]),
+        ("click", [LABELLED], (), ["no prompt has both a good and a bad answer", "several answers to a prompt"]),
+        ("spin", [{"prompt": "Who?"}], (), ["rows.jsonl:1", "'completion' is missing"]),
+        ("spin", [DEMONSTRATION], ("lam=[]",), ["spin.lam", "empty", "give one number or several"]),
+    ],
+)
+def test_offline_methods(
+    say: Any, tmp_path: Path, method: str, rows: list[Any], settings: tuple[str, ...], said: list[str]
+) -> None:
+    lines(tmp_path / "rows.jsonl", *rows)
+    given = [w for w in USUAL if w.split("=")[0] not in {s.split("=")[0] for s in settings}]
+    code, text = say("train", method, "model={m}", "data=rows.jsonl", *given, *settings)
+    assert code == 2, text
+    words = " ".join(text.split())
+    for part in said:
+        assert part in words
+    assert not (tmp_path / "runs" / method / method / "metrics.jsonl").exists() or "batch" in said[0]
+
+
+@pytest.mark.parametrize("method", ["kto", "click"])
+def test_sampled_rankings_are_no_labels(say: Any, whole: Whole, method: str) -> None:
+    """A file of sampled groups with ranks (or a model's scores): nobody said what is good."""
+    data = f"data={whole.run / 'label' / 'rankings.groups.jsonl'}"
+    code, text = say("train", method, "model={m}", data, *USUAL)
+    assert code == 2
+    assert "annotator:" in text
+    assert "nobody labelled these answers" in text
+    assert "good_from=best" in text
+    assert say("train", method, "model={m}", data, *USUAL, "good_from=best", "name=mended")[0] == 0
+
+
+def test_sampled_rankings_are_no_pairs(say: Any, whole: Whole) -> None:
+    data = f"data={whole.run / 'label' / 'rankings.groups.jsonl'}"
+    code, text = say("train", "dpo", "model={m}", data, *USUAL)
+    assert code == 2
+    assert "this row has 3" in text
+    assert "to prompt" in text
+    assert "pairs=all" in text
+
+
+def test_a_warm_up_longer_than_the_run_is_said(say: Any, tmp_path: Path) -> None:
+    """DPO's published warm-up of 150 steps is longer than many small runs."""
+    lines(tmp_path / "rows.jsonl", PAIR, PAIR)
+    code, text = say("train", "dpo", "model={m}", "data=rows.jsonl", *USUAL)
+    assert code == 0
+    assert "150 steps of 1: the rate stays below 5e-07" in text
+    code, text = say("train", "dpo", "model={m}", "data=rows.jsonl", *USUAL, "warmup=0.5", "name=short")
+    assert code == 0
+    assert "warm-up" not in text
+
+
+def test_a_rejected_setting_can_be_mended(say: Any, tmp_path: Path) -> None:
+    lines(tmp_path / "rows.jsonl", PAIR, RANKING)
+    words = ("train", "dpo", "model={m}", "data=rows.jsonl", *USUAL)
+    assert say(*words)[0] == 2
+    code, text = say(*words, "pairs=all")
+    assert code == 0, text
+    assert "4 pairs of 2 rows (pairs=all), 0 ties left out" in " ".join(text.split())
+
+
 # ------------------------------------------------------------------------------------------------------- long prompts
 
 

@@ -63,6 +63,13 @@ def slic(
             expected="the demonstrations that the model was fine-tuned on",
             fix="set demonstrations=FILE, or target=chosen to keep the preferred answers likely, or lam=0",
         )
+    if target == "chosen" and targets is not None:
+        raise ConfigError(
+            "the demonstrations would not be used",
+            where="slic.demonstrations",
+            got="demonstrations with target=chosen",
+            fix="leave demonstrations out, or set target=demonstrations to keep them likely",
+        )
     own = lam if target == "chosen" else 0.0
     beside = (Side("targets", targets, SequenceNll(), lam),) if targets is not None and not own and lam else ()
     return Algorithm(

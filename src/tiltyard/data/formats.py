@@ -110,7 +110,7 @@ def _comparison(row: Row) -> Group:
         return _ranking(row)
     for name in ("chosen", "rejected"):
         if name not in value:
-            raise lacks(row, name, "comparisons")
+            raise lacks(row, name, "comparisons", _no_comparison(value))
     used = ("prompt", "chosen", "rejected", "p_chosen")
     p = probability(row, "p_chosen")
     shares = None if p is None else (p, 1 - p)
@@ -123,6 +123,15 @@ def _comparison(row: Row) -> Group:
     shared = _shared_prompt(row, *conversations)
     answers = tuple(_answer(turns[shared:]) for turns in conversations)
     return _group(row, conversations[0][:shared], answers, used, ranks=ranks, shares=shares)
+
+
+def _no_comparison(value: Mapping[str, Any]) -> str:
+    """What to do with a row that holds no comparison, where its fields tell what it is."""
+    if "label" in value or "labels" in value:
+        return "labelled answers are read by kto and click (without good_from); a comparison has two answers"
+    if "completion" in value:
+        return "a single answer is a demonstration, which sft and spin read; a comparison has two answers"
+    return ""
 
 
 def _answers(row: Row, kind: str, least: int) -> tuple[tuple[Message, ...], tuple[Response, ...]]:
@@ -148,7 +157,8 @@ def _ranking(row: Row) -> Group:
     ranks = numbers(row, "ranks", count)
     shares = shares_field(row, count)
     if scores is None and ranks is None and shares is None:
-        raise lacks(row, "scores", "comparisons", "give scores (higher is better), ranks (1 is best) or shares")
+        fix = _no_comparison(row.value) or "give scores (higher is better), ranks (1 is best) or shares"
+        raise lacks(row, "scores", "comparisons", fix)
     whole = None
     if ranks is not None:
         if any(rank != int(rank) or rank < 1 for rank in ranks):
@@ -190,9 +200,18 @@ def _labelled(row: Row) -> Group:
         scores = tuple(flag(row, "labels", label) for label in labels)
         return _group(row, messages, answers, ("prompt", "responses", "labels"), scores=scores)
     if "responses" in value:
-        raise lacks(row, "labels", "labelled", "a ranking says which answer is better, not which is good")
+        fix = "a ranking says which answer is better, not which is good: set good_from=best, or a number for scores"
+        raise lacks(row, "labels", "labelled", fix)
     if "chosen" not in value:
         raise lacks(row, "label", "labelled")
+    if value.get("p_chosen") is not None:
+        raise DataError(
+            "a soft label says neither good nor bad",
+            where=row.where,
+            got=f"p_chosen = {value['p_chosen']}",
+            expected="a pair whose 'chosen' is good and whose 'rejected' is bad",
+            fix="leave 'p_chosen' out where the label is certain, or use dpo, ipo or reward, which learn soft labels",
+        )
     return replace(_comparison(row), scores=(1.0, 0.0))
 
 

@@ -21,6 +21,8 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     packed = "packed (prompt once a group, no padding)"
     if "encoder" in method.trains:
         packed = "(and the padding of texts of like length: an encoder is not packed)"
+    on_disk = method.cached if getattr(settings, "ref_cache", False) else ()
+    frozen = [name for name in method.frozen if name not in on_disk]
     lines = [
         f"groups a step: {settings.batch}" + (f" prompts x {answers} answers" if answers else ""),
         f"tokens a step: at most {settings.batch * longest:,} {packed}",
@@ -28,7 +30,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         f"{max(1, -(-settings.batch * longest // settings.micro_tokens))} a pass at full length",
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
         f"models in memory: {', '.join(method.trains)} (trained)"
-        + (f", {', '.join(method.frozen)} (frozen)" if method.frozen else ""),
+        + (f", {', '.join(frozen)} (frozen)" if frozen else ""),
     ]
     if method.online:
         passes = settings.ppo_epochs * settings.minibatches if hasattr(settings, "ppo_epochs") else 1
@@ -37,7 +39,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         return [*lines, "peak memory: unknown until the model it starts from exists"]
     parameters, hidden, layers, vocab = shape
     # weights, gradients and two moments of what is trained; weights of what is frozen
-    weights = parameters * width * (4 * len(method.trains) + len(method.frozen))
+    weights = parameters * width * (4 * len(method.trains) + len(frozen))
     tokens = min(settings.micro_tokens, settings.batch * longest)
     activations = tokens * hidden * layers * width * (4 if settings.gradient_checkpointing else 34)
     logits = max(1 << 22, vocab) * width * 3

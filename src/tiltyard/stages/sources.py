@@ -68,13 +68,16 @@ def second_source(method: Method, context: StageContext, settings: Any, models: 
 
 
 def data_groups(method: Method, context: StageContext, key: str, source: str, settings: Any, chat: Any) -> list[Group]:
-    """Groups of a file in the shape that the method takes: rankings cut into pairs, scores turned into labels."""
-    groups = groups_of(context, key, source, method.eats, chat, settings)
+    """Groups of a file in the shape that the method takes: rankings cut into pairs, ranks or scores made labels."""
+    from_ranks = method.eats == "labelled" and settings.good_from is not None
+    groups = groups_of(context, key, source, "comparisons" if from_ranks else method.eats, chat, settings)
     groups = rewritten(context, key, method.encode, groups, chat, settings)
     if getattr(settings, "pairs", "given") != "given":
         groups = as_pairs(context, key, groups, settings.pairs, settings.seed)
-    if method.eats == "labelled" and settings.good_from is not None:
+    if from_ranks:
         groups = [labelled(g, settings.good_from) for g in groups]
+    elif method.eats == "labelled":
+        check_labels(groups)
     return groups
 
 
@@ -100,6 +103,23 @@ def labelled(group: Group, good_from: float | str) -> Group:
             fix="leave good_from out where the rows are labelled already",
         )
     return replace(group, scores=tuple(float(s >= good_from) for s in group.scores))
+
+
+def check_labels(groups: list[Group]) -> None:
+    """Every answer must be labelled good (1) or bad (0): sampled groups may come with ranks or with a model's scores.
+
+    Raises:
+        DataError: an answer is not; it says how labels are made of what is there.
+    """
+    for group in groups:
+        if group.scores is None or not set(group.scores) <= {0.0, 1.0}:
+            raise DataError(
+                "nobody labelled these answers good or bad",
+                where=group.origin or group.prompt.id,
+                got=f"scores {group.scores}" if group.scores is not None else "ranks" if group.ranks else "no scores",
+                expected="1 (good) or 0 (bad) for each answer",
+                fix="set good_from=best: the best-ranked answers are good, or good_from=NUMBER: those with that score",
+            )
 
 
 # ------------------------------------------------------------------------------------------------ the reference

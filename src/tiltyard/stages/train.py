@@ -51,6 +51,8 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         if not model.packed:
             report(context, "model", [f"{name} runs padded: {model.padded_reason}"])
     source, steps, groups = source_of(method, context, settings, models)
+    if settings.warmup >= max(1, steps):
+        report(context, "warm-up", [f"{settings.warmup:g} steps of {steps:,}: the rate stays below {settings.lr:g}"])
     second = second_source(method, context, settings, models)
     algorithm = method.build(source, *second, **arguments(method.build, settings))
     attach_reference(method, context, settings, models, groups)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -286,10 +287,6 @@ def test_rrhf_knows_the_order_of_rewards_and_nothing_else(name: str) -> None:
 LABELLED = Group(ASK, answers(0, 1, 2, 3, length=LENGTH), scores=(0.0, 1.0, 0.0, 1.0))
 
 
-def click_world(weight: float, margin: float, policy: Tensor | None = None) -> World:
-    return World(click(SOURCE, weight=weight, margin=margin), REF, [LABELLED], length=LENGTH, policy=policy)
-
-
 def test_click_pairs_by_hand() -> None:
     """logp = -1 (bad), -2 (good), -3 (bad), -4 (good): each bad one with the likeliest good one below it."""
     assert likelihood_rank([False, True, False, True], [-1, -2, -3, -4]) == [1, -1, 3, -1]
@@ -319,6 +316,24 @@ def test_click_adds_to_the_language_modelling_gradient_only_where_a_pair_is_acti
     same(both.slope(theta), lm + 0.6 * (s[0] - s[1] + s[2] - s[3]) / 2, 1e-14)
     rested = torch.tensor([-3.0, -1.0, -3.0, -1.5, -2.0], dtype=F64)
     assert torch.equal(world(0.6, 1.0).slope(rested), plain.slope(rested))
+
+
+def test_click_pairs_within_each_group_and_takes_the_mean_over_groups() -> None:
+    """A group is paired with its own answers; one without a pair counts as 0; without lm there is the hinge alone."""
+    groups = [
+        Group(ASK, answers(4, 2, length=LENGTH), scores=(1.0, 1.0)),
+        LABELLED,
+        Group(ASK, answers(3, 1, length=LENGTH), scores=(1.0, 0.0)),  # the good one is the less likely
+    ]
+    ref = torch.tensor([-1.0, -2.0, -3.0, -4.0, -1.5], dtype=F64)
+    data: Any = SOURCE
+    world = World(click(SOURCE, data, weight=0.6, margin=9.0), ref, groups, length=LENGTH)
+    assert world.batch["partner_B"].tolist() == [-1, -1, 1, -1, 3, -1, -1, 0]
+    logp = torch.log_softmax(THETA, 0)
+    over = lambda bad, good: 9 - logp[good] + logp[bad]  # noqa: E731
+    expected = [0 * logp[0], 0.6 * (over(0, 1) + over(2, 3)) / 2, 0.6 * over(1, 3)]
+    same(world.items(THETA)[0], torch.stack(expected), 1e-14)
+    same(world.mean(THETA), torch.stack(expected).mean(), 1e-14)
 
 
 # ----------------------------------------------------------------------------------------------------------------- KTO

@@ -346,10 +346,10 @@ def test_kto_at_the_start() -> None:
     same(loss.detach(), torch.tensor([0.75, 0.4], dtype=F64), 1e-15)
     same(grad(loss.sum(), r), torch.tensor([-1.5 * 0.1, 0.8 * 0.1], dtype=F64), 1e-15)
     groups = [Group(ASK, answers(1), scores=(1.0,)), Group(ASK, answers(2), scores=(0.0,))]
-    world = World(kto(SOURCE, beta=0.4), REF, groups)
+    world = World(kto(SOURCE, beta=0.4, desirable=1.5, undesirable=0.8), REF, groups)
     assert world.batch.metrics["kl"] == (0.0, 1.0)
     s = score_function(REF)
-    same(world.slope(REF), 0.5 * 0.1 * (s[2] - s[1]), 1e-15)
+    same(world.slope(REF), 0.5 * 0.1 * (0.8 * s[2] - 1.5 * s[1]), 1e-15)
 
 
 def test_kto_reference_point_is_that_of_the_other_prompts_answers() -> None:

@@ -87,6 +87,13 @@ class Demonstrations(Settings):
     demonstrations: Annotated[str, Field(description="demonstrations to keep likely beside the data; empty: none")] = ""
 
 
+class Corpus(Settings):
+    corpus: Annotated[str, Field(description="plain documents for a language-modelling side term; empty: none")] = ""
+
+
+SECOND = {"demonstrations": "demonstrations", "text": "corpus"}  # kind of a second data set -> its setting
+
+
 class PromptSettings(Settings):
     prompts: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
@@ -94,14 +101,28 @@ class PromptSettings(Settings):
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
     n: Annotated[int, Field(gt=0, description="answers a prompt")] = 1
-    temperature: Annotated[float, Field(gt=0, description="of sampling; the policy is trained under it too")] = 1.0
+    temperature: Annotated[float, Field(gt=0, description="of sampling; RL trains the policy under it too")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
     max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
 
 
-class RLSettings(Settings):
-    reward: Annotated[str, Field(description="the reward model: an earlier stage, a folder or a hub name")]
-    ref: Annotated[str, Field(description="the reference; empty: the model as it starts")] = ""
+class ScoreSettings(Settings):
+    reward: Annotated[
+        str,
+        Field(description="the reward model: an earlier stage, a folder, a hub name, or gold (the demo world's rules)"),
+    ]
+
+
+class RoundSettings(Settings):
+    iterations: Annotated[int, Field(gt=0, description="rounds of sampling and learning")] = 3
+    round_prompts: Annotated[
+        int, Field(ge=0, description="prompts answered a round; 0: as many as the round's steps take")
+    ] = 0
+    top_p: Annotated[float, Field(gt=0, le=1, description="sample from the likeliest tokens of this probability")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="sample from so many likeliest tokens; 0: all")] = 0
+
+
+class ValueSettings(Settings):
     value_init: Annotated[
         Literal["reward", "model"],
         Field(description="the value model starts as a copy of the reward model or the policy"),
@@ -113,12 +134,26 @@ def method_settings(method: Method) -> type[Settings]:
     """The settings of a method's stage: the common ones, its data's, and the function's own keyword arguments."""
     sources: list[Any] = [TrainSettings]
     if method.online:
-        sources += [ModelSettings, PromptSettings, RLSettings]
+        sources += [ModelSettings, PromptSettings, *(part for part, wanted in _online_parts(method) if wanted)]
     else:
         sources += [PretrainModel if method.family == "pretrain" else ModelSettings, DataSettings]
         sources += [part for part, wanted in _offline_parts(method) if wanted]
-    sources += [method.build, _defaults(method)]
+    known: dict[str, Any] = {}
+    for part in sources:
+        known |= part.model_fields
+    sources += [method.build, _defaults(method, known)]
     return settings_model(method.name, *sources)
+
+
+def _online_parts(method: Method) -> list[tuple[type[Settings], bool]]:
+    """Settings of methods that sample, and whether this method has them."""
+    return [
+        (ScoreSettings, "reward" in method.frozen),
+        (RefSettings, "ref" in method.frozen),
+        (RoundSettings, method.samples == "per iteration"),
+        (ValueSettings, "value" in method.trains),
+        (Corpus, method.second == "text"),
+    ]
 
 
 def _offline_parts(method: Method) -> list[tuple[type[Settings], bool]]:
@@ -135,10 +170,11 @@ def _offline_parts(method: Method) -> list[tuple[type[Settings], bool]]:
     ]
 
 
-def _defaults(method: Method) -> type[Settings]:
-    fields = {key: (TrainSettings.model_fields[key].annotation, value) for key, value in method.defaults.items()}
+def _defaults(method: Method, known: dict[str, Any]) -> type[Settings]:
+    fields = {key: (known[key].annotation, value) for key, value in method.defaults.items()}
     return create_model(f"{method.name}_defaults", __base__=Settings, **fields)  # type: ignore[call-overload]
 
 
-REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations")
+REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations", "corpus")
+WORDS = ("gold",)
 NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_rows", "trust_remote_code")

@@ -7,36 +7,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tiltyard.algorithms.base import Method
 from tiltyard.errors import DataError
 from tiltyard.models.load import frozen_copy, load_language_model
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.data import groups_of, model_folder, prompts_of, report, rewritten
-from tiltyard.training.algorithm import Models
+from tiltyard.stages.data import groups_of, model_folder, report, rewritten
+from tiltyard.stages.online import online_source
+from tiltyard.stages.settings import SECOND
+from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.refcache import RefCache, cache_ref_logps
 from tiltyard.training.select import all_pairs, best_worst
-from tiltyard.training.source import Offline, Online, SelfPlay, generator
+from tiltyard.training.source import Offline, SelfPlay, generator
 from tiltyard.types import Group
 
 
 def source_of(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, int, list[Group]]:
     """(the source, outer steps, the groups of methods that learn from a file)."""
-    chat = models.get(method.trains[0]).chat
-    law = None
-    if hasattr(settings, "max_tokens"):
-        rows = settings.max_rows
-        law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=rows)
     if method.online:
-        assert law is not None
-        prompts = prompts_of(context, settings.prompts, chat, settings)
-        scorer = RewardScorer(models.get("reward"), settings.micro_tokens)
-        online = Online(prompts, sample, scorer, settings.batch, settings.n, law, seed=settings.seed)
-        return online, steps_of(settings, len(prompts)), []
-    groups = data_groups(method, context, "data", settings.data, settings, chat)
+        source, steps = online_source(method, context, settings, models, steps_of)
+        return source, steps, []
+    groups = data_groups(method, context, "data", settings.data, settings, models.get(method.trains[0]).chat)
     if method.eats == "comparisons" and all(g.shares is None and len(set(g.ranks or ())) < 2 for g in groups):
         raise DataError(
             "every comparison is a tie: there is nothing to learn",
@@ -45,8 +39,10 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
             expected="some response that is ranked above another",
         )
     steps = steps_of(settings, len(groups))
-    if law is not None:
+    if method.samples == "per iteration":
         every = -(-steps // settings.iterations)
+        rows = settings.max_rows
+        law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=rows)
         return SelfPlay(groups, sample, settings.batch, every, law, settings.seed), steps, groups
     return Offline(groups, settings.batch, settings.seed), steps, groups
 
@@ -59,11 +55,14 @@ def second_source(method: Method, context: StageContext, settings: Any, models: 
     """The source over a method's second data set, as its second argument; nothing for methods that have none."""
     if method.second is None:
         return ()
-    wanted = getattr(settings, method.second)
+    key = SECOND[method.second]
+    wanted = getattr(settings, key)
     if not wanted:
         return (None,)
-    whole = settings.model_copy(update={"limit": 0, "split": ""})
-    groups = groups_of(context, method.second, wanted, method.second, models.get(method.trains[0]).chat, whole)
+    # a method that samples has no max_length of its own: what a prompt and its answer may take together
+    longest = getattr(settings, "max_length", 0) or settings.max_prompt + settings.max_tokens
+    limits = SimpleNamespace(max_length=longest, too_long=settings.too_long)
+    groups = groups_of(context, key, wanted, method.second, models.get(method.trains[0]).chat, limits)
     return (Offline(groups, settings.batch, settings.seed),)
 
 
@@ -125,12 +124,14 @@ def check_labels(groups: list[Group]) -> None:
 # ------------------------------------------------------------------------------------------------ the reference
 
 
-def attach_reference(method: Method, context: StageContext, settings: Any, models: Models, groups: list[Group]) -> None:
-    """Gives an offline method its reference: what it says of the data from disk, or the model itself in memory.
+def attach_reference(
+    method: Method, algorithm: Algorithm, context: StageContext, settings: Any, models: Models, groups: list[Group]
+) -> None:
+    """Gives a method that reads one its reference: what it says of the data from disk, or the model itself in memory.
 
     The reference is the model as the stage starts unless `ref` names another; called before anything is trained.
     """
-    if "ref" not in method.frozen or method.online:
+    if not algorithm.reads_ref:
         return
     if "ref" in method.cached and settings.ref_cache:
         cache = reference_logps(context, settings, models, groups)

@@ -15,7 +15,6 @@ from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import (
     freeze_bottom,
     from_scratch,
-    frozen_copy,
     load_language_model,
     load_masked_model,
     load_scalar_model,
@@ -27,8 +26,9 @@ from tiltyard.models.load import (
 from tiltyard.stages import measure
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import groups_of, model_folder, report
+from tiltyard.stages.online import reward_of
 from tiltyard.stages.plan import plan_lines
-from tiltyard.stages.settings import NEUTRAL, REFERS, method_settings
+from tiltyard.stages.settings import NEUTRAL, REFERS, WORDS, method_settings
 from tiltyard.stages.sources import attach_reference, data_groups, reference_logps, second_source, source_of
 from tiltyard.stages.watch import Samples
 from tiltyard.training.algorithm import Models
@@ -55,7 +55,7 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         report(context, "warm-up", [f"{settings.warmup:g} steps of {steps:,}: the rate stays below {settings.lr:g}"])
     second = second_source(method, context, settings, models)
     algorithm = method.build(source, *second, **arguments(method.build, settings))
-    attach_reference(method, context, settings, models, groups)
+    attach_reference(method, algorithm, context, settings, models, groups)
     measured: dict[int, dict[str, float]] = {}
     held_out = _held_out(method, context, settings, models, measured, groups)
     watchers: list[Sink] = []
@@ -92,17 +92,12 @@ def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     policy = load_language_model(folder, **common)
     if not method.online:
         return Models(policy=policy)
-    models = Models(policy=policy, reward=load_scalar_model(model_folder(context, settings.reward), **common))
-    if settings.ref:
-        models.ref = load_language_model(model_folder(context, settings.ref), **common)
-        models.ref.module.requires_grad_(False)
-    else:
-        models.ref = frozen_copy(policy)
-    reward = models.get("reward")
+    models = Models(policy=policy, reward=reward_of(context, settings, common))
     if "value" in method.trains:
-        start = value_from(reward) if settings.value_init == "reward" else load_scalar_model(folder, **common)
-        models.value = start
-    reward.module.requires_grad_(False)
+        # without a reward model to copy, the value model starts from the policy
+        copied = models.reward is not None and settings.value_init == "reward"
+        models.value = value_from(models.get("reward")) if copied else load_scalar_model(folder, **common)
+        models.value.module.requires_grad_(True)
     return models
 
 
@@ -233,6 +228,7 @@ def _stage(method: Method) -> Stage:
         settings=method_settings(method),
         summary=method.summary,
         refers=refers,
+        words=WORDS,
         plan=plan,
         neutral=neutral,
         parallel=True,

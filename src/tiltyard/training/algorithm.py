@@ -231,6 +231,12 @@ class Algorithm:
             if getattr(self, key) < 1:
                 raise ConfigError("a step needs at least one pass", where=f"{self.name}.{key}", got=getattr(self, key))
 
+    @property
+    def reads_ref(self) -> bool:
+        """Whether some piece reads the reference; without one none has to be in memory."""
+        wanted = any(getattr(part, "reads_ref", False) for part in (*self.prepare, *self.after, self.source))
+        return wanted or "ref" in self.moves
+
     def _check(self, who: str, needs: Sequence[str], known: set[str]) -> None:
         for column in needs:
             if column not in known:

@@ -237,6 +237,7 @@ class MismatchedKL:
 
     needs: tuple[str, ...] = ()
     writes: tuple[str, ...] = ("kl_B",)
+    reads_ref: bool = True
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
         policy, ref = models.get("policy"), models.get("ref")

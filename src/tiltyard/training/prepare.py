@@ -67,6 +67,7 @@ class RefLogp:
     temperature: float = 1.0
     needs: tuple[str, ...] = ()
     writes: tuple[str, ...] = ("ref_logp_R",)
+    reads_ref: bool = True
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
         if models.ref_cache is not None and self.temperature == 1.0:

@@ -20,7 +20,7 @@ from tiltyard.models import parallel
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models
 from tiltyard.training.batch import Metrics
-from tiltyard.training.source import Cycle, Sampler, Scorer, generator
+from tiltyard.training.source import Cycle, Sampler, Scorer, generator, sampled_metrics, signed
 from tiltyard.types import Group, Prompt
 
 Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
@@ -41,6 +41,7 @@ class Rounds:
             rising thresholds).
         begin: done when a round has its answers and before it learns (renew the reference, start again from the base).
         folder: where the rounds are written; None keeps them in the checkpoint.
+        watch: what else is measured on the answers of a round.
     """
 
     prompts: Sequence[Prompt]
@@ -58,6 +59,7 @@ class Rounds:
     begin: tuple[Begin, ...] = ()
     seed: int = 0
     folder: Path | None = None
+    watch: Callable[[list[Group]], Metrics] | None = None
     number: int = -1  # of the round whose pool is held
     held: dict[int, list[Group]] = field(default_factory=dict)
 
@@ -67,6 +69,11 @@ class Rounds:
                 raise ConfigError("rounds need at least one", where=key, got=getattr(self, key), expected="at least 1")
         self.cycle = Cycle(self.prompts, self.seed)
         self._pools: list[Cycle[Group]] = []
+
+    @property
+    def reads_ref(self) -> bool:
+        """Hooks that begin a round renew the reference or start again from it."""
+        return bool(self.begin)
 
     def __call__(self, models: Models, step: int) -> Draw:
         number, within = divmod(step, self.every)
@@ -103,7 +110,8 @@ class Rounds:
         self.held[number] = known
         for act in self.begin:
             act(models)
-        return {**sampled_metrics(known), "round": (float(number + 1), 1.0)}
+        watched = self.watch(known) if self.watch else {}
+        return {**sampled_metrics(known), **watched, "round": (float(number + 1), 1.0)}
 
     def _pool(self, number: int) -> list[Cycle[Group]]:
         """What each phase of the round draws from."""
@@ -150,28 +158,6 @@ class Rounds:
 
     def load_state_dict(self, state: dict[str, list[dict[str, object]]]) -> None:
         self.held = {int(i): [group_from_dict(g) for g in groups] for i, groups in state.items()}
-
-
-def signed(group: Group, version: int) -> Group:
-    """The group with the version of the policy that its answers come from."""
-    responses = tuple(replace(r, policy_version=version) for r in group.responses)
-    return replace(group, origin=f"policy@{version}", responses=responses)
-
-
-def sampled_metrics(groups: Sequence[Group]) -> Metrics:
-    """What every online step shows of its answers: score, best and worst of a prompt, length, share cut, share tied."""
-    answers = [r for g in groups for r in g.responses]
-    metrics: Metrics = {
-        "length": (float(sum(len(r.ids) for r in answers)), float(len(answers))),
-        "truncated": (float(sum(r.finish == "length" for r in answers)), float(len(answers))),
-    }
-    scored = [g.scores for g in groups if g.scores]
-    if scored:
-        metrics["score"] = (float(sum(map(sum, scored))), float(sum(map(len, scored))))
-        metrics["score_best"] = (float(sum(map(max, scored))), float(len(scored)))
-        metrics["score_worst"] = (float(sum(map(min, scored))), float(len(scored)))
-        metrics["tied_groups"] = (float(sum(min(s) == max(s) for s in scored)), float(len(scored)))
-    return metrics
 
 
 def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:

@@ -16,6 +16,7 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.models import parallel
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.batch import Metrics
 from tiltyard.types import Group, Prompt
 
 Item = TypeVar("Item")
@@ -90,6 +91,7 @@ class SelfPlay:
     settings: SampleSettings = field(default_factory=SampleSettings)
     seed: int = 0
     iteration: int = 0
+    reads_ref: bool = True
 
     def __post_init__(self) -> None:
         self.cycle = Cycle([_first_turn(g) for g in self.groups], self.seed)
@@ -125,6 +127,7 @@ class Online:
     Args:
         prompts: encoded prompts. sampler: see `tiltyard.sampling`. scorer: adds scores (or ranks).
         batch: prompts a step over all processes. n: answers a prompt. select: e.g. best against worst.
+        watch: what else is measured on the answers. tries: dynamic sampling, at most so many draws a step; 0: none.
     """
 
     prompts: Sequence[Prompt]
@@ -135,27 +138,79 @@ class Online:
     settings: SampleSettings = field(default_factory=SampleSettings)
     select: Select | None = None
     seed: int = 0
+    watch: Callable[[list[Group]], Metrics] | None = None
+    tries: int = 0
 
     def __post_init__(self) -> None:
         self.cycle = Cycle(self.prompts, self.seed)
 
     def __call__(self, models: Models, step: int) -> Draw:
-        own = parallel.shard(self.cycle.at(step, self.batch))
-        index = [i for i, _ in own]
-        draws = Draws(generator(self.seed, 2, step), self.batch, self.n, index)
-        groups = self.sampler(models.get("policy"), [p for _, p in own], self.n, self.settings, draws=draws)
-        groups = [
-            replace(
-                group,
-                origin=f"policy@{models.version}",
-                responses=tuple(replace(r, policy_version=models.version) for r in group.responses),
-            )
-            for group in groups
-        ]
-        groups = self.scorer(models, groups) if groups else groups
+        if self.tries:
+            groups, index, count, metrics = self._differing(models, step)
+        else:
+            index, groups = self._answered(models, step, step)
+            count, metrics = self.batch, {}
+        metrics = {**metrics, **sampled_metrics(groups), **(self.watch(groups) if self.watch else {})}
         if self.select is None:
-            return Draw(groups, index, self.batch)
+            return Draw(groups, index, count, metrics)
         groups = self.select(groups)  # may drop groups or make several of one: places are counted anew
         counts = parallel.gather_objects(len(groups))
         first = sum(counts[: parallel.rank()])
-        return Draw(groups, list(range(first, first + len(groups))), sum(counts))
+        return Draw(groups, list(range(first, first + len(groups))), sum(counts), metrics)
+
+    def _answered(self, models: Models, place: int, *keys: int) -> tuple[list[int], list[Group]]:
+        """This process's part of the `place`th batch of prompts: (places in it, groups with answers and scores)."""
+        own = parallel.shard(self.cycle.at(place, self.batch))
+        index = [i for i, _ in own]
+        draws = Draws(generator(self.seed, 2, *keys), self.batch, self.n, index)
+        groups = self.sampler(models.get("policy"), [p for _, p in own], self.n, self.settings, draws=draws)
+        groups = [signed(group, models.version) for group in groups]
+        return index, self.scorer(models, groups) if groups else groups
+
+    def _differing(self, models: Models, step: int) -> Draw:
+        """Dynamic sampling (Yu et al. 2025): the first `batch` groups whose scores are not all equal.
+
+        A step has `tries` batches of prompts to itself and answers one after the other until it has enough, so what it
+        draws follows from the seed and the step, however many processes share it.
+        """
+        sampled: list[Group] = []
+        own: dict[tuple[int, int], Group] = {}
+        everyone: list[tuple[int, int]] = []
+        for attempt in range(self.tries):
+            index, groups = self._answered(models, step * self.tries + attempt, step, attempt)
+            sampled += groups
+            found = {(attempt, i): g for i, g in zip(index, groups, strict=True) if len(set(g.scores or ())) > 1}
+            own |= found
+            everyone += sorted(key for part in parallel.gather_objects(list(found)) for key in part)
+            if len(everyone) >= self.batch:
+                break
+        chosen = everyone[: self.batch]
+        places = [place for place, key in enumerate(chosen) if key in own]
+        scores = [s for g in sampled for s in g.scores or ()]
+        metrics: Metrics = {
+            "dropped_groups": (float(len(sampled) - len(own)), float(len(sampled))),
+            "sampled_score": (float(sum(scores)), float(len(scores))),
+        }
+        return Draw([own[chosen[place]] for place in places], places, len(chosen), metrics)
+
+
+def signed(group: Group, version: int) -> Group:
+    """The group with the version of the policy that its answers come from."""
+    responses = tuple(replace(r, policy_version=version) for r in group.responses)
+    return replace(group, origin=f"policy@{version}", responses=responses)
+
+
+def sampled_metrics(groups: Sequence[Group]) -> Metrics:
+    """What every online step shows of its answers: score, best and worst of a prompt, length, share cut, share tied."""
+    answers = [r for g in groups for r in g.responses]
+    metrics: Metrics = {
+        "length": (float(sum(len(r.ids) for r in answers)), float(len(answers))),
+        "truncated": (float(sum(r.finish == "length" for r in answers)), float(len(answers))),
+    }
+    scored = [g.scores for g in groups if g.scores]
+    if scored:
+        metrics["score"] = (float(sum(map(sum, scored))), float(sum(map(len, scored))))
+        metrics["score_best"] = (float(sum(map(max, scored))), float(len(scored)))
+        metrics["score_worst"] = (float(sum(map(min, scored))), float(len(scored)))
+        metrics["tied_groups"] = (float(sum(min(s) == max(s) for s in scored)), float(len(scored)))
+    return metrics

@@ -31,7 +31,8 @@ class Stage:
         settings: from `settings_model`.
         summary: one line for `tiltyard stages`.
         refers: settings whose value (a text, a list or a mapping of texts) names an EARLIER stage, a file of one
-            (`stage/file.jsonl`), a path or a hub name (`owner/name`).
+            (`stage/file.jsonl`), a path or a hub name (`owner/name`). A settings model of its own (a judge) says
+            with `folders()` which of its values do.
         words: values of those settings that stand for themselves, e.g. `gold`.
         plan: the lines of the resolved plan (tokens per step, groups, memory); `context.dry_run` tells that earlier
             stages may not have run.
@@ -140,6 +141,8 @@ def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
     """(key, value) of every setting that may name a stage or a path, lists and mappings taken apart."""
     for key in stage.refers:
         value = getattr(settings, key, None)
+        folders = getattr(value, "folders", None)
+        value = folders() if folders else value
         values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         for item in values:
             if isinstance(item, str | Path) and str(item) and str(item) not in stage.words:
@@ -149,7 +152,7 @@ def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------------- the registry
 
 STAGES: dict[str, Stage] = {}
-MODULES: tuple[str, ...] = ("world", "clean", "train", "label", "candidates", "evaluate", "reward_eval")
+MODULES: tuple[str, ...] = ("world", "clean", "train", "label", "ai_label", "candidates", "evaluate", "reward_eval")
 
 
 def register(stage: Stage) -> Stage:

@@ -72,9 +72,11 @@ def _sampled_groups(
 
 
 def _foreign(chat: Chat, groups: list[Group]) -> bool:
-    """Whether other than this model's tokens stand in some group (a long prompt may lack its front)."""
+    """Whether other than this model's tokens, or none, stand in some group (a long prompt may lack its front)."""
     for group in groups:
         given = group.prompt
+        if not given.ids or not all(r.ids for r in group.responses):
+            return True
         if given.ids and (given.messages or given.text is not None):
             own = chat.encode_prompt(replace(given, ids=())).ids
             if own[-len(given.ids) :] != given.ids:

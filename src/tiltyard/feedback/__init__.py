@@ -1,0 +1,38 @@
+"""Judges that compare or grade answers, taken for what they are: biased, paid and fallible."""
+
+from tiltyard.feedback.answers import AnswerCache
+from tiltyard.feedback.client import Client, Endpoint
+from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
+from tiltyard.feedback.prompts import Exemplar
+from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
+from tiltyard.feedback.scorers import JudgeScorer, ScoreScorer
+from tiltyard.feedback.settings import JudgeSettings, build_judge, build_score_judge, build_scorer
+from tiltyard.feedback.simulated import SimulatedJudge
+from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
+
+__all__ = [
+    "AnswerCache",
+    "ApiJudge",
+    "ApiPointsJudge",
+    "ApiScoreJudge",
+    "Client",
+    "Debiased",
+    "Endpoint",
+    "Exemplar",
+    "Grade",
+    "Judge",
+    "JudgeError",
+    "JudgeScorer",
+    "JudgeSettings",
+    "ModelJudge",
+    "ModelPointsJudge",
+    "ModelScoreJudge",
+    "ScoreJudge",
+    "ScoreScorer",
+    "SimulatedJudge",
+    "Usage",
+    "Verdict",
+    "build_judge",
+    "build_score_judge",
+    "build_scorer",
+]

@@ -1,0 +1,250 @@
+"""A thin client of OpenAI-compatible chat completions: time limits, retries, concurrency, and no answer paid for twice.
+
+The key is read from the environment, travels in one header, and is struck out of every message. Redirects are refused,
+so that it goes to no other host.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from tiltyard.errors import ConfigError
+from tiltyard.feedback.answers import AnswerCache, content_key
+from tiltyard.feedback.verdicts import JudgeError, Usage
+
+_MOST = 8 * 2**20  # bytes of a reply that are read
+_LONGEST_WAIT = 120.0  # seconds, whatever a server asks for
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask and how patiently.
+
+    Args:
+        url: the base, up to and including `/v1`, or the whole address of `chat/completions`.
+        model: the name it is served under.
+        key_env: the environment variable with the key; empty: no key is sent.
+        timeout: seconds a request may take. retries: times it is sent again after 408, 409, 429, 5xx, a lost
+            connection or a reply that cannot be read; the wait before is `backoff`, doubled each time, or what the
+            server asks for.
+        concurrency: requests at the same time.
+        price_in, price_out: of a million tokens. max_cost: no request is begun once the answers in the cache
+            have cost that much; 0: no limit.
+    """
+
+    url: str
+    model: str
+    key_env: str = ""
+    timeout: float = 60.0
+    retries: int = 5
+    backoff: float = 1.0
+    concurrency: int = 4
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_cost: float = 0.0
+
+    @property
+    def address(self) -> str:
+        base = self.url.rstrip("/")
+        return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - urllib's signature
+        return None
+
+
+class Client:
+    """Sends questions and keeps the answers.
+
+    An answer is a mapping: `text`, `top` (for each token written its alternatives as [token, log-prob]; empty where
+    the server offers none), `tokens_in`, `tokens_out`.
+    """
+
+    def __init__(self, endpoint: Endpoint, cache: AnswerCache | None = None):
+        self.endpoint = endpoint
+        self.cache = cache or AnswerCache(None)
+        self.usage = Usage()
+        self._spent_before = self.paid().cost
+        self._key = _key(endpoint.key_env)
+        self._opener = urllib.request.build_opener(_NoRedirect())
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def ask(self, payloads: Sequence[Mapping[str, Any]], samples: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """The answer to each payload, in order; equal ones are asked once.
+
+        Args:
+            samples: numbers that tell repeated draws of one question apart.
+
+        Raises:
+            JudgeError: a request was refused, or failed more often than `retries`. Answers that came are kept.
+        """
+        numbers = samples or [0] * len(payloads)
+        keys = [content_key(self.endpoint.address, p, n) for p, n in zip(payloads, numbers, strict=True)]
+        fresh = {k: p for k, p in zip(keys, payloads, strict=True) if self.cache.get(k) is None}
+        self.usage.cached += len(keys) - len(fresh)
+        self._stop.clear()
+        with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
+            futures = [pool.submit(self._fetch, key, payload) for key, payload in fresh.items()]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._stop.set()  # those that wait give up; those under way are kept when they arrive
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [self.cache.answers[key] for key in keys]
+
+    def paid(self) -> Usage:
+        """What all answers in the cache took, of this process and of earlier ones."""
+        every = list(self.cache.answers.values())
+        read, written = (sum(int(a[k]) for a in every) for k in ("tokens_in", "tokens_out"))
+        return Usage(len(every), read, written, self._price(read, written))
+
+    def _price(self, read: int, written: int) -> float:
+        return (read * self.endpoint.price_in + written * self.endpoint.price_out) / 1e6
+
+    def _fetch(self, key: str, payload: Mapping[str, Any]) -> None:
+        limit, spent = self.endpoint.max_cost, self._spent_before + self.usage.cost
+        if limit and spent >= limit:
+            raise JudgeError(
+                "the judge has cost as much as it may",
+                where="judge.max_cost",
+                got=f"{spent:.4f}",
+                expected=f"below {limit}",
+                fix="raise max_cost and run again: answers that were paid for are kept",
+            )
+        problem = "it was not sent"
+        for attempt in range(self.endpoint.retries + 1):
+            if self._stop.is_set():
+                return
+            reply, problem, wait = self._once(payload)
+            answer = None
+            if reply is not None:
+                answer, problem = _read(reply)
+            if answer is not None:
+                self.cache.put(key, answer)
+                with self._lock:
+                    read, written = answer["tokens_in"], answer["tokens_out"]
+                    self.usage += Usage(1, read, written, self._price(read, written))
+                return
+            if attempt < self.endpoint.retries:
+                with self._lock:
+                    self.usage.retries += 1
+                self._stop.wait(min(max(wait, self.endpoint.backoff * 2**attempt), _LONGEST_WAIT))
+        raise JudgeError(
+            "the judge did not answer",
+            where=self.endpoint.address,
+            got=self._clean(problem),
+            expected=f"an answer within {self.endpoint.retries + 1} attempts of {self.endpoint.timeout:g} s",
+            fix="run again later: what was answered is kept and not asked again; see judge.timeout, retries, backoff",
+        )
+
+    def _once(self, payload: Mapping[str, Any]) -> tuple[bytes | None, str, float]:
+        """(reply, what went wrong, seconds that the server wants to be left alone)."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "tiltyard"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        body = json.dumps(payload).encode()
+        request = urllib.request.Request(self.endpoint.address, body, headers, method="POST")  # noqa: S310 - checked
+        try:
+            with self._opener.open(request, timeout=self.endpoint.timeout) as reply:
+                return _within(reply, self.endpoint.timeout), "", 0.0
+        except urllib.error.HTTPError as error:
+            with error:
+                told = f"{error.code} {_excerpt(error)}"
+            if error.code not in (408, 409, 429) and error.code < 500:
+                raise JudgeError(
+                    "the judge refuses the request",
+                    where=self.endpoint.address,
+                    got=self._clean(told),
+                    fix="check judge.url, judge.model, judge.key_env and judge.extra",
+                ) from None
+            return None, told, _seconds(error.headers.get("Retry-After"))
+        except (OSError, http.client.HTTPException) as error:  # no connection, time over, reply torn off
+            return None, f"{type(error).__name__}: {error}", 0.0
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _key(name: str) -> str:
+    if not name:
+        return ""
+    key = os.environ.get(name, "").strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ConfigError(
+            "the judge's key is not there" if not key else "the judge's key is no key",
+            where="judge.key_env",
+            got=f"{name} is {'empty or not set' if not key else 'set to something with blanks or other odd letters'}",
+            expected="an environment variable that holds the key",
+            fix=f"export {name}=..., or leave key_env empty for a server without keys",
+        )
+    return key
+
+
+def _within(reply: Any, seconds: float) -> bytes:
+    """The reply's body. The time limit holds for all of it; a body without end is cut, and then cannot be read."""
+    end = time.monotonic() + seconds
+    parts, size = [], 0
+    while size < _MOST:
+        part = reply.read1(65536)
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > end:
+            raise TimeoutError("the reply took longer than the time limit")
+    return b"".join(parts)
+
+
+def _excerpt(error: urllib.error.HTTPError) -> str:
+    try:
+        return " ".join(error.read(2000).decode(errors="replace").split())[:300]
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+def _seconds(value: str | None) -> float:
+    """Retry-After in seconds; dates and nonsense count as nothing asked."""
+    return float(value) if value and re.fullmatch(r"\d{1,6}(\.\d+)?", value.strip()) else 0.0
+
+
+def _read(reply: bytes) -> tuple[dict[str, Any] | None, str]:
+    """(answer, what is wrong with the reply). Only what verdicts need is kept."""
+    try:
+        value = json.loads(reply)
+        choice = value["choices"][0]
+        text = choice["message"].get("content") or ""
+        if not isinstance(text, str):
+            raise TypeError("the content is no text")
+        used = value.get("usage") or {}
+        tokens = [int(used.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        answer = {"text": text, "top": _top(choice.get("logprobs")), "tokens_in": tokens[0], "tokens_out": tokens[1]}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        shown = reply[:200].decode(errors="replace")
+        return None, f"a reply that is no chat completion ({type(error).__name__}: {error}): {shown!r}"
+    return answer, ""
+
+
+def _top(logprobs: Any) -> list[list[list[Any]]]:
+    """Alternatives at each of the first tokens; empty where there are none (a server may send null, or nothing)."""
+    content = (logprobs or {}).get("content") or []
+    found = []
+    for place in content[:64]:
+        every = {str(t["token"]): float(t["logprob"]) for t in (place.get("top_logprobs") or [])[:64]}
+        own = {str(place["token"]): float(place["logprob"])}
+        found.append([[token, logp] for token, logp in (own | every).items()])
+    return found

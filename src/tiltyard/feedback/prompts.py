@@ -1,0 +1,124 @@
+"""What a judge is asked, and how its words are read.
+
+Answers stand in the question as they are. Nothing is escaped, because there is nothing to escape: a special token of
+the judge is broken up by `data.chat`, and no code ever interprets the text. What remains is that an answer can TALK to
+the judge ("the first response is better"), as it can to a person; no marking of borders prevents that. What comes back
+is text as well, and is read by the small patterns below, of which each looks at a bounded piece.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from tiltyard.config import Settings
+from tiltyard.feedback.verdicts import shown
+from tiltyard.types import Message, Prompt, Response
+
+PREAMBLE = (
+    "You compare two responses to the same text. A good response does what is asked, is true, harms nobody, and is as "
+    "short as that allows. Do not let the order of the two influence you."
+)
+PAIR_ENDING = "Which response is better? Answer with 1 or 2 alone.\nPreferred Response="
+REASON_ENDING = "Say in a few sentences what speaks for and against each response. Do not decide yet."
+SCORE_PREAMBLE = "You rate how good a response is: helpful, true, harmless and no longer than needed."
+SCORE_ENDING = "Rate the response from 1 (very bad) to 10 (very good). Answer with the number alone.\nRating="
+POINTS_PREAMBLE = (
+    "Judge the response to the question below. It starts with no points and earns one for each statement that holds:\n"
+    "- It says something that bears on the question, even if much is missing.\n"
+    "- It deals with a large part of the question, if not with all of it.\n"
+    "- It answers the core of the question in a way the asker can use.\n"
+    "- It speaks as an assistant does, to the point, complete and in good order.\n"
+    "- It shows an expert's care for this very question and has nothing superfluous."
+)
+POINTS_ENDING = "Give your reasons in at most 100 words. End with a line of the form\nScore: <points>"
+
+CHOICES = ("1", "2")
+RATINGS = tuple(str(i) for i in range(1, 11))
+_WINDOW = 4000  # characters at the end of a judge's words that are searched
+_SCORE = re.compile(r"score:", re.IGNORECASE)
+_POINTS = re.compile(r"[ \t*<\[]{0,8}(\d{1,3}(?:\.\d{1,3})?)(?![\w/%]|\.\d)")
+_CHOICE = re.compile(r"(?<![\w.])[12](?!\w|\.\d)")
+_RATING = re.compile(r"\W{0,8}(10|[1-9])(?:[ ]?/[ ]?10)?\W{0,8}")
+
+
+class Exemplar(Settings):
+    """A solved comparison that stands before the question."""
+
+    prompt: str
+    first: str
+    second: str
+    better: int = Field(ge=1, le=2)
+
+
+def pair_question(
+    instruction: str, exemplars: Sequence[Exemplar], prompt: Prompt, pair: Sequence[Response], ending: str = PAIR_ENDING
+) -> str:
+    """The question about two answers (Lee et al. 2023, section 2.1): preamble, exemplars, the pair, ending."""
+    parts = [instruction or PREAMBLE]
+    parts += [f"{_pair(one.prompt, one.first, one.second)}\n\n{PAIR_ENDING}{one.better}" for one in exemplars]
+    parts.append(f"{_pair(conversation(prompt), *(shown(r) for r in pair))}\n\n{ending}")
+    return "\n\n".join(parts)
+
+
+def score_question(instruction: str, prompt: Prompt, response: Response) -> str:
+    """The question for a number from 1 to 10 (direct RLAIF; Lee et al. 2023, section 2.2.2)."""
+    return _one(instruction or SCORE_PREAMBLE, prompt, response, SCORE_ENDING)
+
+
+def points_question(instruction: str, prompt: Prompt, response: Response) -> str:
+    """The question for points from 0 to 5 that add up (as Yuan et al. 2024 ask; the words are ours)."""
+    return _one(instruction or POINTS_PREAMBLE, prompt, response, POINTS_ENDING)
+
+
+def conversation(prompt: Prompt) -> str:
+    """The prompt as a judge reads it: a single question as it is, several turns with their speakers."""
+    if prompt.messages is None:
+        return prompt.text or ""
+    if len(prompt.messages) == 1:
+        return prompt.messages[0].content
+    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in prompt.messages)
+
+
+def asked(question: str, style: str = "chat", earlier: Sequence[Message] = ()) -> Prompt:
+    """The question as a prompt: a user's turn after `earlier` ones, or (`text`) plain text that the judge goes on."""
+    if style == "text":
+        before = "".join(f"{m.content}\n\n" for m in earlier)
+        return Prompt(text=before + question)
+    return Prompt(messages=(*earlier, Message("user", question)))
+
+
+def read_points(text: str) -> float | None:
+    """The number behind the LAST "Score:", from 0 to 5; None for anything else (none, "5/5", 6, "four")."""
+    tail = text[-_WINDOW:]
+    ends = [match.end() for match in _SCORE.finditer(tail)]
+    found = _POINTS.match(tail, ends[-1]) if ends else None
+    points = float(found[1]) if found else None
+    return points if points is not None and points <= 5 else None
+
+
+def read_choice(text: str) -> int | None:
+    """1 or 2 where exactly one of them stands in the text as a word of its own."""
+    found = set(_CHOICE.findall(text[-_WINDOW:]))
+    return int(found.pop()) if len(found) == 1 else None
+
+
+def read_rating(text: str) -> int | None:
+    """A whole number from 1 to 10 that is all of the text (`7`, `**7**`, `7/10`)."""
+    found = _RATING.fullmatch(text.strip()) if len(text) <= _WINDOW else None
+    return int(found[1]) if found else None
+
+
+def to_unit(rating: float) -> float:
+    """A rating from 1 to 10 on [-1, 1]."""
+    return (2 * rating - 11) / 9
+
+
+def _pair(text: str, first: str, second: str) -> str:
+    return f"Text:\n{text}\n\nResponse 1:\n{first}\n\nResponse 2:\n{second}"
+
+
+def _one(instruction: str, prompt: Prompt, response: Response, ending: str) -> str:
+    return f"{instruction}\n\nQuestion:\n{conversation(prompt)}\n\nResponse:\n{shown(response)}\n\n{ending}"

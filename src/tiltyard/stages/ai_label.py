@@ -1,0 +1,315 @@
+"""AI labels: a judge compares answers, and its probabilities become soft labels (RLAIF).
+
+`labels.groups.jsonl` holds every pair with `shares` (p, 1 - p) and ranks, ids as they came; `rows.jsonl` the same for
+people to read, the preferred answer as `chosen` with `p_chosen`; `judgements.jsonl` each verdict with who gave it, also
+those that could not be had.
+
+The work is done in blocks of pairs: each is appended to the files, then `progress.json` says in one move how long they
+are. What a kill left beyond that is cut off. What an API answered lies in `answers.jsonl` before it is used, so an
+interrupted block asks for what is missing and for nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tiltyard.config import Settings
+from tiltyard.data import append_groups, parse_row, read_groups, read_rows
+from tiltyard.data.read import Row
+from tiltyard.errors import ConfigError, DataError
+from tiltyard.feedback import Debiased, JudgeSettings, Usage, Verdict, build_judge
+from tiltyard.feedback.answers import content_key
+from tiltyard.feedback.scorers import Missing
+from tiltyard.feedback.simulated import stream
+from tiltyard.feedback.verdicts import Places, shown
+from tiltyard.files import atomic_write
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.load import load_language_model
+from tiltyard.stages.base import Stage, StageContext, jsonable, read_json, register, write_json
+from tiltyard.stages.candidates import _cut
+from tiltyard.stages.data import model_folder, report
+from tiltyard.types import Group, Judgement
+
+BLOCK = 32  # pairs at a time
+LABELS, JUDGEMENTS = "labels.groups.jsonl", "judgements.jsonl"
+
+
+class AiLabelSettings(Settings):
+    data: Annotated[str, Field(description="rows of `prompt` and `responses`, comparisons, or a file of groups")]
+    judge: Annotated[JudgeSettings, Field(description="who compares, and how it is asked")]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    pairs: Annotated[
+        Literal["given", "random", "all"],
+        Field(description="rows with more than two answers: an error, one random pair of each, or all their pairs"),
+    ] = "given"
+    seed: Annotated[int, Field(ge=0, description="of random pairs, and of the order where one order is asked")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+
+
+@dataclass
+class Progress:
+    """What is done, in pairs, and sums over it for the result."""
+
+    asked: int = 0
+    labels: int = 0
+    ties: int = 0
+    cut: int = 0
+    confidence: float = 0.0
+    known: int = 0
+    agreed: float = 0.0
+    both: int = 0
+    same: int = 0
+    first: int = 0
+    usage: dict[str, float] = field(default_factory=lambda: asdict(Usage()))
+
+
+def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
+    """Asks the judge about every pair, a block after the other, from where an earlier attempt stopped."""
+    pairs = _pairs_of(context, settings)
+    judge = _judge(context, settings)
+    state = context.folder / "progress.json"
+    progress = Progress(**(read_json(state) or {}))
+    _cut(context.folder / LABELS, progress.labels)
+    _cut(context.folder / JUDGEMENTS, progress.asked)
+    if progress.asked:
+        report(context, "goes on", [f"{progress.asked:,} of {len(pairs):,} pairs are done"])
+    missing = Missing()
+    for at in range(progress.asked, len(pairs), BLOCK):
+        block = pairs[at : at + BLOCK]
+        before = replace(judge.usage)
+        verdicts = _verdicts(judge, block, settings)
+        missing.count(verdicts, [v.reason for v in verdicts if v.p is None])
+        labels = [_label(g, v.p, _name(settings)) for g, v in zip(block, verdicts, strict=True) if v.p is not None]
+        append_groups(context.folder / LABELS, labels)
+        _append(context.folder / JUDGEMENTS, _judgements(block, verdicts, settings))
+        _count(progress, block, verdicts, judge, judge.usage - before)
+        write_json(state, asdict(progress))
+        report(context, "labels", [f"{progress.asked:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
+    _write_rows(context.folder)
+    result = _result(progress, judge, settings)
+    told = [f"{result['labels']:,} labels, mean confidence {result['confidence']:.3f}, {result['missing']:,} without"]
+    if "same_position" in result:
+        told.append(f"the same place preferred in both orders: {result['same_position']:.1%}")
+    if "agreement" in result:
+        told.append(f"agreement with the labels given: {result['agreement']:.1%} of {result['agreement_pairs']:,}")
+    told.append(f"{result['calls']:,} questions, cost {result['cost']:.4f}")
+    report(context, "judge", told)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------- what is judged
+
+
+def _pairs_of(context: StageContext, settings: AiLabelSettings) -> list[Group]:
+    """The pairs in the order of the file; what is known about who is better stays with them."""
+    path = context.resolve(settings.data, want="")
+    groups: Iterator[Group]
+    if str(path).endswith(".groups.jsonl"):
+        groups = islice(read_groups(path), settings.limit or None)
+    else:
+        rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
+        groups = (_row_group(row) for row in rows)
+    found = [pair for number, group in enumerate(groups) for pair in _pairs(group, number, settings)]
+    if not found:
+        raise DataError("there is nothing to compare", where=str(path), got="no pair", fix="check data and limit")
+    return found
+
+
+def _row_group(row: Row) -> Group:
+    """A comparison, or `prompt` and `responses` of which nobody has said which is better."""
+    answers = row.value.get("responses")
+    if not isinstance(answers, list) or {"scores", "ranks", "shares"} & row.value.keys():
+        return parse_row(row, "comparisons")
+    ranked = Row({**row.value, "ranks": [1] * len(answers)}, row.where)  # read with all the checks of a ranking
+    return replace(parse_row(ranked, "comparisons"), ranks=None)
+
+
+def _pairs(group: Group, number: int, settings: AiLabelSettings) -> list[Group]:
+    count = len(group.responses)
+    if count == 2:
+        return [group]
+    if count < 2 or settings.pairs == "given":
+        raise DataError(
+            "a judge compares two answers",
+            where=group.origin or group.prompt.id,
+            got=f"{count} responses",
+            expected="two",
+            fix="set pairs=random or pairs=all to cut larger groups into pairs" if count > 2 else "drop the row",
+        )
+    places = list(combinations(range(count), 2))
+    if settings.pairs == "random":
+        places = [random.Random(stream(settings.seed, number)).choice(places)]
+    return [_part(group, ij) for ij in places]
+
+
+def _part(group: Group, places: tuple[int, int]) -> Group:
+    """Two responses of a group, with their scores and ranks; shares of more than two say nothing about a pair."""
+
+    def taken(values: tuple | None) -> tuple | None:
+        return None if values is None else tuple(values[i] for i in places)
+
+    origin = f"{group.origin} {places[0]},{places[1]}".strip()
+    return Group(group.prompt, taken(group.responses) or (), taken(group.scores), taken(group.ranks), origin)
+
+
+# ----------------------------------------------------------------------------------------------------- who judges
+
+
+def _judge(context: StageContext, settings: AiLabelSettings) -> Debiased:
+    def load(name: str) -> LanguageModel:
+        return load_language_model(model_folder(context, name), device=settings.device)
+
+    if settings.judge.ask != "pair":
+        raise ConfigError(
+            "this stage compares answers, and this judge grades them one by one",
+            where=f"{context.name}.judge.ask",
+            got=settings.judge.ask,
+            expected="pair",
+        )
+    judge = build_judge(settings.judge, load, context.folder / "answers.jsonl")
+    return judge if isinstance(judge, Debiased) else Debiased(judge)
+
+
+def _name(settings: AiLabelSettings) -> str:
+    return f"judge:{settings.judge.model or settings.judge.kind}"
+
+
+def _verdicts(judge: Debiased, block: Sequence[Group], settings: AiLabelSettings) -> list[Verdict]:
+    """A verdict a pair. Where one order alone is asked it is drawn: files often have the better answer first."""
+    turned = [judge.how == "none" and bool(stream(settings.seed, *map(shown, g.responses)) % 2) for g in block]
+    asked = [
+        Group(g.prompt, g.responses[::-1] if turn else g.responses, origin=g.origin)
+        for g, turn in zip(block, turned, strict=True)
+    ]
+    return [v.swapped() if turn else v for v, turn in zip(judge(asked), turned, strict=True)]
+
+
+def _label(group: Group, p: float, name: str) -> Group:
+    ranks = (1, 1) if p == 0.5 else (1, 2) if p > 0.5 else (2, 1)
+    return replace(group, scores=None, ranks=ranks, shares=(p, 1 - p), origin=f"{group.origin} {name}".strip())
+
+
+def _judgements(block: Sequence[Group], verdicts: Sequence[Verdict], settings: AiLabelSettings) -> list[Judgement]:
+    asked = settings.judge.model_dump(include={"ask", "instruction", "exemplars", "debias", "style", "reasoning"})
+    version, now = content_key(asked)[:12], datetime.now(UTC).isoformat()
+    names = [g.origin or g.prompt.id for g in block]
+    return [
+        Judgement(name, _name(settings), jsonable({k: x for k, x in asdict(v).items() if x not in (None, "")}), now, version)
+        for name, v in zip(names, verdicts, strict=True)
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- what comes out
+
+
+def _count(
+    progress: Progress, block: Sequence[Group], verdicts: Sequence[Verdict], judge: Debiased, used: Usage
+) -> None:
+    """Adds a block to what stands in the files."""
+    progress.asked += len(block)
+    progress.cut += sum(r.finish == "length" for g in block for r in g.responses)
+    for group, verdict in zip(block, verdicts, strict=True):
+        p, better = verdict.p, _given(group)
+        if p is None:
+            continue
+        progress.labels += 1
+        progress.ties += p == 0.5
+        progress.confidence += max(p, 1 - p)
+        if better is not None:
+            progress.known += 1
+            progress.agreed += 0.5 if p == 0.5 else float((p > 0.5) == (better == 0))
+    places, judge.places = judge.places, Places()
+    progress.both += places.asked
+    progress.same += places.same
+    progress.first += places.first
+    progress.usage = asdict(Usage(**progress.usage) + used)  # type: ignore[arg-type]
+
+
+def _given(group: Group) -> int | None:
+    """The place of the answer that the data prefers: by its shares, ranks or scores; None for a tie or nothing."""
+    lower = None if group.ranks is None else tuple(-rank for rank in group.ranks)
+    values = next((v for v in (group.shares, lower, group.scores) if v is not None), (0, 0))
+    return None if values[0] == values[1] else int(values[0] < values[1])
+
+
+def _result(progress: Progress, judge: Debiased, settings: AiLabelSettings) -> dict[str, Any]:
+    labels = max(1, progress.labels)
+    found: dict[str, Any] = {
+        "pairs": progress.asked,
+        "labels": progress.labels,
+        "missing": progress.asked - progress.labels,
+        "ties": progress.ties,
+        "confidence": progress.confidence / labels,
+        "cut_answers": progress.cut,
+    }
+    if progress.both:
+        found["same_position"] = progress.same / progress.both
+        found["same_position_first"] = progress.first / progress.both
+    if progress.known:
+        found["agreement"] = progress.agreed / progress.known
+        found["agreement_pairs"] = progress.known
+    client = getattr(judge.judge, "client", None)
+    if client is not None and not settings.judge.cache:
+        # the stage's own file of answers knows what a killed attempt had paid for
+        paid = client.paid()
+        own = {f.name for f in fields(Usage)} - {"cached", "retries"}
+        progress.usage |= {key: value for key, value in asdict(paid).items() if key in own}
+    return found | progress.usage
+
+
+def _append(path: Path, judgements: Sequence[Judgement]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in judgements)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_rows(folder: Path) -> None:
+    """The labels as rows that `data` and `tiltyard check` read; readers refuse an answer without words."""
+    with atomic_write(folder / "rows.jsonl") as file:
+        for group in read_groups(folder / LABELS):
+            first = (group.shares or (0.5,))[0] >= 0.5
+            pair = group.responses if first else group.responses[::-1]
+            if not all(r.text.strip() for r in pair):
+                continue
+            prompt = group.prompt
+            asked = prompt.text if prompt.messages is None else [m._asdict() for m in prompt.messages]
+            answers = [r.meta.get("turns") or r.text for r in pair]
+            row = {"id": prompt.id, "prompt": asked, "chosen": answers[0], "rejected": answers[1]}
+            row |= {"p_chosen": max(group.shares or (0.5,)), "origin": group.origin, "meta": dict(prompt.meta)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _plan(context: StageContext, settings: AiLabelSettings) -> list[str]:  # noqa: ARG001 - protocol
+    asked = settings.judge
+    times = 1 if asked.debias == "none" else 2
+    who = f"{asked.kind} {asked.model}".strip() + (f" at {asked.url}" if asked.url else "")
+    upto = f", at most {times * settings.limit:,}" if settings.limit and settings.pairs != "all" else ""
+    lines = [f"judge: {who}; {times} question{'s' if times > 1 else ''} a pair{upto}"]
+    if asked.kind == "api":
+        lines.append(f"the judge is paid: {asked.price_in:g} and {asked.price_out:g} a million tokens in and out")
+    return lines
+
+
+register(
+    Stage(
+        "ai_label",
+        run,
+        AiLabelSettings,
+        "AI labels: a judge (the world, a model, an API) compares answers; its probabilities become soft labels.",
+        refers=("data", "judge"),
+        plan=_plan,
+        neutral=("device",),
+    )
+)

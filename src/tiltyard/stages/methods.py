@@ -22,7 +22,7 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, get_stage, jsonable
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Algorithm, Models, Source
-from tiltyard.training.source import Offline, Online
+from tiltyard.training.source import Offline, Online, SelfPlay
 from tiltyard.types import Group, Prompt, Response
 
 Row = dict[str, Any]
@@ -234,7 +234,9 @@ def compose(method: Method) -> Algorithm:
     """The method built with its default settings, over a made-up item that stands for data; nothing is computed."""
     defaults = {s.key: s.default for s in describe(method_settings(method))}
     source = _online(defaults) if method.online else _offline(method, defaults)
-    return method.build(source, **{key: defaults[key] for key in _arguments(method)})
+    takes = [p for p in inspect.signature(method.build).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    second = [Offline([Group(Prompt(ids=(0,)), (Response(ids=(0,)),))], 1)] if len(takes) > 1 else []
+    return method.build(source, *second, **{key: defaults[key] for key in _arguments(method)})
 
 
 def _online(defaults: Mapping[str, Any]) -> Online:
@@ -245,11 +247,13 @@ def _online(defaults: Mapping[str, Any]) -> Online:
     return Online([Prompt(text="?", ids=(0,))], sample, score, defaults["batch"], defaults["n"], law)
 
 
-def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline:
-    """One group of the form that the method eats: two ranked answers with scores, or a single one."""
-    k = 2 if method.eats == "comparisons" else 1
+def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline | SelfPlay:
+    """One group of the form that the method eats: two answers with ranks and scores, or a single one."""
+    k = 2 if method.eats in ("comparisons", "labelled") else 1
     answers = tuple(Response(ids=(i,)) for i in range(k))
     group = Group(Prompt(text="?", ids=(0,)), answers, tuple(map(float, range(k))), tuple(range(k, 0, -1)))
+    if method.samples == "per iteration":
+        return SelfPlay([group], sample, defaults["batch"], every=1)
     return Offline([group], defaults["batch"])
 
 

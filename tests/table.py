@@ -1,0 +1,205 @@
+"""The table of oracles: one row a method, with what is known about it otherwise. `test_table.py` holds all rows to it.
+
+A row says how the method is built and what it eats, its loss and gradient at the start by a formula written down
+with plain numbers (`oracles.starts`), and worlds in which the end is known (`oracles.direct`, `oracles.optima`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import encoders
+from oracles import direct, optima, starts, worlds
+from oracles.starts import BETA, LAM, LN2, Known, even
+from tiltyard.algorithms import (
+    click,
+    cpo,
+    dpo,
+    ipo,
+    kto,
+    mlm,
+    orpo,
+    ppo,
+    pretrain,
+    ranker,
+    reward_model,
+    rrhf,
+    sft,
+    simpo,
+    slic,
+    spin,
+)
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RuleScorer
+from tiltyard.training.algorithm import Algorithm, Models, Source
+from tiltyard.training.batch import Batch
+from tiltyard.training.source import Online, SelfPlay
+from tiltyard.types import Group, Prompt
+from training import tiny
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known about a method.
+
+    Args:
+        build: the method over a source, with the row's settings.
+        groups: (how many, seed) -> groups of different lengths as the method reads them.
+        start: (batch, x) -> the loss at pi = pi_ref and its derivative by x, x being the column `of`. Scores are equal
+            at the start of a reward model.
+        optima: worlds whose optimum or fixed point is known.
+        models: (seed of the trained models) -> Models; the reference's seed is 0, so seed 0 starts at it.
+        of: what the loss is a function of: `logp_R`, `logp_B` (its sum), `model_score_B` or `cloze_logp_R`.
+        source: hands the method given groups. live: a source that draws while the run goes on, where there is one.
+        pairs: whether each group is two answers and a label. ordered: whether the order of a group's responses says
+            something.
+        whole: whether a prepare step reads other groups of the step than the one that it writes for.
+        weight: by how much a batch counts when its mean loss is averaged with another's.
+    """
+
+    build: Callable[[Any], Algorithm]
+    groups: Callable[[int, int], list[Group]]
+    start: Callable[[Batch, Tensor], Known]
+    optima: Mapping[str, Callable[[], worlds.Toy]]
+    models: Callable[[int], Models] = lambda seed: Models(policy=tiny.policy(seed))
+    of: str = "logp_B"
+    source: Callable[[Sequence[Sequence[Group]]], Source] = tiny.Given
+    live: Callable[[], Source] | None = None
+    pairs: bool = False
+    ordered: bool = False
+    whole: bool = False
+    weight: Callable[[Batch], float] = lambda batch: float(batch.forest.G)
+
+
+def with_ref(seed: int) -> Models:
+    return Models(policy=tiny.policy(seed), ref=tiny.frozen(0))
+
+
+def scored(seed: int) -> Models:
+    """A reward model; the one of seed 0 scores everything 0."""
+    model = tiny.scalar(seed)
+    if seed == 0:
+        torch.nn.init.zeros_(model.head.weight)
+    return Models(reward=model)
+
+
+# ------------------------------------------------------------------------------------------------------------- the rows
+
+
+def actors(seed: int) -> Models:
+    return Models(policy=tiny.policy(seed), ref=tiny.frozen(0), value=tiny.scalar(7))
+
+
+def online() -> Online:
+    """Answers drawn and scored while the run goes on."""
+    stream = torch.Generator().manual_seed(0)
+    prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
+    rule = RuleScorer(lambda prompt, response: float(sum(response.ids) % 5))
+    return Online(prompts, sample, rule, 5, 2, SampleSettings(max_tokens=6), seed=2)
+
+
+def self_play() -> SelfPlay:
+    return SelfPlay(tiny.demonstrations(9), sample, 4, 2, SampleSettings(max_tokens=5), seed=3)
+
+
+def targets() -> tiny.Given:
+    return tiny.Given([worlds.dialogues(3, s) for s in range(7)])
+
+
+ROWS: dict[str, Row] = {
+    "pretrain": Row(
+        pretrain, worlds.dialogues, starts.tokens, optima.PRETRAIN, of="logp_R", weight=lambda b: float(b.forest.R)
+    ),
+    "sft": Row(sft, worlds.dialogues, starts.tokens, optima.SFT, of="logp_R", weight=lambda b: float(b.forest.R)),
+    "mlm": Row(
+        lambda source: mlm(source, mask=0.4),
+        encoders.documents,
+        starts.mlm,
+        optima.MLM,
+        lambda seed: Models(encoder=encoders.masked("bert")),
+        of="cloze_logp_R",
+        weight=lambda b: float(b["masked_R"].sum()),
+    ),
+    "reward": Row(
+        reward_model,
+        worlds.rankings,
+        starts.reward,
+        optima.REWARD,
+        scored,
+        of="model_score_B",
+        weight=lambda b: float(sum(len(set(g.ranks or ())) > 1 for g in b.groups)),
+    ),
+    "ranker": Row(
+        ranker,
+        worlds.rivals,
+        starts.ranker,
+        optima.RANKER,
+        scored,
+        of="model_score_B",
+        ordered=True,
+        weight=lambda b: sum(1 / g.responses[0].meta["pairs_of_row"] for g in b.groups),
+    ),
+    "dpo": Row(
+        lambda source: dpo(source, beta=BETA),
+        worlds.mixed_pairs,
+        even(LN2, -BETA / 2),
+        direct.DPO,
+        with_ref,
+        pairs=True,
+    ),
+    "ipo": Row(
+        lambda source: ipo(source, tau=0.1, length_norm=False),
+        worlds.mixed_pairs,
+        even(25.0, -10.0),  # 1/(4 tau^2) and -1/tau
+        direct.IPO,
+        with_ref,
+        pairs=True,
+    ),
+    "slic": Row(
+        lambda source: slic(source, targets(), delta=4.0, lam=LAM),
+        worlds.mixed_pairs,
+        starts.slic,
+        direct.SLIC,
+        pairs=True,
+    ),
+    "rrhf": Row(lambda source: rrhf(source, rank_weight=LAM), worlds.rankings, starts.rrhf, direct.RRHF),
+    "click": Row(lambda source: click(source, weight=LAM), worlds.labelled, starts.click, direct.CLICK, with_ref),
+    "kto": Row(
+        lambda source: kto(source, beta=BETA, desirable=1.5, undesirable=0.8),
+        worlds.labelled,
+        starts.kto,
+        direct.KTO,
+        with_ref,
+        ordered=True,  # the first response is the one that is put to another prompt
+        whole=True,
+        weight=lambda b: float(b.forest.B),
+    ),
+    "orpo": Row(lambda source: orpo(source, lam=LAM), worlds.mixed_pairs, starts.orpo, direct.ORPO, pairs=True),
+    "simpo": Row(simpo, worlds.mixed_pairs, starts.simpo, direct.SIMPO, pairs=True),
+    "cpo": Row(lambda source: cpo(source, beta=BETA), worlds.mixed_pairs, starts.cpo, direct.CPO, pairs=True),
+    "spin": Row(
+        lambda source: spin(source, lam=BETA),
+        worlds.mixed_pairs,
+        even(LN2, -BETA / 2),
+        optima.SPIN,
+        with_ref,
+        source=worlds.Played,
+        live=self_play,
+        pairs=True,
+    ),
+    "ppo": Row(
+        lambda source: ppo(source, ppo_epochs=1, whiten_advantages=False),
+        tiny.rollouts,
+        starts.ppo,
+        optima.PPO,
+        actors,
+        of="logp_R",
+        live=online,
+        weight=lambda b: float(b.forest.R),
+    ),
+}

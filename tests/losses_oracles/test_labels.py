@@ -10,9 +10,10 @@ from torch.nn.functional import softplus
 from tiltyard.errors import DataError
 from tiltyard.losses.labels import both_ways_G, noisy_label_G
 from tiltyard.losses.preference import hinge, logistic, squared
+from tiltyard.models.forest import Forest
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch
-from tiltyard.training.labels import Grades, Labels, Partner, Preferred, Ranked
+from tiltyard.training.labels import Grades, Labels, MismatchedKL, Partner, Preferred, Ranked
 from tiltyard.types import Group, Prompt
 
 from .tabular import ASK, answers, pair
@@ -132,3 +133,24 @@ def test_labels_and_partners() -> None:
     assert drawn[:, [1, 3, 4, 5]].unique().tolist() == [-1]  # good ones and those without a good one have none
     assert set(drawn[:, 0].tolist()) == set(drawn[:, 2].tolist()) == {1, 3}  # places of the good ones
     assert torch.equal(partners(7), partners(7))
+
+
+def test_ktos_reference_point_puts_each_answer_to_another_prompt() -> None:
+    """The log-ratio is prompt times answer here, so the sum tells that each answer went to the prompt before its own."""
+
+    class Product:
+        def __init__(self, scale: float):
+            self.scale = scale
+
+        def logp_R(self, forest: Forest) -> tuple[Tensor, None]:
+            prompt_G = forest.ids_T[torch.tensor(forest.tree_start)]
+            return self.scale * (prompt_G[forest.group_B][forest.response_R] * forest.target_R).to(F64), None
+
+    groups = [Group(Prompt(ids=(10**k,)), answers(k + 2, 9), scores=(1.0, 0.0)) for k in range(3)]
+    batch = Batch.of(groups, range(3), 3)
+    for scale, kl in ((0.1, 0.1 * (1 * 3 + 10 * 4 + 100 * 2) / 3), (-0.1, 0.0)):  # below 0: clamped
+        models = Models(policy=Product(scale), ref=Product(0.0))  # type: ignore[arg-type]
+        measured = MismatchedKL()(models, batch)
+        assert measured["kl_B"].tolist() == pytest.approx([kl] * 6, abs=1e-12)
+    with pytest.raises(DataError, match="KTO.s reference point"):
+        MismatchedKL()(models, Batch.of(groups[:1], range(1), 1))

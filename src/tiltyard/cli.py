@@ -21,7 +21,7 @@ from tiltyard.errors import (
     ModelError,
     TiltyardError,
 )
-from tiltyard.verbs import console_for, emit, eval_words, find_model, one_stage, sampled, show_result
+from tiltyard.verbs import console_for, emit, eval_words, find_model, one_stage, replay_words, sampled, show_result
 
 WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
 
@@ -114,6 +114,26 @@ def evaluate(
     `tiltyard eval models=[runs/demo/sft,runs/demo/ppo] prompts=F`, `tiltyard eval --reward runs/demo/reward F`
     """
     kind, words = eval_words(reward, settings, runs)
+    outcome = one_stage(kind, words, dry_run=dry_run, json_output=json_output, runs=runs)
+    if json_output:
+        emit(outcome)
+    elif not dry_run:
+        show_result(outcome, kind)
+
+
+@app.command()
+def replay(
+    stage: Annotated[Path, typer.Argument(help="The folder of a stage that sampled, e.g. runs/demo/ppo.")],
+    settings: Pairs = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a stage again on the answers and scores that it stored.
+
+    `tiltyard replay runs/demo/ppo lr=1e-4 name=slower`
+    """
+    kind, words = replay_words(stage, settings)
     outcome = one_stage(kind, words, dry_run=dry_run, json_output=json_output, runs=runs)
     if json_output:
         emit(outcome)

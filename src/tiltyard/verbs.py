@@ -96,6 +96,32 @@ def find_model(name: str, runs: Path = Path("runs")) -> Path:
     raise ModelError("there is no such model", where=name, fix=fix)
 
 
+def replay_words(stage: Path, words: Sequence[str] | None) -> tuple[str, list[str]]:
+    """(kind, `KEY=VALUE` words) that train a stage again on the answers it stored; later words win.
+
+    Settings that name other stages of the run become their folders.
+    """
+    from tiltyard.stages.base import get_stage, read_json
+
+    config = read_json(stage / "config.json")
+    if not config or "kind" not in config:
+        raise ConfigError(
+            "this is no stage of a run", where=str(stage), expected="a folder like runs/NAME/ppo", fix="see `ls runs/*`"
+        )
+    kind = get_stage(config["kind"])
+    if "replay" not in kind.settings.model_fields:
+        raise ConfigError("a stage that does not sample has nothing to replay", where=str(stage), got=config["kind"])
+    settings = {**config["settings"], "replay": str(stage)}
+    for key in kind.refers:
+        value = settings.get(key)
+        if isinstance(value, str) and value and key != "replay" and (stage.parent / value.partition("/")[0]).is_dir():
+            settings[key] = str(stage.parent / value)
+    given = {word.partition("=")[0] for word in words or ()}
+    name = [] if "name" in given else [f"name={config['run']}-replay"]
+    kept = [f"{key}={json.dumps(value)}" for key, value in settings.items() if key not in given]
+    return config["kind"], [*kept, *name, *(words or ())]
+
+
 def eval_words(reward: str, words: Sequence[str] | None, runs: Path) -> tuple[str, list[str]]:
     """(stage, its `KEY=VALUE` words) that `tiltyard eval` means: `evaluate`, or with --reward MODEL `reward_eval`.
 

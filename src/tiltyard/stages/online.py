@@ -16,6 +16,7 @@ from tiltyard.stages.data import model_folder, prompts_of
 from tiltyard.stages.evaluate import is_world
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Metrics
+from tiltyard.training.replay import replayed
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt
@@ -41,11 +42,15 @@ def online_source(
     watch = gold_metrics if is_world(Group(prompts[0], ())) else None
     if method.samples == "every step":
         source = Online(prompts, sample, scorer, settings.batch, settings.n, law, seed=settings.seed, watch=watch)
+        if settings.replay:
+            source = replayed(source, context.resolve(settings.replay, want="") / "groups.jsonl")
         return source, steps
     every = -(-steps // settings.iterations)
     size = settings.round_prompts or min(len(prompts), every * settings.batch)
     rounds = Rounds(prompts, sample, scorer, size, settings.batch, every, settings.n, law, seed=settings.seed)
     rounds.folder, rounds.watch = context.folder / "rounds", watch
+    if settings.replay:
+        rounds.folder, rounds.stored = context.resolve(settings.replay, want="") / "rounds", True
     return rounds, steps
 
 

@@ -104,6 +104,9 @@ class PromptSettings(Settings):
     temperature: Annotated[float, Field(gt=0, description="of sampling; RL trains the policy under it too")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
     max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
+    replay: Annotated[
+        str, Field(description="folder of a stage whose stored answers and scores are learnt from; empty: sample")
+    ] = ""
 
 
 class ScoreSettings(Settings):
@@ -175,6 +178,6 @@ def _defaults(method: Method, known: dict[str, Any]) -> type[Settings]:
     return create_model(f"{method.name}_defaults", __base__=Settings, **fields)  # type: ignore[call-overload]
 
 
-REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations", "corpus")
+REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations", "corpus", "replay")
 WORDS = ("gold",)
 NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_rows", "trust_remote_code")

@@ -42,6 +42,7 @@ class Rounds:
         begin: done when a round has its answers and before it learns (renew the reference, start again from the base).
         folder: where the rounds are written; None keeps them in the checkpoint.
         watch: what else is measured on the answers of a round.
+        stored: only rounds that are in `folder` already are learnt from; nothing is sampled (a replay).
     """
 
     prompts: Sequence[Prompt]
@@ -60,6 +61,7 @@ class Rounds:
     seed: int = 0
     folder: Path | None = None
     watch: Callable[[list[Group]], Metrics] | None = None
+    stored: bool = False
     number: int = -1  # of the round whose pool is held
     held: dict[int, list[Group]] = field(default_factory=dict)
 
@@ -91,7 +93,7 @@ class Rounds:
 
     def _start(self, models: Models, number: int) -> Metrics:
         """Samples and scores the round's prompts, unless a run that was killed has already."""
-        known = self._read(number)
+        known = self._held(number) if self.stored else self._read(number)
         if known is None:
             own = parallel.shard(self.cycle.at(number, self.size))
             index = [i for i, _ in own]

@@ -210,7 +210,9 @@ def sampled_metrics(groups: Sequence[Group]) -> Metrics:
     scored = [g.scores for g in groups if g.scores]
     if scored:
         metrics["score"] = (float(sum(map(sum, scored))), float(sum(map(len, scored))))
-        metrics["score_best"] = (float(sum(map(max, scored))), float(len(scored)))
-        metrics["score_worst"] = (float(sum(map(min, scored))), float(len(scored)))
-        metrics["tied_groups"] = (float(sum(min(s) == max(s) for s in scored)), float(len(scored)))
+    several = [s for s in scored if len(s) > 1]
+    if several:
+        metrics["score_best"] = (float(sum(map(max, several))), float(len(several)))
+        metrics["score_worst"] = (float(sum(map(min, several))), float(len(several)))
+        metrics["tied_scores"] = (float(sum(min(s) == max(s) for s in several)), float(len(several)))
     return metrics

@@ -1,0 +1,70 @@
+"""Training again on what a run sampled: the same answers with the same scores, and no sampler and no judge in the way.
+
+For another learning rate, another loss, or to see whether a change of the code changes a run. With nothing changed the
+replayed run is the run itself, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from tiltyard.data.store import group_from_dict
+from tiltyard.errors import DataError
+from tiltyard.models import parallel
+from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.source import Online, sampled_metrics
+from tiltyard.types import Group
+
+
+@dataclass
+class Replayed(Online):
+    """An `Online` that hands out stored groups instead of sampling."""
+
+    stored: Mapping[int, Sequence[Group]] = field(default_factory=dict)
+
+    def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - what was sampled is no longer the policy's
+        if step not in self.stored:
+            raise DataError(
+                f"nothing was stored for step {step + 1}",
+                got=f"steps 1 to {max(self.stored, default=-1) + 1}",
+                fix="set steps to at most that, or sample on without replay",
+            )
+        groups = list(self.stored[step])
+        own = parallel.shard(groups)
+        metrics = sampled_metrics([group for _, group in own])
+        return Draw([group for _, group in own], [i for i, _ in own], len(groups), metrics)
+
+
+def replayed(source: Online, path: Path) -> Replayed:
+    """The source with the groups of a run's `groups.jsonl` in place of its sampler."""
+    given = {f.name: getattr(source, f.name) for f in fields(Online)}
+    return Replayed(**given, stored=stored_groups(path))
+
+
+def stored_groups(path: Path) -> dict[int, list[Group]]:
+    """The groups of each step, counted from 0. A torn last line, left by a kill, is passed over.
+
+    Raises:
+        DataError: no such file, or a line that is no record of a step.
+    """
+    if not path.is_file():
+        raise DataError(
+            "no answers are stored here", where=str(path), fix="name the folder of a stage that sampled (runs/NAME/ppo)"
+        )
+    found: dict[int, list[Group]] = defaultdict(list)
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                row = json.loads(line)
+                found[int(row["step"]) - 1].append(group_from_dict(row))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    "this line is no record of a step", where=f"{path}:{number}", got=f"{type(error).__name__}: {error}"
+                ) from error
+    return dict(found)

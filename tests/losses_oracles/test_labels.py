@@ -136,7 +136,7 @@ def test_labels_and_partners() -> None:
 
 
 def test_ktos_reference_point_puts_each_answer_to_another_prompt() -> None:
-    """The log-ratio is prompt times answer here, so the sum tells that each answer went to the prompt before its own."""
+    """The log-ratio is prompt times answer here, so the sum tells: each answer went to the prompt before its own."""
 
     class Product:
         def __init__(self, scale: float):
@@ -152,5 +152,5 @@ def test_ktos_reference_point_puts_each_answer_to_another_prompt() -> None:
         models = Models(policy=Product(scale), ref=Product(0.0))  # type: ignore[arg-type]
         measured = MismatchedKL()(models, batch)
         assert measured["kl_B"].tolist() == pytest.approx([kl] * 6, abs=1e-12)
-    with pytest.raises(DataError, match="KTO.s reference point"):
+    with pytest.raises(DataError, match="KTO's reference point"):
         MismatchedKL()(models, Batch.of(groups[:1], range(1), 1))

@@ -1,9 +1,11 @@
 """One short file a method. A method is a function from a source (and its own settings) to an `Algorithm`."""
 
+from tiltyard.algorithms.a2c import a2c
 from tiltyard.algorithms.base import METHODS, Method, get_method
 from tiltyard.algorithms.click import click
 from tiltyard.algorithms.cpo import cpo
 from tiltyard.algorithms.dpo import dpo
+from tiltyard.algorithms.grpo import grpo
 from tiltyard.algorithms.ipo import ipo
 from tiltyard.algorithms.kto import kto
 from tiltyard.algorithms.mlm import mlm
@@ -11,7 +13,10 @@ from tiltyard.algorithms.orpo import orpo
 from tiltyard.algorithms.ppo import ppo
 from tiltyard.algorithms.pretrain import pretrain
 from tiltyard.algorithms.ranker import ranker
+from tiltyard.algorithms.reinforce import reinforce
+from tiltyard.algorithms.reinforce_pp import reinforce_pp
 from tiltyard.algorithms.reward_model import reward_model
+from tiltyard.algorithms.rloo import rloo
 from tiltyard.algorithms.rrhf import rrhf
 from tiltyard.algorithms.sft import sft
 from tiltyard.algorithms.simpo import simpo
@@ -21,10 +26,12 @@ from tiltyard.algorithms.spin import spin
 __all__ = [
     "METHODS",
     "Method",
+    "a2c",
     "click",
     "cpo",
     "dpo",
     "get_method",
+    "grpo",
     "ipo",
     "kto",
     "mlm",
@@ -32,7 +39,10 @@ __all__ = [
     "ppo",
     "pretrain",
     "ranker",
+    "reinforce",
+    "reinforce_pp",
     "reward_model",
+    "rloo",
     "rrhf",
     "sft",
     "simpo",

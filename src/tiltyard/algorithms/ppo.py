@@ -9,10 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from tiltyard.algorithms.base import method
+from tiltyard.algorithms.policy_gradient import enough_prompts, whole_law
+from tiltyard.algorithms.sft import Nll
 from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.policy import ppo_clip_R, value_clip_R
-from tiltyard.training.algorithm import Algorithm, Forward
+from tiltyard.training.algorithm import Algorithm, Forward, Side, Source
 from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.prepare import (
     Gae,
@@ -54,6 +56,7 @@ class ClippedPolicyAndValue:
 @method(
     "rl",
     "prompts",
+    second="text",
     trains=("policy", "value"),
     frozen=("ref", "reward"),
     defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
@@ -62,12 +65,14 @@ class ClippedPolicyAndValue:
     formula="r_t = -kl (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A, G = GAE(r_t, V_old)\n"
     "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + vf_coef/2 max((V - G)^2, (V' - G)^2),"
     " V' = V kept within value_clip of V_old",
-    oracle="pi* = ref exp(r / kl) / Z: there r - kl log(pi / ref) is the same for every answer.",
+    oracle="pi* = ref exp(r / kl) / Z: there r - kl log(pi / ref) is the same for every answer. With ptx and a corpus "
+    "of law D over the same answers, r - kl log(pi / ref) + ptx D / pi is.",
     paper="Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
     watch="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
 )
 def ppo(
     source: Online,
+    corpus: Source | None = None,
     *,
     kl: Annotated[float, Field(ge=0)] = 0.05,
     kl_target: Annotated[float, Field(gt=0)] | None = None,
@@ -83,13 +88,16 @@ def ppo(
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
     whiten_advantages: bool = True,
     whiten_rewards: bool = False,
+    ptx: Annotated[float, Field(ge=0)] = 0.0,
 ) -> Algorithm:
     """Maximises E[r] - kl * KL(pi || ref) by clipped policy gradients with a learned value baseline.
 
-    Its exact optimum is pi* = ref * exp(r / kl) / Z.
+    Its exact optimum is pi* = ref * exp(r / kl) / Z. With ptx above 0 it is PPO-ptx: every update adds ptx times the
+    gradient of the mean log-likelihood of pretraining texts, so that what was learnt there is kept.
 
     Args:
         source: `Online`; answers are drawn from the whole law (no top-p, no top-k), so that log-probs are its own.
+        corpus: `Offline` over texts, for ptx.
         kl: coefficient of the per-token log-ratio in the reward; the first value if kl_target is set.
             [0.05: Tiltyard; papers use 0.005 to 0.2]
         kl_target: nats an answer; adapts kl toward it (Ziegler et al. 2019). None keeps kl fixed.
@@ -111,15 +119,20 @@ def ppo(
             [true: Ziegler et al. 2019, reference code, over a minibatch]
         whiten_rewards: divide token rewards by their standard deviation, keeping the mean.
             [false: Tiltyard; kl keeps its meaning]
+        ptx: weight of the texts' negative log-likelihood, a mean over tokens. InstructGPT's 27.8 belongs to the sums
+            and means of its own code; choose by ptx_grad_ratio, the term's gradient norm over PPO's own.
+            [0: Tiltyard; plain PPO]
     """
     temperature = source.settings.temperature
-    _whole_law(source)
-    if minibatches > source.batch:
+    whole_law(source, "ppo")
+    enough_prompts(source, "ppo", minibatches)
+    if ptx > 0 and corpus is None:
         raise ConfigError(
-            "there are more minibatches than prompts",
-            where="ppo.minibatches",
-            got=minibatches,
-            expected=f"at most batch = {source.batch}",
+            "the pretraining term has no texts",
+            where="ppo.corpus",
+            got=f"ptx={ptx:g} without a corpus",
+            expected="texts of the kind that the model was pretrained on",
+            fix="set corpus=FILE, or ptx=0 for plain PPO",
         )
     controller = kl_controller(kl, kl_target, kl_horizon)
     prepare = (
@@ -140,17 +153,6 @@ def ppo(
         epochs=ppo_epochs,
         minibatches=minibatches,
         after=(UpdateKL(controller),),
+        extra=(Side("ptx", corpus, Nll(), ptx),) if corpus is not None and ptx > 0 else (),
         temperature=temperature,
     )
-
-
-def _whole_law(source: Online) -> None:
-    """A truncated sampling law has other log-probs than the policy's: ratios and KL would be wrong (TRL #6789)."""
-    settings = source.settings
-    if settings.top_p < 1 or settings.top_k > 0 or settings.temperature == 0:
-        raise ConfigError(
-            "PPO needs answers from the policy's whole law",
-            where="ppo",
-            got=f"temperature={settings.temperature}, top_p={settings.top_p}, top_k={settings.top_k}",
-            expected="temperature > 0, top_p=1, top_k=0",
-        )

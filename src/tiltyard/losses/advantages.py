@@ -1,4 +1,4 @@
-"""From scores to advantages: token rewards, the missing-EOS rule, GAE, whitening.
+"""From scores to advantages: token rewards, the missing-EOS rule, GAE, whitening, baselines and scales of a group.
 
 Flat layout: token t of response b is at `start_B[b] + t`; responses lie one after the other and none is empty.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 from tiltyard.errors import ConfigError
 
 MissingEos = Literal["replace", "subtract", "none"]
+Baseline = Literal["leave_one_out", "mean", "none"]
 
 
 def missing_eos_B(score_B: Tensor, stopped_B: Tensor, rule: MissingEos, penalty: float) -> Tensor:
@@ -96,3 +97,67 @@ def whiten(
     var = torch.as_tensor(var, device=x.device).to(x.dtype)
     white = (x - mean) * torch.rsqrt(var + eps)
     return white if shift_mean else white + mean
+
+
+def response_rewards_B(score_B: Tensor, kl_B: Tensor, beta: float, score_weight: float = 1.0) -> Tensor:
+    """`score_weight * score - beta * log(pi_old(y)/ref(y))`, one number a response, without gradient.
+
+    `kl_B` is the sum over the response's tokens of k1. A constant: a gradient through it would be k1 as a loss, noise
+    of mean zero.
+    """
+    return (score_weight * score_B - beta * kl_B.to(score_B.dtype)).detach()
+
+
+def overlong_B(length_B: Tensor, longest: int, soft: int) -> Tensor:
+    """DAPO's soft punishment of length (Yu et al. 2025, eq. 13): what is added to each response's reward, [B].
+
+    0 up to `longest - soft` tokens, then falling linearly to -1 at `longest`, and -1 beyond.
+    """
+    if not 0 < soft <= longest:
+        raise ConfigError(
+            "the zone where length is punished lies within the longest answer",
+            where="overlong",
+            got=soft,
+            expected=f"1 to {longest}",
+        )
+    return ((longest - soft - length_B.double()) / soft).clamp(-1, 0)
+
+
+def group_advantages_B(
+    reward_B: Tensor,
+    group_B: Tensor,
+    baseline: Baseline,
+    std: Literal["group", "none"] | Tensor = "none",
+    ddof: int = 1,
+    eps: float = 0.0,
+) -> Tensor:
+    """Each response's reward against those of its group, `(R_i - b_i) / (std + eps)`, [B].
+
+    `leave_one_out`: b_i is the mean of the OTHERS (RLOO: unbiased). `mean`: of all of them, which makes the expected
+    gradient smaller by (K-1)/K. `none`: 0. `std`: the group's own standard deviation with `ddof`, a given one, or 1.
+    Where all rewards of a group are equal, or it has one response alone, the advantage is exactly 0 unless baseline is
+    `none`; so it is where the divisor is 0. `group_B`: each response's group, 0, 1, ...
+    """
+    reward_B = reward_B.detach().double()
+    groups = int(group_B.max()) + 1 if group_B.numel() else 0
+    zero_G = reward_B.new_zeros(groups)
+    size_G = zero_G.index_add(0, group_B, torch.ones_like(reward_B))
+    mean_G = zero_G.index_add(0, group_B, reward_B) / size_G
+    # means of equal numbers are off by a last digit, which a small standard deviation would blow up
+    most_G = zero_G.scatter_reduce(0, group_B, reward_B, "amax", include_self=False)
+    least_G = zero_G.scatter_reduce(0, group_B, reward_B, "amin", include_self=False)
+    tied_B = (most_G == least_G)[group_B]
+    centred_B = torch.where(tied_B, 0.0, reward_B - mean_G[group_B])
+    advantage_B = reward_B
+    if baseline == "mean":
+        advantage_B = centred_B
+    elif baseline == "leave_one_out":
+        advantage_B = centred_B * (size_G / (size_G - 1).clamp(min=1))[group_B]
+    if isinstance(std, Tensor):
+        scale_B = std.double().expand_as(reward_B)
+    elif std == "group":
+        square_G = zero_G.index_add(0, group_B, centred_B**2)
+        scale_B = (square_G / (size_G - ddof).clamp(min=1)).sqrt()[group_B]
+    else:
+        return advantage_B
+    return torch.where(scale_B + eps > 0, advantage_B / (scale_B + eps), 0.0)

@@ -1,4 +1,4 @@
-"""PPO's clipped losses (Schulman et al. 2017, eq. 7; value clipping as in Ziegler et al. 2019's code)."""
+"""Policy-gradient losses: the plain one, and PPO's clipped ones (Schulman et al. 2017, eq. 7; Ziegler et al. 2019)."""
 
 from typing import NamedTuple
 
@@ -14,20 +14,37 @@ class ClippedPolicy(NamedTuple):
     clipped_R: Tensor  # bool: the clip took this token's gradient away
 
 
-def ppo_clip_R(logp_R: Tensor, old_logp_R: Tensor, advantage_R: Tensor, clip: float) -> ClippedPolicy:
-    """PPO's pessimistic surrogate of each token: `max(-A ratio, -A clip(ratio, 1-clip, 1+clip))` (eq. 7, negated).
+def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
+    """`-A log pi` with A a constant, token by token or response by response (Williams 1992).
+
+    Its gradient is the policy gradient; its value says nothing. An advantage that carried gradient (a reward with the
+    log-ratio in it) would add noise of mean zero, so it is detached here.
+    """
+    return -advantage.detach().to(logp.dtype) * logp
+
+
+def ppo_clip_R(
+    logp_R: Tensor, old_logp_R: Tensor, advantage_R: Tensor, clip: float, clip_high: float | None = None
+) -> ClippedPolicy:
+    """PPO's pessimistic surrogate of each token: `max(-A ratio, -A clip(ratio, 1-clip, 1+clip_high))` (eq. 7, negated).
 
     At pi = pi_old its gradient is that of `-A log pi`, whatever `clip`; `clip=inf` never clips. `old_logp_R` and
-    `advantage_R` are constants: they are detached here.
+    `advantage_R` are constants: they are detached here. `clip_high` is `clip` unless given (DAPO's clip-higher).
     """
     advantage_R = advantage_R.detach()
+    low, high = 1 - clip, 1 + (clip if clip_high is None else clip_high)
     ratio_R = torch.exp(logp_R - old_logp_R.detach())
     free_R = -advantage_R * ratio_R
-    bound_R = -advantage_R * ratio_R.clamp(1 - clip, 1 + clip)
+    bound_R = -advantage_R * ratio_R.clamp(low, high)
     ratio_now_R = ratio_R.detach()
-    outside_R = (ratio_now_R < 1 - clip) | (ratio_now_R > 1 + clip)
+    outside_R = (ratio_now_R < low) | (ratio_now_R > high)
     clipped_R = outside_R & (bound_R > free_R).detach()
     return ClippedPolicy(torch.maximum(free_R, bound_R), ratio_now_R, clipped_R)
+
+
+def value_error_R(value_R: Tensor, return_R: Tensor) -> Tensor:
+    """`(V - G)^2` of each token, G a constant."""
+    return (value_R - return_R.detach().to(value_R.dtype)) ** 2
 
 
 def value_clip_R(value_R: Tensor, old_value_R: Tensor, return_R: Tensor, clip: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Debiasing: antisymmetry for any judge, the closed forms of an additive bias, pure position judges, missing verdicts."""
+"""Debiasing: antisymmetry for any judge, an additive bias in closed form, judges of places, missing verdicts."""
 
 from __future__ import annotations
 
@@ -106,6 +106,6 @@ def test_same_words_are_a_tie_and_nobody_is_asked() -> None:
 def test_what_is_no_verdict_is_an_error() -> None:
     with pytest.raises(JudgeError, match="gave no verdicts"):
         Debiased(Formula(lambda x, y: 1.5))([pair("a", "b")])
+    group = pair("a", "b")
     with pytest.raises(DataError, match="compares two answers"):
-        group = pair("a", "b")
         Debiased(Formula(lambda x, y: 0.5))([type(group)(group.prompt, group.responses[:1])])

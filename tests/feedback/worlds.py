@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 
+from tiltyard.data import parse_row, read_rows
 from tiltyard.feedback import Usage, Verdict
 from tiltyard.feedback.verdicts import sigmoid
 from tiltyard.types import Group, Message, Prompt, Response
 from tiltyard.world import make_world
 
-WORLD = make_world(seed=0)
+
+@cache
+def _demonstrations() -> tuple[Group, ...]:
+    with tempfile.TemporaryDirectory() as folder:
+        make_world(seed=0).write(Path(folder), documents=1, dialogues=1, demonstrations=100, prompts=1, held_out=1)
+        return tuple(parse_row(r, "demonstrations") for r in read_rows(Path(folder) / "demonstrations.jsonl"))
+
+
+def world_pairs(count: int = 60) -> list[Group]:
+    """Prompts of the world with the answer to another prompt, and their own demonstration."""
+    rows = _demonstrations()
+    return [
+        Group(one.prompt, (other.responses[0], one.responses[0]), origin=f"world:{i}")
+        for i, (one, other) in enumerate(pairwise(rows[: count + 1]))
+    ]
 
 
 def pair(first: str, second: str, question: str = "Which?") -> Group:

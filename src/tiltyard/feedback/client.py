@@ -97,12 +97,12 @@ class Client:
         self.usage.cached += len(keys) - len(fresh)
         self._stop.clear()
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
-            futures = [pool.submit(self._fetch, key, payload) for key, payload in fresh.items()]
+            futures = [pool.submit(self._fetched, key, payload) for key, payload in fresh.items()]
             try:
                 for future in futures:
                     future.result()
             except BaseException:
-                self._stop.set()  # those that wait give up; those under way are kept when they arrive
+                self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [self.cache.answers[key] for key in keys]
@@ -115,6 +115,13 @@ class Client:
 
     def _price(self, read: int, written: int) -> float:
         return (read * self.endpoint.price_in + written * self.endpoint.price_out) / 1e6
+
+    def _fetched(self, key: str, payload: Mapping[str, Any]) -> None:
+        try:
+            self._fetch(key, payload)
+        except BaseException:
+            self._stop.set()  # those that wait give up; those under way are kept when they arrive
+            raise
 
     def _fetch(self, key: str, payload: Mapping[str, Any]) -> None:
         limit, spent = self.endpoint.max_cost, self._spent_before + self.usage.cost

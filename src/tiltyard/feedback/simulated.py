@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tiltyard.errors import ConfigError, DataError, nearest
-from tiltyard.feedback.verdicts import Grade, Usage, Verdict, shown, sigmoid
+from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
 from tiltyard.types import Group, Prompt
 from tiltyard.world import gold
 
@@ -61,7 +61,7 @@ class SimulatedJudge:
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
         """The utility of every response, without noise."""
         self.usage.calls += sum(len(g.responses) for g in groups)
-        return [tuple(Grade(self.utility(g.prompt, shown(r))) for r in g.responses) for g in groups]
+        return [tuple(Grade(self.utility(g.prompt, r.text)) for r in g.responses) for g in groups]
 
     def utility(self, prompt: Prompt, text: str) -> float:
         """How much this judge likes the answer."""
@@ -84,7 +84,7 @@ class SimulatedJudge:
         return sum(weight * values[name] for name, weight in (self.instruction or {"gold": 1.0}).items())
 
     def _verdict(self, pair: Group) -> Verdict:
-        one, two = (shown(r) for r in pair.responses)
+        one, two = (r.text for r in pair.responses)
         gap = self.utility(pair.prompt, one) - self.utility(pair.prompt, two)
         logit = gap / self.temperature + self.position_bias
         p = sigmoid(logit)

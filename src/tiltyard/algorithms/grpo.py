@@ -39,7 +39,7 @@ from tiltyard.training.source import Online
     "Scaled, rewards 0 and 1, kl = 0: it ascends 2 arcsin sqrt(p), p the chance of a 1",
     paper="Shao et al. 2024 (DeepSeekMath); Liu et al. 2025 (Dr. GRPO); Yu et al. 2025 (DAPO)",
     watch="The policy loss starts at 0 whatever it teaches. Groups whose answers all score alike teach nothing: look "
-    "at tied_groups (dropped_groups under dynamic sampling). Dividing by the deviation favours prompts that are "
+    "at tied_scores (dropped_groups under dynamic sampling). Dividing by the deviation favours prompts that are "
     "nearly always or nearly never solved.",
 )
 def grpo(

@@ -83,7 +83,9 @@ class JudgeSettings(Settings):
     cache: Annotated[str, Field(description="file of kept answers; empty: answers.jsonl of the stage")] = ""
     price_in: Annotated[float, Field(ge=0, description="of a million tokens read")] = 0.0
     price_out: Annotated[float, Field(ge=0, description="of a million tokens written")] = 0.0
-    max_cost: Annotated[float, Field(ge=0, description="stop when the kept answers have cost this much; 0: no limit")] = 0.0
+    max_cost: Annotated[
+        float, Field(ge=0, description="stop when the kept answers have cost this much; 0: no limit")
+    ] = 0.0
     logprobs: Annotated[bool, Field(description="ask the server for log-probs; words are read where it has none")] = (
         True
     )

@@ -204,10 +204,8 @@ def _judgements(block: Sequence[Group], verdicts: Sequence[Verdict], settings: A
     asked = settings.judge.model_dump(include={"ask", "instruction", "exemplars", "debias", "style", "reasoning"})
     version, now = content_key(asked)[:12], datetime.now(UTC).isoformat()
     names = [g.origin or g.prompt.id for g in block]
-    return [
-        Judgement(name, _name(settings), jsonable({k: x for k, x in asdict(v).items() if x not in (None, "")}), now, version)
-        for name, v in zip(names, verdicts, strict=True)
-    ]
+    said = [jsonable({k: x for k, x in asdict(v).items() if x not in (None, "")}) for v in verdicts]
+    return [Judgement(name, _name(settings), words, now, version) for name, words in zip(names, said, strict=True)]
 
 
 # --------------------------------------------------------------------------------------------------- what comes out

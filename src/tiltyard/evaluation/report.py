@@ -68,10 +68,12 @@ def write_summary(
     results: Sequence[ModelResult],
     seconds: Mapping[str, float] | None = None,
     extra: Mapping[str, Any] | None = None,
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """`{"models": {name: {gold, gold_ci, ...}}, "seconds": {stage: s}, **extra}`, written whole or not at all.
 
-    What is not known is null; an interval is [low, high].
+    `costs`: further facts of a model, e.g. what its training sampled and asked. What is not known is null; an interval
+    is [low, high].
     """
     names = [r.name for r in results]
     if len(set(names)) < len(names):
@@ -80,6 +82,8 @@ def write_summary(
     if taken := {"models", "seconds"} & set(extra):
         raise ConfigError("extra facts may not replace the summary's own", got=", ".join(sorted(taken)))
     models = {r.name: {k: v for k, v in asdict(r).items() if k != "name"} for r in results}
+    for name, facts in (costs or {}).items():
+        models[name] |= facts
     body = {"models": models, "seconds": dict(seconds or {}), **extra}
     return write_atomic(path, (json.dumps(_jsonable(body), indent=2, allow_nan=False) + "\n").encode())
 

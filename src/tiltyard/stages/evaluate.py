@@ -27,7 +27,7 @@ from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
-from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.base import Stage, StageContext, register, split_reference
 from tiltyard.stages.data import model_folder, prompts_of
 from tiltyard.stages.measure import kl_of
 from tiltyard.training.algorithm import Models
@@ -90,8 +90,9 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     if settings.show:
         side_by_side(answers, settings.show, context.console)
     seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
-    write_summary(context.folder / "summary.json", results, seconds)
-    write_summary(context.run_folder / "summary.json", results, seconds)
+    costs = {r.name: cost_of(context, names[r.name], r.distinct_2) for r in results}
+    write_summary(context.folder / "summary.json", results, seconds, costs=costs)
+    write_summary(context.run_folder / "summary.json", results, seconds, costs=costs)
     write_samples_markdown(context.folder / "samples.md", answers, max(settings.show, 5))
     _write_answers(context.folder / "answers.jsonl", answers)
     picture = _picture(context, settings)
@@ -99,6 +100,14 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         context.console.print(f"reward against KL: {picture}", markup=False, highlight=False)
     context.console.print(f"summary: {context.run_folder / 'summary.json'}", markup=False, highlight=False)
     return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
+
+
+def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[str, Any]:
+    """What a model of this run took to make: answers sampled, judgements asked for, seconds; null where unknown."""
+    stage, _ = split_reference(model, context.outputs)
+    result = context.results.get(stage, {})
+    known = {key: result.get(key, 0) if stage else None for key in ("samples", "judge_calls")}
+    return {**known, "seconds": context.seconds.get(stage), "diversity": diversity}
 
 
 def named_models(models: list[str] | dict[str, str]) -> dict[str, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from tiltyard.algorithms.base import Method
 from tiltyard.errors import ConfigError
-from tiltyard.models.language import ScalarModel
-from tiltyard.models.load import load_scalar_model
+from tiltyard.feedback import Usage, build_scorer
+from tiltyard.models import parallel
+from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer, RuleScorer
 from tiltyard.stages.base import StageContext
@@ -23,6 +26,7 @@ from tiltyard.types import Group, Prompt
 from tiltyard.world import gold
 
 GOLD = "gold"  # as a reward: the embedded world's own rules
+POLICY = "policy"  # as a judge's model: the policy as it is at the time
 
 
 def online_source(
@@ -31,7 +35,7 @@ def online_source(
     """(the source, outer steps) of a method that eats prompts."""
     prompts = prompts_of(context, settings.prompts, models.get("policy").chat, settings)
     steps = steps_of(settings, len(prompts))
-    scorer = scorer_of(context, settings, models, prompts)
+    scorer = scorer_of(method, context, settings, models, prompts)
     law = SampleSettings(
         temperature=settings.temperature,
         top_p=getattr(settings, "top_p", 1.0),
@@ -39,7 +43,7 @@ def online_source(
         max_tokens=settings.max_tokens,
         max_rows=settings.max_rows,
     )
-    watch = gold_metrics if is_world(Group(prompts[0], ())) else None
+    watch = Watch(scorer, is_world(Group(prompts[0], ())))
     if method.samples == "every step":
         source = Online(prompts, sample, scorer, settings.batch, settings.n, law, seed=settings.seed, watch=watch)
         if settings.replay:
@@ -54,10 +58,35 @@ def online_source(
     return rounds, steps
 
 
+def who_scores(name: str, settings: Any) -> None:
+    """Exactly one of a reward model (or the world's rules) and a judge.
+
+    Raises:
+        ConfigError: none or both.
+    """
+    if bool(settings.reward) == (settings.judge is not None):
+        raise ConfigError(
+            "set exactly one of reward and judge: who says what an answer is worth?",
+            where=name,
+            got="both" if settings.reward else "neither",
+            fix="reward=STAGE for a reward model, reward=gold in the demo world, or judge.kind=... for an AI judge",
+        )
+
+
 def scorer_of(
-    context: StageContext, settings: Any, models: Models, prompts: Sequence[Prompt]
+    method: Method, context: StageContext, settings: Any, models: Models, prompts: Sequence[Prompt]
 ) -> Callable[[Any, list[Group]], list[Group]]:
-    """Who scores: a reward model, or the rules of the embedded world."""
+    """Who scores: a reward model, the rules of the embedded world, or a judge, who may be the policy itself."""
+    if settings.judge is not None:
+
+        def load(name: str) -> LanguageModel:
+            if name == POLICY:
+                return models.get("policy")
+            common = {"dtype": settings.dtype, "device": settings.device}
+            return load_language_model(model_folder(context, name), **common)
+
+        unscored: Literal["drop", "error"] = "drop" if method.samples == "per iteration" else "error"
+        return build_scorer(settings.judge, load, context.folder / "answers.jsonl", unscored)
     if settings.reward != GOLD:
         return RewardScorer(models.get("reward"), settings.micro_tokens)
     for prompt in prompts:
@@ -72,15 +101,35 @@ def scorer_of(
 
 
 def reward_of(context: StageContext, settings: Any, common: dict[str, Any]) -> ScalarModel | None:
-    """The reward model that a stage names, frozen; None where the world's rules score."""
-    if settings.reward == GOLD:
+    """The reward model that a stage names, frozen; None where the world's rules or a judge score."""
+    who_scores(context.name, settings)
+    if settings.judge is not None or settings.reward == GOLD:
         return None
     model = load_scalar_model(model_folder(context, settings.reward), **common)
     model.module.requires_grad_(False)
     return model
 
 
-def gold_metrics(groups: list[Group]) -> Metrics:
-    """The gold score of every answer: what the proxy stands for, shown beside it and never trained on."""
-    totals = [gold(g.prompt.meta, r.text).total for g in groups for r in g.responses]
-    return {"gold": (float(sum(totals)), float(len(totals)))}
+class Watch:
+    """What is measured on sampled answers beside their scores: gold where it is known, and what the judge was asked.
+
+    Gold is what the proxy stands for; it is shown beside it and never trained on.
+    """
+
+    def __init__(self, scorer: Any, world: bool):
+        self.judge, self.world = getattr(scorer, "judge", None), world
+        self.before = Usage()
+
+    def __call__(self, groups: list[Group]) -> Metrics:
+        metrics: Metrics = {}
+        if self.world:
+            totals = [gold(g.prompt.meta, r.text).total for g in groups for r in g.responses]
+            metrics["gold"] = (float(sum(totals)), float(len(totals)))
+        if self.judge is not None:
+            asked = self.judge.usage - self.before
+            once = float(parallel.is_main())  # sums over processes, not means
+            metrics["judge_calls"] = (float(asked.calls), once)
+            metrics["judge_tokens"] = (float(asked.tokens_in + asked.tokens_out), once)
+            metrics["judge_cost"] = (asked.cost, once)
+            self.before = replace(self.judge.usage)
+        return metrics

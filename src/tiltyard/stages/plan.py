@@ -10,10 +10,13 @@ from tiltyard.algorithms.base import Method
 from tiltyard.errors import TiltyardError
 from tiltyard.models.load import PRESETS
 from tiltyard.stages.base import StageContext
+from tiltyard.stages.online import who_scores
 
 
 def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str]:
     """Lines of the plan; facts that an earlier stage has yet to make are said to be unknown, never guessed."""
+    if method.online:
+        who_scores(context.name, settings)
     width = {"float64": 8}.get(settings.dtype, 4)
     shape = _shape(method, context, settings)
     answers = settings.n if method.online else None

@@ -8,6 +8,7 @@ from pydantic import Field, create_model
 
 from tiltyard.algorithms.base import Method
 from tiltyard.config import Settings, settings_model
+from tiltyard.feedback import JudgeSettings
 from tiltyard.training.run import TrainSettings
 
 TooLong = Literal["drop", "truncate"]
@@ -110,10 +111,14 @@ class PromptSettings(Settings):
 
 
 class ScoreSettings(Settings):
+    """Who says what an answer is worth: exactly one of the two."""
+
     reward: Annotated[
-        str,
-        Field(description="the reward model: an earlier stage, a folder, a hub name, or gold (the demo world's rules)"),
-    ]
+        str, Field(description="the reward model: an earlier stage, a folder, a hub name; gold: the demo world's rules")
+    ] = ""
+    judge: Annotated[
+        JudgeSettings | None, Field(description="an AI judge in place of a reward model; its model may be `policy`")
+    ] = None
 
 
 class RoundSettings(Settings):
@@ -178,6 +183,6 @@ def _defaults(method: Method, known: dict[str, Any]) -> type[Settings]:
     return create_model(f"{method.name}_defaults", __base__=Settings, **fields)  # type: ignore[call-overload]
 
 
-REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations", "corpus", "replay")
-WORDS = ("gold",)
+REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations", "corpus", "replay", "judge")
+WORDS = ("gold", "policy")
 NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_rows", "trust_remote_code")

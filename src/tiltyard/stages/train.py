@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tiltyard.algorithms import METHODS
@@ -69,6 +71,8 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         trained.compares = not method.pointwise
     if method.pointwise:
         result |= _centre(context, settings, trained, groups)
+    if method.samples != "no":
+        result |= spent(context.folder / "metrics.jsonl", settings)
     if held_out is not None:
         result |= measured.get(steps) or held_out(models, steps)
     if parallel.is_main():
@@ -77,6 +81,16 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
             save_model(models.get("value"), context.folder / "value")
     parallel.barrier()
     return result
+
+
+def spent(metrics: Path, settings: Any) -> dict[str, Any]:
+    """How many answers were sampled, and how often a judge or reward model was asked about one, over the run."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    sampled = sum(row.get("sampled", 0.0) for row in rows)
+    calls = sum(row["judge_calls"] for row in rows if "judge_calls" in row)
+    scored = bool(getattr(settings, "reward", "")) and not getattr(settings, "replay", "")
+    found = {"samples": int(sampled), "judge_calls": int(calls or (sampled if scored else 0))}
+    return found | {"judge_cost": sum(row.get("judge_cost", 0.0) for row in rows)} if calls else found
 
 
 def load_models(method: Method, context: StageContext, settings: Any) -> Models:

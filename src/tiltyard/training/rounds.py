@@ -62,8 +62,9 @@ class Rounds:
     folder: Path | None = None
     watch: Callable[[list[Group]], Metrics] | None = None
     stored: bool = False
-    number: int = -1  # of the round whose pool is held
-    held: dict[int, list[Group]] = field(default_factory=dict)
+    # what a run has made so far is that run's own: a copy of the source (`replace`) begins without it
+    number: int = field(default=-1, init=False)  # of the round whose pool is held
+    held: dict[int, list[Group]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for key in ("size", "batch", "every", "n", "phases"):
@@ -100,8 +101,8 @@ class Rounds:
             draws = Draws(generator(self.seed, 2, number), self.size, self.n, index)
             groups = self.sampler(models.get("policy"), [p for _, p in own], self.n, self.settings, draws=draws)
             groups = [signed(group, models.version) for group in groups]
-            groups = self.scorer(models, groups) if groups else groups
-            rows = [(i, group_to_dict(g)) for i, g in zip(index, groups, strict=True)]
+            scored = self.scorer(models, groups) if groups else groups
+            rows = [(i, group_to_dict(g)) for i, g in placed(index, groups, scored)]
             everyone = sorted(
                 (pair for part in parallel.gather_objects(rows) for pair in part), key=lambda pair: pair[0]
             )
@@ -109,17 +110,20 @@ class Rounds:
             if self.folder is not None and parallel.is_main():
                 write_groups(self._path(number), known)
             parallel.barrier()
-        self.held[number] = known
+        self.held[number], self.number = known, -1
         for act in self.begin:
             act(models)
+        if not parallel.is_main():
+            return {}  # every process knows the whole round: one of them speaks
         watched = self.watch(known) if self.watch else {}
         return {**sampled_metrics(known), **watched, "round": (float(number + 1), 1.0)}
 
     def _pool(self, number: int) -> list[Cycle[Group]]:
         """What each phase of the round draws from."""
-        groups = self._held(number)
-        if self.keep == "all":
-            groups = merged([self._held(i) for i in range(number + 1)])
+        rounds = range(number + 1) if self.keep == "all" else (number,)
+        # a judge may say nothing of a group: there is nothing to select by
+        judged = [[g for g in self._held(i) if g.scores is not None] for i in rounds]
+        groups = merged(judged) if self.keep == "all" else judged[0]
         chance = generator(self.seed, 7, number)
         pool = list(self.select(groups, chance)) if self.select is not None else groups
         parts = [list(self.phase(pool, i)) if self.phase is not None else pool for i in range(self.phases)]
@@ -127,7 +131,7 @@ class Rounds:
             if not part:
                 raise DataError(
                     f"nothing is left to learn from in round {number + 1}, phase {i + 1}",
-                    got=f"{len(groups):,} prompts with {self.n} answers each",
+                    got=f"{len(groups):,} prompts with scores, {self.n} answers each",
                     expected="answers that differ in score, or that pass the threshold",
                     fix="sample more answers (n) or hotter, or lower the thresholds",
                 )
@@ -138,16 +142,17 @@ class Rounds:
     def _held(self, number: int) -> list[Group]:
         found = self.held.get(number) or self._read(number)
         if found is None:
+            replay = "set steps or iterations so that no round is asked for that was not stored, or sample without replay"
             raise DataError(
-                f"the answers of round {number + 1} are gone",
+                f"the answers of round {number + 1} are not there",
                 where=str(self.folder),
-                fix="remove the stage's folder to start again",
+                fix=replay if self.stored else "remove the stage's folder to start again",
             )
         return found
 
     def _read(self, number: int) -> list[Group] | None:
         if self.folder is None:
-            return self.held.get(number)
+            return None
         return list(read_groups(self._path(number))) if self._path(number).exists() else None
 
     def _path(self, number: int) -> Path:
@@ -160,6 +165,22 @@ class Rounds:
 
     def load_state_dict(self, state: dict[str, list[dict[str, object]]]) -> None:
         self.held = {int(i): [group_from_dict(g) for g in groups] for i, groups in state.items()}
+
+
+def placed(index: Sequence[int], asked: Sequence[Group], scored: Sequence[Group]) -> list[tuple[int, Group]]:
+    """Each scored group with its place: a scorer keeps the order and may leave out answers and whole groups."""
+    left = iter(zip(index, asked, strict=True))
+    found = []
+    for group in scored:
+        place = next((i for i, g in left if g.prompt == group.prompt and group.responses[0] in g.responses), None)
+        if place is None:
+            raise DataError(
+                "the scorer gave back a group that it was not given",
+                where=group.origin or group.prompt.id,
+                expected="the groups in their order, without those that it could not score",
+            )
+        found.append((place, group))
+    return found
 
 
 def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:

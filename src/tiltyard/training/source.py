@@ -206,6 +206,7 @@ def sampled_metrics(groups: Sequence[Group]) -> Metrics:
     metrics: Metrics = {
         "length": (float(sum(len(r.ids) for r in answers)), float(len(answers))),
         "truncated": (float(sum(r.finish == "length" for r in answers)), float(len(answers))),
+        "sampled": (float(len(answers)), float(parallel.is_main())),  # adds up over processes
     }
     scored = [g.scores for g in groups if g.scores]
     if scored:

@@ -172,7 +172,7 @@ def mixed_pairs(n: int, seed: int = 0) -> list[Group]:
     for i in range(n):
         ids = [(2 + k, *tiny.ids(tiny.length(0, 6, stream), stream), tiny.EOS) for k in range(2)]
         share = (None, 0.8, None, 0.5, 0.0)[i % 5]
-        ranks = (1, 1) if i % 7 == 6 and share is None else ((1, 2), (2, 1))[i % 2]
+        ranks = (1, 1) if i % 5 == 2 else ((1, 2), (2, 1))[i % 2]
         soft = None if share is None else (share, 1 - share)
         both = tuple(Response(ids=y) for y in ids)
         prompt = Prompt(id=str(i), ids=tiny.ids(tiny.length(1, 8, stream), stream))

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from models import encoders
-from oracles import direct, optima, starts, worlds
+from oracles import direct, optima, rl, starts, worlds
 from oracles.starts import BETA, LAM, LN2, Known, even
 from tiltyard.algorithms import (
+    a2c,
     click,
     cpo,
     dpo,
+    grpo,
     ipo,
     kto,
     mlm,
@@ -27,7 +29,10 @@ from tiltyard.algorithms import (
     ppo,
     pretrain,
     ranker,
+    reinforce,
+    reinforce_pp,
     reward_model,
+    rloo,
     rrhf,
     sft,
     simpo,
@@ -201,5 +206,55 @@ ROWS: dict[str, Row] = {
         of="logp_R",
         live=online,
         weight=lambda b: float(b.forest.R),
+    ),
+    "a2c": Row(
+        lambda source: a2c(source, value_coef=LAM),
+        tiny.rollouts,
+        rl.critic(LAM),
+        rl.A2C,
+        actors,
+        of="logp_R",
+        live=online,
+        weight=lambda b: float(b.forest.R),
+    ),
+    "reinforce": Row(
+        lambda source: reinforce(source, value_coef=LAM),
+        tiny.rollouts,
+        rl.critic(LAM),
+        rl.REINFORCE,
+        actors,
+        of="logp_R",
+        live=online,
+        weight=lambda b: float(b.forest.R),
+    ),
+    "rloo": Row(
+        rloo,
+        rl.answered,
+        rl.rloo_start,
+        rl.RLOO,
+        with_ref,
+        live=online,
+        weight=lambda b: float(b.forest.B),
+    ),
+    "reinforce_pp": Row(
+        reinforce_pp,
+        rl.answered,
+        rl.reinforce_pp_start,
+        rl.REINFORCE_PP,
+        with_ref,
+        of="logp_R",
+        live=online,
+        whole=True,
+        weight=lambda b: float(b.forest.R),
+    ),
+    "grpo": Row(
+        lambda source: grpo(source, kl=BETA),
+        rl.answered,
+        rl.grpo_start,
+        rl.GRPO,
+        with_ref,
+        of="logp_R",
+        live=online,
+        weight=lambda b: float(b.forest.B),
     ),
 }

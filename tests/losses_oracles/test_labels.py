@@ -1,6 +1,8 @@
 """Soft and noisy labels (methods 1.8, 4.2), and the columns that prepare steps make of what people said."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from tiltyard.models.forest import Forest
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch
 from tiltyard.training.labels import Grades, Labels, MismatchedKL, Partner, Preferred, Ranked
-from tiltyard.types import Group, Prompt
+from tiltyard.types import Group, Prompt, Response
 
 from .tabular import ASK, answers, pair
 from .toy import F64, same
@@ -139,8 +141,8 @@ def test_ktos_reference_point_puts_each_answer_to_another_prompt() -> None:
     """The log-ratio is prompt times answer here, so the sum tells: each answer went to the prompt before its own."""
 
     class Product:
-        def __init__(self, scale: float):
-            self.scale = scale
+        def __init__(self, scale: float, context: int | None = None):
+            self.scale, self.chat = scale, SimpleNamespace(max_length=context)
 
         def logp_R(self, forest: Forest) -> tuple[Tensor, None]:
             prompt_G = forest.ids_T[torch.tensor(forest.tree_start)]
@@ -152,5 +154,10 @@ def test_ktos_reference_point_puts_each_answer_to_another_prompt() -> None:
         models = Models(policy=Product(scale), ref=Product(0.0))  # type: ignore[arg-type]
         measured = MismatchedKL()(models, batch)
         assert measured["kl_B"].tolist() == pytest.approx([kl] * 6, abs=1e-12)
+    # an answer that is too long behind the other prompt is cut to its context: here to its first token
+    long = [replace(groups[0], responses=answers(2)), replace(groups[1], responses=(Response(ids=(3, 4, 5)),))]
+    models = Models(policy=Product(0.1, context=2), ref=Product(0.0))  # type: ignore[arg-type]
+    cut = MismatchedKL()(models, Batch.of(long, range(2), 2))
+    assert cut["kl_B"].tolist() == pytest.approx([0.1 * (1 * 3 + 10 * 2) / 2] * 2, abs=1e-12)
     with pytest.raises(DataError, match="KTO's reference point"):
         MismatchedKL()(models, Batch.of(groups[:1], range(1), 1))

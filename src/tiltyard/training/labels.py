@@ -21,7 +21,7 @@ from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch
 from tiltyard.training.prepare import by_micro, total
 from tiltyard.training.source import generator
-from tiltyard.types import Group
+from tiltyard.types import Group, Response
 
 
 def _column(values: list[float], batch: Batch) -> Tensor:
@@ -226,12 +226,22 @@ class Partner:
         return [-1 if is_good else places[d] for is_good, d in zip(good, drawn, strict=True)]
 
 
+def _fitting(answer: Response, group: Group, context: int | None) -> Response:
+    """The answer, cut to what the model's context leaves behind this group's prompt (it was made for another)."""
+    room = len(answer.ids) if context is None else context - len(group.prompt.ids)
+    if len(answer.ids) <= room:
+        return answer
+    spans = tuple((a, min(b, room)) for a, b in answer.loss_spans or ((0, room),) if a < room)
+    return replace(answer, ids=answer.ids[:room], logps=None, loss_spans=spans)
+
+
 @dataclass
 class MismatchedKL:
     """`kl_B`: KTO's reference point, one number for the whole step repeated along B, and the metric `kl`.
 
     The mean over the step's prompts of the summed log-ratio of an answer that belongs to ANOTHER prompt (that of the
-    next group of the step), clamped at 0 (Ethayarajh et al. 2024, section 4.1: a biased but cheap estimate of the KL).
+    next group of the step, cut where the context ends), clamped at 0 (Ethayarajh et al. 2024, section 4.1: a biased but
+    cheap estimate of the KL).
     The answers come from the whole step, over all processes, so the number does not depend on how the step is shared.
     """
 
@@ -251,10 +261,10 @@ class MismatchedKL:
                 expected="at least 2",
                 fix="raise batch",
             )
-        foreign = [
-            replace(g, responses=(everyone[(i + 1) % batch.total],), scores=None, ranks=None, shares=None)
-            for i, g in zip(batch.index, batch.groups, strict=True)
-        ]
+        foreign = []
+        for i, g in zip(batch.index, batch.groups, strict=True):
+            answer = _fitting(everyone[(i + 1) % batch.total], g, policy.chat.max_length)
+            foreign.append(replace(g, responses=(answer,), scores=None, ranks=None, shares=None))
         other = Batch.of(foreign, batch.index, batch.total, batch.forest.device, batch.budget)
         ratio_R = by_micro(other, lambda part: policy.logp_R(part.forest)[0] - ref.logp_R(part.forest)[0])
         sums = torch.stack([ratio_R.double().sum(), ratio_R.new_tensor(float(len(foreign)), dtype=torch.float64)])

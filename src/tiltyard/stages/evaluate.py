@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
+from tiltyard.algorithms import METHODS
 from tiltyard.config import Settings
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import (
@@ -22,12 +24,13 @@ from tiltyard.evaluation import (
     write_samples_markdown,
     write_summary,
 )
+from tiltyard.evaluation.comparison import comparison_png
 from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
-from tiltyard.stages.base import Stage, StageContext, register, split_reference
+from tiltyard.stages.base import Stage, StageContext, read_json, register, split_reference
 from tiltyard.stages.data import model_folder, prompts_of
 from tiltyard.stages.measure import kl_of
 from tiltyard.training.algorithm import Models
@@ -95,6 +98,10 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     write_summary(context.run_folder / "summary.json", results, seconds, costs=costs)
     write_samples_markdown(context.folder / "samples.md", answers, max(settings.show, 5))
     _write_answers(context.folder / "answers.jsonl", answers)
+    if len(names) > MANY:
+        facts = {r.name: {**asdict(r), **costs[r.name]} for r in results}
+        drawn = comparison_png(context.folder / "comparison.png", facts, title=f"{context.run_name}: methods compared")
+        context.console.print(f"methods compared: {drawn}", markup=False, highlight=False)
     picture = _picture(context, settings)
     if picture:
         context.console.print(f"reward against KL: {picture}", markup=False, highlight=False)
@@ -102,11 +109,19 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
 
 
+MANY = 3  # models above which a picture compares them
+
+
 def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[str, Any]:
     """What a model of this run took to make: answers sampled, judgements asked for, seconds; null where unknown."""
     stage, _ = split_reference(model, context.outputs)
     result = context.results.get(stage, {})
-    known = {key: result.get(key, 0) if stage else None for key in ("samples", "judge_calls")}
+    known: dict[str, Any] = {key: result.get(key, 0) if stage else None for key in ("samples", "judge_calls")}
+    config = read_json(context.outputs[stage] / "config.json") if stage else None
+    method = METHODS.get((config or {}).get("kind", ""))
+    if method is not None:
+        kept = [name for name in method.frozen if name not in method.cached]
+        known["models_in_memory"] = len(method.trains) + len(kept)
     return {**known, "seconds": context.seconds.get(stage), "diversity": diversity}
 
 
@@ -200,8 +215,6 @@ def _distance(
 
 
 def _write_answers(path: Path, answers: dict[str, list[Answer]]) -> None:
-    from dataclasses import asdict
-
     with atomic_write(path) as file:
         for name, found in answers.items():
             file.writelines(json.dumps({"model": name, **asdict(a)}) + "\n" for a in found)

@@ -1,0 +1,124 @@
+"""One picture of many methods: what each reached, how far it went for it, and what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tiltyard.errors import DataError
+from tiltyard.evaluation.plots import literal, save_png
+
+Facts = Mapping[str, Any]
+
+# key in the summary, heading, factor on the number
+COLUMNS: tuple[tuple[str, str, float], ...] = (
+    ("win_rate", "wins, %", 100),
+    ("helpful", "helpful", 1),
+    ("truthful", "truthful", 1),
+    ("harmless", "harmless", 1),
+    ("length", "tokens", 1),
+    ("diversity", "distinct-2", 1),
+    ("samples", "samples", 1),
+    ("judge_calls", "judge calls", 1),
+    ("seconds", "seconds", 1),
+    ("models_in_memory", "models", 1),
+)
+
+
+def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str = "Methods compared") -> Path:
+    """Gold and proxy reward against KL to the reference, with 95% intervals, and a bar for everything else.
+
+    Args:
+        models: name -> the facts of `summary.json`; columns that nobody has are left out. Methods are listed from the
+            highest reward (gold where it is known) down.
+    """
+    if not models:
+        raise DataError("there are no models to compare")
+    by = "gold" if any(_number(f.get("gold")) for f in models.values()) else "proxy"
+    order = sorted(models, key=lambda name: -_value(models[name].get(by)))
+    columns = [c for c in COLUMNS if any(_number(models[name].get(c[0])) for name in order)]
+    rewards = [key for key in ("gold", "proxy") if any(_number(f.get(key)) for f in models.values())]
+    # no pyplot: a figure of its own leaves the user's backend and open figures alone
+    figure = Figure(figsize=(13, 5.2 + 0.26 * len(order)), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.6, 0.6 + 0.26 * len(order)))[:, 0]
+    figure.suptitle(literal(title), fontsize=12, fontweight="bold")
+    for ax, key in zip(_axes(above, max(1, len(rewards))), rewards, strict=False):
+        _scatter(ax, order, models, key)
+    for i, (ax, (key, heading, factor)) in enumerate(zip(_axes(below, len(columns)), columns, strict=True)):
+        _bars(ax, order, [models[name].get(key) for name in order], factor, named=i == 0)
+        ax.set_title(heading, fontsize=9)
+    return save_png(figure, path)
+
+
+def _axes(figure: Any, columns: int) -> list[Axes]:
+    return list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _scatter(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: str) -> None:
+    """One point a method; names stand beside their points, those that would collide below each other."""
+    taken: list[tuple[float, float]] = []
+    points = [(n, _value(models[n].get("kl")), _value(models[n].get(key))) for n in order]
+    points = [(n, x, y) for n, x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if not points:
+        return
+    width = max(1e-9, *(x for _, x, _ in points))
+    height = max(y for _, _, y in points) - min(y for _, _, y in points) or 1.0
+    for name, x, y in points:
+        facts = models[name]
+        colour = f"C{order.index(name) % 10}"
+        xerr, yerr = _error(x, facts.get("kl_ci")), _error(y, facts.get(f"{key}_ci"))
+        ax.errorbar(x, y, xerr=xerr, yerr=yerr, fmt="o", markersize=4, linewidth=0.8, color=colour, alpha=0.85)
+        at = y
+        while any(abs(x - tx) < 0.14 * width and abs(at - ty) < 0.035 * height for tx, ty in taken):
+            at -= 0.037 * height
+        taken.append((x, at))
+        ax.annotate(literal(name), (x, at), xytext=(6, 0), textcoords="offset points", fontsize=7.5, va="center")
+    ax.set_xlabel("KL to the reference (nats per answer)", fontsize=9)
+    ax.set_ylabel(f"{key} reward, 95% interval", fontsize=9)
+    ax.margins(x=0.12)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+
+
+def _bars(ax: Axes, order: Sequence[str], values: Sequence[Any], factor: float, *, named: bool) -> None:
+    """A horizontal bar and its number for each method; what is unknown stays empty."""
+    places = range(len(order))
+    known = [factor * _value(v) if _number(v) else 0.0 for v in values]
+    ax.barh(list(places), known, color="0.75", height=0.7)
+    low, high = min(0.0, *known), max(0.0, *known)
+    ax.set_xlim(low * 1.05, (high or 1.0) * 1.6)
+    for place, value, number in zip(places, values, known, strict=True):
+        if _number(value):
+            ax.text(max(number, 0.0), place, f" {_short(number)}", va="center", fontsize=7)
+    ax.set_yticks(list(places), [literal(n) for n in order] if named else [], fontsize=8)
+    ax.set_ylim(len(order) - 0.4, -0.6)
+    ax.set_xticks([])
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _value(value: Any) -> float:
+    return float(value) if _number(value) else math.nan
+
+
+def _error(value: float, interval: Any) -> list[list[float]] | None:
+    if not interval or not all(_number(end) for end in interval):
+        return None
+    return [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+
+
+def _short(number: float) -> str:
+    """Three figures: 0.42, 14.2, 960, 31k."""
+    if abs(number) >= 10_000:
+        return f"{number / 1000:.0f}k"
+    if abs(number) >= 100 or number == round(number):
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"

@@ -145,7 +145,7 @@ REINFORCE: Toys = {
 RLOO: Toys = {"pi*": lambda: ends(lambda s: rloo(s, kl=KL, missing_eos="none"), tilt(KL), lr=2e-2)}
 REINFORCE_PP: Toys = {
     # its divisor vanishes at pi*, which leaves noise of size 1 there: the steps must become short
-    "pi*": lambda: ends(lambda s: reinforce_pp(s, kl=KL, missing_eos="none"), tilt(KL), 512, within=1e-2, lr=2e-2),
+    "pi*": lambda: ends(lambda s: reinforce_pp(s, kl=KL, missing_eos="none"), tilt(KL), 128, within=1e-2, lr=2e-2),
     "kl = 0": lambda: ends(lambda s: reinforce_pp(s, kl=0.0, missing_eos="none"), winner, within=1e-2, lr=5e-2),
 }
 GRPO: Toys = {

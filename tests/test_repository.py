@@ -37,7 +37,7 @@ SETTINGS = ROOT / "tests/settings.json"
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 GLANCE = 12
 # "file" or "file:function" that may be longer: a method whose signature and docstring are its settings
-ALLOWED = frozenset({"src/tiltyard/algorithms/ppo.py:ppo"})
+ALLOWED: frozenset[str] = frozenset()
 
 
 OFFERED = {
@@ -60,6 +60,12 @@ def nodes() -> Iterator[tuple[Path, ast.AST]]:
 # ---------------------------------------------------------------------------------------------------------- the code
 
 
+def _first_statement(node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
+    """Where the code of a function begins: settings and what is said about them are no reason to cut it up."""
+    documented = ast.get_docstring(node) is not None and len(node.body) > 1
+    return node.body[1 if documented else 0]
+
+
 def test_files_and_functions_are_short() -> None:
     found = []
     for path in SOURCES:
@@ -68,7 +74,7 @@ def test_files_and_functions_are_short() -> None:
             found.append(f"{name_of(path)}: {lines} lines, {LONGEST_FILE} allowed")
     for path, node in nodes():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = node.end_lineno - node.lineno + 1
+            lines = node.end_lineno - _first_statement(node).lineno + 1
             if lines > LONGEST_FUNCTION and f"{name_of(path)}:{node.name}" not in ALLOWED:
                 found.append(f"{name_of(path)}:{node.lineno} {node.name}: {lines} lines, {LONGEST_FUNCTION} allowed")
     assert not found, "\n".join(found)

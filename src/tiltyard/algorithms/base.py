@@ -119,6 +119,7 @@ def method(
 
 
 def get_method(name: str) -> Method:
+    """The registered method, or an error that names the nearest."""
     if name not in METHODS:
         raise ConfigError(f"unknown method '{name}'", fix=nearest(name, METHODS))
     return METHODS[name]

@@ -14,6 +14,7 @@ from tests.reference.float64 import exact_norms
 from torch import Tensor
 
 from oracles import worlds
+from oracles.rounds import RIVAL
 from table import ROWS, Row
 from tiltyard.algorithms import METHODS
 from tiltyard.training.algorithm import Algorithm, Draw, Forward, Mean, Models
@@ -76,7 +77,11 @@ def mean_of(loss: Any, reduce: Mean, forward: Forward) -> Tensor:
 
 def own_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
     """The mean of the method's own loss, without side terms."""
-    return mean_of(algorithm.loss, algorithm.reduce, Forward(models, batch, algorithm.temperature, False))
+    return mean_of(algorithm.loss, algorithm.reduce, forward_of(algorithm, models, batch))
+
+
+def forward_of(algorithm: Algorithm, models: Models, batch: Batch) -> Forward:
+    return Forward(models, batch, algorithm.temperature, False, getattr(algorithm.loss, "rivals", 0))
 
 
 def whole_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
@@ -90,14 +95,15 @@ def whole_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
 
 
 def read_from(x: Tensor, of: str, forward: Forward) -> Forward:
-    """A forward pass that says `x` instead of asking a model."""
-    forward.__dict__.update({"_policy": (x, None)} if of.startswith("logp") else {of: x})
+    """A forward pass that says `x` instead of asking a model, and the same of every rival."""
+    rival_R = torch.full_like(x, RIVAL) if forward.rivals else None
+    forward.__dict__.update({"_policy": (x, rival_R)} if of.startswith("logp") else {of: x})
     return forward
 
 
 def slopes(algorithm: Algorithm, models: Models, batch: Batch, of: str, x: Tensor | None = None) -> tuple[Tensor, ...]:
     """(the loss, what it is a function of, its derivative by that), a column along R or B."""
-    forward = Forward(models, batch, algorithm.temperature, False)
+    forward = forward_of(algorithm, models, batch)
     column = "logp_R" if of == "logp_B" else of
     x = (getattr(forward, column).detach() if x is None else x).clone().requires_grad_()
     loss = mean_of(algorithm.loss, algorithm.reduce, read_from(x, of, forward))
@@ -282,8 +288,9 @@ def step_of(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """(metrics, gradient) of one step that `fit` takes over these groups, side terms and all."""
     row = ROWS[name]
-    source = row.source([groups])
-    algorithm, models = row.build(Arranged(source, order) if order else source), row.models(AWAY)
+    algorithm, models = row.build(row.source([groups])), row.models(AWAY)
+    if order:
+        algorithm = replace(algorithm, source=Arranged(algorithm.source, order))
     for model in models.present().values() if padded else ():
         model.force_padded("asked for by this test")
     taken, record = Taken(models, algorithm.trains), tiny.Record()

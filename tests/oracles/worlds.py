@@ -184,7 +184,8 @@ def level_pairs(n: int, seed: int = 0) -> list[Group]:
     """Labelled pairs whose answers all have four tokens."""
     stream = torch.Generator().manual_seed(seed)
     groups = mixed_pairs(n, seed)
-    made = [tuple(Response(ids=(2 + k, *tiny.ids(2, stream), tiny.EOS)) for k in range(2)) for _ in groups]
+    logps = (-1.0, -2.0, -1.5, -0.5)  # as if they had been sampled
+    made = [tuple(Response((2 + k, *tiny.ids(2, stream), tiny.EOS), logps=logps) for k in range(2)) for _ in groups]
     return [replace(g, responses=both) for g, both in zip(groups, made, strict=True)]
 
 

@@ -39,7 +39,7 @@ def direct_loss(loss: Direct, beta: float) -> PairLoss:
     "gives pi0 exp(t r/beta) after t rounds and collapses onto the best answer",
     paper="Xu et al. 2023 (Some things are more cringe than others); Yuan et al. 2024",
     watch="With ref_update=previous the pull to the start is gone: KL to it grows with every round, and so does length "
-    "where the judge likes length. Groups whose answers all score alike are dropped (tied_groups).",
+    "where the judge likes length. Prompts whose answers all score alike are left out (tied_scores).",
 )
 def iterative_dpo(
     source: Rounds,

@@ -22,6 +22,7 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, get_stage, jsonable
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Algorithm, Models, Source
+from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online, SelfPlay
 from tiltyard.types import Group, Prompt, Response
 
@@ -40,6 +41,7 @@ HEADINGS = (
     "paper",
 )
 ITEMS = {"R": "response tokens", "B": "responses", "G": "groups"}
+STEPS = 100  # of a round that stands for any
 PAPER = 40  # columns that papers get at least
 NARROW = 120  # on a console of fewer columns a setting's type stands below its meaning
 
@@ -233,18 +235,23 @@ def method_rows(method: Method, stage: Stage) -> list[Row]:
 def compose(method: Method) -> Algorithm:
     """The method built with its default settings, over a made-up item that stands for data; nothing is computed."""
     defaults = {s.key: s.default for s in describe(method_settings(method))}
-    source = _online(defaults) if method.online else _offline(method, defaults)
+    source = _online(method, defaults) if method.online else _offline(method, defaults)
     takes = [p for p in inspect.signature(method.build).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     second = [Offline([Group(Prompt(ids=(0,)), (Response(ids=(0,)),))], 1)] if len(takes) > 1 else []
     return method.build(source, *second, **{key: defaults[key] for key in _arguments(method)})
 
 
-def _online(defaults: Mapping[str, Any]) -> Online:
+def _online(method: Method, defaults: Mapping[str, Any]) -> Online | Rounds:
+    """One prompt, and a scorer that must not be called."""
+
     def score(models: Models, groups: list[Group]) -> list[Group]:  # noqa: ARG001
         raise CompositionError("this composition was made to be shown, not to be trained")
 
     law = SampleSettings(**{key: defaults[key] for key in ("temperature", "max_tokens", "max_rows")})
-    return Online([Prompt(text="?", ids=(0,))], sample, score, defaults["batch"], defaults["n"], law)
+    prompts, n, batch = [Prompt(text="?", ids=(0,))], defaults["n"], defaults["batch"]
+    if method.samples == "per iteration":
+        return Rounds(prompts, sample, score, batch, batch, every=STEPS, n=n, settings=law)
+    return Online(prompts, sample, score, batch, n, law)
 
 
 def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline | SelfPlay:

@@ -142,7 +142,7 @@ class Rounds:
     def _held(self, number: int) -> list[Group]:
         found = self.held.get(number) or self._read(number)
         if found is None:
-            replay = "set steps or iterations so that no round is asked for that was not stored, or sample without replay"
+            replay = "set steps and iterations as in the run that stored them, or sample on without replay"
             raise DataError(
                 f"the answers of round {number + 1} are not there",
                 where=str(self.folder),

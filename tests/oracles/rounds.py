@@ -1,0 +1,265 @@
+"""Methods that work in rounds: where they start and end, sources that hand out rounds, and samplers that deal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso
+from tiltyard.models.language import LanguageModel
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RuleScorer
+from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.batch import Batch
+from tiltyard.training.rounds import Rounds
+from tiltyard.training.source import Online
+from tiltyard.types import Group, Prompt, Response
+from training import tiny
+
+from .starts import Known, by_group, sigma, softplus
+from .worlds import (
+    ASK,
+    BANDIT,
+    COIN,
+    Answer,
+    Toy,
+    Toys,
+    beats,
+    doubles,
+    law,
+    mixed_pairs,
+    pair,
+    pairs,
+    policy,
+    tilted,
+    to_law,
+)
+from .worlds import REWARD as R
+
+# --------------------------------------------------------------------------------------------------------- the sources
+
+
+@dataclass
+class RoundsGiven(tiny.Given):
+    """Hands out groups as if they had been sampled and selected; passes for a `Rounds`, with what begins one."""
+
+    every: int = 2
+    n: int = 64
+    seed: int = 3
+    select: Any = None
+    keep: str = "last"
+    phases: int = 1
+    phase: Any = None
+    begin: tuple[Any, ...] = ()
+
+    def __call__(self, models: Models, step: int) -> Draw:
+        if step % self.every == 0:
+            for act in self.begin:
+                act(models)
+        return super().__call__(models, step)
+
+
+class PairsGiven(tiny.Given):
+    """Passes for an `Online` of two answers a prompt."""
+
+    n = 2
+
+
+def one_round(groups: Sequence[Group], every: int = 1000) -> RoundsGiven:
+    """One batch of all groups, every step."""
+    return RoundsGiven([groups], every=every)
+
+
+@dataclass
+class Tuples:
+    """A sampler that draws nothing: the prompt's `slot` says which of all n-tuples of answers it gives.
+
+    With each tuple once that is n draws from the uniform law over the answers, exactly.
+    """
+
+    support: Sequence[Answer]
+
+    def prompts(self, n: int) -> list[Prompt]:
+        return [replace(ASK, id=str(slot), meta={"slot": slot}) for slot in range(len(self.support) ** n)]
+
+    def __call__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -> list[Group]:
+        size = len(self.support)
+        chosen = [[self.support[p.meta["slot"] // size**i % size] for i in range(n)] for p in prompts]
+        return [Group(p, tuple(Response(ids=y) for y in ys)) for p, ys in zip(prompts, chosen, strict=True)]
+
+
+def by_table(support: Sequence[Answer]) -> RuleScorer:
+    """Every answer's reward."""
+    worth = dict(zip(support, R.tolist(), strict=False))
+    return RuleScorer(lambda prompt, response: worth[tuple(response.ids)])
+
+
+def dealt(support: Sequence[Answer], n: int, batch: int, every: int) -> Rounds:
+    """Rounds of all n-tuples of these answers."""
+    sampler = Tuples(support)
+    prompts = sampler.prompts(n)
+    return Rounds(prompts, sampler, by_table(support), len(prompts), batch, every, n)
+
+
+def live_rounds() -> Rounds:
+    """Answers drawn in rounds of three steps and scored while the run goes on; the pool is in the checkpoint."""
+    stream = torch.Generator().manual_seed(0)
+    prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
+    rule = RuleScorer(lambda prompt, response: float(sum(response.ids) % 5))
+    return Rounds(prompts, sample, rule, 6, 4, 3, 8, SampleSettings(max_tokens=5), seed=2)
+
+
+def live_pairs() -> Online:
+    rounds = live_rounds()
+    return Online(rounds.prompts, sample, rounds.scorer, 5, 2, rounds.settings, seed=2)
+
+
+def sampled_pairs(n: int, seed: int = 0) -> list[Group]:
+    """Labelled pairs whose answers carry the log-probs under which they were drawn."""
+    stream = torch.Generator().manual_seed(seed + 7)
+
+    def signed(response: Response) -> Response:
+        logps = -torch.rand(len(response.ids), generator=stream, dtype=torch.float64)
+        return replace(response, logps=tuple(logps.tolist()))
+
+    return [replace(g, responses=tuple(map(signed, g.responses))) for g in mixed_pairs(n, seed)]
+
+
+# ------------------------------------------------------------------------------------------------------ cringe's start
+
+ALPHA, MARGIN, TEMPERATURE = 0.6, 0.5, 7.0
+RIVAL = -1.7  # the log-prob that every rival is given
+
+
+def cringe_start(batch: Batch, x_R: Tensor) -> Known:
+    """With every rival at `RIVAL`: the gate, the preferred answer's likelihood and the other's contrast, by hand."""
+    sizes, loss, slopes, kept = batch.forest.count_B.tolist(), 0.0, [], 0
+    parts = iter(x_R.split(sizes))
+    for group in batch.groups:
+        a, b = next(parts).tolist(), next(parts).tolist()
+        first, second = group.ranks or (0, 0)
+        q = group.shares[0] if group.shares else float(first < second)
+        if group.shares is None and first == second:
+            slopes += [0.0] * (len(a) + len(b))
+            continue
+        kept += 1
+        gate = sigma((MARGIN - (2 * q - 1) * (sum(a) - sum(b))) / TEMPERATURE)
+        pull = -(2 * q - 1) * gate * (1 - gate) / TEMPERATURE  # of the gate by the first answer's log-prob
+        parts_of = [(a, q), (b, 1 - q)]
+        own = sum(
+            w * -sum(x) / len(x) + ALPHA * (1 - w) * sum(softplus(t - RIVAL) for t in x) / len(x) for x, w in parts_of
+        )
+        loss += gate * own
+        for sign, (x, w) in zip((1, -1), parts_of, strict=True):
+            each = [(-w + ALPHA * (1 - w) * sigma(t - RIVAL)) / len(x) for t in x]
+            slopes += [gate * s + sign * pull * own for s in each]
+    return loss / kept, doubles(slopes) / kept
+
+
+def hinge_start(batch: Batch, x_B: Tensor) -> Known:
+    """RSO's hinge-norm at h = 0: 1 a pair, and gamma either way, by how sure the label is."""
+    slopes, kept = [], 0
+    for group, _, _ in by_group(batch, x_B):
+        first, second = group.ranks or (0, 0)
+        q = group.shares[0] if group.shares else float(first < second)
+        tied = group.shares is None and first == second
+        kept += not tied
+        slopes += [0.0, 0.0] if tied else [-GAMMA * (2 * q - 1), GAMMA * (2 * q - 1)]
+    return 1.0, doubles(slopes) / kept
+
+
+GAMMA = 0.4
+
+# ---------------------------------------------------------------------------------------------------- where they end
+
+
+def tilt(build: Callable[..., Any], rounds: int = 1, steps: int = 150, source: Any = one_round) -> Toy:
+    """pi0 exp(rounds * r/0.7)/Z, from every pair with its exact label."""
+    models = tilted(BANDIT)
+    best = (law(models.get("ref"), BANDIT) + rounds * R[:6] / 0.7).softmax(0)
+    given = source(pairs(BANDIT, beats(R[:6])))
+    return Toy(build(given), models, to_law(BANDIT, best), steps=steps)
+
+
+def renewed() -> Toy:
+    """The reference is renewed once: the tilt is there twice. What the first round lacks, the second builds on."""
+    steps = 300
+    toy = tilt(
+        lambda source: iterative_dpo(source, beta=0.7, ref_update="previous"),
+        rounds=2,
+        steps=2 * steps,
+        source=lambda groups: one_round(groups, every=steps),
+    )
+    return replace(toy, within=5e-3, lr=1e-2)
+
+
+def fixed() -> Toy:
+    """The reference stays: three rounds end where one does."""
+    return tilt(lambda source: iterative_dpo(source, beta=0.7), source=lambda groups: one_round(groups, every=50))
+
+
+ITERATIVE: Toys = {"reference fixed: pi*": fixed, "reference renewed: the tilt adds up": renewed}
+
+
+def fresh_pairs() -> Toy:
+    """Pairs drawn from the policy as it is, labelled with the exact probability: at pi* no pair has a gradient."""
+    models = tilted(BANDIT)
+    best = (law(models.get("ref"), BANDIT) + R[:6] / 0.7).softmax(0)
+    worth = dict(zip(BANDIT, R.tolist(), strict=False))
+
+    def judge(models: Models, groups: list[Group]) -> list[Group]:
+        labelled = []
+        for group in groups:
+            p = sigma(worth[group.responses[0].ids] - worth[group.responses[1].ids])
+            labelled.append(replace(group, shares=(p, 1 - p), ranks=(1, 2) if p >= 0.5 else (2, 1)))
+        return labelled
+
+    source = Online([ASK], sample, judge, 64, 2, SampleSettings(max_tokens=1, max_rows=128))
+    return Toy(online_dpo(source, beta=0.7), models, to_law(BANDIT, best), steps=200)
+
+
+ONLINE_DPO: Toys = {
+    "pi*": lambda: tilt(lambda source: online_dpo(source, beta=0.7), source=lambda g: PairsGiven([drawn(g)])),
+    "pi*, its own pairs": fresh_pairs,
+}
+
+
+def drawn(groups: Sequence[Group]) -> list[Group]:
+    return [replace(g, responses=tuple(replace(r, logps=(0.0,)) for r in g.responses)) for g in groups]
+
+
+def best_of_two() -> Toy:
+    """All pairs of three equally likely answers, the best of each learnt by heart: F^2 - F_-^2."""
+    three = BANDIT[:3]  # of worth 0.3, -0.4 and 0.9
+    best = torch.zeros(6, dtype=torch.float64)
+    best[:3] = doubles([3, 1, 5]) / 9
+    algorithm = rft(dealt(three, 2, batch=9, every=1000), pool="last")
+    return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, best), steps=250)
+
+
+RFT: Toys = {"best of two": best_of_two}
+
+
+def above_threshold() -> Toy:
+    """Uniform answers, two rising thresholds: the law within R > the last. Batches are whole passes of each part."""
+    kept = doubles([1.0, 0, 1, 0, 0, 1]) / 3  # scaled: .65 .24 1 .47 0 .76
+    algorithm = rest(dealt(BANDIT, 1, batch=12, every=300), thresholds=[0.3, 0.6], lr_decay=0.9)
+    return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, kept), steps=300, lr=1e-1)
+
+
+REST: Toys = {"the law above the last threshold": above_threshold}
+RSO: Toys = {"tilt by gamma, not beta": lambda: tilt(lambda source: rso(source, beta=0.2, gamma=0.7))}
+
+
+def coin(q: float) -> Toy:
+    """Two tokens: the contrast is unlikelihood, so a label of q pulls to (q, 1 - q), whatever the gate's opening."""
+    groups = [pair(COIN[1], COIN[0], q)]
+    algorithm = cringe(one_round(groups), alpha=0.8, rivals=3, gate_margin=0.3, gate_temperature=2.0)
+    return Toy(algorithm, Models(policy=policy(COIN)), to_law(COIN, doubles([1 - q, q])), steps=200)
+
+
+CRINGE: Toys = {"likely at the label's rate": lambda: coin(0.8), "the other way": lambda: coin(0.35)}

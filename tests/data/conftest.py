@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.plugin import LICENSED
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `families`, which is no test

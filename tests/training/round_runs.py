@@ -1,0 +1,108 @@
+"""Short runs of the methods in rounds, here and under torchrun: `python -m tests.training.round_runs FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tests.reference.float64 import exact_norms
+from tests.training import tiny
+
+from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso
+from tiltyard.models import parallel
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RuleScorer
+from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.fit import Run, fit
+from tiltyard.training.rounds import Rounds
+from tiltyard.training.source import Online
+from tiltyard.types import Group, Prompt
+
+STEPS, EVERY = 9, 3
+METHODS: dict[str, Any] = {
+    "fixed": iterative_dpo,
+    "previous": lambda source: iterative_dpo(source, ref_update="previous", loss="ipo"),
+    "rft": rft,
+    "rft_on": lambda source: rft(source, pool="last", restart=False),
+    "rest": lambda source: rest(source, thresholds=[0.2, 0.6]),
+    "rso": lambda source: rso(source, accepted=4, ranking="tournament"),
+    "cringe": lambda source: cringe(source, rivals=3),
+}
+
+
+def score(prompt: Prompt, response: Any) -> float:
+    return float(sum(response.ids) % 7)
+
+
+def careless(models: Models, groups: list[Group]) -> list[Group]:
+    """A judge that leaves out an answer here and a whole group there, and says nothing of a third."""
+    found = []
+    for group in RuleScorer(score)(models, groups):
+        marker = sum(group.prompt.ids) % 4
+        if marker == 1:
+            continue
+        if marker == 2:
+            group = replace(group, responses=group.responses[1:], scores=(group.scores or ())[1:])
+        found.append(replace(group, scores=None, ranks=(1,) * len(group.responses)) if marker == 3 else group)
+    return found
+
+
+def prompts(n: int = 7) -> list[Prompt]:
+    g = torch.Generator().manual_seed(0)
+    return [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(n)]
+
+
+def rounds(**changes: Any) -> Rounds:
+    usual: dict[str, Any] = {
+        "prompts": prompts(),
+        "sampler": sample,
+        "scorer": RuleScorer(score),
+        "size": 9,
+        "batch": 4,
+        "every": EVERY,
+        "n": 6,
+        "settings": SampleSettings(max_tokens=5),
+        "seed": 2,
+    }
+    return Rounds(**(usual | changes))
+
+
+def models() -> Models:
+    return Models(policy=tiny.policy(), ref=tiny.frozen())
+
+
+def make(name: str, **changes: Any) -> Algorithm:
+    if name == "online":
+        source = Online(prompts(), sample, RuleScorer(score), 5, 2, SampleSettings(max_tokens=5), seed=2)
+        return online_dpo(source)
+    if name == "careless":
+        return iterative_dpo(rounds(prompts=prompts(20), scorer=careless, size=15, **changes))
+    return METHODS[name](rounds(**changes))
+
+
+def run(algorithm: Algorithm, given: Models, folder: Path | None, **settings: Any) -> Models:
+    usual: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "schedule": "cosine", "warmup": 2, "save_every": 2}
+    return fit(algorithm, given, Run(**(usual | {"folder": folder, "keep_groups": folder is not None} | settings)))
+
+
+RANKED = ("previous", "rft", "careless", "online")  # under torchrun
+
+
+def main(folder: Path) -> None:
+    parallel.start()
+    for name in RANKED:
+        algorithm, given = make(name), models()
+        if isinstance(algorithm.source, Rounds):
+            algorithm.source.folder = folder / name / "rounds"
+        run(algorithm, given, folder / name, micro_tokens=60)
+        save_file(tiny.parameters(given.policy), folder / f"{name}.rank{parallel.rank()}.safetensors")
+    parallel.barrier()
+
+
+if __name__ == "__main__":
+    with exact_norms():
+        main(Path(sys.argv[1]))

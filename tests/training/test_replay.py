@@ -1,0 +1,191 @@
+"""Replays: a run's stored answers, learnt from again, give the run itself; what else may change, and what cannot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiltyard.algorithms import grpo, online_dpo, ppo
+from tiltyard.errors import DataError
+from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import RuleScorer
+from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.replay import replayed, stored_groups
+from tiltyard.training.source import Online
+from tiltyard.types import Group
+
+from . import round_runs as runs
+from . import tiny
+
+EVERY_STEP: dict[str, Any] = {
+    "ppo": lambda source: ppo(source, kl_target=0.1, kl_horizon=100, ppo_epochs=2, minibatches=2),
+    "grpo": grpo,
+    "online_dpo": online_dpo,
+}
+ROUNDS = ("fixed", "previous", "rft", "rest", "rso", "cringe")
+
+
+def never(*_: Any, **__: Any) -> list[Group]:
+    raise AssertionError("a replay samples nothing and judges nothing")
+
+
+def models() -> Models:
+    return Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3))
+
+
+def online(**changes: Any) -> Online:
+    n = changes.pop("n", 2)
+    law = SampleSettings(max_tokens=5)
+    given: dict[str, Any] = {"sampler": sample, "scorer": RuleScorer(runs.score)} | changes
+    return Online(runs.prompts(), batch=5, n=n, settings=law, seed=2, **given)
+
+
+def trained(algorithm: Algorithm, folder: Path | None = None, **settings: Any) -> tuple[list[Any], Any]:
+    """(every metric of every step, all trained parameters)."""
+    given, record = models(), tiny.Record()
+    runs.run(algorithm, given, folder, sinks=[record], **settings)
+    return record.rows, {n: tiny.parameters(given.get(n)) for n in algorithm.trains}
+
+
+def run(name: str, folder: Path) -> tuple[list[Any], Any]:
+    if name in EVERY_STEP:
+        return trained(EVERY_STEP[name](online()), folder)
+    return trained(runs.make(name, folder=folder / "rounds"), folder)
+
+
+def again(name: str, folder: Path) -> Algorithm:
+    """The method over what was stored, with a sampler and a scorer that must not be asked."""
+    if name in EVERY_STEP:
+        return EVERY_STEP[name](replayed(online(sampler=never, scorer=never), folder / "groups.jsonl"))
+    return runs.make(name, folder=folder / "rounds", stored=True, sampler=never, scorer=never)
+
+
+@pytest.mark.parametrize("name", [*EVERY_STEP, *ROUNDS])
+def test_a_replay_is_the_run(name: str, tmp_path: Path) -> None:
+    """Bit for bit: parameters, and every metric that does not count what was sampled; into another folder."""
+    rows, whole = run(name, tmp_path / "run")
+    stored = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")}
+    found, replay = trained(again(name, tmp_path / "run"), tmp_path / "replay")
+    tiny.assert_same(replay, whole, 0)
+    assert len(found) == runs.STEPS
+    left = [{k: v for k, v in row.items() if k != "sampled"} for row in rows]
+    tiny.assert_same([{k: v for k, v in row.items() if k != "sampled"} for row in found], left, 0)
+    assert stored == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")}
+    assert not (tmp_path / "replay" / "rounds").exists()
+    assert (tmp_path / "replay" / "groups.jsonl").read_bytes() == (tmp_path / "run" / "groups.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ppo", "previous", "rft"])
+def test_other_settings_may_change(name: str, tmp_path: Path) -> None:
+    """Another rate, fewer steps: the same answers, other weights; fewer steps are the run's own beginning."""
+    rows, whole = run(name, tmp_path)
+    faster, other = trained(again(name, tmp_path), lr=3e-2)
+    assert not all(other["policy"][k].equal(p) for k, p in whole["policy"].items())
+    assert [row.get("score") for row in faster] == [row.get("score") for row in rows]
+    shorter, _ = trained(again(name, tmp_path), steps=4, schedule="constant")
+    longer, _ = trained(again(name, tmp_path), steps=9, schedule="constant")
+    tiny.assert_same(shorter, longer[:4], 0)
+
+
+@pytest.mark.parametrize("name", ["ppo", "fixed"])
+def test_more_steps_than_were_stored(name: str, tmp_path: Path) -> None:
+    run(name, tmp_path)
+    with pytest.raises(DataError) as caught:
+        trained(again(name, tmp_path), steps=runs.STEPS + 1)
+    assert "steps" in caught.value.fix
+    assert "replay" in caught.value.fix
+    if name == "ppo":
+        assert caught.value.got == "steps 1 to 9"
+    else:
+        assert "round 4" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ppo", "previous"])
+def test_a_replay_is_resumed(name: str, tmp_path: Path) -> None:
+    _, whole = run(name, tmp_path / "run")
+
+    def die(models: Models, batch: Any, step: int) -> None:
+        if step == 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(tiny.watch(again(name, tmp_path / "run"), die), tmp_path / "cut")
+    rows, found = trained(again(name, tmp_path / "run"), tmp_path / "cut")
+    assert len(rows) == 5
+    tiny.assert_same(found, whole, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
+    """A kill in the middle of a write: what came before stands, and the step is short of that group."""
+    run("ppo", tmp_path)
+    path = tmp_path / "groups.jsonl"
+    whole = stored_groups(path)
+    assert {step: len(groups) for step, groups in whole.items()} == dict.fromkeys(range(9), 5)
+    text = path.read_bytes()
+    for cut in (1, 30):
+        path.write_bytes(text[:-cut])
+        found = stored_groups(path)
+        assert found == {**whole, 8: whole[8][:4]}
+    path.write_bytes(text + b'{"step": 10, "pro')
+    assert stored_groups(path) == whole
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "no JSON", '{"step": "x", "prompt": {}, "responses": []}', "3"])
+def test_a_line_that_is_no_record(line: str, tmp_path: Path) -> None:
+    run("ppo", tmp_path)
+    path = tmp_path / "groups.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match="no record of a step") as caught:
+        stored_groups(path)
+    assert caught.value.where == f"{path}:46"
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no answers are stored here") as caught:
+        stored_groups(tmp_path / "groups.jsonl")
+    assert "folder of a stage that sampled" in caught.value.fix
+
+
+def test_a_step_that_is_missing_in_the_middle(tmp_path: Path) -> None:
+    run("ppo", tmp_path)
+    path = tmp_path / "groups.jsonl"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] != 4]
+    path.write_text("".join(lines))
+    with pytest.raises(DataError, match="nothing was stored for step 4"):
+        trained(again("ppo", tmp_path))
+
+
+def test_stored_groups_are_what_was_sampled(tmp_path: Path) -> None:
+    """Ids, log-probs, scores and versions come back exactly."""
+    kept: list[Group] = []
+
+    def keeping(models: Models, batch: Any, step: int) -> None:
+        kept.extend(batch.groups)
+
+    trained(tiny.watch(EVERY_STEP["ppo"](online()), keeping), tmp_path)
+    found = stored_groups(tmp_path / "groups.jsonl")
+    assert [g for step in range(9) for g in found[step]] == kept
+    for step, groups in found.items():
+        assert {r.policy_version for g in groups for r in g.responses} == {step}
+
+
+def test_a_replay_of_a_selection_is_not_selected_again(tmp_path: Path) -> None:
+    """What is stored is what was learnt from: two of six answers here."""
+
+    def ends(groups: list[Group]) -> list[Group]:
+        return [replace(g, responses=g.responses[::5], scores=(g.scores or ())[::5]) for g in groups]
+
+    _, whole = trained(EVERY_STEP["grpo"](online(n=6, select=ends)), tmp_path)
+    source = replayed(online(n=6, select=never, sampler=never, scorer=never), tmp_path / "groups.jsonl")
+    assert all(len(g.responses) == 2 for g in source(models(), 0).groups)
+    _, found = trained(EVERY_STEP["grpo"](source))
+    tiny.assert_same(found, whole, 0)
+    assert torch.isfinite(next(iter(found["policy"].values()))).all()

@@ -105,6 +105,34 @@ def test_more_steps_than_were_stored(name: str, tmp_path: Path) -> None:
         assert "round 4" in str(caught.value)
 
 
+def test_too_many_steps_are_found_before_the_first(tmp_path: Path) -> None:
+    run("ppo", tmp_path / "ppo")
+    path = tmp_path / "ppo" / "groups.jsonl"
+    assert replayed(online(), path, 9).stored
+    with pytest.raises(DataError, match="nothing was stored for step 10"):
+        replayed(online(), path, 12)
+    run("rft", tmp_path / "rft")
+    source = runs.rounds(folder=tmp_path / "rft" / "rounds", stored=True)
+    source.check(9)
+    with pytest.raises(DataError, match="answers of round 4 are not there") as caught:
+        source.check(10)
+    assert "iterations" in caught.value.fix
+    runs.rounds(folder=tmp_path / "rft" / "rounds").check(10)  # not a replay: they will be sampled
+
+
+def test_what_is_watched_is_measured_again(tmp_path: Path) -> None:
+    """The gold score of a run beside its proxy, say: the same numbers, without asking the sampler."""
+
+    def watch(groups: list[Group]) -> dict[str, Any]:
+        ids = [r.ids for g in groups for r in g.responses]
+        return {"odd": (float(sum(x[0] % 2 for x in ids)), float(len(ids)))}
+
+    rows, _ = trained(EVERY_STEP["grpo"](online(watch=watch)), tmp_path)
+    found, _ = trained(EVERY_STEP["grpo"](replayed(online(watch=watch, sampler=never), tmp_path / "groups.jsonl")))
+    assert [row["odd"] for row in found] == [row["odd"] for row in rows]
+    assert len({row["odd"] for row in rows}) > 1
+
+
 @pytest.mark.parametrize("name", ["ppo", "previous"])
 def test_a_replay_is_resumed(name: str, tmp_path: Path) -> None:
     _, whole = run(name, tmp_path / "run")

@@ -47,7 +47,7 @@ def online_source(
     if method.samples == "every step":
         source = Online(prompts, sample, scorer, settings.batch, settings.n, law, seed=settings.seed, watch=watch)
         if settings.replay:
-            source = replayed(source, context.resolve(settings.replay, want="") / "groups.jsonl")
+            source = replayed(source, context.resolve(settings.replay, want="") / "groups.jsonl", steps)
         return source, steps
     every = -(-steps // settings.iterations)
     size = settings.round_prompts or min(len(prompts), every * settings.batch)
@@ -55,6 +55,7 @@ def online_source(
     rounds.folder, rounds.watch = context.folder / "rounds", watch
     if settings.replay:
         rounds.folder, rounds.stored = context.resolve(settings.replay, want="") / "rounds", True
+        rounds.check(steps)
     return rounds, steps
 
 
@@ -64,11 +65,12 @@ def who_scores(name: str, settings: Any) -> None:
     Raises:
         ConfigError: none or both.
     """
-    if bool(settings.reward) == (settings.judge is not None):
+    reward = getattr(settings, "reward", "")  # a method that judges for itself has none
+    if bool(reward) == (settings.judge is not None):
         raise ConfigError(
             "set exactly one of reward and judge: who says what an answer is worth?",
             where=name,
-            got="both" if settings.reward else "neither",
+            got="both" if reward else "neither",
             fix="reward=STAGE for a reward model, reward=gold in the demo world, or judge.kind=... for an AI judge",
         )
 

@@ -27,23 +27,34 @@ class Replayed(Online):
     stored: Mapping[int, Sequence[Group]] = field(default_factory=dict)
 
     def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - what was sampled is no longer the policy's
+        self.check(step)
+        own = parallel.shard(self.stored[step])
+        groups = [group for _, group in own]
+        metrics = {**sampled_metrics(groups), **(self.watch(groups) if self.watch else {})}
+        del metrics["sampled"]  # nothing was
+        return Draw(groups, [i for i, _ in own], len(self.stored[step]), metrics)
+
+    def check(self, step: int) -> None:
+        """Raises a DataError if nothing was stored for this step (counted from 0)."""
         if step not in self.stored:
             raise DataError(
                 f"nothing was stored for step {step + 1}",
                 got=f"steps 1 to {max(self.stored, default=-1) + 1}",
                 fix="set steps to at most that, or sample on without replay",
             )
-        groups = list(self.stored[step])
-        own = parallel.shard(groups)
-        metrics = sampled_metrics([group for _, group in own])
-        del metrics["sampled"]  # nothing was
-        return Draw([group for _, group in own], [i for i, _ in own], len(groups), metrics)
 
 
-def replayed(source: Online, path: Path) -> Replayed:
-    """The source with the groups of a run's `groups.jsonl` in place of its sampler."""
+def replayed(source: Online, path: Path, steps: int = 0) -> Replayed:
+    """The source with the groups of a run's `groups.jsonl` in place of its sampler.
+
+    Args:
+        steps: how many are wanted; an error now, and not when they run out. 0: unknown.
+    """
     given = {f.name: getattr(source, f.name) for f in fields(Online)}
-    return Replayed(**given, stored=stored_groups(path))
+    source = Replayed(**given, stored=stored_groups(path))
+    for step in range(steps):
+        source.check(step)
+    return source
 
 
 def stored_groups(path: Path) -> dict[int, list[Group]]:

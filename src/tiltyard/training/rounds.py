@@ -139,6 +139,11 @@ class Rounds:
             self.held = {number: self.held[number]} if number in self.held else {}
         return [Cycle(part, self.seed + 31 * number + i) for i, part in enumerate(parts)]
 
+    def check(self, steps: int) -> None:
+        """Raises a DataError if a round of so many steps would have to be sampled and is to be replayed."""
+        for number in range(-(-steps // self.every) if self.stored else 0):
+            self._held(number)
+
     def _held(self, number: int) -> list[Group]:
         found = self.held.get(number) or self._read(number)
         if found is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso
+from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso, self_rewarding
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
@@ -185,15 +185,10 @@ def tilt(build: Callable[..., Any], rounds: int = 1, steps: int = 150, source: A
     return Toy(build(given), models, to_law(BANDIT, best), steps=steps)
 
 
-def renewed() -> Toy:
+def renewed(build: Callable[..., Any]) -> Toy:
     """The reference is renewed once: the tilt is there twice. What the first round lacks, the second builds on."""
     steps = 300
-    toy = tilt(
-        lambda source: iterative_dpo(source, beta=0.7, ref_update="previous"),
-        rounds=2,
-        steps=2 * steps,
-        source=lambda groups: one_round(groups, every=steps),
-    )
+    toy = tilt(build, rounds=2, steps=2 * steps, source=lambda groups: one_round(groups, every=steps))
     return replace(toy, within=5e-3, lr=1e-2)
 
 
@@ -202,7 +197,16 @@ def fixed() -> Toy:
     return tilt(lambda source: iterative_dpo(source, beta=0.7), source=lambda groups: one_round(groups, every=50))
 
 
-ITERATIVE: Toys = {"reference fixed: pi*": fixed, "reference renewed: the tilt adds up": renewed}
+ITERATIVE: Toys = {
+    "reference fixed: pi*": fixed,
+    "reference renewed: the tilt adds up": lambda: renewed(
+        lambda source: iterative_dpo(source, beta=0.7, ref_update="previous")
+    ),
+}
+
+SELF_REWARDING: Toys = {
+    "the tilt adds up": lambda: renewed(lambda source: self_rewarding(source, beta=0.7)),
+}
 
 
 def fresh_pairs() -> Toy:

@@ -24,6 +24,7 @@ from tiltyard.algorithms.rft import rft
 from tiltyard.algorithms.rloo import rloo
 from tiltyard.algorithms.rrhf import rrhf
 from tiltyard.algorithms.rso import rso
+from tiltyard.algorithms.self_rewarding import self_rewarding
 from tiltyard.algorithms.sft import sft
 from tiltyard.algorithms.simpo import simpo
 from tiltyard.algorithms.slic import slic
@@ -56,6 +57,7 @@ __all__ = [
     "rloo",
     "rrhf",
     "rso",
+    "self_rewarding",
     "sft",
     "simpo",
     "slic",

@@ -152,7 +152,18 @@ def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------------- the registry
 
 STAGES: dict[str, Stage] = {}
-MODULES: tuple[str, ...] = ("world", "clean", "train", "label", "ai_label", "candidates", "evaluate", "reward_eval")
+MODULES: tuple[str, ...] = (
+    "world",
+    "clean",
+    "train",
+    "label",
+    "ai_label",
+    "candidates",
+    "new_prompts",
+    "judge_skill",
+    "evaluate",
+    "reward_eval",
+)
 
 
 def register(stage: Stage) -> Stage:

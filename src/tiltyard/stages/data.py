@@ -25,8 +25,16 @@ from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt
 
 
-def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Chat, settings: Any) -> list[Group]:
-    """The groups of one data setting, encoded; says on the console what was kept, dropped and cut."""
+def groups_of(
+    context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any
+) -> list[Group]:
+    """The groups of one data setting, encoded; says on the console what was kept, dropped and cut.
+
+    Of several files each has its own report, and the origin of a group begins with the file that it comes from.
+    """
+    if isinstance(source, list):
+        each = [(one, groups_of(context, f"{key} {one}", one, kind, chat, settings)) for one in files_of(key, source)]
+        return [replace(g, origin=f"{one} {g.origin}".strip()) for one, groups in each for g in groups]
     path = context.resolve(source, want="")
     max_length = _within(context, "max_length", settings.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
@@ -43,6 +51,20 @@ def groups_of(context: StageContext, key: str, source: str, kind: Kind, chat: Ch
     )
     report(context, key, told.lines())
     return groups
+
+
+def files_of(key: str, source: str | list[str]) -> list[str]:
+    """The files that a data setting names.
+
+    Raises:
+        ConfigError: none, or one of them twice.
+    """
+    files = source if isinstance(source, list) else [source]
+    if not files or len(set(files)) < len(files):
+        raise ConfigError(
+            "a list of files names each once", where=key, got=files, expected="one file or more, all different"
+        )
+    return files
 
 
 def _sampled_groups(

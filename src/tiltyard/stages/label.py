@@ -1,7 +1,7 @@
 """Simulated preference labelling: a model answers, the embedded world's annotators rank.
 
-Every judgement is kept with who made it (`judgements.jsonl`); `rankings.groups.jsonl` holds the ranked groups with the
-very ids that were sampled; `rankings.jsonl` is the same for people to read.
+Every judgement is kept with who made it and about whose answers (`judgements.jsonl`); `rankings.groups.jsonl` holds the
+ranked groups with the very ids that were sampled; `rankings.jsonl` is the same for people to read.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     for group in groups:
         who = rng.choice(people)
         ranks = who.rank(group.prompt.meta, [r.text for r in group.responses], rng)
-        ranked.append(replace(group, ranks=ranks, origin=f"annotator:{who.name}"))
-        verdict = {"ranks": list(ranks)}
+        ranked.append(replace(group, ranks=ranks, origin=f"annotator:{who.name} of {settings.model}"))
+        verdict = {"ranks": list(ranks), "model": settings.model}
         judgements.append(Judgement(group.prompt.id, who.name, verdict, datetime.now(UTC).isoformat(), "world-1"))
     write_groups(context.folder / "rankings.groups.jsonl", ranked)
     _write_rows(context, ranked, judgements)

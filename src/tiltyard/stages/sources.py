@@ -15,7 +15,7 @@ from tiltyard.errors import DataError
 from tiltyard.models.load import frozen_copy, load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.data import groups_of, model_folder, report, rewritten
+from tiltyard.stages.data import files_of, groups_of, model_folder, report, rewritten
 from tiltyard.stages.online import online_source
 from tiltyard.stages.settings import SECOND
 from tiltyard.training.algorithm import Algorithm, Models
@@ -34,7 +34,7 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
     if method.eats == "comparisons" and all(g.shares is None and len(set(g.ranks or ())) < 2 for g in groups):
         raise DataError(
             "every comparison is a tie: there is nothing to learn",
-            where=settings.data,
+            where=", ".join(files_of("data", settings.data)),
             got=f"{len(groups):,} groups",
             expected="some response that is ranked above another",
         )
@@ -66,8 +66,10 @@ def second_source(method: Method, context: StageContext, settings: Any, models: 
     return (Offline(groups, settings.batch, settings.seed),)
 
 
-def data_groups(method: Method, context: StageContext, key: str, source: str, settings: Any, chat: Any) -> list[Group]:
-    """Groups of a file in the shape that the method takes: rankings cut into pairs, ranks or scores made labels."""
+def data_groups(
+    method: Method, context: StageContext, key: str, source: str | list[str], settings: Any, chat: Any
+) -> list[Group]:
+    """Groups of files in the shape that the method takes: rankings cut into pairs, ranks or scores made labels."""
     from_ranks = method.eats == "labelled" and settings.good_from is not None
     groups = groups_of(context, key, source, "comparisons" if from_ranks else method.eats, chat, settings)
     groups = rewritten(context, key, method.encode, groups, chat, settings)

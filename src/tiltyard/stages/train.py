@@ -27,7 +27,7 @@ from tiltyard.models.load import (
 )
 from tiltyard.stages import measure
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import groups_of, model_folder, report
+from tiltyard.stages.data import files_of, groups_of, model_folder, report
 from tiltyard.stages.online import reward_of
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.settings import NEUTRAL, REFERS, WORDS, method_settings
@@ -120,7 +120,8 @@ def _new_model(method: Method, context: StageContext, settings: Any) -> Any:
     encoder = "encoder" in method.trains
     tokenizer_folder = context.folder / "tokenizer"
     if parallel.is_main() and not (tokenizer_folder / "done").exists():
-        texts = plain_texts(context.resolve(settings.data, want=""), split=settings.split or None)
+        files = [context.resolve(one, want="") for one in files_of("data", settings.data)]
+        texts = (text for path in files for text in plain_texts(path, split=settings.split or None))
         train_tokenizer(texts, settings.arch.vocab, mask=encoder).save_pretrained(tokenizer_folder)
         (tokenizer_folder / "done").touch()
     parallel.barrier()

@@ -1,0 +1,283 @@
+"""New prompts: a model that does not change writes questions after the pattern of given ones (self-instruct).
+
+Each request shows some of the given prompts, drawn anew, as a numbered list that the model goes on with; the first line
+of what it writes is the new prompt. One that is too short or too long, holds a blocked word, repeats a prompt or is too
+like one (ROUGE-L over words) is left out, and counted by its reason.
+
+`prompts.jsonl` holds what was taken, each with the request that it comes from, the prompts shown there and how like its
+nearest neighbour it is; `rejected.jsonl` the rest, with the reason. What a request draws depends on the seed and on its
+number alone. The work is done in blocks: each is appended to the files, then `progress.json` says in one move how long
+they are; what a kill left beyond that is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tiltyard.config import Settings
+from tiltyard.data import parse_row, read_rows
+from tiltyard.data.overlap import most_alike, words_of
+from tiltyard.errors import DataError
+from tiltyard.feedback.prompts import asked
+from tiltyard.feedback.simulated import stream
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.load import load_language_model
+from tiltyard.sampling import Draws, SampleSettings, sample
+from tiltyard.stages.base import Stage, StageContext, read_json, register, write_json
+from tiltyard.stages.candidates import _cut
+from tiltyard.stages.data import model_folder, report
+from tiltyard.training.source import generator
+from tiltyard.types import Prompt
+
+BLOCK = 16  # requests at a time; part of what the random numbers depend on, so no setting
+PROMPTS, REJECTED = "prompts.jsonl", "rejected.jsonl"
+INSTRUCTION = "Here are things that people asked. Write one more of the same kind, in one line.\n\n"
+
+
+class NewPromptsSettings(Settings):
+    model: Annotated[str, Field(description="who writes: best one that stays the same, such as the first SFT model")]
+    prompts: Annotated[str, Field(description="the given prompts: a file, stage/file or hub name")]
+    count: Annotated[int, Field(ge=1, description="new prompts wanted")]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    requests: Annotated[int, Field(ge=0, description="ask at most so often; 0: 20 times the count")] = 0
+    shots: Annotated[int, Field(ge=1, description="given prompts shown a request [self-rewarding]")] = 8
+    style: Annotated[Literal["chat", "text"], Field(description="ask in the chat template, or as plain text")] = "text"
+    temperature: Annotated[float, Field(gt=0, description="of sampling [self-rewarding]")] = 0.6
+    top_p: Annotated[float, Field(gt=0, le=1, description="mass of the most probable tokens kept [self-rewarding]")] = (
+        0.9
+    )
+    max_tokens: Annotated[int, Field(gt=0, description="longest line")] = 64
+    max_rows: Annotated[int, Field(gt=0, description="lines decoded at once; bounds memory only")] = 256
+    similarity: Annotated[
+        float, Field(gt=0, le=1, description="ROUGE-L to every prompt, given or new, must be below [self-instruct]")
+    ] = 0.7
+    min_words: Annotated[int, Field(ge=1, description="words of a prompt, at least")] = 3
+    max_words: Annotated[int, Field(ge=1, description="words of a prompt, at most")] = 150
+    blocked: Annotated[
+        list[str], Field(description="words that no prompt may hold, such as those that ask for what no text can do")
+    ] = ["image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps"]
+    seed: Annotated[int, Field(ge=0, description="of the examples and of sampling")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
+
+    @model_validator(mode="after")
+    def _lengths(self) -> NewPromptsSettings:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words ({self.min_words}) is above max_words ({self.max_words})")
+        return self
+
+
+@dataclass
+class Progress:
+    """What is done: requests, lines of the two files, and how often each reason was given."""
+
+    requests: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A given prompt of one turn, as it is shown."""
+
+    id: str
+    text: str
+
+
+def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
+    """Asks block by block, from where an earlier attempt stopped, until enough is taken or asked."""
+    model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
+    given, examples = _given(context, settings)
+    state = context.folder / "progress.json"
+    progress = Progress(**(read_json(state) or {}))
+    for name, lines in ((PROMPTS, progress.accepted), (REJECTED, progress.rejected)):
+        _cut(context.folder / name, lines)
+    sieve = Sieve(settings, given)
+    for known in read_rows(context.folder / PROMPTS) if progress.accepted else ():
+        sieve.keep(known.value["prompt"])
+    most = settings.requests or 20 * settings.count
+    if progress.requests:
+        report(context, "goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts taken"])
+    while progress.requests < most and progress.accepted < settings.count:
+        first = progress.requests
+        size = min(BLOCK, most - first)
+        taken: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        for number, (shown, text) in enumerate(_written(model, examples, settings, first, size), first):
+            if progress.accepted + len(taken) == settings.count:
+                break  # what was written beyond the wish is left out, whether it would have passed or not
+            progress.requests += 1
+            row = {"request": number, "shots": [e.id for e in shown], "model": settings.model}
+            _sort(sieve, text, row, progress, taken, refused)
+        _append(context.folder / PROMPTS, taken)
+        _append(context.folder / REJECTED, refused)
+        progress.accepted += len(taken)
+        progress.rejected += len(refused)
+        write_json(state, asdict(progress))
+        report(context, "new", [f"{progress.accepted:,} of {settings.count:,} after {progress.requests:,} requests"])
+    return _result(context, settings, progress)
+
+
+def _sort(
+    sieve: Sieve,
+    text: str | None,
+    row: dict[str, Any],
+    progress: Progress,
+    taken: list[dict[str, Any]],
+    refused: list[dict[str, Any]],
+) -> None:
+    """Puts what a request gave among the prompts or among the rejected."""
+    line = "" if text is None else first_line(text)
+    reason, likeness, like = ("request too long", 0.0, "") if text is None else sieve(line)
+    if reason:
+        progress.reasons[reason] = progress.reasons.get(reason, 0) + 1
+        refused.append({"text": line, "reason": reason, "similarity": likeness, "like": like, **row})
+        return
+    sieve.keep(line)
+    meta = {"similarity": likeness, "like": like, **row}
+    taken.append({"id": f"new-{row['request']:06d}", "prompt": line, "meta": meta})
+
+
+def _result(context: StageContext, settings: NewPromptsSettings, progress: Progress) -> dict[str, Any]:
+    told = [f"{reason}: {count:,}" for reason, count in sorted(progress.reasons.items())]
+    report(context, "rejected", told or ["nothing"])
+    if not progress.accepted:
+        raise DataError(
+            "no new prompt passed",
+            where=str(context.folder / REJECTED),
+            got="; ".join(told),
+            fix="read some of the rejected ones; take a stronger model, other limits, or more requests",
+        )
+    if progress.accepted < settings.count:
+        missing = settings.count - progress.accepted
+        report(context, "new", [f"{missing:,} fewer than wanted: the requests are used up (set requests)"])
+    return {"requests": progress.requests, "prompts": progress.accepted, "rejected": dict(progress.reasons)}
+
+
+# ------------------------------------------------------------------------------------------------------ what is asked
+
+
+def _given(context: StageContext, settings: NewPromptsSettings) -> tuple[list[str], list[Example]]:
+    """(the texts of all given prompts, those of one turn as examples)."""
+    path = context.resolve(settings.prompts, want="")
+    rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
+    prompts = [parse_row(row, "prompts").prompt for row in rows]
+    texts = [p.messages[-1].content if p.messages else p.text or "" for p in prompts]
+    examples = [
+        Example(p.id, " ".join(text.split()))
+        for p, text in zip(prompts, texts, strict=True)
+        if (p.messages is None or len(p.messages) == 1) and text.strip()
+    ]
+    report(context, "prompts", [f"{len(prompts):,} given, {len(examples):,} of one turn, which are shown as examples"])
+    if len(examples) < settings.shots:
+        raise DataError(
+            "there are fewer examples than a request shows",
+            where=settings.prompts,
+            got=f"{len(examples):,} prompts of one turn",
+            expected=f"at least shots = {settings.shots}",
+            fix="lower shots, or give more prompts",
+        )
+    return texts, examples
+
+
+def request(shown: Sequence[Example], style: str) -> Prompt:
+    """The question for one more: a numbered list that ends with the next number."""
+    listed = "".join(f"{i}. {one.text}\n" for i, one in enumerate(shown, 1))
+    head = INSTRUCTION if style == "chat" else ""
+    return asked(f"{head}{listed}{len(shown) + 1}.", style)
+
+
+def _written(
+    model: LanguageModel, examples: Sequence[Example], settings: NewPromptsSettings, first: int, size: int
+) -> list[tuple[list[Example], str | None]]:
+    """For each request of a block what was shown and what the model wrote; None where the context is too short."""
+    shown = [
+        random.Random(stream(settings.seed, "shots", number)).sample(examples, settings.shots)
+        for number in range(first, first + size)
+    ]
+    prompts = model.chat.encode_prompts([request(one, settings.style) for one in shown])
+    limit = model.chat.max_length
+    fits = [i for i, p in enumerate(prompts) if limit is None or len(p.ids) + settings.max_tokens <= limit]
+    law = SampleSettings(settings.temperature, settings.top_p, 0, settings.max_tokens, max_rows=settings.max_rows)
+    # drawn for a whole block also where it is short: what fits changes no other line
+    draws = Draws(generator(settings.seed, 8, first), BLOCK, 1, fits)
+    groups = sample(model, [prompts[i] for i in fits], 1, law, draws=draws) if fits else []
+    texts: list[str | None] = [None] * size
+    for place, group in zip(fits, groups, strict=True):
+        texts[place] = group.responses[0].text
+    return list(zip(shown, texts, strict=True))
+
+
+def first_line(text: str) -> str:
+    """The first line with words, without the number or mark that a list may have put before it."""
+    line = next((line for line in text.splitlines() if words_of(line)), "")
+    head, dot, rest = line.strip().partition(" ")
+    marked = bool(dot) and (head in ("-", "*") or (head[:-1].isdigit() and head[-1] in ".)"))
+    return " ".join((rest if marked else line).split())
+
+
+# ------------------------------------------------------------------------------------------------- what passes
+
+
+class Sieve:
+    """Says of a text why it is no new prompt; "" if it is one. What passes must be told with `keep`."""
+
+    def __init__(self, settings: NewPromptsSettings, given: Sequence[str]):
+        self.settings = settings
+        self.blocked = {word for text in settings.blocked for word in words_of(text)}
+        self.texts: list[str] = []
+        self.words: list[tuple[str, ...]] = []
+        self.known: set[tuple[str, ...]] = set()
+        for text in given:
+            self.keep(text)
+
+    def keep(self, text: str) -> None:
+        words = words_of(text)
+        if words not in self.known:
+            self.texts.append(text)
+            self.words.append(words)
+            self.known.add(words)
+
+    def __call__(self, text: str) -> tuple[str, float, str]:
+        """(reason, ROUGE-L to the nearest prompt, that prompt); the likeness is only measured if all else is right."""
+        words = words_of(text)
+        if len(words) < self.settings.min_words:
+            return "too short", 0.0, ""
+        if len(words) > self.settings.max_words:
+            return "too long", 0.0, ""
+        if not self.blocked.isdisjoint(words):
+            return "blocked word", 0.0, ""
+        if words in self.known:
+            return "repeated", 1.0, ""
+        likeness, place = most_alike(words, self.words)
+        like = self.texts[place] if place >= 0 else ""
+        return ("too similar" if likeness >= self.settings.similarity else ""), likeness, like
+
+
+def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+register(
+    Stage(
+        "new_prompts",
+        run,
+        NewPromptsSettings,
+        "New prompts that a model writes after the pattern of given ones, without those too like what is there.",
+        refers=("model", "prompts"),
+        neutral=("device", "max_rows"),
+    )
+)

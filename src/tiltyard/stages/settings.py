@@ -34,10 +34,12 @@ class PretrainModel(Settings):
 
 
 class DataSettings(Settings):
-    data: Annotated[str, Field(description="training data: a file, stage/file or hub name")]
+    data: Annotated[
+        str | list[str], Field(description="training data: a file, stage/file or hub name; or a list of them")
+    ]
     held_out: Annotated[str, Field(description="held-out data to measure on; empty: none")] = ""
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="use the first rows of each file only; 0: all")] = 0
     max_length: Annotated[int, Field(ge=4, description="tokens of prompt and answer together")] = 512
     too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, answer right)")] = (
         "drop"
@@ -125,6 +127,25 @@ class RoundSettings(Settings):
     iterations: Annotated[int, Field(gt=0, description="rounds of sampling and learning")] = 3
     round_prompts: Annotated[
         int, Field(ge=0, description="prompts answered a round; 0: as many as the round's steps take")
+class SelfJudge(JudgeSettings):
+    """A judge that is the policy itself unless another model is named: points with reasons, several times, averaged."""
+
+    kind: Annotated[Literal["model"], Field(description="a model; for other judges: iterative_dpo, online_dpo")] = (
+        "model"
+    )
+    ask: Annotated[
+        Literal["pair", "score", "points"],
+        Field(description="which of two is better; a rating from 1 to 10; points from 0 to 5 with reasons"),
+    ] = "points"
+    model: Annotated[str, Field(description="who judges; policy: the one that is trained, as it is at the time")] = (
+        "policy"
+    )
+
+
+class SelfJudgeSettings(Settings):
+    judge: Annotated[SelfJudge, Field(description="how the policy judges its own answers")] = SelfJudge()
+
+
     ] = 0
     top_p: Annotated[float, Field(gt=0, le=1, description="sample from the likeliest tokens of this probability")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="sample from so many likeliest tokens; 0: all")] = 0
@@ -157,7 +178,9 @@ def _online_parts(method: Method) -> list[tuple[type[Settings], bool]]:
     """Settings of methods that sample, and whether this method has them."""
     return [
         (ScoreSettings, "reward" in method.frozen),
-        (RefSettings, "ref" in method.frozen),
+        (SelfJudgeSettings, "reward" not in method.frozen),
+        # who judges for itself renews its reference every round: another one would be gone before it is read
+        (RefSettings, {"ref", "reward"} <= set(method.frozen)),
         (RoundSettings, method.samples == "per iteration"),
         (ValueSettings, "value" in method.trains),
         (Corpus, method.second == "text"),

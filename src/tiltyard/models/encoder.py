@@ -268,7 +268,7 @@ class EncoderScalar(Encoder, ScalarModel):
         score = torch.cat([score for _, score in parts])
         score = score.to(torch.promote_types(score.dtype, torch.float32))
         order = torch.cat([response for response, _ in parts]).argsort()
-        return score[order] - self.bias
+        return self.normalised(score[order])
 
     def at(self, forest: Forest, index: Tensor) -> Tensor:  # noqa: ARG002 - the scalar model's signature
         raise ModelError(

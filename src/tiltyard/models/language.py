@@ -275,8 +275,9 @@ def rivals_of(logits_R: Tensor, target_R: Tensor, k: int, draw_R: Tensor) -> Ten
 class ScalarModel(Trunk):
     """A reward or value model: one number per position, read where it is asked for.
 
-    `bias` is subtracted from every number; a reward model's is set so that demonstrations average 0 and is kept in its
-    `config.json` as `reward_bias` (transformers ignores it: there the raw score comes out).
+    What comes out is `gain * (raw - bias)`. A reward model's `bias` is set so that demonstrations average 0, its `gain`
+    if wanted so that they have variance 1. Both are kept in `config.json` as `reward_bias` and `reward_gain`
+    (transformers ignores them: there the raw score comes out).
     """
 
     @property
@@ -286,6 +287,19 @@ class ScalarModel(Trunk):
     @bias.setter
     def bias(self, value: float) -> None:
         self.module.config.reward_bias = float(value)
+
+    @property
+    def gain(self) -> float:
+        return float(getattr(self.module.config, "reward_gain", 1.0) or 1.0)
+
+    @gain.setter
+    def gain(self, value: float) -> None:
+        self.module.config.reward_gain = float(value)
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """`gain * (raw - bias)`."""
+        shifted = raw - self.bias
+        return shifted if self.gain == 1.0 else shifted * self.gain
 
     @property
     def compares(self) -> bool:
@@ -307,7 +321,7 @@ class ScalarModel(Trunk):
         """Numbers [len(index)] at positions of T, float32 at least."""
         hidden = self.hidden_T(forest).index_select(0, index)
         score = self.head(hidden.to(self.head.weight.dtype))[:, 0]
-        return score - self.bias
+        return self.normalised(score)
 
     def score_B(self, forest: Forest) -> Tensor:
         """The reward of each response, read at its last token."""

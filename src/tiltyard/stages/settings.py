@@ -48,8 +48,12 @@ class DataSettings(Settings):
 
 class RewardSettings(Settings):
     demonstrations: Annotated[
-        str, Field(description="rewards are shifted so that these average 0; empty: the training answers do")
+        str, Field(description="rewards are normalised on these; empty: on the training answers")
     ] = ""
+    normalise: Annotated[
+        Literal["mean", "unit", "none"],
+        Field(description="shift rewards to mean 0, also scale them to variance 1, or leave them as they are"),
+    ] = "mean"
 
 
 class PairSettings(Settings):
@@ -123,10 +127,6 @@ class ScoreSettings(Settings):
     ] = None
 
 
-class RoundSettings(Settings):
-    iterations: Annotated[int, Field(gt=0, description="rounds of sampling and learning")] = 3
-    round_prompts: Annotated[
-        int, Field(ge=0, description="prompts answered a round; 0: as many as the round's steps take")
 class SelfJudge(JudgeSettings):
     """A judge that is the policy itself unless another model is named: points with reasons, several times, averaged."""
 
@@ -146,6 +146,10 @@ class SelfJudgeSettings(Settings):
     judge: Annotated[SelfJudge, Field(description="how the policy judges its own answers")] = SelfJudge()
 
 
+class RoundSettings(Settings):
+    iterations: Annotated[int, Field(gt=0, description="rounds of sampling and learning")] = 3
+    round_prompts: Annotated[
+        int, Field(ge=0, description="prompts answered a round; 0: as many as the round's steps take")
     ] = 0
     top_p: Annotated[float, Field(gt=0, le=1, description="sample from the likeliest tokens of this probability")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="sample from so many likeliest tokens; 0: all")] = 0

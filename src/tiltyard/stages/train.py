@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tiltyard.algorithms import METHODS
 from tiltyard.algorithms.base import Method
 from tiltyard.config import arguments
 from tiltyard.data import check_data, plain_texts, train_tokenizer
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, DataError
 from tiltyard.models import parallel
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import (
@@ -70,7 +72,7 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
     if method.family == "reward":
         trained.compares = not method.pointwise
     if method.pointwise:
-        result |= _centre(context, settings, trained, groups)
+        result |= _normalise(context, settings, trained, groups)
     if method.samples != "no":
         result |= spent(context.folder / "metrics.jsonl", settings)
     if held_out is not None:
@@ -217,13 +219,31 @@ def run_of(
     )
 
 
-def _centre(context: StageContext, settings: Any, model: ScalarModel, groups: list[Group]) -> dict[str, Any]:
-    """Shifts rewards so that demonstrations average 0 (Stiennon et al. 2020); preferences and pi* are unchanged."""
+def _normalise(context: StageContext, settings: Any, model: ScalarModel, groups: list[Group]) -> dict[str, Any]:
+    """Shifts rewards so that demonstrations average 0 (Stiennon et al. 2020), and scales them to variance 1 if asked.
+
+    A shift changes no preference and no pi*; a factor a does: pi*(a r, beta) is pi*(r, beta / a), so a KL coefficient
+    that was chosen for one scale means another on the other (Ziegler et al. 2019 normalise for that reason).
+    """
+    if settings.normalise == "none":
+        return {}
     if settings.demonstrations:
         groups = groups_of(context, "demonstrations", settings.demonstrations, "demonstrations", model.chat, settings)
-    flat = [s for row in measure.scores_of(model, groups, settings.micro_tokens) for s in row]
-    model.bias += sum(flat) / len(flat)
-    return {"reward_bias": model.bias, "centred_on": settings.demonstrations or "the training answers"}
+    scores = torch.tensor([s for row in measure.scores_of(model, groups, settings.micro_tokens) for s in row])
+    mean, spread = float(scores.double().mean()), float(scores.double().std(correction=0))
+    model.bias += mean / model.gain
+    found: dict[str, Any] = {"reward_bias": model.bias}
+    if settings.normalise == "unit":
+        if spread < 1e-8:
+            raise DataError(
+                "all demonstrations score alike, so rewards cannot be scaled by their spread",
+                where=f"{context.name}.normalise",
+                got=f"a standard deviation of {spread:g}",
+                fix="set normalise=mean, or train longer",
+            )
+        model.gain /= spread
+        found["reward_gain"] = model.gain
+    return {**found, "normalised_on": settings.demonstrations or "the training answers"}
 
 
 def _stage(method: Method) -> Stage:

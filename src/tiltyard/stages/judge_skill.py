@@ -1,0 +1,325 @@
+"""Judgements to learn judging from (evaluation fine-tuning of self-rewarding): demonstrations of the judge's own job.
+
+Of comparisons that people made come rows whose prompt is, word for word, the question that a judge of points asks, and
+whose answer ends in `Score: k`. `how` says whose words the answers are:
+
+* `written`: a model judges each answer several times; of a comparison a round of judgements is kept where every one
+  has a score that can be read and the scores put the answers in the order that people put them in.
+* `scores`: people's scores or ranks on the scale from 0 to 5, each with a sentence that stands for the number. For
+  models too small to write reasons: they learn to tell good from bad and the form, no reasoning.
+
+`rows.jsonl` is data for `sft`; `held_out.jsonl` the same of other comparisons, to measure on. The work is done in
+blocks of comparisons, and what a kill left beyond the noted progress is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tiltyard.config import Settings
+from tiltyard.data import parse_row, read_groups, read_rows
+from tiltyard.errors import DataError
+from tiltyard.feedback import ModelPointsJudge
+from tiltyard.feedback.prompts import points_question, read_points
+from tiltyard.feedback.simulated import stream
+from tiltyard.models.load import load_language_model
+from tiltyard.stages.base import Stage, StageContext, read_json, register, write_json
+from tiltyard.stages.candidates import _cut
+from tiltyard.stages.data import model_folder, report
+from tiltyard.stages.sources import as_pairs
+from tiltyard.types import Group
+
+BLOCK = 32  # comparisons at a time; the draws of `written` depend on it, so no setting
+ROWS, HELD_OUT = "rows.jsonl", "held_out.jsonl"
+REASONS = (
+    "It says nothing that bears on the question.",
+    "It bears on the question and leaves most of it open.",
+    "It deals with much of the question, but not with its core.",
+    "It answers the core of the question in a way that can be used.",
+    "It is to the point, complete and in good order.",
+    "It is made for this very question and wastes no word.",
+)
+TOP = len(REASONS) - 1
+
+
+class JudgeSkillSettings(Settings):
+    data: Annotated[str, Field(description="comparisons with ranks or scores: rows or a file of groups")]
+    how: Annotated[
+        Literal["written", "scores"],
+        Field(description="judgements that `model` writes, where they agree with people; or people's numbers"),
+    ]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    pairs: Annotated[
+        Literal["given", "all", "best_worst"],
+        Field(description="rankings as they are, all their pairs, or best against worst (how: written)"),
+    ] = "given"
+    instruction: Annotated[
+        str, Field(description="the head of the question, as the judge's own setting; empty: Tiltyard's")
+    ] = ""
+    lowest: Annotated[float | None, Field(description="the score that is 0 points; empty: the lowest of the data")] = (
+        None
+    )
+    highest: Annotated[float | None, Field(description="the score that is 5 points; empty: the highest")] = None
+    model: Annotated[str, Field(description="who writes judgements (how: written)")] = ""
+    samples: Annotated[int, Field(ge=1, description="judgements an answer (how: written)")] = 3
+    temperature: Annotated[float, Field(gt=0, description="of written judgements")] = 0.7
+    max_tokens: Annotated[int, Field(gt=0, description="longest written judgement")] = 256
+    held_out: Annotated[float, Field(ge=0, lt=1, description="share of the comparisons that is kept for measuring")] = (
+        0.1
+    )
+    seed: Annotated[int, Field(ge=0, description="of writing and of what is held out")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+
+    @model_validator(mode="after")
+    def _fitting(self) -> JudgeSkillSettings:
+        if (self.how == "written") != bool(self.model):
+            raise ValueError("how: written needs a model that writes; how: scores has none")
+        if self.how == "written" and (self.lowest, self.highest) != (None, None):
+            raise ValueError("lowest and highest mean nothing to how: written; leave them out")
+        if self.how == "scores" and self.pairs != "given":
+            raise ValueError("pairs means nothing to how: scores, which takes each answer by itself; leave it out")
+        if self.lowest is not None and self.highest is not None and not self.lowest < self.highest:
+            raise ValueError(f"lowest ({self.lowest}) is not below highest ({self.highest})")
+        return self
+
+
+@dataclass
+class Progress:
+    """What is done, in comparisons, and lines of the two files."""
+
+    comparisons: int = 0
+    rows: int = 0
+    held_out: int = 0
+    tied: int = 0
+    asked: int = 0
+    unreadable: int = 0
+    disagreeing: int = 0
+    kept: int = 0
+    points: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer's place in its group, what was said of it, and the points."""
+
+    place: int
+    words: str
+    points: float
+
+
+def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
+    """Makes the rows block by block, from where an earlier attempt stopped."""
+    groups = _groups(context, settings)
+    judge = _judge(context, settings) if settings.how == "written" else None
+    scale = _scale(groups, settings)
+    state = context.folder / "progress.json"
+    progress = Progress(**(read_json(state) or {}))
+    for name, lines in ((ROWS, progress.rows), (HELD_OUT, progress.held_out)):
+        _cut(context.folder / name, lines)
+    if progress.comparisons:
+        report(context, "goes on", [f"{progress.comparisons:,} of {len(groups):,} comparisons are done"])
+    for at in range(progress.comparisons, len(groups), BLOCK):
+        block = groups[at : at + BLOCK]
+        made = _written(judge, block, progress) if judge else [_from_people(g, scale, progress) for g in block]
+        rows: dict[str, list[dict[str, Any]]] = {ROWS: [], HELD_OUT: []}
+        for group, judged in zip(block, made, strict=True):
+            kept_back = stream(settings.seed, "held out", group.prompt.id) % 10**6 < settings.held_out * 10**6
+            rows[HELD_OUT if kept_back else ROWS] += [_row(group, one, settings) for one in judged]
+            for one in judged:
+                key = f"{one.points:g}"
+                progress.points[key] = progress.points.get(key, 0) + 1
+        for name, some in rows.items():
+            _append(context.folder / name, some)
+        progress.comparisons += len(block)
+        progress.rows += len(rows[ROWS])
+        progress.held_out += len(rows[HELD_OUT])
+        write_json(state, asdict(progress))
+    return _result(context, settings, progress)
+
+
+# ---------------------------------------------------------------------------------------------------- what is judged
+
+
+def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
+    """The comparisons, in the order of the file."""
+    path = context.resolve(settings.data, want="")
+    if str(path).endswith(".groups.jsonl"):
+        groups = list(islice(read_groups(path), settings.limit or None))
+    else:
+        rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
+        groups = [parse_row(row, "comparisons") for row in rows]
+    for group in groups:
+        if group.ranks is None and group.scores is None:
+            raise DataError(
+                "nobody said which answer is better",
+                where=group.origin or group.prompt.id,
+                got="neither ranks nor scores",
+                expected="comparisons that people made",
+            )
+    if settings.pairs != "given":
+        ranked = [replace(g, ranks=_ranks(g), shares=None) for g in groups]
+        groups = as_pairs(context, "data", ranked, settings.pairs, settings.seed)
+    report(context, "data", [f"{len(groups):,} comparisons, {sum(len(g.responses) for g in groups):,} answers"])
+    return groups
+
+
+def _ranks(group: Group) -> tuple[int, ...]:
+    """The ranks, or those that the scores give."""
+    if group.ranks is not None:
+        return group.ranks
+    best_first = sorted(set(group.scores or ()), reverse=True)
+    return tuple(best_first.index(score) + 1 for score in group.scores or ())
+
+
+def _row(group: Group, judged: Judged, settings: JudgeSkillSettings) -> dict[str, Any]:
+    """A demonstration: the judge's question, and words that end in the score."""
+    question = points_question(settings.instruction, group.prompt, group.responses[judged.place])
+    origin = f"{group.origin} {settings.how}{' by ' + settings.model if settings.model else ''}".strip()
+    meta = {"points": judged.points, "of": group.prompt.id, "response": judged.place, "origin": origin}
+    answer = f"{judged.words}\nScore: {judged.points:g}".strip()
+    return {"id": f"{group.prompt.id}#{judged.place}", "prompt": question, "completion": answer, "meta": meta}
+
+
+# --------------------------------------------------------------------------------------------------- people's numbers
+
+
+def _scale(groups: Sequence[Group], settings: JudgeSkillSettings) -> tuple[float, float] | None:
+    """The scores that are 0 and 5 points; None where ranks alone say what people think."""
+    scores = [s for g in groups for s in g.scores or ()]
+    if settings.how == "written" or not scores or any(g.scores is None for g in groups):
+        return None
+    low = min(scores) if settings.lowest is None else settings.lowest
+    high = max(scores) if settings.highest is None else settings.highest
+    if not low < high:
+        raise DataError("all answers have the same score", where=settings.data, got=low, fix="set lowest and highest")
+    return low, high
+
+
+def points_of(group: Group, scale: tuple[float, float] | None) -> tuple[int, ...] | None:
+    """Whole points from 0 to 5: scores on the scale, cut at its ends; or the best rank 5, the worst 0, equal steps.
+
+    None for ranks that are all equal: they say nothing of how good the answers are.
+    """
+    if scale is not None:
+        low, high = scale
+        parts = [(min(max(s, low), high) - low) / (high - low) for s in group.scores or ()]
+    else:
+        ranks = _ranks(group)
+        levels = sorted(set(ranks), reverse=True)
+        if len(levels) < 2:
+            return None
+        parts = [levels.index(rank) / (len(levels) - 1) for rank in ranks]
+    return tuple(math.floor(TOP * part + 0.5) for part in parts)
+
+
+def _from_people(group: Group, scale: tuple[float, float] | None, progress: Progress) -> list[Judged]:
+    points = points_of(group, scale)
+    if points is None:
+        progress.tied += 1
+        return []
+    progress.kept += len(points)
+    return [Judged(place, REASONS[k], k) for place, k in enumerate(points)]
+
+
+# ------------------------------------------------------------------------------------------------- written judgements
+
+
+def _judge(context: StageContext, settings: JudgeSkillSettings) -> ModelPointsJudge:
+    model = load_language_model(model_folder(context, settings.model), device=settings.device)
+    law = {"samples": settings.samples, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    return ModelPointsJudge(model, settings.instruction, too_long="skip", seed=settings.seed, **law)  # type: ignore[arg-type]
+
+
+def _written(judge: ModelPointsJudge, block: Sequence[Group], progress: Progress) -> list[list[Judged]]:
+    """For each comparison the judgements of the rounds that agree with people; one that repeats another is left out."""
+    found = []
+    for group, grades in zip(block, judge.score(block), strict=True):
+        kept: dict[tuple[int, str], Judged] = {}
+        rounds = list(zip(*(g.said or ("",) * judge.samples for g in grades), strict=True))
+        progress.tied += len(set(_ranks(group))) < 2
+        for words in rounds if len(set(_ranks(group))) > 1 else ():
+            progress.asked += 1
+            points = [read_points(text) for text in words]
+            read = [p for p in points if p is not None]
+            if len(read) < len(points):
+                progress.unreadable += 1
+            elif not agrees(read, _ranks(group)):
+                progress.disagreeing += 1
+            else:
+                for place, (text, p) in enumerate(zip(words, read, strict=True)):
+                    kept.setdefault((place, text), Judged(place, before_score(text), p))
+        progress.kept += len(kept)
+        found.append(list(kept.values()))
+    return found
+
+
+def agrees(points: Sequence[float], ranks: Sequence[int]) -> bool:
+    """Whether of any two answers that people rank apart the better one has more points."""
+    each = list(zip(points, ranks, strict=True))
+    return all(p > q for p, i in each for q, j in each if i < j)
+
+
+def before_score(text: str) -> str:
+    """The judge's words up to its last "Score:"."""
+    return text[: max(m.start() for m in re.finditer("score:", text, re.IGNORECASE))].strip()
+
+
+# --------------------------------------------------------------------------------------------------- what comes out
+
+
+def _result(context: StageContext, settings: JudgeSkillSettings, progress: Progress) -> dict[str, Any]:
+    told = [f"{progress.rows:,} judgements to learn from, {progress.held_out:,} held out, {progress.tied:,} ties"]
+    if settings.how == "written":
+        told.append(
+            f"of {progress.asked:,} rounds of judging {progress.unreadable:,} had an answer without a readable score, "
+            f"{progress.disagreeing:,} put the answers in another order than people"
+        )
+    points = dict(sorted(progress.points.items(), key=lambda item: float(item[0])))
+    told.append("points: " + ", ".join(f"{count:,} x {key}" for key, count in points.items()))
+    report(context, "judgements", told)
+    if not progress.rows:
+        raise DataError(
+            "no judgement is left to learn from",
+            where=settings.data,
+            got="; ".join(told),
+            fix="take a stronger model, pairs=best_worst or more samples; or how=scores, where nobody writes",
+        )
+    return {key: value for key, value in asdict(progress).items() if key != "points"} | {"points": points}
+
+
+def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _plan(context: StageContext, settings: JudgeSkillSettings) -> list[str]:  # noqa: ARG001 - protocol
+    if settings.how == "scores":
+        return ["judge: people's own numbers, from 0 to 5"]
+    often, longest = settings.samples, settings.max_tokens
+    return [f"judge: {settings.model}, {often} judgements an answer of at most {longest:,} tokens"]
+
+
+register(
+    Stage(
+        "judge_skill",
+        run,
+        JudgeSkillSettings,
+        "Judgements that teach a model to judge: its question, and answers that agree with people.",
+        refers=("data", "model"),
+        plan=_plan,
+        neutral=("device",),
+    )
+)

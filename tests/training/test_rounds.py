@@ -122,7 +122,7 @@ def test_a_run_begins_with_answers_of_its_own(name: str) -> None:
     found = []
     for algorithm, seed in ((one, 0), (two, 4), (one, 4)):
         models, record = Models(policy=tiny.policy(seed), ref=tiny.frozen(seed)), tiny.Record()
-        runs.run(algorithm, models, None, sinks=[record])
+        runs.run(algorithm, models, None, sinks=[record], steps=runs.EVERY)  # one round: its number tells nothing
         found.append((record.rows, tiny.parameters(models.policy)))
     tiny.assert_same(found[1], found[2], 0)
     assert found[0][0] != found[1][0]
@@ -172,8 +172,10 @@ def test_every_round_answers_the_next_prompts() -> None:
     """5 of 7 prompts a round: after seven rounds each has been answered five times."""
     source = runs.rounds(size=5, every=1, batch=5)
     models = runs.models()
-    ids = [g.prompt.id for step in range(7) for g in source(models, step).groups]
-    assert sorted(ids) == sorted([str(i) for i in range(7)] * 5)
+    groups = [g for step in range(7) for g in source(models, step).groups]
+    assert sorted(g.prompt.id for g in groups) == sorted([str(i) for i in range(7)] * 5)
+    answers = {(g.prompt.id, *(r.ids for r in g.responses)) for g in groups}
+    assert len(answers) == 35  # the policy has not moved, but a round's chance is its own
 
 
 def test_all_rounds_are_put_together_by_prompt() -> None:

@@ -258,3 +258,15 @@ def test_probe_leaves_mode_and_grad_alone() -> None:
 def test_scalar_head_is_demanded() -> None:
     with pytest.raises(Exception, match="scalar head"):
         _ = ScalarModel(tiny.causal("llama"), tiny.chat()).head
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_padding_far_longer_than_a_window_reaches_nobody(family: str) -> None:
+    """Rows of 3 and of 24 tokens, run padded: a pad that sees nothing may be NaN, and must not be seen by others."""
+    model = tiny.language(family)
+    model.force_padded("the test says so")
+    groups = [tiny.group(1, 2), tiny.group(4, 20)]
+    own, _ = tiny.plain_logp(tiny.causal(family), groups)
+    with torch.no_grad():
+        logp_R, _ = model.logp_R(plant(groups))
+    torch.testing.assert_close(logp_R.double(), own, atol=2e-5, rtol=1e-4)

@@ -101,8 +101,11 @@ class Trunk:
     def _padded(self, forest: Forest, call: Any) -> Tensor:
         """The same [T, ...] from a right-padded batch with one row a response, the prompt repeated in each."""
         rows, places = padded_rows(forest)
-        ids, mask, place_T = (x.to(forest.device) for x in (rows[0], rows[1], places))
-        position = (mask.cumsum(-1) - 1).clamp_min(0)
+        ids, place_T = rows[0].to(forest.device), places.to(forest.device)
+        # Padding stands on the right, where causal attention hides it from every real token already. It is not masked
+        # besides: a row that may attend to nothing (padding beyond a sliding window) would be NaN, and NaN spreads.
+        mask = torch.ones_like(ids)
+        position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         with self.autocast(), self.plain():
             out = call(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False)
         return out.flatten(0, 1).index_select(0, place_T)

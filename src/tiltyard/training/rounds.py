@@ -115,8 +115,10 @@ class Rounds:
             act(models)
         if not parallel.is_main():
             return {}  # every process knows the whole round: one of them speaks
-        watched = self.watch(known) if self.watch else {}
-        return {**sampled_metrics(known), **watched, "round": (float(number + 1), 1.0)}
+        metrics = {**sampled_metrics(known), **(self.watch(known) if self.watch else {})}
+        if not self.stored:
+            metrics["sampled"] = (float(self.size * self.n), 1.0)  # with those that the scorer could not score
+        return {**metrics, "round": (float(number + 1), 1.0)}
 
     def _pool(self, number: int) -> list[Cycle[Group]]:
         """What each phase of the round draws from."""

@@ -1,0 +1,238 @@
+"""The recipes rlaif, self_rewarding and iterated, shrunk to seconds by overrides and run to their end."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rich.console import Console
+
+from tiltyard.data import read_groups
+from tiltyard.errors import ConfigError, DataError
+from tiltyard.models.load import load_language_model
+from tiltyard.pipeline import run_recipe
+from tiltyard.pipeline.recipe import check, read_recipe
+from tiltyard.stages.base import StageContext
+from tiltyard.stages.data import groups_of
+from tiltyard.training.select import best_worst
+from tiltyard.training.source import generator
+
+from .conftest import Whole
+
+SMALL = {
+    "world.documents": 200,
+    "world.dialogues": 200,
+    "world.demonstrations": 60,
+    "world.prompts": 24,
+    "world.held_out": 8,
+    "pretrain.steps": 12,
+    "pretrain.batch": 8,
+    "sft.steps": 6,
+    "defaults.device": "cpu",
+    "evaluate.max_tokens": 8,
+    "evaluate.show": 1,
+}
+
+
+class Ran(NamedTuple):
+    folder: Path
+    results: dict[str, dict[str, Any]]
+    text: str
+
+
+def run(name: str, folder: Path, **more: Any) -> Ran:
+    """The packaged recipe with `SMALL` and `more` (a double underscore for a dot) over it."""
+    overrides = [f"{key}={value}" for key, value in SMALL.items()]
+    overrides += [f"{key.replace('__', '.')}={value}" for key, value in more.items()]
+    out = io.StringIO()
+    outcome = run_recipe(name, overrides, runs_root=folder, console=Console(file=out, width=200))
+    return Ran(folder / name, {key: stage["result"] for key, stage in outcome["stages"].items()}, out.getvalue())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["rlaif", "self_rewarding", "iterated"])
+def test_they_are_recipes_of_the_package(name: str) -> None:
+    steps = check(read_recipe(name))
+    assert steps[0].name == "world"
+    assert steps[-1].stage.name == "evaluate"
+
+
+# --------------------------------------------------------------------------------------------------------------- rlaif
+
+
+@pytest.fixture(scope="module")
+def rlaif(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return run(
+        "rlaif",
+        tmp_path_factory.mktemp("rlaif"),
+        candidates__limit=10,
+        candidates__n=3,
+        candidates__max_tokens=8,
+        reward__steps=4,
+        reward__batch=8,
+        ppo__steps=2,
+        ppo__batch=6,
+        ppo__max_tokens=6,
+    )
+
+
+def test_rlaif_learns_from_a_judge_and_nobody_else(rlaif: Ran) -> None:
+    assert "label" not in rlaif.results
+    labels = list(read_groups(rlaif.folder / "ai_label" / "labels.groups.jsonl"))
+    assert len(labels) == rlaif.results["ai_label"]["pairs"] == 30  # all pairs of 3 answers to 10 prompts
+    assert all(g.shares is not None and sum(g.shares) == pytest.approx(1) for g in labels)
+    assert any(0 < min(g.shares or ()) < 0.5 for g in labels)
+    assert {g.origin.split()[-1] for g in labels} == {"judge:simulated"}
+    assert rlaif.results["reward"]["steps"] == 4
+    summary = json.loads((rlaif.folder / "summary.json").read_text())["models"]
+    assert set(summary) == {"base", "sft", "ppo"}
+
+
+# ------------------------------------------------------------------------------------------------------ self-rewarding
+
+
+@pytest.fixture(scope="module")
+def rewarding(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The judge's job is learnt by heart here: forty sentences with a score, many times."""
+    return run(
+        "self_rewarding",
+        tmp_path_factory.mktemp("rewarding"),
+        label__limit=12,
+        label__max_tokens=8,
+        both__steps=90,
+        both__epochs=1.0,
+        both__lr=3e-3,
+        self_rewarding__round_prompts=12,
+        self_rewarding__steps=4,
+        self_rewarding__batch=4,
+        self_rewarding__max_tokens=8,
+    )
+
+
+def test_the_policy_answers_judges_and_learns_in_two_rounds(rewarding: Ran) -> None:
+    result = rewarding.results["self_rewarding"]
+    assert result["steps"] == 4
+    assert result["samples"] == 2 * 12 * 4
+    assert result["judge_calls"] == 3 * result["samples"]  # three judgements an answer
+    folder = rewarding.folder / "self_rewarding"
+    for number, version in ((0, 0), (1, 2)):
+        groups = list(read_groups(folder / "rounds" / f"round-{number:04d}.groups.jsonl"))
+        assert groups
+        assert all(len(g.scores or ()) == len(g.responses) >= 2 for g in groups)
+        assert {r.policy_version for g in groups for r in g.responses} == {version}
+        thirds = {round(3 * s, 9) % 1 for g in groups for s in g.scores or ()}
+        assert thirds <= {0.0, 0.5}  # means of three, or of two where one could not be read
+        pool = best_worst(groups, generator(0, 7, number))
+        learnt = [g for g in read_groups(folder / "groups.jsonl") if f"policy@{version} " in g.origin]
+        assert learnt
+        assert {g.origin for g in learnt} <= {g.origin for g in pool}
+    metrics = read(folder / "metrics.jsonl")
+    for row in metrics:
+        assert row["length_gap"] == pytest.approx(row["chosen_length"] - row["rejected_length"])
+    assert metrics[0]["round"] == 1
+    assert metrics[2]["round"] == 2
+
+
+def test_both_files_are_learnt_from(rewarding: Ran) -> None:
+    rows = sum(len(read(rewarding.folder / p)) for p in ("world/demonstrations.jsonl", "judge_skill/rows.jsonl"))
+    assert rows == 60 + rewarding.results["judge_skill"]["rows"]
+    assert "data world/demonstrations.jsonl: 60 of 60 rows kept" in rewarding.text
+    assert f"data judge_skill/rows.jsonl: {rows - 60} of {rows - 60} rows kept" in rewarding.text
+
+
+# ------------------------------------------------------------------------------------------------------------- iterated
+
+
+@pytest.fixture(scope="module")
+def iterated(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    more: dict[str, Any] = {}
+    for number in ("", "_2", "_3"):
+        more |= {f"label{number}__limit": 8, f"label{number}__max_tokens": 8, f"label{number}__k": 3}
+        more |= {f"reward{number}__steps": 3, f"reward{number}__batch": 4}
+        more |= {f"ppo{number}__steps": 2, f"ppo{number}__batch": 6, f"ppo{number}__max_tokens": 6}
+    return run("iterated", tmp_path_factory.mktemp("iterated"), **more)
+
+
+def test_labels_and_groups_say_whose_answers_they_are_about(iterated: Ran) -> None:
+    for stage, model in (("label", "sft"), ("label_2", "ppo"), ("label_3", "ppo_2")):
+        groups = list(read_groups(iterated.folder / stage / "rankings.groups.jsonl"))
+        assert groups
+        assert all(g.origin.startswith("annotator:") and g.origin.endswith(f" of {model}") for g in groups)
+        assert {row["verdict"]["model"] for row in read(iterated.folder / stage / "judgements.jsonl")} == {model}
+    summary = json.loads((iterated.folder / "summary.json").read_text())["models"]
+    assert set(summary) == {"sft", "ppo", "ppo_2", "ppo_3"}
+
+
+def test_the_reward_model_learns_old_and_new_labels(iterated: Ran) -> None:
+    for stage, files in (("reward", 1), ("reward_2", 2), ("reward_3", 3)):
+        told = [line for line in iterated.text.splitlines() if "rankings.groups.jsonl: 8 groups" in line]
+        assert len(told) == 2 + 3  # a line a file, for the lists of two and three
+        config = json.loads((iterated.folder / stage / "config.json").read_text())
+        data = config["settings"]["data"]
+        assert (len(data) if isinstance(data, list) else 1) == files
+
+
+# ------------------------------------------------------------------------------------------------------ several files
+
+
+def reader(whole: Whole, out: io.StringIO) -> Callable[..., Any]:
+    chat = load_language_model(whole.run / "sft").chat
+    settings = type("S", (), {"max_length": 64, "too_long": "drop", "limit": 5})()
+    outputs = {name: whole.run / name for name in ("world", "label")}
+    context = StageContext("r", "s", whole.run, whole.run, outputs, Console(file=out, width=200))
+    return lambda data, kind="demonstrations": groups_of(context, "data", data, kind, chat, settings)
+
+
+def test_a_list_of_files_is_their_groups_one_after_the_other(whole: Whole) -> None:
+    out = io.StringIO()
+    load = reader(whole, out)
+    one, two = "world/demonstrations.jsonl", "world/demonstrations_held_out.jsonl"
+    both, alone = load([one, two]), [*load(one), *load(two)]
+    assert [(g.prompt, g.responses) for g in both] == [(g.prompt, g.responses) for g in alone]
+    assert [g.origin for g in both] == [
+        f"{name} {g.origin}" for name, g in zip([one] * 5 + [two] * 5, alone, strict=True)
+    ]
+    assert f"data {one}: 5 of 5 rows kept" in out.getvalue()  # `limit` counts in each file
+    mixed = load(["label/rankings.groups.jsonl", "label/rankings.jsonl"], "comparisons")
+    assert mixed[0].origin.startswith("label/rankings.groups.jsonl annotator:")
+    assert mixed[-1].origin.startswith("label/rankings.jsonl rankings.jsonl:5")
+    assert load([one])[0].prompt == load(one)[0].prompt
+
+
+def test_lists_that_cannot_be_meant(whole: Whole) -> None:
+    load = reader(whole, io.StringIO())
+    with pytest.raises(ConfigError, match="names each once"):
+        load([])
+    with pytest.raises(ConfigError, match="names each once"):
+        load(["world/prompts.jsonl"] * 2)
+    with pytest.raises((ConfigError, DataError), match="has no 'nothing"):
+        load(["world/demonstrations.jsonl", "world/nothing.jsonl"])
+
+
+def test_every_file_of_a_list_is_an_input_of_the_stage(whole: Whole, tmp_path: Path) -> None:
+    """A list is checked like a single file, names earlier stages, and a change of any file re-runs the stage."""
+    data = tmp_path / "more.jsonl"
+    data.write_text(json.dumps({"prompt": "Who?", "completion": "Me."}) + "\n")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: r\nstages:\n  - sft: {{model: {whole.run}/sft, data: [{whole.run}/world/demonstrations_held_out.jsonl, "
+        f"{data}], steps: 1, batch: 2, max_length: 64, device: cpu}}\n"
+    )
+
+    def status() -> str:
+        outcome = run_recipe(recipe, runs_root=tmp_path, console=Console(file=io.StringIO()))
+        return str(outcome["stages"]["sft"]["status"])
+
+    assert [status(), status()] == ["run", "skip"]
+    data.write_text(data.read_text() + json.dumps({"prompt": "Where?", "completion": "Here."}) + "\n")
+    assert status() == "run"
+    recipe.write_text(recipe.read_text().replace(str(data), "nowhere.jsonl"))
+    with pytest.raises(ConfigError, match="nowhere"):
+        status()

@@ -260,13 +260,16 @@ def test_scalar_head_is_demanded() -> None:
         _ = ScalarModel(tiny.causal("llama"), tiny.chat()).head
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(tiny.FAMILIES) - {"gpt_oss", "qwen2_moe_window"}))
 def test_padding_far_longer_than_a_window_reaches_nobody(family: str) -> None:
-    """Rows of 3 and of 24 tokens, run padded: a pad that sees nothing may be NaN, and must not be seen by others."""
-    model = tiny.language(family)
+    """Rows of 3 and 24 tokens, run padded: a pad that may see nothing is NaN (Gemma 2 in float64), and NaN spreads.
+
+    Without the mixtures of experts, whose grouped product knows no float64.
+    """
+    model = tiny.language(family, "float64")
     model.force_padded("the test says so")
     groups = [tiny.group(1, 2), tiny.group(4, 20)]
-    own, _ = tiny.plain_logp(tiny.causal(family), groups)
+    own, _ = tiny.plain_logp(tiny.causal(family, dtype=torch.float64), groups)
     with torch.no_grad():
         logp_R, _ = model.logp_R(plant(groups))
-    torch.testing.assert_close(logp_R.double(), own, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logp_R, own, atol=1e-6, rtol=1e-6)

@@ -28,6 +28,8 @@ SOURCE: Any = SimpleNamespace(iteration=0, every=1)
 class Table:
     """What a method asks of a policy, a reference or a cache of the reference."""
 
+    chat = SimpleNamespace(max_length=None)
+
     def __init__(self, theta: Tensor, length: Sequence[int] | None = None):
         self.theta = theta
         self.length = torch.ones(len(theta), dtype=F64) if length is None else torch.tensor(length, dtype=F64)

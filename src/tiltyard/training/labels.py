@@ -41,6 +41,7 @@ class Ranked:
     writes: tuple[str, ...] = ("ranked_G", "order_B", "share_B", "soft_G")
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        batch["rank_B"]  # says what is missing if nobody ranked them
         order: list[float] = []
         share: list[float] = []
         soft = []

@@ -17,7 +17,7 @@ from tiltyard.algorithms.base import method
 from tiltyard.algorithms.ppo import ppo
 from tiltyard.algorithms.sft import Nll
 from tiltyard.config import describe
-from tiltyard.stages.base import STAGES, Stage, get_stage
+from tiltyard.stages.base import STAGES, Stage, get_stage, load_all
 from tiltyard.stages.methods import (
     FAMILIES,
     HEADINGS,
@@ -33,6 +33,8 @@ from tiltyard.stages.methods import (
 )
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Algorithm
+
+load_all()  # before the folder's toys take the place of the real stages
 
 FIRST = [
     "name",

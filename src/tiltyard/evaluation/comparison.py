@@ -44,12 +44,14 @@ def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str 
     columns = [c for c in COLUMNS if any(_number(models[name].get(c[0])) for name in order)]
     rewards = [key for key in ("gold", "proxy") if any(_number(f.get(key)) for f in models.values())]
     # no pyplot: a figure of its own leaves the user's backend and open figures alone
-    figure = Figure(figsize=(13, 5.2 + 0.26 * len(order)), layout="constrained")
-    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.6, 0.6 + 0.26 * len(order)))[:, 0]
+    rows = 0.6 + 0.26 * len(order) if columns else 0.0
+    figure = Figure(figsize=(13, 4.6 + rows), layout="constrained")
+    parts = figure.subfigures(2 if columns else 1, 1, squeeze=False, height_ratios=(4.6, rows) if columns else None)
     figure.suptitle(literal(title), fontsize=12, fontweight="bold")
-    for ax, key in zip(_axes(above, max(1, len(rewards))), rewards, strict=False):
+    for ax, key in zip(_axes(parts[0, 0], max(1, len(rewards))), rewards, strict=False):
         _scatter(ax, order, models, key)
-    for i, (ax, (key, heading, factor)) in enumerate(zip(_axes(below, len(columns)), columns, strict=True)):
+    for i, (key, heading, factor) in enumerate(columns):
+        ax = parts[1, 0].add_subplot(1, len(columns), i + 1)
         _bars(ax, order, [models[name].get(key) for name in order], factor, named=i == 0)
         ax.set_title(heading, fontsize=9)
     return save_png(figure, path)
@@ -60,27 +62,37 @@ def _axes(figure: Any, columns: int) -> list[Axes]:
 
 
 def _scatter(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: str) -> None:
-    """One point a method; names stand beside their points, those that would collide below each other."""
-    taken: list[tuple[float, float]] = []
+    """One point a method. Far KLs are drawn on a logarithmic scale; names move aside to where there is room."""
     points = [(n, _value(models[n].get("kl")), _value(models[n].get(key))) for n in order]
     points = [(n, x, y) for n, x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not points:
         return
-    width = max(1e-9, *(x for _, x, _ in points))
-    height = max(y for _, _, y in points) - min(y for _, _, y in points) or 1.0
+    far = max(1e-9, *(x for _, x, _ in points))
+    wide = far > 10
+    if wide:
+        ax.set_xscale("symlog", linthresh=1)
     for name, x, y in points:
-        facts = models[name]
-        colour = f"C{order.index(name) % 10}"
+        facts, colour = models[name], f"C{order.index(name) % 10}"
         xerr, yerr = _error(x, facts.get("kl_ci")), _error(y, facts.get(f"{key}_ci"))
         ax.errorbar(x, y, xerr=xerr, yerr=yerr, fmt="o", markersize=4, linewidth=0.8, color=colour, alpha=0.85)
-        at = y
-        while any(abs(x - tx) < 0.14 * width and abs(at - ty) < 0.035 * height for tx, ty in taken):
-            at -= 0.037 * height
-        taken.append((x, at))
-        ax.annotate(literal(name), (x, at), xytext=(6, 0), textcoords="offset points", fontsize=7.5, va="center")
+    ax.margins(x=0.12)
+    low, high = min(y for _, _, y in points), max(y for _, _, y in points)
+    row = ((high - low) or 1.0) / 26  # the height of a name
+    taken: list[tuple[float, float]] = []
+    for name, x, y in points:
+        along = math.log1p(x) / math.log1p(far) if wide else x / far
+        steps = sorted(range(-26, 27), key=abs)
+        free = (y + k * row for k in steps if low - row <= y + k * row <= high + row)
+        at = next((v for v in free if all(abs(along - a) > 0.16 or abs(v - b) >= row for a, b in taken)), y)
+        taken.append((along, at))
+        moved = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.6"} if abs(at - y) > row / 2 else None
+        ax.annotate(
+            literal(name), (x, y), xytext=(x, at), textcoords="data", fontsize=7.5, va="center", arrowprops=moved
+        ).set_horizontalalignment("left")
+    for text in ax.texts:
+        text.set_text(f"  {text.get_text()}")
     ax.set_xlabel("KL to the reference (nats per answer)", fontsize=9)
     ax.set_ylabel(f"{key} reward, 95% interval", fontsize=9)
-    ax.margins(x=0.12)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
 

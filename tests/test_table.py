@@ -43,6 +43,7 @@ def test_every_method_has_a_row() -> None:
     assert [name for name in NAMES if not ROWS[name].optima] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "world"), OPTIMA)
 def test_it_ends_where_mathematics_says(name: str, world: str) -> None:
     toy = ROWS[name].optima[world]()

@@ -26,6 +26,8 @@ from tiltyard.world import gold
 
 from .conftest import Whole
 
+pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
+
 ASKED = "n: 4, limit: 11, max_tokens: 6, max_prompt: 57, device: cpu, seed: 3"
 
 

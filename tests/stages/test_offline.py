@@ -26,6 +26,8 @@ from tiltyard.training.log import LiveLine
 
 from . import tiny
 
+pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
+
 ROOT = Path(__file__).parents[2]
 START = """name: offline
 defaults: {max_length: 64, device: cpu, batch: 4, lr: 1e-3, save_every: 2, warmup: 0.1}

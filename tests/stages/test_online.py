@@ -25,6 +25,8 @@ from tiltyard.world import gold
 
 from . import tiny
 
+pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
+
 START = """name: online
 defaults: {max_length: 64, device: cpu, batch: 4, lr: 1e-3, save_every: 2, warmup: 0.1}
 stages:

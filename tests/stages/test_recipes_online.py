@@ -23,6 +23,8 @@ from tiltyard.training.source import generator
 
 from .conftest import Whole
 
+pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
+
 SMALL = {
     "world.documents": 200,
     "world.dialogues": 200,

@@ -13,9 +13,11 @@ from tests.reference.float64 import exact_norms
 from tests.training import tiny
 
 from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso
+from tiltyard.feedback import Grade, ScoreScorer, Usage
 from tiltyard.models import parallel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
+from tiltyard.stages.online import Watch
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.rounds import Rounds
@@ -51,6 +53,19 @@ def careless(models: Models, groups: list[Group]) -> list[Group]:
     return found
 
 
+class Grader:
+    """A judge that says what asking cost: a call, the answer's tokens and a price an answer."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    def score(self, groups: list[Group]) -> list[tuple[Grade, ...]]:
+        for group in groups:
+            for response in group.responses:
+                self.usage += Usage(calls=1, tokens_in=len(response.ids), tokens_out=1, cost=0.25)
+        return [tuple(Grade(score(g.prompt, r)) for r in g.responses) for g in groups]
+
+
 def prompts(n: int = 7) -> list[Prompt]:
     g = torch.Generator().manual_seed(0)
     return [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(n)]
@@ -81,6 +96,9 @@ def make(name: str, **changes: Any) -> Algorithm:
         return online_dpo(source)
     if name == "careless":
         return iterative_dpo(rounds(prompts=prompts(20), scorer=careless, size=15, **changes))
+    if name == "judged":
+        scorer = ScoreScorer(Grader())
+        return rft(rounds(scorer=scorer, watch=Watch(scorer, world=False), **changes))
     return METHODS[name](rounds(**changes))
 
 
@@ -89,7 +107,7 @@ def run(algorithm: Algorithm, given: Models, folder: Path | None, **settings: An
     return fit(algorithm, given, Run(**(usual | {"folder": folder, "keep_groups": folder is not None} | settings)))
 
 
-RANKED = ("previous", "rft", "careless", "online")  # under torchrun
+RANKED = ("previous", "rft", "careless", "online", "judged")  # under torchrun
 
 
 def main(folder: Path) -> None:

@@ -377,6 +377,10 @@ def test_two_processes_are_one(folders: tuple[Path, Path], name: str) -> None:
     ]
     plain = [[{k: v for k, v in row.items() if not k.startswith("time/")} for row in part] for part in rows]
     tiny.assert_same(plain[1], plain[0], 1e-9)
+    if name == "judged":  # by both processes together
+        begun = plain[1][:: runs.EVERY]
+        assert [(row["judge_calls"], row["judge_cost"]) for row in begun] == [(9 * 6, 9 * 6 * 0.25)] * 3
+        assert all(9 * 6 * 2 <= row["judge_tokens"] <= 9 * 6 * 6 for row in begun)
     final, other = (load_file(two / f"{name}.rank{i}.safetensors") for i in (0, 1))
     tiny.assert_same(final, other, 0)
     tiny.assert_same(final, load_file(one / f"{name}.rank0.safetensors"), 1e-9)

@@ -113,12 +113,12 @@ class Rounds:
         self.held[number], self.number = known, -1
         for act in self.begin:
             act(models)
-        if not parallel.is_main():
-            return {}  # every process knows the whole round: one of them speaks
-        metrics = {**sampled_metrics(known), **(self.watch(known) if self.watch else {})}
+        # every process knows the whole round and measures its part; what a judge was asked is each one's own
+        part, once = [g for _, g in parallel.shard(known)], float(parallel.is_main())
+        metrics = {**sampled_metrics(part), **(self.watch(part) if self.watch else {})}
         if not self.stored:
-            metrics["sampled"] = (float(self.size * self.n), 1.0)  # with those that the scorer could not score
-        return {**metrics, "round": (float(number + 1), 1.0)}
+            metrics["sampled"] = (self.size * self.n * once, once)  # with those that the scorer could not score
+        return {**metrics, "round": ((number + 1) * once, once)}
 
     def _pool(self, number: int) -> list[Cycle[Group]]:
         """What each phase of the round draws from."""

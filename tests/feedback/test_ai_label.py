@@ -78,7 +78,7 @@ def test_unlabelled_rows_become_soft_labels(tmp_path) -> None:
     assert result["confidence"] == pytest.approx(sum(max(v.p, 1 - v.p) for v in expected) / len(pairs), abs=1e-12)
     assert result["same_position"] == pytest.approx(sum(bool(v.same_place) for v in expected) / len(pairs))
     assert "agreement" not in result  # nobody had said anything
-    assert result["calls"] == 2 * sum(v.same_place is not None for v in expected)
+    assert result["judge_calls"] == 2 * sum(v.same_place is not None for v in expected)
     made_rows = rows(folder / "rows.jsonl")
     for row, group in zip(made_rows, labels, strict=True):
         golds = [gold(group.prompt.meta, row[key]).total for key in ("chosen", "rejected")]
@@ -181,8 +181,8 @@ def test_missing_verdicts_are_counted_and_kept(server: Server, tmp_path) -> None
     judge = {"kind": "api", "model": "j", "url": server.url, "price_in": 1.0}
     folder, result, _ = run(tmp_path, write(tmp_path / "p.jsonl", pairs), judge)
     assert (result["pairs"], result["labels"], result["missing"]) == (10, 9, 1)
-    assert (result["calls"], result["tokens_in"]) == (20, 2000)
-    assert result["cost"] == pytest.approx(2000 / 1e6)
+    assert (result["judge_calls"], result["tokens_in"]) == (20, 2000)
+    assert result["judge_cost"] == pytest.approx(2000 / 1e6)
     judged = rows(folder / "judgements.jsonl")
     assert "p" not in judged[3]["verdict"]
     assert "<script>" in judged[3]["verdict"]["reason"]  # shown as it is, never interpreted

@@ -95,6 +95,11 @@ def test_rlaif_learns_from_a_judge_and_nobody_else(rlaif: Ran) -> None:
     assert rlaif.results["reward"]["steps"] == 4
     summary = json.loads((rlaif.folder / "summary.json").read_text())["models"]
     assert set(summary) == {"base", "sft", "ppo"}
+    # what PPO's model cost: its own answers, scored by the reward model, and the judge's questions before that
+    assert summary["ppo"]["samples"] == 2 * 6
+    assert summary["ppo"]["judge_calls"] == 2 * 6 + rlaif.results["ai_label"]["judge_calls"]
+    assert rlaif.results["ai_label"]["judge_calls"] == 2 * 30  # both orders
+    assert [summary[name]["rankings"] for name in ("base", "sft", "ppo")] == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------------------ self-rewarding
@@ -170,6 +175,10 @@ def test_labels_and_groups_say_whose_answers_they_are_about(iterated: Ran) -> No
         assert {row["verdict"]["model"] for row in read(iterated.folder / stage / "judgements.jsonl")} == {model}
     summary = json.loads((iterated.folder / "summary.json").read_text())["models"]
     assert set(summary) == {"sft", "ppo", "ppo_2", "ppo_3"}
+    # of people's rankings each counts all that its reward model has learnt from
+    made = [iterated.results[name]["rankings"] for name in ("label", "label_2", "label_3")]
+    asked = [summary[name]["rankings"] for name in ("sft", "ppo", "ppo_2", "ppo_3")]
+    assert asked == [0, made[0], sum(made[:2]), sum(made)]
 
 
 def test_the_reward_model_learns_old_and_new_labels(iterated: Ran) -> None:

@@ -25,6 +25,7 @@ COLUMNS: tuple[tuple[str, str, float], ...] = (
     ("diversity", "distinct-2", 1),
     ("samples", "samples", 1),
     ("judge_calls", "judge calls", 1),
+    ("rankings", "people's rankings", 1),
     ("seconds", "seconds", 1),
     ("models_in_memory", "models", 1),
 )

@@ -103,7 +103,7 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
         told.append(f"the same place preferred in both orders: {result['same_position']:.1%}")
     if "agreement" in result:
         told.append(f"agreement with the labels given: {result['agreement']:.1%} of {result['agreement_pairs']:,}")
-    told.append(f"{result['calls']:,} questions, cost {result['cost']:.4f}")
+    told.append(f"{result['judge_calls']:,} questions, cost {result['judge_cost']:.4f}")
     report(context, "judge", told)
     return result
 
@@ -263,7 +263,8 @@ def _result(progress: Progress, judge: Debiased, settings: AiLabelSettings) -> d
         paid = client.paid()
         own = {f.name for f in fields(Usage)} - {"cached", "retries"}
         progress.usage |= {key: value for key, value in asdict(paid).items() if key in own}
-    return found | progress.usage
+    called = {"calls": "judge_calls", "cost": "judge_cost"}  # as in the results of training
+    return found | {called.get(key, key): value for key, value in progress.usage.items()}
 
 
 def _append(path: Path, judgements: Sequence[Judgement]) -> None:

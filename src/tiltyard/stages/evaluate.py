@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from tiltyard.algorithms import METHODS
 from tiltyard.config import Settings
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import (
@@ -30,7 +29,8 @@ from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
-from tiltyard.stages.base import Stage, StageContext, read_json, register, split_reference
+from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.costs import cost_of
 from tiltyard.stages.data import model_folder, prompts_of
 from tiltyard.stages.measure import kl_of
 from tiltyard.training.algorithm import Models
@@ -110,19 +110,6 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
 
 
 MANY = 3  # models above which a picture compares them
-
-
-def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[str, Any]:
-    """What a model of this run took to make: answers sampled, judgements asked for, seconds; null where unknown."""
-    stage, _ = split_reference(model, context.outputs)
-    result = context.results.get(stage, {})
-    known: dict[str, Any] = {key: result.get(key, 0) if stage else None for key in ("samples", "judge_calls")}
-    config = read_json(context.outputs[stage] / "config.json") if stage else None
-    method = METHODS.get((config or {}).get("kind", ""))
-    if method is not None:
-        kept = [name for name in method.frozen if name not in method.cached]
-        known["models_in_memory"] = len(method.trains) + len(kept)
-    return {**known, "seconds": context.seconds.get(stage), "diversity": diversity}
 
 
 def named_models(models: list[str] | dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,45 @@
+"""What a model of a run took to make: its own stage's answers and seconds, and the judgements behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tiltyard.algorithms import METHODS
+from tiltyard.stages.base import STAGES, StageContext, read_json, references, split_reference
+
+
+def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[str, Any]:
+    """What a model of this run took to make; null where unknown, as for a model from elsewhere.
+
+    `samples` and `seconds` are its own stage's. `judge_calls` counts answers that a reward model scored and questions
+    that an AI judge answered, and `rankings` those that people made, in the stage and in all those that it builds on:
+    RLAIF asks its judge before it trains.
+    """
+    stage, _ = split_reference(model, context.outputs)
+    known: dict[str, Any] = dict.fromkeys(("samples", "judge_calls", "rankings"))
+    if stage:
+        behind = [context.results.get(name, {}) for name in {stage, *builds_on(context, stage)}]
+        known = {"samples": context.results.get(stage, {}).get("samples", 0)}
+        known |= {key: sum(result.get(key, 0) for result in behind) for key in ("judge_calls", "rankings")}
+    config = read_json(context.outputs[stage] / "config.json") if stage else None
+    method = METHODS.get((config or {}).get("kind", ""))
+    if method is not None:
+        kept = [name for name in method.frozen if name not in method.cached]
+        known["models_in_memory"] = len(method.trains) + len(kept)
+    return {**known, "seconds": context.seconds.get(stage), "diversity": diversity}
+
+
+def builds_on(context: StageContext, name: str) -> Iterator[str]:
+    """The stages of the run that a stage refers to, and theirs; one may come more than once."""
+    config = read_json(context.outputs[name] / "config.json") or {}
+    kind = STAGES.get(config.get("kind", ""))
+    if kind is None:
+        return
+    settings = kind.settings.model_validate_json(json.dumps(config["settings"]))  # a tuple comes back as a list
+    for _, value in references(kind, settings):
+        earlier, _ = split_reference(value, context.outputs)
+        if earlier and earlier != name:
+            yield earlier
+            yield from builds_on(context, earlier)

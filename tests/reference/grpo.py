@@ -7,6 +7,7 @@ y_1 .. y_G ~ pi_old to every prompt given:
     ratio       w_it = pi(y_it) / pi_old(y_it)
     policy      p_it = -min(w_it A_i, clip(w_it, 1 - low, 1 + high) A_i)
     pull        k_it = ref/pi - 1 - log(ref/pi)                   at y_it: k3, whose mean under pi is KL(pi || ref)
+             or k_it = (log(ref/pi))^2 / 2                        k2
     token       l_it = p_it + beta k_it
 
 and the loss is one of three averages of l_it:
@@ -15,6 +16,7 @@ and the loss is one of three averages of l_it:
     "token"      (sum over answers and t) / (number of tokens)      DAPO
     "constant"   (sum over answers and t) / (N * longest)           Dr. GRPO
 
+The pull may instead stand in the reward, as k1: R_i less beta log(pi_old(y_i) / ref(y_i)), and nothing in the loss.
 Old and reference log-probs are measured once a step, before the first update. Sampling is not here.
 """
 
@@ -64,21 +66,29 @@ def advantages_of(rewards, std, ddof, eps):
     return [(r - mean) if std is None else (r - mean) / (std + eps) for r in rewards]
 
 
-def punished(score, length, longest, soft):
-    """DAPO's soft overlong punishment: the last `soft` of `longest` tokens cost up to 1."""
+def punished(answer, missing, penalty, longest, soft):
+    """The score after two rules.
+
+    That of a cut answer becomes -penalty (`missing` "replace"), loses the penalty ("subtract") or stays ("none"). By
+    DAPO's soft overlong punishment the last `soft` of `longest` tokens cost up to 1.
+    """
+    score, length = answer.score, len(answer.response)
+    if answer.finish == "length":
+        score = {"replace": -penalty, "subtract": score - penalty, "none": score}[missing]
     return score if soft == 0 or length <= longest - soft else score - min(1.0, (length - longest + soft) / soft)
 
 
 def run(
-    policy, ref, batches, order, *, lr, beta=0.04, scale="group", ddof=1, eps=1e-4, average="sequence", low=0.2,
-    high=0.2, epochs=1, minibatches=1, longest=None, soft=0, mask_truncated=False, max_grad_norm=1.0,
+    policy, ref, batches, order, *, lr, beta=0.04, pull="k3", scale="group", ddof=1, eps=1e-4, average="sequence",
+    low=0.2, high=0.2, epochs=1, minibatches=1, longest=None, soft=0, mask_truncated=False, missing="none", penalty=1.0,
+    max_grad_norm=1.0,
 ):  # fmt: skip
     """One GRPO step for each batch of questions; trains `policy` in place.
 
-    `order(step, epoch, n)` gives the permutation of the n questions, cut into `minibatches` equal parts. `scale`:
-    "group", "batch" (over the scores of all answers of the step) or "none". With `mask_truncated` answers that were cut
-    count in the baseline and are left out of the loss. AdamW, no weight decay, constant rate. Returns (metrics of each
-    step, parameters by name).
+    `order(step, epoch, n)` gives the permutation of the n questions, cut into `minibatches` equal parts. `pull`:
+    "k3", "k2" or "reward". `scale`: "group", "batch" (over the rewards of all answers of the step) or "none". With
+    `mask_truncated` answers that were cut count in the baseline and are left out of the loss. AdamW, no weight decay,
+    constant rate. Returns (metrics of each step, parameters by name).
     """
     policy.eval(), ref.eval()
     optimiser = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
@@ -88,7 +98,10 @@ def run(
         with torch.no_grad():
             old = [log_probs_of(policy, q) for q in questions]
             reference = [log_probs_of(ref, q) for q in questions]
-        rewards = [[punished(a.score, len(a.response), longest, soft) for a in q.answers] for q in questions]
+        rewards = [[punished(a, missing, penalty, longest, soft) for a in q.answers] for q in questions]
+        if pull == "reward":
+            for row, own, theirs in zip(rewards, old, reference, strict=True):
+                row[:] = [r - beta * (o - f).sum().item() for r, o, f in zip(row, own, theirs, strict=True)]
         std = {"group": "group", "none": None}.get(scale, scale)
         if scale == "batch":
             std = torch.tensor([r for row in rewards for r in row], dtype=torch.float64).std(correction=ddof).item()
@@ -109,7 +122,8 @@ def run(
                         gap = reference[q][i] - now[i]
                         clipped += (surrogate < w * a).tolist()
                         if not (mask_truncated and answer.finish == "length"):
-                            per_answer.append(-surrogate + beta * (gap.exp() - 1 - gap))
+                            k = {"k3": gap.exp() - 1 - gap, "k2": gap**2 / 2, "reward": 0 * gap}[pull]
+                            per_answer.append(-surrogate + beta * k)
                 if average == "sequence":
                     loss = sum(x.mean() for x in per_answer) / len(per_answer)
                 elif average == "token":

@@ -48,10 +48,16 @@ def log_probs_of(model, question):
     return torch.stack(out)
 
 
-def run(policy, ref, batches, *, beta, lr, penalty=0.0, max_grad_norm=1.0):
+def punished(answer, missing, penalty):
+    """The score; a cut answer's becomes -penalty ("replace"), loses the penalty ("subtract") or stays ("none")."""
+    cut = {"replace": -penalty, "subtract": answer.score - penalty, "none": answer.score}[missing]
+    return cut if answer.finish == "length" else answer.score
+
+
+def run(policy, ref, batches, *, beta, lr, missing="subtract", penalty=0.0, max_grad_norm=1.0):
     """One step for each batch of questions; trains `policy` in place. AdamW, no weight decay, constant rate.
 
-    `penalty` is subtracted from the score of an answer that was cut. Returns (metrics of each step, parameters).
+    `missing` and `penalty` say what becomes of the score of a cut answer. Returns (metrics of each step, parameters).
     """
     policy.eval(), ref.eval()
     optimiser = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
@@ -62,7 +68,7 @@ def run(policy, ref, batches, *, beta, lr, penalty=0.0, max_grad_norm=1.0):
             log_prob = log_probs_of(policy, question)
             with torch.no_grad():
                 kl = log_prob - log_probs_of(ref, question)
-            score = [a.score - penalty * (a.finish == "length") for a in question.answers]
+            score = [punished(a, missing, penalty) for a in question.answers]
             reward = [s - beta * float(k) for s, k in zip(score, kl, strict=True)]
             for i, own in enumerate(reward):
                 others = reward[:i] + reward[i + 1 :]

@@ -58,14 +58,16 @@ def given(steps: list[list[Group]]) -> Any:
     return tiny.Given(steps, SampleSettings(max_tokens=LONGEST))
 
 
+@pytest.mark.parametrize("missing", ["subtract", "replace", "none"])
 @pytest.mark.parametrize("kl", [0.0, 0.2])
-def test_rloo(kl: float) -> None:
+def test_rloo(kl: float, missing: Any) -> None:
     steps = [answered(3, s) for s in range(STEPS)]
     policy, ref = tiny.policy(), tiny.frozen(2)
     batches = [questions(ref_rloo, step) for step in steps]
-    theirs, final = ref_rloo.run(plain_copy(policy), plain_copy(ref), batches, beta=kl, lr=1e-3, penalty=0.7)
+    own = {"beta": kl, "missing": missing, "penalty": 0.7}
+    theirs, final = ref_rloo.run(plain_copy(policy), plain_copy(ref), batches, lr=1e-3, **own)
     models = Models(policy=policy, ref=ref if kl else None)
-    ours = tiny.train(rloo(given(steps), kl=kl, missing_eos_penalty=0.7), models, lr=1e-3)
+    ours = tiny.train(rloo(given(steps), kl=kl, missing_eos=missing, missing_eos_penalty=0.7), models, lr=1e-3)
     for name in ("loss", "grad_norm", "advantage_size", *(("kl",) if kl else ())):
         tiny.assert_same([row[name] for row in ours], [row[name] for row in theirs])
     tiny.assert_same(tiny.parameters(policy), final)
@@ -100,6 +102,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"mask_truncated": True, "aggregate": "constant"},
         {"mask_truncated": True, "average": "constant"},
     ),
+    "KL as k2": ({"kl": 0.3, "kl_form": "loss_k2", "ppo_epochs": 2}, {"beta": 0.3, "pull": "k2", "epochs": 2}),
+    "KL in the reward": (
+        {"kl": 0.3, "kl_form": "reward_k1", "minibatches": 3, "ppo_epochs": 2, "clip_low": 0.01, "clip_high": 0.03},
+        {"beta": 0.3, "pull": "reward", "minibatches": 3, "epochs": 2, "low": 0.01, "high": 0.03},
+    ),
+    "KL in the reward, batch deviation": (
+        {"kl": 0.3, "kl_form": "reward_k1", "scale": "batch", "aggregate": "token", "missing_eos": "replace"},
+        {"beta": 0.3, "pull": "reward", "scale": "batch", "average": "token", "missing": "replace"},
+    ),
+    "cut answers cost": (
+        {"missing_eos": "subtract", "missing_eos_penalty": 0.7, "overlong": 2, "aggregate": "constant"},
+        {"missing": "subtract", "penalty": 0.7, "soft": 2, "average": "constant"},
+    ),
 }
 
 
@@ -122,5 +137,5 @@ def test_grpo(case: str) -> None:
     for name in names:
         tiny.assert_same([row[name] for row in ours], [row[name] for row in theirs])
     tiny.assert_same(tiny.parameters(policy), final)
-    if case == "DAPO":
+    if "clip_high" in settings:
         assert max(row["clipped"] for row in ours) > 0.01

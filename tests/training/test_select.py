@@ -221,8 +221,9 @@ def tilted(beta: float, power: float = 1.0) -> dict[str, float]:
     return {t: w / sum(weight.values()) for t, w in weight.items()}
 
 
-def pooled(n: int, beta: float) -> dict[str, float]:
-    """Expected acceptances of one pass over n draws: pi0(y) e^(r/beta) E[e^(-max(r, R)/beta)], R max of the rest."""
+def accepts(n: int, beta: float) -> dict[str, float]:
+    """Chance that one of n draws is y and the first pass accepts it: pi0(y) E[e^((r - max(r, R))/beta)], R the highest
+    of the others."""
     ordered = sorted(set(REWARD.values()))
     below = {r: sum(p for t, p in PI0.items() if REWARD[t] <= r) for r in ordered}
     top = {r: below[r] ** (n - 1) - (below[ordered[i - 1]] ** (n - 1) if i else 0) for i, r in enumerate(ordered)}
@@ -230,6 +231,12 @@ def pooled(n: int, beta: float) -> dict[str, float]:
     for t, p0 in PI0.items():
         rest = 1.0 if n == 1 else sum(p * math.exp((REWARD[t] - max(REWARD[t], r)) / beta) for r, p in top.items())
         weight[t] = p0 * rest
+    return weight
+
+
+def pooled(n: int, beta: float) -> dict[str, float]:
+    """The law of all that the first passes over n draws accept."""
+    weight = accepts(n, beta)
     return {t: w / sum(weight.values()) for t, w in weight.items()}
 
 
@@ -267,6 +274,20 @@ def test_the_pooled_first_pass_has_its_law(n: int, seed: int) -> None:
         assert abs(float(off.sum())) <= 4 * float(off.std()) * math.sqrt(len(rows)), (t, total)
     if n == 1:
         assert law == pytest.approx(PI0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 64])
+def test_the_first_pass_accepts_at_its_rate(n: int) -> None:
+    """With the highest reward in every pool the rate is Z exp(-r_max/beta); smaller pools have lower bars."""
+    beta, seed = 0.5, 5
+    rows = [sum(one_pass([g], beta, seed).values()) / n for g in drawn(n, 2000, seed)]
+    rate = torch.tensor(rows, dtype=torch.float64)
+    expected = sum(accepts(n, beta).values())
+    assert abs(float(rate.mean()) - expected) <= 4 * float(rate.std()) / math.sqrt(len(rows)) + 1e-12
+    limit = sum(PI0[t] * math.exp(REWARD[t] / beta) for t in PI0) * math.exp(-max(REWARD.values()) / beta)
+    assert limit <= expected
+    if n == 64:
+        assert expected == pytest.approx(limit, rel=2e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -18,11 +18,11 @@ from tiltyard.world.tasks import KINDS, draw_task
 
 SMALL = {
     "documents": 200, "dialogues": 200, "demonstrations": 150, "prompts": 100, "held_out": 60, "corpus_held_out": 20,
-    "demonstrations_held_out": 20,
+    "demonstrations_held_out": 20, "tuning": 40,
 }  # fmt: skip
 FILES = {
     "corpus.jsonl", "corpus_held_out.jsonl", "demonstrations.jsonl", "demonstrations_held_out.jsonl", "prompts.jsonl",
-    "held_out.jsonl",
+    "held_out.jsonl", "tuning.jsonl",
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_nothing_leaks(world, folder):
     prompts, held_out = words_of(folder / "prompts.jsonl"), words_of(folder / "held_out.jsonl")
     assert not {e.name for e in world.known} & held_out
     assert not {e.name for e in world.strangers["held_out"]} & (prompts | words_of(folder / "demonstrations.jsonl"))
-    asked = [text_of(row) for row in rows(folder / "prompts.jsonl") + rows(folder / "held_out.jsonl")]
+    asked = [text_of(row) for name in ("prompts", "held_out", "tuning") for row in rows(folder / f"{name}.jsonl")]
     assert len(asked) == len(set(asked))
 
 

@@ -18,10 +18,11 @@ class WorldSettings(Settings):
     demonstrations: Annotated[int, Field(gt=0, description="demonstrations, good six times in ten")] = 1500
     prompts: Annotated[int, Field(gt=0, description="prompts for labelling and RL")] = 1600
     held_out: Annotated[int, Field(gt=0, description="prompts about entities kept out of the rest")] = 300
+    tuning: Annotated[int, Field(gt=0, description="others of that kind, to choose settings on")] = 300
 
 
 def run(context: StageContext, settings: WorldSettings) -> dict[str, Any]:
-    """Writes corpus, demonstrations, prompts and held-out files."""
+    """Writes corpus, demonstrations, prompts, held-out files and prompts to tune on."""
     sizes = settings.model_dump(exclude={"seed"})
     return {"rows": make_world(settings.seed).write(context.folder, **sizes)}
 

@@ -4,6 +4,7 @@ corpus.jsonl                   {"text"} documents about all entities; {"messages
 demonstrations.jsonl           {"id", "messages", "source", "meta"}: known entities only, good about six times in ten
 prompts.jsonl                  {"id", "prompt": messages, "meta"}: known entities only
 held_out.jsonl                 the same about held-out entities and other strangers
+tuning.jsonl                   other prompts of that kind: to choose settings on, so that held_out.jsonl stays unseen
 corpus_held_out.jsonl, demonstrations_held_out.jsonl      small fresh draws for held-out loss
 """
 
@@ -36,6 +37,7 @@ def write_world(
     held_out: int,
     corpus_held_out: int,
     demonstrations_held_out: int,
+    tuning: int,
 ) -> dict[str, int]:
     """Write all files, each complete or not at all; return the number of rows of each."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +48,8 @@ def write_world(
 
     train_rows = list(prompt_rows("prompt", known, nobody["prompts"], prompts, rng("prompts")))
     taken = {_key(row["prompt"]) for row in train_rows}
+    kept_rows = list(prompt_rows("held_out", kept, nobody["held_out"], held_out, rng("held out"), taken=taken))
+    taken |= {_key(row["prompt"]) for row in kept_rows}
     rows: dict[str, Iterable[Row]] = {
         "corpus.jsonl": corpus_rows(world, documents, dialogues, rng("corpus")),
         "corpus_held_out.jsonl": corpus_rows(world, corpus_held_out // 2, corpus_held_out // 2, rng("corpus held out")),
@@ -56,7 +60,8 @@ def write_world(
             "held_out_demonstration", kept, nobody["held_out"], demonstrations_held_out, rng("demonstrations held out")
         ),
         "prompts.jsonl": train_rows,
-        "held_out.jsonl": prompt_rows("held_out", kept, nobody["held_out"], held_out, rng("held out"), taken=taken),
+        "held_out.jsonl": kept_rows,
+        "tuning.jsonl": prompt_rows("tuning", kept, nobody["held_out"], tuning, rng("tuning"), taken=taken),
     }
     return {name: _write(folder / name, content) for name, content in rows.items()}
 

@@ -56,6 +56,7 @@ class World:
         held_out: int = 300,
         corpus_held_out: int = 200,
         demonstrations_held_out: int = 150,
+        tuning: int = 300,
     ) -> dict[str, int]:
         """Write the world's files into `folder` and return the number of rows of each. See `tiltyard.world.files`."""
         from tiltyard.world.files import write_world
@@ -70,6 +71,7 @@ class World:
             held_out=held_out,
             corpus_held_out=corpus_held_out,
             demonstrations_held_out=demonstrations_held_out,
+            tuning=tuning,
         )
 
 

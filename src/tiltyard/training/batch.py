@@ -6,7 +6,7 @@ minibatches and micro-batches cuts every column with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +18,16 @@ from tiltyard.types import Group, Response
 
 RECORDS = {"score_B": "scores", "rank_B": "ranks", "sampled_logp_R": "sampled log-probs", "stopped_B": "end"}
 Metrics = dict[str, tuple[float, float]]  # name -> (sum, count); the mean is taken over micro-batches and processes
+
+
+def summed(parts: Iterable[Mapping[str, tuple[float, float]]]) -> Metrics:
+    """Sums and counts of several processes or places added up, in their order."""
+    whole: Metrics = {}
+    for part in parts:
+        for name, (value, count) in part.items():
+            before = whole.get(name, (0.0, 0.0))
+            whole[name] = (before[0] + value, before[1] + count)
+    return whole
 
 
 @dataclass(frozen=True, eq=False)

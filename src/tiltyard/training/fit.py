@@ -23,7 +23,7 @@ from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models import checkpoint, parallel
 from tiltyard.models.load import set_dropout
 from tiltyard.training.algorithm import Algorithm, Forward, Loss, Mean, Models, Side, device_of
-from tiltyard.training.batch import Batch, Metrics
+from tiltyard.training.batch import Batch, Metrics, summed
 from tiltyard.training.log import JsonlFile, Sink, finite
 from tiltyard.training.source import generator
 
@@ -282,9 +282,7 @@ class _Loop:
         )
 
     def _add(self, metrics: Mapping[str, tuple[float, float]]) -> None:
-        for name, (value, count) in metrics.items():
-            before = self.metrics.get(name, (0.0, 0.0))
-            self.metrics[name] = (before[0] + value, before[1] + count)
+        self.metrics = summed((self.metrics, metrics))
 
     def _report(self, batch: Batch, step: int, seconds: float, sampled: float) -> None:
         means = self._means()
@@ -309,12 +307,7 @@ class _Loop:
     def _means(self) -> dict[str, float]:
         """Means over micro-batches and processes. Every process has the same names: they come from the same pieces."""
         if parallel.world() > 1:
-            merged: Metrics = {}
-            for part in parallel.gather_objects(self.metrics):
-                for name, (value, count) in part.items():
-                    before = merged.get(name, (0.0, 0.0))
-                    merged[name] = (before[0] + value, before[1] + count)
-            self.metrics = merged
+            self.metrics = summed(parallel.gather_objects(self.metrics))
         return {name: value / count for name, (value, count) in self.metrics.items() if count}
 
     def _save(self, step: int) -> None:

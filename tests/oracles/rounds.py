@@ -16,7 +16,7 @@ from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Draw, Models
 from tiltyard.training.batch import Batch
 from tiltyard.training.rounds import Rounds
-from tiltyard.training.source import Online
+from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response
 from training import tiny
 
@@ -29,6 +29,7 @@ from .worlds import (
     Toy,
     Toys,
     beats,
+    demos,
     doubles,
     law,
     mixed_pairs,
@@ -54,6 +55,7 @@ class RoundsGiven(tiny.Given):
     keep: str = "last"
     phases: int = 1
     phase: Any = None
+    given: Any = ()
     begin: tuple[Any, ...] = ()
 
     def __call__(self, models: Models, step: int) -> Draw:
@@ -90,6 +92,16 @@ class Tuples:
         size = len(self.support)
         chosen = [[self.support[p.meta["slot"] // size**i % size] for i in range(n)] for p in prompts]
         return [Group(p, tuple(Response(ids=y) for y in ys)) for p, ys in zip(prompts, chosen, strict=True)]
+
+
+@dataclass
+class Whole:
+    """A sampler that draws nothing: every prompt gets every answer once, as one group."""
+
+    support: Sequence[Answer]
+
+    def __call__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -> list[Group]:
+        return [Group(p, tuple(Response(ids=y) for y in self.support)) for p in prompts]
 
 
 def by_table(support: Sequence[Answer]) -> RuleScorer:
@@ -255,7 +267,51 @@ def above_threshold() -> Toy:
     return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, kept), steps=300, lr=1e-1)
 
 
-REST: Toys = {"the law above the last threshold": above_threshold}
+def whole(every: int) -> Rounds:
+    """Rounds of one prompt with each answer once: samples of the uniform law, exactly."""
+    return Rounds([ASK], Whole(BANDIT), by_table(BANDIT), 1, 1, every, len(BANDIT))
+
+
+def with_data(thresholds: list[float], above: Sequence[int]) -> Toy:
+    """6 uniform answers and 12 of the data: a third from the policy, what is above the threshold from both."""
+    data = [1, 2, 0, 3, 1, 5]
+    mixed = doubles([(1 / 6) / 3 + 2 / 3 * n / 12 if i in above else 0.0 for i, n in enumerate(data)])
+    algorithm = rest(dealt(BANDIT, 1, batch=1, every=300), Offline(demos(BANDIT, data), 1), thresholds=thresholds)
+    return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, mixed / mixed.sum()), steps=300, lr=1e-1)
+
+
+SCALED = (R[:6] - R[:6].min()) / (R[:6].max() - R[:6].min())
+
+
+def better_half() -> Toy:
+    """Uniform answers: the three best, tilted by their advantage (their own mean is a constant, the others' too)."""
+    law = torch.where(SCALED > 0.5, SCALED / 0.25, -torch.inf).softmax(0)
+    algorithm = rest(whole(300), thresholds=[0.0], loss="vmpo", eta=0.25)
+    return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, law), steps=300, lr=1e-1)
+
+
+def gold(floor: float) -> Toy:
+    """Uniform answers weighted by their score a. Where the floor is above every share: a / sum a.
+
+    Lower, the best answer alone is above it, and the gradient pi_k sum_i a_i w_i - a_k w_k (w = max(pi, floor)) is 0
+    where the others have floor * a_k / a_best and the best has the rest.
+    """
+    law, best = SCALED / SCALED.sum(), int(SCALED.argmax())
+    if floor < float(law[best]):
+        law = floor * SCALED / SCALED[best]
+        law[best] = 1 - (law.sum() - law[best])
+    algorithm = rest(whole(300), thresholds=[0.0], loss="gold", floor=floor)
+    return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, law), steps=300, lr=1e-1)
+
+
+REST: Toys = {
+    "the law above the last threshold": above_threshold,
+    "the data beside the samples, above the threshold": lambda: with_data([0.2, 0.4], [0, 2, 3, 5]),
+    "the data beside the samples, nothing left out": lambda: with_data([0.0], range(6)),
+    "V-MPO: the tilt within the better half": better_half,
+    "GOLD with a high floor: in the proportions of the scores": lambda: gold(0.9),
+    "GOLD with a low floor: near the best": lambda: gold(0.1),
+}
 RSO: Toys = {"tilt by gamma, not beta": lambda: tilt(lambda source: rso(source, beta=0.2, gamma=0.7))}
 
 

@@ -21,7 +21,7 @@ from tiltyard.stages.online import Watch
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.rounds import Rounds
-from tiltyard.training.source import Online
+from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt
 
 STEPS, EVERY = 9, 3
@@ -31,9 +31,17 @@ METHODS: dict[str, Any] = {
     "rft": rft,
     "rft_on": lambda source: rft(source, pool="last", restart=False),
     "rest": lambda source: rest(source, thresholds=[0.2, 0.6]),
+    "rest_vmpo": lambda source: rest(source, thresholds=[0.1], loss="vmpo"),
+    "rest_given": lambda source: rest(source, data(), thresholds=[0.2, 0.6], loss="gold"),
     "rso": lambda source: rso(source, accepted=4, ranking="tournament"),
     "cringe": lambda source: cringe(source, rivals=3),
 }
+
+
+def data() -> Offline:
+    """Answers of a file: some to the prompts of the rounds, some to others."""
+    answers = [replace(g, prompt=p) for g, p in zip(tiny.demonstrations(3, seed=4), prompts(), strict=False)]
+    return Offline([*answers, *tiny.demonstrations(4, seed=6)], 1)
 
 
 def score(prompt: Prompt, response: Any) -> float:
@@ -107,7 +115,7 @@ def run(algorithm: Algorithm, given: Models, folder: Path | None, **settings: An
     return fit(algorithm, given, Run(**(usual | {"folder": folder, "keep_groups": folder is not None} | settings)))
 
 
-RANKED = ("previous", "rft", "careless", "online", "judged")  # under torchrun
+RANKED = ("previous", "rft", "careless", "online", "judged", "rest_given")  # under torchrun
 
 
 def main(folder: Path) -> None:

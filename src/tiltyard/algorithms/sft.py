@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from tiltyard.algorithms.base import method
+from tiltyard.losses.offline_rl import gold_R
 from tiltyard.losses.supervised import nll_R
 from tiltyard.training.algorithm import Algorithm, Forward, Source
 from tiltyard.training.batch import Batch, Metrics
@@ -30,6 +32,19 @@ class SequenceNll:
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
         return -forward.logp_B, {}
+
+
+@dataclass(frozen=True)
+class WeightedNll:
+    """-max(pi, floor) q log pi of each response token, q its answer's score, the first two without gradient."""
+
+    floor: float
+    needs: tuple[str, ...] = ("logp_R", "score_B")
+    item: Literal["R", "B", "G"] = "R"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        q_R = batch["score_B"].to(forward.logp_R.dtype)[batch.forest.response_R]
+        return gold_R(forward.logp_R, q_R, self.floor), {}
 
 
 @method(

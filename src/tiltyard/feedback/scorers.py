@@ -42,7 +42,14 @@ class JudgeScorer:
 
     Args:
         judge: asked in both orders unless it is `Debiased` already.
+
+    Attributes:
+        compares: its scores say who wins within a group and mean nothing beside those of another group.
+        moves: the judge is the policy that is trained, so its scores mean nothing beside those of another time.
     """
+
+    compares = True
+    moves = False
 
     def __init__(self, judge: Judge):
         self.judge = judge if isinstance(judge, Debiased) else Debiased(judge)
@@ -75,7 +82,13 @@ class ScoreScorer:
     Args:
         unscored: an answer without a grade is an `error`, or (`drop`) leaves its group, and a group that keeps fewer
             than two leaves too: for sources whose selection follows. It never gets a number that nobody gave.
+
+    Attributes:
+        compares, moves: see `JudgeScorer`.
     """
+
+    compares = False
+    moves = False
 
     def __init__(self, judge: ScoreJudge, unscored: Unscored = "error"):
         self.judge, self.unscored = judge, unscored

@@ -88,10 +88,13 @@ def scorer_of(
             return load_language_model(model_folder(context, name), **common)
 
         unscored: Literal["drop", "error"] = "drop" if method.samples == "per iteration" else "error"
-        return build_scorer(settings.judge, load, context.folder / "answers.jsonl", unscored)
+        scorer = build_scorer(settings.judge, load, context.folder / "answers.jsonl", unscored)
+        scorer.moves = settings.judge.model == POLICY
+        return scorer
     if settings.reward != GOLD:
         return RewardScorer(models.get("reward"), settings.micro_tokens)
-    for prompt in prompts:
+
+    def of_world(prompt: Prompt) -> Prompt:
         if not is_world(Group(prompt, ())):
             raise ConfigError(
                 "gold scores belong to the embedded world, and this prompt is not about it",
@@ -99,7 +102,11 @@ def scorer_of(
                 got=prompt.id,
                 fix="name a reward model, or use the prompts that the stage `world` wrote",
             )
-    return RuleScorer(lambda prompt, response: gold(prompt.meta, response.text).total)
+        return prompt
+
+    for prompt in prompts:
+        of_world(prompt)  # now, and not when its turn comes; demonstrations beside them are looked at when scored
+    return RuleScorer(lambda prompt, response: gold(of_world(prompt).meta, response.text).total)
 
 
 def reward_of(context: StageContext, settings: Any, common: dict[str, Any]) -> ScalarModel | None:

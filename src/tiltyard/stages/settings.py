@@ -94,6 +94,12 @@ class Demonstrations(Settings):
     demonstrations: Annotated[str, Field(description="demonstrations to keep likely beside the data; empty: none")] = ""
 
 
+class RoundDemonstrations(Settings):
+    demonstrations: Annotated[
+        str, Field(description="demonstrations that join the answers of every round, scored like them; empty: none")
+    ] = ""
+
+
 class Corpus(Settings):
     corpus: Annotated[str, Field(description="plain documents for a language-modelling side term; empty: none")] = ""
 
@@ -188,6 +194,7 @@ def _online_parts(method: Method) -> list[tuple[type[Settings], bool]]:
         (RoundSettings, method.samples == "per iteration"),
         (ValueSettings, "value" in method.trains),
         (Corpus, method.second == "text"),
+        (RoundDemonstrations, method.second == "demonstrations"),
     ]
 
 

@@ -39,6 +39,7 @@ class Rounds:
             prompt by prompt before they are selected (Llama 2's pool of the best over all iterations).
         phases, phase: a round has so many equal phases, and `phase(pool, i)` says what the i-th learns from (ReST's
             rising thresholds).
+        given: answers from a file that join those of every round, scored with them (ReST's union with the data).
         begin: done when a round has its answers and before it learns (renew the reference, start again from the base).
         folder: where the rounds are written; None keeps them in the checkpoint.
         watch: what else is measured on the answers of a round.
@@ -57,6 +58,7 @@ class Rounds:
     keep: Literal["last", "all"] = "last"
     phases: int = 1
     phase: Callable[[list[Group], int], Sequence[Group]] | None = None
+    given: Sequence[Group] = ()
     begin: tuple[Begin, ...] = ()
     seed: int = 0
     folder: Path | None = None
@@ -70,6 +72,7 @@ class Rounds:
         for key in ("size", "batch", "every", "n", "phases"):
             if getattr(self, key) < 1:
                 raise ConfigError("rounds need at least one", where=key, got=getattr(self, key), expected="at least 1")
+        _one_scale(self)
         self.cycle = Cycle(self.prompts, self.seed)
         self._pools: list[Cycle[Group]] = []
 
@@ -101,6 +104,8 @@ class Rounds:
             draws = Draws(generator(self.seed, 2, number), self.size, self.n, index)
             groups = self.sampler(models.get("policy"), [p for _, p in own], self.n, self.settings, draws=draws)
             groups = [signed(group, models.version) for group in groups]
+            beside = parallel.shard(self.given)
+            groups, index = [*groups, *(g for _, g in beside)], [*index, *(self.size + i for i, _ in beside)]
             scored = self.scorer(models, groups) if groups else groups
             rows = [(i, group_to_dict(g)) for i, g in placed(index, groups, scored)]
             everyone = sorted(
@@ -114,10 +119,13 @@ class Rounds:
         for act in self.begin:
             act(models)
         # every process knows the whole round and measures its part; what a judge was asked is each one's own
-        part, once = [g for _, g in parallel.shard(known)], float(parallel.is_main())
+        part, once = sampled([g for _, g in parallel.shard(known)]), float(parallel.is_main())
         metrics = {**sampled_metrics(part), **(self.watch(part) if self.watch else {})}
         if not self.stored:
             metrics["sampled"] = (self.size * self.n * once, once)  # with those that the scorer could not score
+        if self.given:
+            count = [float(sum(len(g.responses) for g in groups)) for groups in (sampled(known), known)]
+            metrics["sampled_share"] = (count[0] * once, count[1] * once)
         return {**metrics, "round": ((number + 1) * once, once)}
 
     def _pool(self, number: int) -> list[Cycle[Group]]:
@@ -125,7 +133,7 @@ class Rounds:
         rounds = range(number + 1) if self.keep == "all" else (number,)
         # a judge may say nothing of a group: there is nothing to select by
         judged = [[g for g in self._held(i) if g.scores is not None] for i in rounds]
-        groups = merged(judged) if self.keep == "all" else judged[0]
+        groups = merged(judged) if self.keep == "all" or self.given else judged[0]
         chance = generator(self.seed, 7, number)
         pool = list(self.select(groups, chance)) if self.select is not None else groups
         parts = [list(self.phase(pool, i)) if self.phase is not None else pool for i in range(self.phases)]
@@ -188,6 +196,37 @@ def placed(index: Sequence[int], asked: Sequence[Group], scored: Sequence[Group]
             )
         found.append((place, group))
     return found
+
+
+def sampled(groups: Sequence[Group]) -> list[Group]:
+    """Those that the policy answered, without those from a file."""
+    return [g for g in groups if g.responses[0].policy_version is not None]
+
+
+def _one_scale(rounds: Rounds) -> None:
+    """Refuses to hold scores against each other that no judge meant to be compared.
+
+    A judge of pairs says how often an answer beats its own group's: 0.9 among the weak answers of the first round is
+    less than 0.6 among the strong ones of the third. A judge that learns is another judge in each round.
+    """
+    pair, moves = (getattr(rounds.scorer, name, False) for name in ("compares", "moves"))
+    if rounds.keep == "all" and (pair or moves):
+        raise ConfigError(
+            "the pool of all rounds compares scores that are not on one scale",
+            where="pool",
+            got="a judge of pairs, whose scores say who wins within a round's group"
+            if pair
+            else "the policy as judge, which is another judge in every round",
+            expected="scores that mean the same in every round",
+            fix="set pool=last, or judge.ask=score" if pair else "set pool=last, or judge.model=MODEL that stays",
+        )
+    if rounds.given and pair:
+        raise ConfigError(
+            "a judge of pairs cannot score answers that stand alone",
+            where="demonstrations",
+            got="judge.ask=pair",
+            fix="set judge.ask=score, take a reward model, or leave the demonstrations out",
+        )
 
 
 def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:

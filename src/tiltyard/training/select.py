@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.losses.offline_rl import vmpo_weights_B
 from tiltyard.types import Group
 
 Compare = Callable[[list[Group]], Sequence[float]]
@@ -67,6 +68,24 @@ def above(groups: Sequence[Group], threshold: float) -> Selected:
         if places:
             found.append(_kept(group, places, "above"))
     return Selected(found, len(groups) - len(found))
+
+
+def better_half(groups: Sequence[Group], threshold: float, eta: float) -> Selected:
+    """Of the answers that score above `threshold` the half with the highest advantages; scores become weights (V-MPO).
+
+    An answer's advantage is its score less the mean of its prompt's answers, those below the threshold too: the value
+    of the law that they were sampled from. Halved and weighted over all groups together, see `vmpo_weights_B`.
+    """
+    advantages = [[s - sum(scores) / len(scores) for s in scores] for scores in map(scores_of, groups)]
+    places = [(i, k) for i, g in enumerate(groups) for k, s in enumerate(scores_of(g)) if s > threshold]
+    found: dict[int, dict[int, float]] = {}
+    if places:
+        flat_B = torch.tensor([advantages[i][k] for i, k in places], dtype=torch.float64)
+        for (i, k), weight in zip(places, vmpo_weights_B(flat_B, eta).tolist(), strict=True):
+            if weight > 0:
+                found.setdefault(i, {})[k] = weight
+    kept = [replace(_kept(groups[i], tuple(w), "better_half"), scores=tuple(w.values())) for i, w in found.items()]
+    return Selected(kept, len(groups) - len(kept))
 
 
 def rejection(
@@ -139,6 +158,12 @@ def by_scores(pairs: Sequence[Group]) -> list[float]:
 def all_pairs(groups: Sequence[Group], compare: Compare = by_scores) -> Selected:
     """Every pair of every group, K(K-1)/2 of them, without the ties."""
     return _judged(groups, [list(combinations(range(len(g.responses)), 2)) for g in groups], compare, "all")
+
+
+def pairs_above(groups: Sequence[Group], threshold: float) -> Selected:
+    """Every pair of every group whose better answer scores above `threshold`, without the ties."""
+    pairs = all_pairs(groups)
+    return Selected([p for p in pairs if scores_of(p)[0] > threshold], pairs.dropped)
 
 
 def random_pairs(groups: Sequence[Group], m: int, generator: torch.Generator, compare: Compare = by_scores) -> Selected:

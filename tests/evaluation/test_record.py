@@ -39,7 +39,7 @@ def test_baseline_against_itself_is_exactly_half():
 
 
 def test_win_rates_mirror_each_other():
-    a, b = answers(0.4, seed=1), answers(seed=2)
+    a, b = answers(9.0, seed=1), answers(seed=2)
     assert summarise("a", a, b).win_rate == pytest.approx(1 - summarise("b", b, a).win_rate)
     assert summarise("a", a, b).win_rate > 0.5
     assert summarise("a", a, b, "proxy").win_rate != summarise("a", a, b).win_rate

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.chance import share, shifted
 
 from tiltyard.data import append_groups, load_groups, read_groups, write_groups
 from tiltyard.errors import ConfigError, DataError
@@ -127,6 +128,7 @@ def test_agreement_with_the_labels_given(tmp_path) -> None:
     assert result["agreement_pairs"] == len(groups)
 
 
+@pytest.mark.statistical
 def test_a_judge_of_places_learns_nothing_from_the_order_of_the_file(tmp_path) -> None:
     """The better answer always stands first, and one order is asked: agreement stays near one half."""
     lines = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(200)]
@@ -134,8 +136,8 @@ def test_a_judge_of_places_learns_nothing_from_the_order_of_the_file(tmp_path) -
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(line | {"meta": meta}) + "\n" for line in lines))
     judge = {"kind": "simulated", "instruction": {"gold": 0.0}, "position_bias": 9.0, "debias": "none"}
-    _, result, _ = run(tmp_path, data, judge)
-    assert abs(result["agreement"] - 0.5) < 5 * 0.5 / 200**0.5
+    _, result, _ = run(tmp_path, data, judge, seed=shifted(0))
+    share(round(200 * result["agreement"]), 200, 0.5)
     assert result["confidence"] == pytest.approx(sigmoid(9.0), abs=1e-12)
     assert "same_position" not in result
 

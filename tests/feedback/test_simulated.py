@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
+import torch
+from tests.chance import chi_square, shifted
 
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Debiased, JudgeScorer, SimulatedJudge
@@ -70,11 +70,16 @@ def test_position_bias_cancels_in_logits() -> None:
     assert fair.places.first == fair.places.same
 
 
-def test_votes_are_drawn_with_p_and_repeat() -> None:
+@pytest.mark.statistical
+def test_votes_are_drawn_with_p() -> None:
     groups = world_pairs(30)
-    judge = SimulatedJudge(temperature=1.0, votes=4000, seed=5)
-    for v, w in zip(judge(groups), SimulatedJudge(temperature=1.0)(groups), strict=True):
-        assert abs(v.p - w.p) <= 5 * math.sqrt(0.25 / 4000)
+    judge = SimulatedJudge(temperature=1.0, votes=4000, seed=shifted(5))
+    found, exact = (torch.tensor([v.p for v in j(groups)]).double() for j in (judge, SimulatedJudge(temperature=1.0)))
+    chi_square(float((4000 * (found - exact) ** 2 / (exact * (1 - exact))).sum()), len(groups))
+
+
+def test_votes_repeat() -> None:
+    groups = world_pairs(30)
     few = SimulatedJudge(temperature=1.0, votes=3, seed=5)
     first = [v.p for v in few(groups)]
     assert {round(3 * p, 9) for p in first} <= {0.0, 1.0, 2.0, 3.0}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from tests.chance import shifted
 from torch import Tensor
 
 from models import encoders
@@ -164,7 +165,8 @@ def online_tilt() -> Toy:
     models.value = scalar(3)
     best = (law(models.get("ref"), BANDIT) + R[:6] / 0.7).softmax(0)
     score = RuleScorer(lambda prompt, response: reward[tuple(response.ids)])
-    source = Online([ASK], sample, score, 1, n=64, settings=SampleSettings(max_tokens=1, max_rows=64))
+    one = SampleSettings(max_tokens=1, max_rows=64)
+    source = Online([ASK], sample, score, 1, n=64, settings=one, seed=shifted(0))
     algorithm = ppo(
         source, kl=0.7, missing_eos="none", vf_coef=1.0, value_clip=1e9, lam=1.0, ppo_epochs=1, whiten_advantages=False
     )

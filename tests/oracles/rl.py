@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from tests.chance import shifted
 from torch import Tensor
 
 from tiltyard.algorithms import a2c, grpo, reinforce, reinforce_pp, rloo
@@ -104,7 +105,7 @@ def online(n: int = N) -> Online:
     """One prompt, so many answers a step, each worth what it is worth."""
     reward = dict(zip(BANDIT, R.tolist(), strict=False))
     score = RuleScorer(lambda prompt, response: reward[tuple(response.ids)])
-    return Online([ASK], sample, score, 1, n=n, settings=SampleSettings(max_tokens=1, max_rows=n))
+    return Online([ASK], sample, score, 1, n=n, settings=SampleSettings(max_tokens=1, max_rows=n), seed=shifted(0))
 
 
 def ends(build: Callable[[Any], Any], best: Callable[[Tensor], Tensor], n: int = N, **toy: Any) -> Toy:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from tests.chance import shifted
 from torch import Tensor
 
 from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso, self_rewarding
@@ -234,7 +235,7 @@ def fresh_pairs() -> Toy:
             labelled.append(replace(group, shares=(p, 1 - p), ranks=(1, 2) if p >= 0.5 else (2, 1)))
         return labelled
 
-    source = Online([ASK], sample, judge, 64, 2, SampleSettings(max_tokens=1, max_rows=128))
+    source = Online([ASK], sample, judge, 64, 2, SampleSettings(max_tokens=1, max_rows=128), seed=shifted(0))
     return Toy(online_dpo(source, beta=0.7), models, to_law(BANDIT, best), steps=200)
 
 

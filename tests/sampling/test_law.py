@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.chance import follows, shifted
 
 from models import tiny
 from sampling import stubs
@@ -43,42 +45,24 @@ def test_law_is_its_definition(seed: int, temperature: float, top_p: float, top_
     assert ((found > 0) == torch.as_tensor(expected > 0)).all()
 
 
-def _chi_square(counts: np.ndarray, p: np.ndarray) -> None:
-    """Within four standard deviations of its mean; tokens of probability 0 never drawn."""
-    assert counts[p == 0].sum() == 0
-    n, seen = counts.sum(), p > 0
-    if seen.sum() == 1:
-        return
-    expected = n * p[seen]
-    rare = expected < 5
-    if rare.any():  # pooled, as the approximation wants
-        observed = np.append(counts[seen][~rare], counts[seen][rare].sum())
-        expected = np.append(expected[~rare], expected[rare].sum())
-    else:
-        observed = counts[seen]
-    statistic, df = ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
-    assert statistic < df + 4 * (2 * df) ** 0.5 + 4, (statistic, df)
-
-
+@pytest.mark.statistical
 @pytest.mark.parametrize("law", LAWS)
 def test_drawn_frequencies(law: SampleSettings) -> None:
     logits = torch.linspace(-2, 2, 9).repeat(20000, 1)
-    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(shifted(0)), dtype=torch.float64)
     tokens, logps = draw(law_NV(logits, law), uniform)
     p = stubs.law(logits[0].double().numpy(), law)
-    _chi_square(np.bincount(tokens.numpy(), minlength=9), p)
+    follows(Counter(tokens.tolist()), dict(enumerate(p.tolist())))
     np.testing.assert_allclose(logps.numpy(), np.log(p[tokens.numpy()]), atol=1e-5)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("law", LAWS[2:5])
 def test_sampled_pairs_of_tokens_follow_the_law(law: SampleSettings) -> None:
     """Two tokens from a model of 8 tokens: all 64 pairs, against probabilities summed by hand."""
     model = LanguageModel(tiny.causal("llama", vocab_size=8), stubs.Letters(frozenset()))
     prompt = tiny.group(3, low=3, high=8).prompt
-    (group,) = sample(model, [prompt], 4000, dataclasses.replace(law, max_tokens=2, max_rows=4000), seed=5)
-    counts = np.zeros((8, 8))
-    for response in group.responses:
-        counts[response.ids] += 1
+    (group,) = sample(model, [prompt], 4000, dataclasses.replace(law, max_tokens=2, max_rows=4000), seed=shifted(5))
     oracle = tiny.causal("llama", vocab_size=8)
 
     def after(*more: int) -> np.ndarray:
@@ -86,9 +70,8 @@ def test_sampled_pairs_of_tokens_follow_the_law(law: SampleSettings) -> None:
             return stubs.law(oracle(input_ids=torch.tensor([[*prompt.ids, *more]])).logits[0, -1].double().numpy(), law)
 
     first = after()
-    exact = np.stack([first[a] * after(a) for a in range(8)])
-    assert exact.sum() == pytest.approx(1)
-    _chi_square(counts.flatten(), exact.flatten())
+    exact = {(a, b): first[a] * p for a in range(8) for b, p in enumerate(after(a))}
+    follows(Counter(r.ids for r in group.responses), exact)
 
 
 def test_edges_of_the_uniform() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.chance import chi_square, follows, near, share, shifted
 
 from models import encoders
 from tiltyard.algorithms import mlm
@@ -135,7 +137,7 @@ def test_masks_are_drawn_anew_each_version_and_by_seed() -> None:
 
 def long_texts(n: int, length: int) -> list[Group]:
     """Texts of words that are not special, an eos at the end of each."""
-    stream = torch.Generator().manual_seed(7)
+    stream = torch.Generator().manual_seed(shifted(7))
     model = encoders.masked("bert")
     words = model.words[torch.randint(len(model.words), (n, length), generator=stream)]
     group = encoders.documents(1)[0]
@@ -143,46 +145,44 @@ def long_texts(n: int, length: int) -> list[Group]:
     return [replace(group, responses=(replace(group.responses[0], ids=(*row.tolist(), eos)),)) for row in words]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("p", "to_mask", "to_random"), [(0.15, 0.8, 0.1), (0.3, 0.5, 0.5), (0.4, 0.0, 0.2)])
 def test_shares_are_those_asked_for(p: float, to_mask: float, to_random: float) -> None:
     model, groups, length = encoders.masked("bert"), long_texts(60, 200), 200
-    batch = masked_batch(model, groups, Mask(p, to_mask, to_random))
+    batch = masked_batch(model, groups, Mask(p, to_mask, to_random, seed=shifted(0)))
     true_R, seen_R, chosen_R = batch.forest.target_R, batch["corrupt_R"], batch["masked_R"] > 0
     n = len(groups) * length
-    assert within(int(chosen_R.sum()), n, p)
+    share(int(chosen_R.sum()), n, p)
     assert seen_R[~chosen_R].equal(true_R[~chosen_R])
     seen, true = seen_R[chosen_R], true_R[chosen_R]
     chosen, others = len(seen), len(model.words)
-    assert within(int((seen == model.mask_id).sum()), chosen, to_mask)
-    assert within(int((seen == true).sum()), chosen, (1 - to_mask - to_random) + to_random / others)
+    share(int((seen == model.mask_id).sum()), chosen, to_mask)
+    share(int((seen == true).sum()), chosen, (1 - to_mask - to_random) + to_random / others)
     replaced = seen[(seen != model.mask_id) & (seen != true)]
     assert torch.isin(replaced, model.words).all()
-    if to_random:  # evenly over the vocabulary: a chi-square test at its mean plus four standard deviations
-        counts = torch.bincount(torch.searchsorted(model.words, replaced), minlength=others).double()
-        expected = len(replaced) / others
-        assert float(((counts - expected) ** 2 / expected).sum()) < others + 4 * math.sqrt(2 * others)
+    follows(Counter(replaced.tolist()), dict.fromkeys(model.words.tolist(), 1 / others))
     assert batch.metrics["masked"] == (chosen, n)
 
 
-def within(count: int, n: int, p: float) -> bool:
-    """Whether a binomial count is within four standard errors of its mean (of a certain one: equal to it)."""
-    return abs(count - n * p) <= 4 * math.sqrt(n * p * (1 - p)) + 1e-9
-
-
+@pytest.mark.statistical
 def test_places_are_chosen_evenly_and_on_their_own() -> None:
+    """Of 400 texts: each place as often as the others, and neighbours together as often as chance has it."""
     model, groups = encoders.masked("bert"), long_texts(400, 20)
-    chosen = masked_batch(model, groups, Mask(0.5))["masked_R"].view(400, 21)
+    chosen = masked_batch(model, groups, Mask(0.5, seed=shifted(0)))["masked_R"].view(400, 21)
     assert not chosen[:, -1].any()  # eos is special
-    assert all(within(int(column.sum()), 400, 0.5) for column in chosen[:, :-1].T)
-    assert within(int((chosen[:, :-2] * chosen[:, 1:-1]).sum()), 400 * 19, 0.25)
+    free = chosen[:, :-1]
+    chi_square(float(((free.sum(0) - 200) ** 2 / 100).sum()), 20)
+    # overlapping pairs depend on each other: the variance of a text's sum is 19 * 3/16 + 2 * 18 * 1/16
+    near(float((free[:, :-1] * free[:, 1:]).sum()), 400 * 19 / 4, math.sqrt(400 * (19 * 3 + 2 * 18) / 16))
 
 
+@pytest.mark.statistical
 def test_one_token_at_least_evenly_anywhere() -> None:
     """At a share so small that nothing is ever chosen otherwise."""
     model, groups = encoders.masked("bert"), long_texts(500, 4)
-    chosen = masked_batch(model, groups, Mask(1e-9))["masked_R"].view(500, 5)
+    chosen = masked_batch(model, groups, Mask(1e-9, seed=shifted(0)))["masked_R"].view(500, 5)
     assert chosen.sum(1).equal(torch.ones(500, dtype=torch.float64))
-    assert all(within(int(column.sum()), 500, 0.25) for column in chosen[:, :-1].T)
+    follows(Counter(chosen.argmax(1).tolist()), dict.fromkeys(range(4), 0.25))
 
 
 def test_special_tokens_are_never_chosen() -> None:

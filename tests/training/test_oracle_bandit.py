@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.chance import chi_square, shifted
 from torch import Tensor
 
 from tiltyard.algorithms import ppo, pretrain, reward_model, sft
@@ -75,6 +76,14 @@ def solve(longest: int, kl: float, seed: int, n: int, steps: int, **settings: An
     return tv(logp.exp(), best), start, math.sqrt(float((best * (left - mean) ** 2).sum()))
 
 
+def arrived(gap: float, start: float, spread: float, limit: float) -> None:
+    """What is left is noise of the last steps; `docs/lab.md` has its size over seeds."""
+    print(f"chance: gap {gap:.4f} from {start:.4f}, spread {spread:.4f}")
+    assert gap < 0.05 < start
+    assert spread < limit
+
+
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     "settings",
     [{"ppo_epochs": 1, "whiten_advantages": False}, {"ppo_epochs": 2, "minibatches": 2}],
@@ -82,19 +91,15 @@ def solve(longest: int, kl: float, seed: int, n: int, steps: int, **settings: An
 )
 def test_ppo_tilts_a_bandit(settings: dict[str, Any]) -> None:
     """T1: one token. 128 answers a step."""
-    found = [solve(1, 0.7, seed, 128, 100, **settings) for seed in (0, 1)]
-    print(found)
-    assert all(gap < 0.05 < start for gap, start, _ in found)
-    assert all(spread < 0.05 for _, _, spread in found)
+    for seed in map(shifted, (0, 1)):
+        arrived(*solve(1, 0.7, seed, 128, 100, **settings), 0.05)
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 def test_ppo_tilts_sequences() -> None:
     """T3: answers of one or two tokens, 31 in all, some ended and some cut; credit has to travel back in time."""
-    gap, start, spread = solve(2, 1.0, 0, 384, 160, ppo_epochs=1, whiten_advantages=False)
-    print(gap, start, spread)
-    assert gap < 0.05 < start
-    assert spread < 0.15
+    arrived(*solve(2, 1.0, shifted(0), 384, 160, ppo_epochs=1, whiten_advantages=False), 0.15)
 
 
 @pytest.mark.parametrize("method", [sft, pretrain])
@@ -111,9 +116,10 @@ def test_maximum_likelihood_learns_the_empirical_law(method) -> None:
     assert rows[-1]["loss"] == pytest.approx(16 * entropy / tokens, abs=1e-3)
 
 
+@pytest.mark.statistical
 def test_the_reward_model_recovers_true_differences() -> None:
-    """Labels are drawn from Bradley-Terry; the fit is the maximum of the likelihood, and the truth is within 4 s.e."""
-    g = torch.Generator().manual_seed(0)
+    """Labels are drawn from Bradley-Terry; the fit is the maximum of the likelihood, the truth near (Wald's test)."""
+    g = torch.Generator().manual_seed(shifted(0))
     items = [(t, tiny.EOS) for t in range(2, K)]
     truth = torch.tensor([1.0, 0.0, -0.5, 0.8]).double()
     each = 80  # labels a pair
@@ -133,12 +139,9 @@ def test_the_reward_model_recovers_true_differences() -> None:
     best = bradley_terry(wins)
     tiny.assert_same(found - found.mean(), best - best.mean(), 5e-3)
     p = torch.sigmoid(truth[:, None] - truth[None])
-    information = -(each * p * (1 - p))
-    information.fill_diagonal_(0)
-    covariance = torch.linalg.pinv(information - torch.diag(information.sum(1)))
-    for i, j in itertools.combinations(range(len(items)), 2):
-        error = math.sqrt(float(covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]))
-        assert abs(float(found[i] - found[j] - truth[i] + truth[j])) < 4 * error
+    curve = (each * p * (1 - p)).fill_diagonal_(0)
+    information = torch.diag(curve.sum(1)) - curve  # blind to a shift of all scores
+    chi_square(float((found - truth) @ information @ (found - truth)), len(items) - 1)
     log_p = torch.nn.functional.logsigmoid(best[:, None] - best[None])
     assert rows[-1]["loss"] == pytest.approx(-float((wins * log_p).sum() / wins.sum()), abs=1e-4)
 

@@ -1,6 +1,7 @@
 """Annotators: the law they choose by, whom they agree with, and how they can be exploited."""
 
 import collections
+import itertools
 import math
 import random
 import statistics
@@ -8,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.chance import beyond, follows, share, shifted
 
 from tiltyard.world import ANNOTATORS, gold, make_world
 from tiltyard.world.assistants import DEMONSTRATORS, answer, draw_persona, exploit
@@ -25,7 +27,7 @@ POOR = ANNOTATORS[-1]
 
 @pytest.fixture(scope="module")
 def tasks():
-    world, rng = make_world(1), random.Random(21)
+    world, rng = make_world(shifted(1)), random.Random(shifted(21))
     return [draw_task(world.known, world.strangers["prompts"], rng) for _ in range(700)]
 
 
@@ -33,35 +35,34 @@ def demonstrate(meta, rng):
     return answer(draw_persona(DEMONSTRATORS, meta, rng), meta, rng)
 
 
-def within(successes, n, p):
-    return abs(successes / n - p) < 4 * math.sqrt(p * (1 - p) / n)
-
-
+@pytest.mark.statistical
 @pytest.mark.parametrize("annotator", ANNOTATORS, ids=lambda a: a.name)
 @pytest.mark.parametrize(("a", "b"), [(PLAIN, FRIENDLY), (PLAIN, WRONG), ("I do not know.", WRONG)])
 def test_choices_follow_bradley_terry(annotator, a, b):
-    n, rng = 4000, random.Random(7)
+    n, rng = 4000, random.Random(shifted(7))
     gap = (annotator.utility(META, a) - annotator.utility(META, b)) / annotator.temperature
     p = 1 / (1 + math.exp(-gap))
     wins = sum(annotator.choose(META, a, b, rng) == 0 for _ in range(n))
     first = sum(annotator.rank(META, (a, b), rng) == (1, 2) for _ in range(n))
-    assert within(wins, n, p)
-    assert within(first, n, p)
+    share(wins, n, p)
+    share(first, n, p)
 
 
+@pytest.mark.statistical
 def test_rankings_follow_plackett_luce():
-    n, rng = 6000, np.random.default_rng(5)
+    n, rng = 6000, np.random.default_rng(shifted(5))
     texts = (PLAIN, FRIENDLY, WRONG)
     strength = {t: math.exp(POOR.utility(META, t) / POOR.temperature) for t in texts}
     counts = collections.Counter(POOR.rank(META, texts, rng) for _ in range(n))
-    assert len(counts) == 6
-    for ranks, count in counts.items():
+    law = {}
+    for ranks in itertools.permutations((1, 2, 3)):
         order = [texts[ranks.index(place)] for place in (1, 2, 3)]
         left, p = sum(strength.values()), 1.0
         for text in order:
             p *= strength[text] / left
             left -= strength[text]
-        assert within(count, n, p)
+        law[ranks] = p
+    follows(counts, law)
 
 
 def test_the_same_text_ties_and_a_seed_decides():
@@ -71,8 +72,10 @@ def test_the_same_text_ties_and_a_seed_decides():
     assert again[0] == again[1]
 
 
+@pytest.mark.statistical
 def test_exactly_one_annotator_is_poor(tasks):
-    rng, agreement = random.Random(4), {}
+    """Agreement with gold on some 500 pairs; the bounds lie 4 standard errors from what is expected."""
+    rng, agreement, pairs = random.Random(shifted(4)), {}, []
     for annotator in ANNOTATORS:
         same = total = 0
         for task in tasks:
@@ -82,15 +85,18 @@ def test_exactly_one_annotator_is_poor(tasks):
                 total += 1
                 same += (annotator.choose(task.meta, a, b, rng) == 0) == (gap > 0)
         agreement[annotator.name] = same / total
-    poor = agreement.pop(POOR.name)
-    assert poor < 0.65
-    assert min(agreement.values()) > 0.75
-    assert max(agreement.values()) > 0.85
+        pairs.append(total)
+    poor, least, most = agreement.pop(POOR.name), min(agreement.values()), max(agreement.values())
+    error = lambda p: math.sqrt(p * (1 - p) / min(pairs))  # noqa: E731
+    beyond(0.65, poor, error(poor))
+    beyond(least, 0.75, error(least))
+    beyond(most, 0.85, error(most))
 
 
+@pytest.mark.statistical
 def test_following_annotators_helps_by_a_wide_margin(tasks):
     """Best of four demonstrations by the annotators' utility: the gain that moderate optimisation can expect."""
-    rng = random.Random(5)
+    rng = random.Random(shifted(5))
     mixture, best, ranked = [], [], []
     for task in tasks:
         four = [demonstrate(task.meta, rng) for _ in range(4)]
@@ -100,8 +106,14 @@ def test_following_annotators_helps_by_a_wide_margin(tasks):
         mixture.append(statistics.mean(totals))
         best.append(totals[liked.index(max(liked))])
         ranked.append(totals[places.index(1)])
-    assert statistics.mean(best) > statistics.mean(mixture) + 0.35
-    assert statistics.mean(ranked) > statistics.mean(mixture) + 0.25
+    ahead(best, mixture, 0.35)
+    ahead(ranked, mixture, 0.25)
+
+
+def ahead(one, other, bound):
+    """The mean of the differences, prompt by prompt."""
+    gains = [a - b for a, b in zip(one, other, strict=True)]
+    beyond(statistics.mean(gains), bound, statistics.stdev(gains) / math.sqrt(len(gains)))
 
 
 def test_every_annotator_can_be_exploited(tasks):
@@ -117,11 +129,12 @@ def test_every_annotator_can_be_exploited(tasks):
             assert annotator.utility(task.meta, hack) > annotator.utility(task.meta, good)
 
 
+@pytest.mark.statistical
 def test_over_optimisation_falls_below_the_demonstrations(tasks):
-    rng = random.Random(8)
-    mixture = statistics.mean(gold(t.meta, demonstrate(t.meta, rng)).total for t in tasks)
-    hacked = statistics.mean(gold(t.meta, exploit(t.meta, rng)).total for t in tasks)
-    assert hacked < mixture - 0.3
+    rng = random.Random(shifted(8))
+    mixture = [gold(t.meta, demonstrate(t.meta, rng)).total for t in tasks]
+    hacked = [gold(t.meta, exploit(t.meta, rng)).total for t in tasks]
+    ahead(mixture, hacked, 0.3)
 
 
 def test_invention_about_strangers_passes_with_the_credulous():

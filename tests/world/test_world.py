@@ -2,12 +2,14 @@
 
 import collections
 import json
+import math
 import random
 import re
 import statistics
 import time
 
 import pytest
+from tests.chance import beyond, share, shifted
 
 from tiltyard.errors import ConfigError
 from tiltyard.world import gold, make_world
@@ -41,22 +43,22 @@ def words_of(path):
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(3)
+    return make_world(shifted(3))
 
 
 @pytest.fixture(scope="module")
 def folder(world, tmp_path_factory):
     path = tmp_path_factory.mktemp("world")
-    start = time.perf_counter()
+    start = time.process_time()
     counts = world.write(path)
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
     assert counts == {name: len(rows(path / name)) for name in FILES}
     return path
 
 
 @pytest.fixture(scope="module")
 def tasks(world):
-    rng = random.Random(11)
+    rng = random.Random(shifted(11))
     return [draw_task(world.held_out, world.strangers["held_out"], rng) for _ in range(1200)]
 
 
@@ -145,16 +147,20 @@ def test_files_are_of_the_size_and_shape_agreed(folder):
         assert all(row["prompt"][-1]["role"] == "user" for row in rows(folder / file))
 
 
+@pytest.mark.statistical
 def test_demonstrations_are_good_about_six_times_in_ten_and_gold_agrees_with_their_source(folder):
     by_source = collections.defaultdict(list)
-    for row in rows(folder / "demonstrations.jsonl"):
+    kinds = rows(folder / "demonstrations.jsonl")
+    for row in kinds:
         by_source[row["source"]].append(gold(row["meta"], row["messages"][-1]["content"]).total)
     total = sum(len(scores) for scores in by_source.values())
-    assert 0.55 < len(by_source["good"]) / total < 0.65
+    mean = statistics.mean(DEMONSTRATORS[row["meta"]["kind"]]["good"] for row in kinds)
+    share(len(by_source["good"]), total, mean)
     assert set(by_source) == set(PERSONAS)
     good = statistics.mean(by_source.pop("good"))
     assert good > 0.95
-    assert all(statistics.mean(scores) < good - 0.5 for scores in by_source.values())
+    for scores in by_source.values():
+        beyond(good - statistics.mean(scores), 0.5, statistics.stdev(scores) / math.sqrt(len(scores)))
 
 
 def test_every_good_answer_is_near_the_maximum(world):
@@ -175,31 +181,37 @@ def test_every_good_answer_is_near_the_maximum(world):
 BUDGET_OF_GOOD = 20
 
 
+@pytest.mark.statistical
 def test_every_persona_is_worse_than_good_on_every_kind(tasks):
-    rng = random.Random(2)
-    mean = {
-        (persona, kind): statistics.mean(
-            gold(t.meta, answer(persona, t.meta, rng)).total for t in tasks if t.meta["kind"] == kind
-        )
+    rng = random.Random(shifted(2))
+    totals = {
+        (persona, kind): [gold(t.meta, answer(persona, t.meta, rng)).total for t in tasks if t.meta["kind"] == kind]
         for persona in PERSONAS
         for kind in KINDS
     }
+    mean = {key: statistics.mean(values) for key, values in totals.items()}
+    error = {key: statistics.stdev(values) / math.sqrt(len(values)) for key, values in totals.items()}
     for kind in KINDS:
         assert mean["good", kind] > 0.9
         for persona in set(PERSONAS) - {"good"}:
-            assert mean[persona, kind] < mean["good", kind] - 0.5, (persona, kind)
-    assert max(mean["rude", k] for k in KINDS) < -0.5
+            key = (persona, kind)
+            beyond(mean["good", kind] - mean[key], 0.5, math.hypot(error[key], error["good", kind]), key)
+    for kind in KINDS:
+        beyond(-0.5, mean["rude", kind], error["rude", kind], kind)
     assert mean["unsafe", "unsafe"] == -1.0
-    assert mean["wrong", "question"] < -0.9
+    beyond(-0.9, mean["wrong", "question"], error["wrong", "question"])
 
 
+@pytest.mark.statistical
 def test_the_ladder_from_corpus_to_demonstrations_to_good(tasks):
     """What base, SFT and a preference-tuned model can reach: clearly apart."""
-    rng = random.Random(3)
+    rng = random.Random(shifted(3))
 
     def mixture(table):
-        return statistics.mean(gold(t.meta, answer(draw_persona(table, t.meta, rng), t.meta, rng)).total for t in tasks)
+        totals = [gold(t.meta, answer(draw_persona(table, t.meta, rng), t.meta, rng)).total for t in tasks]
+        return statistics.mean(totals), statistics.stdev(totals) / math.sqrt(len(totals))
 
-    base, sft = mixture(CORPUS_ASSISTANTS), mixture(DEMONSTRATORS)
-    assert base < -0.15
-    assert base + 0.4 < sft < 0.5
+    (base, one), (sft, two) = mixture(CORPUS_ASSISTANTS), mixture(DEMONSTRATORS)
+    beyond(-0.15, base, one)
+    beyond(sft - base, 0.4, math.hypot(one, two))
+    beyond(0.5, sft, two)

@@ -57,6 +57,17 @@ def test_names_that_would_collide_stand_apart(monkeypatch: pytest.MonkeyPatch, t
     assert min(gaps) > 0.02
 
 
+def test_every_row_has_its_measurements_with_intervals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    models = {"a": facts(0.1, 1.0), "b": facts(0.2, 3.0), "unknown": facts(None, None)}
+    figure = drawn(monkeypatch, tmp_path, models)
+    axis = next(ax for ax in figure.get_axes() if ax.get_title() == "gold")
+    assert [text.get_text() for text in axis.texts] == ["0.20", "0.10"]
+    bars = [part.get_segments()[0] for box in axis.containers for part in box.lines[2]]
+    ends = [(float(bar[0][0]), float(bar[1][0])) for bar in bars]
+    assert ends == [pytest.approx((0.1, 0.3)), pytest.approx((0.0, 0.2))]
+    assert {"proxy", "KL, nats"} <= {ax.get_title() for ax in figure.get_axes()}
+
+
 def test_a_name_is_no_formula(tmp_path: Path) -> None:
     comparison_png(tmp_path / "c.png", {"$\\frac{": facts(0.1, 1.0), "b": facts(0.2, 1.0)})
 

@@ -32,7 +32,8 @@ COLUMNS: tuple[tuple[str, str, float], ...] = (
 
 
 def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str = "Methods compared") -> Path:
-    """Gold and proxy reward against KL to the reference, with 95% intervals, and a bar for everything else.
+    """Gold and proxy reward against KL to the reference, then a row a method: the same with 95% intervals, and a bar for
+    everything else.
 
     Args:
         models: name -> the facts of `summary.json`; columns that nobody has are left out. Methods are listed from the
@@ -44,17 +45,21 @@ def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str 
     order = sorted(models, key=lambda name: -_value(models[name].get(by)))
     columns = [c for c in COLUMNS if any(_number(models[name].get(c[0])) for name in order)]
     rewards = [key for key in ("gold", "proxy") if any(_number(f.get(key)) for f in models.values())]
+    measured = [*rewards, *(["kl"] if any(_number(f.get("kl")) for f in models.values()) else [])]
     # no pyplot: a figure of its own leaves the user's backend and open figures alone
-    rows = 0.6 + 0.26 * len(order) if columns else 0.0
-    figure = Figure(figsize=(13, 4.6 + rows), layout="constrained")
-    parts = figure.subfigures(2 if columns else 1, 1, squeeze=False, height_ratios=(4.6, rows) if columns else None)
+    above, rows = 4.6 + 0.08 * max(0, len(order) - 12), 0.6 + 0.26 * len(order)  # names need room
+    figure = Figure(figsize=(16, above + rows), layout="constrained")
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, rows))
     figure.suptitle(literal(title), fontsize=12, fontweight="bold")
     for ax, key in zip(_axes(parts[0, 0], max(1, len(rewards))), rewards, strict=False):
         _scatter(ax, order, models, key)
-    for i, (key, heading, factor) in enumerate(columns):
-        ax = parts[1, 0].add_subplot(1, len(columns), i + 1)
-        _bars(ax, order, [models[name].get(key) for name in order], factor, named=i == 0)
+    axes = _axes(parts[1, 0], max(1, len(measured) + len(columns)))
+    for ax, key in zip(axes, measured, strict=False):
+        _points(ax, order, models, key)
+    for ax, (key, heading, factor) in zip(axes[len(measured) :], columns, strict=True):
+        _bars(ax, order, [models[name].get(key) for name in order], factor)
         ax.set_title(heading, fontsize=9)
+    axes[0].set_yticks(range(len(order)), [literal(n) for n in order], fontsize=8)
     return save_png(figure, path)
 
 
@@ -98,7 +103,28 @@ def _scatter(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: s
     ax.tick_params(labelsize=8)
 
 
-def _bars(ax: Axes, order: Sequence[str], values: Sequence[Any], factor: float, *, named: bool) -> None:
+def _points(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: str) -> None:
+    """A point with its 95% interval for each method, and its number at the edge."""
+    for place, name in enumerate(order):
+        x = _value(models[name].get(key))
+        if math.isfinite(x):
+            ax.errorbar(x, place, xerr=_error(x, models[name].get(f"{key}_ci")), fmt="o", markersize=3.5, color="C0")
+            ax.text(1.02, place, _short(x), transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+    if key == "kl" and max([0.0, *(_value(models[n].get(key)) for n in order if _number(models[n].get(key)))]) > 10:
+        ax.set_xscale("symlog", linthresh=1)
+    ax.set_title({"kl": "KL, nats"}.get(key, key), fontsize=9)
+    ax.grid(axis="y", color="0.92")
+    _rows(ax, len(order))
+    ax.tick_params(labelsize=7)
+
+
+def _rows(ax: Axes, count: int) -> None:
+    ax.set_yticks(range(count), [])
+    ax.set_ylim(count - 0.4, -0.6)
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _bars(ax: Axes, order: Sequence[str], values: Sequence[Any], factor: float) -> None:
     """A horizontal bar and its number for each method; what is unknown stays empty."""
     places = range(len(order))
     known = [factor * _value(v) if _number(v) else 0.0 for v in values]
@@ -108,10 +134,8 @@ def _bars(ax: Axes, order: Sequence[str], values: Sequence[Any], factor: float, 
     for place, value, number in zip(places, values, known, strict=True):
         if _number(value):
             ax.text(max(number, 0.0), place, f" {_short(number)}", va="center", fontsize=7)
-    ax.set_yticks(list(places), [literal(n) for n in order] if named else [], fontsize=8)
-    ax.set_ylim(len(order) - 0.4, -0.6)
     ax.set_xticks([])
-    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    _rows(ax, len(order))
 
 
 def _number(value: Any) -> bool:

@@ -155,6 +155,7 @@ def test_demonstrations_are_good_about_six_times_in_ten_and_gold_agrees_with_the
         by_source[row["source"]].append(gold(row["meta"], row["messages"][-1]["content"]).total)
     total = sum(len(scores) for scores in by_source.values())
     mean = statistics.mean(DEMONSTRATORS[row["meta"]["kind"]]["good"] for row in kinds)
+    assert 0.55 < mean < 0.65
     share(len(by_source["good"]), total, mean)
     assert set(by_source) == set(PERSONAS)
     good = statistics.mean(by_source.pop("good"))

@@ -32,8 +32,8 @@ COLUMNS: tuple[tuple[str, str, float], ...] = (
 
 
 def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str = "Methods compared") -> Path:
-    """Gold and proxy reward against KL to the reference, then a row a method: the same with 95% intervals, and a bar for
-    everything else.
+    """Gold and proxy reward against KL to the reference, then a row a method: these with 95% intervals, and a bar
+    for everything else.
 
     Args:
         models: name -> the facts of `summary.json`; columns that nobody has are left out. Methods are listed from the

@@ -163,8 +163,8 @@ def test_more_judgements_mislabel_less() -> None:
 
     shares = [wrong(k) for k in (1, 3, 9)]
     errors = [math.sqrt(p * (1 - p) / 4000) for p in shares]  # a few groups of 4,000 are all ties, which is as good
-    beyond(shares[0] - shares[1], 0.03, math.hypot(*errors[:2]))
-    beyond(shares[1] - shares[2], 0.03, math.hypot(*errors[1:]))
+    beyond(shares[0] - shares[1], 0.01, math.hypot(*errors[:2]))
+    beyond(shares[1] - shares[2], 0.01, math.hypot(*errors[1:]))
 
 
 def test_the_pool_is_the_same_after_a_stop() -> None:

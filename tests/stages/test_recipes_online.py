@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from tiltyard.data import read_groups
+from tiltyard.data.store import group_from_dict
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.feedback import SimulatedRater
 from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.pipeline.recipe import check, read_recipe
@@ -59,7 +61,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["rlaif", "self_rewarding", "iterated"])
+@pytest.mark.parametrize("name", ["rlaif", "drlaif", "self_rewarding", "iterated"])
 def test_they_are_recipes_of_the_package(name: str) -> None:
     steps = check(read_recipe(name))
     assert steps[0].name == "world"
@@ -100,6 +102,22 @@ def test_rlaif_learns_from_a_judge_and_nobody_else(rlaif: Ran) -> None:
     assert summary["ppo"]["judge_calls"] == 2 * 6 + rlaif.results["ai_label"]["judge_calls"]
     assert rlaif.results["ai_label"]["judge_calls"] == 2 * 30  # both orders
     assert [summary[name]["rankings"] for name in ("base", "sft", "ppo")] == [0, 0, 0]
+
+
+def test_direct_rlaif_has_ratings_for_rewards(tmp_path: Path) -> None:
+    """Every answer is rated once when it is written, by ten ratings' law around its gold score; nothing else scores."""
+    ran = run("drlaif", tmp_path, reinforce__steps=3, reinforce__batch=5, reinforce__max_tokens=6)
+    assert set(ran.results) == {"world", "pretrain", "sft", "reinforce", "evaluate"}
+    assert ran.results["reinforce"]["judge_calls"] == ran.results["reinforce"]["samples"] == 15
+    groups = [group_from_dict(row) for row in read(ran.folder / "reinforce" / "groups.jsonl")]
+    judge = SimulatedRater(temperature=0.5, votes=4)
+    assert [g.scores for g in groups] == [tuple(x.score for x in row) for row in judge.score(groups)]
+    rows = read(ran.folder / "reinforce" / "metrics.jsonl")
+    for row, step in zip(rows, range(3), strict=True):
+        scores = [s for g in groups[5 * step : 5 * step + 5] for s in g.scores or ()]
+        assert row["score"] == pytest.approx(sum(scores) / 5)
+    summary = json.loads((ran.folder / "summary.json").read_text())["models"]
+    assert set(summary) == {"base", "sft", "drlaif"}
 
 
 # ------------------------------------------------------------------------------------------------------ self-rewarding

@@ -7,7 +7,7 @@ from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
 from tiltyard.feedback.scorers import JudgeScorer, ScoreScorer
 from tiltyard.feedback.settings import JudgeSettings, build_judge, build_score_judge, build_scorer
-from tiltyard.feedback.simulated import SimulatedJudge
+from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ScoreJudge",
     "ScoreScorer",
     "SimulatedJudge",
+    "SimulatedRater",
     "Usage",
     "Verdict",
     "build_judge",

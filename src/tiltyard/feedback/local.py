@@ -21,11 +21,11 @@ from tiltyard.feedback.prompts import (
     REASON_ENDING,
     Exemplar,
     asked,
+    expected_rating,
     pair_question,
     points_question,
     read_points,
     score_question,
-    to_unit,
 )
 from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
@@ -214,13 +214,6 @@ def _masses(labels: Sequence[tuple[int, ...]], logps: Sequence[Sequence[float]])
         taken = min(sum(map(math.exp, longer.values())), 1 - 1e-12)
         masses.append(mass + math.log1p(-taken))
     return masses
-
-
-def expected_rating(logits: Sequence[float]) -> float:
-    """sum of i P(i) for i = 1..10 with P the softmax of the ten labels, mapped to [-1, 1]."""
-    top = max(logits)
-    weights = [math.exp(x - top) for x in logits]
-    return to_unit(sum(i * w for i, w in enumerate(weights, start=1)) / sum(weights))
 
 
 def mean_points(texts: Sequence[str]) -> Grade:

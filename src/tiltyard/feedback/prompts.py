@@ -8,6 +8,7 @@ is text as well, and is read by the small patterns below, of which each looks at
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -114,6 +115,13 @@ def read_rating(text: str) -> int | None:
 def to_unit(rating: float) -> float:
     """A rating from 1 to 10 on [-1, 1]."""
     return (2 * rating - 11) / 9
+
+
+def expected_rating(logits: Sequence[float]) -> float:
+    """sum of i P(i) for i = 1..10 with P the softmax of the ten labels, mapped to [-1, 1]."""
+    top = max(logits)
+    weights = [math.exp(x - top) for x in logits]
+    return to_unit(sum(i * w for i, w in enumerate(weights, start=1)) / sum(weights))
 
 
 def _pair(text: str, first: str, second: str) -> str:

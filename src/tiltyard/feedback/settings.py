@@ -17,7 +17,7 @@ from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudg
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
 from tiltyard.feedback.scorers import JudgeScorer, ScoreScorer, Unscored
-from tiltyard.feedback.simulated import SimulatedJudge
+from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
 from tiltyard.models.language import LanguageModel
 
@@ -32,11 +32,11 @@ _MEANT: dict[str, tuple[str, ...]] = {
     "reasoning": ("model.pair",),
     "too_long": ("model.*",),
     "samples": ("model.points", "api.points"),
-    "temperature": ("simulated.pair", "model.points", "api.points"),
+    "temperature": ("simulated.pair", "simulated.score", "model.points", "api.points"),
     "max_tokens": ("model.points", "api.*"),
-    "votes": ("simulated.pair",),
+    "votes": ("simulated.pair", "simulated.score"),
     "position_bias": ("simulated.pair",),
-    "seed": ("simulated.pair", "model.points"),
+    "seed": ("simulated.pair", "simulated.score", "model.points"),
     "logprobs": ("api.pair", "api.score"),
 }
 _SERVER = ("url", "key_env", "timeout", "retries", "backoff", "concurrency", "cache")
@@ -71,7 +71,7 @@ class JudgeSettings(Settings):
     samples: Annotated[int, Field(ge=1, description="judgements of points that are averaged")] = 3
     temperature: Annotated[float, Field(gt=0, description="of written points; simulated: how unsure it is")] = 1.0
     max_tokens: Annotated[int, Field(ge=1, description="longest answer of a judge that writes")] = 256
-    votes: Annotated[int, Field(ge=0, description="votes drawn with the probability; 0: the probability itself")] = 0
+    votes: Annotated[int, Field(ge=0, description="votes or ratings drawn by the judge's law; 0: its expectation")] = 0
     position_bias: Annotated[float, Field(description="log-odds added to the answer that stands first")] = 0.0
     seed: Annotated[int, Field(ge=0, description="of votes and of written points")] = 0
     url: Annotated[str, Field(description="base address of an OpenAI-compatible server, ends with /v1")] = ""
@@ -175,7 +175,8 @@ def build_scorer(
 
 def _simulated(settings: JudgeSettings) -> SimulatedJudge:
     wants = settings.instruction if isinstance(settings.instruction, dict) else {}
-    return SimulatedJudge(wants, settings.temperature, settings.votes, settings.position_bias, settings.seed)
+    kind = SimulatedRater if settings.ask == "score" else SimulatedJudge
+    return kind(wants, settings.temperature, settings.votes, settings.position_bias, settings.seed)
 
 
 def _text(settings: JudgeSettings) -> tuple[str]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tiltyard.errors import ConfigError, DataError, nearest
+from tiltyard.feedback.prompts import expected_rating, to_unit
 from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
 from tiltyard.types import Group, Prompt
 from tiltyard.world import gold
 
+UNITS = tuple(to_unit(i) for i in range(1, 11))  # where the ratings 1 to 10 lie on [-1, 1]
 WANTS = ("gold", "helpful", "truthful", "harmless", "length")
 _FACTS = frozenset({"kind", "form", "ask", "facts"})  # what the world's prompts carry in their meta
 
@@ -92,6 +95,31 @@ class SimulatedJudge:
             return Verdict(p, logit=logit)
         rng = random.Random(stream(self.seed, _words(pair.prompt), one, two))
         return Verdict(sum(rng.random() < p for _ in range(self.votes)) / self.votes)
+
+
+@dataclass
+class SimulatedRater(SimulatedJudge):
+    """Rates single answers from 1 to 10, as a model that is asked for a `score` does; grades are on [-1, 1].
+
+    P(i) is proportional to exp(-(x_i - u)^2 / (2 temperature^2)) with x_i = (2i - 11)/9: around the utility, as far as
+    the scale goes. The grade is the expectation of x_i (Lee et al. 2023, direct RLAIF); with `votes` the mean of so
+    many ratings drawn from P. The draws depend on the seed and on the question's words alone: the judge's errors are
+    its own and do not average out when it is asked again.
+    """
+
+    def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
+        """The rating of every response."""
+        self.usage.calls += sum(len(g.responses) for g in groups)
+        return [tuple(Grade(self._rating(g.prompt, r.text)) for r in g.responses) for g in groups]
+
+    def _rating(self, prompt: Prompt, text: str) -> float:
+        u = self.utility(prompt, text)
+        logits = [-(((x - u) / self.temperature) ** 2) / 2 for x in UNITS]
+        if not self.votes:
+            return expected_rating(logits)
+        weights = [math.exp(x - max(logits)) for x in logits]
+        rng = random.Random(stream(self.seed, _words(prompt), text))
+        return sum(rng.choices(UNITS, weights, k=self.votes)) / self.votes
 
 
 def stream(*parts: Any) -> int:

@@ -41,6 +41,12 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
     return Path(path)
 
 
+def sweep(folder: Path) -> None:
+    """Removes what killed writes left below a folder; nobody else may be writing there."""
+    for left in folder.rglob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)

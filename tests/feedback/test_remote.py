@@ -256,6 +256,38 @@ def test_nothing_is_asked_twice(server, tmp_path) -> None:
     assert len(server.asked) == 25  # the same within a call
 
 
+def test_a_turn_that_is_repeated_counts_what_it_paid(server, tmp_path) -> None:
+    """A resumed run repeats a turn: the same calls, tokens and cost, and no request. Other turns and owners count 0."""
+    pairs, cache = words(15, 5), AnswerCache(tmp_path / "a.jsonl")
+    endpoint = client(server).endpoint
+
+    def used(owner: str, turn: int | None, times: int = 1) -> tuple[int, int, float]:
+        judge = ApiJudge(Client(endpoint, AnswerCache(cache.path), owner))
+        judge.client.turn = turn
+        for _ in range(times):
+            judge(pairs)
+        taken = judge.usage.taken()
+        assert taken.calls + taken.cached == 5 * times
+        assert (judge.usage.calls, judge.usage.cost) == (0, 0.0)
+        return taken.calls, taken.tokens_in, taken.cost
+
+    first = used("run", 3)
+    assert first[:2] == (5, 500)
+    assert used("run", 3, times=2) == first
+    assert used("run", 4) == used("other", 3) == used("run", None) == (0, 0, 0.0)
+    assert len(server.asked) == 5
+
+
+def test_a_line_that_a_dead_neighbour_tore_is_cut(tmp_path) -> None:
+    """Another process died in its line while this one had the file open: what this one adds stands by itself."""
+    cache = AnswerCache(tmp_path / "a.jsonl")
+    cache.put("one", {"text": "1"})
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"key": "two", "answ')
+    cache.put("three", {"text": "3"})
+    assert AnswerCache(tmp_path / "a.jsonl").answers == {"one": {"text": "1"}, "three": {"text": "3"}}
+
+
 def test_a_torn_line_is_cut_and_asked_again(server, tmp_path) -> None:
     path, pairs = tmp_path / "a.jsonl", words(13, 4)
     ApiJudge(client(server, path, concurrency=1))(pairs)

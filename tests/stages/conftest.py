@@ -1,4 +1,4 @@
-"""One uninterrupted run of the tiny recipe, made once for all tests of this folder."""
+"""Runs that are made once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,6 @@ class Whole(NamedTuple):
     outcome: dict[str, Any]
     text: str
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        return {name: stage["seconds"] for name, stage in self.outcome["stages"].items()}
-
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
@@ -33,3 +29,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     console = Console(file=out, width=200)
     outcome = run_recipe(recipe, runs_root=folder / "runs", console=console)
     return Whole(recipe, folder / "runs", folder / "runs" / "tiny", outcome, out.getvalue())
+
+
+START = """name: start
+defaults: {max_length: 64, device: cpu, batch: 4, lr: 1e-3}
+stages:
+  - world: {}
+  - pretrain: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 320}, steps: 8, limit: 60}
+  - sft: {model: pretrain, data: world/demonstrations_held_out.jsonl, steps: 5, limit: 40}
+  - label: {model: sft, prompts: world/prompts.jsonl, limit: 14, k: 3, max_tokens: 10, max_prompt: 40}
+  - reward: {model: sft, data: label/rankings.groups.jsonl, steps: 5}
+  - mlm: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 96}, steps: 2, limit: 60}
+"""
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stages that single methods begin from."""
+    folder = tmp_path_factory.mktemp("start")
+    (folder / "start.yaml").write_text(START)
+    run_recipe(folder / "start.yaml", runs_root=folder, console=Console(file=io.StringIO()))
+    return folder / "start"

@@ -98,7 +98,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 def rounds_of(folder: Path) -> list[list[Any]]:
-    return [list(read_groups(path)) for path in sorted((folder / "rounds").iterdir())]
+    return [list(read_groups(path)) for path in sorted((folder / "rounds").glob("*.groups.jsonl"))]
 
 
 # ------------------------------------------------------------------------------------------------- what they leave

@@ -30,7 +30,7 @@ def append_groups(path: str | Path, groups: Iterable[Group]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(_line(group) for group in groups).encode()  # before the file is touched: all or an error
     with path.open("ab+") as stream:
-        stream.truncate(_whole_lines(stream))
+        stream.truncate(whole_lines(stream))
         stream.write(lines)
         stream.flush()
         os.fsync(stream.fileno())
@@ -104,6 +104,19 @@ def group_from_dict(value: Mapping[str, Any]) -> Group:
     return Group(Prompt(**prompt), tuple(responses), scores, ranks, value.get("origin", ""), shares)
 
 
+def whole_lines(stream: IO[bytes]) -> int:
+    """Length of the file up to the end of its last whole line."""
+    end = stream.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
 def _without_defaults(fields: dict[str, Any], default: Prompt | Response) -> dict[str, Any]:
     def unset(value: Any, usual: Any) -> bool:
         return value is None if usual is None else value == (list(usual) if isinstance(usual, tuple) else usual)
@@ -122,19 +135,6 @@ def _line(group: Group) -> str:
             expected="strings, numbers, lists and objects in meta; plain numbers in scores and ids",
             fix="convert it first (float(x), str(x), x.tolist())",
         ) from error
-
-
-def _whole_lines(stream: IO[bytes]) -> int:
-    """Length of the file up to the end of its last whole line."""
-    end = stream.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - 65536)
-        stream.seek(start)
-        found = stream.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
 
 
 def _read(path: Path) -> Iterator[Group]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from tiltyard.data.store import whole_lines
 from tiltyard.errors import DataError
 
 
@@ -24,8 +25,8 @@ def content_key(*parts: Any) -> str:
 class AnswerCache:
     """Answers by the hash of their question.
 
-    A kill leaves at most a torn last line, which the next one to open the file cuts off. Several processes may share a
-    file: each holds a lock while it writes; what others add is read when the file is opened.
+    A kill leaves at most a torn last line, which whoever opens the file or adds to it next cuts off. Several processes
+    may share a file: each holds a lock while it writes; what others add is read when the file is opened.
 
     Args:
         path: a JSONL file; None keeps answers in memory alone.
@@ -49,6 +50,7 @@ class AnswerCache:
         with self._lock:
             if self.path is not None:
                 with self._held() as file:
+                    file.truncate(whole_lines(file))  # another process may have died in the middle of its line
                     file.seek(0, os.SEEK_END)
                     file.write(line)
                     file.flush()

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -69,14 +69,23 @@ class Client:
     """Sends questions and keeps the answers.
 
     An answer is a mapping: `text`, `top` (for each token written its alternatives as [token, log-prob]; empty where
-    the server offers none), `tokens_in`, `tokens_out`.
+    the server offers none), `tokens_in`, `tokens_out`, `by` (who paid for it, and in which turn).
+
+    A run that goes on after a kill asks again what the killed attempt had asked since its last checkpoint. The answers
+    lie in the cache, but nothing else remembers that this run paid for them: so in the turn that paid, and in no other,
+    they count as calls.
+
+    Args:
+        owner: who pays; several may share a cache, and each counts what it paid.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: AnswerCache | None = None):
-        self.endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, cache: AnswerCache | None = None, owner: str = ""):
+        self.endpoint, self.owner = endpoint, owner
         self.cache = cache or AnswerCache(None)
         self.usage = Usage()
-        self._spent_before = self.paid().cost
+        self.turn: int | None = None  # a number that a resumed run gives to the same questions again, e.g. the step
+        self._counted: set[str] = set()
+        self._spent = self.paid().cost
         self._key = _key(endpoint.key_env)
         self._opener = urllib.request.build_opener(_NoRedirect())
         self._lock = threading.Lock()
@@ -94,18 +103,34 @@ class Client:
         numbers = samples or [0] * len(payloads)
         keys = [content_key(self.endpoint.address, p, n) for p, n in zip(payloads, numbers, strict=True)]
         fresh = {k: p for k, p in zip(keys, payloads, strict=True) if self.cache.get(k) is None}
-        self.usage.cached += len(keys) - len(fresh)
         self._stop.clear()
-        with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
-            futures = [pool.submit(self._fetched, key, payload) for key, payload in fresh.items()]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        try:
+            with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
+                futures = [pool.submit(self._fetched, key, payload) for key, payload in fresh.items()]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    self._stop.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            self._count(keys, fresh)
         return [self.cache.answers[key] for key in keys]
+
+    def _count(self, keys: Sequence[str], fresh: Container[str]) -> None:
+        """Adds the answers that came to the usage, in the order of the questions, so that sums repeat bit for bit."""
+        for key in keys:
+            answer = self.cache.get(key)
+            if answer is None:
+                continue
+            paid = key in fresh or (self.turn is not None and answer.get("by") == [self.owner, self.turn])
+            if paid and key not in self._counted:
+                self._counted.add(key)
+                read, written = answer["tokens_in"], answer["tokens_out"]
+                self.usage += Usage(1, read, written, self._price(read, written))
+            else:
+                self.usage.cached += 1
 
     def paid(self) -> Usage:
         """What all answers in the cache took, of this process and of earlier ones."""
@@ -124,7 +149,7 @@ class Client:
             raise
 
     def _fetch(self, key: str, payload: Mapping[str, Any]) -> None:
-        limit, spent = self.endpoint.max_cost, self._spent_before + self.usage.cost
+        limit, spent = self.endpoint.max_cost, self._spent
         if limit and spent >= limit:
             raise JudgeError(
                 "the judge has cost as much as it may",
@@ -142,10 +167,9 @@ class Client:
             if reply is not None:
                 answer, problem = _read(reply)
             if answer is not None:
-                self.cache.put(key, answer)
+                self.cache.put(key, answer | {"by": [self.owner, self.turn]})
                 with self._lock:
-                    read, written = answer["tokens_in"], answer["tokens_out"]
-                    self.usage += Usage(1, read, written, self._price(read, written))
+                    self._spent += self._price(answer["tokens_in"], answer["tokens_out"])
                 return
             if attempt < self.endpoint.retries:
                 with self._lock:

@@ -55,7 +55,8 @@ class JudgeScorer:
         self.judge = judge if isinstance(judge, Debiased) else Debiased(judge)
         self.tally = Missing()
 
-    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:  # noqa: ARG002 - protocol
+    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:
+        begin_turn(self.judge, getattr(models, "version", None))
         places = [list(itertools.combinations(range(len(g.responses)), 2)) for g in groups]
         pairs = [
             Group(g.prompt, (g.responses[i], g.responses[j]), origin=g.origin)
@@ -94,7 +95,8 @@ class ScoreScorer:
         self.judge, self.unscored = judge, unscored
         self.tally = Missing()
 
-    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:  # noqa: ARG002 - protocol
+    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:
+        begin_turn(self.judge, getattr(models, "version", None))
         scored = []
         for group, grades in zip(groups, self.judge.score(groups), strict=True):
             reasons = [g.reason for g in grades if g.score is None]
@@ -111,6 +113,13 @@ class ScoreScorer:
                 responses, scores = tuple(r for r, _ in kept), tuple(s for _, s in kept)
                 scored.append(replace(group, responses=responses, scores=scores, ranks=None, shares=None))
         return scored
+
+
+def begin_turn(judge: Any, turn: int | None) -> None:
+    """Tells a judge that is paid which turn it is, see `Client`; other judges need not know."""
+    client = getattr(getattr(judge, "judge", judge), "client", None)
+    if client is not None:
+        client.turn = turn
 
 
 def _labelled(group: Group, places: Sequence[tuple[int, int]], verdicts: Sequence[Verdict]) -> Group:

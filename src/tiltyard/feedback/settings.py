@@ -117,12 +117,13 @@ class JudgeSettings(Settings):
         return {"model": self.model} if self.kind == "model" else {}
 
 
-def build_judge(settings: JudgeSettings, load: Load, cache: Path | None = None) -> Judge:
+def build_judge(settings: JudgeSettings, load: Load, cache: Path | None = None, owner: str = "") -> Judge:
     """The judge that compares, debiased as the settings say (`ask: pair`).
 
     Args:
         load: makes a language model of `settings.model`.
         cache: where an API's answers are kept if the settings name no file; None: in memory.
+        owner: who pays an API, see `Client`.
     """
     if settings.ask != "pair":
         raise ConfigError(
@@ -141,11 +142,11 @@ def build_judge(settings: JudgeSettings, load: Load, cache: Path | None = None) 
             reasoning=settings.reasoning,
         )
     else:
-        judge = ApiJudge(**_api(settings, cache), logprobs=settings.logprobs, exemplars=settings.exemplars)
+        judge = ApiJudge(**_api(settings, cache, owner), logprobs=settings.logprobs, exemplars=settings.exemplars)
     return Debiased(judge, settings.debias)
 
 
-def build_score_judge(settings: JudgeSettings, load: Load, cache: Path | None = None) -> ScoreJudge:
+def build_score_judge(settings: JudgeSettings, load: Load, cache: Path | None = None, owner: str = "") -> ScoreJudge:
     """The judge that grades (`ask: score` or `points`); arguments as for `build_judge`."""
     if settings.ask == "pair":
         raise ConfigError(
@@ -160,17 +161,18 @@ def build_score_judge(settings: JudgeSettings, load: Load, cache: Path | None = 
         law = (settings.samples, settings.temperature, settings.max_tokens, settings.seed)
         return ModelPointsJudge(*shared, 16384, samples=law[0], temperature=law[1], max_tokens=law[2], seed=law[3])
     if settings.ask == "score":
-        return ApiScoreJudge(**_api(settings, cache), logprobs=settings.logprobs)
-    return ApiPointsJudge(**_api(settings, cache), samples=settings.samples, temperature=settings.temperature)
+        return ApiScoreJudge(**_api(settings, cache, owner), logprobs=settings.logprobs)
+    asked = _api(settings, cache, owner)
+    return ApiPointsJudge(**asked, samples=settings.samples, temperature=settings.temperature)
 
 
 def build_scorer(
-    settings: JudgeSettings, load: Load, cache: Path | None = None, unscored: Unscored = "error"
+    settings: JudgeSettings, load: Load, cache: Path | None = None, unscored: Unscored = "error", owner: str = ""
 ) -> JudgeScorer | ScoreScorer:
     """The scorer for `training.source.Online` that the settings describe."""
     if settings.ask == "pair":
-        return JudgeScorer(build_judge(settings, load, cache))
-    return ScoreScorer(build_score_judge(settings, load, cache), unscored)
+        return JudgeScorer(build_judge(settings, load, cache, owner))
+    return ScoreScorer(build_score_judge(settings, load, cache, owner), unscored)
 
 
 def _simulated(settings: JudgeSettings) -> SimulatedJudge:
@@ -183,10 +185,10 @@ def _text(settings: JudgeSettings) -> tuple[str]:
     return (settings.instruction if isinstance(settings.instruction, str) else "",)
 
 
-def _api(settings: JudgeSettings, cache: Path | None) -> dict[str, Any]:
+def _api(settings: JudgeSettings, cache: Path | None, owner: str) -> dict[str, Any]:
     names = ("url", "model", "key_env", "timeout", "retries", "backoff", "concurrency")
     endpoint = Endpoint(**{name: getattr(settings, name) for name in (*names, "price_in", "price_out", "max_cost")})
-    client = Client(endpoint, AnswerCache(Path(settings.cache) if settings.cache else cache))
+    client = Client(endpoint, AnswerCache(Path(settings.cache) if settings.cache else cache), owner)
     return {
         "client": client,
         "instruction": _text(settings)[0],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol
 
 from tiltyard.data.formats import TURNS
@@ -65,8 +65,15 @@ class Usage:
     cached: int = 0
     retries: int = 0
 
-    def __sub__(self, other: Usage) -> Usage:
-        return Usage(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
+    def taken(self) -> Usage:
+        """What was used since this was called last; the count begins anew.
+
+        No difference of two sums: that would depend on what came before, in the last bits of the cost.
+        """
+        used = replace(self)
+        for f in fields(self):
+            setattr(self, f.name, f.default)
+        return used
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

@@ -24,6 +24,7 @@ from tiltyard.errors import CheckpointError
 from tiltyard.models import parallel
 
 FORMAT = 1
+KEEP = 2  # checkpoints that stay
 
 
 def _flush(path: Path) -> None:
@@ -62,6 +63,13 @@ def clean(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _prune(folder: Path) -> None:
+    """Takes the old ones away. What cannot be removed may stay: it is in nobody's way."""
+    for old in steps_saved(folder)[:-KEEP]:
+        with contextlib.suppress(OSError):
+            _remove(folder / f"step-{old:08d}")
+
+
 def _remove(path: Path) -> None:
     """Takes a checkpoint away in one move, so that a kill never leaves half of one under its name."""
     gone = path.with_name(f".removed-{path.name}")
@@ -76,9 +84,8 @@ def save(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
-    keep: int = 2,
 ) -> Path:
-    """Writes `folder/step-XXXXXXXX` atomically and keeps the newest `keep`.
+    """Writes `folder/step-XXXXXXXX` atomically and keeps the newest `KEEP`.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; what was there before still stands.
@@ -109,9 +116,7 @@ def save(
             fix=(f"the checkpoint of step {saved[-1]} stands; " if saved else "")
             + "free some disk space and run the same command again: it resumes",
         ) from error
-    for old in steps_saved(folder)[:-keep]:
-        with contextlib.suppress(OSError):
-            _remove(folder / f"step-{old:08d}")
+    _prune(folder)
     return final
 
 
@@ -123,6 +128,7 @@ def load(folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.
     """
     if parallel.is_main():
         clean(folder)
+        _prune(folder)  # a kill may have come between the newest checkpoint and this
     saved = steps_saved(folder)
     if not saved:
         return None

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from tiltyard.errors import ConfigError
+from tiltyard.files import sweep
 from tiltyard.pipeline import ranks, state
 from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
 from tiltyard.pipeline.show import show_plan, show_start
@@ -135,6 +136,7 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         """The stages one after the other."""
         if ranks.is_main():
+            sweep(self.folder)
             self.decide(keep=True)
         self.prints, self.decisions = ranks.share((self.prints, self.decisions))
         stages = {}

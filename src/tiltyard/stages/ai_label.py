@@ -15,7 +15,7 @@ import json
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import combinations, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Debiased, JudgeSettings, Usage, Verdict, build_judge
 from tiltyard.feedback.answers import content_key
-from tiltyard.feedback.scorers import Missing
+from tiltyard.feedback.scorers import Missing, begin_turn
 from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Places, shown
 from tiltyard.files import atomic_write
@@ -87,17 +87,17 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     missing = Missing()
     for at in range(progress.asked, len(pairs), BLOCK):
         block = pairs[at : at + BLOCK]
-        before = replace(judge.usage)
+        begin_turn(judge, at)
         verdicts = _verdicts(judge, block, settings)
         missing.count(verdicts, [v.reason for v in verdicts if v.p is None])
         labels = [_label(g, v.p, _name(settings)) for g, v in zip(block, verdicts, strict=True) if v.p is not None]
         append_groups(context.folder / LABELS, labels)
         _append(context.folder / JUDGEMENTS, _judgements(block, verdicts, settings))
-        _count(progress, block, verdicts, judge, judge.usage - before)
+        _count(progress, block, verdicts, judge)
         write_json(state, asdict(progress))
         report(context, "labels", [f"{progress.asked:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
     _write_rows(context.folder)
-    result = _result(progress, judge, settings)
+    result = _result(progress)
     told = [f"{result['labels']:,} labels, mean confidence {result['confidence']:.3f}, {result['missing']:,} without"]
     if "same_position" in result:
         told.append(f"the same place preferred in both orders: {result['same_position']:.1%}")
@@ -177,7 +177,7 @@ def _judge(context: StageContext, settings: AiLabelSettings) -> Debiased:
             got=settings.judge.ask,
             expected="pair",
         )
-    judge = build_judge(settings.judge, load, context.folder / "answers.jsonl")
+    judge = build_judge(settings.judge, load, context.folder / "answers.jsonl", context.execution)
     return judge if isinstance(judge, Debiased) else Debiased(judge)
 
 
@@ -211,9 +211,7 @@ def _judgements(block: Sequence[Group], verdicts: Sequence[Verdict], settings: A
 # --------------------------------------------------------------------------------------------------- what comes out
 
 
-def _count(
-    progress: Progress, block: Sequence[Group], verdicts: Sequence[Verdict], judge: Debiased, used: Usage
-) -> None:
+def _count(progress: Progress, block: Sequence[Group], verdicts: Sequence[Verdict], judge: Debiased) -> None:
     """Adds a block to what stands in the files."""
     progress.asked += len(block)
     progress.cut += sum(r.finish == "length" for g in block for r in g.responses)
@@ -231,7 +229,7 @@ def _count(
     progress.both += places.asked
     progress.same += places.same
     progress.first += places.first
-    progress.usage = asdict(Usage(**progress.usage) + used)  # type: ignore[arg-type]
+    progress.usage = asdict(Usage(**progress.usage) + judge.usage.taken())  # type: ignore[arg-type]
 
 
 def _given(group: Group) -> int | None:
@@ -241,7 +239,7 @@ def _given(group: Group) -> int | None:
     return None if values[0] == values[1] else int(values[0] < values[1])
 
 
-def _result(progress: Progress, judge: Debiased, settings: AiLabelSettings) -> dict[str, Any]:
+def _result(progress: Progress) -> dict[str, Any]:
     labels = max(1, progress.labels)
     found: dict[str, Any] = {
         "pairs": progress.asked,
@@ -257,12 +255,6 @@ def _result(progress: Progress, judge: Debiased, settings: AiLabelSettings) -> d
     if progress.known:
         found["agreement"] = progress.agreed / progress.known
         found["agreement_pairs"] = progress.known
-    client = getattr(judge.judge, "client", None)
-    if client is not None and not settings.judge.cache:
-        # the stage's own file of answers knows what a killed attempt had paid for
-        paid = client.paid()
-        own = {f.name for f in fields(Usage)} - {"cached", "retries"}
-        progress.usage |= {key: value for key, value in asdict(paid).items() if key in own}
     called = {"calls": "judge_calls", "cost": "judge_cost"}  # as in the results of training
     return found | {called.get(key, key): value for key, value in progress.usage.items()}
 

@@ -83,6 +83,11 @@ class StageContext:
     recipe_folder: Path | None = None
     resumed: bool = False
 
+    @property
+    def execution(self) -> str:
+        """The number of this execution of the stage, kept when it resumes; empty where nothing was run."""
+        return str((read_json(self.folder / "config.json") or {}).get("id", ""))
+
     def resolve(self, value: str, *, want: str = "model") -> Path:
         """The path that a setting's value means.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from tiltyard.algorithms.base import Method
 from tiltyard.errors import ConfigError
-from tiltyard.feedback import Usage, build_scorer
+from tiltyard.feedback import build_scorer
 from tiltyard.models import parallel
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -88,7 +87,7 @@ def scorer_of(
             return load_language_model(model_folder(context, name), **common)
 
         unscored: Literal["drop", "error"] = "drop" if method.samples == "per iteration" else "error"
-        scorer = build_scorer(settings.judge, load, context.folder / "answers.jsonl", unscored)
+        scorer = build_scorer(settings.judge, load, context.folder / "answers.jsonl", unscored, context.execution)
         scorer.moves = settings.judge.model == POLICY
         return scorer
     if settings.reward != GOLD:
@@ -127,7 +126,6 @@ class Watch:
 
     def __init__(self, scorer: Any, world: bool):
         self.judge, self.world = getattr(scorer, "judge", None), world
-        self.before = Usage()
 
     def __call__(self, groups: list[Group]) -> Metrics:
         metrics: Metrics = {}
@@ -135,10 +133,9 @@ class Watch:
             totals = [gold(g.prompt.meta, r.text).total for g in groups for r in g.responses]
             metrics["gold"] = (float(sum(totals)), float(len(totals)))
         if self.judge is not None:
-            asked = self.judge.usage - self.before
+            asked = self.judge.usage.taken()
             once = float(parallel.is_main())  # sums over processes, not means
             metrics["judge_calls"] = (float(asked.calls), once)
             metrics["judge_tokens"] = (float(asked.tokens_in + asked.tokens_out), once)
             metrics["judge_cost"] = (asked.cost, once)
-            self.before = replace(self.judge.usage)
         return metrics

@@ -69,14 +69,14 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
     with LiveLine(context.console, context.name, steps) as line:
         fit(algorithm, models, run_of(method, context, settings, steps, held_out, [line, *watchers]))
     result: dict[str, Any] = {"steps": steps}
+    if held_out is not None:  # of the model as the loop measured it: what follows may shift and scale its scores
+        result |= measured.get(steps) or held_out(models, steps)
     if method.family == "reward":
         trained.compares = not method.pointwise
     if method.pointwise:
         result |= _normalise(context, settings, trained, groups)
     if method.samples != "no":
         result |= spent(context.folder / "metrics.jsonl", settings)
-    if held_out is not None:
-        result |= measured.get(steps) or held_out(models, steps)
     if parallel.is_main():
         save_model(trained, context.folder / "model")
         if "value" in method.trains:

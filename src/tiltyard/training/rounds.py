@@ -7,6 +7,7 @@ pure function of it, so a killed run comes back to the same pool although its po
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 
 from tiltyard.data.store import group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.files import write_atomic
 from tiltyard.models import parallel
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models
-from tiltyard.training.batch import Metrics
+from tiltyard.training.batch import Metrics, summed
 from tiltyard.training.source import Cycle, Sampler, Scorer, generator, sampled_metrics, signed
 from tiltyard.types import Group, Prompt
 
@@ -112,21 +114,39 @@ class Rounds:
                 (pair for part in parallel.gather_objects(rows) for pair in part), key=lambda pair: pair[0]
             )
             known = [group_from_dict(row) for _, row in everyone]
+            watched = self._watched(known)
             if self.folder is not None and parallel.is_main():
+                if self.watch:
+                    # first: once the round stands, its judge is not asked again, and what it took is known here alone
+                    write_atomic(self._path(number, "metrics.json"), json.dumps(watched).encode())
                 write_groups(self._path(number), known)
             parallel.barrier()
+        else:
+            watched = self._read_watched(number) or self._watched(known)
         self.held[number], self.number = known, -1
         for act in self.begin:
             act(models)
         # every process knows the whole round and measures its part; what a judge was asked is each one's own
         part, once = sampled([g for _, g in parallel.shard(known)]), float(parallel.is_main())
-        metrics = {**sampled_metrics(part), **(self.watch(part) if self.watch else {})}
+        metrics = {**sampled_metrics(part), **(watched if parallel.is_main() else {})}
         if not self.stored:
             metrics["sampled"] = (self.size * self.n * once, once)  # with those that the scorer could not score
         if self.given:
             count = [float(sum(len(g.responses) for g in groups)) for groups in (sampled(known), known)]
             metrics["sampled_share"] = (count[0] * once, count[1] * once)
         return {**metrics, "round": ((number + 1) * once, once)}
+
+    def _watched(self, known: Sequence[Group]) -> Metrics:
+        """What `watch` measures on a round: each process on its part, added up."""
+        part = sampled([g for _, g in parallel.shard(known)])
+        return summed(parallel.gather_objects(self.watch(part) if self.watch else {}))
+
+    def _read_watched(self, number: int) -> Metrics | None:
+        """What was measured when the round was made; a replay asks no judge and measures anew."""
+        path = self._path(number, "metrics.json")
+        if self.stored or not path.exists():
+            return None
+        return {name: (value, count) for name, (value, count) in json.loads(path.read_text()).items()}
 
     def _pool(self, number: int) -> list[Cycle[Group]]:
         """What each phase of the round draws from."""
@@ -170,8 +190,8 @@ class Rounds:
             return None
         return list(read_groups(self._path(number))) if self._path(number).exists() else None
 
-    def _path(self, number: int) -> Path:
-        return (self.folder or Path()) / f"round-{number:04d}.groups.jsonl"
+    def _path(self, number: int, what: str = "groups.jsonl") -> Path:
+        return (self.folder or Path()) / f"round-{number:04d}.{what}"
 
     def state_dict(self) -> dict[str, list[dict[str, object]]]:
         if self.folder is not None:

@@ -7,7 +7,7 @@ W is a weighted sum, with no sampling; its minimum comes from Newton's method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
@@ -32,11 +32,20 @@ class Table:
 
     def __init__(self, theta: Tensor, length: Sequence[int] | None = None):
         self.theta = theta
+        self.vocab_size = len(theta)
         self.length = torch.ones(len(theta), dtype=F64) if length is None else torch.tensor(length, dtype=F64)
 
     def logp_R(self, forest: Any, *, temperature: float = 1.0, entropy: bool = False) -> tuple[Tensor, None]:
         assert temperature == 1.0
-        return (torch.log_softmax(self.theta, 0) / self.length)[forest.target_R], None
+        return self._law_V()[forest.target_R], None
+
+    def laws_R(self, forest: Any, rows: int, temperature: float, at: float) -> Iterator[tuple[Tensor, Tensor]]:
+        assert temperature == at == 1.0
+        for target in forest.target_R.split(rows):
+            yield self._law_V().repeat(len(target), 1), self._law_V()[target]
+
+    def _law_V(self) -> Tensor:
+        return torch.log_softmax(self.theta, 0) / self.length
 
 
 def answers(*items: int, length: Sequence[int] | None = None) -> tuple[Response, ...]:

@@ -20,7 +20,7 @@ from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
 from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit, lr_factor, make_optimizer
-from tiltyard.training.prepare import Gae, OldLogp, RefLogp, TokenRewards, UpdateKL, Values
+from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, UpdateKL, Values
 from tiltyard.training.source import Cycle, Offline, Online, generator
 from tiltyard.types import Prompt
 
@@ -223,9 +223,12 @@ def test_a_gradient_that_is_not_finite() -> None:
 def test_a_missing_column_is_named_when_the_method_is_built() -> None:
     source = tiny.Given([tiny.rollouts(2)])
     whole = ppo(source)
-    kinds = {"ref_logp_R": RefLogp, "old_logp_R": OldLogp, "old_value_R": Values, "reward_R": TokenRewards}
+    alone = OldLogp()  # says nothing of a reference
+    instead = {"ref_logp_R": alone, "old_logp_R": None, "old_value_R": None, "reward_R": None}
+    kinds = {"ref_logp_R": OldLogp, "old_logp_R": OldLogp, "old_value_R": Values, "reward_R": TokenRewards}
     for column, kind in kinds.items():
-        left = tuple(p for p in whole.prepare if not isinstance(p, kind))
+        left = tuple(instead[column] if isinstance(p, kind) else p for p in whole.prepare)
+        left = tuple(p for p in left if p is not None)
         with pytest.raises(CompositionError, match=f"'{column}'.*\n(.*\n)*.*add a prepare step") as caught:
             replace(whole, prepare=left)
         assert isinstance(caught.value, TypeError)

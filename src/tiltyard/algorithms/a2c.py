@@ -11,7 +11,7 @@ from tiltyard.algorithms.policy_gradient import ActorCritic, whole_law
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.kl import FixedKL
 from tiltyard.training.algorithm import Algorithm
-from tiltyard.training.prepare import Gae, OldLogp, RefLogp, TokenRewards, Values
+from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, Values
 from tiltyard.training.source import Online
 
 
@@ -20,6 +20,7 @@ from tiltyard.training.source import Online
     "prompts",
     trains=("policy", "value"),
     frozen=("ref", "reward"),
+    optional=("ref",),
     defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
     tuned="Tiltyard: as in ppo (the papers of the family give no rates)",
     formula="r_t = -kl (log pi - log ref)(y_t) + [t is the last] r(x, y);  G_t = sum of r_s, s >= t\n"
@@ -57,8 +58,7 @@ def a2c(
         ActorCritic(value_coef, entropy),
         trains=("policy", "value"),
         prepare=(
-            OldLogp(temperature),
-            RefLogp(temperature),
+            OldLogp(temperature, against_ref=kl > 0),
             Values(),
             TokenRewards(FixedKL(kl), missing_eos, missing_eos_penalty),
             Gae(1.0, 1.0),

@@ -34,6 +34,8 @@ class Method:
         trains, frozen: models in memory.
         cached: frozen models that are only needed before training starts, because what they say of fixed data is
             computed once and kept on disk.
+        optional: frozen models that some settings leave with nothing to do but to be measured against; `show_kl` says
+            whether they are there then.
         samples: how often the law that answers are drawn from is renewed; "no": no answers are drawn.
         judged: how often fresh feedback is asked for while the method runs.
         human_labels: whether it needs preferences or labels of people, itself or through its reward model.
@@ -55,6 +57,7 @@ class Method:
     trains: tuple[str, ...] = ("policy",)
     frozen: tuple[str, ...] = ()
     cached: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     samples: Often = "no"
     judged: Often = "no"
     human_labels: bool = False

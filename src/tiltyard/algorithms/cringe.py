@@ -52,7 +52,8 @@ class PairwiseCringe:
 @method(
     "online",
     "prompts",
-    frozen=("reward",),
+    frozen=("ref", "reward"),
+    optional=("ref",),
     samples="per iteration",
     judged="per iteration",
     defaults={"lr": 1e-5, "batch": 64, "n": 4},
@@ -62,8 +63,8 @@ class PairwiseCringe:
     oracle="two-token vocabulary: unlikelihood -log(1 - pi(y-_t)) for any k; tau -> 0 is the hard gate 1[M < b]; b -> "
     "inf is binary cringe",
     paper="Xu et al. 2023 (Some things are more cringe than others); Adolphs et al. 2022 (binary cringe)",
-    watch="No reference: the gate is the only brake. Its margin is in summed log-probs, so it closes early on long "
-    "answers.",
+    watch="No pull to a reference: the gate is the only brake. Its margin is in summed log-probs, so it closes early "
+    "on long answers.",
 )
 def cringe(
     source: Rounds,

@@ -21,7 +21,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.training.advantages import EndedOnly, GroupAdvantages, Overlong, ResponseRewards, Scale
 from tiltyard.training.algorithm import Algorithm
-from tiltyard.training.prepare import OldLogp, RefLogp
+from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Online
 
 
@@ -29,6 +29,7 @@ from tiltyard.training.source import Online
     "rl",
     "prompts",
     frozen=("ref", "reward"),
+    optional=("ref",),
     defaults={"lr": 1e-6, "batch": 16, "n": 8, "steps": 200, "schedule": "constant", "save_every": 20},
     tuned="lr, batch (1024 answers in groups of 64): Shao et al. 2024 (DeepSeekMath); n: Liu et al. 2025, released "
     "code; schedule, steps, save_every: Tiltyard, as in ppo",
@@ -64,8 +65,9 @@ def grpo(
 ) -> Algorithm:
     """Clipped policy gradients without a critic: an answer's advantage is its reward against its group's.
 
-    With kl = 0 no reference is loaded. Dr. GRPO is kl=0 scale=none aggregate=constant. DAPO is kl=0 aggregate=token
-    clip_high=0.28 dynamic_sampling=8 (draws; the paper sets no limit) and overlong = a fifth of max_tokens.
+    With kl = 0 the reference only shows the KL (`show_kl`). Dr. GRPO is kl=0 scale=none aggregate=constant. DAPO is
+    kl=0 aggregate=token clip_high=0.28 dynamic_sampling=8 (draws; the paper sets no limit) and overlong = a fifth of
+    max_tokens.
 
     Args:
         source: `Online` with n >= 2; answers are drawn from the whole law.
@@ -109,9 +111,8 @@ def grpo(
     loss, reduce = aggregated(clipped, aggregate, law.max_tokens, mask_truncated)
     in_reward = kl if kl_form == "reward_k1" else 0.0
     prepare = (
-        OldLogp(law.temperature),
-        *((RefLogp(law.temperature),) if kl else ()),
-        ResponseRewards(in_reward, missing_eos, missing_eos_penalty, against_ref=kl > 0),
+        OldLogp(law.temperature, against_ref=kl > 0),
+        ResponseRewards(in_reward, missing_eos, missing_eos_penalty),
         *((Overlong(law.max_tokens, overlong),) if overlong else ()),
         GroupAdvantages("mean", scale, ddof, scale_eps),
         *((EndedOnly(),) if mask_truncated else ()),

@@ -11,7 +11,7 @@ from tiltyard.algorithms.iterative import Direct, direct_loss
 from tiltyard.errors import ConfigError
 from tiltyard.training.algorithm import Algorithm, Mean
 from tiltyard.training.labels import Judged, Preferred
-from tiltyard.training.prepare import RefLogp, SamplerGap
+from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Online
 
 
@@ -45,10 +45,13 @@ def online_dpo(
     """
     if source.n != 2:
         raise ConfigError("a pair is two answers", where="online_dpo.n", got=source.n, expected=2, fix="set n=2")
+    law = source.settings
+    # shown under the law of sampling, learnt at temperature 1
+    measured = OldLogp(law.temperature, against_ref=True, ref_temperature=1.0, drawn=law.whole)
     return Algorithm(
         "online_dpo",
         source,
         direct_loss(loss, beta),
-        prepare=(Judged(), SamplerGap(source.settings.temperature), Preferred("online_dpo"), RefLogp()),
+        prepare=(Judged(), measured, Preferred("online_dpo")),
         reduce=Mean("kept_G"),
     )

@@ -127,7 +127,7 @@ class KeptSum(Mean):
 def whole_law(source: Online, method: str) -> None:
     """A truncated sampling law has other log-probs than the policy's: ratios and KL would be wrong (TRL #6789)."""
     settings = source.settings
-    if settings.top_p < 1 or settings.top_k > 0 or settings.temperature == 0:
+    if not settings.whole:
         raise ConfigError(
             f"{method} needs answers from the policy's whole law",
             where=method,

@@ -19,7 +19,6 @@ from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.prepare import (
     Gae,
     OldLogp,
-    RefLogp,
     TokenRewards,
     UpdateKL,
     Values,
@@ -59,6 +58,7 @@ class ClippedPolicyAndValue:
     second="text",
     trains=("policy", "value"),
     frozen=("ref", "reward"),
+    optional=("ref",),
     defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
     tuned="lr (as run), batch: Ziegler et al. 2019, reference code; schedule, steps: Touvron et al. 2023 (Llama 2); "
     "save_every: Tiltyard, steps are long",
@@ -136,8 +136,7 @@ def ppo(
         )
     controller = kl_controller(kl, kl_target, kl_horizon)
     prepare = (
-        OldLogp(temperature),
-        RefLogp(temperature),
+        OldLogp(temperature, against_ref=kl > 0),
         Values(),
         TokenRewards(controller, missing_eos, missing_eos_penalty),
         *((WhitenRewards(),) if whiten_rewards else ()),
@@ -152,7 +151,7 @@ def ppo(
         prepare=prepare,
         epochs=ppo_epochs,
         minibatches=minibatches,
-        after=(UpdateKL(controller),),
+        after=(UpdateKL(controller),) if kl > 0 else (),
         extra=(Side("ptx", corpus, Nll(), ptx),) if corpus is not None and ptx > 0 else (),
         temperature=temperature,
     )

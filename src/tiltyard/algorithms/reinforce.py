@@ -12,7 +12,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.training.advantages import ResponseReturns, ResponseRewards
 from tiltyard.training.algorithm import Algorithm
-from tiltyard.training.prepare import OldLogp, RefLogp, Values
+from tiltyard.training.prepare import OldLogp, Values
 from tiltyard.training.source import Online
 
 
@@ -21,6 +21,7 @@ from tiltyard.training.source import Online
     "prompts",
     trains=("policy", "value"),
     frozen=("ref", "reward"),
+    optional=("ref",),
     defaults={"lr": 1e-5, "batch": 128, "steps": 200, "schedule": "constant", "save_every": 20},
     tuned="lr, batch: Lee et al. 2023 (RLAIF); schedule, steps, save_every: Tiltyard, as in ppo",
     formula="R = r(x, y) - kl log pi(y)/ref(y), or with mix_kl: (1 - kl) r - kl log pi(y)/ref(y)\n"
@@ -67,8 +68,7 @@ def reinforce(
         ActorCritic(value_coef),
         trains=("policy", "value"),
         prepare=(
-            OldLogp(temperature),
-            RefLogp(temperature),
+            OldLogp(temperature, against_ref=kl > 0),
             Values(),
             ResponseRewards(kl, missing_eos, missing_eos_penalty, score_weight=1 - kl if mix_kl else 1.0),
             ResponseReturns(),

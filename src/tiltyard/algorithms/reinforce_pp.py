@@ -12,7 +12,7 @@ from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.kl import FixedKL
 from tiltyard.training.advantages import GroupAdvantages, GroupBaseline, ResponseRewards, RewardsToGo
 from tiltyard.training.algorithm import Algorithm, Prepare
-from tiltyard.training.prepare import OldLogp, RefLogp, TokenRewards, WhitenAdvantages
+from tiltyard.training.prepare import OldLogp, TokenRewards, WhitenAdvantages
 from tiltyard.training.source import Online
 
 
@@ -20,6 +20,7 @@ from tiltyard.training.source import Online
     "rl",
     "prompts",
     frozen=("ref", "reward"),
+    optional=("ref",),
     defaults={"lr": 1e-6, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
     tuned="Tiltyard: lr as in rloo and grpo, batch, schedule, steps and save_every as in ppo",
     formula="r_t = -kl (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A_t = sum of r_s, s >= t [- the group's "
@@ -44,7 +45,7 @@ def reinforce_pp(
 ) -> Algorithm:
     """Clipped policy gradients without a critic: rewards to go, normalised over the batch, stand for advantages.
 
-    With kl = 0 no reference is loaded.
+    With kl = 0 the reference only shows the KL (`show_kl`).
 
     Args:
         source: `Online`; answers are drawn from the whole law.
@@ -64,21 +65,20 @@ def reinforce_pp(
     temperature = source.settings.temperature
     if kl > 0:
         rewards: tuple[Prepare, ...] = (
-            RefLogp(temperature),
             TokenRewards(FixedKL(kl), missing_eos, missing_eos_penalty),
             RewardsToGo(),
             *((GroupBaseline(),) if group_baseline else ()),
         )
-    else:  # every token's reward to go is the score, and no reference is needed
+    else:  # every token's reward to go is the score
         rewards = (
-            ResponseRewards(0.0, missing_eos, missing_eos_penalty, against_ref=False),
+            ResponseRewards(0.0, missing_eos, missing_eos_penalty),
             GroupAdvantages("mean" if group_baseline else "none"),
         )
     return Algorithm(
         "reinforce_pp",
         source,
         ClippedPolicy(clip, clip),
-        prepare=(OldLogp(temperature), *rewards, WhitenAdvantages()),
+        prepare=(OldLogp(temperature, against_ref=kl > 0), *rewards, WhitenAdvantages()),
         epochs=ppo_epochs,
         minibatches=minibatches,
         temperature=temperature,

@@ -16,6 +16,7 @@ from tiltyard.training.select import best
     "online",
     "prompts",
     frozen=("ref", "reward"),
+    optional=("ref",),
     samples="per iteration",
     judged="per iteration",
     defaults={"lr": 2e-5, "batch": 64, "n": 8},

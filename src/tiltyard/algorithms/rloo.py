@@ -15,7 +15,7 @@ from tiltyard.losses.policy import policy_gradient
 from tiltyard.training.advantages import GroupAdvantages, ResponseRewards
 from tiltyard.training.algorithm import Algorithm, Forward
 from tiltyard.training.batch import Batch, Metrics
-from tiltyard.training.prepare import OldLogp, RefLogp, total
+from tiltyard.training.prepare import OldLogp, total
 from tiltyard.training.source import Online
 
 
@@ -35,6 +35,7 @@ class Reinforce:
     "rl",
     "prompts",
     frozen=("ref", "reward"),
+    optional=("ref",),
     defaults={"lr": 1e-6, "batch": 32, "n": 4, "steps": 200, "schedule": "constant", "save_every": 20},
     tuned="lr, n: Ahmadian et al. 2024 as TRL's documentation quotes them (n: 2 and 4); batch: Tiltyard (theirs is 512 "
     "answers); schedule, steps, save_every: Tiltyard, as in ppo",
@@ -55,7 +56,8 @@ def rloo(
 ) -> Algorithm:
     """Maximises E[r] - kl * KL(pi || ref) without a critic: the baseline is the mean of the prompt's other answers.
 
-    One update a batch of answers, so that the gradient stays unbiased. With kl = 0 no reference is loaded.
+    One update a batch of answers, so that the gradient stays unbiased. With kl = 0 the reference only shows the KL
+    (`show_kl`).
 
     Args:
         source: `Online` with n >= 2; answers are drawn from the whole law.
@@ -72,9 +74,8 @@ def rloo(
         source,
         Reinforce(),
         prepare=(
-            OldLogp(temperature),
-            *((RefLogp(temperature),) if kl else ()),
-            ResponseRewards(kl, missing_eos, missing_eos_penalty, against_ref=kl > 0),
+            OldLogp(temperature, against_ref=kl > 0),
+            ResponseRewards(kl, missing_eos, missing_eos_penalty),
             GroupAdvantages("leave_one_out"),
         ),
         temperature=temperature,

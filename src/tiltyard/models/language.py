@@ -18,7 +18,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
 from tiltyard.models import attention
 from tiltyard.models.forest import Forest, plant
-from tiltyard.models.logp import CHUNK_ELEMENTS, MIN_ROWS, token_logp
+from tiltyard.models.logp import chunk_rows, token_laws, token_logp
 from tiltyard.types import Group, Prompt, Response
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -239,6 +239,35 @@ class LanguageModel(Trunk):
         logp_R = log_R.gather(-1, forest.target_R[:, None])[:, 0]
         return logp_R, -(log_R.exp() * log_R).sum(-1) if entropy else None
 
+    @torch.no_grad()
+    def laws_R(self, forest: Forest, rows: int, temperature: float, at: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Whole laws of the response tokens at `temperature`, `rows` at a time, and the targets' log-probs at `at`.
+
+        One forward pass and one vocabulary product, whatever the temperatures. See `logp.token_laws`.
+        """
+        if self.packed:
+            hidden_R = self.hidden_T(forest).index_select(0, forest.predictor_R)
+            cap, scale = self._transform()
+            head = self.head
+            yield from token_laws(
+                hidden_R,
+                head.weight,
+                head.bias,
+                forest.target_R,
+                temperature=temperature,
+                at=at,
+                softcap=cap,
+                scale=scale,
+                rows=rows,
+            )
+            return
+        logits_T = self._padded(forest, lambda **kw: self.module(**kw).logits)
+        logits_R = logits_T.index_select(0, forest.predictor_R)
+        logits_R = logits_R.to(torch.promote_types(logits_R.dtype, torch.float32))
+        for z, target in zip(logits_R.split(rows), forest.target_R.split(rows), strict=True):
+            law = torch.log_softmax(z / temperature, -1)
+            yield law, (law if at == temperature else torch.log_softmax(z / at, -1)).gather(-1, target[:, None])[:, 0]
+
     def logp_and_rival_R(self, forest: Forest, k: int, draw_R: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs [R] of the response tokens, and of one rival each, from one pass of the trunk.
 
@@ -248,7 +277,7 @@ class LanguageModel(Trunk):
         if self.packed:
             hidden_R = self.hidden_T(forest).index_select(0, forest.predictor_R)
             cap, scale = self._transform()
-            rows = max(MIN_ROWS, CHUNK_ELEMENTS // self.vocab_size)
+            rows = chunk_rows(self.vocab_size)
             parts = zip(hidden_R.split(rows), forest.target_R.split(rows), draw_R.split(rows), strict=True)
             with torch.no_grad():
                 rival_R = torch.cat([rivals_of(self.logits(h), target, k, u) for h, target, u in parts])

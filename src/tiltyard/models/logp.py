@@ -6,6 +6,7 @@ so memory is one chunk whatever the number of tokens. Gradients of hidden states
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MiB in float32
 MIN_ROWS = 128  # but so many rows at least: every chunk reads the whole head, which is large where the vocabulary is
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Tokens whose logits are computed together."""
+    return max(MIN_ROWS, CHUNK_ELEMENTS // vocabulary)
 
 
 def token_logp(
@@ -42,14 +48,58 @@ def token_logp(
     return logp_R, entropy_R if entropy else None
 
 
-def _logits(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
+@torch.no_grad()
+def token_laws(
+    hidden_R: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_R: Tensor,
+    *,
+    temperature: float,
+    at: float,
+    softcap: float | None,
+    scale: float,
+    rows: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Whole laws, chunk by chunk, without gradient; the caller may overwrite them. Arguments are `token_logp`'s.
+
+    Args:
+        at: a second temperature, for the targets alone.
+        rows: of a chunk, at most.
+
+    Yields:
+        (log-probs [rows, V] at `temperature`, log p(target) [rows] at `at`), in nats, float32 at least. Where both
+        temperatures are one, the targets' are the bits of `token_logp`.
+    """
+    head = weight.to(hidden_R.dtype)
+    for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
+        z = _capped(h, head, bias, softcap)
+        logp = None if at == temperature else _law_(z * (scale / at)).gather(-1, target[:, None])[:, 0]
+        law = _law_(_scaled_(z, scale / temperature))
+        yield law, law.gather(-1, target[:, None])[:, 0] if logp is None else logp
+
+
+def _law_(z: Tensor) -> Tensor:
+    """Log-probs of logits; overwrites them."""
+    return z.sub_(z.logsumexp(-1, keepdim=True))
+
+
+def _scaled_(z: Tensor, scale: float) -> Tensor:
+    return z if scale == 1.0 else z.mul_(scale)
+
+
+def _capped(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     z = h @ head.t()
     z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
     if bias is not None:
         z += bias
     if softcap is not None:
         z = torch.tanh(z / softcap) * softcap
-    return z if scale == 1.0 else z.mul_(scale)
+    return z
+
+
+def _logits(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
+    return _scaled_(_capped(h, head, bias, softcap), scale)
 
 
 class _ChunkedLogp(torch.autograd.Function):
@@ -65,7 +115,7 @@ class _ChunkedLogp(torch.autograd.Function):
         scale: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        rows = max(MIN_ROWS, CHUNK_ELEMENTS // weight.shape[0])
+        rows = chunk_rows(weight.shape[0])
         logp, ent = [], []
         head = weight.to(hidden_R.dtype)
         for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):

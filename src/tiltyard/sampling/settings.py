@@ -31,6 +31,11 @@ class SampleSettings:
     stop: tuple[str, ...] = ()
     max_rows: int = 256
 
+    @property
+    def whole(self) -> bool:
+        """Whether every token may be drawn, so that the log-probs are those of the model at this temperature."""
+        return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0
+
     def __post_init__(self) -> None:
         bounds = {
             "temperature": (self.temperature >= 0, ">= 0"),

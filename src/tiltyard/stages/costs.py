@@ -27,7 +27,7 @@ def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[
     method = METHODS.get((config or {}).get("kind", ""))
     if method is not None:
         kept = [name for name in method.frozen if name not in method.cached]
-        known["models_in_memory"] = len(method.trains) + len(kept)
+        known["models_in_memory"] = context.results[stage].get("models_in_memory", len(method.trains) + len(kept))
     return {**known, "seconds": context.seconds.get(stage), "diversity": diversity}
 
 

@@ -208,7 +208,10 @@ def _write_answers(path: Path, answers: dict[str, list[Answer]]) -> None:
 
 
 def _picture(context: StageContext, settings: EvaluateSettings) -> Path | None:
-    """Reward against KL over training of every RL stage that was evaluated (or is named in `curves`)."""
+    """Reward against KL over training of every stage that sampled at every step and was evaluated (or is in `curves`).
+
+    Rounds are left out: they measure now and then, and some against a reference that moves.
+    """
     curves = {}
     wanted = {_short(c): c for c in settings.curves} or named_models(settings.models)
     for name, value in wanted.items():
@@ -216,11 +219,11 @@ def _picture(context: StageContext, settings: EvaluateSettings) -> Path | None:
         if not ((folder / "groups.jsonl").exists() and (folder / "metrics.jsonl").exists()):
             continue
         metrics = read_metrics(folder / "metrics.jsonl")
-        if "kl" not in metrics:
+        if None in metrics.get("kl", [None]):
             continue
         golds = gold_by_step(folder / "groups.jsonl")
         curves[name] = {
-            "kl": metrics["kl"],
+            "kl": metrics.get("kl_exact", metrics["kl"]),
             "proxy": metrics["score"],
             "step": metrics["step"],
             "gold": [golds.get(int(step)) for step in metrics["step"]] if golds else None,

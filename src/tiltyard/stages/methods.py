@@ -81,6 +81,7 @@ def _row(method: Method) -> Row:
         "trains": list(method.trains),
         "frozen": list(method.frozen),
         "cached": list(method.cached),
+        "optional": list(method.optional),
         "summary": method.summary,
     }
 
@@ -232,9 +233,9 @@ def method_rows(method: Method, stage: Stage) -> list[Row]:
     return mine + common
 
 
-def compose(method: Method) -> Algorithm:
-    """The method built with its default settings, over a made-up item that stands for data; nothing is computed."""
-    defaults = {s.key: s.default for s in describe(method_settings(method))}
+def compose(method: Method, settings: Mapping[str, Any] | None = None) -> Algorithm:
+    """The method built with these or its default settings, over a made-up item that stands for data, not computed."""
+    defaults = settings or {s.key: s.default for s in describe(method_settings(method))}
     source = _online(method, defaults) if method.online else _offline(method, defaults)
     takes = [p for p in inspect.signature(method.build).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     second = [Offline([Group(Prompt(ids=(0,)), (Response(ids=(0,)),))], 1)] if len(takes) > 1 else []
@@ -340,6 +341,8 @@ def _models(shown: Row) -> str:
         text += f"; keeps {', '.join(shown['frozen'])} frozen"
     if shown["cached"]:
         text += f"; {', '.join(shown['cached'])} may leave once what it says of the data is on disk"
+    if shown["optional"]:
+        text += f"; {', '.join(shown['optional'])} may leave with show_kl=false where it would only show the KL"
     return text
 
 

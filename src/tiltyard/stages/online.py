@@ -51,7 +51,7 @@ def online_source(
     every = -(-steps // settings.iterations)
     size = settings.round_prompts or min(len(prompts), every * settings.batch)
     rounds = Rounds(prompts, sample, scorer, size, settings.batch, every, settings.n, law, seed=settings.seed)
-    rounds.folder, rounds.watch = context.folder / "rounds", watch
+    rounds.folder, rounds.watch, rounds.micro_tokens = context.folder / "rounds", watch, settings.micro_tokens
     if settings.replay:
         rounds.folder, rounds.stored = context.resolve(settings.replay, want="") / "rounds", True
         rounds.check(steps)
@@ -116,6 +116,12 @@ def reward_of(context: StageContext, settings: Any, common: dict[str, Any]) -> S
     model = load_scalar_model(model_folder(context, settings.reward), **common)
     model.module.requires_grad_(False)
     return model
+
+
+def judges_model(settings: Any) -> bool:
+    """Whether the judge is a model of its own in this process's memory."""
+    judge = getattr(settings, "judge", None)
+    return judge is not None and judge.kind == "model" and judge.model != POLICY
 
 
 class Watch:

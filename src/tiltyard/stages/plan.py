@@ -10,6 +10,7 @@ from tiltyard.algorithms.base import Method
 from tiltyard.errors import TiltyardError
 from tiltyard.models.load import PRESETS
 from tiltyard.stages.base import StageContext
+from tiltyard.stages.methods import compose
 from tiltyard.stages.online import who_scores
 
 
@@ -25,7 +26,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     if "encoder" in method.trains:
         packed = "(and the padding of texts of like length: an encoder is not packed)"
     on_disk = method.cached if getattr(settings, "ref_cache", False) else ()
-    frozen = [name for name in method.frozen if name not in on_disk]
+    frozen = [name for name in method.frozen if name not in (*on_disk, *_left_out(method, settings))]
     lines = [
         f"groups a step: {settings.batch}" + (f" prompts x {answers} answers" if answers else ""),
         f"tokens a step: at most {settings.batch * longest:,} {packed}",
@@ -58,6 +59,13 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * len(method.trains) / 2**20:,.0f}, "
         f"chunked logits {logits / 2**20:,.0f}" + (f", decoding cache {cache / 2**20:,.0f})" if cache else ")"),
     ]
+
+
+def _left_out(method: Method, settings: Any) -> tuple[str, ...]:
+    """Models that the method has by default and these settings do without."""
+    if getattr(settings, "show_kl", True) or compose(method, dict(settings)).reads_ref:
+        return ()
+    return method.optional
 
 
 def _shape(method: Method, context: StageContext, settings: Any) -> tuple[int, int, int, int] | None:

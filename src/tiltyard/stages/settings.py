@@ -76,6 +76,15 @@ class RefSettings(Settings):
     ref: Annotated[str, Field(description="the reference; empty: the model as it starts")] = ""
 
 
+class ShowSettings(Settings):
+    show_kl: Annotated[
+        bool,
+        Field(
+            description="keep the reference where it would only show the KL; false: one model and one forward pass less"
+        ),
+    ] = True
+
+
 class RefCacheSettings(Settings):
     ref_cache: Annotated[
         bool,
@@ -191,6 +200,7 @@ def _online_parts(method: Method) -> list[tuple[type[Settings], bool]]:
         (SelfJudgeSettings, "reward" not in method.frozen),
         # who judges for itself renews its reference every round: another one would be gone before it is read
         (RefSettings, {"ref", "reward"} <= set(method.frozen)),
+        (ShowSettings, "ref" in method.optional),
         (RoundSettings, method.samples == "per iteration"),
         (ValueSettings, "value" in method.trains),
         (Corpus, method.second == "text"),

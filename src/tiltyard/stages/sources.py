@@ -129,11 +129,12 @@ def check_labels(groups: list[Group]) -> None:
 def attach_reference(
     method: Method, algorithm: Algorithm, context: StageContext, settings: Any, models: Models, groups: list[Group]
 ) -> None:
-    """Gives a method that reads one its reference: what it says of the data from disk, or the model itself in memory.
+    """Gives a method its reference: what it says of the data from disk, or the model itself in memory.
 
-    The reference is the model as the stage starts unless `ref` names another; called before anything is trained.
+    Methods that do not read one have it for measuring where `show_kl` says so. The reference is the model as the stage
+    starts unless `ref` names another; called before anything is trained.
     """
-    if not algorithm.reads_ref:
+    if not (algorithm.reads_ref or getattr(settings, "show_kl", False)):
         return
     if "ref" in method.cached and settings.ref_cache:
         cache = reference_logps(context, settings, models, groups)

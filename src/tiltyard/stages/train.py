@@ -30,7 +30,7 @@ from tiltyard.models.load import (
 from tiltyard.stages import measure
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import files_of, groups_of, model_folder, report
-from tiltyard.stages.online import reward_of
+from tiltyard.stages.online import judges_model, reward_of
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.settings import NEUTRAL, REFERS, WORDS, method_settings
 from tiltyard.stages.sources import attach_reference, data_groups, reference_logps, second_source, source_of
@@ -68,7 +68,7 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         watchers.append(Samples(context.console, models, settings.sample_every, context.folder, asked))
     with LiveLine(context.console, context.name, steps) as line:
         fit(algorithm, models, run_of(method, context, settings, steps, held_out, [line, *watchers]))
-    result: dict[str, Any] = {"steps": steps}
+    result: dict[str, Any] = {"steps": steps, "models_in_memory": len(models.present()) + judges_model(settings)}
     if held_out is not None:  # of the model as the loop measured it: what follows may shift and scale its scores
         result |= measured.get(steps) or held_out(models, steps)
     if method.family == "reward":

@@ -23,11 +23,11 @@ from tiltyard.losses.advantages import (
     overlong_B,
     response_rewards_B,
 )
-from tiltyard.losses.kl import k1, k3, sum_per_response
+from tiltyard.losses.kl import sum_per_response
 from tiltyard.models import parallel
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch, Metrics
-from tiltyard.training.prepare import total
+from tiltyard.training.prepare import answer_metrics, total
 
 Scale = Literal["group", "batch", "none"]
 
@@ -36,41 +36,24 @@ Scale = Literal["group", "batch", "none"]
 class ResponseRewards:
     """`reward_B`: the score after the missing-EOS rule minus beta times the summed log-ratio (methods 2.10).
 
-    `against_ref=False` is for methods that run without a reference; then nothing is known of the KL. With beta = 0 the
-    KL is measured and left out of the reward.
+    With beta = 0 no reference is read.
     """
 
     beta: float = 0.0
     missing_eos: MissingEos = "none"
     penalty: float = 1.0
     score_weight: float = 1.0
-    against_ref: bool = True
+    writes: tuple[str, ...] = ("reward_B",)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (*(("old_logp_R", "ref_logp_R") if self.against_ref else ()), "score_B", "stopped_B")
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return ("reward_B", "kl_B") if self.against_ref else ("reward_B",)
+        return (*(("kl_B",) if self.beta else ()), "score_B", "stopped_B")
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        forest, kept = batch.forest, {}
         score_B = missing_eos_B(batch["score_B"], batch["stopped_B"] > 0, self.missing_eos, self.penalty)
-        metrics: Metrics = {
-            "score": total(batch["score_B"]),
-            "score_after_rule": total(score_B),
-            "length": total(forest.count_B.double()),
-            "truncated": total(1 - batch["stopped_B"]),
-        }
-        kl_B = torch.zeros_like(score_B)
-        if self.against_ref:
-            old_R, ref_R = batch["old_logp_R"], batch["ref_logp_R"]
-            kl_B = kept["kl_B"] = sum_per_response(k1(old_R, ref_R), forest.response_R, forest.B)
-            metrics["kl"] = total(kl_B)
-            metrics["kl_k3"] = total(sum_per_response(k3(old_R, ref_R), forest.response_R, forest.B))
+        kl_B = batch["kl_B"] if self.beta else torch.zeros_like(score_B)
         reward_B = response_rewards_B(score_B, kl_B, self.beta, self.score_weight)
-        return batch.with_columns(metrics, reward_B=reward_B, **kept)
+        return batch.with_columns(answer_metrics(batch, score_B), reward_B=reward_B)
 
 
 @dataclass

@@ -124,7 +124,8 @@ SHOWN = (  # what the live line shows, where a method has it: metric, label, for
     ("loss", "loss", "{:.3f}"),
     ("accuracy", "acc", "{:.2f}"),
     ("score", "reward", "{:+.2f}"),
-    ("kl", "KL", "{:.2f}"),
+    ("kl_exact", "KL", "{:.2f}"),
+    ("kl", "KL", "{:.2f}"),  # where it is not known exactly
     ("length", "len", "{:.0f}"),
 )
 
@@ -160,7 +161,8 @@ class LiveLine:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         facts = [f"{metrics.get('time/tokens_per_second', 0):,.0f} tok/s"]
-        facts += [f"{label} {form.format(metrics[name])}" for name, label, form in SHOWN if name in metrics]
+        found = [(label, form.format(metrics[name])) for name, label, form in SHOWN if name in metrics]
+        facts += [f"{label} {text}" for i, (label, text) in enumerate(found) if label not in dict(found[:i])]
         line = "  ".join(facts)
         self._progress.update(self._task, completed=step, facts=line)
         if not self.console.is_terminal and (step % self._every == 0 or step == self.steps):

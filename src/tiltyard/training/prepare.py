@@ -5,8 +5,9 @@ Each declares what it reads (`needs`) and what it adds (`writes`); `Algorithm` c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos, gae_R, mean_var, missing_eos_B, moments, token_rewards_R, whiten
 from tiltyard.losses.kl import KLController, k1, k3, sum_per_response
 from tiltyard.models import parallel
+from tiltyard.models.compare import Compared, compared
+from tiltyard.models.forest import Forest
+from tiltyard.models.language import LanguageModel
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.source import generator
@@ -24,6 +28,13 @@ from tiltyard.training.source import generator
 def by_micro(batch: Batch, column: Callable[[Batch], Tensor]) -> Tensor:
     """A column computed micro-batch by micro-batch, so memory is bounded by the batch's token budget."""
     return _cat([column(part) for part in batch.micro()])
+
+
+@torch.no_grad()
+def _columns(batch: Batch, says: Callable[[Forest], Sequence[Tensor]], count: int) -> list[Tensor]:
+    """The same for `count` columns that are computed together from a micro-batch's forest."""
+    parts = [says(part.forest) for part in batch.micro()]
+    return [_cat([part[i] for part in parts]) for i in range(count)]
 
 
 def _cat(parts: list[Tensor]) -> Tensor:
@@ -38,26 +49,59 @@ def total(x: Tensor) -> tuple[float, float]:
 
 @dataclass
 class OldLogp:
-    """`old_logp_R`: the policy's own log-probs before its updates, and the gap to what the sampler recorded."""
+    """What the policy says of the answers before its updates, and how far it is from the reference.
+
+    Columns: `old_logp_R`, `old_entropy_R`; with `against_ref` also `ref_logp_R` and `kl_B`, the summed k1. Shown:
+    `entropy` a token, `sampler_gap` to the log-probs that the sampler recorded (rounding, or something is wrong), and
+    where there is a reference, wanted for a column or not, the KL to it in nats an answer: `kl` and `kl_k3` from the
+    drawn tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the expectation KL(pi || ref);
+    the exact one has by far the least variance.
+
+    Args:
+        temperature: of both laws, the one that was sampled from.
+        against_ref: whether a later step reads the reference.
+        ref_temperature: of `ref_logp_R` alone, where the loss has another one; None: the same.
+        drawn: whether the answers come from this policy's whole law at `temperature`. Otherwise the gap and what is
+            estimated from drawn tokens would mean something else and are not shown.
+    """
 
     temperature: float = 1.0
+    against_ref: bool = False
+    ref_temperature: float | None = None
+    drawn: bool = True
     needs: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ("old_logp_R", "old_entropy_R")
+
+    @property
+    def reads_ref(self) -> bool:
+        return self.against_ref
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("old_logp_R", "old_entropy_R", *(("ref_logp_R", "kl_B") if self.against_ref else ()))
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
-        both = []
+        if self.against_ref or models.ref is not None:
+            return self._against(models.get("ref"), models, batch)
+        says = partial(models.get("policy").logp_R, temperature=self.temperature, entropy=True)
+        old_R, entropy_R = _columns(batch, says, 2)
+        return batch.with_columns(self._own(batch, old_R, entropy_R), old_logp_R=old_R, old_entropy_R=entropy_R)
 
-        def column(part: Batch) -> Tensor:
-            logp_R, entropy_R = models.get("policy").logp_R(part.forest, temperature=self.temperature, entropy=True)
-            both.append(entropy_R)
-            return logp_R
+    def _against(self, ref: LanguageModel, models: Models, batch: Batch) -> Batch:
+        forest, temperatures = batch.forest, (self.temperature, self.ref_temperature)
+        both = Compared(*_columns(batch, lambda f: compared(models.get("policy"), ref, f, *temperatures), 5))
+        per_answer = partial(sum_per_response, response_R=forest.response_R, responses=forest.B)
+        kl_B = per_answer(k1(both.logp_R, both.ref_logp_R))
+        metrics = self._own(batch, both.logp_R, both.entropy_R) | {"kl_exact": total(per_answer(both.kl_R))}
+        if self.drawn:
+            metrics |= {"kl": total(kl_B), "kl_k3": total(per_answer(k3(both.logp_R, both.ref_logp_R)))}
+        columns = {"old_logp_R": both.logp_R, "old_entropy_R": both.entropy_R}
+        return batch.with_columns(metrics, **columns, ref_logp_R=both.ref_at_R, kl_B=kl_B)
 
-        old_R = by_micro(batch, column)
-        entropy_R = _cat(both)
+    def _own(self, batch: Batch, old_R: Tensor, entropy_R: Tensor) -> Metrics:
         metrics: Metrics = {"entropy": total(entropy_R)}
-        if "sampled_logp_R" in batch.columns:
+        if self.drawn and "sampled_logp_R" in batch.columns:
             metrics["sampler_gap"] = total((old_R - batch["sampled_logp_R"]).abs())
-        return batch.with_columns(metrics, old_logp_R=old_R, old_entropy_R=entropy_R)
+        return metrics
 
 
 @dataclass
@@ -75,23 +119,6 @@ class RefLogp:
         ref = models.get("ref")
         ref_R = by_micro(batch, lambda part: ref.logp_R(part.forest, temperature=self.temperature)[0])
         return batch.with_columns(ref_logp_R=ref_R)
-
-
-@dataclass
-class SamplerGap:
-    """How far the policy's own log-probs are from those that its sampler recorded; nothing is written.
-
-    At the temperature of sampling and before the update the two laws are one, so the gap is rounding alone.
-    """
-
-    temperature: float = 1.0
-    needs: tuple[str, ...] = ("sampled_logp_R",)
-    writes: tuple[str, ...] = ()
-
-    def __call__(self, models: Models, batch: Batch) -> Batch:
-        policy = models.get("policy")
-        own_R = by_micro(batch, lambda part: policy.logp_R(part.forest, temperature=self.temperature)[0])
-        return batch.with_columns({"sampler_gap": total((own_R - batch["sampled_logp_R"]).abs())})
 
 
 @dataclass
@@ -129,30 +156,34 @@ class TokenRewards:
     """`reward_R`: -beta * log-ratio on every token and the score on the last (methods 2.1, 2.6).
 
     A response that did not end by itself has its score replaced by `-penalty` (`replace`), lowered by it (`subtract`)
-    or left alone (`none`).
+    or left alone (`none`). Without a KL coefficient no reference is read.
     """
 
     kl: KLController
     missing_eos: MissingEos = "subtract"
     penalty: float = 1.0
-    needs: tuple[str, ...] = ("old_logp_R", "ref_logp_R", "score_B", "stopped_B")
-    writes: tuple[str, ...] = ("reward_R", "kl_B")
+    writes: tuple[str, ...] = ("reward_R",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("old_logp_R", *(("ref_logp_R",) if self.kl.beta > 0 else ()), "score_B", "stopped_B")
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        forest, old_R, ref_R = batch.forest, batch["old_logp_R"], batch["ref_logp_R"]
+        forest, old_R = batch.forest, batch["old_logp_R"]
+        ref_R = batch["ref_logp_R"] if self.kl.beta > 0 else old_R
         score_B = missing_eos_B(batch["score_B"], batch["stopped_B"] > 0, self.missing_eos, self.penalty)
         reward_R = token_rewards_R(old_R, ref_R, score_B, forest.offset_B + forest.count_B - 1, self.kl.beta)
-        kl_B = sum_per_response(k1(old_R, ref_R), forest.response_R, forest.B)
-        k3_B = sum_per_response(k3(old_R, ref_R), forest.response_R, forest.B)
-        metrics: Metrics = {
-            "kl": total(kl_B),
-            "kl_k3": total(k3_B),
-            "score": total(batch["score_B"]),
-            "score_after_rule": total(score_B),
-            "length": total(forest.count_B.double()),
-            "truncated": total(1 - batch["stopped_B"]),
-        }
-        return batch.with_columns(metrics, reward_R=reward_R, kl_B=kl_B)
+        return batch.with_columns(answer_metrics(batch, score_B), reward_R=reward_R)
+
+
+def answer_metrics(batch: Batch, score_B: Tensor) -> Metrics:
+    """Score before and after the missing-EOS rule, length, share of answers that were cut."""
+    return {
+        "score": total(batch["score_B"]),
+        "score_after_rule": total(score_B),
+        "length": total(batch.forest.count_B.double()),
+        "truncated": total(1 - batch["stopped_B"]),
+    }
 
 
 @dataclass

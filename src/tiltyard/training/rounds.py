@@ -20,8 +20,9 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
 from tiltyard.models import parallel
 from tiltyard.sampling.settings import Draws, SampleSettings
-from tiltyard.training.algorithm import Draw, Models
-from tiltyard.training.batch import Metrics, summed
+from tiltyard.training.algorithm import Draw, Models, device_of
+from tiltyard.training.batch import Batch, Metrics, summed
+from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Cycle, Sampler, Scorer, generator, sampled_metrics, signed
 from tiltyard.types import Group, Prompt
 
@@ -46,6 +47,7 @@ class Rounds:
         folder: where the rounds are written; None keeps them in the checkpoint.
         watch: what else is measured on the answers of a round.
         stored: only rounds that are in `folder` already are learnt from; nothing is sampled (a replay).
+        micro_tokens: packed tokens of a forward pass that measures, see `shown`.
     """
 
     prompts: Sequence[Prompt]
@@ -66,6 +68,7 @@ class Rounds:
     folder: Path | None = None
     watch: Callable[[list[Group]], Metrics] | None = None
     stored: bool = False
+    micro_tokens: int = 8192
     # what a run has made so far is that run's own: a copy of the source (`replace`) begins without it
     number: int = field(default=-1, init=False)  # of the round whose pool is held
     held: dict[int, list[Group]] = field(default_factory=dict, init=False)
@@ -124,17 +127,39 @@ class Rounds:
         else:
             watched = self._read_watched(number) or self._watched(known)
         self.held[number], self.number = known, -1
+        shown = self.shown(models, sampled(known))  # by the policy that answered: a hook may start it again
         for act in self.begin:
             act(models)
         # every process knows the whole round and measures its part; what a judge was asked is each one's own
         part, once = sampled([g for _, g in parallel.shard(known)]), float(parallel.is_main())
-        metrics = {**sampled_metrics(part), **(watched if parallel.is_main() else {})}
+        metrics = {**shown, **sampled_metrics(part), **(watched if parallel.is_main() else {})}
+        metrics.pop("sampled", None)  # nothing was, or more: also those that the scorer could not score
         if not self.stored:
-            metrics["sampled"] = (self.size * self.n * once, once)  # with those that the scorer could not score
+            metrics["sampled"] = (self.size * self.n * once, once)
         if self.given:
             count = [float(sum(len(g.responses) for g in groups)) for groups in (sampled(known), known)]
             metrics["sampled_share"] = (count[0] * once, count[1] * once)
         return {**metrics, "round": ((number + 1) * once, once)}
+
+    def shown(self, models: Models, known: Sequence[Group]) -> Metrics:
+        """Entropy, sampler gap and KL of the policy that answered, on no more answers than one step of pairs has.
+
+        They are the first two answers of the round's first `batch` prompts, so a round costs one step's scoring more.
+        Answers that were cut to the likeliest tokens or come from a replay are not drawn from the policy's whole law:
+        then only what is summed over the vocabulary is shown, `entropy` and `kl_exact`.
+        """
+        law = self.settings
+        if law.temperature == 0:
+            return {}  # there is no law to be far from
+        own = parallel.shard([Group(g.prompt, g.responses[:2]) for g in known[: self.batch]])
+        policy = models.get("policy").module
+        training = policy.training
+        policy.eval()
+        groups, index = [g for _, g in own], [i for i, _ in own]
+        batch = Batch.of(groups, index, min(self.batch, len(known)), device_of(models), self.micro_tokens)
+        measured = OldLogp(law.temperature, drawn=law.whole and not self.stored)(models, batch)
+        policy.train(training)
+        return measured.metrics
 
     def _watched(self, known: Sequence[Group]) -> Metrics:
         """What `watch` measures on a round: each process on its part, added up."""

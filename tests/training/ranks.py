@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,14 @@ from safetensors.torch import save_file
 from tests.reference.float64 import exact_norms
 from tests.training import tiny
 
-from tiltyard.algorithms import ppo, reward_model, sft
+from tiltyard.algorithms import a2c, grpo, ppo, reinforce, reinforce_pp, reward_model, rloo, sft
 from tiltyard.models import parallel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer
+from tiltyard.scoring import RewardScorer, RuleScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline, Online
-from tiltyard.types import Prompt
+from tiltyard.types import Prompt, Response
 
 
 def online(batch: int) -> tuple[Online, Models]:
@@ -33,18 +35,38 @@ def online(batch: int) -> tuple[Online, Models]:
     return Online(prompts, sample, scorer, batch, 2, SampleSettings(max_tokens=6), seed=2), models
 
 
+def coin(prompt: Prompt, response: Response) -> float:
+    return float(sum(response.ids) % 2)  # so that many groups score alike and are drawn again
+
+
+RL: dict[str, Callable[[Online], Algorithm]] = {
+    "a2c": lambda source: a2c(source, entropy=0.1),
+    "reinforce": lambda source: reinforce(source, mix_kl=True),
+    "reinforce_pp": lambda source: reinforce_pp(source, group_baseline=True, ppo_epochs=2, minibatches=2),
+    "rloo": rloo,
+    "grpo": lambda source: grpo(source, scale="batch", aggregate="token", overlong=3, ppo_epochs=2, minibatches=2),
+    "dynamic": lambda source: grpo(replace(source, scorer=RuleScorer(coin)), dynamic_sampling=3, mask_truncated=True),
+}
+
+
 def make(name: str) -> tuple[Algorithm, Models]:
     """Odd batches; `lonely` has fewer groups than processes."""
     if name == "sft":
         return sft(Offline(tiny.demonstrations(11), 5)), Models(policy=tiny.policy())
     if name == "reward":
         return reward_model(Offline(tiny.rankings(11, tied=[1, 4, 5]), 3)), Models(reward=tiny.scalar())
+    if name in RL:
+        source, models = online(5)
+        return RL[name](source), models
+    if name == "ptx":
+        source, models = online(5)
+        return ppo(source, Offline(tiny.demonstrations(9), 3), minibatches=2, ptx=0.4), models
     settings: dict[str, Any] = {"ppo_epochs": 2, "kl_target": 0.1, "kl_horizon": 100, "whiten_rewards": True}
     source, models = online(1 if name == "lonely" else 5)
     return ppo(source, minibatches=1 if name == "lonely" else 2, **settings), models
 
 
-NAMES = ("sft", "reward", "ppo", "lonely")
+NAMES = ("sft", "reward", "ppo", "lonely", "ptx", *RL)
 
 
 def main(folder: Path) -> None:

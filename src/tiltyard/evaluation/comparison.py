@@ -30,6 +30,8 @@ COLUMNS: tuple[tuple[str, str, float], ...] = (
     ("models_in_memory", "models", 1),
 )
 
+NEAR = 0.3  # nats up to which a logarithmic axis is linear
+
 
 def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str = "Methods compared") -> Path:
     """Gold and proxy reward against KL to the reference, then a row a method: these with 95% intervals, and a bar
@@ -76,7 +78,7 @@ def _scatter(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: s
     far = max(1e-9, *(x for _, x, _ in points))
     wide = far > 10
     if wide:
-        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xscale("symlog", linthresh=NEAR)
     for name, x, y in points:
         facts, colour = models[name], f"C{order.index(name) % 10}"
         xerr, yerr = _error(x, facts.get("kl_ci")), _error(y, facts.get(f"{key}_ci"))
@@ -86,7 +88,7 @@ def _scatter(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: s
     row = ((high - low) or 1.0) / 26  # the height of a name
     taken: list[tuple[float, float]] = []
     for name, x, y in points:
-        along = math.log1p(x) / math.log1p(far) if wide else x / far
+        along = math.log1p(x / NEAR) / math.log1p(far / NEAR) if wide else x / far
         steps = sorted(range(-26, 27), key=abs)
         free = (y + k * row for k in steps if low - row <= y + k * row <= high + row)
         at = next((v for v in free if all(abs(along - a) > 0.16 or abs(v - b) >= row for a, b in taken)), y)
@@ -111,7 +113,7 @@ def _points(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: st
             ax.errorbar(x, place, xerr=_error(x, models[name].get(f"{key}_ci")), fmt="o", markersize=3.5, color="C0")
             ax.text(1.02, place, _short(x), transform=ax.get_yaxis_transform(), va="center", fontsize=7)
     if key == "kl" and max([0.0, *(_value(models[n].get(key)) for n in order if _number(models[n].get(key)))]) > 10:
-        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xscale("symlog", linthresh=NEAR)
     ax.set_title({"kl": "KL, nats"}.get(key, key), fontsize=9)
     ax.grid(axis="y", color="0.92")
     _rows(ax, len(order))

@@ -72,6 +72,17 @@ def test_less_precise_arithmetic(dtype: Any) -> None:
     torch.testing.assert_close(found.kl_R, expected_R, rtol=within, atol=within)
 
 
+def test_a_head_with_a_bias() -> None:
+    policy, ref = tiny.language("llama", "float64"), tiny.language("llama", "float64", seed=1)
+    policy.head.bias = torch.nn.Parameter(torch.linspace(-2, 2, tiny.VOCAB, dtype=torch.float64))
+    forest = plant(tiny.mixed())
+    found = compared(policy, ref, forest)
+    with torch.no_grad():
+        assert found.logp_R.equal(policy.logp_R(forest)[0])
+        both = [model.logits(model.hidden_T(forest)[forest.predictor_R]) for model in (policy, ref)]
+    torch.testing.assert_close(found.kl_R, by_sum(*both, 1.0), rtol=1e-10, atol=1e-10)
+
+
 class Largest(TorchDispatchMode):
     """Elements of the largest tensor made, and how many products there were with a factor of this many rows."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from rich.console import Console
 from tiltyard.algorithms import METHODS
 from tiltyard.data.store import read_groups
 from tiltyard.pipeline import run_recipe, run_stage
+from tiltyard.stages import evaluate
 from tiltyard.world import gold
 
 from . import tiny
@@ -126,6 +129,13 @@ def test_and_with_a_judge_what_it_was_asked(name: str, stage: Any) -> None:
     assert rows[0]["score"] == pytest.approx(rows[0]["gold"])
 
 
+@pytest.mark.parametrize("judge", ["policy", "START/sft"])
+def test_a_judge_is_a_model_in_memory_unless_it_is_the_policy(judge: str, stage: Any, start: Path) -> None:
+    asked = {"kind": "model", "model": judge.replace("START", str(start)), "ask": "score"}
+    _, result, _ = stage("online_dpo", reward="", judge=asked, steps=1)
+    assert result["models_in_memory"] == (2 if judge == "policy" else 3)
+
+
 def test_dynamic_sampling_says_what_it_dropped(stage: Any) -> None:
     folder, _, _ = stage("grpo", dynamic_sampling=3, n=2)
     assert all(row.keys() >= ALWAYS | {"dropped_groups"} for row in shown(folder, "grpo"))
@@ -170,6 +180,26 @@ def test_methods_that_need_theirs_have_no_such_setting(stage: Any) -> None:
     assert OPTIONAL == ["a2c", "cringe", "grpo", "ppo", "reinforce", "reinforce_pp", "rest", "rft", "rloo"]
     with pytest.raises(TiltyardError, match="unknown setting 'show_kl'"):
         stage("online_dpo", show_kl=False)
+
+
+def test_the_picture_has_what_was_measured_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact KL where there is one; no curve of a method in rounds, which measures now and then."""
+    every = [{"step": i, "score": 0.5, "kl": 1.0 * i, "kl_exact": 2.0 * i} for i in (1, 2)]
+    found = {
+        "exact": every,
+        "estimated": [{k: v for k, v in row.items() if k != "kl_exact"} for row in every],
+        "rounds": [every[0], {"step": 2, "score": 0.5}],
+        "without": [{"step": 1, "score": 0.5}],
+    }
+    for name, rows in found.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "groups.jsonl").touch()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(evaluate, "reward_vs_kl_png", lambda path, curves: drawn.update(curves))
+    context: Any = SimpleNamespace(outputs={}, folder=tmp_path)
+    evaluate._picture(context, SimpleNamespace(curves=[str(tmp_path / name) for name in found]))  # type: ignore[arg-type]
+    assert {name: curve["kl"] for name, curve in drawn.items()} == {"exact": [2.0, 4.0], "estimated": [1.0, 2.0]}
 
 
 def test_gold_is_that_of_the_answers(stage: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tests.chance import near, shifted
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch
+from tiltyard.training.log import LiveLine
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Online
 from tiltyard.types import Group
@@ -190,11 +193,12 @@ def test_a_round_shows_the_policy_that_answered(name: str) -> None:
 
 
 def test_a_round_s_figures_are_of_its_first_answers() -> None:
-    """The first two of each of the first `batch` prompts."""
-    source = runs.rounds()
+    """The first two of each of the first `batch` prompts, at the temperature of sampling."""
+    source = runs.rounds(settings=SampleSettings(temperature=0.7, max_tokens=5))
     metrics = source(apart(), 0).metrics
     groups = [Group(g.prompt, g.responses[:2]) for g in source.held[0][: source.batch]]
-    expected = OldLogp()(apart(), batch_of(groups)).metrics
+    expected = OldLogp(0.7)(apart(), batch_of(groups)).metrics
+    assert metrics["sampler_gap"][0] < 1e-12
     assert expected["kl_exact"][1] == 2 * source.batch
     for name in ESTIMATED | {"kl_exact", "entropy"}:
         assert metrics[name] == pytest.approx(expected[name], abs=EXACT)
@@ -233,3 +237,13 @@ def test_dropout_is_off_while_it_is_measured() -> None:
     models = Models(policy=tiny.policy(0, attention_dropout=0.5), ref=tiny.frozen())
     rows = first_steps(runs.make("fixed"), models, dropout=0.5)
     assert all(row["sampler_gap"] < 1e-12 for row in rows)
+
+
+def test_the_live_line_says_the_exact_one_where_it_is_known() -> None:
+    out = io.StringIO()
+    with LiveLine(Console(file=out, width=100), "x", 2) as line:
+        line.log(1, {"loss": 0.5, "kl": 1.0, "kl_exact": 2.0})
+        line.log(2, {"kl": 3.0})
+    first, second = out.getvalue().splitlines()
+    assert first.split("tok/s")[1].split() == ["loss", "0.500", "KL", "2.00"]
+    assert second.split("tok/s")[1].split() == ["KL", "3.00"]

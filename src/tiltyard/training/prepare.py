@@ -55,7 +55,7 @@ class OldLogp:
     `entropy` a token, `sampler_gap` to the log-probs that the sampler recorded (rounding, or something is wrong), and
     where there is a reference, wanted for a column or not, the KL to it in nats an answer: `kl` and `kl_k3` from the
     drawn tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the expectation KL(pi || ref);
-    the exact one has by far the least variance.
+    the exact one varies less than the log-ratios.
 
     Args:
         temperature: of both laws, the one that was sampled from.

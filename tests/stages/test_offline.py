@@ -308,6 +308,9 @@ def test_two_processes_are_one(made: Made, tmp_path: Path) -> None:
         one, two = (curve(run / name) for run in runs)
         for mine, other in zip(two, one, strict=True):
             assert mine.keys() == other.keys()
+            if "margin" in other and abs(other["margin"]) < 1e-9:
+                # before its first update a policy is its reference: which of two equal rewards is higher is rounding
+                mine, other = ({k: v for k, v in row.items() if k != "accuracy"} for row in (mine, other))
             assert mine == pytest.approx(other, abs=1e-6), name
     drawn = [[g.responses[1].ids for g in read_groups(run / "spin" / "groups.jsonl")] for run in runs]
     assert drawn[0] == drawn[1]

@@ -120,7 +120,7 @@ def test_every_online_method_shows_the_same(name: str, stage: Any) -> None:
 @pytest.mark.parametrize("name", [name for name in ONLINE if name != "self_rewarding"])
 def test_and_with_a_judge_what_it_was_asked(name: str, stage: Any) -> None:
     few = {"steps": 2, "iterations": 1} if METHODS[name].samples == "per iteration" else {"steps": 2}
-    folder, result, _ = stage(name, reward="", judge={"kind": "simulated", "ask": "score"}, **few)
+    folder, result, _ = stage(name, reward="", judge={"kind": "simulated", "ask": "points"}, **few)  # gold itself
     rows = tiny.rows(folder / "metrics.jsonl")
     assert rows[0].keys() >= ALWAYS | JUDGED
     assert rows[0]["judge_calls"] == rows[0]["sampled"]

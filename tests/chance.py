@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable, Mapping
+from operator import itemgetter
 
 import torch
 
@@ -67,10 +68,10 @@ def follows(counts: Mapping[Hashable, float], law: Mapping[Hashable, float]) -> 
     total = sum(counts.values())
     assert math.isclose(sum(law.values()), 1, abs_tol=1e-9)
     assert {cell for cell, n in counts.items() if n} <= {cell for cell, p in law.items() if p > 0}
-    cells = sorted((total * p, counts.get(cell, 0)) for cell, p in law.items() if p > 0)
+    cells = sorted(((total * p, counts.get(cell, 0)) for cell, p in law.items() if p > 0), key=itemgetter(0))
     while len(cells) > 1 and cells[0][0] < 5:
         (e, n), (more, others) = cells[:2]
-        cells = sorted([(e + more, n + others), *cells[2:]])
+        cells = sorted([(e + more, n + others), *cells[2:]], key=itemgetter(0))
     if len(cells) > 1:
         chi_square(sum((n - e) ** 2 / e for e, n in cells), len(cells) - 1, dict(counts))
 

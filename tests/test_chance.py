@@ -65,3 +65,10 @@ def test_means_of_columns_that_depend_on_each_other() -> None:
     for z, fine in ((3.99, True), (4.01, False)):
         moved_N = x_N + z * error
         assert passes(chance.means, torch.stack([moved_N, -moved_N], 1)) is fine
+
+
+def test_rare_cells_are_joined_by_what_they_expect_and_not_by_their_counts() -> None:
+    """Forty cells that expect 2.5 each: joined in their order two by two, so alternating counts cancel."""
+    law = dict.fromkeys(range(40), 1 / 40)
+    assert passes(chance.follows, {cell: 5 * (cell % 2) for cell in law}, law)
+    assert not passes(chance.follows, {cell: 5 * (cell % 4 < 2) for cell in law}, law)

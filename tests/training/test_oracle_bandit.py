@@ -52,7 +52,9 @@ def tv(p: Tensor, q: Tensor) -> float:
     return 0.5 * float((p - q).abs().sum())
 
 
-def solve(longest: int, kl: float, seed: int, n: int, steps: int, **settings: Any) -> tuple[float, float, float]:
+def solve(
+    longest: int, kl: float, seed: int, n: int, steps: int, rate: float = 2e-2, warmup: float = 0.0, **settings: Any
+) -> tuple[float, float, float]:
     """PPO on `n` answers a step from a random reference toward a random reward, both made of `seed`; draws are shifted.
 
     Returns (TV to pi*, TV at the start, spread of r - kl log(pi/ref)).
@@ -69,7 +71,8 @@ def solve(longest: int, kl: float, seed: int, n: int, steps: int, **settings: An
     source = Online([ASK], sample, scorer, 2, n // 2, sampled, seed=shifted(seed))
     algorithm = ppo(source, kl=kl, missing_eos="none", vf_coef=1.0, value_clip=1e9, lam=1.0, **settings)
     start = tv(ref.exp(), best)
-    tiny.train(algorithm, models, steps=steps, lr={"policy": 2e-2, "value": 5e-2}, seed=shifted(seed), **SLOW)
+    rates = {"policy": rate, "value": 5e-2}
+    tiny.train(algorithm, models, steps=steps, lr=rates, warmup=warmup, seed=shifted(seed), **SLOW)
     logp = law(models.policy, support)
     left = r - kl * (logp - ref)
     # the spread of g over the support, weighted: rare answers are seen rarely
@@ -77,11 +80,11 @@ def solve(longest: int, kl: float, seed: int, n: int, steps: int, **settings: An
     return tv(logp.exp(), best), start, math.sqrt(float((best * (left - mean) ** 2).sum()))
 
 
-def arrived(gap: float, start: float, spread: float, limit: float) -> None:
+def arrived(gap: float, start: float, spread: float) -> None:
     """What is left is noise of the last steps; `docs/lab.md` has its size over seeds."""
     print(f"chance: gap {gap:.4f} from {start:.4f}, spread {spread:.4f}")
     assert gap < 0.05 < start
-    assert spread < limit
+    assert spread < 0.05
 
 
 @pytest.mark.statistical
@@ -93,14 +96,15 @@ def arrived(gap: float, start: float, spread: float, limit: float) -> None:
 def test_ppo_tilts_a_bandit(settings: dict[str, Any]) -> None:
     """T1: one token. 128 answers a step."""
     for seed in (0, 1):
-        arrived(*solve(1, 0.7, seed, 128, 100, **settings), 0.05)
+        arrived(*solve(1, 0.7, seed, 128, 100, **settings))
 
 
 @pytest.mark.statistical
 @pytest.mark.slow
 def test_ppo_tilts_sequences() -> None:
     """T3: answers of one or two tokens, 31 in all, some ended and some cut; credit has to travel back in time."""
-    arrived(*solve(2, 1.0, 0, 384, 160, ppo_epochs=1, whiten_advantages=False), 0.15)
+    # warmed up: at full rate the first steps, whose values know nothing, can lose answers that then are never drawn
+    arrived(*solve(2, 1.0, 0, 384, 160, rate=1e-2, warmup=0.2, ppo_epochs=1, whiten_advantages=False))
 
 
 @pytest.mark.parametrize("method", [sft, pretrain])

@@ -61,7 +61,11 @@ lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## forest batches against padded ones, as ratios (benchmarks/results)
+# Other options: make bench BENCH="--only dpo,sample32"; PEERS_WORK names the folder of the peers' environments.
+BENCH ?=
+
+bench: $(STAMP)  ## speed and memory against TRL, transformers and vLLM, as ratios (benchmarks/results)
+	$(BIN)/python -m benchmarks.speed $(BENCH)
 	$(BIN)/python benchmarks/forest.py --k 2
 	$(BIN)/python benchmarks/forest.py --k 8 --groups 4
 

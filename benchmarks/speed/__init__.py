@@ -1,0 +1,1 @@
+"""Tiltyard against its peers on the same work; `python -m benchmarks.speed --help`."""

@@ -1,0 +1,105 @@
+"""The machine: whether it is quiet, what a process has used, what it can do at most. Linux tells; elsewhere 0."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+BUSY = 0.06  # share of the machine that others may use when a measurement begins
+FOREIGN = 0.08  # and within a step that counts
+
+
+def busy_seconds() -> float:
+    """CPU seconds that all processes of the machine have used since it started."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    user, nice, system, _idle, _wait, irq, soft, steal = map(int, path.read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def cores() -> int:
+    """Cores of the machine, also those that this process may not use."""
+    return os.cpu_count() or 1
+
+
+def wait_quiet(longest: float = 180.0, look: float = 3.0) -> float:
+    """Waits until the machine is idle over `look` seconds; seconds waited, or -1 if it never was."""
+    began = time.monotonic()
+    while time.monotonic() - began < longest:
+        before = busy_seconds()
+        time.sleep(look)
+        if (busy_seconds() - before) / (look * cores()) < BUSY:
+            return round(time.monotonic() - began, 1)
+    return -1.0
+
+
+def peak_mib() -> float:
+    """Most memory that this process ever held, MiB. Not `ru_maxrss`: that one remembers the parent's, too."""
+    path = Path("/proc/self/status")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass
+class Steps:
+    """Marks at the ends of steps; `result` is the median of those in which the machine was ours.
+
+    The first `skip` steps are a warm-up (where there are more than skip + 1). If others were busy in nearly all, all
+    count and `clean` says so.
+    """
+
+    skip: int = 2
+
+    def __post_init__(self) -> None:
+        self.marks: list[tuple[float, float, float]] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """A step ends here, and the next begins."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        self.marks.append((time.perf_counter(), busy_seconds(), used.ru_utime + used.ru_stime))
+
+    def result(self) -> dict[str, object]:
+        """`seconds`: the median; every step; the share of the machine that others took in each."""
+        pairs = list(zip(self.marks[:-1], self.marks[1:], strict=True))
+        seconds = [b[0] - a[0] for a, b in pairs]
+        foreign = [max(0.0, b[1] - a[1] - (b[2] - a[2])) / (cores() * (b[0] - a[0])) for a, b in pairs]
+        first = self.skip if len(seconds) > self.skip + 1 else min(1, len(seconds) - 1)
+        clean = [i for i in range(first, len(seconds)) if foreign[i] < FOREIGN]
+        used = clean if len(clean) >= 2 else range(first, len(seconds))
+        return {
+            "seconds": statistics.median(seconds[i] for i in used),
+            "steps": [round(s, 4) for s in seconds],
+            "foreign": [round(f, 3) for f in foreign],
+            "clean": f"{len(clean)} of {len(seconds) - first}",
+        }
+
+
+def limits(threads: int) -> dict[str, float]:
+    """What the machine does at most in float32: GEMM in GFLOP/s, copying in GB/s (read and written)."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b, out = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.empty(2048, 2048)
+    gemm = 2 * 2048**3 / _best(lambda: torch.mm(a, b, out=out)) / 1e9
+    source = torch.empty(1 << 26).normal_()
+    target = torch.empty_like(source)
+    return {"gemm_gflops": gemm, "copy_gbs": 2 * source.nbytes / _best(lambda: target.copy_(source)) / 1e9}
+
+
+def _best(work: Callable[[], object], times: int = 9) -> float:
+    work()
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

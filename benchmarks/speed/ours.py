@@ -1,0 +1,187 @@
+"""One work of ours, in a process of its own: the training loop or the sampler through Tiltyard's Python API.
+
+python -m benchmarks.speed.ours --work dpo --model bench-12m --inputs FOLDER --out FILE [--steps N] [--no-wait]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from benchmarks.speed.inputs import read_pairs
+from benchmarks.speed.machine import Steps, limits, peak_mib, wait_quiet
+from benchmarks.speed.rows import STEPS, THREADS
+
+import tiltyard
+from tiltyard import (
+    Algorithm,
+    Group,
+    LanguageModel,
+    Models,
+    Offline,
+    Online,
+    Prompt,
+    Response,
+    RewardScorer,
+    RuleScorer,
+    Run,
+    SampleSettings,
+    ScalarModel,
+    fit,
+    frozen_copy,
+    load_language_model,
+    load_scalar_model,
+    ppo,
+    reward_model,
+    sample,
+    sft,
+)
+from tiltyard.algorithms import dpo, grpo, online_dpo, rloo
+from tiltyard.training.refcache import cache_ref_logps
+
+TOKENS = 128
+
+
+class Inputs:
+    """The models and data of one work, loaded when they are asked for."""
+
+    def __init__(self, folder: Path, model: str):
+        self.path, self.pairs = folder / "models" / model, read_pairs(folder)
+
+    def language(self) -> LanguageModel:
+        return load_language_model(self.path, device="cpu")
+
+    def scalar(self, *, trained: bool) -> ScalarModel:
+        model = load_scalar_model(f"{self.path}-rm", device="cpu")
+        model.module.requires_grad_(trained)
+        return model
+
+    def prompts(self, count: int = 256) -> list[Prompt]:
+        return [_prompt(p, p["prompt_ids"]) for p in self.pairs[:count]]
+
+    def comparisons(self) -> list[Group]:
+        sides = [(p, tuple(Response(ids=tuple(p[key])) for key in ("chosen_ids", "rejected_ids"))) for p in self.pairs]
+        return [Group(_prompt(p, p["prompt_ids"]), both, ranks=(1, 2)) for p, both in sides]
+
+    def texts(self) -> list[Group]:
+        """The loss covers every token but the first, as TRL's does without a completion mask."""
+        whole = [(p, [*p["prompt_ids"], *p["chosen_ids"]]) for p in self.pairs]
+        return [Group(_prompt(p, ids[:1]), (Response(ids=tuple(ids[1:])),)) for p, ids in whole]
+
+
+def _prompt(row: dict[str, Any], ids: list[int]) -> Prompt:
+    return Prompt(text=row["raw_prompt"], ids=tuple(ids))
+
+
+def different_characters(prompt: Prompt, response: Response) -> float:  # noqa: ARG001 - a rule's signature
+    """The reward of the peers' script: cheap, and it differs between answers."""
+    return len(set(response.text)) / 50.0
+
+
+def rolled(given: Inputs, batch: int, n: int, reward: ScalarModel | None = None) -> Online:
+    """Prompts that the policy answers with 128 tokens, scored by a reward model or the rule."""
+    scorer = RuleScorer(different_characters) if reward is None else RewardScorer(reward)
+    return Online(given.prompts(), sample, scorer, batch, n, SampleSettings(max_tokens=TOKENS))
+
+
+def composed(task: str, given: Inputs) -> tuple[Algorithm, Models]:
+    """The method and its models, with the peers' settings."""
+    if task == "reward":
+        return reward_model(Offline(given.comparisons(), 8)), Models(reward=given.scalar(trained=True))
+    policy = given.language()
+    if task == "sft":
+        return sft(Offline(given.texts(), 8)), Models(policy=policy)
+    ref = frozen_copy(policy)
+    if task == "dpo":
+        return dpo(Offline(given.comparisons(), 8), beta=0.1), Models(policy=policy, ref=ref)
+    if task == "dpo-cached":
+        groups = given.comparisons()
+        cache = cache_ref_logps(ref, groups, None)
+        return dpo(Offline(groups, 8), beta=0.1), Models(policy=policy, ref_cache=cache)
+    if task in ("grpo", "rloo"):
+        source = rolled(given, 8, 4)
+        method = grpo(source, kl=0.05) if task == "grpo" else rloo(source, kl=0.05, missing_eos="none")
+        return method, Models(policy=policy, ref=ref)
+    reward = given.scalar(trained=False)
+    if task == "online_dpo":
+        return online_dpo(rolled(given, 8, 2, reward), beta=0.1), Models(policy=policy, ref=ref, reward=reward)
+    if task == "ppo":
+        method = ppo(rolled(given, 32, 1, reward), kl=0.05, missing_eos="none")
+        return method, Models(policy=policy, ref=ref, reward=reward, value=given.scalar(trained=True))
+    raise SystemExit(f"this version of Tiltyard does not do '{task}'")
+
+
+class Marks:
+    """A sink of the loop: every report ends a step."""
+
+    def __init__(self, steps: Steps):
+        self.steps = steps
+        self.metrics: list[dict[str, float]] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002 - a sink's signature
+        self.steps.mark()
+        self.metrics.append(metrics)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def trained(task: str, given: Inputs, steps: int, quiet: Callable[[], float]) -> dict[str, Any]:
+    """Trains and gives seconds a step."""
+    algorithm, models = composed(task, given)
+    waited, marks = quiet(), Marks(Steps())
+    fit(algorithm, models, Run(steps=steps, lr=1e-6, sinks=[marks]))
+    return {"waited": waited, "last_metrics": marks.metrics[-1], **marks.steps.result()}
+
+
+def sampled(given: Inputs, rows: int, steps: int, quiet: Callable[[], float]) -> dict[str, Any]:
+    """Answers `rows` prompts, 128 tokens each, again and again; no answer may end earlier, as in the peers' scripts."""
+    model = given.language()
+    model.chat.stop_ids = frozenset({-1})  # an id that nobody draws
+    prompts, settings = given.prompts(rows), SampleSettings(max_tokens=TOKENS, max_rows=max(256, rows))
+    sample(model, prompts[:4], 1, SampleSettings(max_tokens=4))
+    waited, marks = quiet(), Steps(skip=1)
+    count = 0
+    for seed in range(steps):
+        count = sum(len(r.ids) for g in sample(model, prompts, 1, settings, seed=seed) for r in g.responses)
+        marks.mark()
+    if count != rows * TOKENS:
+        raise SystemExit(f"{count} tokens were sampled, {rows * TOKENS} expected")
+    found = marks.result()
+    return {"waited": waited, **found, "tokens_per_second": count / float(str(found["seconds"]))}
+
+
+def main() -> None:
+    """Measures one work and writes what it found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True, choices=[*STEPS, "limits"])
+    parser.add_argument("--model", default="bench-12m")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--inputs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--no-wait", action="store_true", help="do not wait for a quiet machine")
+    parser.add_argument("--no-tune", action="store_true", help="leave the allocator alone")
+    asked = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    quiet: Callable[[], float] = (lambda: 0.0) if asked.no_wait else wait_quiet
+    steps = asked.steps or STEPS.get(asked.work, 0)
+    if asked.work == "limits":
+        found: dict[str, Any] = {"waited": quiet(), **limits(THREADS)}
+    elif asked.work == "sample":
+        found = sampled(Inputs(asked.inputs, asked.model), asked.rows, steps, quiet)
+    else:
+        found = trained(asked.work, Inputs(asked.inputs, asked.model), steps, quiet)
+    versions = {"tiltyard": tiltyard.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    found |= {"rss_mib": peak_mib(), "versions": {**versions, "python": platform.python_version()}}
+    asked.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

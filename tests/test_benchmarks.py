@@ -1,0 +1,221 @@
+"""The benchmark against peers: its floors, its reading of what peers print, its ratios and verdicts. No timed test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.speed import inputs, machine, peers, rows, table
+from benchmarks.speed.floor import Shape, Tokens, flops, forward
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+CONFIG = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 97,
+}
+SHAPE = Shape.of(CONFIG)
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_the_floor_is_what_torch_counts_of_a_llama(length: int) -> None:
+    """Attention aside: torch counts the whole square of queries and keys, the floor what a causal mask leaves."""
+    module = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    tokens = Tokens.of([(0, [length])])
+    square = SHAPE.pair * length * length
+    assert counter.get_total_flops() == forward(SHAPE, tokens) - SHAPE.pair * tokens.pairs + square
+
+
+def test_attention_pairs_are_counted_one_by_one() -> None:
+    """Every token meets itself and what stands before it on its own branch."""
+    prompt, answers = 3, [2, 4]
+    met = sum(range(1, prompt + 1)) + sum(prompt + i for a in answers for i in range(1, a + 1))
+    tokens = Tokens.of([(prompt, answers)])
+    assert (tokens.tree, tokens.scored, tokens.pairs) == (9, 6, met)
+    assert (tokens * 2).pairs == 2 * met
+
+
+def test_a_backward_pass_is_two_forward_passes() -> None:
+    tokens = Tokens.of([(3, [2, 4])])
+    once = forward(SHAPE, tokens)
+    assert flops(SHAPE, tokens, {"train": 1.0, "logp": 1.0}) == pytest.approx(4 * once)
+    assert flops(SHAPE, tokens, {"train_score": 1.0}) == pytest.approx(3 * forward(SHAPE, tokens, head=False))
+    assert once - forward(SHAPE, tokens, head=False) == 2 * 32 * 97 * 6
+
+
+def test_lengths_are_those_of_the_work() -> None:
+    pairs = [{"prompt_ids": [1] * 4, "chosen_ids": [1] * 5, "rejected_ids": [1] * 6}]
+    found = {data: inputs.tokens_of(pairs, data, 2, 128) for data in ("pairs", "texts", "sampled")}
+    assert {k: (t.tree, t.scored) for k, t in found.items()} == {
+        "pairs": (15, 11),
+        "texts": (9, 8),
+        "sampled": (260, 256),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- the peers
+
+TRL = """=== dpo bench-12m  {'task': 'dpo'}
+versions trl 1.16.0 transformers 5.23.0 torch 2.13.0+cpu | import s 9.1 build s 1.2 | waited for quiet 3 | foreign cpu \
+per step [0.5, 0.01, 0.2] clean 9 of 10
+params 8425728 median s/step 2.616 mean 2.631 min 2.500 max 2.900 first 3.100 own cpu util 0.98 sys share 0.17
+phases s/step {'policy.fwd_grad': 0.9, 'backward': 1.3} | counts {'backward': 1.0}
+peak RSS MiB 2700 train_total_s 33.0
+Traceback (most recent call last):
+TypeError: unsupported operand type(s) for +: 'int' and 'str'
+"""
+HF = """rep tokens 4096 s 3.690 tok/s 1110 foreign 0.01
+=== HF generate {'mode': 'generate'} torch 2.13.0 transformers 5.23.0
+prompt tokens 1000 padded 2000 start s 3.00 warm s 0.20 median tok/s 1110 best 1120 ms/decode step 28.80 RSS MiB 555
+"""
+VLLM = """n 256 tokens 32768 s 9.6 tok/s 3397 foreign(if inproc) 0.01
+=== vLLM 0.32.0 {'dtype': 'float32'} torch 2.13.0 n 256 median tok/s 3397 best 3400 import s 5.0 RSS MiB self 4979 \
+children 12
+"""
+
+
+def test_what_trl_printed_is_read_also_where_its_script_fails_afterwards() -> None:
+    found = peers.read_trl(TRL)
+    assert (found["seconds"], found["rss_mib"], found["clean"]) == (2.616, 2700, "9 of 10")
+    assert found["versions"] == {"trl": "1.16.0", "transformers": "5.23.0", "torch": "2.13.0+cpu"}
+
+
+def test_what_samplers_printed_is_read() -> None:
+    hf, vllm = peers.read_sampling(HF), peers.read_sampling(VLLM)
+    assert (hf["seconds"], hf["rss_mib"]) == (pytest.approx(4096 / 1110), 555)
+    assert (vllm["seconds"], vllm["rss_mib"]) == (pytest.approx(32768 / 3397), 4979)
+    assert hf["versions"] == {"torch": "2.13.0", "transformers": "5.23.0"}
+    assert vllm["versions"] == {"vllm": "0.32.0", "torch": "2.13.0"}
+
+
+@pytest.mark.parametrize(("read", "text"), [(peers.read_trl, "killed"), (peers.read_sampling, "killed")])
+def test_a_peer_that_printed_nothing_was_not_measured(read, text: str) -> None:
+    with pytest.raises(ValueError, match=r"no (median|answers)"):
+        read(text)
+
+
+def test_a_peer_without_environment_was_not_measured(tmp_path: Path) -> None:
+    assert "no folder of peers' scripts" in peers.set_up(tmp_path / "absent", tmp_path)
+    with pytest.raises(peers.Unmeasured, match="no environment for TRL"):
+        peers.measure(rows.ROWS[0].peer, tmp_path, tmp_path, tuned=False)
+
+
+def test_a_peer_is_started_as_its_scripts_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own Python, its words, an environment without anybody's settings of threads and allocator."""
+    python = tmp_path / "trl/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    seen = {}
+
+    def run(command, **how):
+        seen.update(command=command, env=how["env"])
+        return subprocess.CompletedProcess(command, 1, TRL, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    peer = rows.trl("ppo", path="trl112")
+    found = peers.measure(peer, Path("scripts"), tmp_path, tuned=True, steps=4)
+    assert found["seconds"] == 2.616
+    assert seen["command"][1:] == ["scripts/bench_trl.py", "--task", "ppo", "--model", "bench-12m", "--steps", "4"]
+    assert {k: v for k, v in seen["env"].items() if k.startswith(("MALLOC_", "OMP_"))} == peers.TUNED
+    assert (seen["env"]["PYTHONPATH"], seen["env"]["PEERS_WORK"]) == (str(tmp_path / "trl112"), str(tmp_path))
+
+
+# --------------------------------------------------------------------------------------------------------- the machine
+
+
+def steps_of(*ends: tuple[float, float, float], skip: int) -> dict:
+    steps = machine.Steps(skip)
+    steps.marks = list(ends)
+    return steps.result()
+
+
+def test_the_median_leaves_out_the_warm_up_and_steps_with_others() -> None:
+    cores = machine.cores()
+    seconds, foreign = [9.0, 9.0, 1.0, 2.0, 5.0], [0.0, 0.0, 0.0, 0.01, 0.5]
+    marks = [(0.0, 0.0, 0.0)]
+    for took, share in zip(seconds, foreign, strict=True):
+        now, busy, own = marks[-1]
+        marks.append((now + took, busy + took * (1 + share * cores), own + took))
+    found = steps_of(*marks, skip=2)
+    assert found["seconds"] == 1.5
+    assert found["clean"] == "2 of 3"
+    assert found["foreign"] == pytest.approx(foreign, abs=1e-3)
+    assert found["steps"] == pytest.approx([b[0] - a[0] for a, b in pairwise(marks)])
+
+
+def test_peak_memory_is_the_process_s_own(tmp_path: Path) -> None:
+    """Not the parent's: a child of a process that held much memory says what it held itself."""
+    code = "from benchmarks.speed.machine import peak_mib; print(peak_mib())"
+    held = torch.ones(60 << 20)  # 240 MiB
+    alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert machine.peak_mib() > held.nbytes / 2**20
+    assert 1 < float(alone.stdout) < 150
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+FLOOR = {"gflop": 100.0, "gemm_gflops": 200.0}
+
+
+def found_of(row: rows.Row, ours: float, peer: float, rss: float) -> table.Found:
+    mine = {"as_it_comes": {"seconds": ours, "rss_mib": rss, "versions": {"tiltyard": "0"}}}
+    mine["no_tune"] = {"seconds": 2 * ours, "rss_mib": rss, "versions": {}}
+    theirs = {"as_it_comes": {"seconds": peer, "rss_mib": 1000.0, "versions": {"trl": "1"}}}
+    theirs["tuned"] = {"seconds": peer / 2, "rss_mib": 1100.0, "versions": {"trl": "1"}}
+    return table.record(row, mine, theirs, FLOOR, {})
+
+
+def test_ratios_are_the_peer_s_time_over_ours() -> None:
+    found = found_of(rows.ROWS[0], ours=1.0, peer=3.0, rss=400.0)
+    keys = {"work", "ours", "peer", "ratio", "peak_rss_ratio", "floor", "versions"}
+    assert keys <= set(found)
+    assert (found["ratio"], found["ratio_both_tuned"], found["ratio_neither_tuned"]) == (3.0, 1.5, 1.5)
+    assert found["peak_rss_ratio"] == 0.4
+    assert (found["floor"]["seconds"], found["share_of_floor"]) == (0.5, 0.5)
+    assert table.verdicts(found) == {"ratio": True, "peak_rss_ratio": True}
+
+
+def test_what_is_missed_is_said() -> None:
+    big = next(row for row in rows.ROWS if row.name == "dpo-60m")
+    found = found_of(big, ours=1.0, peer=2.0, rss=600.0)
+    assert table.verdicts(found) == {"ratio": False, "peak_rss_ratio": False, "share_of_floor": False}
+    alone = table.record(big, {"as_it_comes": {"seconds": 0.5, "rss_mib": 1.0}}, {}, FLOOR, {"why": "absent"})
+    assert table.verdicts(alone) == {"ratio": None, "peak_rss_ratio": None, "share_of_floor": True}
+
+
+def test_the_table_the_files_and_the_picture(tmp_path: Path) -> None:
+    found = [found_of(row, 1.0, 3.0, 400.0) for row in rows.ROWS[:2]]
+    found.append(table.record(rows.ROWS[2], {}, {}, FLOOR, {"why": "absent"}))
+    console = Console(width=220, record=True, file=(tmp_path / "out").open("w"))
+    table.show(found, console)
+    text = console.export_text()
+    assert "SFT, 8 rows" in text
+    assert "reached: 4, missed: 0, not measured: 2" in text
+    for row, one in zip(rows.ROWS, found, strict=False):
+        table.write(one, tmp_path, row.name)
+    assert json.loads((tmp_path / "sft-12m.json").read_text())["ratio"] == 3.0
+    table.picture(found, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_rows_have_names_of_their_own_and_are_chosen_by_them() -> None:
+    names = [row.name for row in rows.ROWS]
+    assert len(set(names)) == len(names) == 15
+    assert [row.name for row in rows.chosen("sft, dpo-60m")] == ["sft-12m", "dpo-60m"]
+    assert len(rows.chosen("")) == 15
+    with pytest.raises(SystemExit, match="no row begins with 'dqo'"):
+        rows.chosen("dqo")

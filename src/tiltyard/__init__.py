@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         save_model,
         scalar_from,
         value_from,
+        value_head,
     )
     from tiltyard.sampling import SampleSettings, sample
     from tiltyard.scoring import RewardScorer, RuleScorer, WeightedScorer
@@ -53,6 +54,7 @@ _HOMES = {
         "save_model",
         "scalar_from",
         "value_from",
+        "value_head",
     ),
     "tiltyard.sampling": ("SampleSettings", "sample"),
     "tiltyard.scoring": ("RewardScorer", "RuleScorer", "WeightedScorer"),
@@ -106,6 +108,7 @@ __all__ = [
     "sft",
     "train_tokenizer",
     "value_from",
+    "value_head",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tiltyard import from_scratch, load_scalar_model, save_model, scalar_from, train_tokenizer
+from tiltyard import from_scratch, load_scalar_model, save_model, scalar_from, train_tokenizer, value_head
 from tiltyard.models.forest import plant
 from tiltyard.types import Group, Prompt, Response
 
@@ -19,3 +19,17 @@ def test_scalar_from_equals_save_and_load(tmp_path) -> None:
     before = model.hidden_T(forest).detach().clone()
     made.module.base_model.embed_tokens.weight.data += 1.0
     assert torch.equal(model.hidden_T(forest), before)  # a copy, not a share
+
+
+def test_a_value_head_is_saved_as_a_model_with_a_trunk_of_its_own(tmp_path) -> None:
+    model = from_scratch("1m", train_tokenizer((f"a word {i}" for i in range(500)), 320), context=64)
+    value, forest = value_head(model), model.small_forest()
+    torch.nn.init.normal_(value.head.weight, generator=torch.Generator().manual_seed(3))
+    value.bias = 0.25  # of this model alone, though the trunk is the policy's
+    save_model(value, tmp_path)
+    loaded = load_scalar_model(tmp_path, device="cpu")
+    assert torch.equal(loaded.value_R(forest), value.value_R(forest))
+    assert float(value.value_R(forest).abs().max()) > 0.1
+    assert not hasattr(model.module.config, "reward_bias")
+    model.module.base_model.embed_tokens.weight.data += 1.0
+    assert not torch.equal(loaded.value_R(forest), value.value_R(forest))  # a share, not a copy

@@ -59,7 +59,7 @@ STAGES = {
     "ppo": f"{SCORED}, kl_target: 1.0, kl_horizon: 20, ppo_epochs: 2, minibatches: 2, whiten_rewards: true, "
     "corpus: START/world/corpus_held_out.jsonl, ptx: 0.5",
     "a2c": f"{SCORED}, entropy: 0.01, value_init: model",
-    "reinforce": f"{SCORED}, mix_kl: true",
+    "reinforce": f"{SCORED}, mix_kl: true, value_init: shared, value_lr: 0.003",
     "reinforce_pp": f"{SCORED}, n: 2, group_baseline: true, ppo_epochs: 2",
     "rloo": f"{SCORED}, n: 3",
     "grpo": f"{SCORED}, n: 4, dynamic_sampling: 2, minibatches: 2",

@@ -19,6 +19,7 @@ from tests.training import tiny
 
 from tiltyard.algorithms import a2c, grpo, ppo, reinforce, reinforce_pp, reward_model, rloo, sft
 from tiltyard.models import parallel
+from tiltyard.models.heads import value_head
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer, RuleScorer
 from tiltyard.training.algorithm import Algorithm, Models
@@ -61,12 +62,16 @@ def make(name: str) -> tuple[Algorithm, Models]:
     if name == "ptx":
         source, models = online(5)
         return ppo(source, Offline(tiny.demonstrations(9), 3), minibatches=2, ptx=0.4), models
+    if name == "shared":
+        source, models = online(5)
+        models.value = value_head(models.get("policy"))
+        return ppo(source, minibatches=2, ppo_epochs=2), models
     settings: dict[str, Any] = {"ppo_epochs": 2, "kl_target": 0.1, "kl_horizon": 100, "whiten_rewards": True}
     source, models = online(1 if name == "lonely" else 5)
     return ppo(source, minibatches=1 if name == "lonely" else 2, **settings), models
 
 
-NAMES = ("sft", "reward", "ppo", "lonely", "ptx", *RL)
+NAMES = ("sft", "reward", "ppo", "lonely", "ptx", "shared", *RL)
 
 
 def main(folder: Path) -> None:
@@ -76,7 +81,9 @@ def main(folder: Path) -> None:
         keep = {"folder": folder / name, "save_every": 2, "keep_groups": algorithm.trains != ("reward",)}
         fit(algorithm, models, Run(steps=5, lr=1e-2, schedule="linear", micro_tokens=60, **keep))
         for key in algorithm.trains:
-            save_file(tiny.parameters(models.get(key)), folder / f"{name}.{key}.rank{parallel.rank()}.safetensors")
+            save_file(
+                dict(models.get(key).own.state_dict()), folder / f"{name}.{key}.rank{parallel.rank()}.safetensors"
+            )
     (folder / f"ranks.{parallel.rank()}.json").write_text(json.dumps([parallel.rank(), parallel.world()]))
     parallel.barrier()
 

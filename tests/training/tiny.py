@@ -19,9 +19,15 @@ from tiltyard.types import Group, Prompt, Response
 VOCAB, EOS = 17, 1
 
 
-# what the sampler and the scorers ask of a `Chat`
+# what the sampler, the scorers and the value head ask of a `Chat`
 CHAT: Any = SimpleNamespace(
-    stop_ids=frozenset({EOS}), eos_id=EOS, max_length=64, decode=lambda ids: " ".join(map(str, ids))
+    stop_ids=frozenset({EOS}),
+    eos_id=EOS,
+    pad_id=0,
+    max_length=64,
+    decode=lambda ids: " ".join(map(str, ids)),
+    encode_group=lambda group: replace(group, responses=(Response(ids=(EOS,)),)),
+    tokenizer=SimpleNamespace(name_or_path="tiny", chat_template=None, save_pretrained=lambda folder: None),
 )
 
 

@@ -42,6 +42,7 @@ def compared(
     forest: Forest,
     temperature: float = 1.0,
     ref_temperature: float | None = None,
+    **states: Tensor,
 ) -> Compared:
     """Both models' view of the response tokens, without gradient.
 
@@ -50,9 +51,10 @@ def compared(
 
     Args:
         temperature: of both laws (the one that was sampled from). ref_temperature: of `ref_at_R`; None: the same.
+        states: the policy's `hidden_T`, where it has been computed already.
     """
     rows = chunk_rows(policy.vocab_size)
-    own = policy.laws_R(forest, rows, temperature, temperature)
+    own = policy.laws_R(forest, rows, temperature, temperature, **states)
     other = ref.laws_R(forest, rows, temperature, temperature if ref_temperature is None else ref_temperature)
     parts: list[tuple[Tensor, ...]] = []
     for (law, logp), (ref_law, ref_at), target in zip(own, other, forest.target_R.split(rows), strict=True):

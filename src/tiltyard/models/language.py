@@ -63,11 +63,21 @@ class Trunk:
     def backbone(self) -> nn.Module:
         return self.module.base_model
 
+    @property
+    def own(self) -> nn.Module:
+        """What is this model's alone, and so is trained and kept as its: everything, or a head on another's trunk."""
+        return self.module
+
     def parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.module.parameters() if p.requires_grad]
+        return [p for p in self.own.parameters() if p.requires_grad]
+
+    def same_states(self, other: Trunk) -> bool:
+        """Whether both models read the same hidden states, so that one pass of the trunk serves both."""
+        return self.backbone is other.backbone and self.packed == other.packed
 
     def _use(self, implementation: str) -> None:
-        self.module.config._attn_implementation = implementation
+        for part in (self.module, self.backbone):  # a head on another's trunk has a config of its own
+            part.config._attn_implementation = implementation  # type: ignore[union-attr]
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -110,13 +120,17 @@ class Trunk:
             out = call(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False)
         return out.flatten(0, 1).index_select(0, place_T)
 
-    def _probe(self) -> str:
-        """Runs one small random tree packed and padded; a difference means that packing is not safe for this model."""
+    def small_forest(self) -> Forest:
+        """Two small random trees, the same every time, to try the model on."""
         generator = torch.Generator().manual_seed(0)
         size = self.module.config.get_text_config().vocab_size
         draw = lambda n: tuple(torch.randint(0, size, (n,), generator=generator).tolist())  # noqa: E731
         trees = [Group(Prompt(ids=draw(4)), (Response(ids=draw(3)), Response(ids=draw(5)))) for _ in range(2)]
-        forest = plant(trees, self.device)
+        return plant(trees, self.device)
+
+    def _probe(self) -> str:
+        """Runs one small random tree packed and padded; a difference means that packing is not safe for this model."""
+        forest = self.small_forest()
         training = self.module.training
         self.module.eval()
         try:
@@ -215,11 +229,15 @@ class LanguageModel(Trunk):
         return cap, scale / float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
 
     def logp_R(
-        self, forest: Forest, *, temperature: float = 1.0, entropy: bool = False
+        self, forest: Forest, *, temperature: float = 1.0, entropy: bool = False, hidden_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """log-probs [R] in nats of the response tokens at `temperature`, and entropies [R] if asked."""
+        """log-probs [R] in nats of the response tokens at `temperature`, and entropies [R] if asked.
+
+        `hidden_T`: the states of the forest, where they have been computed already.
+        """
         if self.packed:
-            hidden_R = self.hidden_T(forest).index_select(0, forest.predictor_R)
+            hidden_T = self.hidden_T(forest) if hidden_T is None else hidden_T
+            hidden_R = hidden_T.index_select(0, forest.predictor_R)
             cap, scale = self._transform()
             head = self.head
             return token_logp(
@@ -232,21 +250,31 @@ class LanguageModel(Trunk):
                 scale=scale,
                 entropy=entropy,
             )
-        logits_T = self._padded(forest, lambda **kw: self.module(**kw).logits)
+        logits_T = self.logits_T(forest, hidden_T)
         logits_R = logits_T.index_select(0, forest.predictor_R)
         wide = torch.promote_types(logits_R.dtype, torch.float32)
         log_R = torch.log_softmax(logits_R.to(wide) / temperature, -1)
         logp_R = log_R.gather(-1, forest.target_R[:, None])[:, 0]
         return logp_R, -(log_R.exp() * log_R).sum(-1) if entropy else None
 
+    def logits_T(self, forest: Forest, hidden_T: Tensor | None = None) -> Tensor:
+        """The logits of every token [T, V] of a padded model, or from states that are there."""
+        if hidden_T is not None:
+            return self.logits(hidden_T)
+        return self._padded(forest, lambda **kw: self.module(**kw).logits)
+
     @torch.no_grad()
-    def laws_R(self, forest: Forest, rows: int, temperature: float, at: float) -> Iterator[tuple[Tensor, Tensor]]:
+    def laws_R(
+        self, forest: Forest, rows: int, temperature: float, at: float, hidden_T: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole laws of the response tokens at `temperature`, `rows` at a time, and the targets' log-probs at `at`.
 
-        One forward pass and one vocabulary product, whatever the temperatures. See `logp.token_laws`.
+        One forward pass (none where `hidden_T` is given) and one vocabulary product, whatever the temperatures. See
+        `logp.token_laws`.
         """
         if self.packed:
-            hidden_R = self.hidden_T(forest).index_select(0, forest.predictor_R)
+            hidden_T = self.hidden_T(forest) if hidden_T is None else hidden_T
+            hidden_R = hidden_T.index_select(0, forest.predictor_R)
             cap, scale = self._transform()
             head = self.head
             yield from token_laws(
@@ -261,7 +289,7 @@ class LanguageModel(Trunk):
                 rows=rows,
             )
             return
-        logits_T = self._padded(forest, lambda **kw: self.module(**kw).logits)
+        logits_T = self.logits_T(forest, hidden_T)
         logits_R = logits_T.index_select(0, forest.predictor_R)
         logits_R = logits_R.to(torch.promote_types(logits_R.dtype, torch.float32))
         for z, target in zip(logits_R.split(rows), forest.target_R.split(rows), strict=True):
@@ -349,9 +377,9 @@ class ScalarModel(Trunk):
             raise ModelError("the model has no scalar head", fix="load it with num_labels=1")
         return head
 
-    def at(self, forest: Forest, index: Tensor) -> Tensor:
-        """Numbers [len(index)] at positions of T, float32 at least."""
-        hidden = self.hidden_T(forest).index_select(0, index)
+    def at(self, forest: Forest, index: Tensor, hidden_T: Tensor | None = None) -> Tensor:
+        """Numbers [len(index)] at positions of T, float32 at least; `hidden_T`: the states, if they are there."""
+        hidden = (self.hidden_T(forest) if hidden_T is None else hidden_T).index_select(0, index)
         score = self.head(hidden.to(self.head.weight.dtype))[:, 0]
         return self.normalised(score)
 
@@ -359,6 +387,6 @@ class ScalarModel(Trunk):
         """The reward of each response, read at its last token."""
         return self.at(forest, forest.last_B)
 
-    def value_R(self, forest: Forest) -> Tensor:
+    def value_R(self, forest: Forest, hidden_T: Tensor | None = None) -> Tensor:
         """The value of the state before each response token."""
-        return self.at(forest, forest.predictor_R)
+        return self.at(forest, forest.predictor_R, hidden_T)

@@ -23,6 +23,7 @@ from transformers import (
 from tiltyard.data.chat import Chat
 from tiltyard.errors import CheckpointError, ConfigError, ModelError
 from tiltyard.models.encoder import EncoderScalar, is_encoder
+from tiltyard.models.heads import closing_id, scalar_from, value_head
 from tiltyard.models.language import DType, LanguageModel, ScalarModel, Trunk
 from tiltyard.models.load_encoder import encoder_scalar, load_masked_model, masked_from_scratch
 from tiltyard.models.pretrained import (
@@ -37,7 +38,6 @@ from tiltyard.models.pretrained import (
     quiet,
     resolve,
 )
-from tiltyard.types import Group, Message, Prompt, Response
 
 __all__ = [
     "PRESETS",
@@ -54,6 +54,7 @@ __all__ = [
     "scalar_from",
     "set_dropout",
     "value_from",
+    "value_head",
 ]
 
 
@@ -123,7 +124,7 @@ def load_scalar_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     chat = Chat(tokenizer, max_length=context_length(config))
     # transformers reads the score at the rightmost token that is not pad: pad must not be what ends an answer
-    pad = chat.pad_id if chat.pad_id != _closing_id(chat) else None
+    pad = chat.pad_id if chat.pad_id != closing_id(chat) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = from_pretrained(
@@ -144,12 +145,6 @@ def load_scalar_model(
     return ScalarModel(module.eval(), chat, dtype)
 
 
-def _closing_id(chat: Chat) -> int:
-    """The id that ends every encoded answer."""
-    group = Group(Prompt(messages=(Message("user", "Hi"),)), (Response(text="Hi"),))
-    return chat.encode_group(group).responses[0].ids[-1]
-
-
 def value_from(source: ScalarModel) -> ScalarModel:
     """A value model that starts as a copy of the reward model: at the last token it says what the reward model says."""
     if isinstance(source, EncoderScalar):
@@ -162,18 +157,6 @@ def value_from(source: ScalarModel) -> ScalarModel:
     with source.plain():
         module = copy.deepcopy(source.module)
     return ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
-
-
-def scalar_from(model: LanguageModel) -> ScalarModel:
-    """A reward or value model: a copy of a language model's trunk with a new scalar head that starts at zero."""
-    with model.plain():
-        config = copy.deepcopy(model.module.config)
-    config.num_labels = 1
-    config.pad_token_id = model.chat.pad_id if model.chat.pad_id != _closing_id(model.chat) else None
-    module = AutoModelForSequenceClassification.from_config(config).to(model.device, TORCH_DTYPE[model.dtype])
-    module.base_model.load_state_dict(model.backbone.state_dict())
-    nn.init.zeros_(module.score.weight)
-    return ScalarModel(module.eval(), model.chat, model.dtype)
 
 
 def frozen_copy(model: LanguageModel) -> LanguageModel:

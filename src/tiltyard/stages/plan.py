@@ -27,14 +27,15 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         packed = "(and the padding of texts of like length: an encoder is not packed)"
     on_disk = method.cached if getattr(settings, "ref_cache", False) else ()
     frozen = [name for name in method.frozen if name not in (*on_disk, *_left_out(method, settings))]
+    shared = getattr(settings, "value_init", "") == "shared"
+    trained = ("policy with the value head on its trunk",) if shared else method.trains
     lines = [
         f"groups a step: {settings.batch}" + (f" prompts x {answers} answers" if answers else ""),
         f"tokens a step: at most {settings.batch * longest:,} {packed}",
         f"micro-batch: at most {settings.micro_tokens:,} tokens, so about "
         f"{max(1, -(-settings.batch * longest // settings.micro_tokens))} a pass at full length",
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
-        f"models in memory: {', '.join(method.trains)} (trained)"
-        + (f", {', '.join(frozen)} (frozen)" if frozen else ""),
+        f"models in memory: {', '.join(trained)} (trained)" + (f", {', '.join(frozen)} (frozen)" if frozen else ""),
     ]
     if method.online:
         passes = settings.ppo_epochs * settings.minibatches if hasattr(settings, "ppo_epochs") else 1
@@ -43,7 +44,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         return [*lines, "peak memory: unknown until the model it starts from exists"]
     parameters, hidden, layers, vocab = shape
     # weights, gradients and two moments of what is trained; weights of what is frozen
-    weights = parameters * width * (4 * len(method.trains) + len(frozen))
+    weights = parameters * width * (4 * len(trained) + len(frozen))
     tokens = min(settings.micro_tokens, settings.batch * longest)
     activations = tokens * hidden * layers * width * (4 if settings.gradient_checkpointing else 34)
     logits = max(1 << 22, vocab) * width * 3
@@ -51,12 +52,12 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     if method.online:
         rows = min(settings.max_rows, settings.batch * settings.n)
         cache = 2 * rows * (settings.max_prompt + settings.max_tokens) * hidden * layers * width
-    total = weights + activations * len(method.trains) + logits + cache
+    total = weights + activations * len(trained) + logits + cache
     return [
         *lines,
         f"parameters: {parameters / 1e6:.2f}M each",
         f"estimated peak memory: {total / 2**20:,.0f} MiB over the libraries' own "
-        f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * len(method.trains) / 2**20:,.0f}, "
+        f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * len(trained) / 2**20:,.0f}, "
         f"chunked logits {logits / 2**20:,.0f}" + (f", decoding cache {cache / 2**20:,.0f})" if cache else ")"),
     ]
 

@@ -26,6 +26,7 @@ from tiltyard.models.load import (
     pick_device,
     save_model,
     value_from,
+    value_head,
 )
 from tiltyard.stages import measure
 from tiltyard.stages.base import Stage, StageContext, register
@@ -68,7 +69,7 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         watchers.append(Samples(context.console, models, settings.sample_every, context.folder, asked))
     with LiveLine(context.console, context.name, steps) as line:
         fit(algorithm, models, run_of(method, context, settings, steps, held_out, [line, *watchers]))
-    result: dict[str, Any] = {"steps": steps, "models_in_memory": len(models.present()) + judges_model(settings)}
+    result: dict[str, Any] = {"steps": steps, "models_in_memory": models.in_memory + judges_model(settings)}
     if held_out is not None:  # of the model as the loop measured it: what follows may shift and scale its scores
         result |= measured.get(steps) or held_out(models, steps)
     if method.family == "reward":
@@ -109,7 +110,9 @@ def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     if not method.online:
         return Models(policy=policy)
     models = Models(policy=policy, reward=reward_of(context, settings, common))
-    if "value" in method.trains:
+    if "value" in method.trains and settings.value_init == "shared":
+        models.value = value_head(policy)
+    elif "value" in method.trains:
         # without a reward model to copy, the value model starts from the policy
         copied = models.reward is not None and settings.value_init == "reward"
         models.value = value_from(models.get("reward")) if copied else load_scalar_model(folder, **common)

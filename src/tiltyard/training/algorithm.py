@@ -60,6 +60,15 @@ class Models:
         pairs = ((n, getattr(self, n)) for n in ("policy", "ref", "reward", "value", "encoder"))
         return {name: model for name, model in pairs if model is not None}
 
+    @property
+    def in_memory(self) -> int:
+        """How many models' weights there are; heads on one trunk are one model."""
+        return len({id(model.backbone) for model in self.present().values()})
+
+    def joint(self) -> bool:
+        """Whether the value model reads the policy's own states, so that one pass of the trunk serves both."""
+        return self.policy is not None and self.value is not None and self.value.same_states(self.policy)
+
 
 class Draw(NamedTuple):
     """This process's groups of one step, their places in the whole step's list, its length, and what was measured."""
@@ -99,11 +108,17 @@ class Forward:
         self.rivals = rivals
 
     @cached_property
+    def _states(self) -> dict[str, Tensor]:
+        """The policy's states, where a value head reads them too: one pass, and one backward pass."""
+        return {"hidden_T": self.models.get("policy").hidden_T(self.batch.forest)} if self.models.joint() else {}
+
+    @cached_property
     def _policy(self) -> tuple[Tensor, Tensor | None]:
         policy: LanguageModel = self.models.get("policy")
+        forest, t = self.batch.forest, self.temperature
         if self.rivals:
-            return policy.logp_and_rival_R(self.batch.forest, self.rivals, self.batch["draw_R"])
-        return policy.logp_R(self.batch.forest, temperature=self.temperature, entropy=self.entropy)
+            return policy.logp_and_rival_R(forest, self.rivals, self.batch["draw_R"])
+        return policy.logp_R(forest, temperature=t, entropy=self.entropy, **self._states)
 
     @property
     def logp_R(self) -> Tensor:
@@ -131,7 +146,7 @@ class Forward:
 
     @cached_property
     def value_R(self) -> Tensor:
-        return self.models.get("value").value_R(self.batch.forest)
+        return self.models.get("value").value_R(self.batch.forest, **self._states)
 
     @cached_property
     def model_score_B(self) -> Tensor:

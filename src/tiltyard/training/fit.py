@@ -119,7 +119,7 @@ class _Loop:
     def __init__(self, algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None):
         self.algorithm, self.models, self.run = algorithm, models, run
         self.modules: dict[str, nn.Module] = {name: models.get(name).module for name in algorithm.trains}
-        self.kept = self.modules | {name: models.get(name).module for name in algorithm.moves}
+        self.kept: dict[str, nn.Module] = {n: models.get(n).own for n in (*algorithm.trains, *algorithm.moves)}
         self.parameters = [p for name in algorithm.trains for p in models.get(name).parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
         for group in self.optimizer.param_groups:

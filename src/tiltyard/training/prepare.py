@@ -37,6 +37,22 @@ def _columns(batch: Batch, says: Callable[[Forest], Sequence[Tensor]], count: in
     return [_cat([part[i] for part in parts]) for i in range(count)]
 
 
+def _read(
+    models: Models, batch: Batch, says: Callable[..., Sequence[Tensor]], count: int
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """(`count` columns that `says` makes of the policy's states, what a value head on the same states says)."""
+    if not models.joint():
+        return _columns(batch, says, count), {}
+    policy, value = models.get("policy"), models.get("value")
+
+    def both(forest: Forest) -> Sequence[Tensor]:
+        hidden_T = policy.hidden_T(forest)
+        return (*says(forest, hidden_T=hidden_T), value.value_R(forest, hidden_T))
+
+    *columns, value_R = _columns(batch, both, count + 1)
+    return columns, {"old_value_R": value_R}
+
+
 def _cat(parts: list[Tensor]) -> Tensor:
     """Joined; of nothing (a process without groups in this step): empty."""
     return torch.cat(parts) if parts else torch.zeros(0)
@@ -51,7 +67,8 @@ def total(x: Tensor) -> tuple[float, float]:
 class OldLogp:
     """What the policy says of the answers before its updates, and how far it is from the reference.
 
-    Columns: `old_logp_R`, `old_entropy_R`; with `against_ref` also `ref_logp_R` and `kl_B`, the summed k1. Shown:
+    Columns: `old_logp_R`, `old_entropy_R`; with `against_ref` also `ref_logp_R` and `kl_B`, the summed k1; where a
+    value head reads the policy's own states also `old_value_R`, from the same pass. Shown:
     `entropy` a token, `sampler_gap` to the log-probs that the sampler recorded (rounding, or something is wrong), and
     where there is a reference, wanted for a column or not, the KL to it in nats an answer: `kl` and `kl_k3` from the
     drawn tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the expectation KL(pi || ref);
@@ -83,19 +100,23 @@ class OldLogp:
         if self.against_ref or models.ref is not None:
             return self._against(models.get("ref"), models, batch)
         says = partial(models.get("policy").logp_R, temperature=self.temperature, entropy=True)
-        old_R, entropy_R = _columns(batch, says, 2)
-        return batch.with_columns(self._own(batch, old_R, entropy_R), old_logp_R=old_R, old_entropy_R=entropy_R)
+        (old_R, entropy_R), values = _read(models, batch, says, 2)
+        columns = {"old_logp_R": old_R, "old_entropy_R": entropy_R, **values}
+        return batch.with_columns(self._own(batch, old_R, entropy_R), **columns)
 
     def _against(self, ref: LanguageModel, models: Models, batch: Batch) -> Batch:
-        forest, temperatures = batch.forest, (self.temperature, self.ref_temperature)
-        both = Compared(*_columns(batch, lambda f: compared(models.get("policy"), ref, f, *temperatures), 5))
+        forest = batch.forest
+        at = self.temperature, self.ref_temperature
+        says = partial(compared, models.get("policy"), ref, temperature=at[0], ref_temperature=at[1])
+        columns, values = _read(models, batch, says, 5)
+        both = Compared(*columns)
         per_answer = partial(sum_per_response, response_R=forest.response_R, responses=forest.B)
         kl_B = per_answer(k1(both.logp_R, both.ref_logp_R))
         metrics = self._own(batch, both.logp_R, both.entropy_R) | {"kl_exact": total(per_answer(both.kl_R))}
         if self.drawn:
             metrics |= {"kl": total(kl_B), "kl_k3": total(per_answer(k3(both.logp_R, both.ref_logp_R)))}
-        columns = {"old_logp_R": both.logp_R, "old_entropy_R": both.entropy_R}
-        return batch.with_columns(metrics, **columns, ref_logp_R=both.ref_at_R, kl_B=kl_B)
+        old = {"old_logp_R": both.logp_R, "old_entropy_R": both.entropy_R, **values}
+        return batch.with_columns(metrics, **old, ref_logp_R=both.ref_at_R, kl_B=kl_B)
 
     def _own(self, batch: Batch, old_R: Tensor, entropy_R: Tensor) -> Metrics:
         metrics: Metrics = {"entropy": total(entropy_R)}
@@ -141,12 +162,14 @@ class TokenDraws:
 
 @dataclass
 class Values:
-    """`old_value_R`: the value model's estimate before each token, before its updates."""
+    """`old_value_R`: the value model's estimate before each token, before its updates; unless a pass has told."""
 
     needs: tuple[str, ...] = ()
     writes: tuple[str, ...] = ("old_value_R",)
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
+        if "old_value_R" in batch.columns:
+            return batch
         value = models.get("value")
         return batch.with_columns(old_value_R=by_micro(batch, lambda part: value.value_R(part.forest)))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -111,3 +113,79 @@ def test_one_answer_to_everything_is_said() -> None:
     losing = [replace(g, ranks=(2, 1)) for g in cheat]
     assert check_data(losing).commonest[0] == 1
     assert not any("one and the same" in line for line in check_data(losing).lines())
+
+
+def naive(groups: list[Group]) -> tuple[int, int, int, tuple[int, str]]:
+    """(duplicates, contradictions, different prompts, the commonest best answer), each text against each."""
+
+    def said(g: Group) -> tuple[object, list[str], list[tuple[str, str]] | None]:
+        prompt = g.prompt.messages or g.prompt.text or [r.text for r in g.responses]
+        texts = [r.text for r in g.responses]
+        ranks = g.ranks or (1,) * len(texts)
+        better = sorted(
+            (a, b) for a, i in zip(texts, ranks, strict=True) for b, j in zip(texts, ranks, strict=True) if i < j
+        )
+        return prompt, sorted(texts), None if g.ranks is None else better
+
+    every = [said(g) for g in groups]
+    twice = [e in every[:i] for i, e in enumerate(every)]
+    other = [
+        not t and any(e[:2] == f[:2] for f in every[:i]) for (i, e), t in zip(enumerate(every), twice, strict=True)
+    ]
+    asked: dict[str, list[object]] = {}
+    for g, (prompt, _, _) in zip(groups, every, strict=True):
+        for r, k in zip(g.responses, g.ranks or (1,) * len(g.responses), strict=True):
+            if k == min(g.ranks or (1,)) and r.text and prompt not in asked.setdefault(r.text, []):
+                asked[r.text].append(prompt)
+    text = max(asked, key=lambda t: len(asked[t]))
+    prompts = [e[0] for e in every]
+    return (
+        sum(twice),
+        sum(other),
+        len([p for i, p in enumerate(prompts) if p not in prompts[:i]]),
+        (len(asked[text]), text),
+    )
+
+
+class Twice:
+    """Groups that can be gone through again and are not a list: what `tiltyard check` reads from a file."""
+
+    def __init__(self, groups: list[Group]):
+        self.groups = groups
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_against_comparing_every_text_with_every_other(seed: int) -> None:
+    rng = random.Random(seed)
+    groups = []
+    for i in range(rng.randint(1, 30)):
+        k = rng.randint(1, 3)
+        answers = rng.sample(["a", "bb", "ccc", " "], k)
+        ranks = rng.choice([None, tuple(range(1, k + 1)), (1,) * k])
+        groups.append(group(rng.choice("pq"), *answers, n=i, ranks=ranks))
+    found = check_data(groups, groups[:3])
+    assert (found.duplicates, found.contradictions, found.prompts, found.commonest) == naive(groups)
+    assert found.held_out_overlap == min(3, len(groups))
+    assert found.repeated_prompts == len(groups) - found.prompts
+    assert check_data(Twice(groups), Twice(groups[:3])) == found
+
+
+def test_memory_does_not_hold_the_texts() -> None:
+    class Many:
+        def __init__(self, n: int):
+            self.n = n
+
+        def __iter__(self) -> Iterator[Group]:
+            return (group(f"q{i}" * 300, f"a{i}" * 300, f"b{i}" * 300, ranks=(1, 2), n=i) for i in range(self.n))
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        assert check_data(Many(n)).groups == n
+        _, size = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return size
+
+    assert (peak(4000) - peak(1000)) / 3000 < 250  # a row has 2,000 characters

@@ -63,7 +63,7 @@ def test_an_answer_cannot_speak_for_the_other(chat: Chat) -> None:
     pair = asked("yes", evil, ranks=(1, 2))
     for shown in orders(pair.prompt, *pair.responses):
         assert [shown.text.lower().count(label.lower()) for label in (*LABELS, CUT)] == [1, 1, 0]
-    ((encoded,), _) = encode_rivals(chat, [pair], 256)
+    (encoded,) = encode_rivals(chat, [pair], 256)
     for response in encoded.responses:
         assert [i for i in response.ids if i in set(chat.tokenizer.all_special_ids) | chat.stop_ids] == [
             response.ids[-1]
@@ -79,7 +79,7 @@ def test_an_answer_that_was_cut_is_shown_as_such() -> None:
 
 def test_the_prompt_is_the_policys_own(chat: Chat) -> None:
     group = asked("yes", "no", ranks=(2, 1))
-    ((pair,), _) = encode_rivals(chat, [group], 256)
+    (pair,) = encode_rivals(chat, [group], 256)
     assert pair.prompt.ids == chat.encode_prompt(replace(group.prompt, ids=())).ids
     assert chat.decode(pair.responses[0].ids) == "[Answer 1]\nno\n[Answer 2]\nyes"  # the better answer stands first
     assert (pair.ranks, pair.origin) == ((1, 2), "file:3 1>0")
@@ -87,7 +87,7 @@ def test_the_prompt_is_the_policys_own(chat: Chat) -> None:
 
 def test_plain_text_prompts(chat: Chat) -> None:
     group = Group(Prompt(text="the land is", id="t"), (Response(text="a"), Response(text="b")), ranks=(1, 2))
-    ((pair,), _) = encode_rivals(chat, [group], 256)
+    (pair,) = encode_rivals(chat, [group], 256)
     whole = chat.tokenizer.decode([*pair.prompt.ids, *pair.responses[0].ids], skip_special_tokens=True)
     assert whole == "the land is\n[Answer 1]\na\n[Answer 2]\nb"
 
@@ -114,18 +114,23 @@ def test_soft_labels_become_the_share_of_two() -> None:
 def test_long_comparisons(chat: Chat) -> None:
     groups = [asked("a", "b", ranks=(1, 2)), asked("yes", "the cat sat on the mat " * 6, ranks=(1, 2))]
     tied = asked("a", "a", ranks=(1, 1))
-    whole, told = encode_rivals(chat, [*groups, tied], 256)
+
+    def told(*how: Any) -> tuple[list[Group], list[str]]:
+        made = encode_rivals(chat, *how)
+        return list(made), made.said
+
+    whole, lines = told([*groups, tied], 256)
     sizes = [len(g.prompt.ids) + max(len(r.ids) for r in g.responses) for g in whole]
-    assert told == ["2 comparisons of two answers from 3 rows", "note 1: rows without an untied pair"]
-    kept, told = encode_rivals(chat, groups, sizes[1] - 1)
+    assert lines == ["2 comparisons of two answers from 3 rows", "note 1: rows without an untied pair"]
+    kept, lines = told(groups, sizes[1] - 1)
     assert kept == whole[:1]
-    assert told[1].startswith("dropped 1: ")
-    cut, told = encode_rivals(chat, groups, sizes[1] - 1, "truncate")
+    assert lines[1].startswith("dropped 1: ")
+    cut, lines = told(groups, sizes[1] - 1, "truncate")
     assert cut[1].prompt.ids == whole[1].prompt.ids[1:]
     assert cut[1].responses == whole[1].responses
-    assert told[1] == "cut 1: prompts cut at the front"
+    assert lines[1] == "cut 1: prompts cut at the front"
     with pytest.raises(DataError, match="no comparison fits"):
-        encode_rivals(chat, groups, 8, "truncate")
+        told(groups, 8, "truncate")
 
 
 # ----------------------------------------------------------------------------------------------------------- the loss
@@ -143,7 +148,7 @@ def loss_of(groups: list[Group], score_B: torch.Tensor) -> tuple[torch.Tensor, d
 
 def test_the_loss_in_closed_form(chat: Chat) -> None:
     rows = [asked("a", "b", "c", ranks=(1, 2, 3)), asked("a", "b", ranks=(1, 2), shares=(0.8, 0.2))]
-    groups, _ = encode_rivals(chat, rows, 256)
+    groups = list(encode_rivals(chat, rows, 256))
     score_B = torch.randn(8, dtype=torch.float64, generator=generator(0), requires_grad=True)
     loss, metrics, loss_G = loss_of(groups, score_B)
     d = (score_B.detach()[0::2] - score_B.detach()[1::2]).tolist()
@@ -163,7 +168,7 @@ def test_the_loss_in_closed_form(chat: Chat) -> None:
 
 
 def test_an_untrained_ranker_starts_at_ln_2(chat: Chat) -> None:
-    groups, _ = encode_rivals(chat, [asked("a", "b", ranks=(2, 1))], 256)
+    groups = list(encode_rivals(chat, [asked("a", "b", ranks=(2, 1))], 256))
     loss, metrics, _ = loss_of(groups, torch.zeros(2))
     assert float(loss) == pytest.approx(math.log(2))
     assert metrics["accuracy"] == (0.5, 1.0)
@@ -181,7 +186,7 @@ def test_it_learns_log_odds_even_where_preferences_go_in_circles(chat: Chat) -> 
     names = ("the cat sat", "yes", "on the mat")
     p = {(0, 1): 0.8, (1, 2): 0.7, (2, 0): 0.9}
     rows = [asked(names[i], names[j], ranks=(1, 2), shares=(q, 1 - q)) for (i, j), q in p.items()]
-    groups, _ = encode_rivals(chat, rows, 256)
+    groups = list(encode_rivals(chat, rows, 256))
     learner = model(chat, seed=3)
     torch.nn.init.zeros_(learner.head.weight)
     fit(ranker(Offline(groups, 3)), Models(reward=learner), Run(steps=150, lr=5e-3, weight_decay=0.0))

@@ -209,11 +209,12 @@ def test_self_play_keeps_what_it_played(made: Made) -> None:
 
 
 def test_one_reference_is_computed_once(made: Made) -> None:
-    """All pairs (DPO, IPO, held-out pairs), best against worst (SLiC's held-out), whole rankings (CLICK)."""
+    """The pairs that 5 steps read (DPO, IPO), all of them (held-out), best against worst (SLiC's), rankings (CLICK)."""
     assert made.text.count("no reference in memory") == 4  # dpo, conservative, ipo, click
     assert made.text.count("groups computed; no reference in memory") == 1
     assert made.text.count("groups found on disk; no reference in memory") == 3  # CLICK's were RRHF's held-out data
-    assert len(list((made.run.parent / ".cache" / "ref-logps").iterdir())) == 3
+    assert len(list((made.run.parent / ".cache" / "ref-logps").iterdir())) == 4
+    assert made.text.count("log-probs of 20 groups") == 3  # 5 steps of 4: what no step reads is not computed
     for line in ("models in memory: policy (trained)\n", "models in memory: policy (trained), ref (frozen)\n"):
         assert line in made.text  # DPO and its kin; KTO and SPIN
 

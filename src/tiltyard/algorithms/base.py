@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tiltyard.data import Chat, Kind, TooLong
+from tiltyard.data import Chat, Kind, Told, TooLong
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.types import Group
@@ -14,8 +14,8 @@ from tiltyard.types import Group
 Family = Literal["pretrain", "sft", "reward", "rl", "offline", "online", "distribution"]
 Often = Literal["no", "per iteration", "every step"]
 Shape = Literal["any", "pair"]
-# (chat, groups, max_length, too_long) -> the groups as the method reads them, and lines about what was left out
-Encode = Callable[[Chat, Sequence[Group], int, TooLong], tuple[list[Group], list[str]]]
+# (chat, groups, max_length, too_long) -> the groups as the method reads them, then lines about what was left out
+Encode = Callable[[Chat, Iterable[Group], int, TooLong], Told[list[str]]]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from tiltyard.data.chat import Chat
 from tiltyard.data.checks import CheckReport, LengthBias, check_data
 from tiltyard.data.formats import Kind, parse_row
-from tiltyard.data.load import DataReport, TooLong, load_groups, load_prompts
+from tiltyard.data.load import DataReport, Told, TooLong, load_groups, load_prompts, stream_groups
 from tiltyard.data.read import Row, read_rows
+from tiltyard.data.spool import Spool
 from tiltyard.data.store import append_groups, group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.data.templates import DEFAULT_TEMPLATE, PLAIN_TEMPLATE
 from tiltyard.data.tokenizer import plain_texts, train_tokenizer
@@ -18,6 +19,8 @@ __all__ = [
     "Kind",
     "LengthBias",
     "Row",
+    "Spool",
+    "Told",
     "TooLong",
     "append_groups",
     "check_data",
@@ -29,6 +32,7 @@ __all__ = [
     "plain_texts",
     "read_groups",
     "read_rows",
+    "stream_groups",
     "train_tokenizer",
     "write_groups",
 ]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from tiltyard.rates import kendall_tau_b, wilson
-from tiltyard.types import Group, Response
+from tiltyard.types import Group
 
 _EXAMPLES = 5
 
@@ -95,66 +100,139 @@ class CheckReport:
         return found + (_length_lines(self.length) if self.length else [])
 
 
-def check_data(groups: Sequence[Group], held_out: Sequence[Group] | None = None) -> CheckReport:
-    """Look for duplicates inside and between splits, ties, empty and truncated answers, and length bias."""
-    places: dict[str, list[str]] = {}
+def check_data(groups: Iterable[Group], held_out: Iterable[Group] | None = None) -> CheckReport:
+    """Look for duplicates inside and between splits, ties, empty and truncated answers, and length bias.
 
-    def note(kind: str, group: Group) -> None:
-        places.setdefault(kind, []).append(group.origin or group.prompt.id)
+    Memory holds some 64 bytes a group, whatever its texts: they are compared by 64-bit hashes, of which two among a
+    million differing texts are equal once in 30 million data sets.
 
-    prompts: set[Any] = set()
-    seen: dict[Any, set[Any]] = {}  # prompt and answers -> verdicts given on them
-    repeated = 0
+    Args:
+        groups: a list, or anything that can be gone through twice: findings are looked up where they stand.
+    """
+    look = _Look()
     for group in groups:
-        prompt = _prompt_key(group)
-        repeated += prompt in prompts
-        prompts.add(prompt)
-        answers, verdict = _content_key(group)
-        earlier = seen.setdefault((prompt, answers), set())
-        if earlier:
-            note("duplicates" if verdict in earlier else "contradictions", group)
-        earlier.add(verdict)
-        judged = group.ranks or group.scores
-        if judged is not None and len(set(judged)) < len(judged):
-            note("ties", group)
-        if len({r.text or r.ids for r in group.responses}) < len(group.responses):
-            note("identical", group)
-        for response in group.responses:
-            if not response.text.strip() and len(response.ids) <= 1:
-                note("empty", group)
-            if response.finish == "length":
-                note("truncated", group)
-    for group in held_out or ():
-        if _prompt_key(group) in prompts:
-            note("held_out_overlap", group)
+        look.at(group)
+    said_before = _repeated(look.verdicts)
+    places = {
+        "duplicates": np.flatnonzero(said_before),
+        "contradictions": np.flatnonzero(_repeated(look.contents) & ~said_before),
+    }
+    answer, prompts = look.commonest()
+    wanted = {int(i) for found in places.values() for i in found[:_EXAMPLES]} | ({answer[0]} if prompts else set())
+    at = _taken(groups, wanted)
+    examples = {kind: tuple(_place(at[int(i)]) for i in found[:_EXAMPLES]) for kind, found in places.items()}
+    overlap, held, shared = _overlap(look.prompts, held_out)
+    examples |= {kind: tuple(found) for kind, found in look.examples.items()} | {"held_out_overlap": shared}
     return CheckReport(
-        groups=len(groups),
-        responses=sum(len(g.responses) for g in groups),
-        prompts=len(prompts),
-        duplicates=len(places.get("duplicates", ())),
-        contradictions=len(places.get("contradictions", ())),
-        repeated_prompts=repeated,
-        held_out=None if held_out is None else len(held_out),
-        held_out_overlap=len(places.get("held_out_overlap", ())),
-        ties=len(places.get("ties", ())),
-        identical=len(places.get("identical", ())),
-        empty=len(places.get("empty", ())),
-        truncated=len(places.get("truncated", ())),
-        commonest=_commonest(groups),
-        length=_length_bias(groups),
-        examples={kind: tuple(found[:_EXAMPLES]) for kind, found in places.items()},
+        groups=len(look.prompts),
+        responses=look.responses,
+        prompts=len(look.prompts) - int(_repeated(look.prompts).sum()),
+        duplicates=len(places["duplicates"]),
+        contradictions=len(places["contradictions"]),
+        repeated_prompts=int(_repeated(look.prompts).sum()),
+        held_out=held,
+        held_out_overlap=overlap,
+        ties=look.counts["ties"],
+        identical=look.counts["identical"],
+        empty=look.counts["empty"],
+        truncated=look.counts["truncated"],
+        commonest=(prompts, at[answer[0]].responses[answer[1]].text[:60]) if prompts else (0, ""),
+        length=look.length.bias(),
+        examples={kind: found for kind, found in examples.items() if found},
     )
 
 
-def _commonest(groups: Sequence[Group]) -> tuple[int, str]:
-    asked: dict[str, set[Any]] = {}
-    for group in groups:
-        quality = _quality(group) or (0.0,) * len(group.responses)
-        for response, value in zip(group.responses, quality, strict=True):
-            if value == max(quality) and response.text:
-                asked.setdefault(response.text, set()).add(_prompt_key(group))
-    text = max(asked, key=lambda t: len(asked[t]), default="")
-    return len(asked.get(text, ())), text[:60]
+class _Look:
+    """One pass over the groups: hashes of what may repeat, counts of what a group shows by itself."""
+
+    def __init__(self) -> None:
+        self.prompts, self.contents, self.verdicts = (array("q") for _ in range(3))
+        self.best, self.asked = array("q"), array("q")  # the best answers, each with the prompt it answers
+        self.owner, self.branch = array("q"), array("B")  # and where they stand: group, number of the answer
+        self.responses = 0
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self.length = _Lengths()
+
+    def at(self, group: Group) -> None:
+        prompt = _prompt_key(group)
+        answers, verdict = _content_key(group)
+        quality = _quality(group)
+        self.prompts.append(hash(prompt))
+        self.contents.append(hash((prompt, answers)))
+        self.verdicts.append(hash((prompt, answers, verdict)))
+        values = quality or (0.0,) * len(group.responses)
+        for number, (response, value) in enumerate(zip(group.responses, values, strict=True)):
+            if value == max(values) and response.text:
+                self.best.append(hash(response.text))
+                self.asked.append(self.prompts[-1])
+                self.owner.append(len(self.prompts) - 1)
+                self.branch.append(number)
+        self.responses += len(group.responses)
+        self._alone(group)
+        self.length.at(group, quality)
+
+    def _alone(self, group: Group) -> None:
+        judged = group.ranks or group.scores
+        if judged is not None and len(set(judged)) < len(judged):
+            self._note("ties", group)
+        if len({r.text or r.ids for r in group.responses}) < len(group.responses):
+            self._note("identical", group)
+        for response in group.responses:
+            if not response.text.strip() and len(response.ids) <= 1:
+                self._note("empty", group)
+            if response.finish == "length":
+                self._note("truncated", group)
+
+    def _note(self, kind: str, group: Group) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= _EXAMPLES:
+            self.examples.setdefault(kind, []).append(_place(group))
+
+    def commonest(self) -> tuple[tuple[int, int], int]:
+        """((group, answer) where the commonest best answer stands first, to how many prompts it is given)."""
+        if not self.best:
+            return (0, 0), 0
+        pairs = np.stack([np.asarray(self.best), np.asarray(self.asked)], axis=1)
+        _, kept = np.unique(pairs, axis=0, return_index=True)
+        kept.sort()
+        _, first, counts = np.unique(pairs[kept, 0], return_index=True, return_counts=True)
+        place = int(kept[first[counts == counts.max()].min()])
+        return (self.owner[place], self.branch[place]), int(counts.max())
+
+
+def _repeated(keys: array[int]) -> np.ndarray:
+    """Whether each key stood at an earlier place too."""
+    again = np.ones(len(keys), dtype=bool)
+    again[np.unique(np.asarray(keys), return_index=True)[1]] = False
+    return again
+
+
+def _taken(groups: Iterable[Group], places: set[int]) -> dict[int, Group]:
+    """The groups at these places."""
+    if isinstance(groups, Sequence):
+        return {i: groups[i] for i in places}
+    return {i: group for i, group in enumerate(islice(groups, max(places, default=-1) + 1)) if i in places}
+
+
+def _overlap(prompts: array[int], held_out: Iterable[Group] | None) -> tuple[int, int | None, tuple[str, ...]]:
+    """(held-out groups whose prompt is among `prompts`, all of them or None, the first places)."""
+    if held_out is None:
+        return 0, None, ()
+    known, count, found, places = np.unique(np.asarray(prompts)), 0, 0, []
+    for group in held_out:
+        count += 1
+        key = hash(_prompt_key(group))
+        at = int(np.searchsorted(known, key))
+        if at < len(known) and known[at] == key:
+            found += 1
+            if found <= _EXAMPLES:
+                places.append(_place(group))
+    return found, count, tuple(places)
+
+
+def _place(group: Group) -> str:
+    return group.origin or group.prompt.id
 
 
 def _prompt_key(group: Group) -> Any:
@@ -179,35 +257,49 @@ def _quality(group: Group) -> tuple[float, ...] | None:
     return group.scores if group.ranks is None else tuple(-float(rank) for rank in group.ranks)
 
 
-def _length_bias(groups: Sequence[Group]) -> LengthBias | None:
-    pairs: list[tuple[Response, Response]] = []
-    taus = []
-    for group in groups:
-        quality = _quality(group)
+class _Lengths:
+    """Sums over best and worst answers."""
+
+    def __init__(self) -> None:
+        self.compared = self.unequal = self.wins = 0
+        self.tokens, self.chars = [0, 0], [0, 0]  # of the best answers, of the worst
+        self.encoded = True
+        self.taus = array("d")
+
+    def at(self, group: Group, quality: tuple[float, ...] | None) -> None:
         if quality is None or len(set(quality)) < 2:
-            continue
+            return
         order = sorted(range(len(quality)), key=lambda i: quality[i])
-        pairs.append((group.responses[order[-1]], group.responses[order[0]]))
+        sides = group.responses[order[-1]], group.responses[order[0]]
+        self.compared += 1
+        for i, response in enumerate(sides):
+            self.tokens[i] += len(response.ids)
+            self.chars[i] += len(response.text)
+            self.encoded &= bool(response.ids)
+        best, worst = (len(r.text) for r in sides)
+        self.unequal += best != worst
+        self.wins += best > worst
         if len(quality) > 2:
             tau = kendall_tau_b(quality, [float(len(r.text)) for r in group.responses])
-            taus += [] if math.isnan(tau) else [tau]
-    if not pairs:
-        return None
-    unequal = [(len(a.text), len(b.text)) for a, b in pairs if len(a.text) != len(b.text)]
-    wins = sum(a > b for a, b in unequal)
-    encoded = all(a.ids and b.ids for a, b in pairs)
-    return LengthBias(
-        compared=len(pairs),
-        chosen_tokens=fmean(len(a.ids) for a, _ in pairs) if encoded else None,
-        rejected_tokens=fmean(len(b.ids) for _, b in pairs) if encoded else None,
-        chosen_chars=fmean(len(a.text) for a, _ in pairs),
-        rejected_chars=fmean(len(b.text) for _, b in pairs),
-        unequal=len(unequal),
-        longer=wins / len(unequal) if unequal else None,
-        longer_interval=wilson(wins, len(unequal)),
-        tau=fmean(taus) if taus else None,
-        tau_groups=len(taus),
-    )
+            if not math.isnan(tau):
+                self.taus.append(tau)
+
+    def bias(self) -> LengthBias | None:
+        n = self.compared
+        if not n:
+            return None
+        return LengthBias(
+            compared=n,
+            chosen_tokens=self.tokens[0] / n if self.encoded else None,
+            rejected_tokens=self.tokens[1] / n if self.encoded else None,
+            chosen_chars=self.chars[0] / n,
+            rejected_chars=self.chars[1] / n,
+            unequal=self.unequal,
+            longer=self.wins / self.unequal if self.unequal else None,
+            longer_interval=wilson(self.wins, self.unequal),
+            tau=fmean(self.taus) if self.taus else None,
+            tau_groups=len(self.taus),
+        )
 
 
 def _length_lines(bias: LengthBias) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from tiltyard.data.chat import LAST_TURN_ONLY, Chat
 from tiltyard.data.formats import Kind, parse_row
@@ -16,6 +16,7 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.types import Group, Prompt, Response
 
 TooLong = Literal["drop", "truncate"]
+Said = TypeVar("Said")
 
 _CHUNK = 2048  # rows encoded in one go: large enough for the tokenizer's threads, small enough for memory
 _EXAMPLES = 5
@@ -86,6 +87,18 @@ class _Tally:
         )
 
 
+class Told(Generic[Said]):
+    """Groups one by one, and what their maker says about them at the end: `said`, there once all have been taken."""
+
+    said: Said
+
+    def __init__(self, stream: Generator[Group, None, Said]):
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Group]:
+        self.said = yield from self._stream
+
+
 def load_groups(
     source: str | Path,
     kind: Kind,
@@ -110,25 +123,61 @@ def load_groups(
     Raises:
         DataError: a bad row, or no row that is kept.
     """
+    told = stream_groups(
+        source, kind, chat, max_length=max_length, max_prompt=max_prompt, too_long=too_long, split=split, limit=limit
+    )
+    return list(told), told.said
+
+
+def stream_groups(
+    source: str | Path,
+    kind: Kind,
+    chat: Chat,
+    *,
+    max_length: int | None = None,
+    max_prompt: int | None = None,
+    too_long: TooLong = "drop",
+    split: str | None = None,
+    limit: int | None = None,
+) -> Told[DataReport]:
+    """`load_groups` for sources larger than memory: the same groups one by one, and then the report (`said`)."""
     max_length = chat.max_length if max_length is None else max_length
     _check_limits(max_length, max_prompt, too_long)
-    tally, groups = _Tally(), []
-    for chunk in _chunks(source, kind, split, limit):
-        tally.rows += len(chunk)
-        if kind == "text":
-            for pieces in chat.encode_documents(chunk, max_length):
-                tally.kept += 1
-                tally.truncated[PIECES] += len(pieces) > 1
-                groups.extend(pieces)
-            continue
-        for group in chat.encode_groups(chunk):
-            fitted = _fit(group, max_length, max_prompt, too_long, tally)
-            if fitted is not None:
-                tally.kept += 1
-                tally.notes[LAST_TURN] += any(LAST_TURN_ONLY in r.meta for r in fitted.responses)
-                groups.append(fitted)
-    tally.groups, tally.tokens = len(groups), sum(g.tokens for g in groups)
-    return groups, _report(tally, source, max_length, max_prompt)
+
+    def stream() -> Generator[Group, None, DataReport]:
+        tally = _Tally()
+        for chunk in _chunks(source, kind, split, limit):
+            tally.rows += len(chunk)
+            for group in _encoded(chunk, kind, chat, max_length, max_prompt, too_long, tally):
+                tally.groups += 1
+                tally.tokens += group.tokens
+                yield group
+        return _report(tally, source, max_length, max_prompt)
+
+    return Told(stream())
+
+
+def _encoded(
+    chunk: list[Group],
+    kind: Kind,
+    chat: Chat,
+    max_length: int | None,
+    max_prompt: int | None,
+    too_long: TooLong,
+    tally: _Tally,
+) -> Iterator[Group]:
+    if kind == "text":
+        for pieces in chat.encode_documents(chunk, max_length):
+            tally.kept += 1
+            tally.truncated[PIECES] += len(pieces) > 1
+            yield from pieces
+        return
+    for group in chat.encode_groups(chunk):
+        fitted = _fit(group, max_length, max_prompt, too_long, tally)
+        if fitted is not None:
+            tally.kept += 1
+            tally.notes[LAST_TURN] += any(LAST_TURN_ONLY in r.meta for r in fitted.responses)
+            yield fitted
 
 
 def load_prompts(

@@ -15,13 +15,13 @@ into the verdict. What the raw s makes of positions is measured all the same (`p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 
 from tiltyard.data.chat import Chat
 from tiltyard.data.formats import TURNS
-from tiltyard.data.load import TooLong
+from tiltyard.data.load import Told, TooLong
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Prompt, Response
 
@@ -99,10 +99,8 @@ def _sided(ranks: Sequence[int], shares: Sequence[float] | None) -> Iterator[tup
             yield i, j, shares[i] / (shares[i] + shares[j])
 
 
-def encode_rivals(
-    chat: Chat, groups: Sequence[Group], max_length: int, too_long: TooLong = "drop"
-) -> tuple[list[Group], list[str]]:
-    """Ranked groups as encoded comparisons, one a pair, with lines that say what was made and left out.
+def encode_rivals(chat: Chat, groups: Iterable[Group], max_length: int, too_long: TooLong = "drop") -> Told[list[str]]:
+    """Ranked groups as encoded comparisons, one a pair; then `said` holds lines on what was made and left out.
 
     A row of K ranked answers gives a comparison for each untied pair. Each knows how many its row gave, so that the
     loss can weigh rows alike whatever their K.
@@ -111,29 +109,37 @@ def encode_rivals(
         max_length: tokens of the prompt with both answers.
         too_long: `drop` a comparison that is longer, or `truncate`: its prompt keeps its last tokens. A comparison
             whose answers alone are too long is dropped in either case, because a judge must see both whole.
+
+    Raises:
+        DataError: at the end, where there was no comparison to make.
     """
-    made: list[Group] = []
-    tied = dropped = cut = 0
-    for group in groups:
-        pairs = rivals(group)
-        tied += not pairs
-        for pair in chat.encode_groups(pairs):
-            room = max_length - max(len(r.ids) for r in pair.responses)
-            if len(pair.prompt.ids) <= room:
-                made.append(pair)
-            elif too_long == "truncate" and room >= _LEAST:
-                cut += 1
-                made.append(replace(pair, prompt=replace(pair.prompt, ids=pair.prompt.ids[-room:])))
-            else:
-                dropped += 1
-    if not made:
-        raise DataError(
-            "no comparison fits",
-            got=f"{len(groups):,} rows: {tied:,} all tied, {dropped:,} comparisons longer than {max_length} tokens",
-            expected=f"a prompt and two answers within {max_length} tokens",
-            fix="raise max_length, or cut prompts with too_long=truncate",
-        )
-    return made, list(_told(len(groups), len(made), tied, dropped, cut, max_length))
+
+    def stream() -> Generator[Group, None, list[str]]:
+        rows = made = tied = dropped = cut = 0
+        for group in groups:
+            pairs = rivals(group)
+            rows += 1
+            tied += not pairs
+            for pair in chat.encode_groups(pairs):
+                room = max_length - max(len(r.ids) for r in pair.responses)
+                if len(pair.prompt.ids) <= room:
+                    made += 1
+                    yield pair
+                elif too_long == "truncate" and room >= _LEAST:
+                    made, cut = made + 1, cut + 1
+                    yield replace(pair, prompt=replace(pair.prompt, ids=pair.prompt.ids[-room:]))
+                else:
+                    dropped += 1
+        if not made:
+            raise DataError(
+                "no comparison fits",
+                got=f"{rows:,} rows: {tied:,} all tied, {dropped:,} comparisons longer than {max_length} tokens",
+                expected=f"a prompt and two answers within {max_length} tokens",
+                fix="raise max_length, or cut prompts with too_long=truncate",
+            )
+        return list(_told(rows, made, tied, dropped, cut, max_length))
+
+    return Told(stream())
 
 
 def _told(rows: int, made: int, tied: int, dropped: int, cut: int, max_length: int) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,16 +19,16 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
     Raises:
         DataError: a group's meta holds something that JSON cannot.
     """
-    with atomic_write(path) as stream:
+    with atomic_write(path, "wb") as stream:
         for group in groups:
-            stream.write(_line(group))
+            stream.write(group_to_line(group))
 
 
 def append_groups(path: str | Path, groups: Iterable[Group]) -> None:
     """Add groups at the end of a file. A torn last line, left by a kill, is cut off first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(_line(group) for group in groups).encode()  # before the file is touched: all or an error
+    lines = b"".join(map(group_to_line, groups))  # before the file is touched: all or an error
     with path.open("ab+") as stream:
         stream.truncate(whole_lines(stream))
         stream.write(lines)
@@ -104,6 +104,30 @@ def group_from_dict(value: Mapping[str, Any]) -> Group:
     return Group(Prompt(**prompt), tuple(responses), scores, ranks, value.get("origin", ""), shares)
 
 
+def group_to_line(group: Group, odd: Callable[[Any], Any] | None = None) -> bytes:
+    """A group as one line of a file. `odd` makes something of a value in its meta that JSON has no word for.
+
+    Raises:
+        DataError: there is such a value and no `odd`.
+    """
+    try:
+        text = json.dumps(group_to_dict(group), ensure_ascii=False, separators=(",", ":"), default=odd)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "a group holds something that JSON cannot",
+            where=group.origin or group.prompt.id,
+            got=str(error),
+            expected="strings, numbers, lists and objects in meta; plain numbers in scores and ids",
+            fix="convert it first (float(x), str(x), x.tolist())",
+        ) from error
+    return text.encode() + b"\n"
+
+
+def group_from_line(line: bytes) -> Group:
+    """The inverse of `group_to_line`."""
+    return group_from_dict(json.loads(line))
+
+
 def whole_lines(stream: IO[bytes]) -> int:
     """Length of the file up to the end of its last whole line."""
     end = stream.seek(0, os.SEEK_END)
@@ -124,26 +148,13 @@ def _without_defaults(fields: dict[str, Any], default: Prompt | Response) -> dic
     return {name: value for name, value in fields.items() if not unset(value, getattr(default, name))}
 
 
-def _line(group: Group) -> str:
-    try:
-        return json.dumps(group_to_dict(group), ensure_ascii=False, separators=(",", ":")) + "\n"
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            "a group holds something that JSON cannot",
-            where=group.origin or group.prompt.id,
-            got=str(error),
-            expected="strings, numbers, lists and objects in meta; plain numbers in scores and ids",
-            fix="convert it first (float(x), str(x), x.tolist())",
-        ) from error
-
-
 def _read(path: Path) -> Iterator[Group]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
-                yield group_from_dict(json.loads(line))
+                yield group_from_line(line)
             except (ValueError, KeyError, TypeError) as error:
                 if not line.endswith(b"\n"):
                     return

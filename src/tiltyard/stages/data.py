@@ -1,8 +1,12 @@
-"""Reading a stage's data with its report; files named `*.groups.jsonl` hold records whose ids are kept as they are."""
+"""Reading a stage's data with its report, never all of them at once.
+
+Files named `*.groups.jsonl` hold records whose ids are kept as they are.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -12,12 +16,13 @@ from tiltyard.data import (
     Chat,
     CheckReport,
     Kind,
+    Spool,
     check_data,
-    load_groups,
     load_prompts,
     parse_row,
     read_groups,
     read_rows,
+    stream_groups,
 )
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.scoring.scorers import in_tokens_of
@@ -25,22 +30,34 @@ from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt
 
 
-def groups_of(
-    context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any
-) -> list[Group]:
-    """The groups of one data setting, encoded; says on the console what was kept, dropped and cut.
+def groups_of(context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any) -> Spool:
+    """The groups of one data setting, encoded, on disk; says on the console what was kept, dropped and cut.
 
     Of several files each has its own report, and the origin of a group begins with the file that it comes from.
     """
+    return spooled(context, stream_of(context, key, source, kind, chat, settings))
+
+
+def spooled(context: StageContext, groups: Iterable[Group]) -> Spool:
+    """Groups laid down beside the runs for as long as the stage lasts: memory holds none of them."""
+    return Spool.of(groups, context.run_folder.parent / ".cache")
+
+
+def stream_of(
+    context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any
+) -> Iterator[Group]:
+    """`groups_of` one by one; the report comes when the last group has been taken."""
     if isinstance(source, list):
-        each = [(one, groups_of(context, f"{key} {one}", one, kind, chat, settings)) for one in files_of(key, source)]
-        return [replace(g, origin=f"{one} {g.origin}".strip()) for one, groups in each for g in groups]
+        for one in files_of(key, source):
+            for group in stream_of(context, f"{key} {one}", one, kind, chat, settings):
+                yield replace(group, origin=f"{one} {group.origin}".strip())
+        return
     path = context.resolve(source, want="")
     max_length = _within(context, "max_length", settings.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
-        limit = getattr(settings, "limit", 0)
-        return _sampled_groups(context, key, path, max_length, chat, limit)
-    groups, told = load_groups(
+        yield from _sampled_groups(context, key, path, max_length, chat, getattr(settings, "limit", 0))
+        return
+    told = stream_groups(
         path,
         kind,
         chat,
@@ -49,8 +66,8 @@ def groups_of(
         split=getattr(settings, "split", "") or None,
         limit=getattr(settings, "limit", 0) or None,
     )
-    report(context, key, told.lines())
-    return groups
+    yield from told
+    report(context, key, told.said.lines())
 
 
 def files_of(key: str, source: str | list[str]) -> list[str]:
@@ -69,55 +86,59 @@ def files_of(key: str, source: str | list[str]) -> list[str]:
 
 def _sampled_groups(
     context: StageContext, key: str, path: Path, max_length: int, chat: Chat, limit: int
-) -> list[Group]:
+) -> Iterator[Group]:
     """The groups of a file of records; too long ones are dropped and counted.
 
     Ids are kept as sampled where this model's tokenizer and template make the same of the texts. Where others made
     them, all are made again: read as they are, they would be other words.
     """
-    every = list(islice(read_groups(path), limit or None))
-    foreign = _foreign(chat, every)
-    every = [in_tokens_of(chat, g) for g in every] if foreign else every
-    groups = [g for g in every if len(g.prompt.ids) + max(len(r.ids) for r in g.responses) <= max_length]
-    if not groups:
+
+    def every() -> Iterator[Group]:
+        return islice(read_groups(path), limit or None)
+
+    foreign = any(_foreign(chat, group) for group in every())
+    rows = kept = 0
+    for group in every():
+        rows += 1
+        own = in_tokens_of(chat, group) if foreign else group
+        if len(own.prompt.ids) + max(len(r.ids) for r in own.responses) <= max_length:
+            kept += 1
+            yield own
+    if not kept:
         raise DataError(
-            "no group fits" if every else "the file holds no groups",
+            "no group fits" if rows else "the file holds no groups",
             where=str(path),
-            got=f"{len(every):,} groups",
+            got=f"{rows:,} groups",
             expected=f"a prompt and its longest answer of at most {max_length} tokens",
         )
-    lost = len(every) - len(groups)
-    told = f", {lost:,} dropped (longer than {max_length} tokens)" if lost else ""
+    told = f", {rows - kept:,} dropped (longer than {max_length} tokens)" if rows > kept else ""
     ids = "ids made again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"
-    report(context, key, [f"{len(groups):,} groups, {ids}{told}"])
-    return groups
+    report(context, key, [f"{kept:,} groups, {ids}{told}"])
 
 
-def _foreign(chat: Chat, groups: list[Group]) -> bool:
-    """Whether other than this model's tokens, or none, stand in some group (a long prompt may lack its front)."""
-    for group in groups:
-        given = group.prompt
-        if not given.ids or not all(r.ids for r in group.responses):
+def _foreign(chat: Chat, group: Group) -> bool:
+    """Whether other than this model's tokens, or none, stand in the group (a long prompt may lack its front)."""
+    given = group.prompt
+    if not given.ids or not all(r.ids for r in group.responses):
+        return True
+    if given.messages or given.text is not None:
+        own = chat.encode_prompt(replace(given, ids=())).ids
+        if own[-len(given.ids) :] != given.ids:
             return True
-        if given.ids and (given.messages or given.text is not None):
-            own = chat.encode_prompt(replace(given, ids=())).ids
-            if own[-len(given.ids) :] != given.ids:
-                return True
-        if any(r.finish != "given" and chat.decode(r.ids) != r.text for r in group.responses):
-            return True
-    return False
+    return any(r.finish != "given" and chat.decode(r.ids) != r.text for r in group.responses)
 
 
 def rewritten(
-    context: StageContext, key: str, encode: Encode | None, groups: list[Group], chat: Chat, settings: Any
-) -> list[Group]:
+    context: StageContext, key: str, encode: Encode | None, groups: Iterable[Group], chat: Chat, settings: Any
+) -> Iterator[Group]:
     """The groups as a method reads them (`Method.encode`); most methods read them as they are."""
     if encode is None:
-        return groups
+        yield from groups
+        return
     limit = settings.max_length if chat.max_length is None else min(settings.max_length, chat.max_length)
-    made, lines = encode(chat, groups, limit, settings.too_long)
-    report(context, key, lines)
-    return made
+    made = encode(chat, groups, limit, settings.too_long)
+    yield from made
+    report(context, key, made.said)
 
 
 def _within(context: StageContext, name: str, wanted: int, limit: int | None) -> int:
@@ -144,11 +165,21 @@ def prompts_of(context: StageContext, source: str, chat: Chat, settings: Any) ->
 
 
 def check_files(data: str, held_out: str = "", kind: str = "comparisons") -> CheckReport:
-    """What `tiltyard check` finds in one file, or in two that should share nothing."""
+    """What `tiltyard check` finds in one file, or in two that should share nothing; no file is held in memory."""
     if kind not in get_args(Kind):
         raise ConfigError("unknown kind of data", where="--kind", got=kind, fix=nearest(kind, get_args(Kind)))
-    read = [[parse_row(row, cast(Kind, kind)) for row in read_rows(path)] for path in (data, held_out) if path]
-    return check_data(read[0], read[1] if len(read) > 1 else None)
+    return check_data(_Rows(data, cast(Kind, kind)), _Rows(held_out, cast(Kind, kind)) if held_out else None)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a file as groups without ids; read anew each time they are gone through."""
+
+    path: str
+    kind: Kind
+
+    def __iter__(self) -> Iterator[Group]:
+        return (parse_row(row, self.kind) for row in read_rows(self.path))
 
 
 def report(context: StageContext, key: str, lines: list[str]) -> None:
@@ -156,7 +187,7 @@ def report(context: StageContext, key: str, lines: list[str]) -> None:
         context.console.print(f"  {key}: {line}", markup=False, highlight=False)
 
 
-def byte_count(groups: list[Group]) -> int:
+def byte_count(groups: Iterable[Group]) -> int:
     """UTF-8 bytes of the answers: what bits per byte divides by."""
     return sum(len(r.text.encode()) for g in groups for r in g.responses)
 

@@ -169,7 +169,7 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
             )
     if settings.pairs != "given":
         ranked = [replace(g, ranks=_ranks(g), shares=None) for g in groups]
-        groups = as_pairs(context, "data", ranked, settings.pairs, settings.seed)
+        groups = list(as_pairs(context, "data", ranked, settings.pairs, settings.seed))
     report(context, "data", [f"{len(groups):,} comparisons, {sum(len(g.responses) for g in groups):,} answers"])
     return groups
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,25 +21,25 @@ from tiltyard.types import Group
 Measure = Callable[[Models, int], dict[str, float]]
 
 
-def likelihood(groups: list[Group], budget: int) -> Measure:
+def likelihood(groups: Sequence[Group], budget: int) -> Measure:
     """Mean loss a token, and bits per byte of the answers' text."""
 
     @torch.no_grad()
     def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
         policy = models.get("policy")
         policy.module.eval()
-        whole = Batch.of(groups, range(len(groups)), len(groups), device_of(models), budget)
-        nll = tokens = 0.0
-        for part in whole.micro():
+        nll, tokens, size = 0.0, 0, 0
+        for part in Batch.stream(groups, device_of(models), budget):
             logp_R = policy.logp_R(part.forest)[0]
             nll -= float(logp_R.sum())
             tokens += part.forest.R
-        return {"held_out/loss": nll / tokens, "held_out/bits_per_byte": bits_per_byte(nll, byte_count(groups))}
+            size += byte_count(part.groups)
+        return {"held_out/loss": nll / tokens, "held_out/bits_per_byte": bits_per_byte(nll, size)}
 
     return measure
 
 
-def cloze(groups: list[Group], budget: int, mask: Mask) -> Measure:
+def cloze(groups: Sequence[Group], budget: int, mask: Mask) -> Measure:
     """Mean loss of an encoder on tokens that `mask` chooses, the same ones at every step."""
 
     @torch.no_grad()
@@ -47,9 +47,9 @@ def cloze(groups: list[Group], budget: int, mask: Mask) -> Measure:
         fixed = replace(models, version=0)
         model = models.get("encoder")
         model.module.eval()
-        whole = mask(fixed, Batch.of(groups, range(len(groups)), len(groups), model.device, budget))
         nll = chosen = 0.0
-        for part in whole.micro():
+        for part in Batch.stream(groups, model.device, budget):
+            part = mask(fixed, part)
             logp_R = model.cloze_logp_R(part.forest, part["corrupt_R"], part["masked_R"])
             nll -= float(logp_R.sum())
             chosen += float(part["masked_R"].sum())
@@ -58,7 +58,7 @@ def cloze(groups: list[Group], budget: int, mask: Mask) -> Measure:
     return measure
 
 
-def preference(groups: list[Group], budget: int, ref: RefLogps) -> Measure:
+def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
     """How well log pi/ref orders held-out answers: the implicit reward of every direct method, on one yardstick.
 
     Rankings: `accuracy` of the summed log-ratio over untied pairs (a prompt weighs the same whatever its K; equal ones
@@ -70,20 +70,25 @@ def preference(groups: list[Group], budget: int, ref: RefLogps) -> Measure:
     def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
         policy = models.get("policy")
         policy.module.eval()
-        whole = Batch.of(groups, range(len(groups)), len(groups), device_of(models), budget)
-        forest = whole.forest
-        logp_R = torch.cat([policy.logp_R(part.forest)[0] for part in whole.micro()]).double()
-        ref_R = ref.logp_R(groups).to(logp_R)
-        logp_B, ratio_B = (sum_per_response(x, forest.response_R, forest.B) for x in (logp_R, logp_R - ref_R))
+        ranked, parts = True, []
+        for part in Batch.stream(groups, device_of(models), budget):
+            forest, ranked = part.forest, ranked and "rank_B" in part.columns
+            logp_R = policy.logp_R(forest)[0].double()
+            ratio_R = logp_R - ref.logp_R(part.groups).to(logp_R)
+            logp_B, ratio_B = (sum_per_response(x, forest.response_R, forest.B) for x in (logp_R, ratio_R))
+            said_B = part["rank_B"] if ranked else part["score_B"]
+            group_B = torch.tensor(part.index, device=said_B.device)[forest.group_B]
+            parts.append((ratio_B, logp_B / forest.count_B, said_B, group_B))
+        ratio_B, likely_B, said_B, group_B = (torch.cat(list(column)) for column in zip(*parts, strict=True))
         found = {"log_ratio": float(ratio_B.mean())}
-        if "rank_B" in whole.columns:
-            rank_B, kept = whole["rank_B"], pairs_G(whole["rank_B"], forest.group_B, forest.G) > 0
-            right = [accuracy_G(x, rank_B, forest.group_B, forest.G) for x in (ratio_B, logp_B / forest.count_B)]
-            winner_P, loser_P, _ = ranking_pairs(rank_B, forest.group_B)
+        if ranked:
+            kept = pairs_G(said_B, group_B, len(groups)) > 0
+            right = [accuracy_G(x, said_B, group_B, len(groups)) for x in (ratio_B, likely_B)]
+            winner_P, loser_P, _ = ranking_pairs(said_B, group_B)
             found["accuracy"], found["likelihood_accuracy"] = (float(x[kept].mean()) for x in right)
             found["margin"] = float((ratio_B[winner_P] - ratio_B[loser_P]).mean())
         else:
-            found["auc"] = _auc(ratio_B, whole["score_B"] > 0)
+            found["auc"] = _auc(ratio_B, said_B > 0)
         return {f"held_out/{k}": v for k, v in found.items()}
 
     return measure
@@ -98,20 +103,23 @@ def _auc(x_B: torch.Tensor, good_B: torch.Tensor) -> float:
     return float((below + upto).double().mean() / (2 * len(bad)))
 
 
-@torch.no_grad()
-def scores_of(model: ScalarModel, groups: list[Group], budget: int) -> list[list[float]]:
+def scores_of(model: ScalarModel, groups: Sequence[Group], budget: int) -> list[list[float]]:
     """The reward model's score of every response of every group."""
+    return list(each_score(model, groups, budget))
+
+
+@torch.no_grad()
+def each_score(model: ScalarModel, groups: Sequence[Group], budget: int) -> Iterator[list[float]]:
+    """`scores_of` group by group."""
     model.module.eval()
-    whole = Batch.of(groups, range(len(groups)), len(groups), model.device, budget)
-    flat = torch.cat([model.score_B(part.forest) for part in whole.micro()]).tolist()
-    scores = []
-    for group in groups:
-        scores.append(flat[: len(group.responses)])
-        flat = flat[len(group.responses) :]
-    return scores
+    for part in Batch.stream(groups, model.device, budget):
+        scores = model.score_B(part.forest).tolist()
+        for group in part.groups:
+            yield scores[: len(group.responses)]
+            scores = scores[len(group.responses) :]
 
 
-def ranking(groups: list[Group], budget: int) -> Measure:
+def ranking(groups: Sequence[Group], budget: int) -> Measure:
     """Accuracy over untied held-out pairs and the K-wise loss."""
 
     def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
@@ -121,14 +129,15 @@ def ranking(groups: list[Group], budget: int) -> Measure:
     return measure
 
 
-def reward_report(model: ScalarModel, groups: list[Group], budget: int) -> dict[str, Any]:
+def reward_report(model: ScalarModel, groups: Sequence[Group], budget: int) -> dict[str, Any]:
     """Accuracy with its interval (clustered by prompt), loss, number of pairs; ties in score count one half."""
     scores = scores_of(model, groups, budget)
+    said = [(group.prompt.id or str(i), group.ranks or ()) for i, group in enumerate(groups)]
     score_B = torch.tensor([s for row in scores for s in row], dtype=torch.float64)
-    rank_B = torch.tensor([float(k) for g in groups for k in g.ranks or ()])
-    group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.responses])
+    rank_B = torch.tensor([float(k) for _, ranks in said for k in ranks])
+    group_B = torch.tensor([i for i, row in enumerate(scores) for _ in row])
     winner_P, loser_P, group_P = ranking_pairs(rank_B, group_B)
-    names = [groups[i].prompt.id or str(i) for i in group_P.tolist()]
+    names = [said[i][0] for i in group_P.tolist()]
     found = accuracy_ci(score_B[winner_P].tolist(), score_B[loser_P].tolist(), names)
     kept_G = pairs_G(rank_B, group_B, len(groups)) > 0
     loss_G = kwise_loss_G(score_B, rank_B, group_B, len(groups))

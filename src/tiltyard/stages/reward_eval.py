@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,7 +91,7 @@ def trained_reward_model(context: StageContext, settings: RewardEvalSettings) ->
     )
 
 
-def _check_groups(groups: list[Group], settings: RewardEvalSettings) -> int:
+def _check_groups(groups: Sequence[Group], settings: RewardEvalSettings) -> int:
     """How many answers were cut; an error where no row holds two answers."""
     if not any(len(group.responses) > 1 for group in groups):
         raise DataError(

@@ -5,17 +5,19 @@ Also what the reference says of fixed data: computed once and kept on disk where
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from tiltyard.algorithms.base import Method
+from tiltyard.data import Spool
 from tiltyard.errors import DataError
 from tiltyard.models.load import frozen_copy, load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.data import files_of, groups_of, model_folder, report, rewritten
+from tiltyard.stages.data import files_of, groups_of, model_folder, report, rewritten, spooled, stream_of
 from tiltyard.stages.online import online_source
 from tiltyard.stages.settings import SECOND
 from tiltyard.training.algorithm import Algorithm, Models
@@ -25,7 +27,7 @@ from tiltyard.training.source import Offline, SelfPlay, generator
 from tiltyard.types import Group
 
 
-def source_of(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, int, list[Group]]:
+def source_of(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, int, Sequence[Group]]:
     """(the source, outer steps, the groups of methods that learn from a file)."""
     if method.online:
         source, steps = online_source(method, context, settings, models, steps_of)
@@ -68,27 +70,35 @@ def second_source(method: Method, context: StageContext, settings: Any, models: 
 
 def data_groups(
     method: Method, context: StageContext, key: str, source: str | list[str], settings: Any, chat: Any
-) -> list[Group]:
+) -> Spool:
     """Groups of files in the shape that the method takes: rankings cut into pairs, ranks or scores made labels."""
     from_ranks = method.eats == "labelled" and settings.good_from is not None
-    groups = groups_of(context, key, source, "comparisons" if from_ranks else method.eats, chat, settings)
+    groups = stream_of(context, key, source, "comparisons" if from_ranks else method.eats, chat, settings)
     groups = rewritten(context, key, method.encode, groups, chat, settings)
     if getattr(settings, "pairs", "given") != "given":
-        groups = as_pairs(context, key, groups, settings.pairs, settings.seed)
+        groups = as_pairs(context, key, spooled(context, groups), settings.pairs, settings.seed)
     if from_ranks:
-        groups = [labelled(g, settings.good_from) for g in groups]
+        groups = (labelled(g, settings.good_from) for g in groups)
     elif method.eats == "labelled":
-        check_labels(groups)
-    return groups
+        groups = map(check_labels, groups)
+    return spooled(context, groups)
 
 
-def as_pairs(context: StageContext, key: str, groups: list[Group], how: str, seed: int) -> list[Group]:
-    """Every ranking cut into pairs; pairs stay as they are, soft labels too."""
-    ranked = [replace(g, scores=tuple(-float(k) for k in g.ranks or ())) for g in groups if len(g.responses) > 2]
-    cut = best_worst(ranked, generator(seed, 6)) if how == "best_worst" else all_pairs(ranked)
-    pairs = [g for g in groups if len(g.responses) == 2] + list(cut)
-    report(context, key, [f"{len(pairs):,} pairs of {len(groups):,} rows (pairs={how}), {cut.dropped:,} ties left out"])
-    return pairs
+def as_pairs(context: StageContext, key: str, groups: Sequence[Group], how: str, seed: int) -> Iterator[Group]:
+    """The pairs among the groups as they are, soft labels too; then every ranking cut into pairs."""
+    made = ties = 0
+    for group in groups:
+        if len(group.responses) == 2:
+            made += 1
+            yield group
+    draws = generator(seed, 6)
+    for group in groups:
+        if len(group.responses) > 2:
+            ranked = [replace(group, scores=tuple(-float(k) for k in group.ranks or ()))]
+            cut = best_worst(ranked, draws) if how == "best_worst" else all_pairs(ranked)
+            made, ties = made + len(cut), ties + cut.dropped
+            yield from cut
+    report(context, key, [f"{made:,} pairs of {len(groups):,} rows (pairs={how}), {ties:,} ties left out"])
 
 
 def labelled(group: Group, good_from: float | str) -> Group:
@@ -106,28 +116,28 @@ def labelled(group: Group, good_from: float | str) -> Group:
     return replace(group, scores=tuple(float(s >= good_from) for s in group.scores))
 
 
-def check_labels(groups: list[Group]) -> None:
+def check_labels(group: Group) -> Group:
     """Every answer must be labelled good (1) or bad (0): sampled groups may come with ranks or with a model's scores.
 
     Raises:
         DataError: an answer is not; it says how labels are made of what is there.
     """
-    for group in groups:
-        if group.scores is None or not set(group.scores) <= {0.0, 1.0}:
-            raise DataError(
-                "nobody labelled these answers good or bad",
-                where=group.origin or group.prompt.id,
-                got=f"scores {group.scores}" if group.scores is not None else "ranks" if group.ranks else "no scores",
-                expected="1 (good) or 0 (bad) for each answer",
-                fix="set good_from=best: the best-ranked answers are good, or good_from=NUMBER: those with that score",
-            )
+    if group.scores is None or not set(group.scores) <= {0.0, 1.0}:
+        raise DataError(
+            "nobody labelled these answers good or bad",
+            where=group.origin or group.prompt.id,
+            got=f"scores {group.scores}" if group.scores is not None else "ranks" if group.ranks else "no scores",
+            expected="1 (good) or 0 (bad) for each answer",
+            fix="set good_from=best: the best-ranked answers are good, or good_from=NUMBER: those with that score",
+        )
+    return group
 
 
 # ------------------------------------------------------------------------------------------------ the reference
 
 
 def attach_reference(
-    method: Method, algorithm: Algorithm, context: StageContext, settings: Any, models: Models, groups: list[Group]
+    method: Method, algorithm: Algorithm, context: StageContext, settings: Any, models: Models, steps: int
 ) -> None:
     """Gives a method its reference: what it says of the data from disk, or the model itself in memory.
 
@@ -136,11 +146,15 @@ def attach_reference(
     """
     if not (algorithm.reads_ref or getattr(settings, "show_kl", False)):
         return
-    if "ref" in method.cached and settings.ref_cache:
-        cache = reference_logps(context, settings, models, groups)
+    source = algorithm.source
+    if "ref" in method.cached and settings.ref_cache and isinstance(source, Offline):
+        read = source.read_in(steps)  # what no step reads is not computed
+        groups = source.cycle.items
+        some = groups.pick(read) if isinstance(groups, Spool) and len(read) < len(groups) else groups
+        cache = reference_logps(context, settings, models, some)
         models.ref_cache = cache
         done = "computed" if cache.fresh else "found on disk"
-        report(context, "reference", [f"log-probs of {len(cache.rows):,} groups {done}; no reference in memory"])
+        report(context, "reference", [f"log-probs of {len(cache.table):,} groups {done}; no reference in memory"])
         return
     if getattr(settings, "ref", ""):
         models.ref = load_language_model(model_folder(context, settings.ref), **_common(settings))
@@ -149,7 +163,7 @@ def attach_reference(
         models.ref = frozen_copy(models.get("policy"))
 
 
-def reference_logps(context: StageContext, settings: Any, models: Models, groups: list[Group]) -> RefCache:
+def reference_logps(context: StageContext, settings: Any, models: Models, groups: Sequence[Group]) -> RefCache:
     """Log-probs of the reference (or, where no other is named, of the model as it starts), cached beside the runs."""
     other = getattr(settings, "ref", "")
     ref = models.get("policy")

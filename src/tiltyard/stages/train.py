@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from tiltyard.algorithms import METHODS
 from tiltyard.algorithms.base import Method
@@ -60,7 +60,7 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         report(context, "warm-up", [f"{settings.warmup:g} steps of {steps:,}: the rate stays below {settings.lr:g}"])
     second = second_source(method, context, settings, models)
     algorithm = method.build(source, *second, **arguments(method.build, settings))
-    attach_reference(method, algorithm, context, settings, models, groups)
+    attach_reference(method, algorithm, context, settings, models, steps)
     measured: dict[int, dict[str, float]] = {}
     held_out = _held_out(method, context, settings, models, measured, groups)
     watchers: list[Sink] = []
@@ -156,7 +156,7 @@ def _held_out(
     settings: Any,
     models: Models,
     measured: dict[int, dict[str, float]],
-    train_groups: list[Group],
+    train_groups: Sequence[Group],
 ) -> measure.Measure | None:
     """The held-out measurement of a method's kind; what it finds is also kept in `measured`, by step."""
     if method.online or not settings.held_out:
@@ -222,7 +222,7 @@ def run_of(
     )
 
 
-def _normalise(context: StageContext, settings: Any, model: ScalarModel, groups: list[Group]) -> dict[str, Any]:
+def _normalise(context: StageContext, settings: Any, model: ScalarModel, groups: Sequence[Group]) -> dict[str, Any]:
     """Shifts rewards so that demonstrations average 0 (Stiennon et al. 2020), and scales them to variance 1 if asked.
 
     A shift changes no preference and no pi*; a factor a does: pi*(a r, beta) is pi*(r, beta / a), so a KL coefficient
@@ -232,8 +232,9 @@ def _normalise(context: StageContext, settings: Any, model: ScalarModel, groups:
         return {}
     if settings.demonstrations:
         groups = groups_of(context, "demonstrations", settings.demonstrations, "demonstrations", model.chat, settings)
-    scores = torch.tensor([s for row in measure.scores_of(model, groups, settings.micro_tokens) for s in row])
-    mean, spread = float(scores.double().mean()), float(scores.double().std(correction=0))
+    every = measure.each_score(model, groups, settings.micro_tokens)
+    scores = np.fromiter((s for row in every for s in row), dtype=np.float64)
+    mean, spread = float(scores.mean()), float(scores.std())
     model.bias += mean / model.gain
     found: dict[str, Any] = {"reward_bias": model.bias}
     if settings.normalise == "unit":

@@ -6,7 +6,7 @@ minibatches and micro-batches cuts every column with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -98,16 +98,28 @@ class Batch:
 
     def micro(self) -> list[Batch]:
         """Cuts into consecutive batches of at most `budget` packed tokens; a group is never cut."""
-        parts: list[list[int]] = []
-        held = 0
-        for g, group in enumerate(self.groups):
-            if parts and held + group.tokens <= self.budget:
-                parts[-1].append(g)
-                held += group.tokens
-            else:
-                parts.append([g])
-                held = group.tokens
-        return [self.select(part) for part in parts]
+        return [self.select([g for g, _ in pack]) for pack in _packs(self.groups, self.budget)]
+
+    @staticmethod
+    def stream(groups: Sequence[Group], device: torch.device | str = "cpu", budget: int = 8192) -> Iterator[Batch]:
+        """`Batch.of(all groups).micro()` one by one: for more groups than memory holds."""
+        for pack in _packs(groups, budget):
+            index, own = zip(*pack, strict=True)
+            yield Batch.of(own, index, len(groups), device, budget)
+
+
+def _packs(groups: Iterable[Group], budget: int) -> Iterator[list[tuple[int, Group]]]:
+    """Consecutive groups with their places, at most `budget` tokens together; a group alone may have more."""
+    pack: list[tuple[int, Group]] = []
+    held = 0
+    for g, group in enumerate(groups):
+        if pack and held + group.tokens > budget:
+            yield pack
+            pack, held = [], 0
+        pack.append((g, group))
+        held += group.tokens
+    if pack:
+        yield pack
 
 
 def _record_columns(groups: Sequence[Group], forest: Forest) -> dict[str, Tensor]:

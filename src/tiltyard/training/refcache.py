@@ -3,22 +3,29 @@
 A file's name is the hash of everything its numbers depend on: the reference's weights and config, the chat template,
 the arithmetic, and the ids of every prompt and response. The same hash stands inside the file and is checked when it
 is read; whatever does not match is computed anew, so a stale cache is never used.
+
+The numbers stay on disk: they are written as they are computed and each step reads those of its groups. In memory is a
+table of 24 bytes a group, its key and where its numbers begin.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from tiltyard.errors import CompositionError
-from tiltyard.files import write_atomic
+from tiltyard.files import atomic_write
 from tiltyard.models import parallel
 from tiltyard.models.language import LanguageModel
 from tiltyard.training.batch import Batch
@@ -26,13 +33,59 @@ from tiltyard.training.prepare import by_micro
 from tiltyard.types import Group
 
 FORMAT = "1"
+SLAB = 4096  # groups whose numbers are computed between two writes
+_NAMES = {torch.float32: "F32", torch.float64: "F64"}
+
+
+class Table:
+    """Where the numbers of each group begin, by the hash of its ids; of equal groups the first is kept.
+
+    `places`: those that are kept, in their order. `size`: how many numbers there are.
+    """
+
+    def __init__(self, groups: Sequence[Group]):
+        keys, counts = bytearray(), array("I")
+        for group in groups:
+            keys += group_key(group)
+            counts.append(_loss_tokens(group))
+        halves = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))
+        halves = halves[order]
+        first = np.ones(len(order), dtype=bool)
+        first[1:] = (halves[1:] != halves[:-1]).any(axis=1)
+        kept = order[first]
+        self.places = np.sort(kept)
+        ends = np.cumsum(np.asarray(counts, dtype=np.int64)[self.places])
+        self.size = int(ends[-1]) if len(ends) else 0
+        starts = np.concatenate([[0], ends])[:-1]
+        self._high, self._low = halves[first, 0].copy(), halves[first, 1].copy()
+        self._start = starts[np.searchsorted(self.places, kept)]
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def keys(self) -> Iterator[bytes]:
+        """The keys in the order of `places`; there once, when the table has just been made."""
+        keys, self._keys = self._keys, bytearray()
+        return (bytes(keys[16 * i : 16 * i + 16]) for i in self.places)
+
+    def start(self, key: bytes) -> int | None:
+        """Where the numbers of this group begin, None if it is not in the table."""
+        high, low = np.frombuffer(key, dtype="<u8")
+        at = int(np.searchsorted(self._high, high))
+        while at < len(self._high) and self._high[at] == high:
+            if self._low[at] == low:
+                return int(self._start[at])
+            at += 1
+        return None
 
 
 class RefCache:
-    """Looks up the log-probs of groups by the content of their ids."""
+    """Looks up the log-probs of groups by the content of their ids; `logp` is a tensor or a file of numbers."""
 
-    def __init__(self, rows: dict[bytes, tuple[int, int]], logp: Tensor, path: Path | None, fresh: bool):
-        self.rows, self.logp, self.path, self.fresh = rows, logp, path, fresh
+    def __init__(self, table: Table, logp: Tensor | Numbers, path: Path | None, fresh: bool):
+        self.table, self.logp, self.path, self.fresh = table, logp, path, fresh
 
     def logp_R(self, groups: Sequence[Group]) -> Tensor:
         """[R] over the loss tokens of the groups' responses, in order.
@@ -42,16 +95,43 @@ class RefCache:
         """
         parts = []
         for group in groups:
-            found = self.rows.get(group_key(group))
-            if found is None:
+            start = self.table.start(group_key(group))
+            if start is None:
                 raise CompositionError(
                     "the cached reference log-probs do not cover this group",
                     where=group.origin or group.prompt.id,
                     fix="build the cache from the groups that are trained on, or keep the reference in memory "
                     "(ref_cache=false)",
                 )
-            parts.append(self.logp[found[0] : found[0] + found[1]])
+            parts.append(self.logp[start : start + _loss_tokens(group)])
         return torch.cat(parts) if parts else self.logp[:0]
+
+
+class Numbers:
+    """The numbers of a file of log-probs, of which a slice is read when it is asked for."""
+
+    def __init__(self, path: Path, dtype: torch.dtype, count: int):
+        self._path, self._dtype, self._count = path, dtype, count
+        self._file = os.open(path, os.O_RDONLY)
+        self._begin = path.stat().st_size - count * dtype.itemsize  # a file of one tensor ends with its numbers
+        weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, span: slice) -> Tensor:
+        begin, end, _ = span.indices(self._count)
+        size = self._dtype.itemsize
+        raw = bytearray(os.pread(self._file, (end - begin) * size, self._begin + begin * size))
+        if len(raw) != (end - begin) * size:
+            raise CompositionError(
+                "the cached reference log-probs were changed while they were in use",
+                where=str(self._path),
+                got=f"{len(raw):,} bytes",
+                expected=f"{(end - begin) * size:,} bytes",
+                fix="run the stage again: they are computed anew",
+            )
+        return torch.frombuffer(raw, dtype=self._dtype) if raw else torch.zeros(0, dtype=self._dtype)
 
 
 def cache_ref_logps(ref: LanguageModel, groups: Sequence[Group], folder: Path | None, budget: int = 8192) -> RefCache:
@@ -59,23 +139,25 @@ def cache_ref_logps(ref: LanguageModel, groups: Sequence[Group], folder: Path | 
 
     All processes share the work; the main one writes. `folder=None` keeps it in memory only.
     """
-    unique = list({group_key(g): g for g in groups}.items())
-    name = content_hash(ref, [key for key, _ in unique])
+    table = Table(groups)
+    name = content_hash(ref, table.keys())
     path = None if folder is None else folder / f"{name[:40]}.safetensors"
-    logp = _read(path, name)
+    logp: Tensor | Numbers | None = _read(path, name)
     fresh = logp is None
     if logp is None:
-        logp = _compute(ref, [g for _, g in unique], budget)
-        if path is not None and parallel.is_main():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, save({"logp": logp}, metadata={"content": name}))
+        parts = _compute(ref, groups, table.places, budget)
+        if path is None:
+            return RefCache(table, torch.cat([*parts, torch.zeros(0, dtype=torch.float32)]), None, fresh)
+        if parallel.is_main():
+            _write(path, name, table.size, parts)
+        else:
+            for _ in parts:  # its share of the work
+                pass
         parallel.barrier()
-    rows, start = {}, 0
-    for key, group in unique:
-        count = _loss_tokens(group)
-        rows[key] = (start, count)
-        start += count
-    return RefCache(rows, logp, path, fresh)
+        logp = _read(path, name)
+    if logp is None:
+        raise CompositionError("the cached reference log-probs are gone", where=str(path), fix="run the stage again")
+    return RefCache(table, logp, path, fresh)
 
 
 def group_key(group: Group) -> bytes:
@@ -84,7 +166,7 @@ def group_key(group: Group) -> bytes:
     return hashlib.blake2b(json.dumps(content, separators=(",", ":")).encode(), digest_size=16).digest()
 
 
-def content_hash(ref: LanguageModel, keys: Sequence[bytes]) -> str:
+def content_hash(ref: LanguageModel, keys: Iterable[bytes]) -> str:
     """Hash of the data's ids and of everything about the reference that its log-probs depend on."""
     digest = hashlib.sha256()
     config = ref.module.config.to_diff_dict()
@@ -105,27 +187,47 @@ def _loss_tokens(group: Group) -> int:
     return sum(len(r.ids) if r.loss_spans is None else sum(b - a for a, b in r.loss_spans) for r in group.responses)
 
 
-def _compute(ref: LanguageModel, groups: Sequence[Group], budget: int) -> Tensor:
+def _compute(ref: LanguageModel, groups: Sequence[Group], places: np.ndarray, budget: int) -> Iterator[Tensor]:
+    """The numbers of these groups in their order, a slab at a time; every process gets all of them."""
     was_training = ref.module.training
     ref.module.eval()
-    own = parallel.shard(groups)
-    batch = Batch.of([g for _, g in own], [i for i, _ in own], len(groups), ref.device, budget)
-    logp_R = by_micro(batch, lambda part: ref.logp_R(part.forest)[0]).cpu()
-    ref.module.train(was_training)
-    counts = [_loss_tokens(g) for _, g in own]
-    rows = dict(zip((i for i, _ in own), logp_R.split(counts), strict=True))
-    if parallel.world() > 1:
-        rows = {i: torch.tensor(x, dtype=logp_R.dtype) for part in parallel.gather_objects(
-            {i: x.tolist() for i, x in rows.items()}) for i, x in part.items()}  # fmt: skip
-    return torch.cat([rows[i] for i in range(len(groups))])
+    try:
+        for begin in range(0, len(places), SLAB):
+            slab = places[begin : begin + SLAB]
+            own = [(i, groups[place]) for i, place in parallel.shard(slab.tolist())]
+            batch = Batch.of([g for _, g in own], [i for i, _ in own], len(slab), ref.device, budget)
+            logp_R = by_micro(batch, lambda part: ref.logp_R(part.forest)[0]).cpu()
+            rows = dict(zip((i for i, _ in own), logp_R.split([_loss_tokens(g) for _, g in own]), strict=True))
+            if parallel.world() > 1:
+                rows = {i: torch.tensor(x, dtype=logp_R.dtype) for part in parallel.gather_objects(
+                    {i: x.tolist() for i, x in rows.items()}) for i, x in part.items()}  # fmt: skip
+            yield torch.cat([rows[i] for i in range(len(slab))])
+    finally:
+        ref.module.train(was_training)
 
 
-def _read(path: Path | None, name: str) -> Tensor | None:
+def _write(path: Path, name: str, count: int, parts: Iterator[Tensor]) -> None:
+    """A safetensors file of one tensor, written as its parts come; safetensors itself wants it whole in memory."""
+    with atomic_write(path, "wb") as file:
+        part = next(parts, torch.zeros(0))
+        span = [0, count * part.dtype.itemsize]
+        entry = {"dtype": _NAMES[part.dtype], "shape": [count], "data_offsets": span}
+        header = json.dumps({"__metadata__": {"content": name}, "logp": entry}).encode()
+        header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of 8
+        file.write(len(header).to_bytes(8, "little") + header)
+        for numbers in chain([part], parts):
+            file.write(numbers.numpy().tobytes())
+
+
+def _read(path: Path | None, name: str) -> Numbers | None:
     """The numbers of a file that says it holds this very content; None where there is none or it cannot be read."""
     if path is None or not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("logp") if (file.metadata() or {}).get("content") == name else None
+        with safe_open(path, framework="pt") as file:  # checks the whole of the header against the file's size
+            if (file.metadata() or {}).get("content") != name:
+                return None
+            (count,), dtype = (file.get_slice("logp").get_shape(), file.get_slice("logp").get_dtype())
+        return Numbers(path, {v: k for k, v in _NAMES.items()}[dtype], count)
     except (OSError, SafetensorError):
         return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from tiltyard.errors import ConfigError, DataError
@@ -41,17 +42,21 @@ class Cycle(Sequence[Item]):
         if not items:
             raise DataError("there is nothing to draw from", fix="check the data of this stage")
         self.items, self.seed = items, seed
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, place):  # type: ignore[no-untyped-def]
+        return self.items[self.which(place)]
+
+    def which(self, place: int) -> int:
+        """Which of the items stands at a place of the endless order."""
         epoch, at = divmod(place, len(self.items))
         if self._order[0] != epoch:
-            order = torch.randperm(len(self.items), generator=generator(self.seed, 1, epoch)).tolist()
-            self._order = (epoch, order)
-        return self.items[self._order[1][at]]
+            order = torch.randperm(len(self.items), generator=generator(self.seed, 1, epoch))
+            self._order = (epoch, order.numpy())  # 8 bytes an item, where a list of ints has 40
+        return int(self._order[1][at])
 
     def at(self, step: int, batch: int) -> list[Item]:
         return [self[place] for place in range(step * batch, (step + 1) * batch)]
@@ -61,15 +66,27 @@ class Offline:
     """Groups of a file, `batch` a step.
 
     Args:
-        groups: encoded groups. batch: groups a step over all processes. seed: of the order.
+        groups: encoded groups; a list, or a `Spool` of more than memory holds.
+        batch: groups a step over all processes. seed: of the order.
     """
 
     def __init__(self, groups: Sequence[Group], batch: int, seed: int = 0):
         self.cycle, self.batch = Cycle(groups, seed), batch
 
     def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - offline: the models do not matter
-        own = parallel.shard(self.cycle.at(step, self.batch))
-        return Draw([group for _, group in own], [i for i, _ in own], self.batch)
+        chosen = self.chosen(step)
+        own = parallel.shard(chosen)  # places first: a process reads no group that is another's
+        return Draw([self.cycle.items[place] for _, place in own], [i for i, _ in own], len(chosen))
+
+    def chosen(self, step: int) -> list[int]:
+        """Which of the groups a step learns from, in order."""
+        return [self.cycle.which(place) for place in range(step * self.batch, (step + 1) * self.batch)]
+
+    def read_in(self, steps: int) -> np.ndarray:
+        """Which of the groups the first `steps` steps learn from, each once, in the file's order."""
+        if steps * self.batch >= len(self.cycle):
+            return np.arange(len(self.cycle))
+        return np.unique([place for step in range(steps) for place in self.chosen(step)])
 
 
 @dataclass
@@ -94,13 +111,13 @@ class SelfPlay:
     reads_ref: bool = True
 
     def __post_init__(self) -> None:
-        self.cycle = Cycle([_first_turn(g) for g in self.groups], self.seed)
+        self.cycle = Cycle(self.groups, self.seed)
         if self.every < 1:
             raise ConfigError("an iteration needs at least one step", where="every", got=self.every)
 
     def __call__(self, models: Models, step: int) -> Draw:
         self.iteration = step // self.every
-        own = parallel.shard(self.cycle.at(step, self.batch))
+        own = [(i, _first_turn(g)) for i, g in parallel.shard(self.cycle.at(step, self.batch))]
         index = [i for i, _ in own]
         draws = Draws(generator(self.seed, 2, step), self.batch, 1, index)
         answers = self.sampler(models.get("ref"), [g.prompt for _, g in own], 1, self.settings, draws=draws)

@@ -1,0 +1,105 @@
+"""Groups that are too many for memory: written to a file once, read back one at a time.
+
+A stage reads its data from front to end before it trains. Every row is checked, encoded, cut to its limits and written
+here, so that whatever is wrong with a row stops the stage then, with `file:line`, and so that one way serves every
+format and every rewriting of rows (pairs of rankings, pieces of documents). A step then asks for the groups that it
+learns from. In memory stays an index of 12 bytes a group: where it begins, and how many tokens it has.
+
+The file has no name: nobody else can open it, and it is gone when the process ends, killed or not.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from tiltyard.data.store import group_from_line, group_to_line
+from tiltyard.errors import DataError
+from tiltyard.types import Group
+
+
+class Spool(Sequence[Group]):
+    """Groups on disk, in the order in which they came; `Spool.of` makes it.
+
+    Each look at a group reads it anew (some tens of microseconds): what is read again and again belongs in a list.
+
+    Attributes:
+        places: which groups of the file these are, in order.
+    """
+
+    def __init__(self, file: Any, start: array[int], tokens: array[int], places: Sequence[int]):
+        self._file, self._start, self._tokens, self.places = file, start, tokens, places
+
+    @classmethod
+    def of(cls, groups: Iterable[Group], folder: str | Path) -> Spool:
+        """Takes the groups one by one, so that as few of them are in memory as the iterable itself holds.
+
+        Of a prompt's `meta`, values that JSON has no word for (dates of a Parquet file) come back as their text.
+
+        Args:
+            folder: on whose disk the file lies; made if it is missing.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        start, tokens = array("q", [0]), array("I")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it lives as long as the groups
+        for group in groups:
+            line = group_to_line(group, odd=str)
+            try:
+                file.write(line)
+            except OSError as error:
+                raise _no_room(folder, start[-1], error) from error
+            start.append(start[-1] + len(line))
+            tokens.append(group.tokens)
+        try:
+            file.flush()
+        except OSError as error:
+            raise _no_room(folder, start[-1], error) from error
+        return cls(file, start, tokens, range(len(tokens)))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, place: int) -> Group: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Group]: ...
+    def __getitem__(self, place: int | slice) -> Group | list[Group]:
+        if isinstance(place, slice):
+            return [self._read(i) for i in self.places[place]]
+        return self._read(self.places[place])
+
+    def __iter__(self) -> Iterator[Group]:
+        return map(self._read, self.places)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of each group's packed tree, known without reading it."""
+        counts = np.asarray(self._tokens)
+        return counts if isinstance(self.places, range) else counts[np.asarray(self.places)]
+
+    def pick(self, places: Iterable[int]) -> Spool:
+        """Some of the groups, by their places here; nothing is read or copied."""
+        return Spool(self._file, self._start, self._tokens, array("q", (self.places[int(i)] for i in places)))
+
+    def _read(self, place: int) -> Group:
+        begin, end = self._start[place], self._start[place + 1]
+        return group_from_line(os.pread(self._file.fileno(), end - begin, begin))
+
+
+def _no_room(folder: str | Path, written: int, error: OSError) -> DataError:
+    return DataError(
+        "the encoded data do not fit on the disk",
+        where=str(folder),
+        got=f"{error.strerror or error} after {written / 2**20:,.0f} MiB",
+        expected="room for the data's text and token ids: about three times the unpacked file",
+        fix="free some space, put the runs on another disk, or set limit",
+    )

@@ -39,15 +39,6 @@ def wait_quiet(longest: float = 180.0, look: float = 3.0) -> float:
     return -1.0
 
 
-def peak_mib() -> float:
-    """Most memory that this process ever held, MiB. Not `ru_maxrss`: that one remembers the parent's, too."""
-    path = Path("/proc/self/status")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 @dataclass
 class Steps:
     """Marks at the ends of steps; `result` is the median of those in which the machine was ours.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from benchmarks.speed.inputs import read_pairs
-from benchmarks.speed.machine import Steps, limits, peak_mib, wait_quiet
+from benchmarks.speed.machine import Steps, limits, wait_quiet
 from benchmarks.speed.rows import STEPS, THREADS
 
 import tiltyard
@@ -43,6 +43,7 @@ from tiltyard import (
     sft,
 )
 from tiltyard.algorithms import dpo, grpo, online_dpo, rloo
+from tiltyard.clock import peak_memory_mib
 from tiltyard.training.refcache import cache_ref_logps
 
 TOKENS = 128
@@ -179,7 +180,7 @@ def main() -> None:
     else:
         found = trained(asked.work, Inputs(asked.inputs, asked.model), steps, quiet)
     versions = {"tiltyard": tiltyard.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    found |= {"rss_mib": peak_mib(), "versions": {**versions, "python": platform.python_version()}}
+    found |= {"rss_mib": peak_memory_mib(), "versions": {**versions, "python": platform.python_version()}}
     asked.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
 
 

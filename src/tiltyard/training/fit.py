@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tiltyard.clock import STEP, span, tally
 from tiltyard.data.store import group_to_dict
 from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models import checkpoint, parallel
@@ -141,7 +142,8 @@ class _Loop:
                 with torch.random.fork_rng(self._devices()):
                     # dropout draws from streams of the step alone, so that a resumed run draws what it would have
                     torch.manual_seed(generator(self.run.seed, 4, step, parallel.rank()).initial_seed())
-                    self._one(step)
+                    with span(STEP):
+                        self._one(step)
         finally:
             for file in self.files.values():
                 file.close()
@@ -174,16 +176,19 @@ class _Loop:
         self._report(batch, step, time.perf_counter() - began, sampled)
         last = step + 1 == self.run.steps
         if self.run.folder is not None and (last or (self.run.save_every and (step + 1) % self.run.save_every == 0)):
-            self._save(step + 1)
+            with span("save"):
+                self._save(step + 1)
 
     def _prepared(self, step: int) -> Batch:
-        draw = self.algorithm.source(self.models, step)
-        self._add(draw.metrics)
-        batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
+        with span("overhead/data"):
+            draw = self.algorithm.source(self.models, step)
+            self._add(draw.metrics)
+            batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
         for name in self.algorithm.trains:
             self.models.get(name).module.eval()
         for prepare in self.algorithm.prepare:
-            batch = prepare(self.models, batch)
+            with span(f"score/{type(prepare).__name__}"):
+                batch = prepare(self.models, batch)
         self._add(batch.metrics)
         return batch
 
@@ -211,11 +216,12 @@ class _Loop:
             self._side(side, step * algorithm.epochs * algorithm.minibatches + place, alone)
         if count == 0 and not algorithm.extra:
             return  # nothing in this minibatch says anything (all groups tied)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
-        if not (math.isfinite(everyone) and math.isfinite(float(norm))):
-            self._not_finite(minibatch, step, everyone / max(count, 1), float(norm))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with span("optimiser"):
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
+            if not (math.isfinite(everyone) and math.isfinite(float(norm))):
+                self._not_finite(minibatch, step, everyone / max(count, 1), float(norm))
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         if parallel.is_main():
             self._add({"loss": (everyone, count), "grad_norm": (float(norm), 1.0)})
             self._add({ITEMS[algorithm.loss.item]: (count, 1.0)})
@@ -229,15 +235,19 @@ class _Loop:
         count = float(parallel.sum_all(torch.tensor(own, dtype=torch.float64)))
         loss_sum = 0.0
         for part in parts if count else []:
-            per_item, metrics = loss(self._forward(loss, part, temperature), part)
-            total = reduce.sum(per_item, part)
-            if total.requires_grad:
-                (total * (weight / count)).backward()
+            with span("forward"):
+                per_item, metrics = loss(self._forward(loss, part, temperature), part)
+                total = reduce.sum(per_item, part)
+            with span("backward"):
+                if total.requires_grad:
+                    (total * (weight / count)).backward()
             loss_sum += float(total.detach())
             self.tokens += part.forest.T
+            tally("tokens", part.forest.T)
             self._add({prefix + name: value for name, value in metrics.items()})
         if count:
-            parallel.sum_gradients(self.parameters)
+            with span("backward"):
+                parallel.sum_gradients(self.parameters)
         return float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
 
     def _forward(self, loss: Loss, part: Batch, temperature: float) -> Forward:
@@ -290,7 +300,8 @@ class _Loop:
         means["lr"] = self.optimizer.param_groups[0]["lr"]
         last = step + 1 == self.run.steps
         if self.run.evaluate and (last or (self.run.eval_every and (step + 1) % self.run.eval_every == 0)):
-            means |= self.run.evaluate(self.models, step + 1)
+            with span("evaluate"):
+                means |= self.run.evaluate(self.models, step + 1)
         means["time/seconds"], means["time/prepare_seconds"] = seconds, sampled
         means["time/tokens_per_second"] = tokens / seconds
         if self.run.keep_groups:

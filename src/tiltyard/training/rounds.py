@@ -23,7 +23,7 @@ from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models, device_of
 from tiltyard.training.batch import Batch, Metrics, summed
 from tiltyard.training.prepare import OldLogp
-from tiltyard.training.source import Cycle, Sampler, Scorer, generator, sampled_metrics, signed
+from tiltyard.training.source import Cycle, Sampler, Scorer, answered, generator, sampled_metrics, scored, signed
 from tiltyard.types import Group, Prompt
 
 Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
@@ -107,12 +107,12 @@ class Rounds:
             own = parallel.shard(self.cycle.at(number, self.size))
             index = [i for i, _ in own]
             draws = Draws(generator(self.seed, 2, number), self.size, self.n, index)
-            groups = self.sampler(models.get("policy"), [p for _, p in own], self.n, self.settings, draws=draws)
+            groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, self.settings, draws)
             groups = [signed(group, models.version) for group in groups]
             beside = parallel.shard(self.given)
             groups, index = [*groups, *(g for _, g in beside)], [*index, *(self.size + i for i, _ in beside)]
-            scored = self.scorer(models, groups) if groups else groups
-            rows = [(i, group_to_dict(g)) for i, g in placed(index, groups, scored)]
+            judged = scored(self.scorer, models, groups)
+            rows = [(i, group_to_dict(g)) for i, g in placed(index, groups, judged)]
             everyone = sorted(
                 (pair for part in parallel.gather_objects(rows) for pair in part), key=lambda pair: pair[0]
             )

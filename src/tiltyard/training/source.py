@@ -13,8 +13,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from tiltyard.clock import span, tally
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models import parallel
+from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models
 from tiltyard.training.batch import Metrics
@@ -120,7 +122,7 @@ class SelfPlay:
         own = [(i, _first_turn(g)) for i, g in parallel.shard(self.cycle.at(step, self.batch))]
         index = [i for i, _ in own]
         draws = Draws(generator(self.seed, 2, step), self.batch, 1, index)
-        answers = self.sampler(models.get("ref"), [g.prompt for _, g in own], 1, self.settings, draws=draws)
+        answers = answered(self.sampler, models.get("ref"), [g.prompt for _, g in own], 1, self.settings, draws)
         pairs = []
         for (_, group), answer in zip(own, answers, strict=True):
             opponent = replace(answer.responses[0], policy_version=self.iteration)
@@ -180,9 +182,9 @@ class Online:
         own = parallel.shard(self.cycle.at(place, self.batch))
         index = [i for i, _ in own]
         draws = Draws(generator(self.seed, 2, *keys), self.batch, self.n, index)
-        groups = self.sampler(models.get("policy"), [p for _, p in own], self.n, self.settings, draws=draws)
+        groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, self.settings, draws)
         groups = [signed(group, models.version) for group in groups]
-        return index, self.scorer(models, groups) if groups else groups
+        return index, scored(self.scorer, models, groups)
 
     def _differing(self, models: Models, step: int) -> Draw:
         """Dynamic sampling (Yu et al. 2025): the first `batch` groups whose scores are not all equal.
@@ -209,6 +211,22 @@ class Online:
             "sampled_score": (float(sum(scores)), float(len(scores))),
         }
         return Draw([own[chosen[place]] for place in places], places, len(chosen), metrics)
+
+
+def answered(
+    sampler: Sampler, model: LanguageModel, prompts: Sequence[Prompt], n: int, settings: SampleSettings, draws: Draws
+) -> list[Group]:
+    """The sampler's answers, on the clock."""
+    with span("sample"):
+        groups = sampler(model, prompts, n, settings, draws=draws)
+    tally("sampled", sum(len(r.ids) for g in groups for r in g.responses))
+    return groups
+
+
+def scored(scorer: Scorer, models: Models, groups: list[Group]) -> list[Group]:
+    """The scorer's groups, on the clock; nobody is asked about nothing."""
+    with span(f"score/{type(scorer).__name__}"):
+        return scorer(models, groups) if groups else groups
 
 
 def signed(group: Group, version: int) -> Group:

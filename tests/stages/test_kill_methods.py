@@ -43,7 +43,7 @@ ROUNDS = f"{SCORED}, iterations: 3, n: 4"
 STAGES = {
     "pretrain": TEXTS,
     "mlm": f"{TEXTS}, dropout: 0.1",
-    "sft": f"model: START/pretrain, {TAUGHT}, dropout: 0.1",
+    "sft": f"model: START/pretrain, {TAUGHT}, dropout: 0.1, batch_tokens: 150",
     "reward": f"{RANKED}, {HELD}, {SHOWN}, normalise: unit, freeze_layers: 1",
     "ranker": f"model: START/mlm, data: START/label/rankings.groups.jsonl, max_length: 96, {HELD}",
     "dpo": f"{RANKED}, {HELD}, pairs: all, dropout: 0.1",
@@ -53,7 +53,7 @@ STAGES = {
     "click": f"{RANKED}, good_from: best, {SHOWN}",
     "kto": f"{RANKED}, good_from: best",
     "orpo": f"{RANKED}, pairs: all",
-    "simpo": f"{RANKED}, pairs: all",
+    "simpo": f"{RANKED}, pairs: all, batch_tokens: 150",
     "cpo": f"{RANKED}, pairs: all",
     "spin": f"model: START/sft, {TAUGHT}, iterations: 3, max_tokens: 6",
     "ppo": f"{SCORED}, kl_target: 1.0, kl_horizon: 20, ppo_epochs: 2, minibatches: 2, whiten_rewards: true, "
@@ -135,7 +135,7 @@ def places(name: str, updates: int) -> list[Kill]:
     method = METHODS[name]
     module = online if method.online else sources
     answers = Kill("answers, before they are judged", Place(module, "sample", 1, after))
-    stored = Kill("in the middle of a round's file", Place(store, "_line", 3, before))
+    stored = Kill("in the middle of a round's file", Place(store, "group_to_line", 3, before))
     return [
         *([answers] if method.samples != "no" else []),
         *([stored] if method.online and method.samples == "per iteration" else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,3 +66,50 @@ def test_a_stream_of_micro_batches_is_cut_like_a_batch(tmp_path: Path, budget: i
     for part, other in zip(parts, whole, strict=True):
         tiny.assert_same(part.forest.ids_T, other.forest.ids_T, 0)
         tiny.assert_same(part.columns, other.columns, 0)
+
+
+# ------------------------------------------------------------------------------------------------- steps of many tokens
+
+
+def drawn(source: Offline, steps: int) -> list[list[str]]:
+    return [[g.prompt.id for g in source(Models(), step).groups] for step in range(steps)]
+
+
+@pytest.mark.parametrize("budget", [1, 17, 40, 100])
+def test_a_step_takes_what_fits_and_not_less(tmp_path: Path, budget: int) -> None:
+    """The same endless order as with a number of groups, cut where the next group would be one too many."""
+    groups = pairs(10)
+    source = Offline(Spool.of(groups, tmp_path), 4, seed=5, batch_tokens=budget)
+    steps = drawn(source, 30)
+    flat = [name for step in steps for name in step]
+    assert flat == [name for step in drawn(Offline(groups, 1, seed=5), len(flat)) for name in step]
+    size = {g.prompt.id: g.tokens for g in groups}
+    for step, after in itertools.pairwise(steps):
+        held = sum(size[name] for name in step)
+        assert step
+        assert held <= budget or len(step) == 1
+        assert held + size[after[0]] > budget
+    draw = source(Models(), 3)
+    assert (draw.index, draw.total) == (list(range(len(steps[3]))), len(steps[3]))
+
+
+def test_a_step_of_tokens_is_a_pure_function_of_its_number() -> None:
+    """A resumed run asks for a late step first, in the middle of another epoch."""
+    groups = pairs(10)
+    steps = drawn(Offline(groups, 4, seed=5, batch_tokens=40), 30)
+    late = Offline(groups, 4, seed=5, batch_tokens=40)
+    assert [[g.prompt.id for g in late(Models(), step).groups] for step in (29, 3, 17)] == [
+        steps[i] for i in (29, 3, 17)
+    ]
+    assert drawn(Offline(groups, 4, seed=6, batch_tokens=40), 30) != steps
+
+
+@pytest.mark.parametrize("epochs", [0.3, 1.0, 2.5])
+def test_epochs_of_steps_of_tokens(epochs: float) -> None:
+    groups = pairs(10)
+    source = Offline(groups, 4, batch_tokens=40)
+    steps = source.steps(epochs)
+    sizes = [len(step) for step in drawn(source, steps)]
+    assert sum(sizes[:-1]) < 10 * epochs <= sum(sizes)
+    assert source.read_in(source.steps(1)).tolist() == list(range(10))
+    assert Offline(groups, 4).steps(epochs) == max(1, round(10 * epochs / 4))

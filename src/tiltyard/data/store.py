@@ -50,33 +50,9 @@ def read_groups(path: str | Path) -> Iterator[Group]:
 
 def group_to_dict(group: Group) -> dict[str, Any]:
     """A group as JSON-ready values. Empty and default fields are left out."""
-    prompt = group.prompt
     value: dict[str, Any] = {
-        "prompt": _without_defaults(
-            {
-                "messages": None if prompt.messages is None else [list(m) for m in prompt.messages],
-                "text": prompt.text,
-                "id": prompt.id,
-                "meta": dict(prompt.meta),
-                "ids": list(prompt.ids),
-            },
-            Prompt(),
-        ),
-        "responses": [
-            _without_defaults(
-                {
-                    "ids": list(r.ids),
-                    "text": r.text,
-                    "logps": None if r.logps is None else list(r.logps),
-                    "policy_version": r.policy_version,
-                    "finish": r.finish,
-                    "loss_spans": None if r.loss_spans is None else [list(s) for s in r.loss_spans],
-                    "meta": dict(r.meta),
-                },
-                Response(),
-            )
-            for r in group.responses
-        ],
+        "prompt": _prompt_to_dict(group.prompt),
+        "responses": [_response_to_dict(r) for r in group.responses],
     }
     for name in ("scores", "ranks", "shares"):
         if getattr(group, name) is not None:
@@ -141,11 +117,38 @@ def whole_lines(stream: IO[bytes]) -> int:
     return 0
 
 
-def _without_defaults(fields: dict[str, Any], default: Prompt | Response) -> dict[str, Any]:
-    def unset(value: Any, usual: Any) -> bool:
-        return value is None if usual is None else value == (list(usual) if isinstance(usual, tuple) else usual)
+def _prompt_to_dict(prompt: Prompt) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    if prompt.messages is not None:
+        value["messages"] = [list(m) for m in prompt.messages]
+    if prompt.text is not None:
+        value["text"] = prompt.text
+    if prompt.id:
+        value["id"] = prompt.id
+    if prompt.meta:
+        value["meta"] = dict(prompt.meta)
+    if prompt.ids:
+        value["ids"] = list(prompt.ids)
+    return value
 
-    return {name: value for name, value in fields.items() if not unset(value, getattr(default, name))}
+
+def _response_to_dict(response: Response) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    if response.ids:
+        value["ids"] = list(response.ids)
+    if response.text:
+        value["text"] = response.text
+    if response.logps is not None:
+        value["logps"] = list(response.logps)
+    if response.policy_version is not None:
+        value["policy_version"] = response.policy_version
+    if response.finish != "given":
+        value["finish"] = response.finish
+    if response.loss_spans is not None:
+        value["loss_spans"] = [list(span) for span in response.loss_spans]
+    if response.meta:
+        value["meta"] = dict(response.meta)
+    return value
 
 
 def _read(path: Path) -> Iterator[Group]:

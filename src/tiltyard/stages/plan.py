@@ -29,11 +29,14 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     frozen = [name for name in method.frozen if name not in (*on_disk, *_left_out(method, settings))]
     shared = getattr(settings, "value_init", "") == "shared"
     trained = ("policy with the value head on its trunk",) if shared else method.trains
+    budget = getattr(settings, "batch_tokens", 0)
+    most = max(budget, longest) if budget else settings.batch * longest
+    size = f"{settings.batch}" + (f" prompts x {answers} answers" if answers else "")
     lines = [
-        f"groups a step: {settings.batch}" + (f" prompts x {answers} answers" if answers else ""),
-        f"tokens a step: at most {settings.batch * longest:,} {packed}",
+        "groups a step: " + (f"as many as have {budget:,} tokens together" if budget else size),
+        f"tokens a step: at most {most:,} {packed}",
         f"micro-batch: at most {settings.micro_tokens:,} tokens, so about "
-        f"{max(1, -(-settings.batch * longest // settings.micro_tokens))} a pass at full length",
+        f"{max(1, -(-most // settings.micro_tokens))} a pass at full length",
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
         f"models in memory: {', '.join(trained)} (trained)" + (f", {', '.join(frozen)} (frozen)" if frozen else ""),
     ]
@@ -45,7 +48,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     parameters, hidden, layers, vocab = shape
     # weights, gradients and two moments of what is trained; weights of what is frozen
     weights = parameters * width * (4 * len(trained) + len(frozen))
-    tokens = min(settings.micro_tokens, settings.batch * longest)
+    tokens = min(settings.micro_tokens, most)
     activations = tokens * hidden * layers * width * (4 if settings.gradient_checkpointing else 34)
     logits = max(1 << 22, vocab) * width * 3
     cache = 0

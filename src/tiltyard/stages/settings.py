@@ -46,6 +46,12 @@ class DataSettings(Settings):
     )
 
 
+class TokenSettings(Settings):
+    batch_tokens: Annotated[
+        int, Field(ge=0, description="packed tokens a step, in place of a number of groups; 0: `batch` groups")
+    ] = 0
+
+
 class RewardSettings(Settings):
     demonstrations: Annotated[
         str, Field(description="rewards are normalised on these; empty: on the training answers")
@@ -212,6 +218,7 @@ def _offline_parts(method: Method) -> list[tuple[type[Settings], bool]]:
     """Settings of methods that learn from files, and whether this method has them."""
     needs_ref = "ref" in method.frozen
     return [
+        (TokenSettings, method.samples == "no"),
         (RewardSettings, method.pointwise),
         (PairSettings, method.eats == "comparisons" and method.encode is None),
         (LabelSettings, method.eats == "labelled"),

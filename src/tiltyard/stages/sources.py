@@ -40,13 +40,15 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
             got=f"{len(groups):,} groups",
             expected="some response that is ranked above another",
         )
-    steps = steps_of(settings, len(groups))
     if method.samples == "per iteration":
+        steps = steps_of(settings, len(groups))
         every = -(-steps // settings.iterations)
-        rows = settings.max_rows
-        law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=rows)
+        law = SampleSettings(
+            temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=settings.max_rows
+        )
         return SelfPlay(groups, sample, settings.batch, every, law, settings.seed), steps, groups
-    return Offline(groups, settings.batch, settings.seed), steps, groups
+    rows = Offline(groups, settings.batch, settings.seed, settings.batch_tokens)
+    return rows, settings.steps or rows.steps(settings.epochs), groups
 
 
 def steps_of(settings: Any, size: int) -> int:
@@ -65,7 +67,7 @@ def second_source(method: Method, context: StageContext, settings: Any, models: 
     longest = getattr(settings, "max_length", 0) or settings.max_prompt + settings.max_tokens
     limits = SimpleNamespace(max_length=longest, too_long=settings.too_long)
     groups = groups_of(context, key, wanted, method.second, models.get(method.trains[0]).chat, limits)
-    return (Offline(groups, settings.batch, settings.seed),)
+    return (Offline(groups, settings.batch, settings.seed, getattr(settings, "batch_tokens", 0)),)
 
 
 def data_groups(

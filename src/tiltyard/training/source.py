@@ -6,6 +6,7 @@ and several processes share one draw: each takes its part of the same list.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from tiltyard.clock import span, tally
+from tiltyard.data import Spool
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models import parallel
 from tiltyard.models.language import LanguageModel
@@ -65,15 +67,19 @@ class Cycle(Sequence[Item]):
 
 
 class Offline:
-    """Groups of a file, `batch` a step.
+    """Groups of a file, `batch` a step, or as many as have `batch_tokens` tokens.
 
     Args:
         groups: encoded groups; a list, or a `Spool` of more than memory holds.
         batch: groups a step over all processes. seed: of the order.
+        batch_tokens: instead, each step takes the next groups of the order while they have at most so many packed
+            tokens together, and one at least: steps of long and of short groups then cost alike. 0: `batch` groups.
     """
 
-    def __init__(self, groups: Sequence[Group], batch: int, seed: int = 0):
-        self.cycle, self.batch = Cycle(groups, seed), batch
+    def __init__(self, groups: Sequence[Group], batch: int, seed: int = 0, batch_tokens: int = 0):
+        self.cycle, self.batch, self.batch_tokens = Cycle(groups, seed), batch, batch_tokens
+        self._begins = array("q", [0])  # where in the endless order each step begins, as far as was asked
+        self._tokens = _tokens_of(groups) if batch_tokens else np.zeros(0, dtype=np.int64)
 
     def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - offline: the models do not matter
         chosen = self.chosen(step)
@@ -82,13 +88,40 @@ class Offline:
 
     def chosen(self, step: int) -> list[int]:
         """Which of the groups a step learns from, in order."""
-        return [self.cycle.which(place) for place in range(step * self.batch, (step + 1) * self.batch)]
+        return [self.cycle.which(place) for place in range(self._begin(step), self._begin(step + 1))]
+
+    def steps(self, epochs: float) -> int:
+        """How many steps it takes to go through the groups so many times."""
+        wanted = epochs * len(self.cycle)
+        if not self.batch_tokens:
+            return max(1, round(wanted / self.batch))
+        step = 1
+        while self._begin(step) < wanted:
+            step += 1
+        return step
 
     def read_in(self, steps: int) -> np.ndarray:
         """Which of the groups the first `steps` steps learn from, each once, in the file's order."""
-        if steps * self.batch >= len(self.cycle):
+        end = self._begin(steps)
+        if end >= len(self.cycle):
             return np.arange(len(self.cycle))
-        return np.unique([place for step in range(steps) for place in self.chosen(step)])
+        return np.unique([self.cycle.which(place) for place in range(end)])
+
+    def _begin(self, step: int) -> int:
+        """Where in the endless order a step begins. With a budget that follows from all steps before, so it is kept."""
+        if not self.batch_tokens:
+            return step * self.batch
+        while len(self._begins) <= step:
+            place, held = self._begins[-1], 0
+            while not held or held + self._tokens[self.cycle.which(place)] <= self.batch_tokens:
+                held += int(self._tokens[self.cycle.which(place)])
+                place += 1
+            self._begins.append(place)
+        return self._begins[step]
+
+
+def _tokens_of(groups: Sequence[Group]) -> np.ndarray:
+    return groups.tokens if isinstance(groups, Spool) else np.fromiter((g.tokens for g in groups), dtype=np.int64)
 
 
 @dataclass

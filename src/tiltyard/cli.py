@@ -21,7 +21,17 @@ from tiltyard.errors import (
     ModelError,
     TiltyardError,
 )
-from tiltyard.verbs import console_for, emit, eval_words, find_model, one_stage, replay_words, sampled, show_result
+from tiltyard.verbs import (
+    bench_values,
+    console_for,
+    emit,
+    eval_words,
+    find_model,
+    one_stage,
+    replay_words,
+    sampled,
+    show_result,
+)
 
 WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
 
@@ -248,7 +258,31 @@ def chat(
     )
 
 
-# ------------------------------------------------------------------------------------------- stages, show, doctor
+# ------------------------------------------------------------------------------------ bench, stages, show, doctor
+
+
+@app.command()
+def bench(
+    model: Model,
+    settings: Pairs = None,
+    *,
+    method: Annotated[str, typer.Option(help="A training method: `tiltyard methods` lists them.")] = "sft",
+    data: Annotated[str, typer.Option(help="What it learns from: a file, folder or hub name.")] = "",
+    prompts: Annotated[str, typer.Option(help="Prompts, for a method that samples.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before them that are not.")] = 2,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Say where the time of a method goes on a model and data.
+
+    `tiltyard bench runs/demo/sft --method dpo --data pairs.jsonl batch=8`; nothing is written.
+    """
+    path = find_model(model, runs)
+    values = bench_values(method, path, data, prompts, settings)
+    measuring = importlib.import_module("tiltyard.bench")
+    found = measuring.measure(method, values, steps=steps, warmup=warmup)
+    emit(found) if json_output else measuring.show(found, console_for(False))
 
 
 @app.command()

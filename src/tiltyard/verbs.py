@@ -29,22 +29,45 @@ def one_stage(
     kind: str, pairs: Sequence[str] | None, *, dry_run: bool, json_output: bool, runs: Path
 ) -> dict[str, Any]:
     """Run one kind of stage with `KEY=VALUE` words; `name=` is the run's name."""
-    from tiltyard.config import split_assignment
     from tiltyard.pipeline import run_stage
-    from tiltyard.pipeline.recipe import COMMAND_LINE, set_key
+    from tiltyard.pipeline.recipe import COMMAND_LINE
     from tiltyard.stages.base import get_stage
 
     get_stage(kind)  # an unknown method is said before its settings are read
-    values: dict[str, Any] = {}
-    name = None
-    for pair in pairs or ():
-        key, value = split_assignment(pair)
-        if key == "name":
-            name = pair.partition("=")[2].strip()
-        else:
-            values = set_key(values, key, value, f"{COMMAND_LINE}: {pair}")
+    words = list(pairs or ())
+    names = [word for word in words if word.partition("=")[0].strip() == "name"]
+    values = values_of([word for word in words if word not in names])
+    name = names[-1].partition("=")[2].strip() if names else None
     console = console_for(json_output)
     return run_stage(kind, values, name=name, dry_run=dry_run, runs_root=runs, console=console, place=COMMAND_LINE)
+
+
+def values_of(words: Sequence[str]) -> dict[str, Any]:
+    """The settings that `KEY=VALUE` words mean; dotted keys are settings of settings."""
+    from tiltyard.config import split_assignment
+    from tiltyard.pipeline.recipe import COMMAND_LINE, set_key
+
+    values: dict[str, Any] = {}
+    for word in words:
+        key, value = split_assignment(word)
+        values = set_key(values, key, value, f"{COMMAND_LINE}: {word}")
+    return values
+
+
+def bench_values(method: str, model: Path, data: str, prompts: str, words: Sequence[str] | None) -> dict[str, Any]:
+    """The settings of the stage that `bench` measures.
+
+    Raises:
+        ConfigError: data for a method that takes prompts, or prompts for one that takes data.
+    """
+    from tiltyard.algorithms import METHODS
+
+    wanted = "prompts" if method in METHODS and METHODS[method].online else "data"
+    given = {"data": data, "prompts": prompts}
+    for key, value in given.items():
+        if value and key != wanted and method in METHODS:
+            raise ConfigError(f"{method} takes no {key}", where=f"--{key}", got=value, fix=f"give it --{wanted}")
+    return {"model": str(model), **{k: v for k, v in given.items() if v}, **values_of(words or ())}
 
 
 def show_result(outcome: dict[str, Any], stage: str) -> None:

@@ -36,18 +36,17 @@ from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.settings import NEUTRAL, REFERS, WORDS, method_settings
 from tiltyard.stages.sources import attach_reference, data_groups, reference_logps, second_source, source_of
 from tiltyard.stages.watch import Samples
-from tiltyard.training.algorithm import Models
+from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
 from tiltyard.training.masking import Mask
 from tiltyard.types import Group
 
 
-def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any]:
-    """Trains one method and writes `model/` (for an actor-critic also `value/`), metrics, groups and checkpoints."""
+def composed(method: Method, context: StageContext, settings: Any) -> tuple[Algorithm, Models, int, Sequence[Group]]:
+    """What a stage hands to the loop: the method with its source, the models, outer steps, the groups of a file."""
     parallel.start()
     models = load_models(method, context, settings)
-    trained = models.get(method.trains[0])
     for name in method.trains:
         model = models.get(name)
         freeze_bottom(model, settings.freeze_layers)
@@ -61,10 +60,18 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
     second = second_source(method, context, settings, models)
     algorithm = method.build(source, *second, **arguments(method.build, settings))
     attach_reference(method, algorithm, context, settings, models, steps)
+    return algorithm, models, steps, groups
+
+
+def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any]:
+    """Trains one method and writes `model/` (for an actor-critic also `value/`), metrics, groups and checkpoints."""
+    algorithm, models, steps, groups = composed(method, context, settings)
+    trained = models.get(method.trains[0])
     measured: dict[int, dict[str, float]] = {}
     held_out = _held_out(method, context, settings, models, measured, groups)
     watchers: list[Sink] = []
     if settings.sample_every and "policy" in method.trains:
+        source: Any = algorithm.source
         asked = tuple(source.prompts[:3]) if method.online else tuple(g.prompt for g in groups[:3])
         watchers.append(Samples(context.console, models, settings.sample_every, context.folder, asked))
     with LiveLine(context.console, context.name, steps) as line:

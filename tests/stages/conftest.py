@@ -31,22 +31,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(recipe, folder / "runs", folder / "runs" / "tiny", outcome, out.getvalue())
 
 
-START = """name: start
-defaults: {max_length: 64, device: cpu, batch: 4, lr: 1e-3}
-stages:
-  - world: {}
-  - pretrain: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 320}, steps: 8, limit: 60}
-  - sft: {model: pretrain, data: world/demonstrations_held_out.jsonl, steps: 5, limit: 40}
-  - label: {model: sft, prompts: world/prompts.jsonl, limit: 14, k: 3, max_tokens: 10, max_prompt: 40}
-  - reward: {model: sft, data: label/rankings.groups.jsonl, steps: 5}
-  - mlm: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 96}, steps: 2, limit: 60}
-"""
+MLM = "  - mlm: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 96}, steps: 2, limit: 60}\n"
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages that single methods begin from."""
     folder = tmp_path_factory.mktemp("start")
-    (folder / "start.yaml").write_text(START)
+    (folder / "start.yaml").write_text(tiny.starting("start", context=320) + MLM)
     run_recipe(folder / "start.yaml", runs_root=folder, console=Console(file=io.StringIO()))
     return folder / "start"

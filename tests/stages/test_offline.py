@@ -29,14 +29,7 @@ from . import tiny
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 ROOT = Path(__file__).parents[2]
-START = """name: offline
-defaults: {max_length: 64, device: cpu, batch: 4, lr: 1e-3, save_every: 2, warmup: 0.1}
-stages:
-  - world: {}
-  - pretrain: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 64}, steps: 8, limit: 60}
-  - sft: {model: pretrain, data: world/demonstrations_held_out.jsonl, steps: 5, limit: 40}
-  - label: {model: sft, prompts: world/prompts.jsonl, limit: 14, k: 3, max_tokens: 10, max_prompt: 48}
-"""
+START = tiny.starting("offline", reward=False, save_every=2, warmup=0.1)
 RANKED = "model: sft, data: label/rankings.groups.jsonl, held_out: label/rankings.groups.jsonl, steps: 5, eval_every: 3"
 SHOWN = "demonstrations: world/demonstrations_held_out.jsonl"
 STAGES = {

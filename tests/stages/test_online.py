@@ -27,15 +27,7 @@ from . import tiny
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
-START = """name: online
-defaults: {max_length: 64, device: cpu, batch: 4, lr: 1e-3, save_every: 2, warmup: 0.1}
-stages:
-  - world: {}
-  - pretrain: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 64}, steps: 8, limit: 60}
-  - sft: {model: pretrain, data: world/demonstrations_held_out.jsonl, steps: 5, limit: 40}
-  - label: {model: sft, prompts: world/prompts.jsonl, limit: 14, k: 3, max_tokens: 10, max_prompt: 48}
-  - reward: {model: sft, data: label/rankings.groups.jsonl, steps: 5}
-"""
+START = tiny.starting("online", save_every=2, warmup=0.1)
 ASKED = "model: sft, prompts: world/prompts.jsonl, limit: 20, max_tokens: 8, max_prompt: 48, steps: 6"
 MANY = f"{ASKED}, iterations: 3"
 ROUNDS = f"{MANY}, n: 4"
@@ -89,7 +81,7 @@ def alone(made: Made, folder: Path, name: str, *overrides: str) -> Made:
     """One stage by itself, from the finished ones."""
     said = STAGES[name].replace("model: sft", f"model: {made.run / 'sft'}")
     said = said.replace("reward: reward", f"reward: {made.run / 'reward'}").replace("world/", f"{made.run / 'world'}/")
-    head = START.partition("stages:")[0].replace("max_length: 64, ", "") + "stages:\n"
+    head = START.partition("stages:")[0].replace('"max_length": 64, ', "") + "stages:\n"
     return go(folder, f"{head}  - {name}: {said}\n", *overrides)
 
 

@@ -5,16 +5,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tiltyard.errors import ConfigError
-from tiltyard.pipeline import run_recipe
 
 from . import tiny
 from .conftest import Whole
@@ -24,24 +20,7 @@ pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 def go(whole: Whole, folder: Path, name: str, **more: Any) -> tuple[list[dict[str, float]], bytes]:
     """(metrics, the model's weights) of a short PPO stage from the finished ones."""
-    settings = {
-        "method": "ppo",
-        "model": str(whole.run / "sft"),
-        "prompts": str(whole.run / "world" / "prompts.jsonl"),
-        "reward": str(whole.run / "reward"),
-        "limit": 12,
-        "steps": 3,
-        "batch": 4,
-        "lr": 1e-3,
-        "ppo_epochs": 2,
-        "max_tokens": 8,
-        "max_prompt": 48,
-        "device": "cpu",
-        **more,
-    }
-    (folder / f"{name}.yaml").write_text(f"name: {name}\nstages:\n  - tuned: {json.dumps(settings)}\n")
-    run_recipe(folder / f"{name}.yaml", runs_root=folder, console=Console(file=io.StringIO()))
-    made = folder / name / "tuned"
+    made, _ = tiny.tuned(whole.run, folder / name, "ppo", steps=3, batch=4, ppo_epochs=2, **more)
     return tiny.rows(made / "metrics.jsonl"), (made / "model" / "model.safetensors").read_bytes()
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tiltyard.data.store import read_groups
 from tiltyard.errors import ConfigError
-from tiltyard.pipeline import run_recipe
 from tiltyard.training.rounds import sampled
 from tiltyard.world import gold
 
@@ -24,25 +21,7 @@ pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 def go(whole: Whole, folder: Path, method: str, **more: Any) -> tuple[Path, dict[str, Any]]:
     """(the stage's folder, its result) of a short stage from the finished ones."""
-    settings: dict[str, Any] = {
-        "model": str(whole.run / "sft"),
-        "prompts": str(whole.run / "world" / "prompts.jsonl"),
-        "reward": str(whole.run / "reward"),
-        "limit": 12,
-        "n": 4,
-        "steps": 4,
-        "iterations": 2,
-        "batch": 3,
-        "lr": 1e-3,
-        "max_tokens": 8,
-        "max_prompt": 48,
-        "device": "cpu",
-    }
-    settings |= more
-    chosen = {key: value for key, value in settings.items() if value is not None}
-    (folder / "r.yaml").write_text(f"name: r\nstages:\n  - {method}: {json.dumps(chosen)}\n")
-    outcome = run_recipe(folder / "r.yaml", runs_root=folder, console=Console(file=io.StringIO()))
-    return folder / "r" / method, outcome["stages"][method]["result"]
+    return tiny.tuned(whole.run, folder, method, **{"n": 4, "steps": 4, "iterations": 2, "batch": 3} | more)
 
 
 @pytest.mark.parametrize("loss", ["nll", "gold", "vmpo", "hinge"])
@@ -74,7 +53,7 @@ def test_a_pool_of_scores_that_are_no_scale_is_refused_before_anything_is_sample
         with pytest.raises(ConfigError, match="not on one scale") as caught:
             go(whole, tmp_path, "rft", reward=None, judge=judge)
         assert why in caught.value.got
-        assert not (tmp_path / "r" / "rft" / "rounds").exists()
+        assert not (tmp_path / "rft" / "rft" / "rounds").exists()
     _, result = go(whole, tmp_path, "rft", reward=None, judge=pair, pool="last")
     assert result["judge_calls"] > 0
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tiltyard.algorithms import METHODS
 from tiltyard.data.store import read_groups
-from tiltyard.pipeline import run_recipe, run_stage
+from tiltyard.pipeline import run_stage
 from tiltyard.stages import evaluate
 from tiltyard.world import gold
 
@@ -24,15 +24,6 @@ from . import tiny
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
-START = """name: shown
-defaults: {max_length: 64, device: cpu, batch: 4, lr: 1e-3}
-stages:
-  - world: {}
-  - pretrain: {data: world/corpus_held_out.jsonl, arch: {preset: 1m, vocab: 400, context: 256}, steps: 8, limit: 60}
-  - sft: {model: pretrain, data: world/demonstrations_held_out.jsonl, steps: 5, limit: 40}
-  - label: {model: sft, prompts: world/prompts.jsonl, limit: 14, k: 3, max_tokens: 10, max_prompt: 48}
-  - reward: {model: sft, data: label/rankings.groups.jsonl, steps: 5}
-"""
 SETTINGS = """{model: START/sft, prompts: START/world/prompts.jsonl, limit: 12, max_prompt: 48, max_tokens: 8,
   steps: 4, batch: 4, lr: 0.001, warmup: 0.0, device: cpu}"""
 ONLINE = sorted(name for name, method in METHODS.items() if method.online)
@@ -43,14 +34,6 @@ JUDGED = {"judge_calls", "judge_tokens", "judge_cost"}
 SINGLE = ("ppo", "a2c", "reinforce", "reinforce_pp")  # one answer a prompt by default
 OPTIONAL = [name for name in ONLINE if METHODS[name].optional]
 NO_PULL: dict[str, dict[str, Any]] = {"rft": {"restart": False}, "rest": {}, "cringe": {}}  # others: kl = 0
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shown")
-    (folder / "shown.yaml").write_text(START)
-    run_recipe(folder / "shown.yaml", runs_root=folder, console=Console(file=io.StringIO(), width=200))
-    return folder / "shown"
 
 
 @pytest.fixture

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+
+from tiltyard.pipeline import run_stage
 
 RECIPE = """name: tiny
 defaults: {max_length: 64, save_every: 3, device: cpu}
@@ -60,6 +65,38 @@ stages:
       max_prompt: 48
 """
 STAGES = ("world", "pretrain", "sft", "label", "reward", "ppo", "evaluate")
+
+
+def starting(name: str, *, context: int = 64, reward: bool = True, **defaults: object) -> str:
+    """The recipe of what single methods begin from: a world, a model of it, labels, a reward model."""
+    common = json.dumps({"max_length": 64, "device": "cpu", "batch": 4, "lr": 1e-3, **defaults})
+    recipe = f"""name: {name}
+defaults: {common}
+stages:
+  - world: {{}}
+  - pretrain:
+      {{data: world/corpus_held_out.jsonl, arch: {{preset: 1m, vocab: 400, context: {context}}}, steps: 8, limit: 60}}
+  - sft: {{model: pretrain, data: world/demonstrations_held_out.jsonl, steps: 5, limit: 40}}
+  - label: {{model: sft, prompts: world/prompts.jsonl, limit: 14, k: 3, max_tokens: 10, max_prompt: 48}}
+"""
+    return recipe + ("  - reward: {model: sft, data: label/rankings.groups.jsonl, steps: 5}\n" if reward else "")
+
+
+def tuned(run: Path, folder: Path, method: str, **more: Any) -> tuple[Path, dict[str, Any]]:
+    """(folder, result) of a short stage that learns online from the stages of a finished run; None: left out."""
+    usual = {
+        "model": str(run / "sft"),
+        "prompts": str(run / "world" / "prompts.jsonl"),
+        "reward": str(run / "reward"),
+        "limit": 12,
+        "lr": 1e-3,
+        "max_tokens": 8,
+        "max_prompt": 48,
+        "device": "cpu",
+    }
+    settings = {key: value for key, value in (usual | more).items() if value is not None}
+    outcome = run_stage(method, settings, runs_root=folder, console=Console(file=io.StringIO()))
+    return folder / method / method, outcome["stages"][method]["result"]
 
 
 def write(folder: Path) -> Path:

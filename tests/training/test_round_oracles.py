@@ -187,6 +187,11 @@ def test_online_dpo_is_about_two_answers() -> None:
         online_dpo(online(n=4))
 
 
+def test_two_greedy_answers_are_no_pair() -> None:
+    with pytest.raises(ConfigError, match=r"online_dpo\.temperature: the two answers of a prompt are the same"):
+        online_dpo(online(settings=SampleSettings(temperature=0)))
+
+
 # --------------------------------------------------------------------------------------------------------------- ReST
 
 SCALED = (REWARD - REWARD.min()) / (REWARD.max() - REWARD.min())

@@ -46,6 +46,14 @@ def online_dpo(
     if source.n != 2:
         raise ConfigError("a pair is two answers", where="online_dpo.n", got=source.n, expected=2, fix="set n=2")
     law = source.settings
+    if law.temperature == 0:
+        raise ConfigError(
+            "the two answers of a prompt are the same, so a pair says nothing",
+            where="online_dpo.temperature",
+            got=0,
+            expected="above 0: 0 takes the likeliest token every time",
+            fix="set temperature=0.9",
+        )
     # shown under the law of sampling, learnt at temperature 1
     measured = OldLogp(law.temperature, against_ref=True, ref_temperature=1.0, drawn=law.whole)
     return Algorithm(

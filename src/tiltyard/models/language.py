@@ -250,10 +250,7 @@ class LanguageModel(Trunk):
                 scale=scale,
                 entropy=entropy,
             )
-        logits_T = self.logits_T(forest, hidden_T)
-        logits_R = logits_T.index_select(0, forest.predictor_R)
-        wide = torch.promote_types(logits_R.dtype, torch.float32)
-        log_R = torch.log_softmax(logits_R.to(wide) / temperature, -1)
+        log_R = torch.log_softmax(self._logits_R(forest, hidden_T) / temperature, -1)
         logp_R = log_R.gather(-1, forest.target_R[:, None])[:, 0]
         return logp_R, -(log_R.exp() * log_R).sum(-1) if entropy else None
 
@@ -262,6 +259,11 @@ class LanguageModel(Trunk):
         if hidden_T is not None:
             return self.logits(hidden_T)
         return self._padded(forest, lambda **kw: self.module(**kw).logits)
+
+    def _logits_R(self, forest: Forest, hidden_T: Tensor | None = None) -> Tensor:
+        """Of those the logits that predict response tokens [R, V], in float32 at least."""
+        logits_R = self.logits_T(forest, hidden_T).index_select(0, forest.predictor_R)
+        return logits_R.to(torch.promote_types(logits_R.dtype, torch.float32))
 
     @torch.no_grad()
     def laws_R(
@@ -289,10 +291,7 @@ class LanguageModel(Trunk):
                 rows=rows,
             )
             return
-        logits_T = self.logits_T(forest, hidden_T)
-        logits_R = logits_T.index_select(0, forest.predictor_R)
-        logits_R = logits_R.to(torch.promote_types(logits_R.dtype, torch.float32))
-        for z, target in zip(logits_R.split(rows), forest.target_R.split(rows), strict=True):
+        for z, target in zip(self._logits_R(forest, hidden_T).split(rows), forest.target_R.split(rows), strict=True):
             law = torch.log_softmax(z / temperature, -1)
             yield law, (law if at == temperature else torch.log_softmax(z / at, -1)).gather(-1, target[:, None])[:, 0]
 
@@ -313,9 +312,7 @@ class LanguageModel(Trunk):
             logp_R, _ = token_logp(hidden_R, *weights, forest.target_R, softcap=cap, scale=scale)
             rival_logp_R, _ = token_logp(hidden_R, *weights, rival_R, softcap=cap, scale=scale)
             return logp_R, rival_logp_R
-        logits_T = self._padded(forest, lambda **kw: self.module(**kw).logits)
-        logits_R = logits_T.index_select(0, forest.predictor_R)
-        log_R = torch.log_softmax(logits_R.to(torch.promote_types(logits_R.dtype, torch.float32)), -1)
+        log_R = torch.log_softmax(self._logits_R(forest), -1)
         rival_R = rivals_of(log_R.detach(), forest.target_R, k, draw_R)
         return tuple(log_R.gather(-1, x[:, None])[:, 0] for x in (forest.target_R, rival_R))  # type: ignore[return-value]
 

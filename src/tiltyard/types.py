@@ -47,6 +47,8 @@ class Response:
     `logps`: log-probability in nats of each token under the law it was sampled from, or None if it was not sampled.
     `finish`: `stop` (ended by itself), `length` (cut by the token limit), `given` (came from a file).
     `loss_spans`: half-open spans of `ids` that a loss may use (multi-turn: the assistant's turns); None means all.
+    `hidden`: the policy's last hidden states [tokens, d] that predicted the tokens, while they are in memory: what a
+    sampler of the policy's own weights has computed already. Never stored.
     """
 
     ids: tuple[int, ...] = ()
@@ -56,6 +58,7 @@ class Response:
     finish: Finish = "given"
     loss_spans: tuple[tuple[int, int], ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    hidden: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from models import tiny
 from sampling import stubs
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.sampling.law import draw, law_NV
+from tiltyard.sampling.law import draw, draw_whole, law_NV
 
 LAWS = [
     SampleSettings(),
@@ -72,6 +72,35 @@ def test_sampled_pairs_of_tokens_follow_the_law(law: SampleSettings) -> None:
     first = after()
     exact = {(a, b): first[a] * p for a in range(8) for b, p in enumerate(after(a))}
     follows(Counter(r.ids for r in group.responses), exact)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.floats(0.1, 3),
+    width=st.floats(0.1, 30),
+    vocabulary=st.sampled_from([2, 63, 64, 65, 500]),
+)
+def test_the_short_road_draws_the_same_tokens(seed: int, temperature: float, width: float, vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(8, vocabulary, generator=generator, dtype=torch.float64) * width
+    uniform = torch.rand(8, generator=generator, dtype=torch.float64)
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
+    tokens, logps = draw(law_NV(logits, SampleSettings(temperature=temperature)), uniform)
+    found, found_logps = draw_whole(logits, temperature, uniform)
+    assert torch.equal(found[2:], tokens[2:])
+    torch.testing.assert_close(found_logps[2:], logps[2:], atol=1e-9, rtol=1e-9)
+    assert (logits.gather(-1, found[:, None]) > -1e9).all()
+
+
+def test_the_short_road_never_draws_what_has_no_probability() -> None:
+    logits = torch.full((5, 300), -torch.inf)
+    logits[:, [70, 130, 299]] = torch.tensor([0.0, 1.0, -20.0])
+    uniform = torch.tensor([0.0, 0.2, 0.27, 1 - 1e-9, 1.0], dtype=torch.float64)
+    tokens, logps = draw_whole(logits, 1.0, uniform)
+    assert tokens.tolist()[:3] == [70, 70, 130]
+    assert set(tokens.tolist()[3:]) <= {130, 299}
+    assert logps.isfinite().all()
 
 
 def test_edges_of_the_uniform() -> None:

@@ -10,7 +10,7 @@ from sampling import stubs
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import Draws, SampleSettings, sample
+from tiltyard.sampling import Draws, SampleSettings, engine, sample
 from tiltyard.sampling.settings import draws_for
 from tiltyard.types import Group, Prompt
 
@@ -90,12 +90,69 @@ def test_max_rows_bounds_the_rows_of_one_prompt_too(monkeypatch) -> None:
     from tiltyard.sampling import native
 
     sizes: list[int] = []
-    real = native.draw
-    monkeypatch.setattr(native, "draw", lambda p, u: (sizes.append(len(p)), real(p, u))[1])
+    real = native.draw_whole
+    monkeypatch.setattr(native, "draw_whole", lambda p, t, u: (sizes.append(len(p)), real(p, t, u))[1])
     groups = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3, max_rows=2), seed=2)
     assert max(sizes) <= 2
     expected = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3), seed=2)
     assert [[r.ids for r in g.responses] for g in groups] == [[r.ids for r in g.responses] for g in expected]
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("max_rows", [3, 256])
+def test_no_step_is_spent_on_answers_that_have_ended(monkeypatch, family: str, max_rows: int) -> None:
+    kind = engine.Packed if family == "llama" else engine.Padded
+    sizes: list[int] = []
+    real = kind.step
+    monkeypatch.setattr(kind, "step", lambda self, ids: (sizes.append(len(ids)), real(self, ids))[1])
+    groups = sample(stubs.model(family), stubs.prompts(5, 2, 9, 4), 3, SampleSettings(max_rows=max_rows), seed=2)
+    lengths = [len(r.ids) for g in groups for r in g.responses]
+    assert len(set(lengths)) > 3
+    assert sum(sizes) == sum(lengths) - len(lengths)  # the first token of each comes from its prompt
+    if family == "llama" and max_rows == 3:
+        waiting = len(lengths) - 3
+        assert sizes[: len(sizes) - max(lengths)] == [3] * (len(sizes) - max(lengths))  # full while some wait
+        assert waiting > 0
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "mistral", "qwen2", "qwen2_window", "qwen3"])
+def test_the_lean_road_is_taken_and_says_the_same(family: str) -> None:
+    model = stubs.model(family, "float32", stop_ids=frozenset({2}))
+    assert engine.can_be_lean(model)
+    settings = SampleSettings(max_tokens=30, max_rows=5, keep_hidden=True)
+    groups = sample(model, stubs.prompts(*LENGTHS), 3, settings, seed=1)
+    with torch.no_grad():
+        forest = plant(groups)
+        hidden_R = model.hidden_T(forest)[forest.predictor_R]
+        logp_R = model.logp_R(forest)[0]
+    torch.testing.assert_close(torch.cat([r.hidden for g in groups for r in g.responses]), hidden_R, atol=2e-5, rtol=0)
+    recorded = torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()])
+    torch.testing.assert_close(recorded, logp_R, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda block: setattr(block.self_attn, "scaling", 0.3),
+        lambda block: setattr(block.mlp, "act_fn", torch.nn.ReLU()),
+        lambda block: setattr(block.mlp, "down_proj", torch.nn.Sequential(block.mlp.down_proj)),
+        lambda block: block.register_forward_hook(lambda m, i, o: o + 1),
+        lambda block: setattr(block, "forward", lambda hidden_states, **_: hidden_states),
+    ],
+)
+def test_a_model_that_is_another_inside_is_not_lean_or_the_same(spoil) -> None:
+    model = stubs.model("llama", "float32")
+    spoil(model.module.model.layers[1])
+    groups = sample(model, stubs.prompts(*LENGTHS), 2, SampleSettings(max_tokens=6), seed=1)
+    with torch.no_grad():
+        logp_R = model.logp_R(plant(groups))[0]
+    recorded = torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()])
+    torch.testing.assert_close(recorded, logp_R, atol=1e-5, rtol=1e-5)
+
+
+def test_float64_and_other_families_are_not_lean() -> None:
+    assert not engine.can_be_lean(stubs.model("llama"))
+    assert not engine.can_be_lean(stubs.model("gemma2", "float32"))
 
 
 def test_seeds() -> None:
@@ -197,7 +254,7 @@ def script(model, tokens: list[int]) -> None:
         out[:, next(left)] = 30.0
         return out
 
-    model.logits = logits
+    model.logits, model.lean_agrees = logits, False
 
 
 def _spoken(text: str) -> tuple[int, ...]:

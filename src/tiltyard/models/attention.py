@@ -25,13 +25,22 @@ UNSUPPORTED = ("s_aux", "indices", "block_indices", "bias", "position_bias")  # 
 
 
 class LayerCache(Protocol):
-    """What the attention asks of a decoding cache (`tiltyard.sampling.cache`)."""
+    """What the attention asks of a decoding cache (`tiltyard.sampling.slots`)."""
 
     def prefill(self, layer: int, key_HTD: Tensor, value_HTD: Tensor) -> None:
         """Keeps the packed prompts' keys and values of one layer."""
 
-    def append(self, layer: int, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds one token a row; returns all keys, all values [rows, H, L, D] and the boolean mask [rows, 1, 1, L]."""
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Adds one token a row and attends to what the row holds: [rows, H, D]."""
 
 
 def attend(
@@ -80,12 +89,9 @@ def forest_attention(
     if forest is None:
         if cache is None:
             raise ModelError("the model was called without a forest or a cache", fix="call it through LanguageModel")
-        keys, values, mask = cache.append(module.layer_idx, key, value, sliding_window)  # type: ignore[arg-type]
-        rows, heads, _, width = query.shape
-        # query heads that share a key head are laid along the query axis: no key is repeated
-        shared = query.reshape(rows, keys.shape[1], heads // keys.shape[1], width)
-        out = attend(shared, keys, values, mask, scaling, softcap)
-        return out.reshape(rows, 1, heads, values.shape[-1]), None
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        new = (query[:, :, 0], key[:, :, 0], value[:, :, 0])
+        return cache.attend(module.layer_idx, *new, scale, sliding_window, softcap)[:, None], None  # type: ignore[arg-type]
     if cache is not None:
         cache.prefill(module.layer_idx, key[0], value[0])  # type: ignore[arg-type]
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))

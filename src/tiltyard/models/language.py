@@ -19,6 +19,7 @@ from tiltyard.errors import ModelError
 from tiltyard.models import attention
 from tiltyard.models.forest import Forest, plant
 from tiltyard.models.logp import chunk_rows, token_laws, token_logp
+from tiltyard.models.products import quicken
 from tiltyard.types import Group, Prompt, Response
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -35,6 +36,7 @@ class Trunk:
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
+        quicken(module)
         self._plain_attention = module.config._attn_implementation or "sdpa"
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
@@ -198,6 +200,8 @@ def padded_rows(forest: Forest) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 class LanguageModel(Trunk):
     """A policy or reference: log-probabilities of responses."""
+
+    lean_agrees: bool | None = None  # whether the sampler's short road gives the same numbers; None: not tried yet
 
     @property
     def vocab_size(self) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltyard.models.products import multiply
+
 CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MiB in float32
 MIN_ROWS = 128  # but so many rows at least: every chunk reads the whole head, which is large where the vocabulary is
 
@@ -89,7 +91,7 @@ def _scaled_(z: Tensor, scale: float) -> Tensor:
 
 
 def _capped(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    z = h @ head.t()
+    z = multiply(h, head)
     z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
     if bias is not None:
         z += bias
@@ -154,9 +156,9 @@ class _ChunkedLogp(torch.autograd.Function):
                 grad_bias += dz.sum(0)
             dz = dz.to(h.dtype)
             if grad_hidden is not None:
-                torch.mm(dz, head, out=grad_hidden[part])
+                grad_hidden[part] = multiply(dz, head.t())
             if grad_weight is not None:
-                grad_weight.addmm_(dz.t().to(weight.dtype), h.to(weight.dtype))
+                grad_weight += multiply(dz.t().to(weight.dtype), h.t().to(weight.dtype))
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 

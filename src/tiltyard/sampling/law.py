@@ -37,3 +37,34 @@ def draw(probs_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
     token = torch.searchsorted(cdf, wanted[:, None], right=True)
     token = token.clamp_max(probs_NV.shape[-1] - 1)
     return token[:, 0], probs_NV.gather(-1, token)[:, 0].log()
+
+
+BLOCK = 64  # tokens whose probabilities are added up together
+
+
+def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """`draw` from the whole law at `temperature`, straight from the logits: (token [N], log-probability [N]).
+
+    The inverse CDF in two stages, first among blocks of tokens, then within the block: the long running sum in float64
+    over the vocabulary, which costs more than all else here, is never made.
+    """
+    rows, vocabulary = logits_NV.shape
+    z = logits_NV / temperature if temperature != 1 else logits_NV
+    top = z.amax(-1, keepdim=True)
+    weight = z.new_zeros(rows, -(-vocabulary // BLOCK), BLOCK)
+    flat = weight.view(rows, -1)
+    torch.sub(z, top, out=flat[:, :vocabulary])
+    flat[:, :vocabulary].exp_()
+    cdf = weight.sum(-1).cumsum(-1, dtype=torch.float64)
+    wanted = _below(uniform_N.to(cdf.dtype) * cdf[:, -1], cdf[:, -1])
+    block = torch.searchsorted(cdf, wanted[:, None], right=True)
+    before = cdf.gather(-1, (block - 1).clamp_min(0)).where(block > 0, 0)[:, 0]
+    inner = weight[torch.arange(rows, device=z.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(inner, _below(wanted - before, inner[:, -1])[:, None], right=True)
+    token = block * BLOCK + place
+    return token[:, 0], (z.gather(-1, token) - top)[:, 0] - cdf[:, -1].log().to(z.dtype)
+
+
+def _below(wanted: Tensor, total: Tensor) -> Tensor:
+    """In [0, total): rounding must not lead beyond the last token that has a probability."""
+    return wanted.clamp_min(0).minimum(torch.nextafter(total, total.new_zeros(1)))

@@ -1,24 +1,20 @@
 """The in-process sampler: any decoder, no other engine, the trainer's own weights.
 
-Each prompt is computed once, packed with the others, and shared by its n answers; then all answers advance together,
-one token a step, and rows that have ended are dropped from the batch.
+Each prompt is computed once, packed with others, and shared by its n answers. The answers that run advance together,
+one token a step; one that has ended makes room for the next at once, and no step is spent on it (`engine`, `slots`).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling.cache import SlotCache
-from tiltyard.sampling.law import draw, law_NV
+from tiltyard.sampling.engine import Engine, Packed, Padded, Said, can_be_lean
+from tiltyard.sampling.law import draw, draw_whole, law_NV
 from tiltyard.sampling.settings import Draws, SampleSettings, draws_for
 from tiltyard.types import Finish, Group, Prompt, Response
 
@@ -57,22 +53,23 @@ def sample(
             expected=f"{len(prompts)} prompts, {n} answers each",
         )
     room = [_room(model, prompt, settings) for prompt in prompts]
-    uniforms = draws.uniforms(settings.max_tokens).to(model.device)
-    copies = min(n, settings.max_rows)
-    at_once = settings.max_rows // copies  # prompts; more than one only where all answers of each fit
-    responses: list[Response] = []
+    uniforms = draws.uniforms(settings.max_tokens).unflatten(0, (len(prompts), n))
+    # the longest first: neighbours are of similar length, and what is begun last is soon done
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     training = model.module.training
     model.module.eval()
     try:
-        for first in range(0, len(prompts), at_once):
-            part = slice(first, first + at_once)
-            for row in range(first * n, (first + 1) * n, copies):
-                here = min(copies, (first + 1) * n - row)
-                rows = _Rows(model, prompts[part], room[part], here, settings, uniforms[row:], stream, row)
-                responses.extend(rows.run())
+        rows = (
+            _Rows(model, prompts, order, room, n, settings, uniforms[order].flatten(0, 1), stream) if prompts else None
+        )
+        responses = rows.run() if rows else []
     finally:
         model.module.train(training)
-    return [Group(prompt, tuple(responses[i * n : (i + 1) * n]), origin="sampled") for i, prompt in enumerate(prompts)]
+    place = {i: p for p, i in enumerate(order)}
+    return [
+        Group(prompt, tuple(responses[place[i] * n : (place[i] + 1) * n]), origin="sampled")
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def _room(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int:
@@ -92,75 +89,6 @@ def _room(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int
     return room
 
 
-@dataclass
-class _Engine:
-    """How one more token is computed: packed prefill and slot cache, or transformers' own cache with left padding."""
-
-    model: LanguageModel
-    prompts: Sequence[Prompt]
-    n: int
-    capacity: int
-
-    def __post_init__(self) -> None:
-        self.mask = torch.zeros(0, 0, dtype=torch.long)  # of the padded road: [rows, tokens so far]
-        self.past: Any = None  # and its cache, which the model makes
-
-    def prefill(self) -> Tensor:
-        if not self.model.packed:
-            return self._prefill_plain()
-        forest = plant([Group(p, ()) for p in self.prompts], self.model.device)
-        self.cache = SlotCache(forest, self.n, self.capacity)
-        hidden = self.model.hidden_T(forest, cache=self.cache)[forest.prompt_last_G]
-        return self.model.logits(hidden).repeat_interleave(self.n, 0)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        if not self.model.packed:
-            return self._step_plain(tokens)
-        with self.model.autocast():
-            out = self.model.backbone(
-                input_ids=tokens[:, None],
-                position_ids=self.cache.length_N[:, None],
-                use_cache=False,
-                cache=self.cache,
-            )
-        self.cache.advance()
-        return self.model.logits(out.last_hidden_state[:, 0])
-
-    def keep(self, rows: Tensor) -> None:
-        if self.model.packed:
-            self.cache.keep(rows)
-            return
-        self.mask = self.mask[rows]
-        self.past.reorder_cache(rows)
-
-    def _prefill_plain(self) -> Tensor:
-        longest = max(len(p.ids) for p in self.prompts)
-        ids = torch.zeros(len(self.prompts), longest, dtype=torch.long)
-        mask = torch.zeros(len(self.prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(self.prompts):
-            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            mask[row, longest - len(prompt.ids) :] = 1
-        ids, mask = ids.repeat_interleave(self.n, 0), mask.repeat_interleave(self.n, 0)
-        self.mask = mask.to(self.model.device)
-        return self._plain(ids.to(self.model.device))
-
-    def _step_plain(self, tokens: Tensor) -> Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        return self._plain(tokens[:, None])
-
-    def _plain(self, ids: Tensor) -> Tensor:
-        position = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        known = inspect.signature(self.model.module.forward).parameters
-        extra = {"position_ids": position} if "position_ids" in known else {}
-        with self.model.plain(), self.model.autocast():
-            out = self.model.module(
-                input_ids=ids, attention_mask=self.mask, past_key_values=self.past, use_cache=True, **extra
-            )
-        self.past = out.past_key_values
-        logits = out.logits[:, -1]
-        return logits if logits.dtype == torch.float64 else logits.float()
-
-
 def _closed_up(left: Tensor) -> Tensor:
     """Which old row each new row is: rows that go on keep their places, the last of them fill the gaps."""
     kept = int(left.sum())
@@ -170,50 +98,97 @@ def _closed_up(left: Tensor) -> Tensor:
 
 
 class _Rows:
-    """The answers decoded together: who is still running, what each has drawn. Row r answers prompt r // n."""
+    """All answers of a call: who waits, who runs in which slot, what each has drawn.
+
+    Row r answers prompt `order[r // n]`.
+    """
 
     def __init__(
         self,
         model: LanguageModel,
         prompts: Sequence[Prompt],
+        order: Sequence[int],
         room: Sequence[int],
         n: int,
         settings: SampleSettings,
         uniforms: Tensor,
         stream: Stream | None,
-        first_row: int,
     ):
-        self.model, self.prompts, self.n, self.settings = model, prompts, n, settings
-        self.uniforms, self.stream, self.first_row = uniforms, stream, first_row
+        self.model, self.settings, self.uniforms, self.stream = model, settings, uniforms.to(model.device), stream
+        self.order, self.n = order, n
+        prompts, room = [prompts[i] for i in order], [room[i] for i in order]
         rows = len(prompts) * n
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.logps: list[list[float]] = [[] for _ in range(rows)]
         self.finish: list[Finish] = ["length"] * rows
         self.cut: dict[int, str] = {}
-        self.room = [r for r in room for _ in range(n)]
+        self.hidden: list[tuple[list[int], Tensor]] = []  # (rows, what predicted their next token), as they were drawn
         # a token has a byte at least, so a stop string that has just ended lies within so many tokens of the end
         self.reach = max((len(s.encode()) for s in settings.stop), default=0) + 4
+        self.room = torch.tensor(room, device=model.device).repeat_interleave(n)
+        self.stops = torch.tensor(sorted(model.chat.stop_ids), device=model.device)
+        at_once = min(settings.max_rows, rows)
+        capacity = max(len(p.ids) + r for p, r in zip(prompts, room, strict=True))
+        self.engine: Engine = (
+            Packed(model, prompts, n, at_once, capacity, can_be_lean(model))
+            if model.packed
+            else Padded(model, prompts, n, at_once)
+        )
+        self.begun = 0  # rows that have had a slot: the first so many
+        self.row_S = torch.zeros(0, dtype=torch.long, device=model.device)  # by slot: its row,
+        self.drawn_S, self.last_S = self.row_S.clone(), self.row_S.clone()  # tokens drawn so far, the last of them
 
     def run(self) -> list[Response]:
-        stops = torch.tensor(sorted(self.model.chat.stop_ids), device=self.model.device)
-        capacity = max(len(p.ids) + room for p, room in zip(self.prompts, self.room[:: self.n], strict=True))
-        engine = _Engine(self.model, self.prompts, self.n, capacity)
-        running = torch.arange(len(self.ids), device=self.model.device)
-        room = torch.tensor(self.room, device=self.model.device)
-        logits = engine.prefill()
-        for t in range(self.settings.max_tokens):
-            tokens, logps = draw(law_NV(logits, self.settings), self.uniforms[running, t])
-            ended = torch.isin(tokens, stops)
-            self._record(running.tolist(), tokens.tolist(), logps.tolist(), ended)
-            left = ~ended & (room[running] > t + 1)
-            if not bool(left.any()):
-                break
-            rows = _closed_up(left)
-            if len(rows) < len(running):
-                engine.keep(rows)
-                running, tokens = running[rows], tokens[rows]
-            logits = engine.step(tokens)
+        ended = self._begin([])
+        while len(self.row_S):
+            if ended:
+                self._close_up(ended)
+                if not len(self.row_S):
+                    break
+            said = self.engine.step(self.last_S)
+            over = ~self._draw(said, torch.arange(len(self.row_S), device=self.model.device))
+            ended = self._begin(torch.nonzero(over).flatten().tolist() if bool(over.any()) else [])
         return self._responses()
+
+    def _begin(self, ended: list[int]) -> list[int]:
+        """Lets rows that wait take the slots of those that have ended, and new ones; returns the slots left over."""
+        while (first := self.begun) < len(self.ids) and (room := self.engine.room(len(self.row_S), len(ended))):
+            free = [*ended, *range(len(self.row_S), len(self.row_S) + room - len(ended))]
+            rows = range(first, min(first + room, len(self.ids)))
+            said = self.engine.take(rows, free)
+            taken, self.begun = len(said.logits), first + len(said.logits)
+            slots = torch.tensor(free[:taken], device=self.model.device)
+            more = self.row_S.new_zeros(max(0, taken - len(ended)))
+            self.row_S, self.drawn_S, self.last_S = (
+                torch.cat([x, more]) for x in (self.row_S, self.drawn_S, self.last_S)
+            )
+            self.row_S[slots] = torch.arange(first, self.begun, device=self.model.device)
+            self.drawn_S[slots] = 0
+            ended = [*slots[~self._draw(said, slots)].tolist(), *ended[taken:]]
+        return ended
+
+    def _close_up(self, ended: list[int]) -> None:
+        left = torch.ones(len(self.row_S), dtype=torch.bool, device=self.model.device)
+        left[ended] = False
+        rows = _closed_up(left)
+        self.engine.keep(rows)
+        self.row_S, self.drawn_S, self.last_S = self.row_S[rows], self.drawn_S[rows], self.last_S[rows]
+
+    def _draw(self, said: Said, slots: Tensor) -> Tensor:
+        """One token for each of these slots; says of each whether its answer goes on."""
+        rows, drawn, settings = self.row_S[slots], self.drawn_S[slots], self.settings
+        uniform = self.uniforms[rows, drawn]
+        if settings.whole:
+            tokens, logps = draw_whole(said.logits, settings.temperature, uniform)
+        else:
+            tokens, logps = draw(law_NV(said.logits, settings), uniform)
+        ended = torch.isin(tokens, self.stops)
+        places = rows.tolist()
+        if settings.keep_hidden and said.hidden is not None:
+            self.hidden.append((places, said.hidden))
+        self._record(places, tokens.tolist(), logps.tolist(), ended)
+        self.last_S[slots], self.drawn_S[slots] = tokens, drawn + 1
+        return ~ended & (self.room[rows] > drawn + 1)
 
     def _record(self, rows: list[int], tokens: list[int], logps: list[float], ended: Tensor) -> None:
         stopped = ended.tolist()
@@ -221,7 +196,7 @@ class _Rows:
             self.ids[row].append(token)
             self.logps[row].append(logp)
             if self.stream is not None:
-                self.stream(self.first_row + row, token)
+                self.stream(self.order[row // self.n] * self.n + row % self.n, token)
             if stopped[i]:
                 self.finish[row] = "stop"
             elif self.settings.stop and (text := self._up_to_stop(row)) is not None:
@@ -239,6 +214,14 @@ class _Rows:
         places = [text.find(s) for s in stop if s in text]
         return text[: min(places)] if places else None
 
+    def _hidden(self) -> list[Tensor | None]:
+        """Each row's hidden states, in the order of its tokens."""
+        if not self.hidden:
+            return [None] * len(self.ids)
+        order = torch.tensor([row for rows, _ in self.hidden for row in rows]).argsort(stable=True)
+        hidden = torch.cat([part for _, part in self.hidden])[order.to(self.model.device)]
+        return list(hidden.split([len(ids) for ids in self.ids]))
+
     def _responses(self) -> list[Response]:
         return [
             Response(
@@ -246,6 +229,7 @@ class _Rows:
                 text=self.cut[row] if row in self.cut else self.model.chat.decode(ids),
                 logps=tuple(self.logps[row]),
                 finish=self.finish[row],
+                hidden=hidden,
             )
-            for row, ids in enumerate(self.ids)
+            for row, (ids, hidden) in enumerate(zip(self.ids, self._hidden(), strict=True))
         ]

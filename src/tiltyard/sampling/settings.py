@@ -22,6 +22,7 @@ class SampleSettings:
         max_tokens: longest answer, end-of-turn token included.
         stop: an answer ends where one of these strings appears (the string is cut from its text, not from its ids).
         max_rows: answers decoded at the same time; bounds memory.
+        keep_hidden: record the hidden states that predicted each token, see `types.Response.hidden`.
     """
 
     temperature: float = 1.0
@@ -30,6 +31,7 @@ class SampleSettings:
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     max_rows: int = 256
+    keep_hidden: bool = False
 
     @property
     def whole(self) -> bool:

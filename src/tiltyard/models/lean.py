@@ -1,0 +1,128 @@
+"""Decoding reduced to its arithmetic, for decoders of the Llama family on float32.
+
+One token of 32 rows is a hundred small products. As transformers' modules they spend more time in Python and in passes
+over small tensors than in multiplying. Here the same weights are laid out for that one use (query, key and value
+together, all ready for the product), and a layer is some twenty calls. What comes out is the model's own
+hidden state to rounding; `lean` compares the two before it lends itself to a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import SiLUActivation
+
+from tiltyard.models.products import Linear, Ready
+
+FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+ROTARY = ("default", "linear", "llama3", "yarn")  # others depend on how long the sequence is
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One block: its norms, and its weights ready for products."""
+
+    norm_in: nn.Module
+    qkv: Ready
+    q_norm: nn.Module | None
+    k_norm: nn.Module | None
+    o: Ready
+    norm_mid: nn.Module
+    gate: Ready
+    up: Ready
+    down: Ready
+    scaling: float
+    window: int | None
+
+
+def _ready(*linears: Any) -> Ready:
+    """The weights of linear layers that read the same, side by side."""
+    weight = torch.cat([one.weight for one in linears]) if len(linears) > 1 else linears[0].weight
+    biases = [one.weight.new_zeros(one.out_features) if one.bias is None else one.bias for one in linears]
+    return Ready(weight, None if all(one.bias is None for one in linears) else torch.cat(biases))
+
+
+def _norm(x: Tensor, norm: Any) -> Tensor:
+    return functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+class Lean:
+    """A snapshot of a decoder's weights: make a new one when they have changed.
+
+    Args:
+        backbone: a model without its head, see `fits`. longest: tokens of the longest row, prompt and answer.
+    """
+
+    def __init__(self, backbone: Any, longest: int):
+        config = backbone.config
+        self.embedding, self.last_norm = backbone.embed_tokens.weight, backbone.norm
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.layers = [self._layer(block) for block in backbone.layers]
+        positions = torch.arange(longest, device=self.embedding.device)[None]
+        cos, sin = backbone.rotary_emb(self.embedding, positions)
+        half = cos.shape[-1] // 2
+        # x rotated = x cos + (second half, first half of x) sin, the sine of the first half negative
+        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+
+    def _layer(self, block: Any) -> _Layer:
+        attention, mlp = block.self_attn, block.mlp
+        return _Layer(
+            norm_in=block.input_layernorm,
+            qkv=_ready(attention.q_proj, attention.k_proj, attention.v_proj),
+            q_norm=getattr(attention, "q_norm", None),
+            k_norm=getattr(attention, "k_norm", None),
+            o=_ready(attention.o_proj),
+            norm_mid=block.post_attention_layernorm,
+            gate=_ready(mlp.gate_proj),
+            up=_ready(mlp.up_proj),
+            down=_ready(mlp.down_proj),
+            scaling=attention.scaling,
+            # Qwen says it layer by layer, Mistral once for all; Llama has none
+            window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
+        )
+
+    def step(self, ids_S: Tensor, cache: Any) -> Tensor:
+        """Last hidden states [rows, d] after one more token of each row; the cache is not moved on."""
+        x = functional.embedding(ids_S, self.embedding)
+        cos, sin = self.cos[cache.length_S][:, None], self.sin[cache.length_S][:, None]
+        for place, layer in enumerate(self.layers):
+            x = self._block(x, place, layer, cos, sin, cache)
+        return _norm(x, self.last_norm)
+
+    def _block(self, x: Tensor, place: int, layer: _Layer, cos: Tensor, sin: Tensor, cache: Any) -> Tensor:
+        rows, width = len(x), cos.shape[-1]
+        qkv = layer.qkv(_norm(x, layer.norm_in)).view(rows, -1, width)
+        turning, value = qkv[:, : self.heads + self.kv_heads], qkv[:, self.heads + self.kv_heads :]
+        if layer.q_norm is not None:
+            q, k = turning[:, : self.heads], turning[:, self.heads :]
+            turning = torch.cat([_norm(q, layer.q_norm), _norm(k, layer.k_norm)], 1)
+        turned = torch.addcmul(turning * cos, turning.roll(width // 2, -1), sin)
+        q, k = turned[:, : self.heads], turned[:, self.heads :]
+        mixed = cache.attend(place, q, k, value, layer.scaling, layer.window).view(rows, -1)
+        x = layer.o.plus(mixed, x)
+        seen = _norm(x, layer.norm_mid)
+        return layer.down.plus(layer.up.times(seen, layer.gate(seen, "swish")), x)
+
+
+def fits(backbone: Any) -> bool:
+    """Whether a decoder has the very pieces that `Lean` knows, in float32."""
+    if type(backbone).__name__ not in FAMILIES or any(p.dtype != torch.float32 for p in backbone.parameters()):
+        return False
+    if any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in backbone.modules()):
+        return False  # somebody listens or interferes
+    config = backbone.config
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") not in ROTARY:
+        return False
+    return all(_known(block) for block in backbone.layers)
+
+
+def _known(block: Any) -> bool:
+    attention, mlp = block.self_attn, block.mlp
+    linears = [getattr(attention, f"{name}_proj", None) for name in "qkvo"]
+    linears += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    plain = all(type(one) in (nn.Linear, Linear) for one in linears)
+    return plain and isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation))

@@ -1,0 +1,158 @@
+"""How one more token of every running row is computed.
+
+`Packed`: prompts computed packed, answers in slots; a slot whose answer has ended is taken over at once. `Padded`: for
+models that cannot be packed, with transformers' own cache and left padding; it takes new rows when the last ones have
+all ended.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tiltyard.models.forest import plant
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.lean import Lean, fits
+from tiltyard.sampling.slots import Slots
+from tiltyard.types import Group, Prompt
+
+PREFILL = 8192  # prompt tokens computed together at most: bounds memory
+AHEAD = 1024  # and at least, while prompts are left: a prompt alone is too small a product
+
+
+class Said(NamedTuple):
+    """What the model says of the next token of some rows: logits [n, V] and, if known, last hidden states [n, d]."""
+
+    logits: Tensor
+    hidden: Tensor | None
+
+
+class Engine(Protocol):
+    def room(self, running: int, ended: int) -> int:
+        """How many rows it would take now, while slots `0..running` are in use and `ended` of those are over."""
+
+    def take(self, rows: Sequence[int], slots: Sequence[int]) -> Said:
+        """Begins the first of these rows in the first of these slots: as many as it likes, at least one."""
+
+    def step(self, ids: Tensor) -> Said:
+        """Adds one token a row [rows]."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i is from now on what row `rows[i]` was."""
+
+
+class Packed:
+    """Args: row r answers prompt r // n; `slots` rows at a time; `capacity` tokens in the longest; lean or not."""
+
+    def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, slots: int, capacity: int, lean: bool):
+        self.model, self.prompts, self.n = model, prompts, n
+        self.slots = Slots(slots, capacity, model.device)
+        self.lean = Lean(model.backbone, capacity) if lean else None
+        self.first, self.forest = 0, plant([], model.device)  # prompts from `first` on are computed and wait for slots
+        self.hidden: Tensor | None = None
+
+    def room(self, running: int, ended: int) -> int:
+        return self.slots.slots - running + ended
+
+    def take(self, rows: Sequence[int], slots: Sequence[int]) -> Said:
+        if rows[0] // self.n >= self.first + self.forest.G:
+            self._prefill(rows[0] // self.n, rows[-1] // self.n)
+        places = [place for row in rows if (place := row // self.n - self.first) < self.forest.G]
+        self.slots.admit(self.forest, places, slots[: len(places)])
+        hidden = self.hidden[torch.tensor(places, device=self.model.device)]  # type: ignore[index]
+        return Said(self.model.logits(hidden), hidden)
+
+    def _prefill(self, first: int, last: int) -> None:
+        """Computes the prompts from `first` on: up to `last` if they fit, and a few beyond it if they are few."""
+        end, tokens = first, 0
+        while end < len(self.prompts) and (end <= last or tokens < AHEAD):
+            tokens += len(self.prompts[end].ids)
+            if tokens > PREFILL and end > first:
+                break
+            end += 1
+        self.first = first
+        self.forest = plant([Group(p, ()) for p in self.prompts[first:end]], self.model.device)
+        self.hidden = self.model.hidden_T(self.forest, cache=self.slots)[self.forest.prompt_last_G]
+
+    def step(self, ids: Tensor) -> Said:
+        if self.lean is not None:
+            hidden = self.lean.step(ids, self.slots)
+        else:
+            with self.model.autocast():
+                out = self.model.backbone(
+                    input_ids=ids[:, None],
+                    position_ids=self.slots.length_S[:, None],
+                    use_cache=False,
+                    cache=self.slots,
+                )
+            hidden = out.last_hidden_state[:, 0]
+        self.slots.advance()
+        return Said(self.model.logits(hidden), hidden)
+
+    def keep(self, rows: Tensor) -> None:
+        self.slots.keep(rows)
+
+
+def can_be_lean(model: LanguageModel) -> bool:
+    """Whether `Lean` says what this model says; two steps of each are compared, once a model."""
+    if not model.packed or model.dtype != "float32" or not fits(model.backbone):
+        return False
+    if model.lean_agrees is None:
+        ids = torch.arange(2, device=model.device)
+        roads = []
+        for lean in (True, False):
+            engine = Packed(model, [Prompt(ids=(0, 1, 2))], 2, 2, 5, lean)
+            engine.take([0, 1], [0, 1])
+            roads.append(torch.stack([engine.step(ids).logits for _ in range(2)]))
+        gap = (roads[0] - roads[1]).abs().max() / roads[1].abs().max().clamp_min(1e-6)
+        model.lean_agrees = bool(gap < 1e-4)
+    return model.lean_agrees
+
+
+class Padded:
+    """Args as for `Packed`; `at_once` rows at most."""
+
+    def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, at_once: int):
+        self.model, self.prompts, self.n, self.at_once = model, prompts, n, at_once
+        self.mask = torch.zeros(0, 0, dtype=torch.long)  # [rows, tokens so far]
+        self.past: Any = None  # the cache, which the model makes
+        known = inspect.signature(model.module.forward).parameters
+        self.positioned = "position_ids" in known
+
+    def room(self, running: int, ended: int) -> int:
+        return self.at_once if running == ended else 0
+
+    def take(self, rows: Sequence[int], slots: Sequence[int]) -> Said:  # noqa: ARG002 - they are all free
+        prompts = [self.prompts[row // self.n].ids for row in rows]
+        longest = max(len(ids) for ids in prompts)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        self.mask, self.past = mask.to(self.model.device), None
+        return self._said(ids.to(self.model.device))
+
+    def step(self, ids: Tensor) -> Said:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        return self._said(ids[:, None])
+
+    def _said(self, ids: Tensor) -> Said:
+        position = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        extra = {"position_ids": position} if self.positioned else {}
+        with self.model.plain(), self.model.autocast():
+            out = self.model.module(
+                input_ids=ids, attention_mask=self.mask, past_key_values=self.past, use_cache=True, **extra
+            )
+        self.past = out.past_key_values
+        logits = out.logits[:, -1]
+        return Said(logits if logits.dtype == torch.float64 else logits.float(), None)
+
+    def keep(self, rows: Tensor) -> None:
+        self.mask = self.mask[rows]
+        if len(rows):
+            self.past.reorder_cache(rows)

@@ -1,0 +1,164 @@
+"""Products by oneDNN are those of torch: values, gradients, any strides, and whole models."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models import tiny
+from tiltyard.models import products
+from tiltyard.models.forest import plant
+from tiltyard.models.products import Linear, Ready, multiply, quicken
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    """oneDNN wherever it can be, on any maker's processor and for products of any size."""
+    monkeypatch.setattr(products, "ENOUGH", 0)
+    monkeypatch.setattr(products, "onednn", torch.backends.mkldnn.is_available)
+
+
+def _counted(monkeypatch) -> list[int]:
+    calls: list[int] = []
+    real = products.suits
+    monkeypatch.setattr(products, "suits", lambda x, w: (found := real(x, w), calls.append(found))[0])
+    return calls
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 70),
+    i=st.integers(1, 40),
+    o=st.integers(1, 40),
+    flips=st.tuples(st.booleans(), st.booleans()),
+    bias=st.booleans(),
+)
+def test_multiply_is_the_product(n: int, i: int, o: int, flips: tuple[bool, bool], bias: bool) -> None:
+    generator = torch.Generator().manual_seed(n + 100 * i + o)
+    x = torch.randn((i, n) if flips[0] else (n, i), generator=generator)
+    w = torch.randn((i, o) if flips[1] else (o, i), generator=generator)
+    x, w = (x.t() if flips[0] else x), (w.t() if flips[1] else w)
+    b = torch.randn(o, generator=generator) if bias else None
+    with products_on():
+        found = multiply(x, w, b)
+    torch.testing.assert_close(found, nn.functional.linear(x, w, b), atol=1e-4, rtol=1e-4)
+
+
+class products_on:
+    def __enter__(self):
+        self.before = products.ENOUGH, products.onednn
+        products.ENOUGH, products.onednn = 0, torch.backends.mkldnn.is_available
+
+    def __exit__(self, *_):
+        products.ENOUGH, products.onednn = self.before
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 24), (1, 7, 24), (2, 3, 24)])
+def test_layer_and_gradients(monkeypatch, bias: bool, shape: tuple[int, ...]) -> None:
+    calls = _counted(monkeypatch)
+    torch.manual_seed(0)
+    plain = nn.Linear(24, 10, bias=bias)
+    fast = copy.deepcopy(plain)
+    quicken(fast)
+    assert type(fast) is Linear
+    x = torch.randn(*shape, requires_grad=True)
+    twin = x.detach().clone().requires_grad_(True)
+    up = torch.randn(*shape[:-1], 10)
+    (plain(x) * up).sum().backward()
+    (fast(twin) * up).sum().backward()
+    assert True in calls
+    torch.testing.assert_close(twin.grad, x.grad, atol=1e-5, rtol=1e-5)
+    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(twin), plain(x), atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_weights_and_inputs_get_no_gradient() -> None:
+    layer = nn.Linear(6, 4)
+    quicken(layer)
+    layer.weight.requires_grad_(False)
+    x = torch.randn(3, 6)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None
+
+
+def test_other_types_stay_with_torch(monkeypatch) -> None:
+    calls = _counted(monkeypatch)
+    layer = nn.Linear(6, 4).double()
+    quicken(layer)
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+    assert not any(calls)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        quick = nn.Linear(6, 4)
+        quicken(quick)
+        assert quick(torch.randn(3, 6)).dtype == torch.bfloat16
+
+
+def test_a_whole_model_gives_the_same_losses_and_gradients(monkeypatch) -> None:
+    model = tiny.language("llama_tied", "float32")
+    groups = [tiny.group(5, 4, 6), tiny.group(3, 7, seed=1)]
+
+    def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.module.zero_grad(set_to_none=True)
+        logp_R = model.logp_R(plant(groups))[0]
+        logp_R.sum().backward()
+        return logp_R.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters()}
+
+    calls = _counted(monkeypatch)
+    fast, fast_grads = gradients()
+    assert len(calls) > 30
+    assert all(calls)
+    monkeypatch.setattr(products, "onednn", lambda: False)
+    plain, plain_grads = gradients()
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    for name, grad in plain_grads.items():
+        torch.testing.assert_close(fast_grads[name], grad, atol=2e-4, rtol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_ready_weights(monkeypatch, bias: bool, packed: bool) -> None:
+    monkeypatch.setattr(products, "onednn", lambda: packed)
+    torch.manual_seed(0)
+    w, b = torch.randn(12, 20), torch.randn(12) if bias else None
+    ready = Ready(w, b)
+    for rows in (1, 5, 32, 40):
+        x, other = torch.randn(rows, 20), torch.randn(rows, 12)
+        plain = nn.functional.linear(x, w, b)
+        close = {"atol": 1e-4, "rtol": 1e-4}
+        torch.testing.assert_close(ready(x), plain, **close)
+        torch.testing.assert_close(ready(x, "swish"), nn.functional.silu(plain), **close)
+        torch.testing.assert_close(ready.plus(x, other), plain + other, **close)
+        torch.testing.assert_close(ready.times(x, other), plain * other, **close)
+
+
+def test_copies_and_files_know_nothing_of_it(tmp_path) -> None:
+    model = tiny.language("llama", "float32")
+    kinds = {type(part) for part in model.module.modules() if isinstance(part, nn.Linear)}
+    twin = copy.deepcopy(model.module)
+    assert {type(part) for part in twin.modules() if isinstance(part, nn.Linear)} == kinds
+    names = {"weight"}
+    assert {n.rsplit(".", 1)[-1] for n in twin.state_dict() if "proj" in n} == names
+
+
+def test_the_maker_decides(monkeypatch) -> None:
+    monkeypatch.undo()
+    for maker, expected in {"GenuineIntel": False, "AuthenticAMD": True, "": False}.items():
+        products.onednn.cache_clear()
+        monkeypatch.setattr(products, "_maker", lambda maker=maker: maker)
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        possible = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+        assert products.onednn() is (expected and possible)
+    products.onednn.cache_clear()
+    monkeypatch.setenv("TILTYARD_PRODUCTS", "torch")
+    assert not products.onednn()
+    products.onednn.cache_clear()

@@ -1,4 +1,4 @@
-# make install | demo | test | check | lint | bench | clean        (PYTHON=..., TORCH_INDEX=... may be given)
+# make install | demo | test | check | lint | bench | scaling | clean        (PYTHON=..., TORCH_INDEX=... may be given)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,7 +15,7 @@ TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test check lint bench clean
+.PHONY: help install demo test check lint bench scaling clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,9 @@ bench: $(STAMP)  ## speed and memory against TRL, transformers and vLLM, as rati
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 	$(BIN)/python benchmarks/forest.py --k 2
 	$(BIN)/python benchmarks/forest.py --k 8 --groups 4
+
+scaling: $(STAMP)  ## how time and memory grow with tokens, answers, parameters and rows (benchmarks/results)
+	$(BIN)/python -m benchmarks.scaling
 
 clean:  ## remove caches and builds; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

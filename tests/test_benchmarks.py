@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import scaling
 from benchmarks.speed import inputs, machine, peers, rows, table
 from benchmarks.speed.floor import Shape, Tokens, flops, forward
 from rich.console import Console
@@ -209,3 +210,45 @@ def test_rows_have_names_of_their_own_and_are_chosen_by_them() -> None:
     assert len(rows.chosen("")) == 15
     with pytest.raises(SystemExit, match="no row begins with 'dqo'"):
         rows.chosen("dqo")
+
+
+# ------------------------------------------------------------------------------------------------------------- scaling
+
+
+def points(panel: str, **named: list[float]) -> list[dict]:
+    return [{"at": at, **{k: v[i] for k, v in named.items()}} for i, at in enumerate(scaling.PANELS[panel][:3])]
+
+
+def test_what_scaling_is_expected_to_be() -> None:
+    """Rows cost nothing, parameters in proportion; a shared prompt is paid once; attention makes long texts dearer."""
+    flat = points("rows", us_per_token=[5.0, 6.0, 7.0], peak_mib=[100.0, 120.0, 130.0])
+    assert scaling.expected("rows", flat) == {"us_per_token": [5.0] * 3, "peak_mib": [100.0] * 3}
+    sizes = points("model", us_per_token=[5.0, 6.0, 8.0], peak_mib=[100.0, 120.0, 300.0], parameters=[1.0, 2.0, 4.0])
+    wanted = scaling.expected("model", sizes)
+    assert wanted["us_per_token"] == [2.0, 4.0, 8.0]
+    assert wanted["peak_mib"] == pytest.approx([100.0, 100 + 200 / 3, 300.0])
+    packed = [32.0 * (256 + 128), 32 * 128 + 16 * 256.0, 32 * 128 + 8 * 256.0]
+    groups = points("group", us_per_token=[9.0] * 3, peak_mib=[900.0, 700.0, 600.0], packed=packed, tokens=[1.0] * 3)
+    wanted = scaling.expected("group", groups)
+    assert wanted["us_per_token"][0] == pytest.approx(9.0)
+    blocks = [9.0 * (256 / k + 128) / (256 + 128) for k in (1, 2, 4)]  # without attention and the output head
+    assert blocks[2] < wanted["us_per_token"][2] < wanted["us_per_token"][1] < 9.0
+    assert wanted["peak_mib"][1] == pytest.approx(900 - 300 * (packed[0] - packed[1]) / (packed[0] - packed[2]))
+    texts = points("tokens", us_per_token=[9.0] * 3, peak_mib=[300.0, 400.0, 600.0], tokens=[512.0, 1024.0, 2048.0])
+    wanted = scaling.expected("tokens", texts)
+    assert 9.0 < wanted["us_per_token"][1] < wanted["us_per_token"][2] < 18
+    assert wanted["peak_mib"] == [300.0, 400.0, 600.0]
+    dearer = [b - a for a, b in pairwise(wanted["us_per_token"])]
+    assert dearer[1] == pytest.approx(2 * dearer[0], rel=0.02)  # attention: in proportion to the length
+
+
+def test_a_picture_of_four_panels(tmp_path: Path) -> None:
+    panels = {}
+    for panel in scaling.PANELS:
+        named = {k: [1.0, 2.0, 3.0] for k in ("us_per_token", "peak_mib", "parameters", "tokens")}
+        if panel != "model":
+            named.pop("parameters")
+        found = points(panel, **named)
+        panels[panel] = {"points": found, "expected": scaling.expected(panel, found)}
+    scaling.picture(panels, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000

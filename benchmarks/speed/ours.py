@@ -41,6 +41,7 @@ from tiltyard import (
     reward_model,
     sample,
     sft,
+    value_head,
 )
 from tiltyard.algorithms import dpo, grpo, online_dpo, rloo
 from tiltyard.clock import peak_memory_mib
@@ -112,10 +113,9 @@ def composed(task: str, given: Inputs) -> tuple[Algorithm, Models]:
     reward = given.scalar(trained=False)
     if task == "online_dpo":
         return online_dpo(rolled(given, 8, 2, reward), beta=0.1), Models(policy=policy, ref=ref, reward=reward)
-    if task == "ppo":
-        method = ppo(rolled(given, 32, 1, reward), kl=0.05, missing_eos="none")
-        return method, Models(policy=policy, ref=ref, reward=reward, value=given.scalar(trained=True))
-    raise SystemExit(f"this version of Tiltyard does not do '{task}'")
+    value = value_head(policy) if task == "ppo-shared" else given.scalar(trained=True)
+    method = ppo(rolled(given, 32, 1, reward), kl=0.05, missing_eos="none")
+    return method, Models(policy=policy, ref=ref, reward=reward, value=value)
 
 
 class Marks:

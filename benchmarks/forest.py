@@ -21,8 +21,8 @@ import torch
 import transformers
 
 from tiltyard.data import train_tokenizer
-from tiltyard.models.forest import plant
-from tiltyard.models.language import LanguageModel, padded_rows
+from tiltyard.models.forest import padded_rows, plant
+from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import from_scratch
 from tiltyard.types import Group, Prompt, Response
 

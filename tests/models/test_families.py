@@ -196,7 +196,7 @@ def test_gradient_checkpointing_changes_nothing(family: str) -> None:
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
         if checkpointing:
-            model.module.gradient_checkpointing_enable()
+            model.checkpoint_activations()
         logp_R = model.logp_R(plant(tiny.mixed()))[0]
         logp_R.sum().backward()
         grads.append([logp_R.detach(), *(p.grad for p in model.parameters())])

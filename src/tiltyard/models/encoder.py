@@ -20,8 +20,8 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models.forest import MAX_WASTE, Forest
-from tiltyard.models.language import DType, ScalarModel, Trunk, padded_rows
+from tiltyard.models.forest import MAX_WASTE, Forest, padded_rows
+from tiltyard.models.language import DType, ScalarModel, Trunk
 from tiltyard.models.logp import token_logp
 
 CLOSE = 1e-3  # a probe's two results may differ by this share of their size

@@ -268,3 +268,25 @@ def _index(
         offset_B=tensor(np.cumsum(count_B) - count_B),
         count_B=tensor(count_B),
     )
+
+
+def padded_rows(forest: Forest) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """((ids, mask) [rows, L], place of every token of T in the flattened rows); one row a response."""
+    start_B, length_B = forest.start_B.tolist(), forest.length_B.tolist()
+    spans: list[tuple[int, int, int]] = []  # group, response start, response length
+    spans += zip(forest.group_B.tolist(), start_B, length_B, strict=True)
+    spans += [(g, 0, 0) for g in sorted(set(range(forest.G)) - {g for g, _, _ in spans})]  # prompts without responses
+    longest = max(forest.prompt_length[g] + length for g, _, length in spans)
+    ids_T = forest.ids_T.cpu()
+    ids = torch.zeros(len(spans), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    place_T = torch.zeros(forest.T, dtype=torch.long)
+    for row, (g, start, length) in enumerate(spans):
+        begin, size = forest.tree_start[g], forest.prompt_length[g]
+        ids[row, :size] = ids_T[begin : begin + size]
+        ids[row, size : size + length] = ids_T[start : start + length]
+        mask[row, : size + length] = 1
+        slots = row * longest + torch.arange(size + length)
+        place_T[begin : begin + size] = slots[:size]  # a shared prompt is read from its last row: all give the same
+        place_T[start : start + length] = slots[size:]
+    return (ids, mask), place_T

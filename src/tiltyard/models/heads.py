@@ -15,19 +15,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
+from tiltyard.models.lora import Share, merged
 from tiltyard.types import Group, Message, Prompt, Response
 
 
-class HeadModel(ScalarModel):
-    """A scalar model of which the head alone is its own: the trunk is another model's, the very same module."""
-
-    @property
-    def own(self) -> nn.Module:
-        return nn.ModuleDict({"score": self.head})
-
-
-def value_head(policy: LanguageModel) -> HeadModel:
+def value_head(policy: LanguageModel) -> ScalarModel:
     """A value model that is a head on the policy's own trunk; the head starts at zero.
 
     Raises:
@@ -36,19 +29,26 @@ def value_head(policy: LanguageModel) -> HeadModel:
     """
     if not policy.packed:
         _check_states(policy)
-    with policy.plain():
-        module = classifier(policy, policy.backbone)
-        return HeadModel(module.train(policy.module.training), policy.chat, policy.dtype)
+    return beside(policy, Share(policy.adapters, head=True))
+
+
+def beside(model: Trunk, share: Share) -> ScalarModel:
+    """A scalar model on another model's very trunk, with a head of zeros."""
+    with model.plain():
+        module = classifier(model, model.backbone)
+        made = ScalarModel(module.train(model.module.training), model.chat, model.dtype)
+    made.share = share
+    return made
 
 
 def scalar_from(model: LanguageModel) -> ScalarModel:
     """A reward or value model: a copy of a language model's trunk with a new scalar head that starts at zero."""
-    with model.plain():
+    with model.plain(), merged(model.backbone, model.adapters):
         module = classifier(model, copy.deepcopy(model.backbone))
     return ScalarModel(module.eval(), model.chat, model.dtype)
 
 
-def classifier(model: LanguageModel, trunk: nn.Module) -> PreTrainedModel:
+def classifier(model: Trunk, trunk: nn.Module) -> PreTrainedModel:
     """transformers' sequence classifier around a trunk of the model's kind, with one label and a head of zeros."""
     config = copy.deepcopy(model.module.config)
     config.num_labels = 1

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models import attention
-from tiltyard.models.forest import Forest, plant
+from tiltyard.models import attention, lora
+from tiltyard.models.forest import Forest, padded_rows, plant
 from tiltyard.models.logp import chunk_rows, token_laws, token_logp
 from tiltyard.models.products import quicken
 from tiltyard.types import Group, Prompt, Response
@@ -37,6 +37,7 @@ class Trunk:
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
         quicken(module)
+        self.share: lora.Share | None = None  # on whose trunk it stands; None: on its own
         self._plain_attention = module.config._attn_implementation or "sdpa"
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
@@ -67,15 +68,21 @@ class Trunk:
 
     @property
     def own(self) -> nn.Module:
-        """What is this model's alone, and so is trained and kept as its: everything, or a head on another's trunk."""
-        return self.module
+        """What is this model's alone, and so is trained and kept as its: everything, or its part on a shared trunk."""
+        return self.module if self.share is None else lora.part_of(self.module, self.backbone, self.share)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that its states are computed with."""
+        return () if self.share is None else self.share.adapters
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.own.parameters() if p.requires_grad]
 
     def same_states(self, other: Trunk) -> bool:
         """Whether both models read the same hidden states, so that one pass of the trunk serves both."""
-        return self.backbone is other.backbone and self.packed == other.packed
+        same_trunk = self.backbone is other.backbone and self.packed == other.packed
+        return same_trunk and self.adapters == other.adapters
 
     def _use(self, implementation: str) -> None:
         for part in (self.module, self.backbone):  # a head on another's trunk has a config of its own
@@ -91,10 +98,20 @@ class Trunk:
         finally:
             self._use(before)
 
-    def autocast(self) -> Any:
-        if self.dtype != "bfloat16":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Every pass of the module stands inside it: the arithmetic that was asked for, and the model's adapters on."""
+        half = self.dtype == "bfloat16"
+        with (
+            lora.turned(self.backbone, self.adapters),
+            torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext(),
+        ):
+            yield
+
+    def checkpoint_activations(self) -> None:
+        """From now on the backward pass computes each block's activations again instead of keeping them."""
+        self.module.activation_checkpointing_enable({"use_reentrant": False})
+        lora.remembering(self.module, self.backbone)
 
     def hidden_T(self, forest: Forest, cache: Any = None) -> Tensor:
         """Last hidden states [T, d] of every token of the forest. `cache` collects keys and values for decoding."""
@@ -174,28 +191,6 @@ def _has_window(module: PreTrainedModel) -> bool:
     config = module.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     return bool(getattr(config, "sliding_window", None)) and (not kinds or "sliding_attention" in kinds)
-
-
-def padded_rows(forest: Forest) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """((ids, mask) [rows, L], place of every token of T in the flattened rows); one row a response."""
-    start_B, length_B = forest.start_B.tolist(), forest.length_B.tolist()
-    spans: list[tuple[int, int, int]] = []  # group, response start, response length
-    spans += zip(forest.group_B.tolist(), start_B, length_B, strict=True)
-    spans += [(g, 0, 0) for g in sorted(set(range(forest.G)) - {g for g, _, _ in spans})]  # prompts without responses
-    longest = max(forest.prompt_length[g] + length for g, _, length in spans)
-    ids_T = forest.ids_T.cpu()
-    ids = torch.zeros(len(spans), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    place_T = torch.zeros(forest.T, dtype=torch.long)
-    for row, (g, start, length) in enumerate(spans):
-        begin, size = forest.tree_start[g], forest.prompt_length[g]
-        ids[row, :size] = ids_T[begin : begin + size]
-        ids[row, size : size + length] = ids_T[start : start + length]
-        mask[row, : size + length] = 1
-        slots = row * longest + torch.arange(size + length)
-        place_T[begin : begin + size] = slots[:size]  # a shared prompt is read from its last row: all give the same
-        place_T[start : start + length] = slots[size:]
-    return (ids, mask), place_T
 
 
 class LanguageModel(Trunk):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -21,11 +20,13 @@ from transformers import (
 )
 
 from tiltyard.data.chat import Chat
-from tiltyard.errors import CheckpointError, ConfigError, ModelError
+from tiltyard.errors import ConfigError, ModelError
+from tiltyard.models.adapters import adapter_copy
 from tiltyard.models.encoder import EncoderScalar, is_encoder
 from tiltyard.models.heads import closing_id, scalar_from, value_head
 from tiltyard.models.language import DType, LanguageModel, ScalarModel, Trunk
 from tiltyard.models.load_encoder import encoder_scalar, load_masked_model, masked_from_scratch
+from tiltyard.models.lora import blocks_of, merged
 from tiltyard.models.pretrained import (
     PRESETS,
     TORCH_DTYPE,
@@ -37,6 +38,7 @@ from tiltyard.models.pretrained import (
     preset_shape,
     quiet,
     resolve,
+    written,
 )
 
 __all__ = [
@@ -147,6 +149,14 @@ def load_scalar_model(
 
 def value_from(source: ScalarModel) -> ScalarModel:
     """A value model that starts as a copy of the reward model: at the last token it says what the reward model says."""
+    check_values(source)
+    with source.plain(), merged(source.backbone, source.adapters):
+        module = copy.deepcopy(source.module)
+    return ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
+
+
+def check_values(source: ScalarModel) -> None:
+    """Refuses a reward model that has no value before each token."""
     if isinstance(source, EncoderScalar):
         raise ModelError(
             "the value model cannot start as a copy of a reward model that is an encoder",
@@ -154,13 +164,12 @@ def value_from(source: ScalarModel) -> ScalarModel:
             expected="a decoder, which has a value before each token",
             fix="set value_init=model: the value model then starts from the policy",
         )
-    with source.plain():
-        module = copy.deepcopy(source.module)
-    return ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
 
 
 def frozen_copy(model: LanguageModel) -> LanguageModel:
-    """A reference: the same weights, no gradient, evaluation mode."""
+    """A reference: the same weights, no gradient, evaluation mode; of an adapter a second one on the same trunk."""
+    if model.share is not None:
+        return adapter_copy(model, "ref")
     with model.plain():
         module = copy.deepcopy(model.module)
     return LanguageModel(module.eval().requires_grad_(False), model.chat, model.dtype)
@@ -173,7 +182,7 @@ def freeze_bottom(model: Trunk, layers: int) -> int:
     """
     if layers <= 0:
         return 0
-    blocks = _blocks(model.backbone)
+    blocks = blocks_of(model.backbone)
     if layers > len(blocks):
         raise ConfigError(
             "cannot freeze that many layers", where="freeze_layers", got=layers, expected=f"0 to {len(blocks)}"
@@ -184,11 +193,6 @@ def freeze_bottom(model: Trunk, layers: int) -> int:
     return sum(p.numel() for p in model.module.parameters() if not p.requires_grad)
 
 
-def _blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The model's layers: its first list of modules, whatever the family calls it and wherever it stands."""
-    return next((list(part) for part in backbone.modules() if isinstance(part, nn.ModuleList)), [])
-
-
 DROPOUTS = ("attention_dropout", "hidden_dropout", "activation_dropout", "dropout", "layerdrop")
 
 
@@ -197,8 +201,10 @@ def set_dropout(module: nn.Module, p: float | Literal["model"]) -> None:
     policy, reference and value must agree at step 0, and dropout would make their log-probs differ (methods 2.1)."""
     if p == "model":
         return
+    own: Any = (getattr(part, "lora_dropout", None) for part in module.modules())
+    adapters = {id(part) for parts in own if parts is not None for part in parts.values()}
     for part in module.modules():
-        if isinstance(part, nn.Dropout):
+        if isinstance(part, nn.Dropout) and id(part) not in adapters:  # an adapter's dropout is a setting of its own
             part.p = p
         for name in DROPOUTS:
             if isinstance(getattr(part, name, None), float):
@@ -210,14 +216,7 @@ def save_model(model: Trunk, folder: Path) -> None:
     settings = getattr(model.module, "generation_config", None)
     if settings is not None and isinstance(model, LanguageModel):
         settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
-    try:
-        with model.plain(), quiet():
+    with written(folder):
+        with model.plain(), merged(model.backbone, model.adapters), quiet():
             model.module.save_pretrained(folder)
         model.chat.tokenizer.save_pretrained(folder)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            "the model could not be written",
-            where=str(folder),
-            got=str(error),
-            fix="free some disk space and run the same command again: it resumes from the last checkpoint",
-        ) from error

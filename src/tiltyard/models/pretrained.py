@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from tiltyard.errors import ConfigError, ModelError, nearest
+from tiltyard.errors import CheckpointError, ConfigError, ModelError, nearest
 from tiltyard.models.language import DType
 
 # width, layers, heads, key-value heads, feed-forward width: Llama shape
@@ -103,6 +103,20 @@ def said_plainly(what: str, source: str) -> Iterator[None]:
             got=lines[0][:300],
             expected="a folder or hub name with config.json, safetensors weights and tokenizer files",
             fix="check the name and the files; models that need their own code load only with trust_remote_code=true",
+        ) from error
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Turns what a full or broken disk raises while a model is written into one CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            "the model could not be written",
+            where=str(folder),
+            got=str(error),
+            fix="free some disk space and run the same command again: it resumes from the last checkpoint",
         ) from error
 
 

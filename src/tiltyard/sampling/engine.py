@@ -17,6 +17,7 @@ from torch import Tensor
 from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lean import Lean, fits
+from tiltyard.models.lora import merged
 from tiltyard.sampling.slots import Slots
 from tiltyard.types import Group, Prompt
 
@@ -51,7 +52,10 @@ class Packed:
     def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, slots: int, capacity: int, lean: bool):
         self.model, self.prompts, self.n = model, prompts, n
         self.slots = Slots(slots, capacity, model.device)
-        self.lean = Lean(model.backbone, capacity) if lean else None
+        self.lean: Lean | None = None
+        if lean:
+            with merged(model.backbone, model.adapters):  # a snapshot of what the adapters make of the weights
+                self.lean = Lean(model.backbone, capacity)
         self.first, self.forest = 0, plant([], model.device)  # prompts from `first` on are computed and wait for slots
         self.hidden: Tensor | None = None
 
@@ -99,8 +103,11 @@ class Packed:
 
 def can_be_lean(model: LanguageModel) -> bool:
     """Whether `Lean` says what this model says; two steps of each are compared, once a model."""
-    if not model.packed or model.dtype != "float32" or not fits(model.backbone):
+    if not model.packed or model.dtype != "float32":
         return False
+    with merged(model.backbone, model.adapters):
+        if not fits(model.backbone):
+            return False
     if model.lean_agrees is None:
         ids = torch.arange(2, device=model.device)
         roads = []

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from tiltyard.algorithms.base import Method
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import build_scorer
 from tiltyard.models import parallel
+from tiltyard.models.adapters import reward_beside
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer, RuleScorer
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.data import model_folder, prompts_of
+from tiltyard.stages.data import model_folder, prompts_of, report
 from tiltyard.stages.evaluate import is_world
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Metrics
@@ -108,12 +110,22 @@ def scorer_of(
     return RuleScorer(lambda prompt, response: gold(of_world(prompt).meta, response.text).total)
 
 
-def reward_of(context: StageContext, settings: Any, common: dict[str, Any]) -> ScalarModel | None:
-    """The reward model that a stage names, frozen; None where the world's rules or a judge score."""
+def reward_of(
+    context: StageContext, settings: Any, common: dict[str, Any], policy: LanguageModel
+) -> ScalarModel | None:
+    """The reward model that a stage names, frozen; None where the world's rules or a judge score.
+
+    Where it was trained with adapters on the trunk that the policy adapts, it is adapters on the policy's trunk.
+    """
     who_scores(context.name, settings)
     if settings.judge is not None or settings.reward == GOLD:
         return None
-    model = load_scalar_model(model_folder(context, settings.reward), **common)
+    folder = model_folder(context, settings.reward)
+    beside = reward_beside(policy, Path(folder))
+    if beside is not None:
+        report(context, "reward", ["an adapter and a head on the policy's trunk"])
+        return beside
+    model = load_scalar_model(folder, **common)
     model.module.requires_grad_(False)
     return model
 

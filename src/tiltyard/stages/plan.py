@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiltyard.algorithms.base import Method
 from tiltyard.errors import TiltyardError
@@ -25,10 +25,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     packed = "packed (prompt once a group, no padding)"
     if "encoder" in method.trains:
         packed = "(and the padding of texts of like length: an encoder is not packed)"
-    on_disk = method.cached if getattr(settings, "ref_cache", False) else ()
-    frozen = [name for name in method.frozen if name not in (*on_disk, *_left_out(method, settings))]
-    shared = getattr(settings, "value_init", "") == "shared"
-    trained = ("policy with the value head on its trunk",) if shared else method.trains
+    held = _held(method, settings)
     budget = getattr(settings, "batch_tokens", 0)
     most = max(budget, longest) if budget else settings.batch * longest
     size = f"{settings.batch}" + (f" prompts x {answers} answers" if answers else "")
@@ -38,7 +35,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         f"micro-batch: at most {settings.micro_tokens:,} tokens, so about "
         f"{max(1, -(-most // settings.micro_tokens))} a pass at full length",
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
-        f"models in memory: {', '.join(trained)} (trained)" + (f", {', '.join(frozen)} (frozen)" if frozen else ""),
+        f"models in memory: {held.words}",
     ]
     if method.online:
         passes = settings.ppo_epochs * settings.minibatches if hasattr(settings, "ppo_epochs") else 1
@@ -46,8 +43,10 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     if shape is None:
         return [*lines, "peak memory: unknown until the model it starts from exists"]
     parameters, hidden, layers, vocab = shape
+    rank = settings.lora.rank if settings.lora is not None else 0
+    adapters = rank * layers * 20 * hidden  # about: both sides of a Llama block's seven matrices
     # weights, gradients and two moments of what is trained; weights of what is frozen
-    weights = parameters * width * (4 * len(trained) + len(frozen))
+    weights = width * (parameters * (4 * held.whole + held.frozen) + 4 * adapters * held.adapters)
     tokens = min(settings.micro_tokens, most)
     activations = tokens * hidden * layers * width * (4 if settings.gradient_checkpointing else 34)
     logits = max(1 << 22, vocab) * width * 3
@@ -55,14 +54,41 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     if method.online:
         rows = min(settings.max_rows, settings.batch * settings.n)
         cache = 2 * rows * (settings.max_prompt + settings.max_tokens) * hidden * layers * width
-    total = weights + activations * len(trained) + logits + cache
+    total = weights + activations * held.passes + logits + cache
     return [
         *lines,
         f"parameters: {parameters / 1e6:.2f}M each",
         f"estimated peak memory: {total / 2**20:,.0f} MiB over the libraries' own "
-        f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * len(trained) / 2**20:,.0f}, "
+        f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * held.passes / 2**20:,.0f}, "
         f"chunked logits {logits / 2**20:,.0f}" + (f", decoding cache {cache / 2**20:,.0f})" if cache else ")"),
     ]
+
+
+class _Held(NamedTuple):
+    """Models in memory: in words, how many are trained whole, stand frozen, are adapters; passes with activations."""
+
+    words: str
+    whole: int
+    frozen: int
+    adapters: int
+    passes: int
+
+
+def _held(method: Method, settings: Any) -> _Held:
+    on_disk = method.cached if getattr(settings, "ref_cache", False) else ()
+    frozen = [name for name in method.frozen if name not in (*on_disk, *_left_out(method, settings))]
+    shared = getattr(settings, "value_init", "") == "shared"
+    trained = ["policy with the value head on its trunk"] if shared else list(method.trains)
+    if settings.lora is None:
+        words = f"{', '.join(trained)} (trained)" + (f", {', '.join(frozen)} (frozen)" if frozen else "")
+        return _Held(words, len(trained), len(frozen), 0, len(trained))
+    words = f"one frozen trunk with adapters of rank {settings.lora.rank}: {', '.join(trained)} (trained)"
+    if "ref" in frozen and not getattr(settings, "ref", ""):
+        words += ", ref (adapters off, or a second adapter where it is renewed)"
+        frozen.remove("ref")
+    if frozen:
+        words += f"; {', '.join(frozen)} (frozen; on the same trunk if trained there with lora)"
+    return _Held(words, 0, 1 + len(frozen), len(trained), len(trained))
 
 
 def _left_out(method: Method, settings: Any) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,17 @@ import numpy as np
 from tiltyard.algorithms import METHODS
 from tiltyard.algorithms.base import Method
 from tiltyard.config import arguments
-from tiltyard.data import check_data, plain_texts, train_tokenizer
-from tiltyard.errors import ConfigError, DataError
+from tiltyard.data import check_data
+from tiltyard.errors import DataError
 from tiltyard.models import parallel
+from tiltyard.models.adapters import save_adapter
 from tiltyard.models.language import ScalarModel
-from tiltyard.models.load import (
-    freeze_bottom,
-    from_scratch,
-    load_language_model,
-    load_masked_model,
-    load_scalar_model,
-    masked_from_scratch,
-    pick_device,
-    save_model,
-    value_from,
-    value_head,
-)
+from tiltyard.models.load import freeze_bottom, save_model
 from tiltyard.stages import measure
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import files_of, groups_of, model_folder, report
-from tiltyard.stages.online import judges_model, reward_of
+from tiltyard.stages.data import groups_of, report
+from tiltyard.stages.models import load_models
+from tiltyard.stages.online import judges_model
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.settings import NEUTRAL, REFERS, WORDS, method_settings
 from tiltyard.stages.sources import attach_reference, data_groups, reference_logps, second_source, source_of
@@ -51,7 +42,7 @@ def composed(method: Method, context: StageContext, settings: Any) -> tuple[Algo
         model = models.get(name)
         freeze_bottom(model, settings.freeze_layers)
         if settings.gradient_checkpointing:
-            model.module.gradient_checkpointing_enable()
+            model.checkpoint_activations()
         if not model.packed:
             report(context, "model", [f"{name} runs padded: {model.padded_reason}"])
     source, steps, groups = source_of(method, context, settings, models)
@@ -87,6 +78,8 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         result |= spent(context.folder / "metrics.jsonl", settings)
     if parallel.is_main():
         save_model(trained, context.folder / "model")
+        if settings.lora is not None:
+            save_adapter(trained, context.folder / "adapter")
         if "value" in method.trains:
             save_model(models.get("value"), context.folder / "value")
     parallel.barrier()
@@ -101,60 +94,6 @@ def spent(metrics: Path, settings: Any) -> dict[str, Any]:
     scored = bool(getattr(settings, "reward", "")) and not getattr(settings, "replay", "")
     found = {"samples": int(sampled), "judge_calls": int(calls or (sampled if scored else 0))}
     return found | {"judge_cost": sum(row.get("judge_cost", 0.0) for row in rows)} if calls else found
-
-
-def load_models(method: Method, context: StageContext, settings: Any) -> Models:
-    """The models a method declares. The reference is the model as the stage starts, or the one named by `ref`."""
-    common = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
-    if method.family == "pretrain" and not settings.model:
-        return Models(**{method.trains[0]: _new_model(method, context, settings)})
-    folder = model_folder(context, settings.model)
-    if "encoder" in method.trains:
-        return Models(encoder=load_masked_model(folder, **common))
-    if method.family == "reward":
-        return Models(reward=load_scalar_model(folder, seed=settings.seed, **common))
-    policy = load_language_model(folder, **common)
-    if not method.online:
-        return Models(policy=policy)
-    models = Models(policy=policy, reward=reward_of(context, settings, common))
-    if "value" in method.trains and settings.value_init == "shared":
-        models.value = value_head(policy)
-    elif "value" in method.trains:
-        # without a reward model to copy, the value model starts from the policy
-        copied = models.reward is not None and settings.value_init == "reward"
-        models.value = value_from(models.get("reward")) if copied else load_scalar_model(folder, **common)
-        models.value.module.requires_grad_(True)
-    return models
-
-
-def _new_model(method: Method, context: StageContext, settings: Any) -> Any:
-    """A decoder, or an encoder for a method that trains one, with a tokenizer of the stage's own data."""
-    encoder = "encoder" in method.trains
-    tokenizer_folder = context.folder / "tokenizer"
-    if parallel.is_main() and not (tokenizer_folder / "done").exists():
-        files = [context.resolve(one, want="") for one in files_of("data", settings.data)]
-        texts = (text for path in files for text in plain_texts(path, split=settings.split or None))
-        train_tokenizer(texts, settings.arch.vocab, mask=encoder).save_pretrained(tokenizer_folder)
-        (tokenizer_folder / "done").touch()
-    parallel.barrier()
-    from tiltyard.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(tokenizer_folder)
-    arch = settings.arch
-    if settings.max_length > arch.context:
-        raise ConfigError(
-            "sequences are longer than the model's context",
-            where=f"{context.name}.max_length",
-            got=settings.max_length,
-            expected=f"at most arch.context = {arch.context}",
-            fix="raise arch.context or lower max_length",
-        )
-    make: Callable[..., Any] = masked_from_scratch if encoder else from_scratch
-    model = make(arch.preset, tokenizer, seed=settings.seed, context=arch.context, dtype=settings.dtype)
-    model.module.to(pick_device(settings.device))
-    count = sum(p.numel() for p in model.module.parameters())
-    report(context, "model", [f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer):,}"])
-    return model
 
 
 def _held_out(

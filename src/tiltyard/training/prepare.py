@@ -16,6 +16,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos, gae_R, mean_var, missing_eos_B, moments, token_rewards_R, whiten
 from tiltyard.losses.kl import KLController, k1, k3, sum_per_response
 from tiltyard.models import parallel
+from tiltyard.models.adapters import take_over
 from tiltyard.models.compare import Compared, compared
 from tiltyard.models.forest import Forest
 from tiltyard.models.language import LanguageModel
@@ -282,7 +283,7 @@ class RenewRef:
 
     def __call__(self, models: Models, batch: Batch, step: int) -> Metrics:  # noqa: ARG002
         if (step + 1) % self.every == 0:
-            models.get("ref").module.load_state_dict(models.get("policy").module.state_dict())
+            take_over(models.get("ref"), models.get("policy"))
         return {"iteration": (float(step // self.every + 1), 1.0)}
 
 

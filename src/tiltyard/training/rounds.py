@@ -19,6 +19,7 @@ from tiltyard.data.store import group_from_dict, group_to_dict, read_groups, wri
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
 from tiltyard.models import parallel
+from tiltyard.models.adapters import take_over
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models, device_of
 from tiltyard.training.batch import Batch, Metrics, summed
@@ -294,9 +295,9 @@ def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:
 
 def renew_ref(models: Models) -> None:
     """The reference becomes the policy as it is now."""
-    models.get("ref").module.load_state_dict(models.get("policy").module.state_dict())
+    take_over(models.get("ref"), models.get("policy"))
 
 
 def restart_from_ref(models: Models) -> None:
     """The policy becomes the reference again: each round trains the base model anew."""
-    models.get("policy").module.load_state_dict(models.get("ref").module.state_dict())
+    take_over(models.get("policy"), models.get("ref"))

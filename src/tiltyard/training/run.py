@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tiltyard.config import Settings
 from tiltyard.models.language import DType
+from tiltyard.models.lora import Lora
 
 
 class TrainSettings(Settings):
@@ -30,6 +31,9 @@ class TrainSettings(Settings):
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1, description="of every dropout layer; 0 is off")] = 0.0
     freeze_layers: Annotated[int, Field(ge=0, description="bottom blocks (and embeddings) kept as they are")] = 0
+    lora: Annotated[
+        Lora | None, Field(description="train adapters on a frozen trunk: `lora={}`, `lora.rank=8`; empty: all weights")
+    ] = None
     gradient_checkpointing: Annotated[bool, Field(description="recompute activations: less memory, more time")] = False
     save_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: only at the end")] = 50
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out data; 0: at the end")] = 0

@@ -77,6 +77,36 @@ def test_the_cache_says_what_the_reference_says(tmp_path: Path, budget: int) -> 
     assert cache.logp_R([]).shape == (0,)  # a process without groups in this step
 
 
+@pytest.mark.parametrize("slab", [1, 4, 9])
+def test_written_slab_by_slab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
+    """The file that grows while it is computed is the one that safetensors itself would have written."""
+    groups = pairs(9)
+    monkeypatch.setattr(refcache, "SLAB", slab)
+    cache = cache_ref_logps(tiny.frozen(), groups, tmp_path)
+    assert cache.path is not None
+    tiny.assert_same(load_file(cache.path)["logp"], direct(tiny.frozen(), groups), EXACT)
+    tiny.assert_same(cache.logp_R(groups[::-1]), direct(tiny.frozen(), groups[::-1]), EXACT)
+
+
+def test_keys_that_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the hash finds the place in the table, the other half decides."""
+    groups = pairs(9)
+    real = refcache.group_key
+    for half in (lambda key: bytes(8) + key[8:], lambda key: key[:8] + bytes(8)):
+        monkeypatch.setattr(refcache, "group_key", lambda group, half=half: half(real(group)))
+        cache = cache_ref_logps(tiny.frozen(), groups, None)
+        assert len(cache.table) == 9
+        tiny.assert_same(cache.logp_R(groups[::-1]), direct(tiny.frozen(), groups[::-1]), EXACT)
+
+
+def test_a_file_that_is_cut_while_it_is_used(tmp_path: Path) -> None:
+    cache = cache_ref_logps(tiny.frozen(), pairs(6), tmp_path)
+    assert cache.path is not None
+    cache.path.write_bytes(cache.path.read_bytes()[:-8])
+    with pytest.raises(CompositionError, match=r"changed while they were in use[\s\S]*computed anew"):
+        cache.logp_R(pairs(6))
+
+
 def test_dropout_of_the_trained_model_stays_out_of_the_cache(tmp_path: Path) -> None:
     groups = pairs(4)
     wet = tiny.policy(attention_dropout=0.5)

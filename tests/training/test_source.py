@@ -68,6 +68,16 @@ def test_a_stream_of_micro_batches_is_cut_like_a_batch(tmp_path: Path, budget: i
         tiny.assert_same(part.columns, other.columns, 0)
 
 
+def test_a_micro_batch_holds_as_much_as_it_may() -> None:
+    groups = pairs(9)
+    budget = sum(g.tokens for g in groups[:3])  # the first three fit to the last token
+    parts = list(Batch.stream(groups, budget=budget))
+    assert len(parts[0].groups) == 3
+    for part, after in itertools.pairwise(parts):
+        assert part.forest.T <= budget or len(part.groups) == 1
+        assert part.forest.T + after.groups[0].tokens > budget
+
+
 # ------------------------------------------------------------------------------------------------- steps of many tokens
 
 

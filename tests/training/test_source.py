@@ -74,7 +74,7 @@ def test_a_micro_batch_holds_as_much_as_it_may() -> None:
     parts = list(Batch.stream(groups, budget=budget))
     assert len(parts[0].groups) == 3
     for part, after in itertools.pairwise(parts):
-        assert part.forest.T <= budget or len(part.groups) == 1
+        assert budget >= part.forest.T or len(part.groups) == 1
         assert part.forest.T + after.groups[0].tokens > budget
 
 

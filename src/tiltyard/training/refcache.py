@@ -5,7 +5,7 @@ the arithmetic, and the ids of every prompt and response. The same hash stands i
 is read; whatever does not match is computed anew, so a stale cache is never used.
 
 The numbers stay on disk: they are written as they are computed and each step reads those of its groups. In memory is a
-table of 24 bytes a group, its key and where its numbers begin.
+table of 32 bytes a group, its key and where its numbers begin.
 """
 
 from __future__ import annotations

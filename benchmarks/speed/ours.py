@@ -6,6 +6,8 @@ python -m benchmarks.speed.ours --work dpo --model bench-12m --inputs FOLDER --o
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import platform
 from collections.abc import Callable
@@ -158,6 +160,14 @@ def sampled(given: Inputs, rows: int, steps: int, quiet: Callable[[], float]) ->
     return {"waited": waited, **found, "tokens_per_second": count / float(str(found["seconds"]))}
 
 
+def tuned(off: bool) -> str:
+    """Starts the process as Tiltyard's command line does, unless that is not wanted; what was done."""
+    if off:
+        return "left alone: --no-tune"
+    known = importlib.util.find_spec("tiltyard.tuning")
+    return importlib.import_module("tiltyard.tuning").tune() if known else "left alone: this version has no tuned start"
+
+
 def main() -> None:
     """Measures one work and writes what it found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,6 +181,7 @@ def main() -> None:
     parser.add_argument("--no-tune", action="store_true", help="leave the allocator alone")
     asked = parser.parse_args()
     torch.set_num_threads(THREADS)
+    start = tuned(asked.no_tune)
     quiet: Callable[[], float] = (lambda: 0.0) if asked.no_wait else wait_quiet
     steps = asked.steps or STEPS.get(asked.work, 0)
     if asked.work == "limits":
@@ -180,7 +191,11 @@ def main() -> None:
     else:
         found = trained(asked.work, Inputs(asked.inputs, asked.model), steps, quiet)
     versions = {"tiltyard": tiltyard.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    found |= {"rss_mib": peak_memory_mib(), "versions": {**versions, "python": platform.python_version()}}
+    found |= {
+        "start": start,
+        "rss_mib": peak_memory_mib(),
+        "versions": {**versions, "python": platform.python_version()},
+    }
     asked.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
 
 

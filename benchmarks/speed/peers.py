@@ -27,7 +27,11 @@ class Unmeasured(Exception):
 
 def environment(work: Path, added: dict[str, str]) -> dict[str, str]:
     """This process's environment without settings of threads and allocator, and the peers' folder in it."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "OMP_", "PYTHONPATH"))}
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("MALLOC_", "OMP_", "PYTHONPATH", "LD_PRELOAD", "TILTYARD_"))
+    }
     return {**own, "PEERS_WORK": str(work), "PYTHONWARNINGS": "ignore", **added}
 
 

@@ -6,8 +6,6 @@ python -m benchmarks.speed.ours --work dpo --model bench-12m --inputs FOLDER --o
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import platform
 from collections.abc import Callable
@@ -48,6 +46,7 @@ from tiltyard import (
 from tiltyard.algorithms import dpo, grpo, online_dpo, rloo
 from tiltyard.clock import peak_memory_mib
 from tiltyard.training.refcache import cache_ref_logps
+from tiltyard.tuning import could_tune, tune
 
 TOKENS = 128
 
@@ -161,11 +160,10 @@ def sampled(given: Inputs, rows: int, steps: int, quiet: Callable[[], float]) ->
 
 
 def tuned(off: bool) -> str:
-    """Starts the process as Tiltyard's command line does, unless that is not wanted; what was done."""
+    """Starts the process as the command line does, unless told not to; how it started."""
     if off:
         return "left alone: --no-tune"
-    known = importlib.util.find_spec("tiltyard.tuning")
-    return importlib.import_module("tiltyard.tuning").tune() if known else "left alone: this version has no tuned start"
+    return "freed memory stays with the process" if tune() else could_tune()
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from tiltyard.errors import (
     ModelError,
     TiltyardError,
 )
+from tiltyard.tuning import tune
 from tiltyard.verbs import (
     bench_values,
     console_for,
@@ -63,8 +64,9 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    no_tune: Annotated[bool, typer.Option("--no-tune", help="Leave the memory allocator as it is.")] = False,
 ) -> None:
-    """Options that hold for every verb; `main` reads `--debug` wherever it stands."""
+    """Options that hold for every verb; `main` reads them wherever they stand."""
 
 
 # ------------------------------------------------------------------------------------------------- run, train, eval
@@ -341,8 +343,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0: done; 1: it failed while running; 2: wrong input; 130: interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if argv is None and "--no-tune" not in words:  # a process of our own
+        tune()
     try:
-        app(args=[word for word in words if word != "--debug"], prog_name="tiltyard")
+        app(args=[word for word in words if word not in ("--debug", "--no-tune")], prog_name="tiltyard")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:

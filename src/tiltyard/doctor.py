@@ -132,6 +132,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in match.group().split(".")) if match else ()
 
 
+def _speed() -> Iterator[Check]:
+    """Who multiplies on the CPU, and whether freed memory is kept."""
+    from tiltyard.models.products import onednn
+    from tiltyard.tuning import could_tune
+
+    yield Check("products", "ok", "float32 by oneDNN, which is faster here" if onednn() else "float32 by torch")
+    yield Check("allocator", "ok", could_tune() or "freed memory stays with the process (--no-tune leaves it alone)")
+
+
 def _torch() -> Iterator[Check]:
     """Threads, device and precision. A torch that cannot be imported is `bad`."""
     try:
@@ -144,6 +153,7 @@ def _torch() -> Iterator[Check]:
         yield Check("threads", "warn", f"{threads} torch threads on {cores} cores", f"export OMP_NUM_THREADS={cores}")
     else:
         yield Check("threads", "ok", f"{threads} torch threads on {cores} cores")
+    yield from _speed()
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(index)

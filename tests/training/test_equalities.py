@@ -180,9 +180,10 @@ def test_ppo_starts_on_the_policy(value_init: str) -> None:
     batches: list[Batch] = []
     algorithm = tiny.watch(ppo(online(scorer=scorer), ppo_epochs=1), lambda m, batch, s: batches.append(batch))
     rows = tiny.train(algorithm, models, steps=3, lr=1e-2)
-    assert rows[0]["kl"] == 0  # exactly: the same weights through the same code
-    assert rows[0]["kl_k3"] == 0
-    assert rows[0]["ratio"] == 1
+    # the same weights, of which the sampler spoke token by token and the trainer all at once
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-12)
+    assert rows[0]["kl_k3"] == pytest.approx(0, abs=1e-12)
+    assert rows[0]["ratio"] == pytest.approx(1, abs=1e-12)
     assert rows[0]["clipped"] == 0
     assert all(row["sampler_gap"] < 1e-12 for row in rows)
     assert rows[2]["kl"] != 0

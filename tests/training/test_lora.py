@@ -71,7 +71,7 @@ def test_the_trunk_stands_still_and_the_start_is_the_reference(name: str) -> Non
         assert models.in_memory == 1
     rows = tiny.train(algorithm, models, steps=3)
     for key in ("kl", "kl_k3", "kl_exact"):
-        assert rows[0].get(key, 0.0) == 0.0
+        assert rows[0].get(key, 0.0) == pytest.approx(0, abs=1e-12)  # the sampler's states are those of single tokens
     tiny.assert_same(weights(models), before, 0)
     trained = models.get(algorithm.trains[0])
     learnt = [float(t.detach().abs().max()) for k, t in tensors_of(trained.backbone, trained.share.own).items()]

@@ -113,7 +113,10 @@ def online(n: int = 2, **law: Any) -> Online:
 
 @pytest.mark.parametrize("build", [online_dpo, rloo, ppo])
 def test_forward_passes_of_a_step(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the reference, one of the policy before its update, and those of the updates; sampling has a cache."""
+    """One of the reference, and those of the updates; sampling has a cache, and its states serve for the rest.
+
+    Answers that come without states (a replay) cost one more of the policy.
+    """
     passes: list[Any] = []
     hidden_T = LanguageModel.hidden_T
 
@@ -127,8 +130,20 @@ def test_forward_passes_of_a_step(build: Any, monkeypatch: pytest.MonkeyPatch) -
     algorithm = build(online())
     rows = tiny.train(algorithm, models, steps=2)
     assert passes.count(models.get("ref")) == 2
-    assert passes.count(models.get("policy")) == 2 * (1 + algorithm.epochs)
+    assert passes.count(models.get("policy")) == 2 * algorithm.epochs
     assert all(row.keys() >= ESTIMATED | {"kl_exact", "entropy"} for row in rows)
+
+    def stateless(*args: Any, **settings: Any) -> list[Group]:
+        groups = sample(*args, **settings)
+        return [replace(g, responses=tuple(replace(r, hidden=None) for r in g.responses)) for g in groups]
+
+    again, plain = apart(), online()
+    plain.sampler = stateless
+    passes.clear()
+    others = tiny.train(build(plain), again, steps=2)
+    assert passes.count(again.get("policy")) == 2 * (1 + algorithm.epochs)
+    tiny.assert_same(others, rows, 1e-9)
+    tiny.assert_same(tiny.parameters(again.get("policy")), tiny.parameters(models.get("policy")), 0)
 
 
 def test_online_dpo_is_measured_as_it_samples_and_learns_at_one() -> None:

@@ -51,7 +51,7 @@ def compared(
 
     Args:
         temperature: of both laws (the one that was sampled from). ref_temperature: of `ref_at_R`; None: the same.
-        states: the policy's `hidden_T`, where it has been computed already.
+        states: the policy's `hidden_R`, where it has been computed already.
     """
     rows = chunk_rows(policy.vocab_size)
     own = policy.laws_R(forest, rows, temperature, temperature, **states)

@@ -270,7 +270,7 @@ class EncoderScalar(Encoder, ScalarModel):
         order = torch.cat([response for response, _ in parts]).argsort()
         return self.normalised(score[order])
 
-    def at(self, forest: Forest, index: Tensor, hidden_T: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the scalar model's signature
+    def at(self, forest: Forest, index: Tensor, hidden: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the scalar model's signature
         raise ModelError(
             "an encoder reads the whole answer, so it has no value before each token",
             got=type(self.module).__name__,

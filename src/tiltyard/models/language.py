@@ -127,6 +127,10 @@ class Trunk:
             )
         return out.last_hidden_state[0]
 
+    def hidden_R(self, forest: Forest) -> Tensor:
+        """Of those the states [R, d] that predict response tokens."""
+        return self.hidden_T(forest).index_select(0, forest.predictor_R)
+
     def _padded(self, forest: Forest, call: Any) -> Tensor:
         """The same [T, ...] from a right-padded batch with one row a response, the prompt repeated in each."""
         rows, places = padded_rows(forest)
@@ -228,15 +232,14 @@ class LanguageModel(Trunk):
         return cap, scale / float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
 
     def logp_R(
-        self, forest: Forest, *, temperature: float = 1.0, entropy: bool = False, hidden_T: Tensor | None = None
+        self, forest: Forest, *, temperature: float = 1.0, entropy: bool = False, hidden_R: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """log-probs [R] in nats of the response tokens at `temperature`, and entropies [R] if asked.
 
-        `hidden_T`: the states of the forest, where they have been computed already.
+        `hidden_R`: the states [R, d] that predict them, where they have been computed already.
         """
         if self.packed:
-            hidden_T = self.hidden_T(forest) if hidden_T is None else hidden_T
-            hidden_R = hidden_T.index_select(0, forest.predictor_R)
+            hidden_R = self.hidden_R(forest) if hidden_R is None else hidden_R
             cap, scale = self._transform()
             head = self.head
             return token_logp(
@@ -249,33 +252,33 @@ class LanguageModel(Trunk):
                 scale=scale,
                 entropy=entropy,
             )
-        log_R = torch.log_softmax(self._logits_R(forest, hidden_T) / temperature, -1)
+        log_R = torch.log_softmax(self._logits_R(forest, hidden_R) / temperature, -1)
         logp_R = log_R.gather(-1, forest.target_R[:, None])[:, 0]
         return logp_R, -(log_R.exp() * log_R).sum(-1) if entropy else None
 
-    def logits_T(self, forest: Forest, hidden_T: Tensor | None = None) -> Tensor:
-        """The logits of every token [T, V] of a padded model, or from states that are there."""
-        if hidden_T is not None:
-            return self.logits(hidden_T)
+    def logits_T(self, forest: Forest) -> Tensor:
+        """The logits of every token [T, V] of a padded model."""
         return self._padded(forest, lambda **kw: self.module(**kw).logits)
 
-    def _logits_R(self, forest: Forest, hidden_T: Tensor | None = None) -> Tensor:
-        """Of those the logits that predict response tokens [R, V], in float32 at least."""
-        logits_R = self.logits_T(forest, hidden_T).index_select(0, forest.predictor_R)
+    def _logits_R(self, forest: Forest, hidden_R: Tensor | None = None) -> Tensor:
+        """Of those the logits that predict response tokens [R, V], in float32 at least; or from states [R, d]."""
+        if hidden_R is not None:
+            logits_R = self.logits(hidden_R)
+        else:
+            logits_R = self.logits_T(forest).index_select(0, forest.predictor_R)
         return logits_R.to(torch.promote_types(logits_R.dtype, torch.float32))
 
     @torch.no_grad()
     def laws_R(
-        self, forest: Forest, rows: int, temperature: float, at: float, hidden_T: Tensor | None = None
+        self, forest: Forest, rows: int, temperature: float, at: float, hidden_R: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole laws of the response tokens at `temperature`, `rows` at a time, and the targets' log-probs at `at`.
 
-        One forward pass (none where `hidden_T` is given) and one vocabulary product, whatever the temperatures. See
+        One forward pass (none where `hidden_R` is given) and one vocabulary product, whatever the temperatures. See
         `logp.token_laws`.
         """
         if self.packed:
-            hidden_T = self.hidden_T(forest) if hidden_T is None else hidden_T
-            hidden_R = hidden_T.index_select(0, forest.predictor_R)
+            hidden_R = self.hidden_R(forest) if hidden_R is None else hidden_R
             cap, scale = self._transform()
             head = self.head
             yield from token_laws(
@@ -290,7 +293,7 @@ class LanguageModel(Trunk):
                 rows=rows,
             )
             return
-        for z, target in zip(self._logits_R(forest, hidden_T).split(rows), forest.target_R.split(rows), strict=True):
+        for z, target in zip(self._logits_R(forest, hidden_R).split(rows), forest.target_R.split(rows), strict=True):
             law = torch.log_softmax(z / temperature, -1)
             yield law, (law if at == temperature else torch.log_softmax(z / at, -1)).gather(-1, target[:, None])[:, 0]
 
@@ -301,7 +304,7 @@ class LanguageModel(Trunk):
         number `draw_R`; which it is carries no gradient, its log-prob does (Adolphs et al. 2022).
         """
         if self.packed:
-            hidden_R = self.hidden_T(forest).index_select(0, forest.predictor_R)
+            hidden_R = self.hidden_R(forest)
             cap, scale = self._transform()
             rows = chunk_rows(self.vocab_size)
             parts = zip(hidden_R.split(rows), forest.target_R.split(rows), draw_R.split(rows), strict=True)
@@ -373,9 +376,9 @@ class ScalarModel(Trunk):
             raise ModelError("the model has no scalar head", fix="load it with num_labels=1")
         return head
 
-    def at(self, forest: Forest, index: Tensor, hidden_T: Tensor | None = None) -> Tensor:
-        """Numbers [len(index)] at positions of T, float32 at least; `hidden_T`: the states, if they are there."""
-        hidden = (self.hidden_T(forest) if hidden_T is None else hidden_T).index_select(0, index)
+    def at(self, forest: Forest, index: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Numbers [len(index)] at positions of T, float32 at least; `hidden`: the states there, if they are known."""
+        hidden = self.hidden_T(forest).index_select(0, index) if hidden is None else hidden
         score = self.head(hidden.to(self.head.weight.dtype))[:, 0]
         return self.normalised(score)
 
@@ -383,6 +386,6 @@ class ScalarModel(Trunk):
         """The reward of each response, read at its last token."""
         return self.at(forest, forest.last_B)
 
-    def value_R(self, forest: Forest, hidden_T: Tensor | None = None) -> Tensor:
+    def value_R(self, forest: Forest, hidden_R: Tensor | None = None) -> Tensor:
         """The value of the state before each response token."""
-        return self.at(forest, forest.predictor_R, hidden_T)
+        return self.at(forest, forest.predictor_R, hidden_R)

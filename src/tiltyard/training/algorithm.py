@@ -110,7 +110,7 @@ class Forward:
     @cached_property
     def _states(self) -> dict[str, Tensor]:
         """The policy's states, where a value head reads them too: one pass, and one backward pass."""
-        return {"hidden_T": self.models.get("policy").hidden_T(self.batch.forest)} if self.models.joint() else {}
+        return {"hidden_R": self.models.get("policy").hidden_R(self.batch.forest)} if self.models.joint() else {}
 
     @cached_property
     def _policy(self) -> tuple[Tensor, Tensor | None]:

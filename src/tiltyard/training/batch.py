@@ -58,7 +58,8 @@ class Batch:
         device: torch.device | str = "cpu",
         budget: int = 8192,
     ) -> Batch:
-        """Packs groups and takes over what the records know: score_B, rank_B, sampled_logp_R, stopped_B."""
+        """Packs groups and takes over what the records know: score_B, rank_B, stopped_B, sampled_logp_R, and
+        sampled_hidden_R [R, d] where the sampler kept it."""
         forest = plant(groups, device)
         return Batch(tuple(groups), tuple(index), total, forest, _record_columns(groups, forest), {}, budget)
 
@@ -84,6 +85,9 @@ class Batch:
                     else f"add a prepare step that writes '{name}'"
                 ),
             ) from None
+
+    def without(self, *names: str) -> Batch:
+        return replace(self, columns={n: column for n, column in self.columns.items() if n not in names})
 
     def select(self, chosen: Sequence[int]) -> Batch:
         """The batch of some of its groups, columns cut along."""
@@ -136,6 +140,8 @@ def _record_columns(groups: Sequence[Group], forest: Forest) -> dict[str, Tensor
         put("rank_B", [float(k) for group in groups for k in group.ranks or ()])
     if all(r.logps is not None for r in responses):
         put("sampled_logp_R", [x for r in responses for x in _in_loss(r)], torch.float64)
+    if responses and all(r.hidden is not None and r.loss_spans is None for r in responses):
+        columns["sampled_hidden_R"] = torch.cat([r.hidden for r in responses]).to(forest.device)
     put("stopped_B", [float(r.finish != "length") for r in responses])
     return columns
 

@@ -210,7 +210,7 @@ class _Loop:
         """One optimiser step; `place` is its number within the outer step."""
         algorithm = self.algorithm
         self.optimizer.zero_grad(set_to_none=True)  # whatever a caller's own backward pass may have left
-        everyone, count = self._backward(minibatch, algorithm.loss, algorithm.reduce, algorithm.temperature)
+        everyone, count = self._backward(minibatch, algorithm.loss, algorithm.reduce, algorithm.temperature, place)
         alone = _norm([p.grad for p in self.parameters]) if algorithm.extra else 0.0
         for side in algorithm.extra:
             self._side(side, step * algorithm.epochs * algorithm.minibatches + place, alone)
@@ -227,17 +227,30 @@ class _Loop:
             self._add({ITEMS[algorithm.loss.item]: (count, 1.0)})
 
     def _backward(
-        self, batch: Batch, loss: Loss, reduce: Mean, temperature: float, weight: float = 1.0, prefix: str = ""
+        self,
+        batch: Batch,
+        loss: Loss,
+        reduce: Mean,
+        temperature: float,
+        place: int,
+        weight: float = 1.0,
+        prefix: str = "",
     ) -> tuple[float, float]:
-        """Adds `weight` times the gradient of the mean loss over all processes; (sum of the loss, count)."""
+        """Adds `weight` times the gradient of the mean loss over all processes; (sum of the loss, count).
+
+        `place`: number of the update within the outer step.
+        """
         parts = batch.micro() if batch.groups else []
         own = sum(reduce.count(loss.item, part) for part in parts)
         count = float(parallel.sum_all(torch.tensor(own, dtype=torch.float64)))
         loss_sum = 0.0
         for part in parts if count else []:
+            forward = self._forward(loss, part, temperature)
             with span("forward"):
-                per_item, metrics = loss(self._forward(loss, part, temperature), part)
+                per_item, metrics = loss(forward, part)
                 total = reduce.sum(per_item, part)
+            if place == 0:  # the weights are still those that sampled
+                self._show_gap(forward)
             with span("backward"):
                 if total.requires_grad:
                     (total * (weight / count)).backward()
@@ -248,10 +261,20 @@ class _Loop:
         if count:
             with span("backward"):
                 parallel.sum_gradients(self.parameters)
+        elif place == 0:
+            with torch.no_grad():
+                for part in parts:
+                    self._show_gap(self._forward(loss, part, temperature))
         return float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
 
     def _forward(self, loss: Loss, part: Batch, temperature: float) -> Forward:
         return Forward(self.models, part, temperature, "entropy_R" in loss.needs, getattr(loss, "rivals", 0))
+
+    def _show_gap(self, forward: Forward) -> None:
+        """How far the trainer's log-probs are from those that were taken from the sampler, if any were."""
+        if "trusted_logp_R" in forward.batch.columns:
+            gap_R = (forward.logp_R.detach() - forward.batch["trusted_logp_R"]).abs()
+            self._add({"sampler_gap": (float(gap_R.sum()), float(gap_R.numel()))})
 
     def _side(self, side: Side, number: int, alone: float) -> None:
         """A side term of the optimiser step with this number; its gradient is measured by itself, then added.
@@ -263,7 +286,7 @@ class _Loop:
             p.grad = None
         draw = side.source(self.models, number)
         batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
-        loss, count = self._backward(batch, side.loss, side.reduce, 1.0, side.weight, f"{side.name}_")
+        loss, count = self._backward(batch, side.loss, side.reduce, 1.0, -1, side.weight, f"{side.name}_")
         aside = _norm([p.grad for p in self.parameters])
         for p, before in zip(self.parameters, own, strict=True):
             if before is not None:

@@ -18,7 +18,6 @@ from tiltyard.losses.kl import KLController, k1, k3, sum_per_response
 from tiltyard.models import parallel
 from tiltyard.models.adapters import take_over
 from tiltyard.models.compare import Compared, compared
-from tiltyard.models.forest import Forest
 from tiltyard.models.language import LanguageModel
 from tiltyard.training.algorithm import Models
 from tiltyard.training.batch import Batch, Metrics
@@ -32,26 +31,31 @@ def by_micro(batch: Batch, column: Callable[[Batch], Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _columns(batch: Batch, says: Callable[[Forest], Sequence[Tensor]], count: int) -> list[Tensor]:
-    """The same for `count` columns that are computed together from a micro-batch's forest."""
-    parts = [says(part.forest) for part in batch.micro()]
+def _columns(batch: Batch, says: Callable[[Batch], Sequence[Tensor]], count: int) -> list[Tensor]:
+    """The same for `count` columns that are computed together."""
+    parts = [says(part) for part in batch.micro()]
     return [_cat([part[i] for part in parts]) for i in range(count)]
 
 
 def _read(
     models: Models, batch: Batch, says: Callable[..., Sequence[Tensor]], count: int
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """(`count` columns that `says` makes of the policy's states, what a value head on the same states says)."""
-    if not models.joint():
-        return _columns(batch, says, count), {}
-    policy, value = models.get("policy"), models.get("value")
+    """(`count` columns that `says` makes of the policy's states, what a value head on the same states says).
 
-    def both(forest: Forest) -> Sequence[Tensor]:
-        hidden_T = policy.hidden_T(forest)
-        return (*says(forest, hidden_T=hidden_T), value.value_R(forest, hidden_T))
+    States that the sampler has kept are not computed again.
+    """
+    kept, joint = "sampled_hidden_R" in batch.columns, models.joint()
+    if not kept and not joint:
+        return _columns(batch, lambda part: says(part.forest), count), {}
+    policy = models.get("policy")
 
-    *columns, value_R = _columns(batch, both, count + 1)
-    return columns, {"old_value_R": value_R}
+    def both(part: Batch) -> Sequence[Tensor]:
+        hidden_R = part["sampled_hidden_R"] if kept else policy.hidden_R(part.forest)
+        said = says(part.forest, hidden_R=hidden_R)
+        return (*said, models.get("value").value_R(part.forest, hidden_R)) if joint else said
+
+    columns = _columns(batch, both, count + joint)
+    return columns[:count], {"old_value_R": columns[count]} if joint else {}
 
 
 def _cat(parts: list[Tensor]) -> Tensor:
@@ -68,12 +72,15 @@ def total(x: Tensor) -> tuple[float, float]:
 class OldLogp:
     """What the policy says of the answers before its updates, and how far it is from the reference.
 
+    The sampler's word is taken for the log-probs, and for the states behind them where it kept them: it computed both
+    with the very weights that are trained. `sampler_gap` says how far a forward pass of the trainer is from that word
+    (rounding, or something is wrong); where none is made here, the first one of the updates is taken (`fit`).
+
     Columns: `old_logp_R`, `old_entropy_R`; with `against_ref` also `ref_logp_R` and `kl_B`, the summed k1; where a
-    value head reads the policy's own states also `old_value_R`, from the same pass. Shown:
-    `entropy` a token, `sampler_gap` to the log-probs that the sampler recorded (rounding, or something is wrong), and
-    where there is a reference, wanted for a column or not, the KL to it in nats an answer: `kl` and `kl_k3` from the
-    drawn tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the expectation KL(pi || ref);
-    the exact one varies less than the log-ratios.
+    value head reads the policy's own states also `old_value_R`, from the same pass. Shown: `entropy` a token,
+    `sampler_gap`, and where there is a reference, wanted for a column or not, the KL to it in nats an answer: `kl` and
+    `kl_k3` from the drawn tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the expectation
+    KL(pi || ref); the exact one varies less than the log-ratios.
 
     Args:
         temperature: of both laws, the one that was sampled from.
@@ -98,12 +105,14 @@ class OldLogp:
         return ("old_logp_R", "old_entropy_R", *(("ref_logp_R", "kl_B") if self.against_ref else ()))
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
+        if self.ref_temperature not in (None, self.temperature):
+            batch = batch.without("sampled_hidden_R")  # the loss has another law: no pass of its own would show the gap
         if self.against_ref or models.ref is not None:
             return self._against(models.get("ref"), models, batch)
         says = partial(models.get("policy").logp_R, temperature=self.temperature, entropy=True)
         (old_R, entropy_R), values = _read(models, batch, says, 2)
-        columns = {"old_logp_R": old_R, "old_entropy_R": entropy_R, **values}
-        return batch.with_columns(self._own(batch, old_R, entropy_R), **columns)
+        metrics, old = self._own(batch, old_R, entropy_R)
+        return batch.without("sampled_hidden_R").with_columns(metrics, **old, **values)
 
     def _against(self, ref: LanguageModel, models: Models, batch: Batch) -> Batch:
         forest = batch.forest
@@ -112,18 +121,26 @@ class OldLogp:
         columns, values = _read(models, batch, says, 5)
         both = Compared(*columns)
         per_answer = partial(sum_per_response, response_R=forest.response_R, responses=forest.B)
-        kl_B = per_answer(k1(both.logp_R, both.ref_logp_R))
-        metrics = self._own(batch, both.logp_R, both.entropy_R) | {"kl_exact": total(per_answer(both.kl_R))}
+        metrics, old = self._own(batch, both.logp_R, both.entropy_R)
+        kl_B = per_answer(k1(old["old_logp_R"], both.ref_logp_R))
+        metrics |= {"kl_exact": total(per_answer(both.kl_R))}
         if self.drawn:
-            metrics |= {"kl": total(kl_B), "kl_k3": total(per_answer(k3(both.logp_R, both.ref_logp_R)))}
-        old = {"old_logp_R": both.logp_R, "old_entropy_R": both.entropy_R, **values}
-        return batch.with_columns(metrics, **old, ref_logp_R=both.ref_at_R, kl_B=kl_B)
+            ratios = both.logp_R, both.ref_logp_R
+            metrics |= {"kl": total(per_answer(k1(*ratios))), "kl_k3": total(per_answer(k3(*ratios)))}
+        own = batch.without("sampled_hidden_R")
+        return own.with_columns(metrics, **old, **values, ref_logp_R=both.ref_at_R, kl_B=kl_B)
 
-    def _own(self, batch: Batch, old_R: Tensor, entropy_R: Tensor) -> Metrics:
+    def _own(self, batch: Batch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Metrics, dict[str, Tensor]]:
+        """What is shown of the policy alone, and its columns; `logp_R` is what it says now."""
         metrics: Metrics = {"entropy": total(entropy_R)}
+        columns = {"old_logp_R": logp_R, "old_entropy_R": entropy_R}
         if self.drawn and "sampled_logp_R" in batch.columns:
-            metrics["sampler_gap"] = total((old_R - batch["sampled_logp_R"]).abs())
-        return metrics
+            columns["old_logp_R"] = batch["sampled_logp_R"].to(logp_R.dtype)
+            if "sampled_hidden_R" in batch.columns:
+                columns["trusted_logp_R"] = columns["old_logp_R"]  # no forward pass has been made: the loop will look
+            else:
+                metrics["sampler_gap"] = total((logp_R - batch["sampled_logp_R"]).abs())
+        return metrics, columns
 
 
 @dataclass

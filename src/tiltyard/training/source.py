@@ -215,7 +215,8 @@ class Online:
         own = parallel.shard(self.cycle.at(place, self.batch))
         index = [i for i, _ in own]
         draws = Draws(generator(self.seed, 2, *keys), self.batch, self.n, index)
-        groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, self.settings, draws)
+        law = replace(self.settings, keep_hidden=True)  # the step that learns from the answers need not compute them
+        groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, law, draws)
         groups = [signed(group, models.version) for group in groups]
         return index, scored(self.scorer, models, groups)
 

@@ -16,6 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 Finish = Literal["stop", "length", "given"]
 
+# Packed tokens of a forward pass. On CPUs a larger one is no faster and takes more memory (docs/lab.md); on a GPU a
+# small model wants more.
+MICRO_TOKENS = 2048
+
 
 class Message(NamedTuple):
     """One turn of a conversation. `role` is `system`, `user` or `assistant`."""

@@ -14,7 +14,7 @@ from tiltyard.errors import DataError, ModelError
 from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring.scorers import _parts
-from tiltyard.types import Group, Response
+from tiltyard.types import MICRO_TOKENS, Group, Response
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Ranker:
         position: a running tally of what asking in one order alone would have made of the pairs.
     """
 
-    def __init__(self, model: ScalarModel, budget: int = 16384):
+    def __init__(self, model: ScalarModel, budget: int = MICRO_TOKENS):
         if not model.compares:
             raise ModelError(
                 "a reward model scores one answer and cannot compare two",

@@ -13,7 +13,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, DataError, ModelError
 from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import MICRO_TOKENS, Group, Prompt, Response
 
 
 class RewardScorer:
@@ -23,7 +23,7 @@ class RewardScorer:
     otherwise the sampled ids themselves are scored. `budget` is how many packed tokens are computed at a time.
     """
 
-    def __init__(self, model: ScalarModel, budget: int = 16384):
+    def __init__(self, model: ScalarModel, budget: int = MICRO_TOKENS):
         if model.compares:
             raise ModelError(
                 "a ranker reads two answers at once and scores none by itself",

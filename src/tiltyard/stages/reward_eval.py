@@ -23,7 +23,7 @@ from tiltyard.stages.base import Stage, StageContext, register, write_json
 from tiltyard.stages.data import groups_of, model_folder
 from tiltyard.stages.measure import scores_of
 from tiltyard.stages.settings import TooLong
-from tiltyard.types import Group
+from tiltyard.types import MICRO_TOKENS, Group
 
 
 class RewardEvalSettings(Settings):
@@ -36,7 +36,7 @@ class RewardEvalSettings(Settings):
         "drop"
     )
     pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
-    micro_tokens: Annotated[int, Field(gt=0, description="tokens scored at once; bounds memory only")] = 8192
+    micro_tokens: Annotated[int, Field(gt=0, description="tokens scored at once; bounds memory only")] = MICRO_TOKENS
     device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
     trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False

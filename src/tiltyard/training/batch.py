@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tiltyard.errors import CompositionError
 from tiltyard.models.forest import Forest, plant
-from tiltyard.types import Group, Response
+from tiltyard.types import MICRO_TOKENS, Group, Response
 
 RECORDS = {"score_B": "scores", "rank_B": "ranks", "sampled_logp_R": "sampled log-probs", "stopped_B": "end"}
 Metrics = dict[str, tuple[float, float]]  # name -> (sum, count); the mean is taken over micro-batches and processes
@@ -48,7 +48,7 @@ class Batch:
     forest: Forest
     columns: dict[str, Tensor] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
-    budget: int = 8192
+    budget: int = MICRO_TOKENS
 
     @staticmethod
     def of(
@@ -56,7 +56,7 @@ class Batch:
         index: Sequence[int],
         total: int,
         device: torch.device | str = "cpu",
-        budget: int = 8192,
+        budget: int = MICRO_TOKENS,
     ) -> Batch:
         """Packs groups and takes over what the records know: score_B, rank_B, stopped_B, sampled_logp_R, and
         sampled_hidden_R [R, d] where the sampler kept it."""
@@ -105,7 +105,9 @@ class Batch:
         return [self.select([g for g, _ in pack]) for pack in _packs(self.groups, self.budget)]
 
     @staticmethod
-    def stream(groups: Sequence[Group], device: torch.device | str = "cpu", budget: int = 8192) -> Iterator[Batch]:
+    def stream(
+        groups: Sequence[Group], device: torch.device | str = "cpu", budget: int = MICRO_TOKENS
+    ) -> Iterator[Batch]:
         """`Batch.of(all groups).micro()` one by one: for more groups than memory holds."""
         for pack in _packs(groups, budget):
             index, own = zip(*pack, strict=True)

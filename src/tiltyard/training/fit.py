@@ -27,6 +27,7 @@ from tiltyard.training.algorithm import Algorithm, Forward, Loss, Mean, Models, 
 from tiltyard.training.batch import Batch, Metrics, summed
 from tiltyard.training.log import JsonlFile, Sink, finite
 from tiltyard.training.source import generator
+from tiltyard.types import MICRO_TOKENS
 
 ITEMS = {"R": "tokens", "B": "responses", "G": "groups"}  # what a loss is averaged over: counted each update
 Evaluation = Callable[[Models, int], dict[str, float]]
@@ -57,7 +58,7 @@ class Run:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
-    micro_tokens: int = 8192
+    micro_tokens: int = MICRO_TOKENS
     dropout: float | Literal["model"] = 0.0
     seed: int = 0
     folder: Path | None = None

@@ -31,7 +31,7 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import plain_weights
 from tiltyard.training.batch import Batch
 from tiltyard.training.prepare import by_micro
-from tiltyard.types import Group
+from tiltyard.types import MICRO_TOKENS, Group
 
 FORMAT = "1"
 SLAB = 4096  # groups whose numbers are computed between two writes
@@ -135,7 +135,9 @@ class Numbers:
         return torch.frombuffer(raw, dtype=self._dtype) if raw else torch.zeros(0, dtype=self._dtype)
 
 
-def cache_ref_logps(ref: LanguageModel, groups: Sequence[Group], folder: Path | None, budget: int = 8192) -> RefCache:
+def cache_ref_logps(
+    ref: LanguageModel, groups: Sequence[Group], folder: Path | None, budget: int = MICRO_TOKENS
+) -> RefCache:
     """The cache of these groups under this reference: read from `folder` if it is there, else computed and written.
 
     All processes share the work; the main one writes. `folder=None` keeps it in memory only.

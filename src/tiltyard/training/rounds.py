@@ -25,7 +25,7 @@ from tiltyard.training.algorithm import Draw, Models, device_of
 from tiltyard.training.batch import Batch, Metrics, summed
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Cycle, Sampler, Scorer, answered, generator, sampled_metrics, scored, signed
-from tiltyard.types import Group, Prompt
+from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
 Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
 Begin = Callable[[Models], None]
@@ -69,7 +69,7 @@ class Rounds:
     folder: Path | None = None
     watch: Callable[[list[Group]], Metrics] | None = None
     stored: bool = False
-    micro_tokens: int = 8192
+    micro_tokens: int = MICRO_TOKENS
     # what a run has made so far is that run's own: a copy of the source (`replace`) begins without it
     number: int = field(default=-1, init=False)  # of the round whose pool is held
     held: dict[int, list[Group]] = field(default_factory=dict, init=False)

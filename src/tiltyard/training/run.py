@@ -9,6 +9,7 @@ from pydantic import Field
 from tiltyard.config import Settings
 from tiltyard.models.language import DType
 from tiltyard.models.lora import Lora
+from tiltyard.types import MICRO_TOKENS
 
 
 class TrainSettings(Settings):
@@ -26,7 +27,9 @@ class TrainSettings(Settings):
     beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW")] = 0.999
     eps: Annotated[float, Field(gt=0, description="AdamW")] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0, description="gradients are clipped to this norm")] = 1.0
-    micro_tokens: Annotated[int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")] = 8192
+    micro_tokens: Annotated[int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")] = (
+        MICRO_TOKENS
+    )
     dtype: Annotated[DType, Field(description="arithmetic; weights stay float32 under bfloat16")] = "float32"
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1, description="of every dropout layer; 0 is off")] = 0.0

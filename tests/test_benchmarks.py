@@ -159,7 +159,7 @@ def test_the_median_leaves_out_the_warm_up_and_steps_with_others() -> None:
 
 # ----------------------------------------------------------------------------------------------------------- the table
 
-FLOOR = {"gflop": 100.0, "gemm_gflops": 200.0}
+FLOOR = {"gflop": 100.0, "gemm_gflops": 200.0, "best_gflops": 400.0}
 
 
 def found_of(row: rows.Row, ours: float, peer: float, rss: float) -> table.Found:
@@ -176,7 +176,7 @@ def test_ratios_are_the_peer_s_time_over_ours() -> None:
     assert keys <= set(found)
     assert (found["ratio"], found["ratio_both_tuned"], found["ratio_neither_tuned"]) == (3.0, 1.5, 1.5)
     assert found["peak_rss_ratio"] == 0.4
-    assert (found["floor"]["seconds"], found["share_of_floor"]) == (0.5, 0.5)
+    assert (found["floor"]["seconds"], found["share_of_floor"], found["share_of_best"]) == (0.5, 0.5, 0.25)
     assert table.verdicts(found) == {"ratio": True, "peak_rss_ratio": True}
 
 

@@ -19,7 +19,7 @@ def record(row: Row, ours: dict[str, Found], peer: dict[str, Found], floor: Foun
     Args:
         ours, peer: by how they were started: ours `as_it_comes` and `no_tune`, the peer's `as_it_comes` and `tuned`;
             each with `seconds`, `rss_mib`, `versions`. Either may lack some; an empty one was not measured.
-        floor: `gflop` of a step and `gemm_gflops` of the machine.
+        floor: `gflop` of a step, and `gemm_gflops` and `best_gflops` of the machine.
     """
     mine, theirs = ours.get("as_it_comes", {}), peer.get("as_it_comes", {})
     least = floor["gflop"] / floor["gemm_gflops"]
@@ -32,6 +32,7 @@ def record(row: Row, ours: dict[str, Found], peer: dict[str, Found], floor: Foun
         "peak_rss_ratio": _ratio(mine, theirs, "rss_mib"),
         "floor": {**floor, "seconds": least},
         "share_of_floor": least / mine["seconds"] if mine else None,
+        "share_of_best": floor["gflop"] / floor["best_gflops"] / mine["seconds"] if mine else None,
         "peer_share_of_floor": least / theirs["seconds"] if theirs else None,
         "ratio_both_tuned": _ratio(peer.get("tuned", {}), mine, "seconds"),
         "ratio_neither_tuned": _ratio(theirs, ours.get("no_tune", {}), "seconds"),
@@ -72,7 +73,7 @@ def show(rows: list[Found], console: Console) -> None:
     table.add_column("against")
     for title in ("ours s", "peer s", "ratio", "reach", "both tuned", "neither", "RSS ours", "peer", "ratio", "reach"):
         table.add_column(title, justify="right")
-    for title in ("floor s", "of it", "peer's"):
+    for title in ("floor s", "of it", "of best", "peer's"):
         table.add_column(title, justify="right")
     for found in rows:
         said, mine, theirs = verdicts(found), found["measured"]["ours"], found["measured"]["peer"]
@@ -92,6 +93,7 @@ def show(rows: list[Found], console: Console) -> None:
             f"{wanted['peak_rss_ratio']:g}" if wanted["peak_rss_ratio"] else "",
             f"{found['floor']['seconds']:.3f}",
             _mark(found["share_of_floor"], ".0%", said.get("share_of_floor")),
+            _said(found["share_of_best"], ".0%"),
             _said(found["peer_share_of_floor"], ".0%"),
         )
     console.print(table)

@@ -141,6 +141,33 @@ def test_ready_weights(monkeypatch, bias: bool, packed: bool) -> None:
         torch.testing.assert_close(ready.times(x, other), plain * other, **close)
 
 
+@pytest.mark.parametrize("lengths", [(5, 4, 6), (30, 20, 20), (60, 1, 3)])
+def test_batches_are_filled_up_to_sizes_that_come_back(monkeypatch, lengths: tuple[int, ...]) -> None:
+    """The tokens of no tree change nothing: log-probs and gradients to rounding, in float64."""
+    model = tiny.language("llama", "float64")
+    groups = [tiny.group(*lengths), tiny.group(3, 7, seed=1)]
+    forest = plant(groups)
+
+    def found() -> list[torch.Tensor]:
+        model.module.zero_grad(set_to_none=True)
+        logp_R = model.logp_R(plant(groups))[0]
+        (logp_R * torch.arange(forest.R)).sum().backward()
+        return [logp_R.detach(), model.hidden_T(plant(groups)).detach(), *(p.grad for p in model.parameters())]
+
+    seen: list[int] = []
+    real = type(forest).filled_up
+    monkeypatch.setattr(type(forest), "filled_up", lambda f, to: (seen.append(to), real(f, to))[1])
+    monkeypatch.setattr(products, "ROUND", 16)
+    filled = found()
+    assert set(seen) == {16}
+    assert len(forest.filled_up(16)[0]) % 16 == 0
+    monkeypatch.setattr(products, "onednn", lambda: False)
+    plain = found()
+    assert seen[-1] == 1
+    for one, two in zip(filled, plain, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-10)
+
+
 def test_copies_and_files_know_nothing_of_it(tmp_path) -> None:
     model = tiny.language("llama", "float32")
     kinds = {type(part) for part in model.module.modules() if isinstance(part, nn.Linear)}

@@ -249,7 +249,7 @@ def script(model, tokens: list[int]) -> None:
     left = iter(tokens)
     plain = model.logits
 
-    def logits(hidden):
+    def logits(hidden, head=None):
         out = torch.full_like(plain(hidden), -30.0)
         out[:, next(left)] = 30.0
         return out

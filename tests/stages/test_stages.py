@@ -67,7 +67,7 @@ def test_metrics_of_every_step(whole: Whole, stage: str) -> None:
     if stage in ("pretrain", "sft"):
         assert rows[-1]["loss"] < rows[0]["loss"]
     if stage == "ppo":
-        assert rows[0]["kl"] == 0
+        assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)  # the sampler spoke token by token
         assert all(abs(row["sampler_gap"]) < 1e-4 for row in rows)
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiltyard.errors import DataError
 from tiltyard.types import Group
@@ -111,6 +111,20 @@ class Forest:
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         return _tiles(self)
+
+    def filled_up(self, to: int) -> tuple[Tensor, Tensor]:
+        """Ids and positions with a few tokens of no tree behind them, so that their number is a multiple of `to`.
+
+        Nobody attends to them and nothing is read from them. Libraries that make a kernel for each size of a product
+        are spared a new one for every batch.
+        """
+        more = (0, -self.T % to)
+        return nn.functional.pad(self.ids_T, more), nn.functional.pad(self.position_T, more)
+
+    def untiled(self, flat: Tensor, tokens: int) -> Tensor:
+        """The rows of all tiles, in the order of T; a token of no tree gets what the first one has."""
+        place = self.untile_T
+        return flat.index_select(0, nn.functional.pad(place, (0, tokens - self.T)))
 
     @cached_property
     def untile_T(self) -> Tensor:

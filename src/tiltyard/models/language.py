@@ -6,7 +6,7 @@ a padded fallback that gives the same numbers (tests hold the two equal), and `p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models import attention, lora
+from tiltyard.models import attention, lora, products
 from tiltyard.models.forest import Forest, padded_rows, plant
 from tiltyard.models.logp import chunk_rows, token_laws, token_logp
-from tiltyard.models.products import quicken
 from tiltyard.types import Group, Prompt, Response
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -36,7 +35,7 @@ class Trunk:
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
-        quicken(module)
+        products.quicken(module)
         self.share: lora.Share | None = None  # on whose trunk it stands; None: on its own
         self._plain_attention = module.config._attn_implementation or "sdpa"
         embeddings = module.get_input_embeddings()
@@ -117,15 +116,16 @@ class Trunk:
         """Last hidden states [T, d] of every token of the forest. `cache` collects keys and values for decoding."""
         if not self.packed:
             return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
+        ids, position = forest.filled_up(products.ROUND if products.onednn() and forest.T > products.ROUND else 1)
         with self.autocast():
             out = self.backbone(
-                input_ids=forest.ids_T[None],
-                position_ids=forest.position_T[None],
+                input_ids=ids[None],
+                position_ids=position[None],
                 use_cache=False,
                 forest=forest,
                 cache=cache,
             )
-        return out.last_hidden_state[0]
+        return out.last_hidden_state[0, : forest.T]
 
     def hidden_R(self, forest: Forest) -> Tensor:
         """Of those the states [R, d] that predict response tokens."""
@@ -213,12 +213,16 @@ class LanguageModel(Trunk):
             raise ModelError("the output head is not a linear layer", got=type(head).__name__, expected="nn.Linear")
         return head
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits in float32 (or wider) from hidden states, with the model's own caps and scales."""
+    def logits(self, hidden: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Logits in float32 (or wider) from hidden states, with the model's own caps and scales.
+
+        `head`: the output head's product, where it has been made ready for few rows.
+        """
         cap, scale = self._transform()
-        z = self.head(hidden)
+        z = (head or self.head)(hidden)
         z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        return (torch.tanh(z / cap) * cap if cap else z) * scale
+        z = torch.tanh(z / cap) * cap if cap else z
+        return z if scale == 1.0 else z * scale
 
     def _packed_and_padded(self, forest: Forest) -> dict[str, tuple[Tensor, Tensor]]:
         pairs = super()._packed_and_padded(forest)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tiltyard.models.products import multiply
 
-CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MiB in float32
+CHUNK_ELEMENTS = 1 << 20  # logits in one chunk: 4 MiB in float32, which a processor's cache holds
 MIN_ROWS = 128  # but so many rows at least: every chunk reads the whole head, which is large where the vocabulary is
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+ROUND = 64  # tokens: oneDNN makes a kernel for each size of a product and keeps it, so sizes should come back
 ENOUGH = 1 << 20  # multiplications: below, a call of torch's own is as fast
 
 

@@ -55,7 +55,7 @@ class Packed:
         self.lean: Lean | None = None
         if lean:
             with merged(model.backbone, model.adapters):  # a snapshot of what the adapters make of the weights
-                self.lean = Lean(model.backbone, capacity)
+                self.lean = Lean(model.backbone, model.head, capacity)
         self.first, self.forest = 0, plant([], model.device)  # prompts from `first` on are computed and wait for slots
         self.hidden: Tensor | None = None
 
@@ -95,7 +95,7 @@ class Packed:
                 )
             hidden = out.last_hidden_state[:, 0]
         self.slots.advance()
-        return Said(self.model.logits(hidden), hidden)
+        return Said(self.model.logits(hidden, self.lean.head if self.lean else None), hidden)
 
     def keep(self, rows: Tensor) -> None:
         self.slots.keep(rows)

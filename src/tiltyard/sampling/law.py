@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiltyard.sampling.settings import SampleSettings
 
@@ -50,11 +50,8 @@ def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tupl
     """
     rows, vocabulary = logits_NV.shape
     z = logits_NV / temperature if temperature != 1 else logits_NV
-    top = z.amax(-1, keepdim=True)
-    weight = z.new_zeros(rows, -(-vocabulary // BLOCK), BLOCK)
-    flat = weight.view(rows, -1)
-    torch.sub(z, top, out=flat[:, :vocabulary])
-    flat[:, :vocabulary].exp_()
+    probs = nn.functional.pad(z.softmax(-1), (0, -vocabulary % BLOCK))
+    weight = probs.view(rows, -1, BLOCK)
     cdf = weight.sum(-1).cumsum(-1, dtype=torch.float64)
     wanted = _below(uniform_N.to(cdf.dtype) * cdf[:, -1], cdf[:, -1])
     block = torch.searchsorted(cdf, wanted[:, None], right=True)
@@ -62,7 +59,7 @@ def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tupl
     inner = weight[torch.arange(rows, device=z.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
     place = torch.searchsorted(inner, _below(wanted - before, inner[:, -1])[:, None], right=True)
     token = block * BLOCK + place
-    return token[:, 0], (z.gather(-1, token) - top)[:, 0] - cdf[:, -1].log().to(z.dtype)
+    return token[:, 0], probs.gather(-1, token)[:, 0].log()
 
 
 def _below(wanted: Tensor, total: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from tiltyard.models.forest import Forest
 
 BAND = 8  # slots in a band at least
-WORTH = 1 << 18  # numbers that a band must save from being read: what its own calls cost
+WORTH = 1 << 16  # numbers that a band must save from being read: what its own calls cost
 
 
 class Slots:

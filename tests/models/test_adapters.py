@@ -21,6 +21,7 @@ from tiltyard import (
     train_tokenizer,
 )
 from tiltyard.errors import CheckpointError, ConfigError, ModelError
+from tiltyard.models import pretrained
 from tiltyard.models.adapters import adapt, base_of, reward_beside, save_adapter, trunk_hash, value_beside
 from tiltyard.models.forest import plant
 from tiltyard.models.language import Trunk
@@ -207,3 +208,23 @@ def test_the_samplers_short_road_knows_the_adapters(base: Path) -> None:
         with torch.no_grad():
             close(one.logp_R(plant(groups))[0], told[-1], 1e-4)
     assert not torch.equal(*(t[:5] for t in told))
+
+
+def test_four_bits_are_refused_where_they_cannot_be(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for load in (load_language_model, load_scalar_model):
+        with pytest.raises(ConfigError, match="need a CUDA device"):
+            load(base, device="cpu", quantize="4bit")
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="need bitsandbytes"):
+        pretrained.in_four_bits(torch.device("cuda"), "bfloat16")
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="CUDA was asked for"):
+            load_language_model(base, device="cuda", quantize="4bit")
+
+
+def test_four_bits_are_asked_of_transformers_as_qlora_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: name)
+    asked = pretrained.in_four_bits(torch.device("cuda"), "bfloat16")
+    assert (asked.load_in_4bit, asked.bnb_4bit_quant_type, asked.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert asked.bnb_4bit_compute_dtype == torch.bfloat16

@@ -63,8 +63,9 @@ def test_models_in_memory_are_counted_by_their_trunks(made: Made) -> None:
 def test_the_first_step_is_at_the_reference(made: Made) -> None:
     for stage in ("one", "shared", "apart"):
         rows = tiny.rows(made.run / stage / "metrics.jsonl")
-        assert [rows[0][key] for key in ("kl", "kl_k3", "kl_exact")] == [0.0, 0.0, 0.0]
-        assert rows[-1]["kl_exact"] > 0
+        # exact in tests/training/test_lora.py; here the sampler's word is the policy's, which rounds otherwise
+        assert max(abs(rows[0][key]) for key in ("kl", "kl_k3", "kl_exact")) < 1e-4
+        assert rows[-1]["kl_exact"] > 1e-3
         assert max(abs(row["sampler_gap"]) for row in rows) < 1e-4
 
 
@@ -98,3 +99,11 @@ def test_a_new_model_has_nothing_to_adapt(made: Made, tmp_path: Path) -> None:
     (tmp_path / "none.yaml").write_text(text)
     with pytest.raises(ConfigError, match="no weights that an adapter"):
         run_recipe(tmp_path / "none.yaml", runs_root=tmp_path, console=Console(file=io.StringIO()))
+
+
+def test_four_bits_need_adapters_and_cuda(made: Made, tmp_path: Path) -> None:
+    data = f"model: {made.start}/sft, data: {made.start}/world/demonstrations_held_out.jsonl, steps: 1, device: cpu"
+    for more, what in (("", "cannot be trained themselves"), (", lora: {}", "need a CUDA device")):
+        (tmp_path / "four.yaml").write_text(f"name: four\nstages:\n  - sft: {{{data}, quantize: 4bit{more}}}\n")
+        with pytest.raises(ConfigError, match=what):
+            run_recipe(tmp_path / "four.yaml", runs_root=tmp_path, console=Console(file=io.StringIO()))

@@ -288,3 +288,36 @@ def test_an_adapters_dropout_is_a_setting_of_its_own() -> None:
     assert not one.equal(two)
     model.module.eval()
     assert model.logp_R(forest)[0].equal(model.logp_R(forest)[0])
+
+
+def kept(model: LanguageModel, trees: int) -> int:
+    """Bytes that autograd keeps for the backward pass of so many equal trees, weights left out."""
+    from tiltyard.models.forest import plant
+
+    group = tiny.demonstrations(1)[0]
+    forest, found = plant([group] * trees), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = model.logp_R(forest)[0]
+    assert out.requires_grad
+    return sum(n for at, n in found.items() if at not in weights)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_what_is_kept_for_the_backward_pass_is_linear_in_tokens(adapted: bool) -> None:
+    """And checkpointed it is a fraction: the blocks' inputs."""
+    sizes = {}
+    for how in (False, True):
+        model = policy() if adapted else tiny.policy()
+        if how:
+            model.checkpoint_activations()
+        model.module.train()
+        one, two, four = (kept(model, trees) for trees in (64, 128, 256))
+        assert (four - two) == pytest.approx(2 * (two - one), rel=0.02)
+        sizes[how] = four
+    assert sizes[True] < 0.5 * sizes[False]

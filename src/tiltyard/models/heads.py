@@ -52,6 +52,7 @@ def classifier(model: Trunk, trunk: nn.Module) -> PreTrainedModel:
     """transformers' sequence classifier around a trunk of the model's kind, with one label and a head of zeros."""
     config = copy.deepcopy(model.module.config)
     config.num_labels = 1
+    config.__dict__.pop("quantization_config", None)  # whatever the trunk's weights are, it is written at full width
     config.pad_token_id = model.chat.pad_id if model.chat.pad_id != closing_id(model.chat) else None
     with torch.device("meta"):  # its own trunk is thrown away
         module: Any = AutoModelForSequenceClassification.from_config(config)

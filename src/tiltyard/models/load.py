@@ -26,10 +26,11 @@ from tiltyard.models.encoder import EncoderScalar, is_encoder
 from tiltyard.models.heads import closing_id, scalar_from, value_head
 from tiltyard.models.language import DType, LanguageModel, ScalarModel, Trunk
 from tiltyard.models.load_encoder import encoder_scalar, load_masked_model, masked_from_scratch
-from tiltyard.models.lora import blocks_of, merged
+from tiltyard.models.lora import blocks_of, full_width, merged
 from tiltyard.models.pretrained import (
     PRESETS,
     TORCH_DTYPE,
+    Quantize,
     context_length,
     from_pretrained,
     load_config,
@@ -90,8 +91,12 @@ def load_language_model(
     device: str = "auto",
     dtype: DType = "float32",
     trust_remote_code: bool = False,
+    quantize: Quantize = "none",
 ) -> LanguageModel:
-    """Loads any decoder that `AutoModelForCausalLM` knows, with its tokenizer and chat template."""
+    """Loads any decoder that `AutoModelForCausalLM` knows, with its tokenizer and chat template.
+
+    `quantize=4bit` is for a trunk that stays as it is (CUDA only, see docs/memory.md).
+    """
     name = resolve(source)
     if is_encoder(load_config(name, trust_remote_code)):
         raise ModelError(
@@ -100,7 +105,8 @@ def load_language_model(
             expected="a decoder (a causal language model)",
             fix="use it as the model of a reward stage, or go on training it with mlm",
         )
-    module = from_pretrained(AutoModelForCausalLM, name, dtype, trust_remote_code).to(pick_device(device))
+    how: dict[str, Any] = {"device": device, "quantize": quantize}
+    module = from_pretrained(AutoModelForCausalLM, name, dtype, trust_remote_code, **how)
     chat = Chat(load_tokenizer(name, trust_remote_code=trust_remote_code), max_length=context_length(module.config))
     return LanguageModel(module.eval(), chat, dtype)
 
@@ -112,6 +118,7 @@ def load_scalar_model(
     dtype: DType = "float32",
     seed: int = 0,
     trust_remote_code: bool = False,
+    quantize: Quantize = "none",
 ) -> ScalarModel:
     """Loads a reward or value model. From a language model's folder, the trunk is taken and a new zero head is added.
 
@@ -122,7 +129,7 @@ def load_scalar_model(
     config = load_config(name, trust_remote_code)
     fresh = not any("SequenceClassification" in a for a in (config.architectures or []))
     if is_encoder(config):
-        return encoder_scalar(name, config, fresh, device, dtype, seed, trust_remote_code)
+        return encoder_scalar(name, config, fresh, device, dtype, seed, trust_remote_code, quantize)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     chat = Chat(tokenizer, max_length=context_length(config))
     # transformers reads the score at the rightmost token that is not pad: pad must not be what ends an answer
@@ -134,11 +141,12 @@ def load_scalar_model(
             name,
             dtype,
             trust_remote_code,
+            device=device,
+            quantize=quantize,
             may_miss=(lambda key: key.startswith("score.")) if fresh else None,
             num_labels=1,
             pad_token_id=pad,
         )
-    module.to(pick_device(device))
     head = getattr(module, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise ModelError("this architecture has no scalar head in transformers", where=name)
@@ -217,6 +225,6 @@ def save_model(model: Trunk, folder: Path) -> None:
     if settings is not None and isinstance(model, LanguageModel):
         settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
     with written(folder):
-        with model.plain(), merged(model.backbone, model.adapters), quiet():
+        with model.plain(), merged(model.backbone, model.adapters), full_width(model.module), quiet():
             model.module.save_pretrained(folder)
         model.chat.tokenizer.save_pretrained(folder)

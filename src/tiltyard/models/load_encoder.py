@@ -23,11 +23,11 @@ from tiltyard.models.encoder import EncoderScalar, MaskedModel, is_encoder
 from tiltyard.models.language import DType
 from tiltyard.models.pretrained import (
     TORCH_DTYPE,
+    Quantize,
     context_length,
     from_pretrained,
     load_config,
     load_tokenizer,
-    pick_device,
     preset_shape,
     resolve,
 )
@@ -64,6 +64,7 @@ def load_masked_model(
     device: str = "auto",
     dtype: DType = "float32",
     trust_remote_code: bool = False,
+    quantize: Quantize = "none",
 ) -> MaskedModel:
     """Loads any encoder that `AutoModelForMaskedLM` knows, with its tokenizer, which must have a mask token."""
     name = resolve(source)
@@ -74,7 +75,8 @@ def load_masked_model(
             expected="an encoder (a masked language model)",
             fix="train a decoder with pretrain instead of mlm",
         )
-    module = from_pretrained(AutoModelForMaskedLM, name, dtype, trust_remote_code).to(pick_device(device))
+    how: dict[str, Any] = {"device": device, "quantize": quantize}
+    module = from_pretrained(AutoModelForMaskedLM, name, dtype, trust_remote_code, **how)
     return MaskedModel(module.eval(), _encoder_chat(name, module, trust_remote_code), dtype)
 
 
@@ -88,7 +90,7 @@ def _encoder_chat(name: str, module: nn.Module, trust: bool) -> Chat:
 
 
 def encoder_scalar(
-    name: str, config: Any, fresh: bool, device: str, dtype: DType, seed: int, trust: bool
+    name: str, config: Any, fresh: bool, device: str, dtype: DType, seed: int, trust: bool, quantize: Quantize
 ) -> EncoderScalar:
     """A reward model on an encoder. What stands between the encoder and a new last layer is drawn by `seed`."""
     known: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
@@ -100,9 +102,16 @@ def encoder_scalar(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = from_pretrained(
-            AutoModelForSequenceClassification, name, dtype, trust, may_miss=may_miss if fresh else None, num_labels=1
+            AutoModelForSequenceClassification,
+            name,
+            dtype,
+            trust,
+            device=device,
+            quantize=quantize,
+            may_miss=may_miss if fresh else None,
+            num_labels=1,
         )
-    model = EncoderScalar(module.to(pick_device(device)).eval(), _encoder_chat(name, module, trust), dtype)
+    model = EncoderScalar(module.eval(), _encoder_chat(name, module, trust), dtype)
     head = model.head
     if fresh:
         nn.init.zeros_(head.weight)

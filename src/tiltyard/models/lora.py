@@ -249,12 +249,32 @@ def merged(trunk: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
 @torch.no_grad()
 def _merged(layer: Any, names: tuple[str, ...]) -> nn.Module:
     base = layer.get_base_layer()
-    deltas = [layer.get_delta_weight(name) for name in names if name in layer.lora_A]
-    plain = copy.copy(base)
+    weight = base.weight
+    if (state := getattr(weight, "quant_state", None)) is not None:  # four bits a weight
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, state)
+        plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    else:
+        plain = copy.copy(base)
     plain._parameters = dict(base._parameters)
-    weight = sum(deltas, start=base.weight)
-    plain._parameters["weight"] = nn.Parameter(weight.detach(), requires_grad=False)
+    deltas = [layer.get_delta_weight(name) for name in names if name in layer.lora_A]
+    plain._parameters["weight"] = nn.Parameter(sum(deltas, start=weight).detach(), requires_grad=False)
     return plain
+
+
+@contextmanager
+def full_width(module: Any) -> Iterator[None]:
+    """Inside it a module whose weights were loaded in 4 bits is written as the ordinary one that `merged` makes it."""
+    before = getattr(module, "hf_quantizer", None), getattr(module.config, "quantization_config", None)
+    if before[0] is not None:
+        module.hf_quantizer = None
+        del module.config.quantization_config
+    try:
+        yield
+    finally:
+        if before[0] is not None:
+            module.hf_quantizer, module.config.quantization_config = before
 
 
 def remembering(module: nn.Module, trunk: nn.Module) -> None:

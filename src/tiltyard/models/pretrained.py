@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ PRESETS: dict[str, tuple[int, int, int, int, int]] = {
     "12m": (256, 8, 8, 8, 688),
     "60m": (512, 12, 8, 4, 1376),
 }
+Quantize = Literal["none", "4bit"]
 TORCH_DTYPE: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.float32,  # weights in float32, arithmetic in bfloat16 (autocast)
@@ -121,9 +123,20 @@ def written(folder: Path) -> Iterator[None]:
 
 
 def from_pretrained(
-    auto: Any, source: str, dtype: DType, trust: bool, may_miss: Callable[[str], bool] | None = None, **kwargs: Any
+    auto: Any,
+    source: str,
+    dtype: DType,
+    trust: bool,
+    *,
+    device: str,
+    quantize: Quantize = "none",
+    may_miss: Callable[[str], bool] | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """The module, every weight of which came from the files but those whose name `may_miss` allows."""
+    """The module on its device, every weight of which came from the files but those whose name `may_miss` allows."""
+    where = pick_device(device)
+    four = quantize == "4bit"
+    more = {"quantization_config": in_four_bits(where, dtype), "device_map": {"": where}} if four else {}
     with quiet(), said_plainly("model", source):
         module, info = auto.from_pretrained(
             source,
@@ -131,6 +144,7 @@ def from_pretrained(
             use_safetensors=True,
             trust_remote_code=trust,
             output_loading_info=True,
+            **more,
             **kwargs,
         )
     missing = sorted(k for k in info["missing_keys"] if not (may_miss and may_miss(k)))
@@ -142,7 +156,38 @@ def from_pretrained(
             expected=f"all weights of {type(module).__name__}",
             fix="the files are incomplete, or they hold a model of another kind (a reward model has no language head)",
         )
-    return module
+    return module if four else module.to(where)  # weights in 4 bits were put there as they were made
+
+
+def in_four_bits(device: torch.device, dtype: DType) -> Any:
+    """How transformers is told to load a trunk in 4 bits (QLoRA's NormalFloat, its scales in 8 bits).
+
+    Raises:
+        ConfigError: no CUDA device, or no bitsandbytes.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            "weights in 4 bits need a CUDA device",
+            where="quantize",
+            got=f"quantize=4bit on {device}",
+            expected="a machine with CUDA",
+            fix="set quantize=none; lora alone already leaves out gradients and moments of the trunk",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "weights in 4 bits need bitsandbytes, which is not installed",
+            where="quantize",
+            got="quantize=4bit",
+            fix="pip install 'tiltyard[qlora]', or set quantize=none",
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "bfloat16" else TORCH_DTYPE[dtype],
+    )
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

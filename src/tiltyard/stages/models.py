@@ -32,6 +32,14 @@ from tiltyard.training.algorithm import Models
 def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     """The models a method declares. The reference is the model as the stage starts, or the one named by `ref`."""
     common = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
+    own: dict[str, Any] = {**common, "quantize": settings.quantize}  # of the trunk that is trained, or adapted
+    if settings.quantize != "none" and settings.lora is None:
+        raise ConfigError(
+            "weights in 4 bits cannot be trained themselves",
+            where=f"{context.name}.quantize",
+            got=f"quantize={settings.quantize} without lora",
+            fix="set lora={}: adapters are trained on the quantised trunk",
+        )
     if method.family == "pretrain" and not settings.model:
         if settings.lora is not None:
             raise ConfigError(
@@ -44,11 +52,11 @@ def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     folder = model_folder(context, settings.model)
     trained = method.trains[0]
     if "encoder" in method.trains:
-        models = Models(encoder=load_masked_model(folder, **common))
+        models = Models(encoder=load_masked_model(folder, **own))
     elif method.family == "reward":
-        models = Models(reward=load_scalar_model(folder, seed=settings.seed, **common))
+        models = Models(reward=load_scalar_model(folder, seed=settings.seed, **own))
     else:
-        models = Models(policy=load_language_model(folder, **common))
+        models = Models(policy=load_language_model(folder, **own))
     if settings.lora is not None:
         model = adapt(models.get(trained), settings.lora, trained, settings.seed)
         count = sum(p.numel() for p in model.parameters())

@@ -9,6 +9,7 @@ from pydantic import Field
 from tiltyard.config import Settings
 from tiltyard.models.language import DType
 from tiltyard.models.lora import Lora
+from tiltyard.models.pretrained import Quantize
 from tiltyard.types import MICRO_TOKENS
 
 
@@ -37,6 +38,10 @@ class TrainSettings(Settings):
     lora: Annotated[
         Lora | None, Field(description="train adapters on a frozen trunk: `lora={}`, `lora.rank=8`; empty: all weights")
     ] = None
+    quantize: Annotated[
+        Quantize,
+        Field(description="4bit: the trunk under lora in 4 bits a weight (QLoRA); needs CUDA, bitsandbytes"),
+    ] = "none"
     gradient_checkpointing: Annotated[bool, Field(description="recompute activations: less memory, more time")] = False
     save_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: only at the end")] = 50
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out data; 0: at the end")] = 0

@@ -32,7 +32,8 @@ LAWS = [
 @given(
     seed=st.integers(0, 10**6),
     temperature=st.floats(0.1, 3),
-    top_p=st.floats(0.01, 1),
+    # a sum of probabilities may be 1 less a rounding error: there the order of addition decides
+    top_p=st.floats(0.01, 0.999) | st.just(1.0),
     top_k=st.integers(0, 40),
     width=st.floats(0.1, 30),
 )

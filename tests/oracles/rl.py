@@ -150,9 +150,9 @@ REINFORCE_PP: Toys = {
     "kl = 0": lambda: ends(lambda s: reinforce_pp(s, kl=0.0, missing_eos="none"), winner, within=1e-2, lr=5e-2),
 }
 GRPO: Toys = {
-    # unlike pi* this law leaves each answer a gradient of its own, so what is reached has noise (lab book: 0.001)
+    # unlike pi* this law leaves each answer a gradient of its own, so what is reached has noise (lab book: 0.002)
     "k3 in the loss": lambda: ends(
-        lambda s: grpo(s, kl=KL, scale="none"), forward_pull(KL, 2 * N), 2 * N, within=1e-2, lr=2e-2
+        lambda s: grpo(s, kl=KL, scale="none"), forward_pull(KL, 4 * N), 4 * N, within=1e-2, lr=2e-2
     ),
     "k1 in the reward": lambda: ends(lambda s: grpo(s, kl=KL, kl_form="reward_k1", scale="none"), tilt(KL), lr=2e-2),
 }

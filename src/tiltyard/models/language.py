@@ -116,7 +116,8 @@ class Trunk:
         """Last hidden states [T, d] of every token of the forest. `cache` collects keys and values for decoding."""
         if not self.packed:
             return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
-        ids, position = forest.filled_up(products.ROUND if products.onednn() and forest.T > products.ROUND else 1)
+        there = products.onednn() and self.dtype == "float32" and forest.device.type == "cpu"
+        ids, position = forest.filled_up(products.ROUND if there and forest.T > products.ROUND else 1)
         with self.autocast():
             out = self.backbone(
                 input_ids=ids[None],

@@ -124,8 +124,8 @@ SHOWN = (  # what the live line shows, where a method has it: metric, label, for
     ("loss", "loss", "{:.3f}"),
     ("accuracy", "acc", "{:.2f}"),
     ("score", "reward", "{:+.2f}"),
-    ("kl_exact", "KL", "{:.2f}"),
-    ("kl", "KL", "{:.2f}"),  # where it is not known exactly
+    ("kl_exact", "KL", "{:z.2f}"),  # z: no -0.00
+    ("kl", "KL", "{:z.2f}"),  # where it is not known exactly
     ("length", "len", "{:.0f}"),
 )
 

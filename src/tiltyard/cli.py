@@ -81,13 +81,14 @@ def run(
     dry_run: DryRun = False,
     json_output: Json = False,
     runs: Runs = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="Stages at a time, where they do not need each other.")] = 1,
 ) -> None:
     """Run a recipe; run it again to go on where it stopped."""
     from tiltyard.pipeline import run_recipe
     from tiltyard.pipeline.ranks import is_main
 
     console = console_for(json_output)
-    outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, console=console)
+    outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, jobs=jobs, console=console)
     if json_output:
         emit(outcome)
     elif not dry_run and is_main():

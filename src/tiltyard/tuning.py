@@ -16,6 +16,7 @@ import sys
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
 KEEP = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20))
 OFF = "TILTYARD_NO_TUNE"
+_on = [False]
 OWN = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
 
 
@@ -39,4 +40,10 @@ def tune() -> bool:
     if could_tune():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(bool(mallopt(ctypes.c_int(name), ctypes.c_int(value))) for name, value in KEEP)
+    _on[0] = all(bool(mallopt(ctypes.c_int(name), ctypes.c_int(value))) for name, value in KEEP)
+    return _on[0]
+
+
+def on() -> bool:
+    """Whether this process keeps its memory."""
+    return _on[0]

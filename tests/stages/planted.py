@@ -117,7 +117,7 @@ class Calls:
     counts: dict[str, int] = field(default_factory=dict)
 
     def plant(self) -> None:
-        real, run = _Run._do, 0
+        real, run = _Run.do, 0
 
         def seen(frame: FrameType, event: str, arg: object) -> None:  # the signature of sys.settrace
             nonlocal run
@@ -137,4 +137,4 @@ class Calls:
                 sys.settrace(None)
                 self.counts[step.name] = run
 
-        _Run._do = counted  # type: ignore[method-assign]
+        _Run.do = counted  # type: ignore[method-assign]

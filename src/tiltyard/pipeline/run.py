@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import sweep
 from tiltyard.pipeline import ranks, state
+from tiltyard.pipeline.jobs import threads_for, workers
 from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
 from tiltyard.pipeline.show import show_plan, show_start
 from tiltyard.stages.base import StageContext, jsonable, read_json
@@ -26,6 +27,7 @@ def run_recipe(
     *,
     dry_run: bool = False,
     runs_root: str | Path = "runs",
+    jobs: int = 1,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run a recipe file; finished stages are skipped, an interrupted one is resumed.
@@ -35,12 +37,27 @@ def run_recipe(
         overrides: `stage.key=value`, `defaults.key=value`, `name=value`.
         dry_run: check everything and print the plan; nothing is written.
         runs_root: the run lives in `runs_root/NAME/STAGE/`.
+        jobs: stages at a time; stages that need each other wait for each other. Each has its share of the cores.
         console: where progress goes.
 
     Returns:
         `name`, `folder` and, per stage, `kind`, `status`, `why`, `folder`, and `seconds` and `result` or `plan`.
     """
-    return run(read_recipe(path, overrides), dry_run=dry_run, runs_root=runs_root, console=console)
+    return run(read_recipe(path, overrides), dry_run=dry_run, runs_root=runs_root, jobs=jobs, console=console)
+
+
+def do_stage(recipe: Recipe, folder: Path, console: Console, order: Mapping[str, Any]) -> None:
+    """One stage of a run, in a worker (`jobs`) whose parent has decided all."""
+    import torch
+
+    work = _Run(recipe, folder, console, check(recipe))
+    step = next(step for step in work.steps if step.name == order["stage"])
+    work.prints[step.name] = state.Print(**order["print"])
+    work.decisions[step.name] = state.Decision(**order["decision"])
+    for name in order["finished"]:
+        work.finished(name)
+    torch.set_num_threads(order["threads"])
+    work.do(step)
 
 
 def run_stage(
@@ -60,16 +77,24 @@ def run_stage(
 
 
 def run(
-    recipe: Recipe, *, dry_run: bool = False, runs_root: str | Path = "runs", console: Console | None = None
+    recipe: Recipe,
+    *,
+    dry_run: bool = False,
+    runs_root: str | Path = "runs",
+    jobs: int = 1,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Run a recipe that is already in memory."""
+    if jobs < 1 or (jobs > 1 and ranks.several()):
+        expected = "at least 1; under torchrun 1, for there every stage has all processes"
+        raise ConfigError("so many stages at a time cannot be", where="jobs", got=jobs, expected=expected)
     steps = check(recipe)
     console = (console or Console()) if ranks.is_main() else Console(quiet=True)
     work = _Run(recipe, Path(runs_root) / recipe.name, console, steps)
     if dry_run:
         return work.plan()
-    with state.locked(work.folder) if ranks.is_main() else contextlib.nullcontext():
-        outcome = work.execute()
+    with state.locked(work.folder) if ranks.is_main() else contextlib.nullcontext() as lock:
+        outcome = work.execute() if jobs == 1 or lock is None else work.execute_together(jobs, lock)
     ranks.rest()
     return outcome
 
@@ -139,21 +164,66 @@ class _Run:
             sweep(self.folder)
             self.decide(keep=True)
         self.prints, self.decisions = ranks.share((self.prints, self.decisions))
-        stages = {}
         for step in self.steps:
-            if self.decisions[step.name].action == "skip":
-                self.console.print(f"[bold]{step.name}[/]: {self.decisions[step.name].why}, skipped", highlight=False)
-            else:
-                self._do(step)
-            done = read_json(self.folder / step.name / "done.json") or {}
-            self.outputs[step.name] = self.folder / step.name
-            self.seconds[step.name] = float(done.get("seconds", 0.0))
-            self.results[step.name] = done.get("result") or {}
-            result = {"seconds": self.seconds[step.name], "result": self.results[step.name]}
-            stages[step.name] = {**self._head(step), **result}
+            if not self._skipped(step):
+                self.do(step)
+            self.finished(step.name)
+        return self._outcome()
+
+    def execute_together(self, jobs: int, lock: IO[str]) -> dict[str, Any]:
+        """Up to `jobs` stages at a time, each as soon as those it needs are done. One that fails lets those that run
+        end, and no other begins."""
+        import torch
+
+        sweep(self.folder)
+        self.decide(keep=True)
+        threads = threads_for(self.steps, jobs, torch.get_num_threads())
+        waiting = [step for step in self.steps if not self._skipped(step)]
+        done = {step.name for step in self.steps} - {step.name for step in waiting}
+        failed: TiltyardError | None = None
+        with workers(self.recipe, self.folder, min(jobs, max(1, len(waiting))), lock, self.console) as crew:
+            while crew.busy or (waiting and not failed):
+                ready = [] if failed else [step for step in waiting if done.issuperset(step.uses)]
+                for step in ready[: len(crew.free)]:
+                    waiting.remove(step)
+                    crew.start(step.name, self._order(step, done, threads[step.name]))
+                name, error = crew.next_done()
+                failed = failed or error
+                done |= {name} if error is None else set()
+        if failed:
+            raise failed
+        for step in self.steps:
+            self.finished(step.name)
+        return self._outcome()
+
+    def _order(self, step: Step, done: Collection[str], threads: int) -> dict[str, Any]:
+        """What a worker has to know to do one stage as it would be done alone."""
+        names = [one.name for one in self.steps]
+        earlier = [name for name in names[: names.index(step.name)] if name in done]
+        told = {"print": asdict(self.prints[step.name]), "decision": asdict(self.decisions[step.name])}
+        return {**told, "finished": earlier, "threads": threads}
+
+    def _skipped(self, step: Step) -> bool:
+        if self.decisions[step.name].action != "skip":
+            return False
+        self.console.print(f"[bold]{step.name}[/]: {self.decisions[step.name].why}, skipped", highlight=False)
+        return True
+
+    def finished(self, name: str) -> None:
+        """Takes up what a stage that is done has left."""
+        done = read_json(self.folder / name / "done.json") or {}
+        self.outputs[name] = self.folder / name
+        self.seconds[name] = float(done.get("seconds", 0.0))
+        self.results[name] = done.get("result") or {}
+
+    def _outcome(self) -> dict[str, Any]:
+        stages = {
+            step.name: self._head(step) | {"seconds": self.seconds[step.name], "result": self.results[step.name]}
+            for step in self.steps
+        }
         return {"name": self.recipe.name, "folder": str(self.folder), "stages": stages}
 
-    def _do(self, step: Step) -> None:
+    def do(self, step: Step) -> None:
         """One stage, from `config.json` to `done.json`."""
         folder, decision, new = self.folder / step.name, self.decisions[step.name], self.prints[step.name]
         execution = ""

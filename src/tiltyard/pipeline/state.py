@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from tiltyard.errors import TiltyardError
 from tiltyard.files import sync_folder
@@ -226,8 +226,8 @@ def execution_id(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def locked(run_folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process alone; the lock dies with the process."""
+def locked(run_folder: Path) -> Iterator[IO[str]]:
+    """Hold the run folder for this process alone; the lock dies with the process, and those it gave the file to."""
     run_folder.mkdir(parents=True, exist_ok=True)
     with (run_folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -244,7 +244,7 @@ def locked(run_folder: Path) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield file
 
 
 def package_version() -> str:

@@ -10,7 +10,7 @@ import json
 import random
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -39,11 +39,12 @@ class LabelSettings(Settings):
     annotators: Annotated[list[str], Field(description="names of annotators; empty: all of the world's")] = []
     seed: Annotated[int, Field(ge=0, description="of sampling and of the annotators' noise")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
 
 
 def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     """Samples K answers a prompt and has a random annotator rank each group."""
-    model = load_language_model(model_folder(context, settings.model), device=settings.device)
+    model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
     if odd := [p for p in prompts if not is_world(Group(p, ()))]:
         raise DataError(

@@ -134,10 +134,15 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _speed() -> Iterator[Check]:
     """Who multiplies on the CPU, and whether freed memory is kept."""
+    from tiltyard.models.kernels import kernels
     from tiltyard.models.products import onednn
     from tiltyard.tuning import could_tune
 
     yield Check("products", "ok", "float32 by oneDNN, which is faster here" if onednn() else "float32 by torch")
+    found = kernels()
+    told = f"compiled by {found.why}" if found.library else f"{found.why}: torch does it, at about half the speed"
+    fix = "" if found.library else "install a C compiler, e.g. apt install gcc"
+    yield Check("sampling kernels", "ok" if found.library else "missing", told, fix)
     yield Check("allocator", "ok", could_tune() or "freed memory stays with the process (--no-tune leaves it alone)")
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
+from tiltyard.models.compiled import Compiled
+from tiltyard.models.kernels import kernels
 from tiltyard.models.products import Linear, Ready
 
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
@@ -66,11 +68,7 @@ class Lean:
         self.embedding, self.last_norm = backbone.embed_tokens.weight, backbone.norm
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [self._layer(block) for block in backbone.layers]
-        positions = torch.arange(longest, device=self.embedding.device)[None]
-        cos, sin = backbone.rotary_emb(self.embedding, positions)
-        half = cos.shape[-1] // 2
-        # x rotated = x cos + (second half, first half of x) sin, the sine of the first half negative
-        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        self.cos, self.sin = _rotary(backbone, longest)
 
     def _layer(self, block: Any) -> _Layer:
         attention, mlp = block.self_attn, block.mlp
@@ -110,6 +108,22 @@ class Lean:
         x = layer.o.plus(mixed, x)
         seen = _norm(x, layer.norm_mid)
         return layer.down.plus(layer.up.times(seen, layer.gate(seen, "swish")), x)
+
+
+def _rotary(backbone: Any, longest: int) -> tuple[Tensor, Tensor]:
+    """cos, sin [longest, D]: x rotated = x cos + (second half, first half of x) sin, sin's first half negative."""
+    weight = backbone.embed_tokens.weight
+    cos, sin = backbone.rotary_emb(weight, torch.arange(longest, device=weight.device)[None])
+    half = cos.shape[-1] // 2
+    return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+
+
+def lean(backbone: Any, head: nn.Linear, longest: int) -> Lean | Compiled:
+    """The fastest road of a decoder that `fits` here: decode.c on CPUs that have a compiler, else torch."""
+    library = kernels().library if head.weight.device.type == "cpu" else None
+    if library is None:
+        return Lean(backbone, head, longest)
+    return Compiled(library, backbone, head, *_rotary(backbone, longest))
 
 
 def fits(backbone: Any) -> bool:

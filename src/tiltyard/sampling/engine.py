@@ -14,9 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tiltyard.models.compiled import Compiled
 from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lean import Lean, fits
+from tiltyard.models.lean import lean as lean_road
 from tiltyard.models.lora import merged
 from tiltyard.sampling.slots import Slots
 from tiltyard.types import Group, Prompt
@@ -52,10 +54,10 @@ class Packed:
     def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, slots: int, capacity: int, lean: bool):
         self.model, self.prompts, self.n = model, prompts, n
         self.slots = Slots(slots, capacity, model.device)
-        self.lean: Lean | None = None
+        self.lean: Lean | Compiled | None = None
         if lean:
             with merged(model.backbone, model.adapters):  # a snapshot of what the adapters make of the weights
-                self.lean = Lean(model.backbone, model.head, capacity)
+                self.lean = lean_road(model.backbone, model.head, capacity)
         self.first, self.forest = 0, plant([], model.device)  # prompts from `first` on are computed and wait for slots
         self.hidden: Tensor | None = None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tiltyard.models.compiled import drawn
+from tiltyard.models.kernels import kernels
 from tiltyard.sampling.settings import SampleSettings
 
 
@@ -48,6 +50,9 @@ def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tupl
     The inverse CDF in two stages, first among blocks of tokens, then within the block: the long running sum in float64
     over the vocabulary, which costs more than all else here, is never made.
     """
+    library = kernels().library if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32 else None
+    if library is not None:
+        return drawn(library, logits_NV.contiguous(), temperature, uniform_N)
     rows, vocabulary = logits_NV.shape
     z = logits_NV / temperature if temperature != 1 else logits_NV
     probs = nn.functional.pad(z.softmax(-1), (0, -vocabulary % BLOCK))

@@ -1,7 +1,7 @@
 """Keys and values of running answers: preallocated slots on a ring, so that every row writes the same column.
 
-    key_l    [slots, kv heads, D, C]     value_l  [slots, kv heads, C, D]      one pair a layer
-    length_S [slots]                     tokens a slot holds
+    key_l, value_l [slots, kv heads, C, D]     one pair a layer
+    length_S       [slots]                     tokens a slot holds
 
     column   0  .  .  .  .  .  .  .  .  .  now .  .  C-1
     slot 0         p  p  p  p  a  a  a  a   *              p prompt, a answer so far, * the token being computed
@@ -10,8 +10,8 @@
 
 A step writes column `now` of all slots in one copy and moves `now` on, around the ring. The columns of a slot hold
 consecutive tokens, so column c holds the token that is (now - c) mod C back, and a slot may look at it if that is at
-most `length_S`; anything else there is rubbish of answers that have ended. Keys lie transposed: the logits of a row are
-one product. Prompts are computed once each, packed, and copied to the slots of their answers.
+most `length_S`; anything else there is rubbish of answers that have ended. Prompts are computed once each, packed, and
+copied to the slots of their answers.
 
 Decoding reads far more keys and values than it has arithmetic to do with them, so columns that no row needs must not be
 read: slots are attended to in bands of neighbours, each over the columns that its longest row needs.
@@ -66,14 +66,11 @@ class Slots:
         cut = min(longest, self.capacity - first)  # what lies before the ring's end
         at = torch.tensor(slots, device=self.device)
         for layer, (key_HTD, value_HTD) in self._packed.items():
-            key, value = self._rows(layer, key_HTD, value_HTD)
-            block_k, block_v = key_HTD[:, gather].permute(1, 0, 3, 2), value_HTD[:, gather].transpose(0, 1)
-            key[at, :, :, first : first + cut], value[at, :, first : first + cut] = (
-                block_k[..., :cut],
-                block_v[:, :, :cut],
-            )
-            if cut < longest:
-                key[at, :, :, : longest - cut], value[at, :, : longest - cut] = block_k[..., cut:], block_v[:, :, cut:]
+            for store, packed in zip(self._rows(layer, key_HTD, value_HTD), (key_HTD, value_HTD), strict=True):
+                block = packed[:, gather].transpose(0, 1)
+                store[at, :, first : first + cut] = block[:, :, :cut]
+                if cut < longest:
+                    store[at, :, : longest - cut] = block[:, :, cut:]
         held = [n + self.now - self._since for n in self.lengths]
         held += [0] * (max(slots) + 1 - len(held))
         for slot, length in zip(slots, lengths.tolist(), strict=True):
@@ -83,9 +80,9 @@ class Slots:
     def _rows(self, layer: int, key_HTD: Tensor, value_HTD: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's store. It starts as zeros: what is hidden is multiplied by 0, which must not meet a NaN."""
         if layer not in self.keys:
-            (heads, _, width), (value_heads, _, value_width) = key_HTD.shape, value_HTD.shape
-            self.keys[layer] = key_HTD.new_zeros(self.slots, heads, width, self.capacity)
-            self.values[layer] = value_HTD.new_zeros(self.slots, value_heads, self.capacity, value_width)
+            (heads, _, width), value_width = key_HTD.shape, value_HTD.shape[-1]
+            self.keys[layer] = key_HTD.new_zeros(self.slots, heads, self.capacity, width)
+            self.values[layer] = value_HTD.new_zeros(self.slots, heads, self.capacity, value_width)
         return self.keys[layer], self.values[layer]
 
     # -------------------------------------------------------------------------------------------------- steps
@@ -112,7 +109,7 @@ class Slots:
         rows, heads, width = q.shape
         keys, values = self.keys[layer][:rows], self.values[layer][:rows]
         column = self.now % self.capacity
-        keys[:, :, :, column], values[:, :, column] = key, value
+        keys[:, :, column], values[:, :, column] = key, value
         kv_heads = keys.shape[1]
         # query heads that share a key head lie side by side: no key is repeated
         shared = (q * scaling).reshape(rows, kv_heads, heads // kv_heads, width)
@@ -125,7 +122,7 @@ class Slots:
         """The attention of one band's slots: [slots * kv heads, heads that share, D]."""
         first, end, _ = self._bands[band]
         low, high = self._span(band, window)
-        logits = torch.bmm(q[first:end].flatten(0, 1), keys[first:end, ..., low:high].flatten(0, 1))
+        logits = torch.bmm(q[first:end].flatten(0, 1), keys[first:end, :, low:high].flatten(0, 1).mT)
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         logits.view(end - first, -1, high - low).add_(self._bias(band, window, low, high, logits.dtype))
@@ -172,7 +169,7 @@ class Slots:
         """The slots now hold so many tokens: finds the bands that are worth their calls."""
         self.lengths, self._since, self._read = lengths, self.now, {}
         self.length_S = torch.tensor(lengths, dtype=torch.long, device=self.device)
-        numbers = sum(part.shape[1] * part.shape[2 if keys else 3] for keys, part in self._first_layer())
+        numbers = sum(store.shape[1] * store.shape[3] for store in self._first_layer())
         size = max(BAND, -(-len(lengths) // 8))
         self._bands = []
         for first in range(0, len(lengths), size):
@@ -187,6 +184,6 @@ class Slots:
                     continue
             self._bands.append((first, end, longest))
 
-    def _first_layer(self) -> list[tuple[bool, Tensor]]:
+    def _first_layer(self) -> list[Tensor]:
         layer = next(iter(self.keys), None)
-        return [] if layer is None else [(True, self.keys[layer]), (False, self.values[layer])]
+        return [] if layer is None else [self.keys[layer], self.values[layer]]

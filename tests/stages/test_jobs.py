@@ -43,7 +43,11 @@ stages:
 def command(path: Path, root: Path, *words: str) -> subprocess.Popen[str]:
     go = [sys.executable, "-m", "tiltyard.cli", "run", str(path), "--runs", str(root), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(go, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    # a process in the background inherits that Ctrl-C is ignored, and so would its children
+    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.Popen(
+        go, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listen
+    )
 
 
 def done(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:

@@ -46,7 +46,12 @@ def command(path: Path, root: Path, *words: str) -> subprocess.Popen[str]:
     # a process in the background inherits that Ctrl-C is ignored, and so would its children
     listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     return subprocess.Popen(
-        go, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listen
+        go,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=listen,  # noqa: PLW1509 - no threads
     )
 
 

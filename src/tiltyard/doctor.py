@@ -140,9 +140,9 @@ def _speed() -> Iterator[Check]:
 
     yield Check("products", "ok", "float32 by oneDNN, which is faster here" if onednn() else "float32 by torch")
     found = kernels()
-    told = f"compiled by {found.why}" if found.library else f"{found.why}: torch does it, at about half the speed"
+    told = f"decoding and attention compiled by {found.why}" if found.library else f"{found.why}: torch does it, slower"
     fix = "" if found.library else "install a C compiler, e.g. apt install gcc"
-    yield Check("sampling kernels", "ok" if found.library else "missing", told, fix)
+    yield Check("kernels", "ok" if found.library else "missing", told, fix)
     yield Check("allocator", "ok", could_tune() or "freed memory stays with the process (--no-tune leaves it alone)")
 
 

@@ -7,20 +7,9 @@
  * region, and keys and values are read at the speed of memory. A number is always summed in the same order, whatever the
  * number of rows and threads: a row's answer does not depend on its neighbours.
  */
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
+#include "products.h"
 
-#define PANEL 32 /* outputs of a product that are computed together: two vectors of 16 */
-#define BLOCK 64 /* columns of values at a time */
-#ifdef __AVX512F__
-#define TILE 12 /* rows computed together: their sums fill the registers */
-#else
-#define TILE 3
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vector __attribute__((vector_size(64), aligned(4), may_alias));
+#define BLOCK 64 /* columns of values at a time, and tokens whose probabilities are added up together */
 
 typedef struct {
     const float *weight, *bias; /* bias may be NULL */
@@ -42,78 +31,7 @@ typedef struct {
     float eps;
 } Model;
 
-/* e^x for x <= 0, to 2 units in the last place: 2^k times a Taylor series around 0; 0 below the least normal number. In a
- * form that compilers vectorise. */
-INLINE float exponential(float x)
-{
-    float above = x < -87.0f ? -87.0f : x;
-    float k = __builtin_rintf(above * 1.44269504f);
-    float r = above - k * 0.693359375f; /* ln 2 in two parts: the first has few bits, so its product is exact */
-    r = r + k * 2.12194440e-4f;
-    float y = 1.0f / 720 + r * (1.0f / 5040);
-    y = 1.0f + r * (1.0f + r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * y)))));
-    int bits = ((int)k + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? 0.0f : y * power;
-}
-
-INLINE float silu(float x)
-{
-    float e = exponential(x < 0 ? x : -x);
-    return x * (x < 0 ? e : 1.0f) / (1.0f + e);
-}
-
 /* ------------------------------------------------------------------------------------------------ products */
-
-enum { STORE, ADD, GATED };
-
-/* `n` rows times one panel. STORE and ADD write to out [rows][stride], GATED writes silu(first 16) * (last 16). */
-INLINE void tile(float *out, long stride, const float *x, const float *panel, const float *bias, long in, long left,
-                 const int kind, const int n)
-{
-    vector a[n], b[n];
-#pragma GCC unroll 16
-    for (int r = 0; r < n; r++) {
-        a[r] = bias ? *(const vector *)bias : (vector){0};
-        b[r] = bias ? *(const vector *)(bias + 16) : (vector){0};
-    }
-    for (long i = 0; i < in; i++) {
-        vector w = *(const vector *)(panel + i * PANEL), v = *(const vector *)(panel + i * PANEL + 16);
-#pragma GCC unroll 16
-        for (int r = 0; r < n; r++) {
-            a[r] += x[r * in + i] * w;
-            b[r] += x[r * in + i] * v;
-        }
-    }
-    float sums[PANEL];
-#pragma GCC unroll 16
-    for (int r = 0; r < n; r++) {
-        *(vector *)sums = a[r];
-        *(vector *)(sums + 16) = b[r];
-        float *to = out + r * stride;
-        if (kind == GATED)
-            for (long c = 0; c < 16; c++)
-                sums[c] = silu(sums[c]) * sums[16 + c];
-        if (kind == ADD)
-            for (long c = 0; c < left; c++)
-                to[c] += sums[c];
-        else
-            memcpy(to, sums, left * sizeof(float));
-    }
-}
-
-INLINE void tiles(float *out, long stride, const float *x, const float *panel, const float *bias, long in, long left,
-                  const int kind, long n)
-{
-#define ROWS(known) case known: tile(out, stride, x, panel, bias, in, left, kind, known); break
-    switch (n) {
-        ROWS(1); ROWS(2); ROWS(3);
-#if TILE > 3
-        ROWS(4); ROWS(5); ROWS(6); ROWS(7); ROWS(8); ROWS(9); ROWS(10); ROWS(11); ROWS(12);
-#endif
-    }
-}
 
 /* x [rows][in] times the weights; the threads of the region share it and meet at its end */
 INLINE void product(float *out, const float *x, const Product *p, long rows, const int kind)
@@ -124,8 +42,9 @@ INLINE void product(float *out, const float *x, const Product *p, long rows, con
     for (long panel = 0; panel < panels; panel++)
         for (long row = 0; row < rows; row += TILE) {
             long left = stride - panel * made < made ? stride - panel * made : made;
-            tiles(out + row * stride + panel * made, stride, x + row * p->in, p->weight + panel * PANEL * p->in,
-                  p->bias ? p->bias + panel * PANEL : NULL, p->in, left, kind, rows - row < TILE ? rows - row : TILE);
+            tiles(out + row * stride + panel * made, stride, x + row * p->in, p->in, 1,
+                  p->weight + panel * PANEL * p->in, p->bias ? p->bias + panel * PANEL : NULL, p->in, left, kind,
+                  rows - row < TILE ? rows - row : TILE);
         }
 }
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.errors import DataError
+from tiltyard.models.trees import Pieces, pieces_of
 from tiltyard.types import Group
 
 
@@ -111,6 +112,10 @@ class Forest:
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         return _tiles(self)
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        return pieces_of(self)
 
     def filled_up(self, to: int) -> tuple[Tensor, Tensor]:
         """Ids and positions with a few tokens of no tree behind them, so that their number is a multiple of `to`.

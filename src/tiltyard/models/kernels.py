@@ -1,8 +1,8 @@
-"""Compiles decode.c for this processor when it is first needed.
+"""Compiles decode.c and trees.c for this processor when they are first needed.
 
-A step of decoding in torch's own operations is hundreds of small calls, each of which waits for all threads
-(docs/lab.md). The compiled step needs a C compiler at run time; without one, on other devices or under
-`TILTYARD_KERNELS=off`, the same is done in torch.
+A step of decoding in torch's own operations is hundreds of small calls, each of which waits for all threads, and
+attention over trees needs copies and masks that cost more than the attention (docs/lab.md). The kernels need a C compiler
+at run time; without one, on other devices or under `TILTYARD_KERNELS=off`, the same is done in torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).with_name("decode.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "trees.c"))
+HEADER = Path(__file__).with_name("products.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 SECONDS = 120.0  # more than any compiler takes
 OFF = "TILTYARD_KERNELS"
@@ -39,7 +40,7 @@ def compiler() -> str | None:
 
 @cache
 def kernels() -> Found:
-    """decode.c, compiled if this machine has not done it yet."""
+    """The kernels, compiled if this machine has not done it yet."""
     if os.environ.get(OFF, "") == "off":
         return Found(None, f"{OFF}=off")
     if not (found := compiler()):
@@ -54,17 +55,17 @@ def kernels() -> Found:
 
 def _library(found: str) -> Path:
     """Where the compiled file is: in the user's cache, by source, compiler and processor."""
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in (*SOURCES, HEADER))
     version = subprocess.run([found, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
     key = hashlib.sha256(b"\0".join([source, version, " ".join(FLAGS).encode(), _processor()])).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiltyard"
-    path = root / f"decode-{key}.so"
+    path = root / f"kernels-{key}.so"
     if path.exists():
         return path
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=root) as folder:  # several processes may be at it: the last one wins
         made = Path(folder) / path.name
-        command = [found, *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
+        command = [found, *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
         subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
         made.replace(path)
     return path

@@ -1,8 +1,8 @@
 """Compiles decode.c and trees.c for this processor when they are first needed.
 
 A step of decoding in torch's own operations is hundreds of small calls, each of which waits for all threads, and
-attention over trees needs copies and masks that cost more than the attention (docs/lab.md). The kernels need a C compiler
-at run time; without one, on other devices or under `TILTYARD_KERNELS=off`, the same is done in torch.
+attention over trees needs copies and masks that cost more than the attention (docs/lab.md). The kernels need a C
+compiler at run time; without one, on other devices or under `TILTYARD_KERNELS=off`, the same is done in torch.
 """
 
 from __future__ import annotations

@@ -14,8 +14,11 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import tiny
 from tiltyard.doctor import examine
+from tiltyard.models import trees
 from tiltyard.models.compiled import Compiled, drawn, panels
+from tiltyard.models.forest import plant
 from tiltyard.models.kernels import kernels
 from tiltyard.models.lean import Lean, lean
 from tiltyard.sampling.law import draw_whole
@@ -92,6 +95,31 @@ def test_a_step_is_the_same_in_torch(name: str, rows: int, now: int, threads: Ca
         threads(count)
         again = roads[1].step(ids, cache(model, rows, now))
         assert torch.equal(again, found)
+
+
+@needed
+def test_where_memory_begins_changes_no_bit() -> None:
+    """Loops that a compiler begins where memory is aligned would add in another order."""
+    library = kernels().library
+    assert library is not None
+    generator = torch.Generator().manual_seed(0)
+    logits, uniform = torch.randn(3, 501, generator=generator), torch.rand(3, generator=generator)
+    forest = plant([tiny.group(21, 30, 40), tiny.group(50)])
+    qkv = [torch.randn(forest.T, n, 24, generator=generator) for n in (4, 2, 2)]
+    found = []
+    for shift in (0, 1, 3, 7, 8, 15):
+        moved = [_moved(x, shift).requires_grad_() for x in qkv]
+        out = trees.attention(*moved, forest.pieces, 0.3)
+        out.square().sum().backward()
+        found.append([*drawn(library, _moved(logits, shift), 1.0, uniform), out, *(x.grad for x in moved)])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def _moved(x: torch.Tensor, by: int) -> torch.Tensor:
+    """The same numbers at another address: `by` floats after the beginning of a block."""
+    room = torch.empty(x.numel() + by)
+    return room[by:].view(x.shape).copy_(x).detach()
 
 
 @needed

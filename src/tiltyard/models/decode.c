@@ -52,11 +52,7 @@ INLINE void product(float *out, const float *x, const Product *p, long rows, con
 
 INLINE void norm_row(float *out, const float *x, const float *weight, long d, float eps)
 {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (long i = 0; i < d; i++)
-        sum += x[i] * x[i];
-    float scale = 1.0f / sqrtf(sum / d + eps);
+    float scale = 1.0f / sqrtf(sum_up(x, x, d) / d + eps);
     for (long i = 0; i < d; i++)
         out[i] = x[i] * scale * weight[i];
 }
@@ -99,13 +95,8 @@ INLINE void look(float *logits, long stride, const float *queries, const float *
             __builtin_prefetch(values + c * width + i);
             __builtin_prefetch(keys + c * width + i + next);
         }
-        for (long g = 0; g < shared; g++) {
-            float sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (long i = 0; i < width; i++)
-                sum += queries[g * width + i] * keys[c * width + i];
-            logits[g * stride + c] = sum;
-        }
+        for (long g = 0; g < shared; g++)
+            logits[g * stride + c] = sum_up(queries + g * width, keys + c * width, width);
     }
 }
 
@@ -141,15 +132,13 @@ static void gather_any(float *out, const float *weights, long stride, const floa
 
 INLINE void softmax(float *logits, long n)
 {
-    float most = logits[0], total = 0;
+    float most = logits[0], total;
 #pragma omp simd reduction(max : most)
     for (long c = 0; c < n; c++)
         most = logits[c] > most ? logits[c] : most;
-#pragma omp simd reduction(+ : total)
-    for (long c = 0; c < n; c++) {
+    for (long c = 0; c < n; c++)
         logits[c] = exponential(logits[c] - most);
-        total += logits[c];
-    }
+    total = sum_up(logits, NULL, n);
     for (long c = 0; c < n; c++)
         logits[c] /= total;
 }
@@ -243,13 +232,9 @@ static long draw_row(float *logp, const float *logits, double uniform, float tem
     most /= temperature;
     for (long b = 0; b < blocks; b++) {
         long end = (b + 1) * BLOCK < vocabulary ? (b + 1) * BLOCK : vocabulary;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (long j = b * BLOCK; j < end; j++) {
+        for (long j = b * BLOCK; j < end; j++)
             mass[j] = exponential(logits[j] / temperature - most);
-            sum += mass[j];
-        }
-        cdf[b] = total += sum;
+        cdf[b] = total += sum_up(mass + b * BLOCK, NULL, end - b * BLOCK);
     }
     double wanted = uniform * total;
     wanted = wanted < total ? wanted : nextafter(total, 0);

@@ -35,6 +35,36 @@ INLINE float silu(float x)
     return x * (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
+typedef float half __attribute__((vector_size(32)));
+typedef float quarter __attribute__((vector_size(16)));
+
+/* The sum of 16 numbers. Sums are written out like this, and not left to the compiler, because it would begin them where
+ * memory is aligned: the same numbers would give other bits at another address. */
+INLINE float sum_of(vector all)
+{
+    union { vector all; half halves[2]; } a = {.all = all};
+    union { half all; quarter halves[2]; } b = {.all = a.halves[0] + a.halves[1]};
+    union { quarter all; float each[4]; } c = {.all = b.halves[0] + b.halves[1]};
+    return (c.each[0] + c.each[2]) + (c.each[1] + c.each[3]);
+}
+
+/* The sum of x[0..n), or of x[i] * y[i] where there is a y. */
+INLINE float sum_up(const float *x, const float *y, long n)
+{
+    vector sum = {0};
+    float rest = 0;
+    long i = 0;
+    for (; i + 16 <= n; i += 16) {
+        vector numbers = *(const vector *)(x + i);
+        if (y)
+            numbers *= *(const vector *)(y + i);
+        sum += numbers;
+    }
+    for (; i < n; i++)
+        rest += y ? x[i] * y[i] : x[i];
+    return sum_of(sum) + rest;
+}
+
 enum { STORE, ADD, GATED };
 
 /* `n` rows of x, number i of row r at x[r * across + i * along], times a panel [in][32]. STORE and ADD write `left` columns

@@ -175,18 +175,15 @@ static void forward_head(const Trees *t, float *out, float *lse, const float *q,
                 take(query, NULL, q, &b, t->heads, head, width, t->scaling);
                 meet(logits, query, across, &b, width);
                 for (long r = 0; r < b.rows; r++) {
-                    float *line = logits + r * stride, most = -INFINITY, total = 0;
+                    float *line = logits + r * stride, most = -INFINITY;
                     hide(line, &b, r);
 #pragma omp simd reduction(max : most)
                     for (long c = 0; c < stride; c++)
                         most = line[c] > most ? line[c] : most;
-#pragma omp simd reduction(+ : total)
-                    for (long c = 0; c < stride; c++) {
+                    for (long c = 0; c < stride; c++)
                         line[c] = exponential(line[c] - most);
-                        total += line[c];
-                    }
-                    totals[r] = total;
-                    lse[(b.first + r) * t->heads + head] = most + logf(total);
+                    totals[r] = sum_up(line, NULL, stride);
+                    lse[(b.first + r) * t->heads + head] = most + logf(totals[r]);
                 }
                 mix(sum, logits, along, &b, wide);
                 for (long r = 0; r < b.rows; r++)
@@ -236,12 +233,10 @@ static void backward_head(const Trees *t, const Gradients *g, long tree, long kv
                 meet(p, query, keys_across, &b, width);
                 meet(dp, dout, values_across, &b, width);
                 for (long r = 0; r < b.rows; r++) {
-                    float *line = p + r * stride, *slope = dp + r * stride, along = 0;
+                    float *line = p + r * stride, *slope = dp + r * stride;
                     const float *out = g->out + ((b.first + r) * t->heads + head) * width;
                     float lse = g->lse[(b.first + r) * t->heads + head];
-#pragma omp simd reduction(+ : along)
-                    for (long i = 0; i < width; i++)
-                        along += dout[r * width + i] * out[i];
+                    float along = sum_up(dout + r * width, out, width);
                     hide(line, &b, r);
                     for (long c = 0; c < stride; c++) {
                         line[c] = exponential(line[c] - lse);

@@ -15,7 +15,7 @@ import pytest
 from tiltyard.config import Settings
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline import run_recipe
-from tiltyard.pipeline.jobs import threads_for
+from tiltyard.pipeline.jobs import chains, threads_for
 from tiltyard.pipeline.recipe import Step
 from tiltyard.stages.base import Stage
 
@@ -151,6 +151,17 @@ def test_a_stage_that_nothing_can_run_beside_has_all_cores() -> None:
     assert threads_for(both, 3, 2)["dpo"] == 1
     # something that needs nothing may run beside everything
     assert set(threads_for([*both, step("other")], 2, 8).values()) == {4}
+
+
+def test_long_chains_are_begun_first() -> None:
+    steps = [
+        step("sft"),
+        step("dpo", "sft"),
+        step("judge", "sft"),
+        step("judging", "judge"),
+        step("end", "dpo", "judging"),
+    ]
+    assert chains(steps) == {"sft": 4, "dpo": 2, "judge": 3, "judging": 2, "end": 1}
 
 
 def test_jobs_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,15 @@ def ancestors(steps: Sequence[Step]) -> dict[str, set[str]]:
     return found
 
 
+def chains(steps: Sequence[Step]) -> dict[str, int]:
+    """How many stages, each needing the one before, begin with each stage: long chains are begun first."""
+    found = {step.name: 1 for step in steps}
+    for step in reversed(steps):  # a stage stands after those it needs
+        for name in step.uses:
+            found[name] = max(found[name], found[step.name] + 1)
+    return found
+
+
 def threads_for(steps: Sequence[Step], jobs: int, cores: int) -> dict[str, int]:
     """How many threads each stage computes with: its share, or all where no other stage could ever run beside it.
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import sweep
 from tiltyard.pipeline import ranks, state
-from tiltyard.pipeline.jobs import threads_for, workers
+from tiltyard.pipeline.jobs import chains, threads_for, workers
 from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
 from tiltyard.pipeline.show import show_plan, show_start
 from tiltyard.stages.base import StageContext, jsonable, read_json
@@ -178,7 +178,8 @@ class _Run:
         sweep(self.folder)
         self.decide(keep=True)
         threads = threads_for(self.steps, jobs, torch.get_num_threads())
-        waiting = [step for step in self.steps if not self._skipped(step)]
+        length = chains(self.steps)
+        waiting = sorted((step for step in self.steps if not self._skipped(step)), key=lambda step: -length[step.name])
         done = {step.name for step in self.steps} - {step.name for step in waiting}
         failed: TiltyardError | None = None
         with workers(self.recipe, self.folder, min(jobs, max(1, len(waiting))), lock, self.console) as crew:

@@ -50,10 +50,16 @@ def panels(weights: Sequence[Tensor]) -> Tensor:
 
 def joined(linears: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of linear layers that read the same, one after the other."""
-    weight = torch.cat([one.weight for one in linears])
+    weight = torch.cat([one.weight for one in linears]) if len(linears) > 1 else linears[0].weight
     if all(one.bias is None for one in linears):
         return weight, None
     return weight, torch.cat([weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in linears])
+
+
+def window_of(attention: Any) -> int | None:
+    """Tokens a layer may look back: Qwen says it layer by layer, Mistral once for all; Llama has none."""
+    window: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    return window
 
 
 def drawn(library: ctypes.CDLL, logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,8 +139,7 @@ class Compiled:
         layer.gate_up = self._product(mlp.gate_proj, mlp.up_proj, gated=True)
         layer.down = self._product(mlp.down_proj)
         layer.scaling = attention.scaling
-        # Qwen says it layer by layer, Mistral once for all; Llama has none
-        layer.window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)) or 0
+        layer.window = window_of(attention) or 0
 
     def step(self, ids_S: Tensor, cache: Any) -> Tensor:
         """Last hidden states [rows, d] after one more token of each row; the cache is not moved on."""

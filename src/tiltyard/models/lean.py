@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
-from tiltyard.models.compiled import Compiled
+from tiltyard.models.compiled import Compiled, joined, window_of
 from tiltyard.models.kernels import kernels
 from tiltyard.models.products import Linear, Ready
 
@@ -43,9 +43,7 @@ class _Layer:
 
 def _ready(*linears: Any) -> Ready:
     """The weights of linear layers that read the same, side by side."""
-    weight = torch.cat([one.weight for one in linears]) if len(linears) > 1 else linears[0].weight
-    biases = [one.weight.new_zeros(one.out_features) if one.bias is None else one.bias for one in linears]
-    return Ready(weight, None if all(one.bias is None for one in linears) else torch.cat(biases))
+    return Ready(*joined(linears))
 
 
 def _norm(x: Tensor, norm: Any) -> Tensor:
@@ -83,8 +81,7 @@ class Lean:
             up=_ready(mlp.up_proj),
             down=_ready(mlp.down_proj),
             scaling=attention.scaling,
-            # Qwen says it layer by layer, Mistral once for all; Llama has none
-            window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
+            window=window_of(attention),
         )
 
     def step(self, ids_S: Tensor, cache: Any) -> Tensor:

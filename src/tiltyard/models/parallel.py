@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
@@ -13,14 +16,33 @@ from torch import Tensor, nn
 Item = TypeVar("Item")
 
 
-def start() -> None:
-    """Joins the process group when torchrun started this process (gloo on CPU, nccl on CUDA); otherwise nothing."""
+at_rest = [True]  # False while this process is in the middle of something that the others take part in
+
+
+def start(timeout: timedelta | None = None) -> None:
+    """Joins the process group when torchrun started this process (gloo on CPU, nccl on CUDA); otherwise nothing.
+
+    Args:
+        timeout: how long one process may wait for the others; None is torch's own.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         gpus = torch.cuda.is_available()
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # sums of counts and metrics are made on the CPU even where gradients are on GPUs
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
+        atexit.register(_take_down)
+
+
+def _take_down() -> None:
+    """At exit: the group's threads, left standing, can abort the interpreter.
+
+    Not earlier, because a group made anew in the same process may meet the addresses of the old one; and not after an
+    error, because taking it down could wait for the other ranks, which torchrun ends only when this one is gone.
+    """
+    failed = hasattr(sys, "last_value")  # an exception that nobody caught ended the program
+    if at_rest[0] and not failed and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:

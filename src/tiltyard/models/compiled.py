@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tiltyard.models.family import window_of
 from tiltyard.models.products import Ready
 
 PANEL = 32  # as in decode.c
@@ -56,12 +57,6 @@ def joined(linears: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     return weight, torch.cat([weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in linears])
 
 
-def window_of(attention: Any) -> int | None:
-    """Tokens a layer may look back: Qwen says it layer by layer, Mistral once for all; Llama has none."""
-    window: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-    return window
-
-
 def drawn(library: ctypes.CDLL, logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row from softmax(logits / temperature), by inverse CDF: (token [N], log-probability [N]).
 
@@ -82,7 +77,7 @@ class Compiled:
     """A snapshot of a decoder's weights: make a new one when they have changed.
 
     Args:
-        library: `kernels.kernels()`. backbone, head: a model that `lean.fits`, and its output head.
+        library: `kernels.kernels()`. backbone, head: a model that `family.fits`, and its output head.
         cos, sin: [positions, D], sin's first half negative.
     """
 

@@ -50,14 +50,7 @@ INLINE void product(float *out, const float *x, const Product *p, long rows, con
 
 /* ------------------------------------------------------------------------------------------------ norms, positions */
 
-INLINE void norm_row(float *out, const float *x, const float *weight, long d, float eps)
-{
-    float scale = 1.0f / sqrtf(sum_up(x, x, d) / d + eps);
-    for (long i = 0; i < d; i++)
-        out[i] = x[i] * scale * weight[i];
-}
-
-INLINE void norm(float *out, const float *x, const float *weight, long rows, long d, float eps)
+INLINE void norm_rows(float *out, const float *x, const float *weight, long rows, long d, float eps)
 {
 #pragma omp for schedule(static)
     for (long row = 0; row < rows; row++)
@@ -200,7 +193,7 @@ void step(float *out, float *x, float *scratch, const Model *m, const long *leng
         float *room = malloc((shared * (m->width + capacity) + m->width) * sizeof(float));
         for (long place = 0; place < m->depth; place++) {
             const Layer *layer = m->layers + place;
-            norm(seen, x, layer->norm_in, rows, m->d, m->eps);
+            norm_rows(seen, x, layer->norm_in, rows, m->d, m->eps);
             product(qkv, seen, &layer->qkv, rows, STORE);
 #pragma omp for collapse(2) schedule(dynamic, chunk)
             for (long row = 0; row < rows; row++)
@@ -208,11 +201,11 @@ void step(float *out, float *x, float *scratch, const Model *m, const long *leng
                     attend(mixed + (row * m->heads + head * shared) * m->width, room, qkv + row * wide, m, layer, row, head,
                            lengths[row], capacity, now);
             product(x, mixed, &layer->o, rows, ADD);
-            norm(seen, x, layer->norm_mid, rows, m->d, m->eps);
+            norm_rows(seen, x, layer->norm_mid, rows, m->d, m->eps);
             product(inner, seen, &layer->gate_up, rows, GATED);
             product(x, inner, &layer->down, rows, ADD);
         }
-        norm(out, x, m->last_norm, rows, m->d, m->eps);
+        norm_rows(out, x, m->last_norm, rows, m->d, m->eps);
         free(room);
     }
 }

@@ -1,7 +1,8 @@
-"""Compiles decode.c and trees.c for this processor when they are first needed.
+"""Compiles decode.c, trees.c and passes.c for this processor when they are first needed.
 
-A step of decoding in torch's own operations is hundreds of small calls, each of which waits for all threads, and
-attention over trees needs copies and masks that cost more than the attention (docs/lab.md). The kernels need a C
+A step of decoding in torch's own operations is hundreds of small calls, each of which waits for all threads; attention
+over trees needs copies and masks that cost more than the attention; and what stands between products is four to ten
+passes where one would do (docs/lab.md). The kernels need a C
 compiler at run time; without one, on other devices or under `TILTYARD_KERNELS=off`, the same is done in torch.
 """
 
@@ -18,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "trees.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "trees.c", "passes.c"))
 HEADER = Path(__file__).with_name("products.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 SECONDS = 120.0  # more than any compiler takes

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models import attention, lora, products
+from tiltyard.models import attention, blocks, lora, products
 from tiltyard.models.forest import Forest, padded_rows, plant
 from tiltyard.models.logp import chunk_rows, token_laws, token_logp
 from tiltyard.types import Group, Prompt, Response
@@ -119,6 +119,8 @@ class Trunk:
         there = products.onednn() and self.dtype == "float32" and forest.device.type == "cpu"
         ids, position = forest.filled_up(products.ROUND if there and forest.T > products.ROUND else 1)
         with self.autocast():
+            if blocks.suits(self.backbone, forest):
+                return blocks.hidden_T(self.backbone, ids, position, forest, cache)[: forest.T]
             out = self.backbone(
                 input_ids=ids[None],
                 position_ids=position[None],

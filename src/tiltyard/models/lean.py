@@ -14,14 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import SiLUActivation
 
-from tiltyard.models.compiled import Compiled, joined, window_of
+from tiltyard.models.compiled import Compiled, joined
+from tiltyard.models.family import window_of
 from tiltyard.models.kernels import kernels
-from tiltyard.models.products import Linear, Ready
-
-FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
-ROTARY = ("default", "linear", "llama3", "yarn")  # others depend on how long the sequence is
+from tiltyard.models.products import Ready
 
 
 @dataclass(frozen=True)
@@ -121,23 +118,3 @@ def lean(backbone: Any, head: nn.Linear, longest: int) -> Lean | Compiled:
     if library is None:
         return Lean(backbone, head, longest)
     return Compiled(library, backbone, head, *_rotary(backbone, longest))
-
-
-def fits(backbone: Any) -> bool:
-    """Whether a decoder has the very pieces that `Lean` knows, in float32."""
-    if type(backbone).__name__ not in FAMILIES or any(p.dtype != torch.float32 for p in backbone.parameters()):
-        return False
-    if any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in backbone.modules()):
-        return False  # somebody listens or interferes
-    config = backbone.config
-    if (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") not in ROTARY:
-        return False
-    return all(_known(block) for block in backbone.layers)
-
-
-def _known(block: Any) -> bool:
-    attention, mlp = block.self_attn, block.mlp
-    linears = [getattr(attention, f"{name}_proj", None) for name in "qkvo"]
-    linears += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
-    plain = all(type(one) in (nn.Linear, Linear) for one in linears)
-    return plain and isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltyard.models.products import multiply
+from tiltyard.models import passes
+from tiltyard.models.products import multiply, weight_slope
 
 CHUNK_ELEMENTS = 1 << 20  # logits in one chunk: 4 MiB in float32, which a processor's cache holds
 MIN_ROWS = 128  # but so many rows at least: every chunk reads the whole head, which is large where the vocabulary is
@@ -76,14 +77,10 @@ def token_laws(
     head = weight.to(hidden_R.dtype)
     for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
         z = _capped(h, head, bias, softcap)
-        logp = None if at == temperature else _law_(z * (scale / at)).gather(-1, target[:, None])[:, 0]
-        law = _law_(_scaled_(z, scale / temperature))
-        yield law, law.gather(-1, target[:, None])[:, 0] if logp is None else logp
-
-
-def _law_(z: Tensor) -> Tensor:
-    """Log-probs of logits; overwrites them."""
-    return z.sub_(z.logsumexp(-1, keepdim=True))
+        logp = None if at == temperature else _measured(z * (scale / at), target, entropy=False)[0]
+        z = _scaled_(z, scale / temperature)
+        same, lse, _ = _measured(z, target, entropy=False)
+        yield z.sub_(lse[:, None]), same if logp is None else logp
 
 
 def _scaled_(z: Tensor, scale: float) -> Tensor:
@@ -118,25 +115,21 @@ class _ChunkedLogp(torch.autograd.Function):
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = chunk_rows(weight.shape[0])
-        logp, ent = [], []
+        found: list[tuple[Tensor, ...]] = []
         head = weight.to(hidden_R.dtype)
         for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
             z = _logits(h, head, bias, softcap, scale / temperature)
-            lse = z.logsumexp(-1)
-            logp.append(z.gather(-1, target[:, None])[:, 0] - lse)
-            if entropy:
-                z.sub_(lse[:, None])
-                ent.append(-(z.exp() * z).sum(-1))
-        ctx.save_for_backward(hidden_R, weight, bias, target_R)
+            found.append(_measured(z, target, entropy))
         ctx.settings = (rows, temperature, softcap, scale, entropy)
         dtype = torch.promote_types(hidden_R.dtype, torch.float32)
-        logp_R = torch.cat(logp) if logp else hidden_R.new_zeros(0, dtype=dtype)
-        entropy_R = torch.cat(ent) if ent else logp_R.new_zeros(logp_R.shape)
+        nothing = hidden_R.new_zeros(0, dtype=dtype)
+        logp_R, lse_R, entropy_R = (torch.cat(part) for part in zip(*found, strict=True)) if found else [nothing] * 3
+        ctx.save_for_backward(hidden_R, weight, bias, target_R, lse_R, entropy_R)
         return logp_R, entropy_R
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_R, weight, bias, target_R = ctx.saved_tensors
+        hidden_R, weight, bias, target_R, lse_R, entropy_R = ctx.saved_tensors
         rows, temperature, softcap, scale, entropy = ctx.settings
         grad_hidden = torch.empty_like(hidden_R) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -148,8 +141,8 @@ class _ChunkedLogp(torch.autograd.Function):
             z = _logits(h, head, bias, softcap, scale / temperature)
             # undo the scale to recover tanh, whose derivative the cap needs
             squash = 1 - (z / (softcap * scale / temperature)) ** 2 if softcap is not None else None
-            dz = _grad_logits(z, target, grads[0][part], grads[1][part] if entropy else None)
-            dz.mul_(scale / temperature)
+            slopes = [one[part] * (scale / temperature) for one in (grads if entropy else grads[:1])]
+            dz = _grad_logits_(z, target, lse_R[part], entropy_R[part], *slopes)
             if squash is not None:
                 dz.mul_(squash)
             if grad_bias is not None:
@@ -158,17 +151,33 @@ class _ChunkedLogp(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = multiply(dz, head.t())
             if grad_weight is not None:
-                grad_weight += multiply(dz.t().to(weight.dtype), h.t().to(weight.dtype))
+                grad_weight += weight_slope(dz.to(weight.dtype), h.to(weight.dtype))
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _grad_logits(z: Tensor, target: Tensor, grad_logp: Tensor, grad_entropy: Tensor | None) -> Tensor:
+def _measured(z: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(log p(target), log of the sum of exponentials, entropy or zeros) of each row of logits."""
+    if passes.compiled(z):
+        logp, lse, found = passes.law(z.contiguous(), target, entropy)
+        return logp, lse, torch.zeros_like(lse) if found is None else found
+    lse = z.logsumexp(-1)
+    logp = z.gather(-1, target[:, None])[:, 0] - lse
+    if not entropy:
+        return logp, lse, torch.zeros_like(lse)
+    log_law = z - lse[:, None]
+    return logp, lse, -(log_law.exp() * log_law).sum(-1)
+
+
+def _grad_logits_(
+    z: Tensor, target: Tensor, lse: Tensor, entropy: Tensor, grad_logp: Tensor, grad_entropy: Tensor | None = None
+) -> Tensor:
     """d/dz of grad_logp * log p(target) + grad_entropy * H; overwrites z."""
-    logp = torch.log_softmax(z, -1) if grad_entropy is not None else None
-    p = logp.exp() if logp is not None else torch.softmax(z, -1)
+    if passes.compiled(z, grad_logp):
+        return passes.law_slope_(z.contiguous(), target, lse, entropy, grad_logp, grad_entropy)
+    log_law = z.sub_(lse[:, None])
+    p = log_law.exp()
     dz = p * -grad_logp[:, None]
     dz.scatter_add_(-1, target[:, None], grad_logp[:, None].to(dz.dtype))
-    if grad_entropy is not None and logp is not None:
-        entropy = -(p * logp).sum(-1, keepdim=True)
-        dz -= grad_entropy[:, None] * p * (logp + entropy)
+    if grad_entropy is not None:
+        dz -= grad_entropy[:, None] * p * (log_law + entropy[:, None])
     return dz

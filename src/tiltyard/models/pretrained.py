@@ -156,7 +156,16 @@ def from_pretrained(
             expected=f"all weights of {type(module).__name__}",
             fix="the files are incomplete, or they hold a model of another kind (a reward model has no language head)",
         )
-    return module if four else module.to(where)  # weights in 4 bits were put there as they were made
+    return module if four else _aligned(module.to(where))  # weights in 4 bits were put there as they were made
+
+
+def _aligned(module: Any) -> Any:
+    """Weights moved to where torch would have put them: in a file they begin wherever its header ends, and products of
+    the same numbers from an odd place differ in their last bits."""
+    for one in (*module.parameters(), *module.buffers()):
+        if one.device.type == "cpu" and one.data_ptr() % 64:
+            one.data = one.data.clone()
+    return module
 
 
 def in_four_bits(device: torch.device, dtype: DType) -> Any:

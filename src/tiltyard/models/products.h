@@ -1,4 +1,4 @@
-/* Small products and exponentials that decode.c and trees.c are made of. */
+/* Small products, sums and exponentials that decode.c, trees.c and passes.c are made of. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,6 +63,14 @@ INLINE float sum_up(const float *x, const float *y, long n)
     for (; i < n; i++)
         rest += y ? x[i] * y[i] : x[i];
     return sum_of(sum) + rest;
+}
+
+/* RMSNorm of one row. */
+INLINE void norm_row(float *out, const float *x, const float *weight, long d, float eps)
+{
+    float scale = 1.0f / sqrtf(sum_up(x, x, d) / d + eps);
+    for (long i = 0; i < d; i++)
+        out[i] = x[i] * scale * weight[i];
 }
 
 enum { STORE, ADD, GATED };

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tiltyard.models import passes
+
 ROUND = 64  # tokens: oneDNN makes a kernel for each size of a product and keeps it, so sizes should come back
 ENOUGH = 1 << 20  # multiplications: below, a call of torch's own is as fast
 
@@ -53,6 +55,21 @@ def multiply(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> T
     return functional.linear(x_NI, weight_OI, bias_O)
 
 
+def multiply_onto(other_NO: Tensor, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """`other + x @ weight.t() + bias` [N, O] without gradient."""
+    if suits(x_NI, weight_OI):
+        return torch.ops.mkldnn._linear_pointwise.binary(x_NI, other_NO, weight_OI, bias_O, "add")
+    return functional.linear(x_NI, weight_OI, bias_O).add_(other_NO)
+
+
+def weight_slope(dout_NO: Tensor, x_NI: Tensor) -> Tensor:
+    """`dout.t() @ x` [O, I]: the slope of a layer's weight. oneDNN copies both sides first; passes.c does not."""
+    if suits(dout_NO.t(), x_NI.t()) and passes.compiled(dout_NO):
+        zeros = dout_NO.new_zeros(dout_NO.shape[1], x_NI.shape[1])
+        return passes.weight_slope_(zeros, dout_NO.contiguous(), x_NI.contiguous())
+    return torch.mm(dout_NO.t(), x_NI)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -64,7 +81,7 @@ class _Product(torch.autograd.Function):
         x_NI, weight_OI = ctx.saved_tensors
         grad_NO = grads[0].contiguous()
         grad_x = multiply(grad_NO, weight_OI.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = multiply(grad_NO.t(), x_NI.t()) if ctx.needs_input_grad[1] else None
+        grad_weight = weight_slope(grad_NO, x_NI) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, grad_NO.sum(0) if ctx.needs_input_grad[2] else None
 
 

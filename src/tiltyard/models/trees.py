@@ -79,30 +79,44 @@ def _like(x: Tensor, tokens: int) -> Tensor:
     return made
 
 
+def _tokens(pieces: Pieces) -> int:
+    return int(pieces.pieces[-1].sum()) if len(pieces.pieces) else 0
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scaling: float) -> tuple[Tensor, Tensor]:
+    """The attention of contiguous q, k, v, and the log of each query's sum of exponentials [T, H]."""
+    out, lse = _like(q, _tokens(pieces)), q.new_empty(q.shape[:2])
+    described = _described(q, k, pieces, scaling)
+    step = kernels().library.trees_forward  # type: ignore[union-attr] # `suits` has asked
+    step.argtypes, step.restype = [POINTER] * 6 + [INT], None
+    where = (one.data_ptr() for one in (out, lse, q, k, v))
+    step(*where, ctypes.addressof(described), torch.get_num_threads())
+    return out, lse
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pieces: Pieces, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes of q, k, v from the slope of `forward`'s first result. All contiguous."""
+    dq, dk, dv = (_like(x, _tokens(pieces)) for x in (q, k, v))
+    gradients = _Gradients(*(one.data_ptr() for one in (dq, dk, dv, grad, out, lse, q, k, v)))
+    described = _described(q, k, pieces, scaling)
+    step = kernels().library.trees_backward  # type: ignore[union-attr]
+    step.argtypes, step.restype = [POINTER, POINTER, INT], None
+    step(ctypes.addressof(gradients), ctypes.addressof(described), torch.get_num_threads())
+    return dq, dk, dv
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scaling: float) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        tokens = int(pieces.pieces[-1].sum()) if len(pieces.pieces) else 0
-        out, lse = _like(q, tokens), q.new_empty(q.shape[:2])
-        described = _described(q, k, pieces, scaling)
-        step = kernels().library.trees_forward  # type: ignore[union-attr] # `suits` has asked
-        step.argtypes, step.restype = [POINTER] * 6 + [INT], None
-        where = (one.data_ptr() for one in (out, lse, q, k, v))
-        step(*where, ctypes.addressof(described), torch.get_num_threads())
+        out, lse = forward(q, k, v, pieces, scaling)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rest = pieces, scaling, tokens
+        ctx.rest = pieces, scaling
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        pieces, scaling, tokens = ctx.rest
-        grad, (dq, dk, dv) = grad.contiguous(), (_like(x, tokens) for x in (q, k, v))
-        gradients = _Gradients(*(one.data_ptr() for one in (dq, dk, dv, grad, out, lse, q, k, v)))
-        described = _described(q, k, pieces, scaling)
-        step = kernels().library.trees_backward  # type: ignore[union-attr]
-        step.argtypes, step.restype = [POINTER, POINTER, INT], None
-        step(ctypes.addressof(gradients), ctypes.addressof(described), torch.get_num_threads())
-        return dq, dk, dv, None, None
+        return *backward(grad.contiguous(), *ctx.saved_tensors, *ctx.rest), None, None

@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
+
 def is_main() -> bool:
     """True in the one process that writes."""
     return os.environ.get("RANK", "0") == "0"

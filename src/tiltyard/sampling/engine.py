@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from tiltyard.models.compiled import Compiled
+from tiltyard.models.family import fits
 from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
-from tiltyard.models.lean import Lean, fits
+from tiltyard.models.lean import Lean
 from tiltyard.models.lean import lean as lean_road
 from tiltyard.models.lora import merged
 from tiltyard.sampling.slots import Slots

@@ -128,6 +128,7 @@ class _Loop:
             group.setdefault("peak", group["lr"])
         for module in self.modules.values():
             set_dropout(module, run.dropout)
+            module.eval()
         self.metrics: Metrics = {}
         self.tokens = 0
         self.files: dict[str, JsonlFile] = {}
@@ -142,7 +143,7 @@ class _Loop:
             for step in range(self._resume(), self.run.steps):
                 with torch.random.fork_rng(self._devices()):
                     # dropout draws from streams of the step alone, so that a resumed run draws what it would have
-                    torch.manual_seed(generator(self.run.seed, 4, step, parallel.rank()).initial_seed())
+                    self._seed(generator(self.run.seed, 4, step, parallel.rank()).initial_seed())
                     with span(STEP):
                         self._one(step)
         finally:
@@ -156,6 +157,11 @@ class _Loop:
         device = device_of(self.models)
         return [device.index or 0] if device.type == "cuda" else []
 
+    def _seed(self, seed: int) -> None:
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` writes down the stack for every other device
+        if self._devices():
+            torch.cuda.manual_seed_all(seed)
+
     def _one(self, step: int) -> None:
         began = time.perf_counter()
         self.metrics, self.tokens = {}, 0
@@ -166,8 +172,7 @@ class _Loop:
         if step and self.algorithm.fresh_every and step % self.algorithm.fresh_every == 0:
             self.optimizer.state.clear()
         sampled = time.perf_counter() - began
-        for name in self.algorithm.trains:
-            self.models.get(name).module.train()
+        self._mode(training=True)
         for epoch in range(self.algorithm.epochs):
             for place, part in enumerate(self._minibatches(batch, step, epoch)):
                 self._update(part, step, epoch * self.algorithm.minibatches + place)
@@ -185,13 +190,18 @@ class _Loop:
             draw = self.algorithm.source(self.models, step)
             self._add(draw.metrics)
             batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
-        for name in self.algorithm.trains:
-            self.models.get(name).module.eval()
+        if self.algorithm.prepare:
+            self._mode(training=False)
         for prepare in self.algorithm.prepare:
             with span(f"score/{type(prepare).__name__}"):
                 batch = prepare(self.models, batch)
         self._add(batch.metrics)
         return batch
+
+    def _mode(self, *, training: bool) -> None:
+        for module in self.modules.values():
+            if module.training != training:  # it goes through all parts: half a millisecond for a small model
+                module.train(training)
 
     def _minibatches(self, batch: Batch, step: int, epoch: int) -> list[Batch]:
         """The step's groups in a fresh order, cut into minibatches; every process cuts the same whole list.

@@ -65,14 +65,14 @@ def test_it_is_attention_over_trees(shape: list[list[int]], heads: tuple[int, in
     assert not out[forest.T :].any()
     real = [x.detach()[: forest.T].double().requires_grad_() for x in mine]
     expected = defined(forest, *real, 0.3)
-    torch.testing.assert_close(out[: forest.T].double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out[: forest.T].double(), expected, atol=5e-5, rtol=5e-5)
     slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     out.backward(slope)
     expected.backward(slope[: forest.T].double())
     for x, other in zip(mine, real, strict=True):
         assert x.grad is not None
         assert other.grad is not None
-        torch.testing.assert_close(x.grad[: forest.T].double(), other.grad, atol=5e-5, rtol=5e-5)
+        torch.testing.assert_close(x.grad[: forest.T].double(), other.grad, atol=2e-4, rtol=2e-4)
         assert not x.grad[forest.T :].any()
 
 

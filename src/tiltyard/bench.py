@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiltyard.algorithms import METHODS
 from tiltyard.clock import REST, Clock, Step, peak_memory_mib
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.models.kernels import Work
 from tiltyard.models.load import pick_device
 from tiltyard.models.products import multiply
 from tiltyard.pipeline.recipe import COMMAND_LINE, Entry, Recipe, check
@@ -144,18 +145,18 @@ class Arithmetic:
         self.after, self.mode, self.on = after, FlopCounterMode(display=False, custom_mapping=_more()), False
 
     def __call__(self) -> float:
-        return self.mode.get_total_flops() / 1e9
+        return (self.mode.get_total_flops() + Work.flop) / 1e9
 
     def log(self, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002 - a sink's signature
         if step == self.after:
             self.mode.__enter__()
-            self.on = True
+            self.on = Work.on = True
 
     def close(self) -> None:
         """Counts no longer."""
         if self.on:
             self.mode.__exit__(None, None, None)
-            self.on = False
+            self.on = Work.on = False
 
 
 Shapes = Sequence[int]

@@ -86,6 +86,22 @@ def test_a_long_tree_and_large_logits() -> None:
 
 
 @needed
+def test_the_work_is_counted_while_somebody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four operations for each pair of a query and a key that it sees, and each number of a head; ten on the way back."""
+    forest = forest_of([[3, 2, 4], [5], [2, 3]])
+    pairs = (6 + 2 * 3 + 3 + 4 * 3 + 10) + 15 + (5 * 6 // 2)
+    mine = [x.requires_grad_() for x in tensors(forest, 4, 2, 16)]
+    monkeypatch.setattr(trees.Work, "flop", 0)
+    trees.attention(*mine, forest.pieces, 0.3).sum().backward()
+    assert trees.Work.flop == 0
+    monkeypatch.setattr(trees.Work, "on", True)
+    out = trees.attention(*mine, forest.pieces, 0.3)
+    assert trees.Work.flop == 4 * pairs * 4 * 16
+    out.sum().backward()
+    assert trees.Work.flop == 14 * pairs * 4 * 16
+
+
+@needed
 def test_threads_change_no_bit() -> None:
     forest, before = forest_of([[20, 30, 40], [9, 7], [50]]), torch.get_num_threads()
     found = []

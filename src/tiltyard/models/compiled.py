@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tiltyard.models.family import window_of
+from tiltyard.models.kernels import Work
 from tiltyard.models.products import Ready
 
 PANEL = 32  # as in decode.c
@@ -136,6 +137,11 @@ class Compiled:
         layer.scaling = attention.scaling
         layer.window = window_of(attention) or 0
 
+    @staticmethod
+    def _flops(layer: _Layer) -> int:
+        products = (layer.qkv, layer.o, layer.gate_up, layer.down)
+        return sum(2 * getattr(one, "in") * one.out for one in products)
+
     def step(self, ids_S: Tensor, cache: Any) -> Tensor:
         """Last hidden states [rows, d] after one more token of each row; the cache is not moved on."""
         x = functional.embedding(ids_S, self.embedding)
@@ -144,6 +150,9 @@ class Compiled:
             self.scratch = x.new_empty(rows * self.numbers)
         for place, layer in enumerate(self.layers):
             layer.keys, layer.values = cache.keys[place].data_ptr(), cache.values[place].data_ptr()
+        if Work.on:
+            seen = 4 * self.heads * self.model.width * int(cache.length_S.sum())
+            Work.add(rows * sum(self._flops(layer) for layer in self.layers) + seen * len(self.layers))
         out = torch.empty_like(x)
         self._step(
             *(one.data_ptr() for one in (out, x, self.scratch)),

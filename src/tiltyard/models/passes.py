@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltyard.models.kernels import kernels
+from tiltyard.models.kernels import Work, kernels
 
 POINTER, LONG, FLOAT, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 TAKES = {
@@ -98,5 +98,7 @@ def law_slope_(
 
 def weight_slope_(slope_OI: Tensor, dout_TO: Tensor, x_TI: Tensor) -> Tensor:
     """Adds dout' x, the slope of a linear layer's weight."""
+    if Work.on:
+        Work.add(2 * dout_TO.numel() * x_TI.shape[1])
     _call("weight_slope", slope_OI, dout_TO, x_TI, *dout_TO.shape, x_TI.shape[1])
     return slope_OI

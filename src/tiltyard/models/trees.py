@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tiltyard.models.kernels import kernels
+from tiltyard.models.kernels import Work, kernels
 
 if TYPE_CHECKING:
     from tiltyard.models.forest import Forest
@@ -83,9 +83,19 @@ def _tokens(pieces: Pieces) -> int:
     return int(pieces.pieces[-1].sum()) if len(pieces.pieces) else 0
 
 
+def _products(pieces: Pieces) -> int:
+    """Pairs of a query and a key that it sees."""
+    length = pieces.pieces[:, 1]
+    trunk = pieces.trees[:-1].repeat_interleave(pieces.trees.diff())
+    branch = trunk != torch.arange(len(length))
+    return int((length * (length + 1) // 2).sum() + (length * length[trunk])[branch].sum())
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scaling: float) -> tuple[Tensor, Tensor]:
     """The attention of contiguous q, k, v, and the log of each query's sum of exponentials [T, H]."""
     out, lse = _like(q, _tokens(pieces)), q.new_empty(q.shape[:2])
+    if Work.on:
+        Work.add(4 * _products(pieces) * q.shape[1] * q.shape[2])
     described = _described(q, k, pieces, scaling)
     step = kernels().library.trees_forward  # type: ignore[union-attr] # `suits` has asked
     step.argtypes, step.restype = [POINTER] * 6 + [INT], None
@@ -99,6 +109,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes of q, k, v from the slope of `forward`'s first result. All contiguous."""
     dq, dk, dv = (_like(x, _tokens(pieces)) for x in (q, k, v))
+    if Work.on:  # five products for the forward pass's two: the weights are computed again
+        Work.add(10 * _products(pieces) * q.shape[1] * q.shape[2])
     gradients = _Gradients(*(one.data_ptr() for one in (dq, dk, dv, grad, out, lse, q, k, v)))
     described = _described(q, k, pieces, scaling)
     step = kernels().library.trees_backward  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ OFF = "TILTYARD_KERNELS"
 
 
 class Work:
-    """Multiplications and additions that the kernels have done while somebody counts; torch's counter cannot see them."""
+    """What the kernels have multiplied and added while somebody counts: torch's counter cannot see it."""
 
     on = False
     flop = 0

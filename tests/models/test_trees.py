@@ -87,7 +87,7 @@ def test_a_long_tree_and_large_logits() -> None:
 
 @needed
 def test_the_work_is_counted_while_somebody_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four operations for each number of a head and each pair of a query and a key that it sees; ten on the way back."""
+    """Four operations for each number of a head and each pair of a query and a key that it sees; ten backwards."""
     forest = forest_of([[3, 2, 4], [5], [2, 3]])
     pairs = (6 + 2 * 3 + 3 + 4 * 3 + 10) + 15 + (5 * 6 // 2)
     mine = [x.requires_grad_() for x in tensors(forest, 4, 2, 16)]

@@ -102,6 +102,22 @@ def test_log_probabilities(rows: int, vocabulary: int, large: float) -> None:
         close(passes.law_slope_(z.clone(), target, lse, *more), expected, 1e-4)
 
 
+@pytest.mark.parametrize(("vocabulary", "wide"), [(2, 2), (300, 300), (1024, 1100)])
+def test_divergence(vocabulary: int, wide: int) -> None:
+    law, other = random(9, vocabulary).mul(4).log_softmax(-1), random(9, wide, seed=1).mul(4).log_softmax(-1)
+    p, q = law.double(), other.double()[:, :vocabulary]
+    entropy, kl = passes.divergence(law, other)
+    torch.testing.assert_close(entropy.double(), -(p.exp() * p).sum(-1), atol=5e-5, rtol=5e-5)
+    torch.testing.assert_close(kl.double(), (p.exp() * (p - q)).sum(-1), atol=5e-5, rtol=5e-5)
+    assert not passes.divergence(law, law)[1].any()
+    law[0, 0], other[0, 0], other[1, 1], law[2, 0] = -torch.inf, -torch.inf, -torch.inf, torch.nan
+    entropy, kl = passes.divergence(law, other)
+    assert kl[0].isfinite()  # neither has it: no share, no divergence
+    assert kl[1] == torch.inf  # the other has none of it
+    assert kl[2].isnan()
+    assert entropy[2].isnan()
+
+
 def test_what_is_not_a_number_stays_none() -> None:
     """Nothing is papered over: the training loop finds it in the loss."""
     for bad in (float("nan"), float("inf")):

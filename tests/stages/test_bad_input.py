@@ -101,6 +101,7 @@ def test_rankings_of_ties_alone_train_nothing_and_say_so(say: Any, tmp_path: Pat
         (("train", "pretrain", "data={w}/corpus_held_out.jsonl", "arch.preset=12k", *USUAL), "did you mean '12m'?"),
         (("train", "pretrain", "data={w}/corpus_held_out.jsonl", "arch.context=32", *USUAL), "arch.context"),
         (("train", "sft", "model=./nowhere", "data={w}/demonstrations.jsonl"), "no such stage or path"),
+        (("train", "sft", "model={m}", "data={w}/demonstrtions.jsonl"), "did you mean 'demonstrations.jsonl'?"),
         (("train", "sft", "model={w}", "data={w}/demonstrations.jsonl", *USUAL), "the model could not be loaded"),
         (("train", "sft", "model={m}", "data={w}/demonstrations.jsonl", "freeze_layers=9", *USUAL), "freeze"),
         (("train", "label", "model={m}", "prompts={w}/prompts.jsonl", "annotators=[nobody]", "limit=1"), "annotator"),

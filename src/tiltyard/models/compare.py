@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tiltyard.models import passes
 from tiltyard.models.forest import Forest
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.logp import chunk_rows
@@ -20,7 +21,7 @@ class Compared(NamedTuple):
     """Columns [R] over response tokens, in nats, float32 at least.
 
     Attributes:
-        logp_R, entropy_R: the policy's, the bits of `LanguageModel.logp_R`.
+        logp_R, entropy_R: the policy's; the log-probs are the bits of `LanguageModel.logp_R`.
         ref_logp_R: the reference's at the same temperature.
         kl_R: sum over the vocabulary of pi(v|prefix) log(pi(v|prefix) / ref(v|prefix)), both at that temperature. Its
             sum over an answer drawn from pi has the expectation of the answer's log-ratio, KL(pi || ref), and less
@@ -59,11 +60,18 @@ def compared(
     parts: list[tuple[Tensor, ...]] = []
     for (law, logp), (ref_law, ref_at), target in zip(own, other, forest.target_R.split(rows), strict=True):
         ref_logp = ref_law.gather(-1, target[:, None])[:, 0]
-        p = law.exp()
-        entropy = -(p * law).sum(-1)
-        if law.shape[1] > ref_law.shape[1]:
-            kl = torch.full_like(logp, torch.inf)
-        else:
-            kl = law.sub_(ref_law[:, : law.shape[1]]).mul_(p).sum(-1)
-        parts.append((logp, entropy, ref_logp, kl, ref_at))
-    return Compared(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        parts.append((logp, *_entropy_and_kl(law, ref_law), ref_logp, ref_at))
+    logp_R, entropy_R, kl_R, ref_logp_R, ref_at_R = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Compared(logp_R, entropy_R, ref_logp_R, kl_R, ref_at_R)
+
+
+def _entropy_and_kl(law: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Of log-laws [rows, V]; overwrites the first."""
+    shared = law.shape[1] <= other.shape[1]
+    if shared and passes.compiled(law, other):
+        return passes.divergence(law.contiguous(), other.contiguous())
+    p = law.exp()
+    entropy = -(p * law).sum(-1)
+    if not shared:
+        return entropy, torch.full_like(entropy, torch.inf)
+    return entropy, law.sub_(other[:, : law.shape[1]]).mul_(p).sum(-1)

@@ -153,6 +153,29 @@ void law_slope(float *logits, const float *lse, const float *entropy, const floa
     }
 }
 
+/* Of log-laws [rows][vocabulary] and others of rows [wide]: the entropy, and the divergence, sum of p (log p - log q). */
+void divergence(float *entropy, float *kl, const float *law, const float *other, long rows, long vocabulary, long wide,
+                int threads)
+{
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long row = 0; row < rows; row++) {
+        const float *logs = law + row * vocabulary, *others = other + row * wide;
+        float shares[256], terms[256], had = 0, far = 0;
+        for (long from = 0; from < vocabulary; from += 256) {
+            long n = vocabulary - from < 256 ? vocabulary - from : 256;
+            for (long v = 0; v < n; v++) {
+                float log_share = bounded(logs[from + v]), share = exponential(log_share);
+                shares[v] = share * log_share;
+                terms[v] = share == 0 ? 0 : share * (logs[from + v] - others[from + v]);
+            }
+            had -= sum_up(shares, NULL, n);
+            far += sum_up(terms, NULL, n);
+        }
+        entropy[row] = had;
+        kl[row] = far;
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------ slopes of weights */
 
 #define DEEP 256 /* rows at a time: a tile's share of both sides stays in the nearest caches */

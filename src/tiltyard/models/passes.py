@@ -23,6 +23,7 @@ TAKES = {
     "gated_slope": [POINTER] * 6 + [LONG, INT],
     "law": [POINTER] * 5 + [LONG, LONG, INT],
     "law_slope": [POINTER] * 6 + [LONG, LONG, INT],
+    "divergence": [POINTER] * 4 + [LONG, LONG, LONG, INT],
     "weight_slope": [POINTER] * 3 + [LONG, LONG, LONG, INT],
 }
 
@@ -94,6 +95,13 @@ def law_slope_(
     """Turns logits into the slope of the sum of dlogp * log p(target) + dentropy * entropy."""
     _call("law_slope", logits_RV, lse_R, entropy_R, dlogp_R, dentropy_R, target_R, *logits_RV.shape)
     return logits_RV
+
+
+def divergence(law_RV: Tensor, other_RW: Tensor) -> tuple[Tensor, Tensor]:
+    """(entropy [R], sum of p (log p - log q) [R]) of log-laws, in nats; W may be above V, and the first V count."""
+    entropy_R, kl_R = law_RV.new_empty(len(law_RV)), law_RV.new_empty(len(law_RV))
+    _call("divergence", entropy_R, kl_R, law_RV, other_RW, *law_RV.shape, other_RW.shape[1])
+    return entropy_R, kl_R
 
 
 def weight_slope_(slope_OI: Tensor, dout_TO: Tensor, x_TI: Tensor) -> Tensor:

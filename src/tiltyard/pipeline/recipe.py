@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from tiltyard.config import CoreLoader, parse_settings, split_assignment
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.stages.base import Stage, find_path, get_stage, looks_like_hub, references, split_reference
+from tiltyard.stages.base import Stage, find_path, get_stage, looks_like_hub, nowhere, references, split_reference
 
 NAME = r"[A-Za-z0-9_][\w.-]*"
 STAGE_NAME = r"[A-Za-z_][\w-]*"
@@ -295,6 +295,5 @@ def _check_entry(recipe: Recipe, entry: Entry, stage: Stage, names: Sequence[str
             if path is not None:
                 inputs[value] = path
             elif not looks_like_hub(value):
-                fix = nearest(value.partition("/")[0], earlier) if earlier else ""
-                raise ConfigError(f"no such stage or path: '{value}'", where=spot, fix=fix)
+                raise nowhere(value, spot, earlier)
     return Step(entry.name, stage, settings, frozenset(values), tuple(uses), tuple(inputs.items()))

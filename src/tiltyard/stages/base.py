@@ -111,8 +111,7 @@ class StageContext:
         if path is None:
             if looks_like_hub(value):
                 return Path(value)
-            hint = nearest(value, self.outputs) if self.outputs else ""
-            raise ConfigError(f"no such stage or path: '{value}'", where=self.name, fix=hint)
+            raise nowhere(value, self.name, self.outputs)
         return stage_output(path, want)
 
 
@@ -127,6 +126,18 @@ def find_path(value: str, recipe_folder: Path | None = None) -> Path | None:
     path = Path(value).expanduser()
     folders = [Path(), *([recipe_folder] if recipe_folder else [])]
     return next((folder / path for folder in folders if value and (folder / path).exists()), None)
+
+
+def nowhere(value: str, where: str, stages: Iterable[str] = ()) -> ConfigError:
+    """The error for a value that names neither a stage nor a path, with the nearest name that there is."""
+    path, stages = Path(value).expanduser(), list(stages)
+    there = next(parent for parent in (*path.parents, Path()) if parent.exists())
+    lost = path.relative_to(there).parts[0] if value else ""
+    files = [] if not there.is_dir() else [one.name for one in there.iterdir() if not one.name.startswith(".")]
+    hints = [nearest(value.partition("/")[0], stages), nearest(lost, files)]
+    close = next((hint for hint in hints if hint.startswith("did you mean")), "")
+    fix = close or (f"stages: {', '.join(stages)}" if stages else f"there is nothing called '{lost}' in '{there}'")
+    return ConfigError(f"no such stage or path: '{value}'", where=where, fix=fix)
 
 
 def stage_output(path: Path, want: str = "model") -> Path:

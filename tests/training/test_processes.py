@@ -95,7 +95,7 @@ parallel.barrier()
 
 @pytest.mark.slow
 def test_processes_end_in_peace(tmp_path: Path) -> None:
-    """Threads of a group that was left standing aborted one run in three; after an error nobody waits for the others."""
+    """Threads of a group that was left standing aborted one run in three; after an error nobody waits."""
     script = tmp_path / "peace.py"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     for last, codes in (("", {0}), ("", {0}), ("", {0}), ("assert parallel.rank() == 0, 'on purpose'", {1})):

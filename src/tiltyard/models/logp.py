@@ -156,7 +156,7 @@ class _ChunkedLogp(torch.autograd.Function):
 
 
 def _measured(z: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(log p(target), log of the sum of exponentials, entropy or zeros) of each row of logits."""
+    """(log p(target), log of the sum of exponentials, entropy or zeros) of each row of logits; may overwrite them."""
     if passes.compiled(z):
         logp, lse, found = passes.law(z.contiguous(), target, entropy)
         return logp, lse, torch.zeros_like(lse) if found is None else found
@@ -164,7 +164,7 @@ def _measured(z: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor,
     logp = z.gather(-1, target[:, None])[:, 0] - lse
     if not entropy:
         return logp, lse, torch.zeros_like(lse)
-    log_law = z - lse[:, None]
+    log_law = z.sub_(lse[:, None])
     return logp, lse, -(log_law.exp() * log_law).sum(-1)
 
 

@@ -103,4 +103,4 @@ def test_processes_end_in_peace(tmp_path: Path) -> None:
         command = [sys.executable, *TORCHRUN[:-1], str(script)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode in codes, done.stderr[-2000:]
-        assert "terminate called" not in done.stderr
+        assert last or "terminate called" not in done.stderr  # after an error the group is left standing

@@ -31,8 +31,8 @@ def measure(way: str, preset: str, tokens: int) -> dict[str, float]:
     from torch.autograd.graph import saved_tensors_hooks
 
     from tiltyard import from_scratch, train_tokenizer
+    from tiltyard.batch.forest import plant
     from tiltyard.models.adapters import adapt
-    from tiltyard.models.forest import plant
     from tiltyard.models.lora import Lora
     from tiltyard.types import Group, Prompt, Response
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from tiltyard.batch.forest import padded_rows, plant
 from tiltyard.data import train_tokenizer
-from tiltyard.models.forest import padded_rows, plant
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import from_scratch
 from tiltyard.types import Group, Prompt, Response

@@ -69,7 +69,7 @@ def timed(algorithm: Any, models: Any, steps: int, micro_tokens: int) -> dict[st
     from benchmarks.speed.machine import Steps
 
     from tiltyard import Run, fit
-    from tiltyard.clock import Clock, peak_memory_mib
+    from tiltyard.profiler import Clock, peak_memory_mib
 
     started = peak_memory_mib()
     marks = Steps(skip=1)
@@ -129,8 +129,8 @@ def rows_point(rows: int, steps: int) -> dict[str, Any]:
     from rich.console import Console
 
     from tiltyard import save_model
-    from tiltyard.clock import Clock, peak_memory_mib
     from tiltyard.pipeline import run_stage
+    from tiltyard.profiler import Clock, peak_memory_mib
 
     folder = Path(tempfile.mkdtemp(prefix="tiltyard-scaling-"))
     try:

@@ -16,7 +16,8 @@ from torch import Tensor
 from models import encoders
 from oracles import direct, optima, rl, rounds, starts, worlds
 from oracles.starts import BETA, LAM, LN2, Known, even
-from tiltyard.algorithms import (
+from tiltyard.batch.batch import Batch
+from tiltyard.methods import (
     a2c,
     click,
     cpo,
@@ -49,7 +50,6 @@ from tiltyard.algorithms import (
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Models, Source
-from tiltyard.training.batch import Batch
 from tiltyard.training.source import Online, SelfPlay
 from tiltyard.types import Group, Prompt
 from training import tiny

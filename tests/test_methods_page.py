@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tiltyard.algorithms import METHODS
+from tiltyard.batch.batch import RECORDS
 from tiltyard.config import describe, parse_value
+from tiltyard.methods import METHODS
 from tiltyard.stages.base import get_stage
 from tiltyard.stages.methods import HEADINGS, cells, compare, method_rows, own_keys, pieces
 from tiltyard.training.algorithm import FORWARD
-from tiltyard.training.batch import RECORDS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/methods.md"
 BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->"

@@ -16,9 +16,9 @@ from torch import Tensor
 from oracles import worlds
 from oracles.rounds import RIVAL
 from table import ROWS, Row
-from tiltyard.algorithms import METHODS
+from tiltyard.batch.batch import Batch
+from tiltyard.methods import METHODS
 from tiltyard.training.algorithm import Algorithm, Draw, Forward, Mean, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit
 from tiltyard.types import Group
 from training import tiny

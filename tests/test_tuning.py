@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from tiltyard import tuning
+from tiltyard import allocator
 
 FAULTS = """
 import resource, sys
-from tiltyard.tuning import tune
+from tiltyard.allocator import tune
 print(tune() if sys.argv[1] == "tune" else False)
 import numpy
 def touch():
@@ -26,7 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def _faults(how: str, **extra: str) -> tuple[str, int]:
-    environment = {k: v for k, v in os.environ.items() if k not in (*tuning.OWN, tuning.OFF)} | extra
+    environment = {k: v for k, v in os.environ.items() if k not in (*allocator.OWN, allocator.OFF)} | extra
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, env=environment, check=True
     )
@@ -34,7 +34,7 @@ def _faults(how: str, **extra: str) -> tuple[str, int]:
     return tuned, int(count)
 
 
-@pytest.mark.skipif(bool(tuning.could_tune()) and "set" not in tuning.could_tune(), reason="needs glibc")
+@pytest.mark.skipif(bool(allocator.could_tune()) and "set" not in allocator.could_tune(), reason="needs glibc")
 def test_pages_are_asked_for_once() -> None:
     """20 arrays of 64 MB, one after the other: as it comes, each is new pages; tuned, they are the same ones."""
     alone, kept = _faults("leave"), _faults("tune")
@@ -43,21 +43,21 @@ def test_pages_are_asked_for_once() -> None:
     assert kept[1] < alone[1] / 10
 
 
-@pytest.mark.parametrize("name", [tuning.OFF, "MALLOC_MMAP_MAX_", "LD_PRELOAD"])
+@pytest.mark.parametrize("name", [allocator.OFF, "MALLOC_MMAP_MAX_", "LD_PRELOAD"])
 def test_whoever_has_chosen_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in (tuning.OFF, *tuning.OWN):
+    for other in (allocator.OFF, *allocator.OWN):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "1")
-    assert name in tuning.could_tune()
-    assert not tuning.tune()
+    assert name in allocator.could_tune()
+    assert not allocator.tune()
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in (tuning.OFF, *tuning.OWN):
+    for other in (allocator.OFF, *allocator.OWN):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert "Linux" in tuning.could_tune()
-    assert not tuning.tune()
+    assert "Linux" in allocator.could_tune()
+    assert not allocator.tune()
 
 
 @pytest.mark.parametrize("words", [["methods"], ["--no-tune", "methods"], ["methods", "--no-tune"]])

@@ -78,11 +78,11 @@ def limits(threads: int) -> dict[str, float]:
     """What the machine does at most in float32: GEMM in GFLOP/s, copying in GB/s (read and written).
 
     `gemm_gflops` is torch's own product, which the peers use; `best_gflops` the best of it and the one that Tiltyard
-    takes where it is faster (`tiltyard.models.products`).
+    takes where it is faster (`tiltyard.kernels.matmul`).
     """
     import torch
 
-    from tiltyard.models.products import multiply
+    from tiltyard.kernels.matmul import multiply
 
     torch.set_num_threads(threads)
     a, b, out = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.empty(2048, 2048)

@@ -43,10 +43,10 @@ from tiltyard import (
     sft,
     value_head,
 )
-from tiltyard.algorithms import dpo, grpo, online_dpo, rloo
-from tiltyard.clock import peak_memory_mib
+from tiltyard.allocator import could_tune, tune
+from tiltyard.methods import dpo, grpo, online_dpo, rloo
+from tiltyard.profiler import peak_memory_mib
 from tiltyard.training.refcache import cache_ref_logps
-from tiltyard.tuning import could_tune, tune
 
 TOKENS = 128
 

@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tiltyard.algorithms import mlm, ppo, pretrain, reward_model, sft
     from tiltyard.data import Chat, load_groups, load_prompts, plain_texts, train_tokenizer
     from tiltyard.errors import TiltyardError
+    from tiltyard.methods import mlm, ppo, pretrain, reward_model, sft
     from tiltyard.models.encoder import MaskedModel
     from tiltyard.models.language import LanguageModel, ScalarModel
     from tiltyard.models.load import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "tiltyard.algorithms": ("mlm", "ppo", "pretrain", "reward_model", "sft"),
+    "tiltyard.methods": ("mlm", "ppo", "pretrain", "reward_model", "sft"),
     "tiltyard.data": ("Chat", "load_groups", "load_prompts", "plain_texts", "train_tokenizer"),
     "tiltyard.errors": ("TiltyardError",),
     "tiltyard.models.encoder": ("MaskedModel",),

@@ -1,7 +1,7 @@
 """`tiltyard bench`: where a method's time goes on one's own model and data, and how near the machine's limit it is.
 
 The stage is composed as `tiltyard train` composes it and the very loop is run for a few steps, with a clock on it
-(`tiltyard.clock`). Nothing is kept: no checkpoint, no model.
+(`tiltyard.profiler`). Nothing is kept: no checkpoint, no model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from tiltyard.algorithms import METHODS
-from tiltyard.clock import REST, Clock, Step, peak_memory_mib
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.models.kernels import Work
+from tiltyard.kernels.library import Work
+from tiltyard.kernels.matmul import multiply
+from tiltyard.methods import METHODS
 from tiltyard.models.load import pick_device
-from tiltyard.models.products import multiply
 from tiltyard.pipeline.recipe import COMMAND_LINE, Entry, Recipe, check
 from tiltyard.pipeline.state import package_version
+from tiltyard.profiler import REST, Clock, Step, peak_memory_mib
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.train import composed, run_of
 from tiltyard.training.fit import fit

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from tiltyard.allocator import tune
 from tiltyard.errors import (
     CompositionError,
     ConfigError,
@@ -21,7 +22,6 @@ from tiltyard.errors import (
     ModelError,
     TiltyardError,
 )
-from tiltyard.tuning import tune
 from tiltyard.verbs import (
     bench_values,
     console_for,

@@ -134,9 +134,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _speed() -> Iterator[Check]:
     """Who multiplies on the CPU, and whether freed memory is kept."""
-    from tiltyard.models.kernels import kernels
-    from tiltyard.models.products import onednn
-    from tiltyard.tuning import could_tune
+    from tiltyard.allocator import could_tune
+    from tiltyard.kernels.library import kernels
+    from tiltyard.kernels.matmul import onednn
 
     yield Check("products", "ok", "float32 by oneDNN, which is faster here" if onednn() else "float32 by torch")
     found = kernels()

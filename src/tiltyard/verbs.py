@@ -60,7 +60,7 @@ def bench_values(method: str, model: Path, data: str, prompts: str, words: Seque
     Raises:
         ConfigError: data for a method that takes prompts, or prompts for one that takes data.
     """
-    from tiltyard.algorithms import METHODS
+    from tiltyard.methods import METHODS
 
     wanted = "prompts" if method in METHODS and METHODS[method].online else "data"
     given = {"data": data, "prompts": prompts}

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from tiltyard.data import check_data
-from tiltyard.rates import kendall_tau_b, wilson
+from tiltyard.stats.intervals import kendall_tau_b, wilson
 from tiltyard.types import Group, Message, Prompt, Response
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tiltyard.errors import DataError
-from tiltyard.evaluation import comparison
-from tiltyard.evaluation.comparison import comparison_png
+from tiltyard.report import comparison
+from tiltyard.report.comparison import comparison_png
 
 
 def facts(gold: float | None, kl: float | None, **more: Any) -> dict[str, Any]:

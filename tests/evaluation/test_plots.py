@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from tiltyard.errors import DataError
-from tiltyard.evaluation import curves_png, read_metrics, reward_vs_kl_png
-from tiltyard.evaluation.plots import smooth
+from tiltyard.report import curves_png, read_metrics, reward_vs_kl_png
+from tiltyard.report.plots import smooth
 
 
 def curve(n=60, gold=True):

@@ -9,15 +9,9 @@ from rich.console import Console
 
 from tiltyard import files
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation import (
-    Answer,
-    print_table,
-    side_by_side,
-    summarise,
-    write_samples_markdown,
-    write_summary,
-)
-from tiltyard.evaluation.report import plain
+from tiltyard.evaluation import Answer, summarise
+from tiltyard.report import print_table, side_by_side, write_samples_markdown, write_summary
+from tiltyard.report.policies import plain
 
 KEYS = {
     *("n", "prompts", "gold", "gold_ci", "helpful", "helpful_ci", "truthful", "truthful_ci", "harmless", "harmless_ci"),

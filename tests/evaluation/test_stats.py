@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.chance import below, beyond, near, share, shifted
 
-from tiltyard import rates
 from tiltyard.errors import DataError
-from tiltyard.evaluation import stats
+from tiltyard.stats import estimates as stats
+from tiltyard.stats import intervals
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ from tiltyard.evaluation import stats
     ],
 )
 def test_wilson_closed_form(successes, n, expected):
-    assert rates.wilson(successes, n) == pytest.approx(expected, abs=1e-4)
+    assert intervals.wilson(successes, n) == pytest.approx(expected, abs=1e-4)
 
 
 def test_wilson_solves_its_equation():
     z = 1.959963984540054
-    for bound in rates.wilson(7.5, 20):
+    for bound in intervals.wilson(7.5, 20):
         assert (0.375 - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / 20)
 
 
 def test_wilson_edges():
-    assert all(math.isnan(x) for x in rates.wilson(0, 0))
+    assert all(math.isnan(x) for x in intervals.wilson(0, 0))
     with pytest.raises(DataError):
-        rates.wilson(11, 10)
+        intervals.wilson(11, 10)
     with pytest.raises(DataError, match="level"):
-        rates.wilson(1, 10, level=95)
+        intervals.wilson(1, 10, level=95)
 
 
 @pytest.mark.parametrize(
@@ -190,19 +190,19 @@ def test_binned_by_count_is_even_and_complete():
 
 def test_by_label():
     rates = stats.by_label(["b", "a", "b"], [1, 0, 0], ["p", "p", "q"])
-    assert {k: (v.value, v.n) for k, v in rates.items()} == {"a": (0.0, 1), "b": (0.5, 2)}
+    assert {k: (v.value, v.n) for k, v in intervals.items()} == {"a": (0.0, 1), "b": (0.5, 2)}
     assert list(rates) == ["a", "b"]
 
 
 def test_tau_b_by_hand():
     # x: one tied pair, y: one tied pair; of 6 pairs 4 concordant, 0 discordant: 4 / sqrt(5 * 5).
-    assert rates.kendall_tau_b([1, 1, 2, 3], [1, 2, 3, 3]) == pytest.approx(0.8)
+    assert intervals.kendall_tau_b([1, 1, 2, 3], [1, 2, 3, 3]) == pytest.approx(0.8)
     # The well-known scipy example: -0.4714045...
-    assert rates.kendall_tau_b([12, 2, 1, 12, 2], [1, 4, 7, 1, 0]) == pytest.approx(-0.47140452079103173)
-    assert rates.kendall_tau_b([1, 2, 3], [3, 2, 1]) == -1
-    assert rates.kendall_tau_b([-math.inf, 0, math.inf, math.inf], [0, 1, 2, 2]) == 1
-    assert math.isnan(rates.kendall_tau_b([1, 1], [1, 2]))
-    assert math.isnan(rates.kendall_tau_b([], []))
+    assert intervals.kendall_tau_b([12, 2, 1, 12, 2], [1, 4, 7, 1, 0]) == pytest.approx(-0.47140452079103173)
+    assert intervals.kendall_tau_b([1, 2, 3], [3, 2, 1]) == -1
+    assert intervals.kendall_tau_b([-math.inf, 0, math.inf, math.inf], [0, 1, 2, 2]) == 1
+    assert math.isnan(intervals.kendall_tau_b([1, 1], [1, 2]))
+    assert math.isnan(intervals.kendall_tau_b([], []))
 
 
 def test_bits_per_byte():

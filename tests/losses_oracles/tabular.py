@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltyard.batch.batch import Batch
 from tiltyard.training.algorithm import Algorithm, Forward, Models
-from tiltyard.training.batch import Batch
 from tiltyard.types import Group, Prompt, Response
 
 from .toy import F64

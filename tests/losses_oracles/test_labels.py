@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from tiltyard.batch.batch import Batch
+from tiltyard.batch.forest import Forest
 from tiltyard.errors import DataError
 from tiltyard.losses.labels import both_ways_G, noisy_label_G
 from tiltyard.losses.preference import hinge, logistic, squared
-from tiltyard.models.forest import Forest
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.labels import Grades, Labels, MismatchedKL, Partner, Preferred, Ranked
 from tiltyard.types import Group, Prompt, Response
 

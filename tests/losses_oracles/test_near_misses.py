@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import cpo, dpo, ipo, simpo, slic, spin
-from tiltyard.algorithms.direct import PairLoss
 from tiltyard.losses.preference import hinge, logistic
+from tiltyard.methods import cpo, dpo, ipo, simpo, slic, spin
+from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
 from tiltyard.training.labels import Preferred
 from tiltyard.training.prepare import RefLogp

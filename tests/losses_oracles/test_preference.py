@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import click, cpo, dpo, ipo, kto, orpo, rrhf, simpo, slic
 from tiltyard.data import Row, parse_row
 from tiltyard.losses.preference import kto_B, likelihood_rank, log_odds, rank_hinge_G
+from tiltyard.methods import click, cpo, dpo, ipo, kto, orpo, rrhf, simpo, slic
 from tiltyard.types import Group
 
 from .tabular import ASK, SOURCE, World, answers, draw, pair

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from tiltyard.algorithms import reward_model
+from tiltyard.batch.batch import Batch
 from tiltyard.losses.reward import (
     accuracy_G,
     best_loss_G,
@@ -17,8 +17,8 @@ from tiltyard.losses.reward import (
     pairs_G,
     ranking_pairs,
 )
+from tiltyard.methods import reward_model
 from tiltyard.training.algorithm import Forward, Models
-from tiltyard.training.batch import Batch
 from tiltyard.types import Group
 
 from .tabular import ASK, SOURCE, answers, minimise

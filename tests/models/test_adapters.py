@@ -20,10 +20,10 @@ from tiltyard import (
     save_model,
     train_tokenizer,
 )
+from tiltyard.batch.forest import plant
 from tiltyard.errors import CheckpointError, ConfigError, ModelError
 from tiltyard.models import pretrained
 from tiltyard.models.adapters import adapt, base_of, reward_beside, save_adapter, trunk_hash, value_beside
-from tiltyard.models.forest import plant
 from tiltyard.models.language import Trunk
 from tiltyard.models.load import value_from
 from tiltyard.models.lora import Lora, tensors_of

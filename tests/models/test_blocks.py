@@ -1,4 +1,4 @@
-"""Blocks of the Llama family as one step (blocks.py, passes.c) against transformers' modules and torch's own."""
+"""Blocks of the Llama family as one step (fused_block.py) against transformers' modules and torch's own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import tiny
-from tiltyard.models import adapters, blocks, load, passes, trees
-from tiltyard.models.forest import Forest, plant
-from tiltyard.models.kernels import Found, kernels
+from tiltyard.batch.forest import Forest, plant
+from tiltyard.kernels import fused_block, fused_ops, tree_attention
+from tiltyard.kernels.library import Found, kernels
+from tiltyard.kernels.matmul import weight_slope
+from tiltyard.models import adapters, load
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import Lora
-from tiltyard.models.products import weight_slope
 
-pytestmark = pytest.mark.skipif(kernels().library is None, reason=f"passes.c is not compiled: {kernels().why}")
+pytestmark = pytest.mark.skipif(kernels().library is None, reason=f"fused_ops.c is not compiled: {kernels().why}")
 SIZES = st.tuples(st.integers(1, 150), st.sampled_from([4, 16, 24, 40, 128]))
 
 
@@ -51,9 +52,9 @@ def test_norm(size: tuple[int, int]) -> None:
     x, weight, dout = random(*size), random(size[1], seed=1), random(*size, seed=2)
     x64, weight64 = wide(x, weight)
     expected = x64 * torch.rsqrt(x64.square().mean(-1, keepdim=True) + 1e-5) * weight64
-    close(passes.norm(x, weight, 1e-5), expected)
+    close(fused_ops.norm(x, weight, 1e-5), expected)
     dx = torch.ones_like(x)  # it is added to
-    dweight = passes.norm_slope_(dx, dout, x, weight, 1e-5)
+    dweight = fused_ops.norm_slope_(dx, dout, x, weight, 1e-5)
     for found, other in zip((dx - 1, dweight), slopes(expected, dout, x64, weight64), strict=True):
         close(found, other, 1e-4)
 
@@ -64,9 +65,9 @@ def test_gate(size: tuple[int, int]) -> None:
     gate, up, dout = random(*size) * 5, random(*size, seed=1), random(*size, seed=2)
     gate64, up64 = wide(gate, up)
     expected = functional.silu(gate64) * up64
-    close(passes.gated(gate, up), expected)
+    close(fused_ops.gated(gate, up), expected)
     dgate, dup = slopes(expected, dout, gate64, up64)
-    for found, other in zip(passes.gated_slope(dout.clone(), gate, up), (expected, dgate, dup), strict=True):
+    for found, other in zip(fused_ops.gated_slope(dout.clone(), gate, up), (expected, dgate, dup), strict=True):
         close(found, other)
 
 
@@ -78,8 +79,8 @@ def test_turning_back_is_the_slope(tokens: int, heads: int, width: int) -> None:
     (x64,) = wide(x)
     swapped = torch.cat([-x64[..., width // 2 :], x64[..., : width // 2]], -1)
     expected = x64 * cos[:, None] + swapped * sin[:, None]
-    close(passes.turn_(x.clone(), cos, sin), expected)
-    close(passes.turn_(dout.clone(), cos, sin, back=True), slopes(expected, dout, x64)[0])
+    close(fused_ops.turn_(x.clone(), cos, sin), expected)
+    close(fused_ops.turn_(dout.clone(), cos, sin, back=True), slopes(expected, dout, x64)[0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,7 +92,7 @@ def test_log_probabilities(rows: int, vocabulary: int, large: float) -> None:
     (z64,) = wide(z)
     law = z64.log_softmax(-1)
     logp, entropy = law.gather(-1, target[:, None])[:, 0], -(law.exp() * law).sum(-1)
-    found, lse, entropies = passes.law(z, target, entropy=True)
+    found, lse, entropies = fused_ops.law(z, target, entropy=True)
     assert entropies is not None
     torch.testing.assert_close(found.double(), logp, atol=5e-5, rtol=5e-5)
     torch.testing.assert_close(entropies.double(), entropy, atol=5e-5, rtol=5e-5)
@@ -99,19 +100,19 @@ def test_log_probabilities(rows: int, vocabulary: int, large: float) -> None:
         total = (dlogp * logp).sum() + (dentropy * entropy).sum() * with_entropy
         (expected,) = torch.autograd.grad(total, z64, retain_graph=True)
         more = (entropies, dlogp, dentropy) if with_entropy else (None, dlogp, None)
-        close(passes.law_slope_(z.clone(), target, lse, *more), expected, 1e-4)
+        close(fused_ops.law_slope_(z.clone(), target, lse, *more), expected, 1e-4)
 
 
 @pytest.mark.parametrize(("vocabulary", "wide"), [(2, 2), (300, 300), (1024, 1100)])
 def test_divergence(vocabulary: int, wide: int) -> None:
     law, other = random(9, vocabulary).mul(4).log_softmax(-1), random(9, wide, seed=1).mul(4).log_softmax(-1)
     p, q = law.double(), other.double()[:, :vocabulary]
-    entropy, kl = passes.divergence(law, other)
+    entropy, kl = fused_ops.divergence(law, other)
     torch.testing.assert_close(entropy.double(), -(p.exp() * p).sum(-1), atol=5e-5, rtol=5e-5)
     torch.testing.assert_close(kl.double(), (p.exp() * (p - q)).sum(-1), atol=5e-5, rtol=5e-5)
-    assert not passes.divergence(law, law)[1].any()
+    assert not fused_ops.divergence(law, law)[1].any()
     law[0, 0], other[0, 0], other[1, 1], law[2, 0] = -torch.inf, -torch.inf, -torch.inf, torch.nan
-    entropy, kl = passes.divergence(law, other)
+    entropy, kl = fused_ops.divergence(law, other)
     assert kl[0].isfinite()  # neither has it: no share, no divergence
     assert kl[1] == torch.inf  # the other has none of it
     assert kl[2].isnan()
@@ -123,11 +124,11 @@ def test_what_is_not_a_number_stays_none() -> None:
     for bad in (float("nan"), float("inf")):
         z = torch.zeros(1, 20)
         z[0, 7] = bad
-        logp, lse, _ = passes.law(z, torch.tensor([3]), entropy=False)
+        logp, lse, _ = fused_ops.law(z, torch.tensor([3]), entropy=False)
         assert not logp.isfinite().any()
-        assert not passes.law_slope_(z, torch.tensor([3]), lse, None, torch.ones(1), None).isfinite().all()
-        assert not passes.norm(z, torch.ones(20), 1e-5).isfinite().all()
-        assert not passes.gated(z, torch.ones(1, 20)).isfinite().all()
+        assert not fused_ops.law_slope_(z, torch.tensor([3]), lse, None, torch.ones(1), None).isfinite().all()
+        assert not fused_ops.norm(z, torch.ones(20), 1e-5).isfinite().all()
+        assert not fused_ops.gated(z, torch.ones(1, 20)).isfinite().all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,7 +136,7 @@ def test_what_is_not_a_number_stays_none() -> None:
 def test_slope_of_a_weight(rows: int, out: int, width: int) -> None:
     dout, x, before = random(rows, out), random(rows, width, seed=1), random(out, width, seed=2)
     expected = dout.double().t() @ x.double()
-    found = passes.weight_slope_(before.clone(), dout, x)
+    found = fused_ops.weight_slope_(before.clone(), dout, x)
     torch.testing.assert_close(found.double(), before.double() + expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(weight_slope(dout, x).double(), expected, atol=1e-4, rtol=1e-4)
 
@@ -150,7 +151,7 @@ def forest(spans: Any = None) -> Forest:
 @contextmanager
 def modules_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(blocks, "suits", lambda *_: False)
+        patch.setattr(fused_block, "suits", lambda *_: False)
         yield
 
 
@@ -172,8 +173,8 @@ def test_it_is_the_model(family: str, frozen: int, monkeypatch: pytest.MonkeyPat
     exact.module.load_state_dict(model.module.state_dict())
     for one in (model, exact):
         load.freeze_bottom(one, frozen)
-    assert blocks.suits(model.backbone, forest())
-    assert not blocks.suits(exact.backbone, forest())
+    assert fused_block.suits(model.backbone, forest())
+    assert not fused_block.suits(exact.backbone, forest())
     mine = trained(model)
     with modules_only(monkeypatch):
         theirs = trained(model)
@@ -212,8 +213,8 @@ def test_prompts_are_kept_for_decoding(family: str, monkeypatch: pytest.MonkeyPa
 
 def test_threads_change_no_bit_but_in_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library's products may differ; everything of ours does not."""
-    monkeypatch.setattr(blocks, "multiply", lambda x, w, b=None: _slow(x, w, b))
-    monkeypatch.setattr(blocks, "multiply_onto", lambda other, x, w, b=None: other + _slow(x, w, b))
+    monkeypatch.setattr(fused_block, "multiply", lambda x, w, b=None: _slow(x, w, b))
+    monkeypatch.setattr(fused_block, "multiply_onto", lambda other, x, w, b=None: other + _slow(x, w, b))
     model, before, found = tiny.language("qwen2"), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
@@ -256,7 +257,7 @@ def test_it_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_models_and_settings_take_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     def suits(model: Any) -> bool:
-        return blocks.suits(model.backbone, forest())
+        return fused_block.suits(model.backbone, forest())
 
     assert suits(tiny.language("llama"))
     assert suits(tiny.scalar("llama"))
@@ -280,13 +281,13 @@ def test_other_models_and_settings_take_the_modules(monkeypatch: pytest.MonkeyPa
     adapted = tiny.language("llama")
     adapters.adapt(adapted, Lora(rank=2))
     assert not suits(adapted)
-    monkeypatch.setattr(blocks, "kernels", lambda: Found(None, "off for this test"))
+    monkeypatch.setattr(fused_block, "kernels", lambda: Found(None, "off for this test"))
     assert not suits(tiny.language("llama"))
 
 
 def test_attention_of_no_tokens() -> None:
     """The products are rounded up with tokens of no tree; nothing is read from them."""
     q = random(4, 1, 8)
-    nothing = trees.Pieces(torch.zeros(1, dtype=torch.long), torch.zeros(0, 2, dtype=torch.long))
-    out, _ = trees.forward(q, q, q, nothing, 1)
+    nothing = tree_attention.Pieces(torch.zeros(1, dtype=torch.long), torch.zeros(0, 2, dtype=torch.long))
+    out, _ = tree_attention.forward(q, q, q, nothing, 1)
     assert not out.any()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tiltyard.models import logp
-from tiltyard.models.compare import compared
-from tiltyard.models.forest import plant
+from tiltyard.batch import logp
+from tiltyard.batch.compare import compared
+from tiltyard.batch.forest import plant
 from tiltyard.models.language import LanguageModel
 
 from . import tiny

@@ -13,13 +13,13 @@ import torch
 import transformers as hf
 
 from models import encoders, tiny
-from tiltyard.algorithms import ppo, reward_model
+from tiltyard.batch.forest import plant
 from tiltyard.data import train_tokenizer
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
+from tiltyard.methods import ppo, reward_model
 from tiltyard.models import load
 from tiltyard.models.encoder import EncoderScalar, MaskedModel, is_encoder
-from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load_encoder import load_masked_model, masked_from_scratch
 from tiltyard.sampling import SampleSettings, sample

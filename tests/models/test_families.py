@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import tiny
-from tiltyard.models import blocks
-from tiltyard.models.forest import plant
+from tiltyard.batch.forest import plant
+from tiltyard.kernels import fused_block
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.types import Group, Prompt, Response
 
@@ -189,7 +189,7 @@ def test_prompt_positions_other_than_the_last_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "suits", lambda *_: False)  # they compute again by themselves (test_blocks.py)
+    monkeypatch.setattr(fused_block, "suits", lambda *_: False)  # they compute again by themselves (test_blocks.py)
     grads = []
     for checkpointing in (False, True):
         model = tiny.language(family)

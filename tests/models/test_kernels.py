@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import tiny
+from tiltyard.batch.forest import plant
 from tiltyard.doctor import examine
-from tiltyard.models import trees
-from tiltyard.models.compiled import Compiled, drawn, panels
-from tiltyard.models.forest import plant
-from tiltyard.models.kernels import kernels
-from tiltyard.models.lean import Lean, lean
+from tiltyard.kernels import tree_attention
+from tiltyard.kernels.fused_decoder import Lean, lean
+from tiltyard.kernels.library import kernels
+from tiltyard.kernels.native_decoder import Compiled, drawn, panels
 from tiltyard.sampling.law import draw_whole
 
 needed = pytest.mark.skipif(kernels().library is None, reason=f"decode.c is not compiled: {kernels().why}")
@@ -109,7 +109,7 @@ def test_where_memory_begins_changes_no_bit() -> None:
     found = []
     for shift in (0, 1, 3, 7, 8, 15):
         moved = [_moved(x, shift).requires_grad_() for x in qkv]
-        out = trees.attention(*moved, forest.pieces, 0.3)
+        out = tree_attention.attention(*moved, forest.pieces, 0.3)
         out.square().sum().backward()
         found.append([*drawn(library, _moved(logits, shift), 1.0, uniform), out, *(x.grad for x in moved)])
     for other in found[1:]:
@@ -229,9 +229,9 @@ def test_without_a_compiler_it_is_torch_and_doctor_says_so(afresh: pytest.Monkey
 
 
 def test_the_source_is_in_the_package() -> None:
-    files = importlib.resources.files("tiltyard.models")
+    files = importlib.resources.files("tiltyard.kernels")
     assert (files / "decode.c").is_file()
-    assert (files / "trees.c").is_file()
-    assert (files / "products.h").is_file()
-    assert "models/*.[ch]" in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert (files / "tree_attention.c").is_file()
+    assert (files / "matmul.h").is_file()
+    assert "kernels/*.[ch]" in (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert os.environ.get("TILTYARD_KERNELS", "") != "off"

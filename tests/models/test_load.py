@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from models import tiny
+from tiltyard.batch.forest import plant
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, ModelError
 from tiltyard.models import load
-from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.types import Group, Message, Prompt, Response
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from tiltyard.models import logp
-from tiltyard.models.logp import token_logp
+from tiltyard.batch import logp
+from tiltyard.batch.logp import token_logp
 
 R, D, V = 7, 5, 11
 

@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import tiny
-from tiltyard.models import products
-from tiltyard.models.forest import plant
-from tiltyard.models.products import Linear, Ready, multiply, quicken
+from tiltyard.batch.forest import plant
+from tiltyard.kernels import matmul
+from tiltyard.kernels.matmul import Linear, Ready, multiply, quicken
 
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch):
     """oneDNN wherever it can be, on any maker's processor and for products of any size."""
-    monkeypatch.setattr(products, "ENOUGH", 0)
-    monkeypatch.setattr(products, "onednn", torch.backends.mkldnn.is_available)
+    monkeypatch.setattr(matmul, "ENOUGH", 0)
+    monkeypatch.setattr(matmul, "onednn", torch.backends.mkldnn.is_available)
 
 
 def _counted(monkeypatch) -> list[int]:
     calls: list[int] = []
-    real = products.suits
-    monkeypatch.setattr(products, "suits", lambda x, w: (found := real(x, w), calls.append(found))[0])
+    real = matmul.suits
+    monkeypatch.setattr(matmul, "suits", lambda x, w: (found := real(x, w), calls.append(found))[0])
     return calls
 
 
@@ -51,11 +51,11 @@ def test_multiply_is_the_product(n: int, i: int, o: int, flips: tuple[bool, bool
 
 class products_on:
     def __enter__(self):
-        self.before = products.ENOUGH, products.onednn
-        products.ENOUGH, products.onednn = 0, torch.backends.mkldnn.is_available
+        self.before = matmul.ENOUGH, matmul.onednn
+        matmul.ENOUGH, matmul.onednn = 0, torch.backends.mkldnn.is_available
 
     def __exit__(self, *_):
-        products.ENOUGH, products.onednn = self.before
+        matmul.ENOUGH, matmul.onednn = self.before
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -117,7 +117,7 @@ def test_a_whole_model_gives_the_same_losses_and_gradients(monkeypatch) -> None:
     fast, fast_grads = gradients()
     assert len(calls) > 30
     assert all(calls)
-    monkeypatch.setattr(products, "onednn", lambda: False)
+    monkeypatch.setattr(matmul, "onednn", lambda: False)
     plain, plain_grads = gradients()
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
     for name, grad in plain_grads.items():
@@ -127,7 +127,7 @@ def test_a_whole_model_gives_the_same_losses_and_gradients(monkeypatch) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
 def test_ready_weights(monkeypatch, bias: bool, packed: bool) -> None:
-    monkeypatch.setattr(products, "onednn", lambda: packed)
+    monkeypatch.setattr(matmul, "onednn", lambda: packed)
     torch.manual_seed(0)
     w, b = torch.randn(12, 20), torch.randn(12) if bias else None
     ready = Ready(w, b)
@@ -157,11 +157,11 @@ def test_batches_are_filled_up_to_sizes_that_come_back(monkeypatch, lengths: tup
     seen: list[int] = []
     real = type(forest).filled_up
     monkeypatch.setattr(type(forest), "filled_up", lambda f, to: (seen.append(to), real(f, to))[1])
-    monkeypatch.setattr(products, "ROUND", 16)
+    monkeypatch.setattr(matmul, "ROUND", 16)
     filled = found()
     assert set(seen) == {16}
     assert len(forest.filled_up(16)[0]) % 16 == 0
-    monkeypatch.setattr(products, "onednn", lambda: False)
+    monkeypatch.setattr(matmul, "onednn", lambda: False)
     plain = found()
     assert seen[-1] == 1
     for one, two in zip(filled, plain, strict=True):
@@ -180,12 +180,12 @@ def test_copies_and_files_know_nothing_of_it(tmp_path) -> None:
 def test_the_maker_decides(monkeypatch) -> None:
     monkeypatch.undo()
     for maker, expected in {"GenuineIntel": False, "AuthenticAMD": True, "": False}.items():
-        products.onednn.cache_clear()
-        monkeypatch.setattr(products, "_maker", lambda maker=maker: maker)
+        matmul.onednn.cache_clear()
+        monkeypatch.setattr(matmul, "_maker", lambda maker=maker: maker)
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
         possible = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-        assert products.onednn() is (expected and possible)
-    products.onednn.cache_clear()
+        assert matmul.onednn() is (expected and possible)
+    matmul.onednn.cache_clear()
     monkeypatch.setenv("TILTYARD_PRODUCTS", "torch")
-    assert not products.onednn()
-    products.onednn.cache_clear()
+    assert not matmul.onednn()
+    matmul.onednn.cache_clear()

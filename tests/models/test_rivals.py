@@ -13,7 +13,7 @@ from tests.chance import follows, shifted
 from tests.reference.float64 import exact_norms
 from torch import Tensor
 
-from tiltyard.models.forest import plant
+from tiltyard.batch.forest import plant
 from tiltyard.models.language import rivals_of
 from tiltyard.types import Group, Prompt, Response
 
@@ -174,7 +174,7 @@ def drawn_by_hand(row: Tensor, own: int, k: int, u: float) -> float:
 
 def test_chunks_change_nothing(monkeypatch: Any) -> None:
     """The head is read in parts of a few rows: the same rivals and log-probs as in one."""
-    from tiltyard.models import logp
+    from tiltyard.batch import logp
 
     forest = plant(groups())
     u = uniforms(6, forest.R)

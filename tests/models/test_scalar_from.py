@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tiltyard import from_scratch, load_scalar_model, save_model, scalar_from, train_tokenizer, value_head
-from tiltyard.models.forest import plant
+from tiltyard.batch.forest import plant
 from tiltyard.types import Group, Prompt, Response
 
 

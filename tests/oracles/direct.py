@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import (
+from tiltyard.methods import (
     click,
     cpo,
     dpo,

@@ -11,7 +11,8 @@ from tests.chance import shifted
 from torch import Tensor
 
 from models import encoders
-from tiltyard.algorithms import (
+from tiltyard.data.rivals import PAIRS
+from tiltyard.methods import (
     mlm,
     ppo,
     pretrain,
@@ -20,7 +21,6 @@ from tiltyard.algorithms import (
     sft,
     spin,
 )
-from tiltyard.data.rivals import PAIRS
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Models

@@ -10,10 +10,10 @@ import torch
 from tests.chance import shifted
 from torch import Tensor
 
-from tiltyard.algorithms import a2c, grpo, reinforce, reinforce_pp, rloo
+from tiltyard.batch.batch import Batch
+from tiltyard.methods import a2c, grpo, reinforce, reinforce_pp, rloo
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
-from tiltyard.training.batch import Batch
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
 from training import tiny

@@ -10,12 +10,12 @@ import torch
 from tests.chance import shifted
 from torch import Tensor
 
-from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso, self_rewarding
+from tiltyard.batch.batch import Batch
+from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso, self_rewarding
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Draw, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltyard.training.batch import Batch
+from tiltyard.batch.batch import Batch
 from tiltyard.types import Group
 
 from .worlds import doubles

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltyard.batch.forest import plant
 from tiltyard.data.rivals import PAIRS
-from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.training.algorithm import Algorithm, Draw, Models
 from tiltyard.training.source import SelfPlay

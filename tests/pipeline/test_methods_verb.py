@@ -12,11 +12,11 @@ from pydantic import Field
 from rich.console import Console
 
 from tiltyard import cli
-from tiltyard.algorithms import METHODS
-from tiltyard.algorithms.base import method
-from tiltyard.algorithms.ppo import ppo
-from tiltyard.algorithms.sft import Nll
 from tiltyard.config import describe
+from tiltyard.methods import METHODS
+from tiltyard.methods.base import method
+from tiltyard.methods.ppo import ppo
+from tiltyard.methods.sft import Nll
 from tiltyard.stages.base import STAGES, Stage, get_stage, load_all
 from tiltyard.stages.methods import (
     FAMILIES,

@@ -7,10 +7,10 @@ import torch
 
 from models import tiny
 from sampling import stubs
+from tiltyard.batch.forest import plant
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.models import lean
-from tiltyard.models.forest import plant
-from tiltyard.models.kernels import Found
+from tiltyard.kernels import fused_decoder
+from tiltyard.kernels.library import Found
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import Draws, SampleSettings, engine, law, sample
 from tiltyard.sampling.settings import draws_for
@@ -121,7 +121,7 @@ def test_no_step_is_spent_on_answers_that_have_ended(monkeypatch, family: str, m
 @pytest.mark.parametrize("family", ["llama_tied", "mistral", "qwen2", "qwen2_window", "qwen3"])
 def test_the_lean_road_is_taken_and_says_the_same(family: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        for place in (lean, law):
+        for place in (fused_decoder, law):
             monkeypatch.setattr(place, "kernels", lambda: Found(None, "off for this test"))
     model = stubs.model(family, "float32", stop_ids=frozenset({2}))
     assert engine.can_be_lean(model)

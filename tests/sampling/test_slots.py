@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import tiny
-from tiltyard.models.forest import plant
+from tiltyard.batch.forest import plant
 from tiltyard.sampling.native import _closed_up
 from tiltyard.sampling.slots import Slots
 from tiltyard.types import Group

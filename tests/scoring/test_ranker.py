@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from models import tiny
-from tiltyard.algorithms import get_method
-from tiltyard.algorithms.ranker import ranker
+from tiltyard.batch.batch import Batch
 from tiltyard.data.chat import Chat
 from tiltyard.data.rivals import CUT, LABELS, encode_rivals, orders, rivals
 from tiltyard.errors import DataError, ModelError
+from tiltyard.methods import get_method
+from tiltyard.methods.ranker import ranker
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring import BaselineScorer, Ranker, RewardScorer
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.select import by_scores, tournament
 from tiltyard.training.source import Offline, generator

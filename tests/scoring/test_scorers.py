@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from models import tiny
+from tiltyard.batch.forest import plant
 from tiltyard.data import train_tokenizer
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring import RewardScorer, RuleScorer, WeightedScorer
 from tiltyard.types import Group, Message, Prompt, Response

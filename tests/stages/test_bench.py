@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from tiltyard import bench, cli
-from tiltyard.clock import REST, Step
 from tiltyard.errors import ConfigError
+from tiltyard.profiler import REST, Step
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"data": "world/demonstrations_held_out.jsonl", "batch": 3},

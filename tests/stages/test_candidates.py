@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tiltyard.batch.batch import Batch
 from tiltyard.data import append_groups, load_groups, read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -20,7 +21,6 @@ from tiltyard.pipeline import run_recipe
 from tiltyard.scoring import Ranker, RewardScorer
 from tiltyard.stages import candidates
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.types import Group
 from tiltyard.world import gold
 

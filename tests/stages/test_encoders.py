@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from tiltyard.batch.forest import plant
 from tiltyard.data import read_groups
 from tiltyard.errors import ModelError
 from tiltyard.models.encoder import EncoderScalar
-from tiltyard.models.forest import plant
 from tiltyard.models.load import load_language_model, load_masked_model, load_scalar_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.scoring.scorers import in_tokens_of

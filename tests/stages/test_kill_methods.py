@@ -16,9 +16,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from tiltyard.algorithms import METHODS
 from tiltyard.data import store
-from tiltyard.models import checkpoint
+from tiltyard.distributed import checkpoint
+from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage, state
 from tiltyard.stages import online, sources, train
 from tiltyard.training.fit import _Loop

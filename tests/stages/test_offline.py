@@ -18,8 +18,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiltyard.algorithms import METHODS
 from tiltyard.data import read_groups
+from tiltyard.methods import METHODS
 from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.training.log import LiveLine

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from tiltyard.algorithms import METHODS
 from tiltyard.data.store import read_groups
+from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage
 from tiltyard.stages import evaluate
 from tiltyard.world import gold

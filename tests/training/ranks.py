@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from tests.reference.float64 import exact_norms
 from tests.training import tiny
 
-from tiltyard.algorithms import a2c, grpo, ppo, reinforce, reinforce_pp, reward_model, rloo, sft
-from tiltyard.models import parallel
+from tiltyard.distributed import processes
+from tiltyard.methods import a2c, grpo, ppo, reinforce, reinforce_pp, reward_model, rloo, sft
 from tiltyard.models.heads import value_head
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer, RuleScorer
@@ -75,17 +75,17 @@ NAMES = ("sft", "reward", "ppo", "lonely", "ptx", "shared", *RL)
 
 
 def main(folder: Path) -> None:
-    parallel.start()
+    processes.start()
     for name in NAMES:
         algorithm, models = make(name)
         keep = {"folder": folder / name, "save_every": 2, "keep_groups": algorithm.trains != ("reward",)}
         fit(algorithm, models, Run(steps=5, lr=1e-2, schedule="linear", micro_tokens=60, **keep))
         for key in algorithm.trains:
             save_file(
-                dict(models.get(key).own.state_dict()), folder / f"{name}.{key}.rank{parallel.rank()}.safetensors"
+                dict(models.get(key).own.state_dict()), folder / f"{name}.{key}.rank{processes.rank()}.safetensors"
             )
-    (folder / f"ranks.{parallel.rank()}.json").write_text(json.dumps([parallel.rank(), parallel.world()]))
-    parallel.barrier()
+    (folder / f"ranks.{processes.rank()}.json").write_text(json.dumps([processes.rank(), processes.world()]))
+    processes.barrier()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from tests.reference.float64 import exact_norms
 from tests.training import tiny
 
-from tiltyard.algorithms import cringe, iterative_dpo, online_dpo, rest, rft, rso
+from tiltyard.distributed import processes
 from tiltyard.feedback import Grade, ScoreScorer, Usage
-from tiltyard.models import parallel
+from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.stages.online import Watch
@@ -119,14 +119,14 @@ RANKED = ("previous", "rft", "careless", "online", "judged", "rest_given")  # un
 
 
 def main(folder: Path) -> None:
-    parallel.start()
+    processes.start()
     for name in RANKED:
         algorithm, given = make(name), models()
         if isinstance(algorithm.source, Rounds):
             algorithm.source.folder = folder / name / "rounds"
         run(algorithm, given, folder / name, micro_tokens=60)
-        save_file(tiny.parameters(given.policy), folder / f"{name}.rank{parallel.rank()}.safetensors")
-    parallel.barrier()
+        save_file(tiny.parameters(given.policy), folder / f"{name}.rank{processes.rank()}.safetensors")
+    processes.barrier()
 
 
 if __name__ == "__main__":

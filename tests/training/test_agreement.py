@@ -15,7 +15,7 @@ from tests.reference import ppo as ref_ppo
 from tests.reference import reward as ref_reward
 from tests.reference import sft as ref_sft
 
-from tiltyard.algorithms import dpo, ipo, ppo, reward_model, sft, slic
+from tiltyard.methods import dpo, ipo, ppo, reward_model, sft, slic
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.refcache import cache_ref_logps
 from tiltyard.training.source import generator

@@ -11,11 +11,11 @@ import pytest
 import torch
 from tests.reference import online_dpo as flat
 
-from tiltyard.algorithms import online_dpo
+from tiltyard.batch.batch import Batch
+from tiltyard.methods import online_dpo
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.source import Online, generator
 from tiltyard.types import Group, Prompt, Response
 

@@ -10,7 +10,7 @@ import torch
 from tests.reference import grpo as ref_grpo
 from tests.reference import rloo as ref_rloo
 
-from tiltyard.algorithms import grpo, rloo
+from tiltyard.methods import grpo, rloo
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import generator

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from tiltyard.algorithms import dpo, sft
+from tiltyard.methods import dpo, sft
 from tiltyard.models.language import DType, LanguageModel
 from tiltyard.models.load import frozen_copy
 from tiltyard.training.algorithm import Models

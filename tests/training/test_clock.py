@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tiltyard import clock
-from tiltyard.algorithms import dpo, ppo, rft, sft
+from tiltyard import profiler
+from tiltyard.methods import dpo, ppo, rft, sft
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Models
 from tiltyard.training.fit import Run, fit, make_optimizer
@@ -42,14 +42,14 @@ class Time:
 
 def test_a_part_counts_for_itself_alone() -> None:
     at = Time()
-    with clock.Clock({"seconds": at}) as watch, clock.span(clock.STEP):
+    with profiler.Clock({"seconds": at}) as watch, profiler.span(profiler.STEP):
         at.takes(1)
-        with clock.span("forward"):
+        with profiler.span("forward"):
             at.takes(10)
-            with clock.span("score/inner"):
+            with profiler.span("score/inner"):
                 at.takes(100)
             at.takes(10)
-        with clock.span("forward"):
+        with profiler.span("forward"):
             at.takes(1000)
         at.takes(2)
     (step,) = watch.steps
@@ -63,12 +63,12 @@ def test_a_part_counts_for_itself_alone() -> None:
 
 def test_several_gauges_and_counts() -> None:
     one, two = Time(), Time(5.0)
-    with clock.Clock({"seconds": one, "flops": two}) as watch:
+    with profiler.Clock({"seconds": one, "flops": two}) as watch:
         for size in (2, 3):
-            with clock.span(clock.STEP):
+            with profiler.span(profiler.STEP):
                 two.takes(size)
-                clock.tally("tokens", size)
-                clock.tally("tokens", size)
+                profiler.tally("tokens", size)
+                profiler.tally("tokens", size)
     assert [step.total("flops") for step in watch.steps] == [2, 3]
     assert [step.total() for step in watch.steps] == [0, 0]
     assert [step.counts for step in watch.steps] == [{"tokens": 4.0}, {"tokens": 6.0}]
@@ -76,41 +76,41 @@ def test_several_gauges_and_counts() -> None:
 
 def test_nothing_is_counted_outside_of_a_step_or_without_a_clock() -> None:
     at = Time()
-    with clock.span(clock.STEP), clock.span("forward"):
-        clock.tally("tokens", 1)
-    with clock.Clock({"seconds": at}) as watch:
-        with clock.span("forward"):
+    with profiler.span(profiler.STEP), profiler.span("forward"):
+        profiler.tally("tokens", 1)
+    with profiler.Clock({"seconds": at}) as watch:
+        with profiler.span("forward"):
             at.takes(1)
-            clock.tally("tokens", 1)
-        with clock.span(clock.STEP):
+            profiler.tally("tokens", 1)
+        with profiler.span(profiler.STEP):
             at.takes(2)
-    with clock.span(clock.STEP):
+    with profiler.span(profiler.STEP):
         at.takes(4)
     assert [step.parts for step in watch.steps] == [{"overhead": {"seconds": 2.0}}]
     assert [step.counts for step in watch.steps] == [{}]
 
 
 def test_an_error_ends_its_spans() -> None:
-    watch = clock.Clock({"seconds": Time()})
-    with pytest.raises(KeyError), watch, clock.span(clock.STEP), clock.span("forward"):
+    watch = profiler.Clock({"seconds": Time()})
+    with pytest.raises(KeyError), watch, profiler.span(profiler.STEP), profiler.span("forward"):
         raise KeyError
-    with watch, clock.span(clock.STEP):
+    with watch, profiler.span(profiler.STEP):
         pass
     assert [list(step.parts) for step in watch.steps] == [["overhead", "forward"], ["overhead"]]
 
 
 def test_a_gpu_is_waited_for_before_the_gauges_are_read() -> None:
     at = Time()
-    with clock.Clock({"seconds": at}, ready=lambda: at.takes(1)) as watch, clock.span(clock.STEP):
+    with profiler.Clock({"seconds": at}, ready=lambda: at.takes(1)) as watch, profiler.span(profiler.STEP):
         pass
     assert watch.steps[0].total() == 1  # of the two waits one lies within the step
 
 
 def test_peak_memory_is_the_process_s_own() -> None:
     """It rises with what is held, and a child of a process that held much says what it held itself."""
-    held = torch.ones(int(clock.peak_memory_mib() * 2**20) // 4 + (64 << 18))
-    assert clock.peak_memory_mib() >= held.nbytes / 2**20
-    code = "from tiltyard.clock import peak_memory_mib; print(peak_memory_mib())"
+    held = torch.ones(int(profiler.peak_memory_mib() * 2**20) // 4 + (64 << 18))
+    assert profiler.peak_memory_mib() >= held.nbytes / 2**20
+    code = "from tiltyard.profiler import peak_memory_mib; print(peak_memory_mib())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 < float(child.stdout) < 150
 
@@ -142,7 +142,7 @@ def online(at: Time) -> Online:
     return Online(prompts, Slow(sample, at, 1), Slow(by_length, at, 10), 4, settings=law)
 
 
-def timed(algorithm: Any, models: Models, at: Time, **settings: Any) -> list[clock.Step]:
+def timed(algorithm: Any, models: Models, at: Time, **settings: Any) -> list[profiler.Step]:
     """Runs the loop where forward takes 100, backward 1,000 and the optimiser 10,000; one microbatch an update."""
     algorithm = replace(algorithm, loss=Slow(algorithm.loss, at, 100))
     run = Run(steps=2, lr=1e-3, **settings)
@@ -150,12 +150,12 @@ def timed(algorithm: Any, models: Models, at: Time, **settings: Any) -> list[clo
     optimizer.register_step_pre_hook(lambda *_: at.takes(10_000))
     first = models.get(algorithm.trains[0]).parameters()[0]
     first.register_hook(lambda grad: at.takes(1_000))  # type: ignore[arg-type]
-    with clock.Clock({"seconds": at}) as watch:
+    with profiler.Clock({"seconds": at}) as watch:
         fit(algorithm, models, run, optimizer)
     return watch.steps
 
 
-def seconds(step: clock.Step) -> dict[str, float]:
+def seconds(step: profiler.Step) -> dict[str, float]:
     return {name: part["seconds"] for name, part in step.parts.items() if part["seconds"]}
 
 
@@ -219,7 +219,7 @@ def test_micro_batches_are_all_counted() -> None:
 def test_the_parts_add_up_to_the_wall_clock_and_change_nothing() -> None:
     """Real time: no step has less than the loop itself reports, and all together no more than the run took."""
 
-    def run(watch: clock.Clock | None) -> tuple[Any, list[float], float]:
+    def run(watch: profiler.Clock | None) -> tuple[Any, list[float], float]:
         models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
         algorithm, times = ppo(online(Time()), kl=0.05), []
 
@@ -236,7 +236,7 @@ def test_the_parts_add_up_to_the_wall_clock_and_change_nothing() -> None:
         return tiny.parameters(models.policy), times, time.perf_counter() - began
 
     plain, _, _ = run(None)
-    watch = clock.Clock()
+    watch = profiler.Clock()
     watched, times, whole = run(watch)
     tiny.assert_same(plain, watched, 0)
     totals = [step.total() for step in watch.steps]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from losses_oracles.tabular import ASK, Table, draw, pair
 from losses_oracles.toy import F64, same
-from tiltyard.algorithms import cringe
+from tiltyard.batch.batch import Batch
+from tiltyard.methods import cringe
 from tiltyard.models.language import rivals_of
 from tiltyard.sampling import sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Forward, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.rounds import Rounds
 from tiltyard.types import Group, Response
 

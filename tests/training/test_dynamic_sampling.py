@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tiltyard.algorithms import grpo
-from tiltyard.models import parallel
+from tiltyard.distributed import processes
+from tiltyard.methods import grpo
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.algorithm import Draw, Models
 from tiltyard.training.source import Online
@@ -90,7 +90,7 @@ class Team:
         self.size, self.mine = world, threading.local()
         self.barrier, self.held = threading.Barrier(world), [None] * world
         for name in ("rank", "world", "gather_objects"):
-            monkeypatch.setattr(parallel, name, getattr(self, name))
+            monkeypatch.setattr(processes, name, getattr(self, name))
 
     def rank(self) -> int:
         return self.mine.rank

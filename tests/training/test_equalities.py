@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import ppo, reward_model, sft
+from tiltyard.batch.batch import Batch
 from tiltyard.losses.advantages import mean_var, moments, whiten
+from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.sampling import sample
 from tiltyard.scoring import RewardScorer, RuleScorer
 from tiltyard.training.algorithm import Algorithm, Draw, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt
 

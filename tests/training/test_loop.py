@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from tiltyard.algorithms import ppo, reward_model, sft
+from tiltyard.batch.batch import Batch
 from tiltyard.data import group_from_dict
 from tiltyard.errors import CompositionError, ConfigError, NonFiniteError
+from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.models.load import freeze_bottom
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit, lr_factor, make_optimizer
 from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, UpdateKL, Values
 from tiltyard.training.source import Cycle, Offline, Online, generator

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.table import ROWS, Row
 from torch import Tensor
 
-from tiltyard.algorithms import ppo, sft
+from tiltyard.batch.compare import compared
+from tiltyard.methods import ppo, sft
 from tiltyard.models.adapters import adapt, adapter_copy, base_of, take_over, value_beside
-from tiltyard.models.compare import compared
 from tiltyard.models.heads import value_head
 from tiltyard.models.language import LanguageModel, Trunk
 from tiltyard.models.load import set_dropout
@@ -130,7 +130,7 @@ def policy(seed: int = 1, lora: Lora = LORA, size: float = 0.3, **shape: Any) ->
 
 def gradients(model: LanguageModel, groups: Sequence[Any]) -> dict[str, Tensor]:
     """Of the summed log-probs, by name in the trunk."""
-    from tiltyard.models.forest import plant
+    from tiltyard.batch.forest import plant
 
     parameters = {n: p for n, p in model.backbone.named_parameters() if p.requires_grad}
     loss = model.logp_R(plant(groups))[0].sum()
@@ -168,7 +168,7 @@ def test_merged_it_says_the_same_and_afterwards_it_is_as_before() -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_sampler_draws_from_the_adapted_law(padded: bool) -> None:
-    from tiltyard.models.forest import plant
+    from tiltyard.batch.forest import plant
 
     model = policy()
     if padded:
@@ -292,7 +292,7 @@ def test_an_adapters_dropout_is_a_setting_of_its_own() -> None:
 
 def kept(model: LanguageModel, trees: int) -> int:
     """Bytes that autograd keeps for the backward pass of so many equal trees, weights left out."""
-    from tiltyard.models.forest import plant
+    from tiltyard.batch.forest import plant
 
     group = tiny.demonstrations(1)[0]
     forest, found = plant([group] * trees), {}

@@ -14,12 +14,12 @@ import torch
 from tests.chance import chi_square, follows, near, share, shifted
 
 from models import encoders
-from tiltyard.algorithms import mlm
-from tiltyard.algorithms.mlm import Cloze
+from tiltyard.batch.batch import Batch
 from tiltyard.errors import CompositionError, ConfigError
+from tiltyard.methods import mlm
+from tiltyard.methods.mlm import Cloze
 from tiltyard.models.encoder import MaskedModel
 from tiltyard.training.algorithm import Algorithm, Forward, Mean, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.masking import Mask
 from tiltyard.training.source import Offline

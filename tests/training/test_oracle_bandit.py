@@ -14,8 +14,8 @@ import torch
 from tests.chance import chi_square, shifted
 from torch import Tensor
 
-from tiltyard.algorithms import ppo, pretrain, reward_model, sft
-from tiltyard.models.forest import plant
+from tiltyard.batch.forest import plant
+from tiltyard.methods import ppo, pretrain, reward_model, sft
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tiltyard.algorithms import rft
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import JudgeScorer, ScoreScorer, Verdict
 from tiltyard.feedback.verdicts import Usage
+from tiltyard.methods import rft
 from tiltyard.types import Group, Response
 
 from . import round_runs as runs

@@ -84,11 +84,11 @@ def test_checkpoints_are_written_once(folders: tuple[Path, Path], name: str) -> 
 
 PEACE = """
 import torch
-from tiltyard.models import parallel
-parallel.start()
+from tiltyard.distributed import processes
+processes.start()
 for _ in range(20):
-    parallel.sum_all(torch.ones(4))
-parallel.barrier()
+    processes.sum_all(torch.ones(4))
+processes.barrier()
 {last}
 """
 
@@ -98,7 +98,7 @@ def test_processes_end_in_peace(tmp_path: Path) -> None:
     """Threads of a group that was left standing aborted one run in three; after an error nobody waits."""
     script = tmp_path / "peace.py"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    for last, codes in (("", {0}), ("", {0}), ("", {0}), ("assert parallel.rank() == 0, 'on purpose'", {1})):
+    for last, codes in (("", {0}), ("", {0}), ("", {0}), ("assert processes.rank() == 0, 'on purpose'", {1})):
         script.write_text(PEACE.format(last=last))
         command = [sys.executable, *TORCHRUN[:-1], str(script)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

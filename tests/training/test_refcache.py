@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tiltyard import files
-from tiltyard.algorithms import dpo
+from tiltyard.batch.batch import Batch
 from tiltyard.errors import CompositionError
+from tiltyard.methods import dpo
 from tiltyard.models.language import LanguageModel
 from tiltyard.training import refcache
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.prepare import RefLogp
 from tiltyard.training.refcache import cache_ref_logps, content_hash, group_key
 from tiltyard.training.source import Offline

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tiltyard.algorithms import grpo, online_dpo, ppo
 from tiltyard.errors import DataError
+from tiltyard.methods import grpo, online_dpo, ppo
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Models

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from tiltyard.algorithms import ppo, reward_model, sft
+from tiltyard.distributed import checkpoint
 from tiltyard.errors import CheckpointError
-from tiltyard.models import checkpoint
+from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training import log

@@ -12,17 +12,17 @@ import torch
 from tests.chance import means, shifted
 from torch import Tensor
 
-from tiltyard.algorithms import a2c, grpo, ppo, reinforce, reinforce_pp, rloo
-from tiltyard.algorithms.policy_gradient import ClippedPolicy, aggregated
-from tiltyard.algorithms.sft import Nll
+from tiltyard.batch.batch import Batch
+from tiltyard.batch.forest import plant
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.losses.kl import sum_per_response
-from tiltyard.models.forest import plant
+from tiltyard.methods import a2c, grpo, ppo, reinforce, reinforce_pp, rloo
+from tiltyard.methods.policy_gradient import ClippedPolicy, aggregated
+from tiltyard.methods.sft import Nll
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Forward, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response

@@ -32,8 +32,8 @@ from losses_oracles.tabular import (
     tv,
 )
 from losses_oracles.toy import F64, same
-from tiltyard.algorithms import iterative_dpo, online_dpo, rest, rft, rso
 from tiltyard.errors import ConfigError
+from tiltyard.methods import iterative_dpo, online_dpo, rest, rft, rso
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Models

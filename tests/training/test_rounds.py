@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiltyard.algorithms import iterative_dpo, rft
+from tiltyard.batch.batch import Batch
 from tiltyard.data.store import read_groups
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.methods import iterative_dpo, rft
 from tiltyard.sampling import sample
 from tiltyard.training import rounds
 from tiltyard.training.algorithm import Forward, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit, make_optimizer
 from tiltyard.training.rounds import merged, placed
 from tiltyard.types import Group, Prompt, Response

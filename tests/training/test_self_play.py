@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import spin
+from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
+from tiltyard.methods import spin
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import SelfPlay
 from tiltyard.types import Group

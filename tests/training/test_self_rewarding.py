@@ -12,15 +12,15 @@ import pytest
 import torch
 from tests.chance import beyond, shifted
 
-from tiltyard.algorithms import METHODS, self_rewarding
-from tiltyard.algorithms.self_rewarding import pair_lengths
+from tiltyard.batch.batch import Batch
 from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Grade, ScoreScorer, Usage
 from tiltyard.feedback.local import mean_points
+from tiltyard.methods import METHODS, self_rewarding
+from tiltyard.methods.self_rewarding import pair_lengths
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.rounds import Rounds, renew_ref
 from tiltyard.training.select import best_worst
 from tiltyard.training.source import generator

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiltyard.algorithms import a2c, ppo, reinforce
+from tiltyard.batch.batch import Batch
+from tiltyard.methods import a2c, ppo, reinforce
 from tiltyard.models.heads import scalar_from, value_head
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Forward, Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.prepare import OldLogp, Values
 from tiltyard.training.source import Online

@@ -12,16 +12,16 @@ from rich.console import Console
 from tests.chance import near, shifted
 from torch import Tensor
 
-from tiltyard.algorithms import cringe, grpo, online_dpo, ppo, reinforce_pp, rest, rft, rloo
+from tiltyard.batch.batch import Batch
+from tiltyard.batch.compare import compared
+from tiltyard.batch.forest import plant
 from tiltyard.errors import CompositionError
 from tiltyard.losses.kl import k1, sum_per_response
-from tiltyard.models.compare import compared
-from tiltyard.models.forest import plant
+from tiltyard.methods import cringe, grpo, online_dpo, ppo, reinforce_pp, rest, rft, rloo
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.log import LiveLine
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Online

@@ -21,12 +21,12 @@ from tests.reference.float64 import exact_norms
 from tests.training import tiny
 from torch import Tensor
 
-from tiltyard.algorithms import click, dpo, sft, slic
-from tiltyard.algorithms.sft import Nll, SequenceNll
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError, NonFiniteError
-from tiltyard.models import parallel
+from tiltyard.methods import click, dpo, sft, slic
+from tiltyard.methods.sft import Nll, SequenceNll
 from tiltyard.training.algorithm import Algorithm, Draw, Forward, Mean, Models, Side
-from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline
 from tiltyard.types import Group
@@ -294,12 +294,12 @@ def test_resumed_is_uninterrupted(name: str, tmp_path: Path) -> None:
 
 def main(folder: Path) -> None:
     """Trains every method and leaves its curve and parameters."""
-    parallel.start()
+    processes.start()
     for name in METHODS:
         models = Models(policy=tiny.policy())
         fit(make(name), models, Run(steps=5, lr=1e-2, micro_tokens=60, folder=folder / name))
-        save_file(tiny.parameters(models.policy), folder / f"{name}.rank{parallel.rank()}.safetensors")
-    parallel.barrier()
+        save_file(tiny.parameters(models.policy), folder / f"{name}.rank{processes.rank()}.safetensors")
+    processes.barrier()
 
 
 def launch(folder: Path, *before: str) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tiltyard.algorithms import dpo, sft
+from tiltyard.batch.batch import Batch
 from tiltyard.data import Spool
+from tiltyard.methods import dpo, sft
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.refcache import cache_ref_logps
 from tiltyard.training.source import Offline
 from tiltyard.types import Group

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tiltyard.rates import kendall_tau_b, wilson
+from tiltyard.stats.intervals import kendall_tau_b, wilson
 from tiltyard.types import Group
 
 _EXAMPLES = 5

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation.stats import Pairing, distinct_n, mean_ci, rate_ci, win_rate_by_prompt
-from tiltyard.rates import Interval
+from tiltyard.stats.estimates import Pairing, distinct_n, mean_ci, rate_ci, win_rate_by_prompt
+from tiltyard.stats.intervals import Interval
 
 WinBy = Literal["gold", "proxy"]
 DISTINCT_BUDGET = 1000  # word pairs that every model's diversity is measured on

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tiltyard.errors import DataError
-from tiltyard.rates import kendall_tau_b
+from tiltyard.stats.intervals import kendall_tau_b
 from tiltyard.types import Group
 
 FIELDS = ("source", "subset", "category")  # fields of a row by which accuracy is broken down

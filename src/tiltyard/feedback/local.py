@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from tiltyard.batch.forest import plant
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import (
     CHOICES,
@@ -29,7 +30,6 @@ from tiltyard.feedback.prompts import (
 )
 from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
-from tiltyard.models.forest import plant
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring.scorers import _parts

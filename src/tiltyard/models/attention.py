@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from tiltyard.batch.forest import Forest
 from tiltyard.errors import ModelError
-from tiltyard.models import trees
-from tiltyard.models.forest import Forest
+from tiltyard.kernels import tree_attention
 
 NAME = "tiltyard"
 UNSUPPORTED = ("s_aux", "indices", "block_indices", "bias", "position_bias")  # attention sinks, sparse choices, biases
@@ -96,9 +96,9 @@ def forest_attention(
     if cache is not None:
         cache.prefill(module.layer_idx, key[0], value[0])  # type: ignore[arg-type]
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    if sliding_window is None and softcap is None and not dropout and trees.suits(q_THD, v_THD):
+    if sliding_window is None and softcap is None and not dropout and tree_attention.suits(q_THD, v_THD):
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        return trees.attention(q_THD, k_THD, v_THD, forest.pieces, scale)[None], None
+        return tree_attention.attention(q_THD, k_THD, v_THD, forest.pieces, scale)[None], None
     outs = []
     for tile in forest.tiles:
         q, k, v = (_lay(x, tile.index, tile.n, tile.length) for x in (q_THD, k_THD, v_THD))

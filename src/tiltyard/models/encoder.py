@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
+from tiltyard.batch.forest import MAX_WASTE, Forest, padded_rows
+from tiltyard.batch.logp import token_logp
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models.forest import MAX_WASTE, Forest, padded_rows
 from tiltyard.models.language import DType, ScalarModel, Trunk
-from tiltyard.models.logp import token_logp
 
 CLOSE = 1e-3  # a probe's two results may differ by this share of their size
 CLOSE_HALF = 5e-2  # in bfloat16

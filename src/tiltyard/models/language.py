@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tiltyard.batch.forest import Forest, padded_rows, plant
+from tiltyard.batch.logp import chunk_rows, token_laws, token_logp
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models import attention, blocks, lora, products
-from tiltyard.models.forest import Forest, padded_rows, plant
-from tiltyard.models.logp import chunk_rows, token_laws, token_logp
+from tiltyard.kernels import fused_block, matmul
+from tiltyard.models import attention, lora
 from tiltyard.types import Group, Prompt, Response
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -35,7 +36,7 @@ class Trunk:
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
-        products.quicken(module)
+        matmul.quicken(module)
         self.share: lora.Share | None = None  # on whose trunk it stands; None: on its own
         self._plain_attention = module.config._attn_implementation or "sdpa"
         embeddings = module.get_input_embeddings()
@@ -116,11 +117,11 @@ class Trunk:
         """Last hidden states [T, d] of every token of the forest. `cache` collects keys and values for decoding."""
         if not self.packed:
             return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
-        there = products.onednn() and self.dtype == "float32" and forest.device.type == "cpu"
-        ids, position = forest.filled_up(products.ROUND if there and forest.T > products.ROUND else 1)
+        there = matmul.onednn() and self.dtype == "float32" and forest.device.type == "cpu"
+        ids, position = forest.filled_up(matmul.ROUND if there and forest.T > matmul.ROUND else 1)
         with self.autocast():
-            if blocks.suits(self.backbone, forest):
-                return blocks.hidden_T(self.backbone, ids, position, forest, cache)[: forest.T]
+            if fused_block.suits(self.backbone, forest):
+                return fused_block.hidden_T(self.backbone, ids, position, forest, cache)[: forest.T]
             out = self.backbone(
                 input_ids=ids[None],
                 position_ids=position[None],

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from tiltyard import errors, tuning
+from tiltyard import allocator, errors
 from tiltyard.pipeline.recipe import Entry, Recipe, Step
 from tiltyard.stages.base import jsonable
 
@@ -75,7 +75,12 @@ class Workers:
         self.console, self.heard = console, queue.SimpleQueue[Message]()
         self.free: list[_Worker] = []
         self.busy: dict[str, _Worker] = {}
-        hello = {"recipe": jsonable(asdict(recipe)), "folder": str(folder), "width": console.width, "tune": tuning.on()}
+        hello = {
+            "recipe": jsonable(asdict(recipe)),
+            "folder": str(folder),
+            "width": console.width,
+            "tune": allocator.on(),
+        }
         for place in range(jobs):
             self.free.append(_Worker(hello, _environment(place), lock, self))
 
@@ -202,7 +207,7 @@ def serve(orders: IO[str], answers: IO[str]) -> None:
     if hello is None:
         return
     if hello["tune"]:
-        tuning.tune()
+        allocator.tune()
     recipe, folder = _recipe(hello["recipe"]), Path(hello["folder"])
     while message := waiting.get():
         busy.set()

@@ -23,11 +23,11 @@ def share(value: Any) -> Any:
         return value
     import torch.distributed as dist
 
-    from tiltyard.models import parallel
+    from tiltyard.distributed import processes
 
-    parallel.at_rest[0] = False
+    processes.at_rest[0] = False
     # Long: the others wait here while rank 0 works alone (world, labels); torchrun ends them if it dies.
-    parallel.start(timedelta(days=7))
+    processes.start(timedelta(days=7))
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -36,7 +36,7 @@ def share(value: Any) -> Any:
 def rest() -> None:
     """The end of a run that went well: from here on any rank may leave."""
     if several():
-        from tiltyard.models import parallel
+        from tiltyard.distributed import processes
 
-        parallel.barrier()
-        parallel.at_rest[0] = True
+        processes.barrier()
+        processes.at_rest[0] = True

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tiltyard.models.compiled import Compiled
-from tiltyard.models.family import fits
-from tiltyard.models.forest import plant
+from tiltyard.batch.forest import plant
+from tiltyard.kernels.family import fits
+from tiltyard.kernels.fused_decoder import Lean
+from tiltyard.kernels.fused_decoder import lean as lean_road
+from tiltyard.kernels.native_decoder import Compiled
 from tiltyard.models.language import LanguageModel
-from tiltyard.models.lean import Lean
-from tiltyard.models.lean import lean as lean_road
 from tiltyard.models.lora import merged
 from tiltyard.sampling.slots import Slots
 from tiltyard.types import Group, Prompt

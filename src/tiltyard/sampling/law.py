@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tiltyard.models.compiled import drawn
-from tiltyard.models.kernels import kernels
+from tiltyard.kernels.library import kernels
+from tiltyard.kernels.native_decoder import drawn
 from tiltyard.sampling.settings import SampleSettings
 
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tiltyard.models.forest import Forest
+from tiltyard.batch.forest import Forest
 
 BAND = 8  # slots in a band at least
 WORTH = 1 << 16  # numbers that a band must save from being read: what its own calls cost

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltyard.batch.forest import plant
 from tiltyard.data.rivals import orders
 from tiltyard.errors import DataError, ModelError
-from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring.scorers import _parts
 from tiltyard.types import MICRO_TOKENS, Group, Response

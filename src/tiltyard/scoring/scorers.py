@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from tiltyard.batch.forest import plant
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, DataError, ModelError
-from tiltyard.models.forest import plant
 from tiltyard.models.language import ScalarModel
 from tiltyard.types import MICRO_TOKENS, Group, Prompt, Response
 

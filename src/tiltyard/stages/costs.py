@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tiltyard.algorithms import METHODS
+from tiltyard.methods import METHODS
 from tiltyard.stages.base import STAGES, StageContext, read_json, references, split_reference
 
 

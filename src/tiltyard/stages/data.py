@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from tiltyard.algorithms.base import Encode
 from tiltyard.data import (
     Chat,
     CheckReport,
@@ -25,6 +24,7 @@ from tiltyard.data import (
     stream_groups,
 )
 from tiltyard.errors import ConfigError, DataError, nearest
+from tiltyard.methods.base import Encode
 from tiltyard.scoring.scorers import in_tokens_of
 from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt

@@ -11,22 +11,22 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from tiltyard.batch.batch import Batch
 from tiltyard.config import Settings
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.evaluation import (
-    Answer,
+from tiltyard.evaluation import Answer, summarise
+from tiltyard.files import atomic_write
+from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.report import (
     print_table,
     read_metrics,
     reward_vs_kl_png,
     side_by_side,
-    summarise,
     write_samples_markdown,
     write_summary,
 )
-from tiltyard.evaluation.comparison import comparison_png
-from tiltyard.files import atomic_write
-from tiltyard.models.language import LanguageModel, ScalarModel
-from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.report.comparison import comparison_png
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
 from tiltyard.stages.base import Stage, StageContext, register
@@ -34,7 +34,6 @@ from tiltyard.stages.costs import cost_of
 from tiltyard.stages.data import model_folder, prompts_of
 from tiltyard.stages.measure import kl_of
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.types import Group
 from tiltyard.world import gold
 

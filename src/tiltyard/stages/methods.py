@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tiltyard.algorithms import METHODS
-from tiltyard.algorithms.base import Family, Method
 from tiltyard.config import REQUIRED, Setting, describe
 from tiltyard.errors import CompositionError, ConfigError, nearest
+from tiltyard.methods import METHODS
+from tiltyard.methods.base import Family, Method
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, get_stage, jsonable
 from tiltyard.stages.settings import method_settings

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tiltyard.algorithms.base import Method
 from tiltyard.data import plain_texts, train_tokenizer
+from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
-from tiltyard.models import parallel
+from tiltyard.methods.base import Method
 from tiltyard.models.adapters import adapt, value_beside
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import (
@@ -87,12 +87,12 @@ def _new_model(method: Method, context: StageContext, settings: Any) -> Any:
     """A decoder, or an encoder for a method that trains one, with a tokenizer of the stage's own data."""
     encoder = "encoder" in method.trains
     tokenizer_folder = context.folder / "tokenizer"
-    if parallel.is_main() and not (tokenizer_folder / "done").exists():
+    if processes.is_main() and not (tokenizer_folder / "done").exists():
         files = [context.resolve(one, want="") for one in files_of("data", settings.data)]
         texts = (text for path in files for text in plain_texts(path, split=settings.split or None))
         train_tokenizer(texts, settings.arch.vocab, mask=encoder).save_pretrained(tokenizer_folder)
         (tokenizer_folder / "done").touch()
-    parallel.barrier()
+    processes.barrier()
     tokenizer = load_tokenizer(tokenizer_folder)
     arch = settings.arch
     if settings.max_length > arch.context:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tiltyard.algorithms.base import Method
+from tiltyard.batch.batch import Metrics
+from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import build_scorer
-from tiltyard.models import parallel
+from tiltyard.methods.base import Method
 from tiltyard.models.adapters import reward_beside
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -19,7 +20,6 @@ from tiltyard.stages.base import StageContext
 from tiltyard.stages.data import model_folder, prompts_of, report
 from tiltyard.stages.evaluate import is_world
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Metrics
 from tiltyard.training.replay import replayed
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Online
@@ -152,7 +152,7 @@ class Watch:
             metrics["gold"] = (float(sum(totals)), float(len(totals)))
         if self.judge is not None:
             asked = self.judge.usage.taken()
-            once = float(parallel.is_main())  # sums over processes, not means
+            once = float(processes.is_main())  # sums over processes, not means
             metrics["judge_calls"] = (float(asked.calls), once)
             metrics["judge_tokens"] = (float(asked.tokens_in + asked.tokens_out), once)
             metrics["judge_cost"] = (asked.cost, once)

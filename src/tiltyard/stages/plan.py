@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiltyard.algorithms.base import Method
 from tiltyard.errors import TiltyardError
+from tiltyard.methods.base import Method
 from tiltyard.models.load import PRESETS
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.methods import compose

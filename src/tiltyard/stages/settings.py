@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from tiltyard.algorithms.base import Method
 from tiltyard.config import Settings, settings_model
 from tiltyard.feedback import JudgeSettings
+from tiltyard.methods.base import Method
 from tiltyard.training.run import TrainSettings
 
 TooLong = Literal["drop", "truncate"]

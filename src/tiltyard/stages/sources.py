@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tiltyard.algorithms.base import Method
 from tiltyard.data import Spool
 from tiltyard.errors import DataError
+from tiltyard.methods.base import Method
 from tiltyard.models.adapters import base_of
 from tiltyard.models.load import frozen_copy, load_language_model
 from tiltyard.sampling import SampleSettings, sample

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tiltyard.algorithms import METHODS
-from tiltyard.algorithms.base import Method
 from tiltyard.config import arguments
 from tiltyard.data import check_data
+from tiltyard.distributed import processes
 from tiltyard.errors import DataError
-from tiltyard.models import parallel
+from tiltyard.methods import METHODS
+from tiltyard.methods.base import Method
 from tiltyard.models.adapters import save_adapter
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import freeze_bottom, save_model
@@ -36,7 +36,7 @@ from tiltyard.types import Group
 
 def composed(method: Method, context: StageContext, settings: Any) -> tuple[Algorithm, Models, int, Sequence[Group]]:
     """What a stage hands to the loop: the method with its source, the models, outer steps, the groups of a file."""
-    parallel.start()
+    processes.start()
     models = load_models(method, context, settings)
     for name in method.trains:
         model = models.get(name)
@@ -76,13 +76,13 @@ def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any
         result |= _normalise(context, settings, trained, groups)
     if method.samples != "no":
         result |= spent(context.folder / "metrics.jsonl", settings)
-    if parallel.is_main():
+    if processes.is_main():
         save_model(trained, context.folder / "model")
         if settings.lora is not None:
             save_adapter(trained, context.folder / "adapter")
         if "value" in method.trains:
             save_model(models.get("value"), context.folder / "value")
-    parallel.barrier()
+    processes.barrier()
     return result
 
 
@@ -138,7 +138,7 @@ def run_of(
     sinks: list[Sink],
 ) -> Run:
     """The loop's settings from the stage's."""
-    if parallel.is_main():
+    if processes.is_main():
         if "tensorboard" in settings.log_to:
             sinks.append(TensorBoard(context.folder / "tensorboard"))
         if "wandb" in settings.log_to:

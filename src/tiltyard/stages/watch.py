@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tiltyard.evaluation.report import plain
+from tiltyard.distributed import processes
 from tiltyard.files import atomic_write
-from tiltyard.models import parallel
+from tiltyard.report.policies import plain
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Models
 from tiltyard.types import Prompt
@@ -23,7 +23,7 @@ class Samples:
         self.path, self.new = folder / "samples.jsonl", True
 
     def log(self, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002 - protocol
-        if step % self.every or not parallel.is_main():
+        if step % self.every or not processes.is_main():
             return
         if self.new:
             self._forget(step)

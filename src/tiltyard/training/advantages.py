@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.distributed import processes
 from tiltyard.errors import DataError
 from tiltyard.losses.advantages import (
     Baseline,
@@ -24,9 +26,7 @@ from tiltyard.losses.advantages import (
     response_rewards_B,
 )
 from tiltyard.losses.kl import sum_per_response
-from tiltyard.models import parallel
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.prepare import answer_metrics, total
 
 Scale = Literal["group", "batch", "none"]
@@ -88,7 +88,7 @@ class GroupAdvantages:
         forest, reward_B = batch.forest, batch["reward_B"].double()
         std: Literal["group", "none"] | Tensor = "none" if self.scale == "none" else "group"
         if self.scale == "batch":
-            sums = parallel.sum_all(torch.stack(moments(reward_B)))
+            sums = processes.sum_all(torch.stack(moments(reward_B)))
             _, var = mean_var(*sums)
             std = (var * sums[2] / (sums[2] - self.ddof).clamp(min=1)).sqrt()
         if self.baseline != "none":

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from tiltyard.batch.batch import RECORDS, Batch, Metrics
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.models.encoder import MaskedModel
 from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
-from tiltyard.training.batch import RECORDS, Batch, Metrics
 from tiltyard.types import Group
 
 FORWARD = ("logp_R", "logp_B", "rival_logp_R", "entropy_R", "value_R", "model_score_B", "cloze_logp_R")

@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tiltyard.clock import STEP, span, tally
+from tiltyard.batch.batch import Batch, Metrics, summed
 from tiltyard.data.store import group_to_dict
+from tiltyard.distributed import checkpoint, processes
 from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
-from tiltyard.models import checkpoint, parallel
 from tiltyard.models.load import set_dropout
+from tiltyard.profiler import STEP, span, tally
 from tiltyard.training.algorithm import Algorithm, Forward, Loss, Mean, Models, Side, device_of
-from tiltyard.training.batch import Batch, Metrics, summed
 from tiltyard.training.log import JsonlFile, Sink, finite
 from tiltyard.training.source import generator
 from tiltyard.types import MICRO_TOKENS
@@ -134,7 +134,7 @@ class _Loop:
         self.files: dict[str, JsonlFile] = {}
         if run.steps < 1:
             raise ConfigError("there are no steps to train", where="steps", got=run.steps, expected="at least 1")
-        if run.folder is not None and parallel.is_main():
+        if run.folder is not None and processes.is_main():
             names = ["metrics", "groups"] if run.keep_groups else ["metrics"]
             self.files = {name: JsonlFile(run.folder / f"{name}.jsonl") for name in names}
 
@@ -143,7 +143,7 @@ class _Loop:
             for step in range(self._resume(), self.run.steps):
                 with torch.random.fork_rng(self._devices()):
                     # dropout draws from streams of the step alone, so that a resumed run draws what it would have
-                    self._seed(generator(self.run.seed, 4, step, parallel.rank()).initial_seed())
+                    self._seed(generator(self.run.seed, 4, step, processes.rank()).initial_seed())
                     with span(STEP):
                         self._one(step)
         finally:
@@ -233,7 +233,7 @@ class _Loop:
                 self._not_finite(minibatch, step, everyone / max(count, 1), float(norm))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        if parallel.is_main():
+        if processes.is_main():
             self._add({"loss": (everyone, count), "grad_norm": (float(norm), 1.0)})
             self._add({ITEMS[algorithm.loss.item]: (count, 1.0)})
 
@@ -253,7 +253,7 @@ class _Loop:
         """
         parts = batch.micro() if batch.groups else []
         own = sum(reduce.count(loss.item, part) for part in parts)
-        count = float(parallel.sum_all(torch.tensor(own, dtype=torch.float64)))
+        count = float(processes.sum_all(torch.tensor(own, dtype=torch.float64)))
         loss_sum = 0.0
         for part in parts if count else []:
             forward = self._forward(loss, part, temperature)
@@ -271,12 +271,12 @@ class _Loop:
             self._add({prefix + name: value for name, value in metrics.items()})
         if count:
             with span("backward"):
-                parallel.sum_gradients(self.parameters)
+                processes.sum_gradients(self.parameters)
         elif place == 0:
             with torch.no_grad():
                 for part in parts:
                     self._show_gap(self._forward(loss, part, temperature))
-        return float(parallel.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
+        return float(processes.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
 
     def _forward(self, loss: Loss, part: Batch, temperature: float) -> Forward:
         return Forward(self.models, part, temperature, "entropy_R" in loss.needs, getattr(loss, "rivals", 0))
@@ -302,7 +302,7 @@ class _Loop:
         for p, before in zip(self.parameters, own, strict=True):
             if before is not None:
                 p.grad = before if p.grad is None else p.grad.add_(before)
-        if parallel.is_main() and count:
+        if processes.is_main() and count:
             self._add({f"{side.name}_loss": (loss, count)})
             if alone > 0:
                 self._add({f"{side.name}_grad_ratio": (aside / alone, 1.0)})
@@ -311,7 +311,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         saved = ""
         if self.run.folder is not None:
-            path = self.run.folder / f"nonfinite-step-{step:08d}.rank{parallel.rank()}.jsonl"
+            path = self.run.folder / f"nonfinite-step-{step:08d}.rank{processes.rank()}.jsonl"
             file = JsonlFile(path)
             file.write([group_to_dict(g) for g in batch.groups])
             file.sync()
@@ -330,7 +330,7 @@ class _Loop:
 
     def _report(self, batch: Batch, step: int, seconds: float, sampled: float) -> None:
         means = self._means()
-        tokens = float(parallel.sum_all(torch.tensor(float(self.tokens), dtype=torch.float64)))
+        tokens = float(processes.sum_all(torch.tensor(float(self.tokens), dtype=torch.float64)))
         means["lr"] = self.optimizer.param_groups[0]["lr"]
         last = step + 1 == self.run.steps
         if self.run.evaluate and (last or (self.run.eval_every and (step + 1) % self.run.eval_every == 0)):
@@ -340,10 +340,10 @@ class _Loop:
         means["time/tokens_per_second"] = tokens / seconds
         if self.run.keep_groups:
             own = [(i, {"step": step + 1, **group_to_dict(g)}) for i, g in zip(batch.index, batch.groups, strict=True)]
-            everyone = [pair for part in parallel.gather_objects(own) for pair in part]
+            everyone = [pair for part in processes.gather_objects(own) for pair in part]
             if "groups" in self.files:
                 self.files["groups"].write([row for _, row in sorted(everyone, key=lambda pair: pair[0])])
-        if parallel.is_main():
+        if processes.is_main():
             if "metrics" in self.files:
                 self.files["metrics"].write([{"step": step + 1, **finite(means)}])
             for sink in self.run.sinks:
@@ -351,12 +351,12 @@ class _Loop:
 
     def _means(self) -> dict[str, float]:
         """Means over micro-batches and processes. Every process has the same names: they come from the same pieces."""
-        if parallel.world() > 1:
-            self.metrics = summed(parallel.gather_objects(self.metrics))
+        if processes.world() > 1:
+            self.metrics = summed(processes.gather_objects(self.metrics))
         return {name: value / count for name, (value, count) in self.metrics.items() if count}
 
     def _save(self, step: int) -> None:
-        if parallel.is_main() and self.run.folder is not None:
+        if processes.is_main() and self.run.folder is not None:
             for file in self.files.values():
                 file.sync()
             state = {
@@ -365,7 +365,7 @@ class _Loop:
                 "parts": {name: part.state_dict() for name, part in self.algorithm.stateful().items()},
             }
             checkpoint.save(self.run.folder / "checkpoints", step, self.kept, self.optimizer, state)
-        parallel.barrier()
+        processes.barrier()
 
     def _resume(self) -> int:
         if self.run.folder is None:

@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tiltyard.batch.batch import Batch
+from tiltyard.distributed import processes
 from tiltyard.errors import DataError
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.losses.preference import likelihood_rank
 from tiltyard.losses.reward import pairs_G
-from tiltyard.models import parallel
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch
 from tiltyard.training.prepare import by_micro, total
 from tiltyard.training.source import generator
 from tiltyard.types import Group, Response
@@ -253,7 +253,7 @@ class MismatchedKL:
     def __call__(self, models: Models, batch: Batch) -> Batch:
         policy, ref = models.get("policy"), models.get("ref")
         firsts = [(i, g.responses[0]) for i, g in zip(batch.index, batch.groups, strict=True)]
-        everyone = dict(pair for part in parallel.gather_objects(firsts) for pair in part)
+        everyone = dict(pair for part in processes.gather_objects(firsts) for pair in part)
         if len(everyone) < 2:
             raise DataError(
                 "KTO's reference point puts answers to other prompts, so a step needs two",
@@ -269,6 +269,6 @@ class MismatchedKL:
         other = Batch.of(foreign, batch.index, batch.total, batch.forest.device, batch.budget)
         ratio_R = by_micro(other, lambda part: policy.logp_R(part.forest)[0] - ref.logp_R(part.forest)[0])
         sums = torch.stack([ratio_R.double().sum(), ratio_R.new_tensor(float(len(foreign)), dtype=torch.float64)])
-        ratio_sum, count = parallel.sum_all(sums).tolist()
+        ratio_sum, count = processes.sum_all(sums).tolist()
         kl = max(0.0, ratio_sum / count)
         return batch.with_columns({"kl": (kl, 1.0)}, kl_B=_column([kl] * batch.forest.B, batch))

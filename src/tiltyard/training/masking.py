@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import ConfigError
 from tiltyard.models.encoder import MaskedModel
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.source import generator
 
 

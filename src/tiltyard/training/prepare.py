@@ -12,15 +12,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.batch.compare import Compared, compared
+from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos, gae_R, mean_var, missing_eos_B, moments, token_rewards_R, whiten
 from tiltyard.losses.kl import KLController, k1, k3, sum_per_response
-from tiltyard.models import parallel
 from tiltyard.models.adapters import take_over
-from tiltyard.models.compare import Compared, compared
 from tiltyard.models.language import LanguageModel
 from tiltyard.training.algorithm import Models
-from tiltyard.training.batch import Batch, Metrics
 from tiltyard.training.source import generator
 
 
@@ -254,7 +254,7 @@ class WhitenAdvantages:
     writes: tuple[str, ...] = ("advantage_R",)
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        mean, var = mean_var(*parallel.sum_all(torch.stack(moments(batch["advantage_R"]))))
+        mean, var = mean_var(*processes.sum_all(torch.stack(moments(batch["advantage_R"]))))
         return batch.with_columns(advantage_R=whiten(batch["advantage_R"], mean, var))
 
 
@@ -266,7 +266,7 @@ class WhitenRewards:
     writes: tuple[str, ...] = ("reward_R",)
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        mean, var = mean_var(*parallel.sum_all(torch.stack(moments(batch["reward_R"]))))
+        mean, var = mean_var(*processes.sum_all(torch.stack(moments(batch["reward_R"]))))
         return batch.with_columns(reward_R=whiten(batch["reward_R"], mean, var, shift_mean=False))
 
 
@@ -280,7 +280,7 @@ class UpdateKL:
     def __call__(self, models: Models, batch: Batch, step: int) -> Metrics:  # noqa: ARG002
         kl_B = batch["kl_B"].double()
         sums = torch.stack([kl_B.sum(), kl_B.new_tensor(float(batch.forest.B))])
-        kl_sum, n = parallel.sum_all(sums).tolist()
+        kl_sum, n = processes.sum_all(sums).tolist()
         used = self.kl.beta
         self.kl.update(kl_sum / max(n, 1), int(n))
         return {"beta": (used, 1.0)}

@@ -24,12 +24,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tiltyard.batch.batch import Batch
+from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError
 from tiltyard.files import atomic_write
-from tiltyard.models import parallel
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import plain_weights
-from tiltyard.training.batch import Batch
 from tiltyard.training.prepare import by_micro
 from tiltyard.types import MICRO_TOKENS, Group
 
@@ -151,12 +151,12 @@ def cache_ref_logps(
         parts = _compute(ref, groups, table.places, budget)
         if path is None:
             return RefCache(table, torch.cat([*parts, torch.zeros(0, dtype=torch.float32)]), None, fresh)
-        if parallel.is_main():
+        if processes.is_main():
             _write(path, name, table.size, parts)
         else:
             for _ in parts:  # its share of the work
                 pass
-        parallel.barrier()
+        processes.barrier()
         logp = _read(path, name)
     if logp is None:
         raise CompositionError("the cached reference log-probs are gone", where=str(path), fix="run the stage again")
@@ -197,12 +197,12 @@ def _compute(ref: LanguageModel, groups: Sequence[Group], places: np.ndarray, bu
     try:
         for begin in range(0, len(places), SLAB):
             slab = places[begin : begin + SLAB]
-            own = [(i, groups[place]) for i, place in parallel.shard(slab.tolist())]
+            own = [(i, groups[place]) for i, place in processes.shard(slab.tolist())]
             batch = Batch.of([g for _, g in own], [i for i, _ in own], len(slab), ref.device, budget)
             logp_R = by_micro(batch, lambda part: ref.logp_R(part.forest)[0]).cpu()
             rows = dict(zip((i for i, _ in own), logp_R.split([_loss_tokens(g) for _, g in own]), strict=True))
-            if parallel.world() > 1:
-                rows = {i: torch.tensor(x, dtype=logp_R.dtype) for part in parallel.gather_objects(
+            if processes.world() > 1:
+                rows = {i: torch.tensor(x, dtype=logp_R.dtype) for part in processes.gather_objects(
                     {i: x.tolist() for i, x in rows.items()}) for i, x in part.items()}  # fmt: skip
             yield torch.cat([rows[i] for i in range(len(slab))])
     finally:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tiltyard.data.store import group_from_dict
+from tiltyard.distributed import processes
 from tiltyard.errors import DataError
-from tiltyard.models import parallel
 from tiltyard.training.algorithm import Draw, Models
 from tiltyard.training.source import Online, sampled_metrics
 from tiltyard.types import Group
@@ -28,7 +28,7 @@ class Replayed(Online):
 
     def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - what was sampled is no longer the policy's
         self.check(step)
-        own = parallel.shard(self.stored[step])
+        own = processes.shard(self.stored[step])
         groups = [group for _, group in own]
         metrics = {**sampled_metrics(groups), **(self.watch(groups) if self.watch else {})}
         del metrics["sampled"]  # nothing was

@@ -15,14 +15,14 @@ from typing import Literal
 
 import torch
 
+from tiltyard.batch.batch import Batch, Metrics, summed
 from tiltyard.data.store import group_from_dict, group_to_dict, read_groups, write_groups
+from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
-from tiltyard.models import parallel
 from tiltyard.models.adapters import take_over
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models, device_of
-from tiltyard.training.batch import Batch, Metrics, summed
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Cycle, Sampler, Scorer, answered, generator, sampled_metrics, scored, signed
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
@@ -98,33 +98,33 @@ class Rounds:
         phase = within * self.phases // self.every
         first = -(-phase * self.every // self.phases)  # the phase's first step within the round
         items = self._pools[phase].at(within - first, self.batch)
-        own = parallel.shard(items)
+        own = processes.shard(items)
         return Draw([group for _, group in own], [i for i, _ in own], self.batch, metrics)
 
     def _start(self, models: Models, number: int) -> Metrics:
         """Samples and scores the round's prompts, unless a run that was killed has already."""
         known = self._held(number) if self.stored else self._read(number)
         if known is None:
-            own = parallel.shard(self.cycle.at(number, self.size))
+            own = processes.shard(self.cycle.at(number, self.size))
             index = [i for i, _ in own]
             draws = Draws(generator(self.seed, 2, number), self.size, self.n, index)
             groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, self.settings, draws)
             groups = [signed(group, models.version) for group in groups]
-            beside = parallel.shard(self.given)
+            beside = processes.shard(self.given)
             groups, index = [*groups, *(g for _, g in beside)], [*index, *(self.size + i for i, _ in beside)]
             judged = scored(self.scorer, models, groups)
             rows = [(i, group_to_dict(g)) for i, g in placed(index, groups, judged)]
             everyone = sorted(
-                (pair for part in parallel.gather_objects(rows) for pair in part), key=lambda pair: pair[0]
+                (pair for part in processes.gather_objects(rows) for pair in part), key=lambda pair: pair[0]
             )
             known = [group_from_dict(row) for _, row in everyone]
             watched = self._watched(known)
-            if self.folder is not None and parallel.is_main():
+            if self.folder is not None and processes.is_main():
                 if self.watch:
                     # first: once the round stands, its judge is not asked again, and what it took is known here alone
                     write_atomic(self._path(number, "metrics.json"), json.dumps(watched).encode())
                 write_groups(self._path(number), known)
-            parallel.barrier()
+            processes.barrier()
         else:
             watched = self._read_watched(number) or self._watched(known)
         self.held[number], self.number = known, -1
@@ -132,8 +132,8 @@ class Rounds:
         for act in self.begin:
             act(models)
         # every process knows the whole round and measures its part; what a judge was asked is each one's own
-        part, once = sampled([g for _, g in parallel.shard(known)]), float(parallel.is_main())
-        metrics = {**shown, **sampled_metrics(part), **(watched if parallel.is_main() else {})}
+        part, once = sampled([g for _, g in processes.shard(known)]), float(processes.is_main())
+        metrics = {**shown, **sampled_metrics(part), **(watched if processes.is_main() else {})}
         metrics.pop("sampled", None)  # nothing was, or more: also those that the scorer could not score
         if not self.stored:
             metrics["sampled"] = (self.size * self.n * once, once)
@@ -152,7 +152,7 @@ class Rounds:
         law = self.settings
         if law.temperature == 0:
             return {}  # there is no law to be far from
-        own = parallel.shard([Group(g.prompt, g.responses[:2]) for g in known[: self.batch]])
+        own = processes.shard([Group(g.prompt, g.responses[:2]) for g in known[: self.batch]])
         policy = models.get("policy").module
         training = policy.training
         policy.eval()
@@ -164,8 +164,8 @@ class Rounds:
 
     def _watched(self, known: Sequence[Group]) -> Metrics:
         """What `watch` measures on a round: each process on its part, added up."""
-        part = sampled([g for _, g in parallel.shard(known)])
-        return summed(parallel.gather_objects(self.watch(part) if self.watch else {}))
+        part = sampled([g for _, g in processes.shard(known)])
+        return summed(processes.gather_objects(self.watch(part) if self.watch else {}))
 
     def _read_watched(self, number: int) -> Metrics | None:
         """What was measured when the round was made; a replay asks no judge and measures anew."""

@@ -14,14 +14,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from tiltyard.clock import span, tally
+from tiltyard.batch.batch import Metrics
 from tiltyard.data import Spool
+from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.models import parallel
 from tiltyard.models.language import LanguageModel
+from tiltyard.profiler import span, tally
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.training.algorithm import Draw, Models
-from tiltyard.training.batch import Metrics
 from tiltyard.types import Group, Prompt
 
 Item = TypeVar("Item")
@@ -83,7 +83,7 @@ class Offline:
 
     def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - offline: the models do not matter
         chosen = self.chosen(step)
-        own = parallel.shard(chosen)  # places first: a process reads no group that is another's
+        own = processes.shard(chosen)  # places first: a process reads no group that is another's
         return Draw([self.cycle.items[place] for _, place in own], [i for i, _ in own], len(chosen))
 
     def chosen(self, step: int) -> list[int]:
@@ -152,7 +152,7 @@ class SelfPlay:
 
     def __call__(self, models: Models, step: int) -> Draw:
         self.iteration = step // self.every
-        own = [(i, _first_turn(g)) for i, g in parallel.shard(self.cycle.at(step, self.batch))]
+        own = [(i, _first_turn(g)) for i, g in processes.shard(self.cycle.at(step, self.batch))]
         index = [i for i, _ in own]
         draws = Draws(generator(self.seed, 2, step), self.batch, 1, index)
         answers = answered(self.sampler, models.get("ref"), [g.prompt for _, g in own], 1, self.settings, draws)
@@ -206,13 +206,13 @@ class Online:
         if self.select is None:
             return Draw(groups, index, count, metrics)
         groups = self.select(groups)  # may drop groups or make several of one: places are counted anew
-        counts = parallel.gather_objects(len(groups))
-        first = sum(counts[: parallel.rank()])
+        counts = processes.gather_objects(len(groups))
+        first = sum(counts[: processes.rank()])
         return Draw(groups, list(range(first, first + len(groups))), sum(counts), metrics)
 
     def _answered(self, models: Models, place: int, *keys: int) -> tuple[list[int], list[Group]]:
         """This process's part of the `place`th batch of prompts: (places in it, groups with answers and scores)."""
-        own = parallel.shard(self.cycle.at(place, self.batch))
+        own = processes.shard(self.cycle.at(place, self.batch))
         index = [i for i, _ in own]
         draws = Draws(generator(self.seed, 2, *keys), self.batch, self.n, index)
         law = replace(self.settings, keep_hidden=True)  # the step that learns from the answers need not compute them
@@ -234,7 +234,7 @@ class Online:
             sampled += groups
             found = {(attempt, i): g for i, g in zip(index, groups, strict=True) if len(set(g.scores or ())) > 1}
             own |= found
-            everyone += sorted(key for part in parallel.gather_objects(list(found)) for key in part)
+            everyone += sorted(key for part in processes.gather_objects(list(found)) for key in part)
             if len(everyone) >= self.batch:
                 break
         chosen = everyone[: self.batch]
@@ -275,7 +275,7 @@ def sampled_metrics(groups: Sequence[Group]) -> Metrics:
     metrics: Metrics = {
         "length": (float(sum(len(r.ids) for r in answers)), float(len(answers))),
         "truncated": (float(sum(r.finish == "length" for r in answers)), float(len(answers))),
-        "sampled": (float(len(answers)), float(parallel.is_main())),  # adds up over processes
+        "sampled": (float(len(answers)), float(processes.is_main())),  # adds up over processes
     }
     scored = [g.scores for g in groups if g.scores]
     if scored:

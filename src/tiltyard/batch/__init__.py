@@ -1,0 +1,1 @@
+"""Packed batches: forests of token ids, columns beside them, log-probabilities of their tokens."""

@@ -1,0 +1,105 @@
+"""CLICK: unlearn what a classifier dislikes by ranking the model's own continuations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.errors import DataError
+from tiltyard.methods.base import method
+from tiltyard.methods.sft import Nll
+from tiltyard.training.algorithm import Algorithm, Forward, Prepare, Side, Source
+from tiltyard.training.labels import Labels, Partner
+from tiltyard.training.prepare import RefLogp, total
+from tiltyard.training.source import Offline
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """weight * mean over the group's pairs of max(0, margin - log pi(good) + log pi(bad)), and the good ones' NLL."""
+
+    weight: float
+    margin: float
+    lm: bool
+    needs: tuple[str, ...] = ("logp_R", "label_B", "partner_B")
+    item: Literal["R", "B", "G"] = "G"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        forest, logp_B = batch.forest, forward.logp_B
+        label_B, partner_B = batch["label_B"].to(logp_B.dtype), batch["partner_B"].long()
+        first_B = torch.searchsorted(forest.group_B, forest.group_B)  # where the response's group begins
+        bad_P = (partner_B >= 0).nonzero()[:, 0]
+        good_P = (first_B + partner_B)[bad_P]
+        hinge_P = torch.relu(self.margin - logp_B[good_P] + logp_B[bad_P])
+
+        def per_group(x: Tensor, group: Tensor) -> Tensor:
+            return torch.zeros(forest.G).to(logp_B).index_add(0, group, x)
+
+        pairs_G = per_group(torch.ones_like(hinge_P), forest.group_B[bad_P])
+        loss_G = self.weight * per_group(hinge_P, forest.group_B[bad_P]) / pairs_G.clamp(min=1)
+        if self.lm:
+            tokens_G = per_group(label_B * forest.count_B, forest.group_B)
+            loss_G = loss_G - per_group(label_B * logp_B, forest.group_B) / tokens_G.clamp(min=1)
+        metrics: Metrics = {"hinge": total(hinge_P.detach()), "active": total((hinge_P.detach() > 0).double())}
+        return loss_G, metrics
+
+
+@method(
+    "offline",
+    "labelled",
+    frozen=("ref",),
+    cached=("ref",),
+    second="demonstrations",
+    defaults={"lr": 1e-5, "batch": 16},
+    tuned="Tiltyard (the paper's values could not be checked)",
+    formula="-log pi(data)/tokens + weight * max(0, margin - log pi(good) + log pi(bad)), log-probs summed",
+    oracle="an inactive pair leaves the language-modelling gradient alone; an active one adds -weight (grad log "
+    "pi(good) - grad log pi(bad)); weight 0 is SFT; Bernoulli labels as in slic",
+    paper="Zheng et al. 2023 (CLICK)",
+    watch="Its published code calls the weight GAMMA and the margin alpha. Continuations must be the model's own (a "
+    "`candidates` stage makes them), several to a prompt, good and bad ones among them.",
+)
+def click(
+    source: Source,
+    data: Source | None = None,
+    *,
+    weight: Annotated[float, Field(ge=0)] = 0.5,
+    margin: Annotated[float, Field(ge=0)] = 1.0,
+    pairing: Literal["likelihood_rank", "random"] = "likelihood_rank",
+    pairing_seed: Annotated[int, Field(ge=0)] = 0,
+) -> Algorithm:
+    """Contrastive learning on the model's own continuations, some good and some bad, beside plain language modelling.
+
+    The language-modelling term is over `demonstrations` if they are given, else over the good continuations.
+
+    Args:
+        source: `Offline` over groups of labelled continuations (scores 1 and 0).
+        data: `Offline` over ordinary data for the language-modelling term.
+        weight: of the contrastive term. [0.5: the largest of the code's 0.1, 0.2 and 0.5]
+        margin: of the summed log-probs. [Tiltyard: SLiC-HF's; the paper's could not be checked]
+        pairing: `likelihood_rank` holds each bad answer against the good one that is likeliest among those less likely
+            than itself; `random` against any good one of its prompt. [likelihood_rank: Zheng et al. 2023]
+        pairing_seed: of random pairing. [Tiltyard: any number]
+    """
+    groups = source.cycle.items if isinstance(source, Offline) else ()
+    if groups and not any(len(set(g.scores or ())) > 1 for g in groups):
+        raise DataError(
+            "no prompt has both a good and a bad answer, so there is nothing to contrast",
+            where="click",
+            got=f"{len(groups):,} prompts",
+            expected="several answers to a prompt, some labelled good and some bad",
+            fix="sample more answers a prompt (candidates with n=8), or use kto, which needs no pairs",
+        )
+    by_likelihood: tuple[Prepare, ...] = (RefLogp(),) if pairing == "likelihood_rank" else ()
+    return Algorithm(
+        "click",
+        source,
+        Contrast(weight, margin, lm=data is None),
+        prepare=(Labels(), *by_likelihood, Partner(pairing, pairing_seed)),
+        extra=() if data is None else (Side("lm", data, Nll(), 1.0),),
+    )

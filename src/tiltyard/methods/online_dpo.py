@@ -1,0 +1,65 @@
+"""OAIF: two answers now, a judge's word now, one step of DPO, IPO or SLiC; nothing is stored and nothing goes stale."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tiltyard.errors import ConfigError
+from tiltyard.methods.base import method
+from tiltyard.methods.iterative import Direct, direct_loss
+from tiltyard.training.algorithm import Algorithm, Mean
+from tiltyard.training.labels import Judged, Preferred
+from tiltyard.training.prepare import OldLogp
+from tiltyard.training.source import Online
+
+
+@method(
+    "online",
+    "prompts",
+    frozen=("ref", "reward"),
+    human_labels=False,
+    defaults={"lr": 5e-7, "batch": 128, "n": 2, "temperature": 0.9, "warmup": 150},
+    tuned="Guo et al. 2024",
+    formula="l(beta h), h = log pi/ref(y1) - log pi/ref(y2), y1, y2 ~ pi now, the judge says which is better",
+    oracle="first step: 2 beta times the policy gradient of the probability to beat oneself; its fixed point with "
+    "Bernoulli labels is pi0 exp(r/beta)/Z",
+    paper="Guo et al. 2024 (Direct Language Model Alignment from Online AI Feedback)",
+    watch="The judge is the objective: its taste for length or for a position goes straight into the policy. Its "
+    "instruction is a setting, so another one changes the outcome without retraining anything.",
+)
+def online_dpo(
+    source: Online,
+    *,
+    beta: Annotated[float, Field(gt=0)] = 0.1,
+    loss: Direct = "dpo",
+) -> Algorithm:
+    """Online direct alignment: a pair of fresh answers to each prompt, labelled by a judge or a reward model at once.
+
+    Args:
+        source: `Online` with n=2.
+        beta: strength of the pull to the reference. [0.1: Guo et al. 2024, for DPO; they use 1.0 for IPO and 0.002 for
+            SLiC]
+        loss: `dpo`, `ipo` (tau = beta, summed) or `hinge` (on log-ratios). [dpo: Guo et al. 2024]
+    """
+    if source.n != 2:
+        raise ConfigError("a pair is two answers", where="online_dpo.n", got=source.n, expected=2, fix="set n=2")
+    law = source.settings
+    if law.temperature == 0:
+        raise ConfigError(
+            "the two answers of a prompt are the same, so a pair says nothing",
+            where="online_dpo.temperature",
+            got=0,
+            expected="above 0: 0 takes the likeliest token every time",
+            fix="set temperature=0.9",
+        )
+    # shown under the law of sampling, learnt at temperature 1
+    measured = OldLogp(law.temperature, against_ref=True, ref_temperature=1.0, drawn=law.whole)
+    return Algorithm(
+        "online_dpo",
+        source,
+        direct_loss(loss, beta),
+        prepare=(Judged(), measured, Preferred("online_dpo")),
+        reduce=Mean("kept_G"),
+    )

@@ -1,0 +1,159 @@
+"""What the policy-gradient methods share: their losses, how tokens are averaged, and what they ask of a source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.errors import ConfigError
+from tiltyard.losses.kl import k2, k3, sum_per_response
+from tiltyard.losses.policy import policy_gradient, ppo_clip_R, value_error_R
+from tiltyard.training.algorithm import Forward, Loss, Mean
+from tiltyard.training.prepare import total
+from tiltyard.training.source import Online
+
+Aggregate = Literal["token", "sequence", "constant"]
+KlForm = Literal["reward_k1", "loss_k2", "loss_k3"]
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """-A log pi + value_coef (V - G)^2 - entropy H on every response token, A and G constants: no ratio, no clip."""
+
+    value_coef: float
+    entropy: float = 0.0
+    item: Literal["R", "B", "G"] = "R"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("logp_R", "value_R", "advantage_R", "return_R", *(("entropy_R",) if self.entropy else ()))
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        policy_R = policy_gradient(forward.logp_R, batch["advantage_R"])
+        value_R = value_error_R(forward.value_R, batch["return_R"])
+        metrics: Metrics = {"policy_loss": total(policy_R.detach()), "value_loss": total(value_R.detach())}
+        loss_R = policy_R + self.value_coef * value_R
+        if self.entropy:
+            loss_R = loss_R - self.entropy * forward.entropy_R
+        return loss_R, metrics
+
+
+@dataclass(frozen=True)
+class ClippedPolicy:
+    """max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + kl k(pi, ref) - entropy H on each token."""
+
+    clip_low: float
+    clip_high: float
+    kl: float = 0.0
+    form: KlForm = "reward_k1"
+    entropy: float = 0.0
+    item: Literal["R", "B", "G"] = "R"
+
+    @property
+    def kl_in_loss(self) -> bool:
+        return self.kl > 0 and self.form != "reward_k1"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        ref, entropy = ("ref_logp_R",) * self.kl_in_loss, ("entropy_R",) * (self.entropy > 0)
+        return ("logp_R", "old_logp_R", "advantage_R", *ref, *entropy)
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        policy = ppo_clip_R(forward.logp_R, batch["old_logp_R"], batch["advantage_R"], self.clip_low, self.clip_high)
+        loss_R = policy.loss_R
+        metrics: Metrics = {
+            "policy_loss": total(loss_R.detach()),
+            "ratio": total(policy.ratio_R),
+            "clipped": total(policy.clipped_R.double()),
+        }
+        if self.kl_in_loss:
+            kl_R = (k2 if self.form == "loss_k2" else k3)(forward.logp_R, batch["ref_logp_R"].detach())
+            metrics["kl_loss"] = total(kl_R.detach())
+            loss_R = loss_R + self.kl * kl_R
+        if self.entropy:
+            loss_R = loss_R - self.entropy * forward.entropy_R
+        return loss_R, metrics
+
+
+@dataclass(frozen=True)
+class PerResponse:
+    """A token loss made a response's: its mean over the response's tokens, or its sum divided by a constant.
+
+    `tokens`: that constant; 0: each response's own number of tokens.
+    """
+
+    loss: Loss
+    tokens: int = 0
+    item: Literal["R", "B", "G"] = "B"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.loss.needs
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        loss_R, metrics = self.loss(forward, batch)
+        forest = batch.forest
+        sum_B = sum_per_response(loss_R, forest.response_R, forest.B)
+        return sum_B / (self.tokens or forest.count_B), metrics
+
+
+def aggregated(loss: Loss, how: Aggregate, longest: int, ended_only: bool) -> tuple[Loss, Mean]:
+    """A token loss and its mean, by one of three rules.
+
+    `token`: the mean over all tokens of the batch, so long answers weigh more (PPO here, DAPO). `sequence`: the mean
+    over responses of the mean over tokens, so a token of a long answer weighs less (GRPO). `constant`: the sum over
+    tokens divided by responses times `longest`, so every token weighs the same whatever the batch (Dr. GRPO).
+
+    Args:
+        ended_only: answers that were cut are left out, and out of the divisor of the first two rules.
+    """
+    if how == "token":
+        return loss, Mean("kept_R" if ended_only else None)
+    if how == "sequence":
+        return PerResponse(loss), Mean("kept_B" if ended_only else None)
+    return PerResponse(loss, longest), KeptSum("kept_B") if ended_only else Mean()
+
+
+class KeptSum(Mean):
+    """The sum of the items that are kept, divided by the number of all of them."""
+
+    def count(self, item: str, batch: Batch) -> float:
+        return Mean().count(item, batch)
+
+
+def whole_law(source: Online, method: str) -> None:
+    """A truncated sampling law has other log-probs than the policy's: ratios and KL would be wrong (TRL #6789)."""
+    settings = source.settings
+    if not settings.whole:
+        raise ConfigError(
+            f"{method} needs answers from the policy's whole law",
+            where=method,
+            got=f"temperature={settings.temperature}, top_p={settings.top_p}, top_k={settings.top_k}",
+            expected="temperature > 0, top_p=1, top_k=0",
+        )
+
+
+def enough_prompts(source: Online, method: str, minibatches: int) -> None:
+    """Every minibatch needs a prompt."""
+    if minibatches > source.batch:
+        raise ConfigError(
+            "there are more minibatches than prompts",
+            where=f"{method}.minibatches",
+            got=minibatches,
+            expected=f"at most batch = {source.batch}",
+        )
+
+
+def several_answers(source: Online, method: str) -> None:
+    """A baseline made of a prompt's other answers needs others."""
+    if isinstance(source, Online) and source.n < 2:
+        raise ConfigError(
+            f"{method} compares the answers to a prompt with each other",
+            where=f"{method}.n",
+            got=source.n,
+            expected="at least 2 answers a prompt",
+            fix="set n=4",
+        )

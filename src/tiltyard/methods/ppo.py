@@ -1,0 +1,157 @@
+"""PPO with a token-level KL penalty in the reward: RLHF as InstructGPT and Ziegler et al. define it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.errors import ConfigError
+from tiltyard.losses.advantages import MissingEos
+from tiltyard.losses.policy import ppo_clip_R, value_clip_R
+from tiltyard.methods.base import method
+from tiltyard.methods.policy_gradient import enough_prompts, whole_law
+from tiltyard.methods.sft import Nll
+from tiltyard.training.algorithm import Algorithm, Forward, Side, Source
+from tiltyard.training.prepare import (
+    Gae,
+    OldLogp,
+    TokenRewards,
+    UpdateKL,
+    Values,
+    WhitenAdvantages,
+    WhitenRewards,
+    kl_controller,
+    total,
+)
+from tiltyard.training.source import Online
+
+
+@dataclass(frozen=True)
+class ClippedPolicyAndValue:
+    """max(-A ratio, -A clip(ratio)) + vf_coef * clipped value loss, on every response token."""
+
+    clip: float
+    value_clip: float
+    vf_coef: float
+    needs: tuple[str, ...] = ("logp_R", "value_R", "old_logp_R", "advantage_R", "return_R", "old_value_R")
+    item: Literal["R", "B", "G"] = "R"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        policy = ppo_clip_R(forward.logp_R, batch["old_logp_R"], batch["advantage_R"], self.clip)
+        value_R = value_clip_R(forward.value_R, batch["old_value_R"], batch["return_R"], self.value_clip)
+        metrics: Metrics = {
+            "policy_loss": total(policy.loss_R.detach()),
+            "value_loss": total(value_R.detach()),
+            "ratio": total(policy.ratio_R),
+            "clipped": total(policy.clipped_R.double()),
+        }
+        return policy.loss_R + self.vf_coef * value_R, metrics
+
+
+@method(
+    "rl",
+    "prompts",
+    second="text",
+    trains=("policy", "value"),
+    frozen=("ref", "reward"),
+    optional=("ref",),
+    defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
+    tuned="lr (as run), batch: Ziegler et al. 2019, reference code; schedule, steps: Touvron et al. 2023 (Llama 2); "
+    "save_every: Tiltyard, steps are long",
+    formula="r_t = -kl (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A, G = GAE(r_t, V_old)\n"
+    "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + vf_coef/2 max((V - G)^2, (V' - G)^2),"
+    " V' = V kept within value_clip of V_old",
+    oracle="pi* = ref exp(r / kl) / Z: there r - kl log(pi / ref) is the same for every answer. With ptx and a corpus "
+    "of law D over the same answers, r - kl log(pi / ref) + ptx D / pi is.",
+    paper="Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
+    watch="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
+)
+def ppo(
+    source: Online,
+    corpus: Source | None = None,
+    *,
+    kl: Annotated[float, Field(ge=0)] = 0.05,
+    kl_target: Annotated[float, Field(gt=0)] | None = None,
+    kl_horizon: Annotated[float, Field(gt=0)] = 10_000,
+    ppo_epochs: Annotated[int, Field(gt=0)] = 4,
+    minibatches: Annotated[int, Field(gt=0)] = 1,
+    clip: Annotated[float, Field(gt=0)] = 0.2,
+    value_clip: Annotated[float, Field(gt=0)] = 0.2,
+    vf_coef: Annotated[float, Field(ge=0)] = 0.1,
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95,
+    missing_eos: MissingEos = "subtract",
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
+    whiten_advantages: bool = True,
+    whiten_rewards: bool = False,
+    ptx: Annotated[float, Field(ge=0)] = 0.0,
+) -> Algorithm:
+    """Maximises E[r] - kl * KL(pi || ref) by clipped policy gradients with a learned value baseline.
+
+    Its exact optimum is pi* = ref * exp(r / kl) / Z. With ptx above 0 it is PPO-ptx: every update adds ptx times the
+    gradient of the mean log-likelihood of pretraining texts, so that what was learnt there is kept.
+
+    Args:
+        source: `Online`; answers are drawn from the whole law (no top-p, no top-k), so that log-probs are its own.
+        corpus: `Offline` over texts, for ptx.
+        kl: coefficient of the per-token log-ratio in the reward; the first value if kl_target is set.
+            [0.05: Tiltyard; papers use 0.005 to 0.2]
+        kl_target: nats an answer; adapts kl toward it (Ziegler et al. 2019). None keeps kl fixed.
+            [null: Tiltyard; the optimum stays known]
+        kl_horizon: answers over which an adaptive kl may change by a factor of about 1.2.
+            [10000: Ziegler et al. 2019, reference code]
+        ppo_epochs: passes over each step's rollouts. [4: Ziegler et al. 2019, reference code]
+        minibatches: optimiser steps a pass. [1: Ziegler et al. 2019, reference code]
+        clip: the ratio's range is 1 - clip to 1 + clip. [0.2: Schulman et al. 2017, table 1]
+        value_clip: how far a value may move from its old estimate within a step.
+            [0.2: Ziegler et al. 2019, reference code]
+        vf_coef: weight of the value loss. [0.1: Ziegler et al. 2019, reference code]
+        gamma: discount a token. [1.0: Ziegler et al. 2019, reference code]
+        lam: GAE's lambda. [0.95: Ziegler et al. 2019, reference code]
+        missing_eos: what happens to the score of an answer that was cut: replace it by the negative penalty,
+            subtract the penalty, or none. [subtract: TRL's missing_eos_penalty]
+        missing_eos_penalty: a size, >= 0. [1.0: commands of TRL's documentation]
+        whiten_advantages: mean 0 and variance 1 over the step's tokens.
+            [true: Ziegler et al. 2019, reference code, over a minibatch]
+        whiten_rewards: divide token rewards by their standard deviation, keeping the mean.
+            [false: Tiltyard; kl keeps its meaning]
+        ptx: weight of the texts' negative log-likelihood, a mean over tokens. InstructGPT's 27.8 belongs to the sums
+            and means of its own code; choose by ptx_grad_ratio, the term's gradient norm over PPO's own.
+            [0: Tiltyard; plain PPO]
+    """
+    temperature = source.settings.temperature
+    whole_law(source, "ppo")
+    enough_prompts(source, "ppo", minibatches)
+    if ptx > 0 and corpus is None:
+        raise ConfigError(
+            "the pretraining term has no texts",
+            where="ppo.corpus",
+            got=f"ptx={ptx:g} without a corpus",
+            expected="texts of the kind that the model was pretrained on",
+            fix="set corpus=FILE, or ptx=0 for plain PPO",
+        )
+    controller = kl_controller(kl, kl_target, kl_horizon)
+    prepare = (
+        OldLogp(temperature, against_ref=kl > 0),
+        Values(),
+        TokenRewards(controller, missing_eos, missing_eos_penalty),
+        *((WhitenRewards(),) if whiten_rewards else ()),
+        Gae(gamma, lam),
+        *((WhitenAdvantages(),) if whiten_advantages else ()),
+    )
+    return Algorithm(
+        name="ppo",
+        source=source,
+        loss=ClippedPolicyAndValue(clip, value_clip, vf_coef),
+        trains=("policy", "value"),
+        prepare=prepare,
+        epochs=ppo_epochs,
+        minibatches=minibatches,
+        after=(UpdateKL(controller),) if kl > 0 else (),
+        extra=(Side("ptx", corpus, Nll(), ptx),) if corpus is not None and ptx > 0 else (),
+        temperature=temperature,
+    )

@@ -1,0 +1,85 @@
+"""REINFORCE++: PPO's clipped loss without a critic, its advantages normalised over the whole batch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tiltyard.losses.advantages import MissingEos
+from tiltyard.losses.kl import FixedKL
+from tiltyard.methods.base import method
+from tiltyard.methods.policy_gradient import ClippedPolicy, enough_prompts, several_answers, whole_law
+from tiltyard.training.advantages import GroupAdvantages, GroupBaseline, ResponseRewards, RewardsToGo
+from tiltyard.training.algorithm import Algorithm, Prepare
+from tiltyard.training.prepare import OldLogp, TokenRewards, WhitenAdvantages
+from tiltyard.training.source import Online
+
+
+@method(
+    "rl",
+    "prompts",
+    frozen=("ref", "reward"),
+    optional=("ref",),
+    defaults={"lr": 1e-6, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
+    tuned="Tiltyard: lr as in rloo and grpo, batch, schedule, steps and save_every as in ppo",
+    formula="r_t = -kl (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A_t = sum of r_s, s >= t [- the group's "
+    "mean reward], then mean 0 and variance 1 over all tokens of the step\n"
+    "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip))",
+    oracle="PPO with V = 0, lam = 1 and whitening, number for number; pi* = ref exp(r / kl) / Z up to the whitening; "
+    "at kl = 0 the same for r and a r + c, a > 0",
+    paper="Hu et al. 2025 (REINFORCE++)",
+    watch="Normalising divides by a deviation that shrinks as the policy settles, so late noise is blown up. Needs "
+    "large batches, since the batch is the baseline.",
+)
+def reinforce_pp(
+    source: Online,
+    *,
+    kl: Annotated[float, Field(ge=0)] = 0.01,
+    group_baseline: bool = False,
+    ppo_epochs: Annotated[int, Field(gt=0)] = 1,
+    minibatches: Annotated[int, Field(gt=0)] = 1,
+    clip: Annotated[float, Field(gt=0)] = 0.2,
+    missing_eos: MissingEos = "subtract",
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
+) -> Algorithm:
+    """Clipped policy gradients without a critic: rewards to go, normalised over the batch, stand for advantages.
+
+    With kl = 0 the reference only shows the KL (`show_kl`).
+
+    Args:
+        source: `Online`; answers are drawn from the whole law.
+        kl: coefficient of the per-token log-ratio in the reward. [0.01: Tiltyard; the sheet of methods gives none]
+        group_baseline: the mean reward of a prompt's answers is subtracted before the normalisation; needs n >= 2.
+            [false: Hu et al. 2025; true is their baseline variant]
+        ppo_epochs: passes over each step's rollouts. [1: Tiltyard; on-policy]
+        minibatches: optimiser steps a pass. [1: Tiltyard; on-policy]
+        clip: the ratio's range is 1 - clip to 1 + clip. [0.2: Schulman et al. 2017, table 1]
+        missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
+        missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
+    """
+    whole_law(source, "reinforce_pp")
+    enough_prompts(source, "reinforce_pp", minibatches)
+    if group_baseline:
+        several_answers(source, "reinforce_pp")
+    temperature = source.settings.temperature
+    if kl > 0:
+        rewards: tuple[Prepare, ...] = (
+            TokenRewards(FixedKL(kl), missing_eos, missing_eos_penalty),
+            RewardsToGo(),
+            *((GroupBaseline(),) if group_baseline else ()),
+        )
+    else:  # every token's reward to go is the score
+        rewards = (
+            ResponseRewards(0.0, missing_eos, missing_eos_penalty),
+            GroupAdvantages("mean" if group_baseline else "none"),
+        )
+    return Algorithm(
+        "reinforce_pp",
+        source,
+        ClippedPolicy(clip, clip),
+        prepare=(OldLogp(temperature, against_ref=kl > 0), *rewards, WhitenAdvantages()),
+        epochs=ppo_epochs,
+        minibatches=minibatches,
+        temperature=temperature,
+    )

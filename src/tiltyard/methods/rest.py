@@ -1,0 +1,138 @@
+"""ReST: grow a data set by sampling, improve on the part of it above a rising threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from tiltyard.errors import ConfigError
+from tiltyard.methods.base import method
+from tiltyard.methods.iterative import Direct, direct_loss
+from tiltyard.methods.sft import Nll, WeightedNll
+from tiltyard.training.algorithm import Algorithm, Loss, Mean, Prepare
+from tiltyard.training.labels import Preferred
+from tiltyard.training.prepare import RefLogp
+from tiltyard.training.rounds import Rounds
+from tiltyard.training.select import above, better_half, pairs_above
+from tiltyard.training.source import Offline
+from tiltyard.types import Group
+
+Threshold = Annotated[float, Field(ge=0, lt=1)]
+Cut = Callable[[list[Group], float], Sequence[Group]]
+
+
+@dataclass(frozen=True)
+class Improve:
+    """The i-th improve step's part of a round: what `cut` leaves of its answers by the i-th threshold (0: everything),
+    their scores scaled to 0..1 over the round."""
+
+    thresholds: Sequence[float]
+    cut: Cut
+
+    def __call__(self, pool: list[Group], i: int) -> Sequence[Group]:
+        every = [s for g in pool for s in g.scores or ()]
+        low, width = min(every), (max(every) - min(every)) or 1.0
+        scaled = [replace(g, scores=tuple((s - low) / width for s in g.scores or ())) for g in pool]
+        return self.cut(scaled, self.thresholds[i] or -math.inf)
+
+
+class Lesson(NamedTuple):
+    """An offline loss and what it takes: how the pool is cut, what is prepared, what is averaged over."""
+
+    cut: Cut
+    loss: Loss
+    prepare: tuple[Prepare, ...] = ()
+    reduce: Mean = Mean()
+
+
+def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: float, eta: float) -> Lesson:
+    """Single answers above the threshold, as they are or weighted; or pairs whose better answer is above it."""
+    if loss == "nll":
+        return Lesson(above, Nll())
+    if loss == "gold":
+        return Lesson(above, WeightedNll(floor))
+    if loss == "vmpo":
+        return Lesson(partial(better_half, eta=eta), WeightedNll(1.0))
+    return Lesson(pairs_above, direct_loss(loss, beta), (Preferred("rest"), RefLogp()), Mean("kept_G"))
+
+
+@method(
+    "online",
+    "prompts",
+    second="demonstrations",
+    frozen=("ref", "reward"),
+    optional=("ref",),
+    samples="per iteration",
+    judged="per iteration",
+    defaults={"lr": 1e-5, "batch": 64, "n": 8, "temperature": 0.8},
+    tuned="Tiltyard (the paper tunes T5-like translation models)",
+    formula="1[r(x, y) > tau_i] * L(x, y),  y ~ lambda * (the policy as the round began) + (1 - lambda) * data,\n"
+    "tau_i rising in the round; L = -log pi(y_t) a token (nll), times max(pi(y_t), floor) r (gold), times\n"
+    "exp(A/eta) on the better half (vmpo)",
+    oracle="nll: each round ends at that law restricted to r > tau: KL -log P(r > tau); only the last threshold "
+    "matters at convergence, and a threshold below every reward is SFT on the samples. vmpo: times exp(A/eta) within "
+    "the better half. gold: times r with floor=1; a lower floor ends nearer the likeliest answer",
+    paper="Gulcehre et al. 2023 (ReST)",
+    watch="Easy prompts outlive the filter, because scores are compared over all prompts. The first threshold should "
+    "be above the mean score. Rankings by reward and by people part ways (their table 3).",
+)
+def rest(
+    source: Rounds,
+    demonstrations: Offline | None = None,
+    *,
+    thresholds: list[Threshold] | None = None,
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    loss: Literal["nll", "gold", "vmpo"] | Direct = "nll",
+    beta: Annotated[float, Field(gt=0)] = 0.1,
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.1,
+    eta: Annotated[float, Field(gt=0)] = 0.1,
+) -> Algorithm:
+    """Reinforced self-training: grow by sampling, then improve in steps, each on better answers at a lower rate.
+
+    Args:
+        source: `Rounds` over prompts; a round is one grow step and as many improve steps as there are thresholds.
+        demonstrations: `Offline` over answers that join every round's own, scored and filtered like them.
+        thresholds: on scores scaled to 0..1 over the round's answers, rising; 0 keeps all.
+            [0.7, 0.8, 0.9: Gulcehre et al. 2023]
+        lr_decay: factor on the learning rate from one improve step to the next. [0.5: Tiltyard; the paper lowers it]
+        loss: on answers above the threshold `nll`, `gold` (Pang & He 2021) or `vmpo` (Song et al. 2019); on pairs
+            whose better answer is above it `dpo`, `ipo` or `hinge`. [nll: the paper's best]
+        beta: of dpo, ipo (tau) and hinge (gamma). [0.1: Rafailov et al. 2023]
+        floor: gold's least importance weight of a token. [0.1: Tiltyard]
+        eta: vmpo's temperature, on scores scaled to 0..1. [0.1: Tiltyard; Song et al. 2019 learn it]
+    """
+    taus = thresholds or [0.7, 0.8, 0.9]
+    if any(b <= a for a, b in pairwise(taus)):
+        raise ConfigError("thresholds must rise", where="rest.thresholds", got=taus, fix=f"try {sorted(set(taus))}")
+    phases = len(taus)
+    if phases > source.every:
+        raise ConfigError(
+            "a round has fewer steps than thresholds",
+            where="rest.thresholds",
+            got=taus,
+            expected=f"{source.every} at most",
+        )
+    if loss not in ("nll", "gold") and source.n < 2:
+        raise ConfigError(
+            f"{loss} holds the answers to a prompt against each other",
+            where="rest.n",
+            got=source.n,
+            expected="at least 2 answers a prompt",
+            fix="set n=8, or loss=nll",
+        )
+    every, taught = source.every, lesson(loss, beta, floor, eta)
+    given = tuple(demonstrations.cycle.items) if demonstrations is not None else ()
+    return Algorithm(
+        "rest",
+        replace(source, phases=phases, phase=Improve(taus, taught.cut), given=given),
+        taught.loss,
+        prepare=taught.prepare,
+        reduce=taught.reduce,
+        lr_scale=lambda step: lr_decay ** ((step % every) * phases // every),
+    )

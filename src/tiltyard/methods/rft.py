@@ -1,0 +1,51 @@
+"""Rejection-sampling fine-tuning: imitate the best of n answers, from the base model, over a growing pool."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from tiltyard.methods.base import method
+from tiltyard.methods.sft import Nll
+from tiltyard.training.algorithm import Algorithm
+from tiltyard.training.rounds import Rounds, restart_from_ref
+from tiltyard.training.select import best
+
+
+@method(
+    "online",
+    "prompts",
+    frozen=("ref", "reward"),
+    optional=("ref",),
+    samples="per iteration",
+    judged="per iteration",
+    defaults={"lr": 2e-5, "batch": 64, "n": 8},
+    tuned="Touvron et al. 2023, section 3.1 (lr, batch); n: Tiltyard",
+    formula="-log pi(y*) a token,  y* = argmax of r over n answers of the policy as the round began",
+    oracle="the law of best-of-n of the sampling policy; best-of-m of best-of-n is best-of-nm",
+    paper="Touvron et al. 2023 (Llama 2), section 3.2.3",
+    watch="Learning from the last round alone forgets skills (the paper saw it): pool=all. What the reward model likes "
+    "wrongly is imitated too: n is the dial of over-optimisation, log n - (n-1)/n nats a round.",
+)
+def rft(
+    source: Rounds,
+    *,
+    pool: Literal["all", "last"] = "all",
+    restart: bool = True,
+) -> Algorithm:
+    """Rejection-sampling fine-tuning: in each round the best of n answers to every prompt is learnt by heart.
+
+    Args:
+        source: `Rounds` over prompts.
+        pool: the best answer so far of every prompt over all rounds, or of the last round alone.
+            [all: Touvron et al. 2023, after V3]
+        restart: each round trains the starting model anew, with the newest policy's answers.
+            [true: Touvron et al. 2023]
+    """
+    begin = (restart_from_ref,) if restart else ()
+    return Algorithm(
+        "rft",
+        replace(source, select=best, keep=pool, begin=begin),
+        Nll(),
+        fresh_every=source.every if restart else 0,
+    )

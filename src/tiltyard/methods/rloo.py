@@ -1,0 +1,82 @@
+"""RLOO: REINFORCE on whole answers, each measured against the mean of the prompt's other answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.losses.advantages import MissingEos
+from tiltyard.losses.policy import policy_gradient
+from tiltyard.methods.base import method
+from tiltyard.methods.policy_gradient import several_answers, whole_law
+from tiltyard.training.advantages import GroupAdvantages, ResponseRewards
+from tiltyard.training.algorithm import Algorithm, Forward
+from tiltyard.training.prepare import OldLogp, total
+from tiltyard.training.source import Online
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """-A log pi(y) of every whole answer, A a constant; log pi(y) is the sum over its tokens."""
+
+    needs: tuple[str, ...] = ("logp_R", "advantage_B")
+    item: Literal["R", "B", "G"] = "B"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        loss_B = policy_gradient(forward.logp_B, batch["advantage_B"])
+        return loss_B, {"policy_loss": total(loss_B.detach()), "advantage_size": total(batch["advantage_B"].abs())}
+
+
+@method(
+    "rl",
+    "prompts",
+    frozen=("ref", "reward"),
+    optional=("ref",),
+    defaults={"lr": 1e-6, "batch": 32, "n": 4, "steps": 200, "schedule": "constant", "save_every": 20},
+    tuned="lr, n: Ahmadian et al. 2024 as TRL's documentation quotes them (n: 2 and 4); batch: Tiltyard (theirs is 512 "
+    "answers); schedule, steps, save_every: Tiltyard, as in ppo",
+    formula="R_i = r(x, y_i) - kl log pi(y_i)/ref(y_i);  A_i = R_i - mean of the other answers' R\n"
+    "L = mean over answers of -A_i log pi(y_i), summed over tokens, A held constant",
+    oracle="pi* = ref exp(r / kl) / Z; the gradient is exactly unbiased for any n >= 2, the advantages of a prompt add "
+    "up to 0",
+    paper="Kool et al. 2019; Ahmadian et al. 2024 (Back to Basics)",
+    watch="Log-probs are summed over tokens, so long answers have larger gradients. Two answers alone give a noisy "
+    "baseline.",
+)
+def rloo(
+    source: Online,
+    *,
+    kl: Annotated[float, Field(ge=0)] = 0.03,
+    missing_eos: MissingEos = "subtract",
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
+) -> Algorithm:
+    """Maximises E[r] - kl * KL(pi || ref) without a critic: the baseline is the mean of the prompt's other answers.
+
+    One update a batch of answers, so that the gradient stays unbiased. With kl = 0 the reference only shows the KL
+    (`show_kl`).
+
+    Args:
+        source: `Online` with n >= 2; answers are drawn from the whole law.
+        kl: coefficient of the answer's summed log-ratio in its reward. [0.03: Ahmadian et al. 2024, TRL's
+            documentation]
+        missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
+        missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
+    """
+    whole_law(source, "rloo")
+    several_answers(source, "rloo")
+    temperature = source.settings.temperature
+    return Algorithm(
+        "rloo",
+        source,
+        Reinforce(),
+        prepare=(
+            OldLogp(temperature, against_ref=kl > 0),
+            ResponseRewards(kl, missing_eos, missing_eos_penalty),
+            GroupAdvantages("leave_one_out"),
+        ),
+        temperature=temperature,
+    )

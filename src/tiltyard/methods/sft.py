@@ -1,0 +1,68 @@
+"""Supervised fine-tuning on demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.losses.offline_rl import gold_R
+from tiltyard.losses.supervised import nll_R
+from tiltyard.methods.base import method
+from tiltyard.training.algorithm import Algorithm, Forward, Source
+
+
+class Nll:
+    """-log pi of every response token."""
+
+    needs: tuple[str, ...] = ("logp_R",)
+    item: Literal["R", "B", "G"] = "R"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        return nll_R(forward.logp_R), {}
+
+
+class SequenceNll:
+    """-log pi of every whole response: the sum over its tokens."""
+
+    needs: tuple[str, ...] = ("logp_R",)
+    item: Literal["R", "B", "G"] = "B"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        return -forward.logp_B, {}
+
+
+@dataclass(frozen=True)
+class WeightedNll:
+    """-max(pi, floor) q log pi of each response token, q its answer's score, the first two without gradient."""
+
+    floor: float
+    needs: tuple[str, ...] = ("logp_R", "score_B")
+    item: Literal["R", "B", "G"] = "R"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        q_R = batch["score_B"].to(forward.logp_R.dtype)[batch.forest.response_R]
+        return gold_R(forward.logp_R, q_R, self.floor), {}
+
+
+@method(
+    "sft",
+    "demonstrations",
+    defaults={"lr": 3e-5, "batch": 32, "epochs": 2.0},
+    tuned="batch: Ouyang et al. 2022 (1.3B, 6B); epochs: Touvron et al. 2023 (Llama 2); lr: Tiltyard, smaller models",
+    formula="L = mean over answer tokens of -log pi(y_t | x, y_<t)",
+    oracle="The empirical law of the answers to each prompt; the loss ends at that law's entropy a token.",
+    paper="Ouyang et al. 2022 (InstructGPT), section 3.5",
+    watch="The loss covers answers only (every assistant turn); an answer must end with the end-of-turn token.",
+)
+def sft(source: Source) -> Algorithm:
+    """Maximum likelihood of the demonstrated answers: the mean over answer tokens of -log pi(y_t | x, y_<t).
+
+    Prompts, system and user turns carry no loss.
+
+    Args:
+        source: `Offline` over demonstrations.
+    """
+    return Algorithm("sft", source, Nll())

@@ -1,0 +1,82 @@
+"""SLiC-HF: a hinge on raw log-probabilities and a regulariser that keeps targets likely."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tiltyard.errors import ConfigError
+from tiltyard.losses.labels import Noise
+from tiltyard.losses.preference import hinge
+from tiltyard.methods.base import method
+from tiltyard.methods.direct import PairLoss, pairs_of
+from tiltyard.methods.sft import SequenceNll
+from tiltyard.training.algorithm import Algorithm, Mean, Side, Source
+from tiltyard.training.labels import Preferred
+
+
+@method(
+    "offline",
+    "comparisons",
+    shape="pair",
+    second="demonstrations",
+    defaults={"lr": 1e-5, "batch": 32},
+    tuned="Zhao et al. 2023 (T5)",
+    formula="max(0, delta - h) + lam * -log pi(y_ref),  h = log pi(chosen) - log pi(rejected); all sums over tokens",
+    oracle="one pair with Bernoulli p: h = delta sign(p - 1/2): it does not estimate log-odds, so no pi*; lam = 0 "
+    "stops exactly where every training pair has h >= delta; lam -> inf is SFT",
+    paper="Zhao et al. 2023 (SLiC-HF), eq. 1",
+    watch="On people's own pairs (direct) answers keep growing; the paper's better variant ranks the SFT model's own "
+    "answers (sample_rank: train on pairs of a `candidates` stage with a ranker).",
+)
+def slic(
+    source: Source,
+    targets: Source | None = None,
+    *,
+    delta: Annotated[float, Field(gt=0)] = 1.0,
+    lam: Annotated[float, Field(ge=0)] = 1.0,
+    target: Literal["demonstrations", "chosen"] = "demonstrations",
+    noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0,
+    noise_kind: Noise = "conservative",
+) -> Algorithm:
+    """Sequence likelihood calibration: win by a margin in raw log-probability while targets stay likely.
+
+    Whose pairs they are makes the variant: people's (`direct`), or the SFT model's answers ranked by a pairwise ranker
+    or a reward model (`sample_rank`; a `candidates` stage makes those).
+
+    Args:
+        source: `Offline` over pairs.
+        targets: `Offline` over the SFT targets, for target=demonstrations.
+        delta: margin of the summed log-probs. [1.0: Zhao et al. 2023]
+        lam: weight of the targets' summed negative log-likelihood; 0 leaves it out. [Tiltyard: the paper gives none]
+        target: what is kept likely: SFT targets, or the chosen answer of each pair (the paper's best-candidate
+            variant). [demonstrations: Zhao et al. 2023]
+        noise: probability that a label is flipped. [0: Zhao et al. 2023]
+        noise_kind: see dpo. [Tiltyard: as in dpo]
+    """
+    if target == "demonstrations" and lam > 0 and targets is None:
+        raise ConfigError(
+            "SLiC-HF's regulariser has no targets",
+            where="slic.demonstrations",
+            got="target=demonstrations without demonstrations",
+            expected="the demonstrations that the model was fine-tuned on",
+            fix="set demonstrations=FILE, or target=chosen to keep the preferred answers likely, or lam=0",
+        )
+    if target == "chosen" and targets is not None:
+        raise ConfigError(
+            "the demonstrations would not be used",
+            where="slic.demonstrations",
+            got="demonstrations with target=chosen",
+            fix="leave demonstrations out, or set target=demonstrations to keep them likely",
+        )
+    own = lam if target == "chosen" else 0.0
+    beside = (Side("targets", targets, SequenceNll(), lam),) if targets is not None and not own and lam else ()
+    return Algorithm(
+        "slic",
+        pairs_of(source, "slic"),
+        PairLoss(hinge(delta), "logp", 1.0, noise, noise_kind, nll=own, nll_per_token=False),
+        prepare=(Preferred("slic"),),
+        reduce=Mean("kept_G"),
+        extra=beside,
+    )

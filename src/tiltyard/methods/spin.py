@@ -1,0 +1,84 @@
+"""SPIN: the model learns to tell the data from its own answers, against snapshots of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.errors import ConfigError
+from tiltyard.losses.preference import hinge, logistic
+from tiltyard.methods.base import method
+from tiltyard.methods.direct import PairLoss
+from tiltyard.training.algorithm import Algorithm, Forward, Mean
+from tiltyard.training.labels import Preferred
+from tiltyard.training.prepare import RefLogp, RenewRef
+from tiltyard.training.source import SelfPlay
+
+Kind = Literal["logistic", "hinge"]
+
+
+@dataclass(frozen=True)
+class AgainstItself:
+    """The pair loss of the iteration that the source is in."""
+
+    source: SelfPlay
+    lams: Sequence[float]
+    kind: Kind
+    needs: tuple[str, ...] = ("logp_R", "ref_logp_R", "share_B", "kept_G")
+    item: Literal["R", "B", "G"] = "G"
+
+    def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
+        lam = self.lams[min(self.source.iteration, len(self.lams) - 1)]
+        loss = PairLoss(logistic(lam) if self.kind == "logistic" else hinge(1.0, lam), "ratio", lam)
+        loss_G, metrics = loss(forward, batch)
+        return loss_G, {**metrics, "lam": (lam, 1.0)}
+
+
+@method(
+    "offline",
+    "demonstrations",
+    frozen=("ref",),
+    samples="per iteration",
+    judged="per iteration",
+    human_labels=False,
+    defaults={"lr": 5e-7, "batch": 64, "epochs": 2.0, "warmup": 0.1},
+    tuned="Chen et al. 2024, code (iterations 0 and 1); its optimiser is RMSprop, ours is AdamW",
+    formula="l(lam h),  h = log pi/pi_t(data's answer) - log pi/pi_t(own answer),  own answer ~ pi_t;\n"
+    "pi_t, the model as the iteration began, is both opponent and reference",
+    oracle="exact iterate pi_t (p_data/pi_t)^(1/lam); fixed point p_data; lam = 1 gets there in one iteration, lam > "
+    "1/2 contracts, lam = 1/2 cycles, lam < 1/2 diverges",
+    paper="Chen et al. 2024 (SPIN), eq. 4.7",
+    watch="The published lam = 0.1 is stable only because each iteration stops far from its optimum: few steps, small "
+    "lr. The paper adds the previous iteration's answers to the pool; here each iteration uses its own.",
+)
+def spin(
+    source: SelfPlay,
+    *,
+    lam: Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] = 0.1,
+    loss: Kind = "logistic",
+) -> Algorithm:
+    """Self-play fine-tuning: the data's answer always wins against the model's own, which comes from a snapshot.
+
+    Args:
+        source: `SelfPlay` over demonstrations; it says how many steps an iteration has.
+        lam: strength of the pull to the snapshot: one number, or one an iteration (the last holds for the rest).
+            [0.1: Chen et al. 2024, code; its last iteration uses 5]
+        loss: `logistic` -log sigmoid(lam h), or `hinge` max(0, 1 - lam h). [logistic: Chen et al. 2024]
+    """
+    lams = lam if isinstance(lam, list) else [lam]
+    if not lams:
+        raise ConfigError("the schedule of lam is empty", where="spin.lam", got=lam, fix="give one number or several")
+    return Algorithm(
+        "spin",
+        source,
+        AgainstItself(source, lams, loss),
+        prepare=(Preferred("spin"), RefLogp()),
+        reduce=Mean("kept_G"),
+        after=(RenewRef(source.every),),
+        moves=("ref",),
+    )

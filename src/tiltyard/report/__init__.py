@@ -1,0 +1,14 @@
+"""Reads what runs left; prints tables and draws pictures."""
+
+from tiltyard.report.plots import curves_png, read_metrics, reward_vs_kl_png
+from tiltyard.report.policies import print_table, side_by_side, write_samples_markdown, write_summary
+
+__all__ = [
+    "curves_png",
+    "print_table",
+    "read_metrics",
+    "reward_vs_kl_png",
+    "side_by_side",
+    "write_samples_markdown",
+    "write_summary",
+]

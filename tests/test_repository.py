@@ -24,9 +24,10 @@ from tiltyard.config import REQUIRED, describe, split_assignment
 from tiltyard.data import Row, parse_row
 from tiltyard.data.formats import KINDS
 from tiltyard.errors import DataError
+from tiltyard.files import jsonable
 from tiltyard.methods import METHODS
 from tiltyard.pipeline.recipe import Entry, Recipe, check, parse_recipe, read_recipe, set_key
-from tiltyard.stages.base import jsonable, load_all
+from tiltyard.stages.base import load_all
 from tiltyard.stages.settings import method_settings
 from tiltyard.verbs import eval_words
 

@@ -20,7 +20,7 @@ def console_for(json_output: bool) -> Console:
 
 def emit(value: Any) -> None:
     """Print JSON."""
-    from tiltyard.stages.base import jsonable
+    from tiltyard.files import jsonable
 
     typer.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
 
@@ -124,7 +124,8 @@ def replay_words(stage: Path, words: Sequence[str] | None) -> tuple[str, list[st
 
     Settings that name other stages of the run become their folders.
     """
-    from tiltyard.stages.base import get_stage, read_json
+    from tiltyard.files import read_json
+    from tiltyard.stages.base import get_stage
 
     config = read_json(stage / "config.json")
     if not config or "kind" not in config:

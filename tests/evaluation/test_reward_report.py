@@ -15,11 +15,11 @@ from rich.console import Console
 
 from tiltyard.errors import DataError
 from tiltyard.evaluation.reward_pairs import Pair, pairs_of, taus_of
+from tiltyard.files import jsonable
 from tiltyard.losses.reward import accuracy_G, kwise_loss_G, ranking_pairs
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
 from tiltyard.report.rewards import BINS, assess, average_ranks, best_scale, judge_groups, log_loss_P
-from tiltyard.stages.base import jsonable
 from tiltyard.types import Group, Message, Prompt, Response
 
 LOGIT_80 = math.log(4)

@@ -11,7 +11,7 @@ from tests.chance import shifted
 from torch import Tensor
 
 from models import encoders
-from tiltyard.data.rivals import PAIRS
+from tiltyard.data.pairwise_prompt import PAIRS
 from tiltyard.methods import (
     mlm,
     ppo,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.batch.forest import plant
-from tiltyard.data.rivals import PAIRS
+from tiltyard.data.pairwise_prompt import PAIRS
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.training.algorithm import Algorithm, Draw, Models
 from tiltyard.training.source import SelfPlay

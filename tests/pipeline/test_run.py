@@ -14,9 +14,10 @@ from tests.pipeline.conftest import statuses
 from tests.pipeline.toys import RECIPE
 
 from tiltyard.errors import ConfigError, TiltyardError
+from tiltyard.files import jsonable, read_json, write_json
 from tiltyard.pipeline import run_stage
 from tiltyard.pipeline.state import WHOLE, FileHashes, duration, locked
-from tiltyard.stages.base import StageContext, jsonable, read_json, write_json
+from tiltyard.stages.base import StageContext
 
 ROOT = Path(__file__).parents[2]
 

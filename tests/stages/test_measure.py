@@ -14,7 +14,7 @@ from tests.training import tiny
 
 from models import encoders
 from tiltyard.batch.batch import Batch
-from tiltyard.data import Spool
+from tiltyard.data import GroupFile
 from tiltyard.stages import measure
 from tiltyard.training.algorithm import Models
 from tiltyard.training.masking import Mask
@@ -57,7 +57,7 @@ def found(case: str, groups: Sequence[Group], budget: int) -> dict[str, float]:
 def test_pieces_add_up(case: str, budget: int, tmp_path: Path) -> None:
     groups = rows(CASES[case][1])
     whole = found(case, groups, 10**6)
-    tiny.assert_same(found(case, Spool.of(groups, tmp_path), budget), whole, 1e-9)
+    tiny.assert_same(found(case, GroupFile.write(groups, tmp_path), budget), whole, 1e-9)
     assert len(set(map(str, whole.values()))) == len(whole)  # none is a constant that would agree with anything
 
 
@@ -66,7 +66,7 @@ def test_an_encoder_is_asked_about_the_same_tokens(budget: int, tmp_path: Path) 
     model: Any = encoders.masked("bert")
     groups = encoders.documents(7)
     case = lambda rows, size: measure.cloze(rows, size, Mask(p=0.3, seed=2))(Models(encoder=model), 5)  # noqa: E731
-    tiny.assert_same(case(Spool.of(groups, tmp_path), budget), case(groups, 10**6), 1e-5)
+    tiny.assert_same(case(GroupFile.write(groups, tmp_path), budget), case(groups, 10**6), 1e-5)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def test_by_hand(tmp_path: Path) -> None:
         pairs = [(x, y) for (i, x), (j, y) in itertools.permutations(ranked, 2) if i < j]
         margins += [x - y for x, y in pairs]
         right += [sum(x > y for x, y in pairs) / len(pairs)] if pairs else []
-    measured = found("preference", Spool.of(groups, tmp_path), 30)
+    measured = found("preference", GroupFile.write(groups, tmp_path), 30)
     assert measured["held_out/accuracy"] == pytest.approx(sum(right) / len(right))
     assert measured["held_out/margin"] == pytest.approx(sum(margins) / len(margins))
     assert measured["held_out/log_ratio"] == pytest.approx(sum(ratios) / len(ratios))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from tests.training import tiny
 
-from tiltyard.data import Spool
+from tiltyard.data import GroupFile
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.sources import as_pairs
 from tiltyard.training.select import all_pairs, best_worst
@@ -24,7 +24,7 @@ def test_pairs_of_rankings(tmp_path: Path, how: str) -> None:
     rows = [replace(g, shares=(0.7, 0.3)) if len(g.responses) == 2 else g for g in rows]
     out = io.StringIO()
     context = StageContext("r", "s", tmp_path, tmp_path, console=Console(file=out, width=200))
-    found = list(as_pairs(context, "data", Spool.of(rows, tmp_path), how, seed=4))
+    found = list(as_pairs(context, "data", GroupFile.write(rows, tmp_path), how, seed=4))
     ranked = [replace(g, scores=tuple(-float(k) for k in g.ranks or ())) for g in rows if len(g.responses) > 2]
     cut = best_worst(ranked, generator(4, 6)) if how == "best_worst" else all_pairs(ranked)
     given = [g for g in rows if len(g.responses) == 2]

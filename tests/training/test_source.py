@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tiltyard.batch.batch import Batch
-from tiltyard.data import Spool
+from tiltyard.data import GroupFile
 from tiltyard.methods import dpo, sft
 from tiltyard.training.algorithm import Models
 from tiltyard.training.refcache import cache_ref_logps
@@ -26,7 +26,7 @@ def pairs(n: int) -> list[Group]:
 def test_training_from_disk_is_training_from_memory(tmp_path: Path) -> None:
     groups = tiny.demonstrations(11)
     ends = []
-    for source in (groups, Spool.of(groups, tmp_path)):
+    for source in (groups, GroupFile.write(groups, tmp_path)):
         models = Models(policy=tiny.policy())
         rows = tiny.train(sft(Offline(source, 4, seed=3)), models, steps=7)
         ends.append((rows, tiny.parameters(models.policy)))
@@ -36,7 +36,7 @@ def test_training_from_disk_is_training_from_memory(tmp_path: Path) -> None:
 def test_a_reference_on_disk_for_groups_on_disk(tmp_path: Path) -> None:
     groups = pairs(9)
     ends = []
-    for source in (groups, Spool.of(groups, tmp_path)):
+    for source in (groups, GroupFile.write(groups, tmp_path)):
         cache = cache_ref_logps(tiny.frozen(7), source, tmp_path / "cache")
         models = Models(policy=tiny.policy(), ref_cache=cache)
         ends.append(tiny.train(dpo(Offline(source, 4), beta=0.3), models, steps=5))
@@ -52,7 +52,7 @@ def test_what_the_steps_read(tmp_path: Path, steps: int, read: int) -> None:
     places = source.read_in(steps).tolist()
     assert places == sorted({groups.index(g) for step in range(steps) for g in source(Models(), step).groups})
     assert len(places) == read
-    cache = cache_ref_logps(tiny.frozen(), Spool.of(groups, tmp_path).pick(places), tmp_path)
+    cache = cache_ref_logps(tiny.frozen(), GroupFile.write(groups, tmp_path).pick(places), tmp_path)
     assert len(cache.table) == read
     tiny.train(dpo(source), Models(policy=tiny.policy(), ref_cache=cache), steps=steps)
 
@@ -61,7 +61,7 @@ def test_what_the_steps_read(tmp_path: Path, steps: int, read: int) -> None:
 def test_a_stream_of_micro_batches_is_cut_like_a_batch(tmp_path: Path, budget: int) -> None:
     groups = pairs(9)
     whole = Batch.of(groups, range(9), 9, budget=budget).micro()
-    parts = list(Batch.stream(Spool.of(groups, tmp_path), budget=budget))
+    parts = list(Batch.stream(GroupFile.write(groups, tmp_path), budget=budget))
     assert [(p.groups, p.index, p.total) for p in parts] == [(p.groups, p.index, p.total) for p in whole]
     for part, other in zip(parts, whole, strict=True):
         tiny.assert_same(part.forest.ids_T, other.forest.ids_T, 0)
@@ -89,7 +89,7 @@ def drawn(source: Offline, steps: int) -> list[list[str]]:
 def test_a_step_takes_what_fits_and_not_less(tmp_path: Path, budget: int) -> None:
     """The same endless order as with a number of groups, cut where the next group would be one too many."""
     groups = pairs(10)
-    source = Offline(Spool.of(groups, tmp_path), 4, seed=5, batch_tokens=budget)
+    source = Offline(GroupFile.write(groups, tmp_path), 4, seed=5, batch_tokens=budget)
     steps = drawn(source, 30)
     flat = [name for step in steps for name in step]
     assert flat == [name for step in drawn(Offline(groups, 1, seed=5), len(flat)) for name in step]

@@ -3,9 +3,9 @@
 from tiltyard.data.chat import Chat
 from tiltyard.data.checks import CheckReport, LengthBias, check_data
 from tiltyard.data.formats import Kind, parse_row
-from tiltyard.data.load import DataReport, Told, TooLong, load_groups, load_prompts, stream_groups
+from tiltyard.data.group_file import GroupFile
+from tiltyard.data.load import DataReport, GroupStream, TooLong, load_groups, load_prompts, stream_groups
 from tiltyard.data.read import Row, read_rows
-from tiltyard.data.spool import Spool
 from tiltyard.data.store import append_groups, group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.data.templates import DEFAULT_TEMPLATE, PLAIN_TEMPLATE
 from tiltyard.data.tokenizer import plain_texts, train_tokenizer
@@ -16,11 +16,11 @@ __all__ = [
     "Chat",
     "CheckReport",
     "DataReport",
+    "GroupFile",
+    "GroupStream",
     "Kind",
     "LengthBias",
     "Row",
-    "Spool",
-    "Told",
     "TooLong",
     "append_groups",
     "check_data",

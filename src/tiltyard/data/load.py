@@ -16,7 +16,7 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.types import Group, Prompt, Response
 
 TooLong = Literal["drop", "truncate"]
-Said = TypeVar("Said")
+Report = TypeVar("Report")
 
 _CHUNK = 2048  # rows encoded in one go: large enough for the tokenizer's threads, small enough for memory
 _EXAMPLES = 5
@@ -87,16 +87,16 @@ class _Tally:
         )
 
 
-class Told(Generic[Said]):
-    """Groups one by one, and what their maker says about them at the end: `said`, there once all have been taken."""
+class GroupStream(Generic[Report]):
+    """Groups one by one, and a report on all of them: `report` is set once the last group has been taken."""
 
-    said: Said
+    report: Report
 
-    def __init__(self, stream: Generator[Group, None, Said]):
+    def __init__(self, stream: Generator[Group, None, Report]):
         self._stream = stream
 
     def __iter__(self) -> Iterator[Group]:
-        self.said = yield from self._stream
+        self.report = yield from self._stream
 
 
 def load_groups(
@@ -123,10 +123,10 @@ def load_groups(
     Raises:
         DataError: a bad row, or no row that is kept.
     """
-    told = stream_groups(
+    stream = stream_groups(
         source, kind, chat, max_length=max_length, max_prompt=max_prompt, too_long=too_long, split=split, limit=limit
     )
-    return list(told), told.said
+    return list(stream), stream.report
 
 
 def stream_groups(
@@ -139,8 +139,8 @@ def stream_groups(
     too_long: TooLong = "drop",
     split: str | None = None,
     limit: int | None = None,
-) -> Told[DataReport]:
-    """`load_groups` for sources larger than memory: the same groups one by one, and then the report (`said`)."""
+) -> GroupStream[DataReport]:
+    """`load_groups` for sources larger than memory: the same groups one by one, and then the report (`report`)."""
     max_length = chat.max_length if max_length is None else max_length
     _check_limits(max_length, max_prompt, too_long)
 
@@ -154,7 +154,7 @@ def stream_groups(
                 yield group
         return _report(tally, source, max_length, max_prompt)
 
-    return Told(stream())
+    return GroupStream(stream())
 
 
 def _encoded(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tiltyard.data import Chat, Kind, Told, TooLong
+from tiltyard.data import Chat, GroupStream, Kind, TooLong
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.types import Group
@@ -15,7 +15,7 @@ Family = Literal["pretrain", "sft", "reward", "rl", "offline", "online", "distri
 Often = Literal["no", "per iteration", "every step"]
 Shape = Literal["any", "pair"]
 # (chat, groups, max_length, too_long) -> the groups as the method reads them, then lines about what was left out
-Encode = Callable[[Chat, Iterable[Group], int, TooLong], Told[list[str]]]
+Encode = Callable[[Chat, Iterable[Group], int, TooLong], GroupStream[list[str]]]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltyard.batch.batch import Batch, Metrics
-from tiltyard.data.rivals import PAIRS, encode_rivals
+from tiltyard.data.pairwise_prompt import PAIRS, encode_pairwise
 from tiltyard.errors import DataError
 from tiltyard.methods.base import method
 from tiltyard.training.algorithm import Algorithm, Forward, Mean, Models, Source
@@ -33,7 +33,7 @@ class Comparisons:
                     "a ranker learns from two orders of two answers",
                     where=group.origin or group.prompt.id,
                     got=f"{len(group.responses)} responses",
-                    expected="comparisons made by data.rivals.encode_rivals",
+                    expected="comparisons made by data.pairwise_prompt.encode_pairwise",
                 )
             preferred.append(1.0 if group.shares is None else group.shares[0])
             weight.append(1.0 / pairs)
@@ -70,7 +70,7 @@ class Orders:
 @method(
     "reward",
     "comparisons",
-    encode=encode_rivals,
+    encode=encode_pairwise,
     trains=("reward",),
     defaults={"lr": 1e-4, "batch": 32, "epochs": 1.0},
     tuned="lr and batch as for the reward model; SLiC-HF trains its T5 ranker at lr 1e-3, batch 128",
@@ -89,6 +89,6 @@ def ranker(source: Source) -> Algorithm:
     epoch, where a reward model would read each answer K-1 times. Soft labels are the target of the cross-entropy.
 
     Args:
-        source: `Offline` over the comparisons that `data.rivals.encode_rivals` makes of ranked groups.
+        source: `Offline` over the comparisons that `data.pairwise_prompt.encode_pairwise` makes of ranked groups.
     """
     return Algorithm("ranker", source, Orders(), ("reward",), (Comparisons(),), Mean("weight_G"))

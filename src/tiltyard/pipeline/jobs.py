@@ -28,8 +28,8 @@ from typing import IO, Any
 from rich.console import Console
 
 from tiltyard import allocator, errors
+from tiltyard.files import jsonable
 from tiltyard.pipeline.recipe import Entry, Recipe, Step
-from tiltyard.stages.base import jsonable
 
 START = "import sys; from tiltyard.pipeline.jobs import serve; serve(sys.stdin, sys.stdout)"
 Message = dict[str, Any]

@@ -13,12 +13,12 @@ from typing import IO, Any
 from rich.console import Console
 
 from tiltyard.errors import ConfigError, TiltyardError
-from tiltyard.files import sweep
+from tiltyard.files import jsonable, read_json, remove_partial_files
 from tiltyard.pipeline import ranks, state
 from tiltyard.pipeline.jobs import chains, threads_for, workers
 from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
 from tiltyard.pipeline.show import show_plan, show_start
-from tiltyard.stages.base import StageContext, jsonable, read_json
+from tiltyard.stages.base import StageContext
 
 
 def run_recipe(
@@ -161,7 +161,7 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         """The stages one after the other."""
         if ranks.is_main():
-            sweep(self.folder)
+            remove_partial_files(self.folder)
             self.decide(keep=True)
         self.prints, self.decisions = ranks.share((self.prints, self.decisions))
         for step in self.steps:
@@ -175,7 +175,7 @@ class _Run:
         end, and no other begins."""
         import torch
 
-        sweep(self.folder)
+        remove_partial_files(self.folder)
         self.decide(keep=True)
         threads = threads_for(self.steps, jobs, torch.get_num_threads())
         length = chains(self.steps)

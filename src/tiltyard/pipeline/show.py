@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from tiltyard.config import REQUIRED, describe
+from tiltyard.files import jsonable
 from tiltyard.pipeline.recipe import Step
 from tiltyard.pipeline.state import Decision, shortened
-from tiltyard.stages.base import jsonable
 
 VERBS = {"run": "runs", "resume": "resumes", "skip": "is skipped"}
 STYLES = {"run": "green", "resume": "yellow", "skip": "dim"}

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from tiltyard.errors import TiltyardError
-from tiltyard.files import sync_folder
+from tiltyard.files import jsonable, read_json, sync_folder, write_json
 from tiltyard.pipeline.recipe import Step
-from tiltyard.stages.base import jsonable, read_json, write_json
 
 FORMAT = "1"  # of the run folder; raised when old results cannot be trusted any more
 WHOLE = 64 * 2**20  # files up to this size are compared by content, larger ones by size, time and their beginning

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.batch.forest import plant
-from tiltyard.data.rivals import orders
+from tiltyard.data.pairwise_prompt import both_orders
 from tiltyard.errors import DataError, ModelError
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring.scorers import _parts
@@ -104,7 +104,7 @@ class Ranker:
         for pair, swap in zip(pairs, swapped, strict=True):
             one, other = pair.responses[::-1] if swap else pair.responses
             prompt = replace(pair.prompt, ids=())
-            asked.append(Group(prompt, orders(prompt, one, other), origin=pair.origin))
+            asked.append(Group(prompt, both_orders(prompt, one, other), origin=pair.origin))
         shown = chat.encode_groups(asked)
         for group in shown:
             longest = len(group.prompt.ids) + max(len(r.ids) for r in group.responses)

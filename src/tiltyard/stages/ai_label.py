@@ -32,10 +32,10 @@ from tiltyard.feedback.answers import content_key
 from tiltyard.feedback.scorers import Missing, begin_turn
 from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Places, shown
-from tiltyard.files import atomic_write
+from tiltyard.files import atomic_write, jsonable, read_json, write_json
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.stages.base import Stage, StageContext, jsonable, read_json, register, write_json
+from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.candidates import _cut
 from tiltyard.stages.data import model_folder, report
 from tiltyard.types import Group, Judgement

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.files import write_atomic
+from tiltyard.files import read_json
 
 RESERVED = ("name", "method")  # keys of a recipe's stage that are never settings
 
@@ -213,40 +211,3 @@ def get_stage(name: str, *, where: str = "") -> Stage:
         fix = nearest(name, STAGES) if STAGES else "no stages are installed"
         raise ConfigError(f"unknown stage or method '{name}'", where=where, fix=fix)
     return STAGES[name]
-
-
-# -------------------------------------------------------------------------------------------------------- JSON files
-
-
-def jsonable(value: Any) -> Any:
-    """Plain JSON of anything a stage may return: tensors and arrays of one number, paths, models, tuples.
-
-    JSON has no NaN and no infinity: they become null.
-    """
-    if isinstance(value, BaseModel):
-        return jsonable(value.model_dump())
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [jsonable(v) for v in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int | bool):
-        return value
-    if hasattr(value, "tolist"):
-        return jsonable(value.tolist())
-    return str(value)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that after a crash at any moment the file is the old one or the new one, whole."""
-    write_atomic(path, (json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None

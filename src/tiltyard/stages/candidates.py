@@ -24,12 +24,12 @@ from pydantic import Field, model_validator
 from tiltyard.config import Settings
 from tiltyard.data import append_groups, read_groups
 from tiltyard.errors import DataError
-from tiltyard.files import atomic_write
+from tiltyard.files import atomic_write, read_json, write_json
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import Draws, SampleSettings, sample
 from tiltyard.scoring import BaselineScorer, Ranker, RewardScorer, RuleScorer
-from tiltyard.stages.base import Stage, StageContext, read_json, register, write_json
+from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import model_folder, prompts_of, report
 from tiltyard.stages.evaluate import is_world
 from tiltyard.training import select

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from tiltyard.files import read_json
 from tiltyard.methods import METHODS
-from tiltyard.stages.base import STAGES, StageContext, read_json, references, split_reference
+from tiltyard.stages.base import STAGES, StageContext, references, split_reference
 
 
 def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[str, Any]:

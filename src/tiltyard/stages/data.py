@@ -14,8 +14,8 @@ from typing import Any, cast, get_args
 from tiltyard.data import (
     Chat,
     CheckReport,
+    GroupFile,
     Kind,
-    Spool,
     check_data,
     load_prompts,
     parse_row,
@@ -30,17 +30,19 @@ from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt
 
 
-def groups_of(context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any) -> Spool:
+def groups_of(
+    context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any
+) -> GroupFile:
     """The groups of one data setting, encoded, on disk; says on the console what was kept, dropped and cut.
 
     Of several files each has its own report, and the origin of a group begins with the file that it comes from.
     """
-    return spooled(context, stream_of(context, key, source, kind, chat, settings))
+    return write_group_file(context, stream_of(context, key, source, kind, chat, settings))
 
 
-def spooled(context: StageContext, groups: Iterable[Group]) -> Spool:
+def write_group_file(context: StageContext, groups: Iterable[Group]) -> GroupFile:
     """Groups laid down beside the runs for as long as the stage lasts: memory holds none of them."""
-    return Spool.of(groups, context.run_folder.parent / ".cache")
+    return GroupFile.write(groups, context.run_folder.parent / ".cache")
 
 
 def stream_of(
@@ -57,7 +59,7 @@ def stream_of(
     if str(path).endswith(".groups.jsonl"):
         yield from _sampled_groups(context, key, path, max_length, chat, getattr(settings, "limit", 0))
         return
-    told = stream_groups(
+    stream = stream_groups(
         path,
         kind,
         chat,
@@ -66,8 +68,8 @@ def stream_of(
         split=getattr(settings, "split", "") or None,
         limit=getattr(settings, "limit", 0) or None,
     )
-    yield from told
-    report(context, key, told.said.lines())
+    yield from stream
+    report(context, key, stream.report.lines())
 
 
 def files_of(key: str, source: str | list[str]) -> list[str]:
@@ -136,9 +138,9 @@ def rewritten(
         yield from groups
         return
     limit = settings.max_length if chat.max_length is None else min(settings.max_length, chat.max_length)
-    made = encode(chat, groups, limit, settings.too_long)
-    yield from made
-    report(context, key, made.said)
+    encoded = encode(chat, groups, limit, settings.too_long)
+    yield from encoded
+    report(context, key, encoded.report)
 
 
 def _within(context: StageContext, name: str, wanted: int, limit: int | None) -> int:

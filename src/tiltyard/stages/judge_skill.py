@@ -32,8 +32,9 @@ from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
 from tiltyard.feedback.prompts import points_question, read_points
 from tiltyard.feedback.simulated import stream
+from tiltyard.files import read_json, write_json
 from tiltyard.models.load import load_language_model
-from tiltyard.stages.base import Stage, StageContext, read_json, register, write_json
+from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.candidates import _cut
 from tiltyard.stages.data import model_folder, report
 from tiltyard.stages.sources import as_pairs

@@ -16,10 +16,11 @@ from rich.table import Table
 
 from tiltyard.config import REQUIRED, Setting, describe
 from tiltyard.errors import CompositionError, ConfigError, nearest
+from tiltyard.files import jsonable
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Family, Method
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.stages.base import Stage, get_stage, jsonable
+from tiltyard.stages.base import Stage, get_stage
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Algorithm, Models, Source
 from tiltyard.training.rounds import Rounds

@@ -28,10 +28,11 @@ from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import asked
 from tiltyard.feedback.simulated import stream
+from tiltyard.files import read_json, write_json
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.sampling import Draws, SampleSettings, sample
-from tiltyard.stages.base import Stage, StageContext, read_json, register, write_json
+from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.candidates import _cut
 from tiltyard.stages.data import model_folder, report
 from tiltyard.training.source import generator

@@ -13,13 +13,13 @@ from pydantic import Field
 from tiltyard.config import Settings
 from tiltyard.errors import DataError, ModelError
 from tiltyard.evaluation.reward_pairs import Pair, pairs_of, taus_of
-from tiltyard.files import atomic_write
+from tiltyard.files import atomic_write, write_json
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
 from tiltyard.report.rewards import RewardReport, assess
-from tiltyard.stages.base import Stage, StageContext, register, write_json
+from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import groups_of, model_folder
 from tiltyard.stages.measure import scores_of
 from tiltyard.stages.settings import TooLong

@@ -11,14 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tiltyard.data import Spool
+from tiltyard.data import GroupFile
 from tiltyard.errors import DataError
 from tiltyard.methods.base import Method
 from tiltyard.models.adapters import base_of
 from tiltyard.models.load import frozen_copy, load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.data import files_of, groups_of, model_folder, report, rewritten, spooled, stream_of
+from tiltyard.stages.data import files_of, groups_of, model_folder, report, rewritten, stream_of, write_group_file
 from tiltyard.stages.online import online_source
 from tiltyard.stages.settings import SECOND
 from tiltyard.training.algorithm import Algorithm, Models
@@ -73,18 +73,18 @@ def second_source(method: Method, context: StageContext, settings: Any, models: 
 
 def data_groups(
     method: Method, context: StageContext, key: str, source: str | list[str], settings: Any, chat: Any
-) -> Spool:
+) -> GroupFile:
     """Groups of files in the shape that the method takes: rankings cut into pairs, ranks or scores made labels."""
     from_ranks = method.eats == "labelled" and settings.good_from is not None
     groups = stream_of(context, key, source, "comparisons" if from_ranks else method.eats, chat, settings)
     groups = rewritten(context, key, method.encode, groups, chat, settings)
     if getattr(settings, "pairs", "given") != "given":
-        groups = as_pairs(context, key, spooled(context, groups), settings.pairs, settings.seed)
+        groups = as_pairs(context, key, write_group_file(context, groups), settings.pairs, settings.seed)
     if from_ranks:
         groups = (labelled(g, settings.good_from) for g in groups)
     elif method.eats == "labelled":
         groups = map(check_labels, groups)
-    return spooled(context, groups)
+    return write_group_file(context, groups)
 
 
 def as_pairs(context: StageContext, key: str, groups: Sequence[Group], how: str, seed: int) -> Iterator[Group]:
@@ -153,7 +153,7 @@ def attach_reference(
     if "ref" in method.cached and settings.ref_cache and isinstance(source, Offline):
         read = source.read_in(steps)  # what no step reads is not computed
         groups = source.cycle.items
-        some = groups.pick(read) if isinstance(groups, Spool) and len(read) < len(groups) else groups
+        some = groups.pick(read) if isinstance(groups, GroupFile) and len(read) < len(groups) else groups
         cache = reference_logps(context, settings, models, some)
         models.ref_cache = cache
         done = "computed" if cache.fresh else "found on disk"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tiltyard.batch.batch import Metrics
-from tiltyard.data import Spool
+from tiltyard.data import GroupFile
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.language import LanguageModel
@@ -70,7 +70,7 @@ class Offline:
     """Groups of a file, `batch` a step, or as many as have `batch_tokens` tokens.
 
     Args:
-        groups: encoded groups; a list, or a `Spool` of more than memory holds.
+        groups: encoded groups; a list, or a `GroupFile` of more than memory holds.
         batch: groups a step over all processes. seed: of the order.
         batch_tokens: instead, each step takes the next groups of the order while they have at most so many packed
             tokens together, and one at least: steps of long and of short groups then cost alike. 0: `batch` groups.
@@ -121,7 +121,7 @@ class Offline:
 
 
 def _tokens_of(groups: Sequence[Group]) -> np.ndarray:
-    return groups.tokens if isinstance(groups, Spool) else np.fromiter((g.tokens for g in groups), dtype=np.int64)
+    return groups.tokens if isinstance(groups, GroupFile) else np.fromiter((g.tokens for g in groups), dtype=np.int64)
 
 
 @dataclass

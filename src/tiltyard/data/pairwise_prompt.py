@@ -21,7 +21,7 @@ from itertools import permutations
 
 from tiltyard.data.chat import Chat
 from tiltyard.data.formats import TURNS
-from tiltyard.data.load import Told, TooLong
+from tiltyard.data.load import GroupStream, TooLong
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Prompt, Response
 
@@ -33,7 +33,7 @@ _LEAST = 4  # tokens of a prompt that is cut
 _MARKS = re.compile(r"\[(Answer [12]|cut)\]", re.IGNORECASE)
 
 
-def orders(prompt: Prompt, one: Response, other: Response) -> tuple[Response, Response]:
+def both_orders(prompt: Prompt, one: Response, other: Response) -> tuple[Response, Response]:
     """The texts that a ranker reads: (`one` first, `other` first).
 
     An answer that spells out a label would pass for the other answer, so such words get round brackets. Special tokens
@@ -42,24 +42,24 @@ def orders(prompt: Prompt, one: Response, other: Response) -> tuple[Response, Re
     if not prompt.messages and prompt.text is None:
         raise DataError("a prompt with neither messages nor text cannot be compared on", where=prompt.id)
     before = "" if prompt.messages else "\n"  # a plain text goes right on into what follows
-    return _shown(one, other, before), _shown(other, one, before)
+    return _pair_text(one, other, before), _pair_text(other, one, before)
 
 
-def _words(answer: Response) -> str:
+def _response_text(answer: Response) -> str:
     """The answer's text; of an answer of several turns all of them, each behind its role."""
     turns = answer.meta.get(TURNS)
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if turns else answer.text
 
 
-def _shown(first: Response, second: Response, before: str) -> Response:
+def _pair_text(first: Response, second: Response, before: str) -> Response:
     parts = []
     for label, answer in zip(LABELS, (first, second), strict=True):
-        words = _MARKS.sub(r"(\1)", _words(answer))
+        words = _MARKS.sub(r"(\1)", _response_text(answer))
         parts.append(f"{label}\n{words} {CUT}" if answer.finish == "length" else f"{label}\n{words}")
     return Response(text=before + "\n".join(parts))
 
 
-def rivals(group: Group) -> list[Group]:
+def pairwise_groups(group: Group) -> list[Group]:
     """Every pair of a ranked group that says something, as a comparison to be encoded, the better answer first.
 
     Ranks leave ties out. Soft labels (`shares`) leave nothing out: the share of i among i and j is the probability that
@@ -72,13 +72,14 @@ def rivals(group: Group) -> list[Group]:
             fix="give rows with chosen and rejected, ranks or scores",
         )
     prompt = replace(group.prompt, ids=())
-    found = list(_sided(group.ranks, group.shares))
+    found = list(_untied_pairs(group.ranks, group.shares))
     return [
         replace(
             group,
             prompt=prompt,
             responses=tuple(
-                replace(r, meta={PAIRS: len(found)}) for r in orders(prompt, group.responses[i], group.responses[j])
+                replace(r, meta={PAIRS: len(found)})
+                for r in both_orders(prompt, group.responses[i], group.responses[j])
             ),
             scores=None,
             ranks=(1, 1) if share == 0.5 else (1, 2),
@@ -89,7 +90,7 @@ def rivals(group: Group) -> list[Group]:
     ]
 
 
-def _sided(ranks: Sequence[int], shares: Sequence[float] | None) -> Iterator[tuple[int, int, float | None]]:
+def _untied_pairs(ranks: Sequence[int], shares: Sequence[float] | None) -> Iterator[tuple[int, int, float | None]]:
     """(better, worse, probability of that or None for sure) of the pairs that say something."""
     for i, j in permutations(range(len(ranks)), 2):
         if shares is None:
@@ -99,8 +100,10 @@ def _sided(ranks: Sequence[int], shares: Sequence[float] | None) -> Iterator[tup
             yield i, j, shares[i] / (shares[i] + shares[j])
 
 
-def encode_rivals(chat: Chat, groups: Iterable[Group], max_length: int, too_long: TooLong = "drop") -> Told[list[str]]:
-    """Ranked groups as encoded comparisons, one a pair; then `said` holds lines on what was made and left out.
+def encode_pairwise(
+    chat: Chat, groups: Iterable[Group], max_length: int, too_long: TooLong = "drop"
+) -> GroupStream[list[str]]:
+    """Ranked groups as encoded comparisons, one a pair; then `report` holds lines on what was made and left out.
 
     A row of K ranked answers gives a comparison for each untied pair. Each knows how many its row gave, so that the
     loss can weigh rows alike whatever their K.
@@ -117,7 +120,7 @@ def encode_rivals(chat: Chat, groups: Iterable[Group], max_length: int, too_long
     def stream() -> Generator[Group, None, list[str]]:
         rows = made = tied = dropped = cut = 0
         for group in groups:
-            pairs = rivals(group)
+            pairs = pairwise_groups(group)
             rows += 1
             tied += not pairs
             for pair in chat.encode_groups(pairs):
@@ -137,12 +140,12 @@ def encode_rivals(chat: Chat, groups: Iterable[Group], max_length: int, too_long
                 expected=f"a prompt and two answers within {max_length} tokens",
                 fix="raise max_length, or cut prompts with too_long=truncate",
             )
-        return list(_told(rows, made, tied, dropped, cut, max_length))
+        return list(_report_lines(rows, made, tied, dropped, cut, max_length))
 
-    return Told(stream())
+    return GroupStream(stream())
 
 
-def _told(rows: int, made: int, tied: int, dropped: int, cut: int, max_length: int) -> Iterator[str]:
+def _report_lines(rows: int, made: int, tied: int, dropped: int, cut: int, max_length: int) -> Iterator[str]:
     yield f"{made:,} comparisons of two answers from {rows:,} rows"
     if tied:
         yield f"note {tied:,}: rows without an untied pair"

@@ -24,20 +24,20 @@ from tiltyard.errors import DataError
 from tiltyard.types import Group
 
 
-class Spool(Sequence[Group]):
-    """Groups on disk, in the order in which they came; `Spool.of` makes it.
+class GroupFile(Sequence[Group]):
+    """Groups on disk, in the order in which they came; `GroupFile.write` makes it.
 
     Each look at a group reads it anew (some tens of microseconds): what is read again and again belongs in a list.
 
     Attributes:
-        places: which groups of the file these are, in order.
+        indices: which groups of the file these are, in order.
     """
 
-    def __init__(self, file: Any, start: array[int], tokens: array[int], places: Sequence[int]):
-        self._file, self._start, self._tokens, self.places = file, start, tokens, places
+    def __init__(self, file: Any, start: array[int], tokens: array[int], indices: Sequence[int]):
+        self._file, self._start, self._tokens, self.indices = file, start, tokens, indices
 
     @classmethod
-    def of(cls, groups: Iterable[Group], folder: str | Path) -> Spool:
+    def write(cls, groups: Iterable[Group], folder: str | Path) -> GroupFile:
         """Takes the groups one by one, so that as few of them are in memory as the iterable itself holds.
 
         Of a prompt's `meta`, values that JSON has no word for (dates of a Parquet file) come back as their text.
@@ -66,32 +66,32 @@ class Spool(Sequence[Group]):
         return cls(file, start, tokens, range(len(tokens)))
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     @overload
-    def __getitem__(self, place: int) -> Group: ...
+    def __getitem__(self, index: int) -> Group: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Group]: ...
-    def __getitem__(self, place: int | slice) -> Group | list[Group]:
-        if isinstance(place, slice):
-            return [self._read(i) for i in self.places[place]]
-        return self._read(self.places[place])
+    def __getitem__(self, index: slice) -> list[Group]: ...
+    def __getitem__(self, index: int | slice) -> Group | list[Group]:
+        if isinstance(index, slice):
+            return [self._read(i) for i in self.indices[index]]
+        return self._read(self.indices[index])
 
     def __iter__(self) -> Iterator[Group]:
-        return map(self._read, self.places)
+        return map(self._read, self.indices)
 
     @property
     def tokens(self) -> np.ndarray:
         """Tokens of each group's packed tree, known without reading it."""
         counts = np.asarray(self._tokens)
-        return counts if isinstance(self.places, range) else counts[np.asarray(self.places)]
+        return counts if isinstance(self.indices, range) else counts[np.asarray(self.indices)]
 
-    def pick(self, places: Iterable[int]) -> Spool:
-        """Some of the groups, by their places here; nothing is read or copied."""
-        return Spool(self._file, self._start, self._tokens, array("q", (self.places[int(i)] for i in places)))
+    def pick(self, indices: Iterable[int]) -> GroupFile:
+        """Some of the groups, by their indices here; nothing is read or copied."""
+        return GroupFile(self._file, self._start, self._tokens, array("q", (self.indices[int(i)] for i in indices)))
 
-    def _read(self, place: int) -> Group:
-        begin, end = self._start[place], self._start[place + 1]
+    def _read(self, index: int) -> Group:
+        begin, end = self._start[index], self._start[index + 1]
         return group_from_line(os.pread(self._file.fileno(), end - begin, begin))
 
 

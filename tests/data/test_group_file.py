@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from families import family
 
-from tiltyard.data import Chat, Kind, Spool, load_groups, parse_row, read_rows, stream_groups
+from tiltyard.data import Chat, GroupFile, Kind, load_groups, parse_row, read_rows, stream_groups
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Prompt, Response
 
@@ -85,8 +85,8 @@ def test_they_are_what_a_list_holds(chat: Chat, tmp_path: Path, file: str, kind:
         plain = list(itertools.chain.from_iterable(chat.encode_documents(parsed, 16)))
     else:
         plain = chat.encode_groups(parsed)
-    told = stream_groups(path, kind, chat, max_length=16 if kind == "text" else 2000)
-    kept = Spool.of(told, tmp_path / "kept")
+    stream = stream_groups(path, kind, chat, max_length=16 if kind == "text" else 2000)
+    kept = GroupFile.write(stream, tmp_path / "kept")
     assert list(kept) == plain
     assert [kept[i] for i in reversed(range(len(kept)))] == plain[::-1]
     assert (kept[1:4], kept[-1]) == (plain[1:4], plain[-1])
@@ -95,11 +95,13 @@ def test_they_are_what_a_list_holds(chat: Chat, tmp_path: Path, file: str, kind:
     assert list(some) == [plain[4], plain[0], plain[2]]
     assert some.tokens.tolist() == [plain[i].tokens for i in (4, 0, 2)]
     assert list(some.pick([2, 1])) == [plain[2], plain[0]]
-    assert told.said == load_groups(path, kind, chat, max_length=16 if kind == "text" else 2000)[1]
+    assert stream.report == load_groups(path, kind, chat, max_length=16 if kind == "text" else 2000)[1]
 
 
 def test_the_file_has_no_name(chat: Chat, tmp_path: Path) -> None:
-    kept = Spool.of(stream_groups(jsonl(tmp_path, ROWS["demonstrations"]), "demonstrations", chat), tmp_path / "kept")
+    kept = GroupFile.write(
+        stream_groups(jsonl(tmp_path, ROWS["demonstrations"]), "demonstrations", chat), tmp_path / "kept"
+    )
     assert list((tmp_path / "kept").iterdir()) == []
     assert len(kept) == 3
 
@@ -107,13 +109,13 @@ def test_the_file_has_no_name(chat: Chat, tmp_path: Path) -> None:
 def test_a_bad_row_stops_before_anything_is_read(chat: Chat, tmp_path: Path) -> None:
     path = jsonl(tmp_path, [*ROWS["demonstrations"], {"prompt": "x", "completion": " "}])
     with pytest.raises(DataError, match=r"f.jsonl:4: field 'completion' is empty"):
-        Spool.of(stream_groups(path, "demonstrations", chat), tmp_path)
+        GroupFile.write(stream_groups(path, "demonstrations", chat), tmp_path)
 
 
 def test_dates_travel_as_text(chat: Chat, tmp_path: Path) -> None:
     day = datetime.datetime(2024, 5, 17, 12, 30, tzinfo=datetime.UTC)
     path = columns(tmp_path, [{"prompt": "a", "completion": "b", "when": day}])
-    (group,) = Spool.of(stream_groups(path, "demonstrations", chat), tmp_path)
+    (group,) = GroupFile.write(stream_groups(path, "demonstrations", chat), tmp_path)
     assert group.prompt.meta == {"when": str(day)}
 
 
@@ -122,7 +124,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     group = Group(Prompt(text="x", ids=(1,)), (Response(text="y" * 100, ids=(2,)),))
     for count in (1, 1000):  # at the end, and while it is written
         with pytest.raises(DataError, match=r"do not fit on the disk[\s\S]*No space left"):
-            Spool.of([group] * count, tmp_path)
+            GroupFile.write([group] * count, tmp_path)
 
 
 def test_memory_holds_twelve_bytes_a_group(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_memory_holds_twelve_bytes_a_group(tmp_path: Path) -> None:
 
     def held(n: int) -> int:
         tracemalloc.start()
-        kept = Spool.of(groups(n), tmp_path)
+        kept = GroupFile.write(groups(n), tmp_path)
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(kept) == n

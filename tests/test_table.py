@@ -18,7 +18,7 @@ from oracles.rounds import RIVAL
 from table import ROWS, Row
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import METHODS
-from tiltyard.training.algorithm import Algorithm, Draw, Forward, Mean, Models
+from tiltyard.training.algorithm import Algorithm, Forward, Mean, Models, StepGroups
 from tiltyard.training.fit import Run, fit
 from tiltyard.types import Group
 from training import tiny
@@ -85,7 +85,7 @@ def mean_of(loss: Any, reduce: Mean, forward: Forward) -> Tensor:
 
 
 def own_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
-    """The mean of the method's own loss, without side terms."""
+    """The mean of the method's own loss, without auxiliary losses."""
     return mean_of(algorithm.loss, algorithm.reduce, forward_of(algorithm, models, batch))
 
 
@@ -94,12 +94,12 @@ def forward_of(algorithm: Algorithm, models: Models, batch: Batch) -> Forward:
 
 
 def whole_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
-    """With the first batch of every side term."""
+    """With the first batch of every auxiliary loss."""
     loss = own_loss(algorithm, models, batch)
-    for side in algorithm.extra:
-        draw = side.source(models, 0)
+    for aux in algorithm.aux_losses:
+        draw = aux.source(models, 0)
         forward = Forward(models, Batch.of(draw.groups, draw.index, draw.total), 1.0, False)
-        loss = loss + side.weight * mean_of(side.loss, side.reduce, forward)
+        loss = loss + aux.weight * mean_of(aux.loss, aux.reduce, forward)
     return loss
 
 
@@ -268,7 +268,7 @@ class Arranged:
     source: Any
     order: Sequence[int]
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         draw = self.source(models, step)
         return draw._replace(groups=[draw.groups[i] for i in self.order], index=[draw.index[i] for i in self.order])
 
@@ -295,7 +295,7 @@ def step_of(
     padded: bool = False,
     **settings: Any,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """(metrics, gradient) of one step that `fit` takes over these groups, side terms and all."""
+    """(metrics, gradient) of one step that `fit` takes over these groups, auxiliary losses and all."""
     row = ROWS[name]
     algorithm, models = row.build(row.source([groups])), row.models(AWAY)
     if order:
@@ -375,7 +375,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
     tiny.assert_same(lost[:4] + rest, rows, 0)
     tiny.assert_same(resumed, whole, 0)
     method = METHODS[name]
-    moves = {*method.trains, *row.build(row.live() if row.live else row.source([[]])).moves}
+    mutable = {*method.trains, *row.build(row.live() if row.live else row.source([[]])).mutable_models}
     for model, parameters in whole.items():
         same = all(p.equal(before[model][key]) for key, p in parameters.items())
-        assert same == (model not in moves), model
+        assert same == (model not in mutable), model

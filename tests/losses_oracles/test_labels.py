@@ -15,7 +15,7 @@ from tiltyard.errors import DataError
 from tiltyard.losses.labels import both_ways_G, noisy_label_G
 from tiltyard.losses.preference import hinge, logistic, squared
 from tiltyard.training.algorithm import Models
-from tiltyard.training.labels import Grades, Labels, MismatchedKL, Partner, Preferred, Ranked
+from tiltyard.training.labels import Labels, Margins, MismatchedKL, NegativePairs, PairLabels, RankingLabels
 from tiltyard.types import Group, Prompt, Response
 
 from .tabular import ASK, answers, pair
@@ -86,21 +86,21 @@ def test_where_the_logistic_loss_is_least(q: float, noise: float) -> None:
 
 def test_preferred() -> None:
     tied = Group(ASK, answers(0, 1), ranks=(3, 3))
-    batch = prepared(Preferred("dpo"), pair(0, 1), Group(ASK, answers(0, 1), ranks=(2, 1)), tied, pair(0, 1, 0.5))
+    batch = prepared(PairLabels("dpo"), pair(0, 1), Group(ASK, answers(0, 1), ranks=(2, 1)), tied, pair(0, 1, 0.5))
     assert batch["share_B"].view(-1, 2).tolist() == [[1, 0], [0, 1], [0.5, 0.5], [0.5, 0.5]]
     assert batch["kept_G"].tolist() == [1, 1, 0, 1]
     assert batch.metrics["tied_groups"] == (1.0, 4.0)
     soft = Group(ASK, answers(0, 1), ranks=(2, 1), shares=(0.7, 0.3))  # soft labels go before ranks
-    assert prepared(Preferred("dpo"), soft)["share_B"].tolist() == [0.7, 0.3]
+    assert prepared(PairLabels("dpo"), soft)["share_B"].tolist() == [0.7, 0.3]
     with pytest.raises(DataError, match="this row has 3"):
-        prepared(Preferred("dpo"), Group(ASK, answers(0, 1, 2), ranks=(1, 2, 3)))
+        prepared(PairLabels("dpo"), Group(ASK, answers(0, 1, 2), ranks=(1, 2, 3)))
 
 
 def test_ranked() -> None:
     hard = Group(ASK, answers(0, 1, 2), ranks=(2, 1, 2))
     tied = Group(ASK, answers(0, 1), ranks=(1, 1))
     soft = Group(ASK, answers(0, 1, 2), ranks=(2, 2, 1), shares=(0.25, 0.25, 0.5))
-    batch = prepared(Ranked(), hard, tied, soft)
+    batch = prepared(RankingLabels(), hard, tied, soft)
     assert batch["ranked_G"].tolist() == [1, 0, 1]
     assert batch["soft_G"].tolist() == [0, 0, 1]
     assert batch["share_B"].tolist() == [0] * 5 + [0.25, 0.25, 0.5]
@@ -109,9 +109,9 @@ def test_ranked() -> None:
 
 def test_grades() -> None:
     scored = Group(ASK, answers(0, 1, 2), ranks=(3, 1, 2), scores=(0.5, 4.0, 2.0))
-    assert prepared(Grades("scores", scale=0.5), scored)["grade_B"].tolist() == [0.25, 2.0, 1.0]
+    assert prepared(Margins("scores", scale=0.5), scored)["grade_B"].tolist() == [0.25, 2.0, 1.0]
     said = lambda value, ranks: Group(Prompt(ids=(7,), meta={"by": value}), answers(0, 1), ranks=ranks)  # noqa: E731
-    levels = Grades("by", {"clearly": 1.0, "hardly": 1 / 3}, scale=3.0)
+    levels = Margins("by", {"clearly": 1.0, "hardly": 1 / 3}, scale=3.0)
     batch = prepared(levels, said("clearly", (1, 2)), said("hardly", (2, 1)), said(0.5, (2, 1)))
     same(batch["grade_B"], torch.tensor([3, 0, 0, 1, 0, 1.5], dtype=F64), 1e-15)
     for wrong in (said("much", (1, 2)), said(-1, (1, 2)), said(True, (1, 2)), pair(0, 1)):
@@ -129,7 +129,7 @@ def test_labels_and_partners() -> None:
         prepared(Labels(), Group(ASK, answers(0), scores=(0.5,)))
 
     def partners(seed: int) -> Tensor:
-        return Partner("random", seed)(Models(), batch)["partner_B"]
+        return NegativePairs("random", seed)(Models(), batch)["positive_index_B"]
 
     drawn = torch.stack([partners(seed) for seed in range(40)])
     assert drawn[:, [1, 3, 4, 5]].unique().tolist() == [-1]  # good ones and those without a good one have none

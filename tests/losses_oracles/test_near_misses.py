@@ -14,7 +14,7 @@ from tiltyard.losses.preference import hinge, logistic
 from tiltyard.methods import cpo, dpo, ipo, simpo, slic, spin
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp
 from tiltyard.types import Group
 
@@ -172,7 +172,7 @@ def test_a_hinge_learns_a_sign_and_no_log_odds(name: str, p: float) -> None:
 
 def _of_ratio(loss) -> Algorithm:
     """A loss of reference-normalised, summed log-ratios."""
-    return Algorithm("x", SOURCE, PairLoss(loss, "ratio"), prepare=(Preferred("x"), RefLogp()), reduce=Mean("kept_G"))
+    return Algorithm("x", SOURCE, PairLoss(loss, "ratio"), prepare=(PairLabels("x"), RefLogp()), reduce=Mean("kept_G"))
 
 
 def test_hinge_and_hinge_norm_are_one_loss_in_two_scales() -> None:
@@ -285,7 +285,7 @@ def test_a_log_ratio_averaged_over_tokens_is_not_one_normalised_by_the_reference
         "x",
         SOURCE,
         PairLoss(logistic(BETA), "ratio_per_token"),
-        prepare=(Preferred("x"), RefLogp()),
+        prepare=(PairLabels("x"), RefLogp()),
         reduce=Mean("kept_G"),
     )
     n = torch.tensor(length, dtype=F64)

@@ -303,7 +303,7 @@ def test_click_adds_to_the_language_modelling_gradient_only_where_a_pair_is_acti
     world = lambda weight, margin: World(  # noqa: E731
         click(SOURCE, weight=weight, margin=margin), ref, [LABELLED], length=LENGTH
     )
-    assert world(0.5, 1.0).batch["partner_B"].tolist() == [1, -1, 3, -1]
+    assert world(0.5, 1.0).batch["positive_index_B"].tolist() == [1, -1, 3, -1]
     lm = -(s[1] + s[3]) / (LENGTH[1] + LENGTH[3])  # the mean over the good answers' tokens
     plain = world(0.0, 1.0)
     same(plain.slope(theta), lm, 1e-15)
@@ -328,7 +328,7 @@ def test_click_pairs_within_each_group_and_takes_the_mean_over_groups() -> None:
     ref = torch.tensor([-1.0, -2.0, -3.0, -4.0, -1.5], dtype=F64)
     data: Any = SOURCE
     world = World(click(SOURCE, data, weight=0.6, margin=9.0), ref, groups, length=LENGTH)
-    assert world.batch["partner_B"].tolist() == [-1, -1, 1, -1, 3, -1, -1, 0]
+    assert world.batch["positive_index_B"].tolist() == [-1, -1, 1, -1, 3, -1, -1, 0]
     logp = torch.log_softmax(THETA, 0)
     over = lambda bad, good: 9 - logp[good] + logp[bad]  # noqa: E731
     expected = [0 * logp[0], 0.6 * (over(0, 1) + over(2, 3)) / 2, 0.6 * over(1, 3)]

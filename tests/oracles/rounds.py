@@ -15,7 +15,7 @@ from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso, 
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
-from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response
@@ -59,7 +59,7 @@ class RoundsGiven(tiny.Given):
     given: Any = ()
     begin: tuple[Any, ...] = ()
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         if step % self.every == 0:
             for act in self.begin:
                 act(models)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tiltyard.batch.forest import plant
 from tiltyard.data.pairwise_prompt import PAIRS
 from tiltyard.models.language import LanguageModel, ScalarModel
-from tiltyard.training.algorithm import Algorithm, Draw, Models
+from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.source import SelfPlay
 from tiltyard.types import Group, Prompt, Response
 from training import tiny
@@ -246,7 +246,7 @@ class Played(tiny.Given):
 
     every, iteration = 2, 0
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         self.iteration = step // self.every
         return super().__call__(models, step)
 

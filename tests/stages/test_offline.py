@@ -282,7 +282,7 @@ def test_killed_is_uninterrupted(made: Made, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_are_one(made: Made, tmp_path: Path) -> None:
-    """Pairs with a cached reference, a side term, KTO's reference point over all processes, and self-play."""
+    """Pairs with a cached reference, an auxiliary loss, KTO's reference point over all processes, and self-play."""
     names = ("dpo", "slic", "click", "kto", "spin")
     runs = []
     for before in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")):

@@ -179,7 +179,7 @@ def test_prepare_steps_are_named() -> None:
     models = Models(policy=tiny.policy(), ref=tiny.frozen())
     pairs = [g for g in tiny.rankings(30) if len(g.responses) == 2]
     steps = timed(dpo(tiny.Given([pairs])), models, at)
-    assert {"score/Preferred", "score/RefLogp"} <= set(steps[0].parts)
+    assert {"score/PairLabels", "score/RefLogp"} <= set(steps[0].parts)
 
 
 def test_rounds_are_on_the_clock_too() -> None:

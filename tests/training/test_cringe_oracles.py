@@ -28,10 +28,10 @@ SOURCE = Rounds([ASK], sample, RuleScorer(lambda prompt, response: 0.0), size=1,
 class Rivalled(Table):
     """A table that also knows rivals, by the package's own rule for logits."""
 
-    def logp_and_rival_R(self, forest: Any, k: int, draw_R: Tensor) -> tuple[Tensor, Tensor]:
+    def logp_and_rival_R(self, forest: Any, k: int, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
         log = torch.log_softmax(self.theta, 0)
         rows = log.detach().expand(len(forest.target_R), -1)
-        rival_R = rivals_of(rows, forest.target_R, k, draw_R)
+        rival_R = rivals_of(rows, forest.target_R, k, uniform_R)
         return log[forest.target_R], log[rival_R]
 
 

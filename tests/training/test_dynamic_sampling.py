@@ -10,7 +10,7 @@ import pytest
 from tiltyard.distributed import processes
 from tiltyard.methods import grpo
 from tiltyard.sampling import SampleSettings
-from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
 
@@ -44,7 +44,7 @@ def plain_models() -> Models:
     return Models(policy=tiny.policy())
 
 
-def said(draw: Draw) -> list[tuple[int, str, list[tuple[int, ...]], Any]]:
+def said(draw: StepGroups) -> list[tuple[int, str, list[tuple[int, ...]], Any]]:
     rows = zip(draw.index, draw.groups, strict=True)
     return [(i, g.prompt.id, [r.ids for r in g.responses], g.scores) for i, g in rows]
 

@@ -16,7 +16,7 @@ from tiltyard.losses.advantages import mean_var, moments, whiten
 from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.sampling import sample
 from tiltyard.scoring import RewardScorer, RuleScorer
-from tiltyard.training.algorithm import Algorithm, Draw, Models
+from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt
 
@@ -250,7 +250,7 @@ def test_select_may_drop_groups() -> None:
 
     source = replace(online(batch=8), select=shortest)
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
-    draw: Draw = source(models, 0)
+    draw: StepGroups = source(models, 0)
     assert (len(draw.groups), draw.index, draw.total) == (5, [0, 1, 2, 3, 4], 5)
     rows = tiny.train(ppo(source, minibatches=2), models, steps=2)
     assert all(math.isfinite(v) for row in rows for v in row.values())

@@ -42,7 +42,7 @@ def composed(row: Row, seed: int = 0) -> tuple[Algorithm, Models]:
         models.value = value_beside(models.get("policy"), LORA)
     if models.ref is not None:
         policy = models.get("policy")
-        models.ref = adapter_copy(policy, "ref") if "ref" in algorithm.moves else base_of(policy)
+        models.ref = adapter_copy(policy, "ref") if "ref" in algorithm.mutable_models else base_of(policy)
     return algorithm, models
 
 

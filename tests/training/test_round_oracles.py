@@ -151,7 +151,7 @@ def test_hard_labels_say_the_same_in_expectation() -> None:
     """Of the score alone (the higher wins for sure) the first step follows the chance of a higher score."""
     p = (REWARD[:, None] > REWARD).to(F64) + 0.5 * torch.eye(K, dtype=F64)
     pairs = itertools.product(range(K), repeat=2)
-    groups = [sampled(scored(i, j)) for i, j in pairs]  # labelled by `Judged`; (i, i) is a tie and is left out
+    groups = [sampled(scored(i, j)) for i, j in pairs]  # labelled by `RanksFromScores`; (i, i) is a tie and is left out
     weights = (REF.exp()[:, None] * REF.exp()).flatten()
     world = World(online_dpo(online(), beta=BETA), REF, groups, weights)
     kept = world.batch["kept_G"]

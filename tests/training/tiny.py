@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.sampling import SampleSettings
-from tiltyard.training.algorithm import Algorithm, Draw, Models
+from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.fit import Run, fit
 from tiltyard.types import Group, Prompt, Response
 
@@ -124,9 +124,9 @@ class Given:
     def batch(self) -> int:
         return len(self.steps[0])
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         groups = list(self.steps[step % len(self.steps)])
-        return Draw(groups, list(range(len(groups))), len(groups))
+        return StepGroups(groups, list(range(len(groups))), len(groups))
 
 
 @dataclass

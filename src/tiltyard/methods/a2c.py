@@ -9,7 +9,7 @@ from pydantic import Field
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.kl import FixedKL
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import ActorCritic, whole_law
+from tiltyard.methods.policy_gradient import ActorCritic, require_untruncated_sampling
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, Values
 from tiltyard.training.source import Online
@@ -50,7 +50,7 @@ def a2c(
         missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
-    whole_law(source, "a2c")
+    require_untruncated_sampling(source, "a2c")
     temperature = source.settings.temperature
     return Algorithm(
         "a2c",

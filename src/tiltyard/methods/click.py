@@ -13,28 +13,28 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import DataError
 from tiltyard.methods.base import method
 from tiltyard.methods.sft import Nll
-from tiltyard.training.algorithm import Algorithm, Forward, Prepare, Side, Source
-from tiltyard.training.labels import Labels, Partner
+from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Prepare, Source
+from tiltyard.training.labels import Labels, NegativePairs
 from tiltyard.training.prepare import RefLogp, total
 from tiltyard.training.source import Offline
 
 
 @dataclass(frozen=True)
-class Contrast:
+class CLICKLoss:
     """weight * mean over the group's pairs of max(0, margin - log pi(good) + log pi(bad)), and the good ones' NLL."""
 
     weight: float
     margin: float
     lm: bool
-    needs: tuple[str, ...] = ("logp_R", "label_B", "partner_B")
+    needs: tuple[str, ...] = ("logp_R", "label_B", "positive_index_B")
     item: Literal["R", "B", "G"] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         forest, logp_B = batch.forest, forward.logp_B
-        label_B, partner_B = batch["label_B"].to(logp_B.dtype), batch["partner_B"].long()
+        label_B, positive_index_B = batch["label_B"].to(logp_B.dtype), batch["positive_index_B"].long()
         first_B = torch.searchsorted(forest.group_B, forest.group_B)  # where the response's group begins
-        bad_P = (partner_B >= 0).nonzero()[:, 0]
-        good_P = (first_B + partner_B)[bad_P]
+        bad_P = (positive_index_B >= 0).nonzero()[:, 0]
+        good_P = (first_B + positive_index_B)[bad_P]
         hinge_P = torch.relu(self.margin - logp_B[good_P] + logp_B[bad_P])
 
         def per_group(x: Tensor, group: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def click(
     return Algorithm(
         "click",
         source,
-        Contrast(weight, margin, lm=data is None),
-        prepare=(Labels(), *by_likelihood, Partner(pairing, pairing_seed)),
-        extra=() if data is None else (Side("lm", data, Nll(), 1.0),),
+        CLICKLoss(weight, margin, lm=data is None),
+        prepare=(Labels(), *by_likelihood, NegativePairs(pairing, pairing_seed)),
+        aux_losses=() if data is None else (AuxLoss("lm", data, Nll(), 1.0),),
     )

@@ -11,7 +11,7 @@ from tiltyard.losses.preference import logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 
 
 @method(
@@ -49,6 +49,6 @@ def cpo(
         "cpo",
         pairs_of(source, "cpo"),
         PairLoss(logistic(beta), "logp", beta, noise, noise_kind, nll=nll, nll_per_token=nll_per_token),
-        prepare=(Preferred("cpo"),),
+        prepare=(PairLabels("cpo"),),
         reduce=Mean("kept_G"),
     )

@@ -14,8 +14,8 @@ from tiltyard.losses.kl import sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import pair_metrics
 from tiltyard.training.algorithm import Algorithm, Forward, Mean
-from tiltyard.training.labels import Preferred
-from tiltyard.training.prepare import TokenDraws, total
+from tiltyard.training.labels import PairLabels
+from tiltyard.training.prepare import TokenUniforms, total
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.select import best_worst
 
@@ -30,13 +30,13 @@ class PairwiseCringe:
     gate_temperature: float
     detach_gate: bool
     detach_rival: bool
-    needs: tuple[str, ...] = ("logp_R", "rival_logp_R", "share_B", "kept_G", "draw_R")
+    needs: tuple[str, ...] = ("logp_R", "negative_logp_R", "share_B", "kept_G", "uniform_R")
     item: Literal["R", "B", "G"] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         forest, logp_R, logp_B = batch.forest, forward.logp_R, forward.logp_B
         share_B = batch["share_B"].to(logp_R.dtype)
-        rival_R = forward.rival_logp_R
+        rival_R = forward.negative_logp_R
         # the normaliser cancels: log p(label) - log p(rival) is the difference of their logits
         contrast_R = softplus(logp_R - (rival_R.detach() if self.detach_rival else rival_R))
         contrast_B = sum_per_response(contrast_R, forest.response_R, forest.B) / forest.count_B
@@ -91,6 +91,6 @@ def cringe(
         "cringe",
         replace(source, select=best_worst),
         PairwiseCringe(alpha, rivals, gate_margin, gate_temperature, detach_gate, detach_rival),
-        prepare=(Preferred("cringe"), TokenDraws(source.seed)),
+        prepare=(PairLabels("cringe"), TokenUniforms(source.seed)),
         reduce=Mean("kept_G"),
     )

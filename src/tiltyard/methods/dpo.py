@@ -11,7 +11,7 @@ from tiltyard.losses.preference import logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp
 
 
@@ -53,6 +53,6 @@ def dpo(
         "dpo",
         pairs_of(source, "dpo"),
         PairLoss(logistic(beta), "ratio", beta, noise, noise_kind, nll=nll),
-        prepare=(Preferred("dpo"), RefLogp()),
+        prepare=(PairLabels("dpo"), RefLogp()),
         reduce=Mean("kept_G"),
     )

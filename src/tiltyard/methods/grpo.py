@@ -16,8 +16,8 @@ from tiltyard.methods.policy_gradient import (
     KlForm,
     aggregated,
     enough_prompts,
+    require_untruncated_sampling,
     several_answers,
-    whole_law,
 )
 from tiltyard.training.advantages import EndedOnly, GroupAdvantages, Overlong, ResponseRewards, Scale
 from tiltyard.training.algorithm import Algorithm
@@ -96,7 +96,7 @@ def grpo(
         missing_eos: what happens to the score of an answer that was cut, see ppo. [none: Shao et al. 2024]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
-    whole_law(source, "grpo")
+    require_untruncated_sampling(source, "grpo")
     enough_prompts(source, "grpo", minibatches)
     several_answers(source, "grpo")
     law = source.settings

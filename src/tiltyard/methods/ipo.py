@@ -11,7 +11,7 @@ from tiltyard.losses.preference import squared
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp
 
 
@@ -52,6 +52,6 @@ def ipo(
         "ipo",
         pairs_of(source, "ipo"),
         PairLoss(squared(tau), "ratio_per_token" if length_norm else "ratio", tau, noise, noise_kind),
-        prepare=(Preferred("ipo"), RefLogp()),
+        prepare=(PairLabels("ipo"), RefLogp()),
         reduce=Mean("kept_G"),
     )

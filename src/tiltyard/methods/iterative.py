@@ -11,7 +11,7 @@ from tiltyard.losses.preference import hinge, logistic, squared
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp
 from tiltyard.training.rounds import Rounds, renew_ref
 from tiltyard.training.select import best_worst
@@ -62,7 +62,7 @@ def iterative_dpo(
         "iterative_dpo",
         replace(source, select=best_worst, begin=begin),
         direct_loss(loss, beta),
-        prepare=(Preferred("iterative_dpo"), RefLogp()),
+        prepare=(PairLabels("iterative_dpo"), RefLogp()),
         reduce=Mean("kept_G"),
-        moves=("ref",) if begin else (),
+        mutable_models=("ref",) if begin else (),
     )

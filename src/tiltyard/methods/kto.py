@@ -18,7 +18,7 @@ from tiltyard.training.prepare import RefLogp
 
 
 @dataclass(frozen=True)
-class Prospect:
+class KTOLoss:
     """`w_D (1 - sigmoid(beta (r - z)))` of good and `w_U (1 - sigmoid(beta (z - r)))` of bad answers."""
 
     beta: float
@@ -71,6 +71,6 @@ def kto(
     return Algorithm(
         "kto",
         source,
-        Prospect(beta, desirable, undesirable),
+        KTOLoss(beta, desirable, undesirable),
         prepare=(Labels(), RefLogp(), MismatchedKL()),
     )

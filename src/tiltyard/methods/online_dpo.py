@@ -10,7 +10,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.methods.base import method
 from tiltyard.methods.iterative import Direct, direct_loss
 from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import Judged, Preferred
+from tiltyard.training.labels import PairLabels, RanksFromScores
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Online
 
@@ -60,6 +60,6 @@ def online_dpo(
         "online_dpo",
         source,
         direct_loss(loss, beta),
-        prepare=(Judged(), measured, Preferred("online_dpo")),
+        prepare=(RanksFromScores(), measured, PairLabels("online_dpo")),
         reduce=Mean("kept_G"),
     )

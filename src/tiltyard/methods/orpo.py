@@ -10,7 +10,7 @@ from tiltyard.losses.preference import logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 
 
 @method(
@@ -38,6 +38,6 @@ def orpo(source: Source, *, lam: Annotated[float, Field(ge=0)] = 0.1) -> Algorit
         "orpo",
         pairs_of(source, "orpo"),
         PairLoss(logistic(1.0), "log_odds", weight=lam, nll=1.0),
-        prepare=(Preferred("orpo"),),
+        prepare=(PairLabels("orpo"),),
         reduce=Mean("kept_G"),
     )

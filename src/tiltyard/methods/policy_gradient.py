@@ -124,7 +124,7 @@ class KeptSum(Mean):
         return Mean().count(item, batch)
 
 
-def whole_law(source: Online, method: str) -> None:
+def require_untruncated_sampling(source: Online, method: str) -> None:
     """A truncated sampling law has other log-probs than the policy's: ratios and KL would be wrong (TRL #6789)."""
     settings = source.settings
     if not settings.whole:

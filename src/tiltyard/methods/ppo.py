@@ -13,9 +13,9 @@ from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.policy import ppo_clip_R, value_clip_R
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import enough_prompts, whole_law
+from tiltyard.methods.policy_gradient import enough_prompts, require_untruncated_sampling
 from tiltyard.methods.sft import Nll
-from tiltyard.training.algorithm import Algorithm, Forward, Side, Source
+from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Source
 from tiltyard.training.prepare import (
     Gae,
     OldLogp,
@@ -124,7 +124,7 @@ def ppo(
             [0: Tiltyard; plain PPO]
     """
     temperature = source.settings.temperature
-    whole_law(source, "ppo")
+    require_untruncated_sampling(source, "ppo")
     enough_prompts(source, "ppo", minibatches)
     if ptx > 0 and corpus is None:
         raise ConfigError(
@@ -152,6 +152,6 @@ def ppo(
         epochs=ppo_epochs,
         minibatches=minibatches,
         after=(UpdateKL(controller),) if kl > 0 else (),
-        extra=(Side("ptx", corpus, Nll(), ptx),) if corpus is not None and ptx > 0 else (),
+        aux_losses=(AuxLoss("ptx", corpus, Nll(), ptx),) if corpus is not None and ptx > 0 else (),
         temperature=temperature,
     )

@@ -41,7 +41,7 @@ class Comparisons:
         return batch.with_columns(preferred_G=preferred_G, weight_G=weight_G)
 
 
-class Orders:
+class RankerLoss:
     """Cross-entropy of sigmoid(d), d = s(y1|y2) - s(y2|y1), and what the raw scores make of the position.
 
     `position_bias` is the mean of (s(y1|y2) + s(y2|y1)) / 2, the part of s that does not depend on which answer stands
@@ -91,4 +91,4 @@ def ranker(source: Source) -> Algorithm:
     Args:
         source: `Offline` over the comparisons that `data.pairwise_prompt.encode_pairwise` makes of ranked groups.
     """
-    return Algorithm("ranker", source, Orders(), ("reward",), (Comparisons(),), Mean("weight_G"))
+    return Algorithm("ranker", source, RankerLoss(), ("reward",), (Comparisons(),), Mean("weight_G"))

@@ -9,7 +9,7 @@ from pydantic import Field
 from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import ActorCritic, whole_law
+from tiltyard.methods.policy_gradient import ActorCritic, require_untruncated_sampling
 from tiltyard.training.advantages import ResponseReturns, ResponseRewards
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.training.prepare import OldLogp, Values
@@ -52,7 +52,7 @@ def reinforce(
         missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
-    whole_law(source, "reinforce")
+    require_untruncated_sampling(source, "reinforce")
     if mix_kl and kl >= 1:
         raise ConfigError(
             "a mixed objective gives the reward the weight 1 - kl",

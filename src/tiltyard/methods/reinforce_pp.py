@@ -9,7 +9,12 @@ from pydantic import Field
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.kl import FixedKL
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import ClippedPolicy, enough_prompts, several_answers, whole_law
+from tiltyard.methods.policy_gradient import (
+    ClippedPolicy,
+    enough_prompts,
+    require_untruncated_sampling,
+    several_answers,
+)
 from tiltyard.training.advantages import GroupAdvantages, GroupBaseline, ResponseRewards, RewardsToGo
 from tiltyard.training.algorithm import Algorithm, Prepare
 from tiltyard.training.prepare import OldLogp, TokenRewards, WhitenAdvantages
@@ -58,7 +63,7 @@ def reinforce_pp(
         missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
-    whole_law(source, "reinforce_pp")
+    require_untruncated_sampling(source, "reinforce_pp")
     enough_prompts(source, "reinforce_pp", minibatches)
     if group_baseline:
         several_answers(source, "reinforce_pp")

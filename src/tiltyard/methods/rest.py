@@ -16,7 +16,7 @@ from tiltyard.methods.base import method
 from tiltyard.methods.iterative import Direct, direct_loss
 from tiltyard.methods.sft import Nll, WeightedNll
 from tiltyard.training.algorithm import Algorithm, Loss, Mean, Prepare
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.select import above, better_half, pairs_above
@@ -42,7 +42,7 @@ class Improve:
         return self.cut(scaled, self.thresholds[i] or -math.inf)
 
 
-class Lesson(NamedTuple):
+class OfflineLoss(NamedTuple):
     """An offline loss and what it takes: how the pool is cut, what is prepared, what is averaged over."""
 
     cut: Cut
@@ -51,15 +51,15 @@ class Lesson(NamedTuple):
     reduce: Mean = Mean()
 
 
-def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: float, eta: float) -> Lesson:
+def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: float, eta: float) -> OfflineLoss:
     """Single answers above the threshold, as they are or weighted; or pairs whose better answer is above it."""
     if loss == "nll":
-        return Lesson(above, Nll())
+        return OfflineLoss(above, Nll())
     if loss == "gold":
-        return Lesson(above, WeightedNll(floor))
+        return OfflineLoss(above, WeightedNll(floor))
     if loss == "vmpo":
-        return Lesson(partial(better_half, eta=eta), WeightedNll(1.0))
-    return Lesson(pairs_above, direct_loss(loss, beta), (Preferred("rest"), RefLogp()), Mean("kept_G"))
+        return OfflineLoss(partial(better_half, eta=eta), WeightedNll(1.0))
+    return OfflineLoss(pairs_above, direct_loss(loss, beta), (PairLabels("rest"), RefLogp()), Mean("kept_G"))
 
 
 @method(

@@ -17,14 +17,14 @@ from tiltyard.losses.reward import accuracy_G, best_loss_G, kwise_loss_G, listwi
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import rankings_of
 from tiltyard.training.algorithm import Algorithm, Forward, Mean, Source
-from tiltyard.training.labels import Grades, Ranked
+from tiltyard.training.labels import Margins, RankingLabels
 from tiltyard.training.prepare import total
 
 Form = Literal["pairs", "listwise", "best"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RankingLoss:
     """The loss of one ranking, whole: over its pairs, over its order, or over who is best."""
 
     form: Form = "pairs"
@@ -125,7 +125,7 @@ def reward_model(
             got=f"form={form} with noise={noise}, margin={margin!r}, centre={centre}",
             fix="set form=pairs, or leave the others out",
         )
-    grades = (Grades(margin, margin_levels or {}, margin_scale),) if margin else ()
-    loss = Comparison(form, noise, noise_kind, bool(margin), centre)
-    prepare = (Ranked(), *grades)
+    grades = (Margins(margin, margin_levels or {}, margin_scale),) if margin else ()
+    loss = RankingLoss(form, noise, noise_kind, bool(margin), centre)
+    prepare = (RankingLabels(), *grades)
     return Algorithm("reward", rankings_of(source, "reward"), loss, ("reward",), prepare, Mean("ranked_G"))

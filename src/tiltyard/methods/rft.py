@@ -47,5 +47,5 @@ def rft(
         "rft",
         replace(source, select=best, keep=pool, begin=begin),
         Nll(),
-        fresh_every=source.every if restart else 0,
+        reset_optimizer_every=source.every if restart else 0,
     )

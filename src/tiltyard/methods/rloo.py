@@ -12,7 +12,7 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.policy import policy_gradient
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import several_answers, whole_law
+from tiltyard.methods.policy_gradient import require_untruncated_sampling, several_answers
 from tiltyard.training.advantages import GroupAdvantages, ResponseRewards
 from tiltyard.training.algorithm import Algorithm, Forward
 from tiltyard.training.prepare import OldLogp, total
@@ -66,7 +66,7 @@ def rloo(
         missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
-    whole_law(source, "rloo")
+    require_untruncated_sampling(source, "rloo")
     several_answers(source, "rloo")
     temperature = source.settings.temperature
     return Algorithm(

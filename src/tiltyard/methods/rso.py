@@ -14,7 +14,7 @@ from tiltyard.losses.preference import hinge, logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.select import by_scores, first_round, rejection, tournament
@@ -98,6 +98,6 @@ def rso(
         "rso",
         replace(source, select=RejectThenRank(sampling, beta, accepted, key, ranking)),
         losses[loss],
-        prepare=(Preferred("rso"), RefLogp()),
+        prepare=(PairLabels("rso"), RefLogp()),
         reduce=Mean("kept_G"),
     )

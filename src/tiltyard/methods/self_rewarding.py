@@ -12,7 +12,7 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.methods.base import method
 from tiltyard.methods.iterative import direct_loss
 from tiltyard.training.algorithm import Algorithm, Mean, Models
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp, total
 from tiltyard.training.rounds import Rounds, renew_ref
 from tiltyard.training.select import best_worst
@@ -61,8 +61,8 @@ def self_rewarding(source: Rounds, *, beta: Annotated[float, Field(gt=0)] = 0.1)
         "self_rewarding",
         replace(source, select=best_worst, begin=(renew_ref,)),
         direct_loss("dpo", beta),
-        prepare=(Preferred("self_rewarding"), RefLogp()),
+        prepare=(PairLabels("self_rewarding"), RefLogp()),
         reduce=Mean("kept_G"),
         after=(pair_lengths,),
-        moves=("ref",),
+        mutable_models=("ref",),
     )

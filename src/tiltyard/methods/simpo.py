@@ -11,7 +11,7 @@ from tiltyard.losses.preference import logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 
 
 @method(
@@ -51,6 +51,6 @@ def simpo(
         "simpo",
         pairs_of(source, "simpo"),
         PairLoss(logistic(beta, beta * gamma_ratio), "logp_per_token", beta, noise, noise_kind, nll=nll),
-        prepare=(Preferred("simpo"),),
+        prepare=(PairLabels("simpo"),),
         reduce=Mean("kept_G"),
     )

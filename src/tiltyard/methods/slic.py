@@ -12,8 +12,8 @@ from tiltyard.losses.preference import hinge
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.methods.sft import SequenceNll
-from tiltyard.training.algorithm import Algorithm, Mean, Side, Source
-from tiltyard.training.labels import Preferred
+from tiltyard.training.algorithm import Algorithm, AuxLoss, Mean, Source
+from tiltyard.training.labels import PairLabels
 
 
 @method(
@@ -70,13 +70,15 @@ def slic(
             got="demonstrations with target=chosen",
             fix="leave demonstrations out, or set target=demonstrations to keep them likely",
         )
-    own = lam if target == "chosen" else 0.0
-    beside = (Side("targets", targets, SequenceNll(), lam),) if targets is not None and not own and lam else ()
+    chosen_weight = lam if target == "chosen" else 0.0
+    aux_losses = (
+        (AuxLoss("targets", targets, SequenceNll(), lam),) if targets is not None and not chosen_weight and lam else ()
+    )
     return Algorithm(
         "slic",
         pairs_of(source, "slic"),
-        PairLoss(hinge(delta), "logp", 1.0, noise, noise_kind, nll=own, nll_per_token=False),
-        prepare=(Preferred("slic"),),
+        PairLoss(hinge(delta), "logp", 1.0, noise, noise_kind, nll=chosen_weight, nll_per_token=False),
+        prepare=(PairLabels("slic"),),
         reduce=Mean("kept_G"),
-        extra=beside,
+        aux_losses=aux_losses,
     )

@@ -15,7 +15,7 @@ from tiltyard.losses.preference import hinge, logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Forward, Mean
-from tiltyard.training.labels import Preferred
+from tiltyard.training.labels import PairLabels
 from tiltyard.training.prepare import RefLogp, RenewRef
 from tiltyard.training.source import SelfPlay
 
@@ -23,7 +23,7 @@ Kind = Literal["logistic", "hinge"]
 
 
 @dataclass(frozen=True)
-class AgainstItself:
+class SPINLoss:
     """The pair loss of the iteration that the source is in."""
 
     source: SelfPlay
@@ -76,9 +76,9 @@ def spin(
     return Algorithm(
         "spin",
         source,
-        AgainstItself(source, lams, loss),
-        prepare=(Preferred("spin"), RefLogp()),
+        SPINLoss(source, lams, loss),
+        prepare=(PairLabels("spin"), RefLogp()),
         reduce=Mean("kept_G"),
         after=(RenewRef(source.every),),
-        moves=("ref",),
+        mutable_models=("ref",),
     )

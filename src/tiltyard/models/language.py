@@ -305,35 +305,35 @@ class LanguageModel(Trunk):
             law = torch.log_softmax(z / temperature, -1)
             yield law, (law if at == temperature else torch.log_softmax(z / at, -1)).gather(-1, target[:, None])[:, 0]
 
-    def logp_and_rival_R(self, forest: Forest, k: int, draw_R: Tensor) -> tuple[Tensor, Tensor]:
+    def logp_and_rival_R(self, forest: Forest, k: int, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs [R] of the response tokens, and of one rival each, from one pass of the trunk.
 
         The rival is drawn from the softmax over the k most likely tokens other than the response's own, by the uniform
-        number `draw_R`; which it is carries no gradient, its log-prob does (Adolphs et al. 2022).
+        number `uniform_R`; which it is carries no gradient, its log-prob does (Adolphs et al. 2022).
         """
         if self.packed:
             hidden_R = self.hidden_R(forest)
             cap, scale = self._transform()
             rows = chunk_rows(self.vocab_size)
-            parts = zip(hidden_R.split(rows), forest.target_R.split(rows), draw_R.split(rows), strict=True)
+            parts = zip(hidden_R.split(rows), forest.target_R.split(rows), uniform_R.split(rows), strict=True)
             with torch.no_grad():
                 rival_R = torch.cat([rivals_of(self.logits(h), target, k, u) for h, target, u in parts])
             weights = (self.head.weight, self.head.bias)
             logp_R, _ = token_logp(hidden_R, *weights, forest.target_R, softcap=cap, scale=scale)
-            rival_logp_R, _ = token_logp(hidden_R, *weights, rival_R, softcap=cap, scale=scale)
-            return logp_R, rival_logp_R
+            negative_logp_R, _ = token_logp(hidden_R, *weights, rival_R, softcap=cap, scale=scale)
+            return logp_R, negative_logp_R
         log_R = torch.log_softmax(self._logits_R(forest), -1)
-        rival_R = rivals_of(log_R.detach(), forest.target_R, k, draw_R)
+        rival_R = rivals_of(log_R.detach(), forest.target_R, k, uniform_R)
         return tuple(log_R.gather(-1, x[:, None])[:, 0] for x in (forest.target_R, rival_R))  # type: ignore[return-value]
 
 
-def rivals_of(logits_R: Tensor, target_R: Tensor, k: int, draw_R: Tensor) -> Tensor:
+def rivals_of(logits_R: Tensor, target_R: Tensor, k: int, uniform_R: Tensor) -> Tensor:
     """Ids [rows] of one of the k likeliest tokens other than the target, drawn by their softmax."""
     top = logits_R.topk(min(k + 1, logits_R.shape[-1]), -1)
     own = top.indices == target_R[:, None]
     own[:, -1] |= ~own.any(-1)  # a target that is not among them: the last one is one too many
     weights = torch.softmax(top.values.masked_fill(own, -torch.inf).double(), -1)
-    place = (weights.cumsum(-1) <= draw_R.double()[:, None]).sum(-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
+    place = (weights.cumsum(-1) <= uniform_R.double()[:, None]).sum(-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
     # rounding may leave the sum of the weights a little below 1: never the target itself
     place = torch.where(own.gather(-1, place), weights.argmax(-1, keepdim=True), place)
     return top.indices.gather(-1, place)[:, 0]

@@ -116,7 +116,9 @@ class RoundDemonstrations(Settings):
 
 
 class Corpus(Settings):
-    corpus: Annotated[str, Field(description="plain documents for a language-modelling side term; empty: none")] = ""
+    corpus: Annotated[
+        str, Field(description="plain documents for a auxiliary language-modelling loss; empty: none")
+    ] = ""
 
 
 SECOND = {"demonstrations": "demonstrations", "text": "corpus"}  # kind of a second data set -> its setting

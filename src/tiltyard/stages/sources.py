@@ -164,7 +164,7 @@ def attach_reference(
         models.ref.module.requires_grad_(False)
     else:  # of a frozen trunk the reference is the trunk, unless it is to be renewed
         policy = models.get("policy")
-        models.ref = base_of(policy) if policy.share and "ref" not in algorithm.moves else frozen_copy(policy)
+        models.ref = base_of(policy) if policy.share and "ref" not in algorithm.mutable_models else frozen_copy(policy)
 
 
 def reference_logps(context: StageContext, settings: Any, models: Models, groups: Sequence[Group]) -> RefCache:

@@ -1,6 +1,6 @@
 """What a method is: a composition of a source, prepare steps and a loss, checked when it is built.
 
-Source  (models, step)  -> Draw                    where groups come from
+Source  (models, step)  -> StepGroups              where groups come from
 Prepare (models, batch) -> batch                   columns computed without gradient; declares .needs and .writes
 Loss    (forward, batch) -> (per_item, metrics)    pure, unreduced; declares .needs and .item ("R", "B" or "G")
 Reduce  batch -> count, per_item -> sum            counts are added up over micro-batches and processes first
@@ -24,7 +24,7 @@ from tiltyard.models.encoder import MaskedModel
 from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
 from tiltyard.types import Group
 
-FORWARD = ("logp_R", "logp_B", "rival_logp_R", "entropy_R", "value_R", "model_score_B", "cloze_logp_R")
+FORWARD = ("logp_R", "logp_B", "negative_logp_R", "entropy_R", "value_R", "model_score_B", "cloze_logp_R")
 
 
 class RefLogps(Protocol):
@@ -70,7 +70,7 @@ class Models:
         return self.policy is not None and self.value is not None and self.value.same_states(self.policy)
 
 
-class Draw(NamedTuple):
+class StepGroups(NamedTuple):
     """This process's groups of one step, their places in the whole step's list, its length, and what was measured."""
 
     groups: list[Group]
@@ -88,7 +88,7 @@ class Stateful(Protocol):
 class Source(Protocol):
     """Where a step's groups come from: a file (`Offline`), or prompts, a sampler and a scorer (`Online`)."""
 
-    def __call__(self, models: Models, step: int) -> Draw: ...
+    def __call__(self, models: Models, step: int) -> StepGroups: ...
 
 
 class Prepare(Protocol):
@@ -117,7 +117,7 @@ class Forward:
         policy: LanguageModel = self.models.get("policy")
         forest, t = self.batch.forest, self.temperature
         if self.rivals:
-            return policy.logp_and_rival_R(forest, self.rivals, self.batch["draw_R"])
+            return policy.logp_and_rival_R(forest, self.rivals, self.batch["uniform_R"])
         return policy.logp_R(forest, temperature=t, entropy=self.entropy, **self._states)
 
     @property
@@ -130,11 +130,13 @@ class Forward:
         return sum_per_response(self.logp_R, self.batch.forest.response_R, self.batch.forest.B)
 
     @property
-    def rival_logp_R(self) -> Tensor:
+    def negative_logp_R(self) -> Tensor:
         """Log-prob of another token in each response token's place, drawn from the `loss.rivals` most likely ones."""
         rival_R = self._policy[1]
         if rival_R is None or not self.rivals:
-            raise CompositionError("the loss reads rival_logp_R and says not how many", fix="give it `rivals`, an int")
+            raise CompositionError(
+                "the loss reads negative_logp_R and says not how many", fix="give it `rivals`, an int"
+            )
         return rival_R
 
     @property
@@ -187,11 +189,11 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Side:
-    """A weighted side term with data of its own: PPO-ptx's pretraining loss, SLiC-HF's targets, CLICK's LM loss.
+class AuxLoss:
+    """A weighted auxiliary loss with data of its own: PPO-ptx's pretraining, SLiC-HF's targets, CLICK's LM loss.
 
     Every optimiser step draws a fresh batch of `source` and adds `weight` times the gradient of its mean loss. Logged:
-    `NAME_loss` and `NAME_grad_ratio`, the norm of the weighted side gradient over that of the method's own.
+    `NAME_loss` and `NAME_grad_ratio`, the norm of the weighted auxiliary gradient over that of the main loss.
     """
 
     name: str
@@ -208,9 +210,11 @@ class Algorithm:
     Attributes:
         trains: names of the models that are updated, e.g. ("policy", "value").
         epochs, minibatches: passes over each step's groups, and optimiser steps a pass.
-        extra: weighted side terms.
-        moves: models that hooks change besides the trained ones (a reference that is renewed); checkpoints hold them.
-        fresh_every: after so many steps the optimiser forgets its moments (a round from the base model); 0: never.
+        aux_losses: weighted auxiliary losses on data of their own.
+        mutable_models: models that hooks change besides the trained ones (a reference that is renewed); checkpoints
+            hold them.
+        reset_optimizer_every: steps after which the optimiser's moments are reset (a round from the base model); 0:
+            never.
         lr_scale: a factor on the learning rate, by step (ReST's improve steps have falling rates).
         temperature: the law the policy is trained under (the one its answers were sampled from).
     """
@@ -224,9 +228,9 @@ class Algorithm:
     epochs: int = 1
     minibatches: int = 1
     after: tuple[Callable[[Models, Batch, int], Metrics], ...] = ()
-    extra: tuple[Side, ...] = ()
-    moves: tuple[str, ...] = ()
-    fresh_every: int = 0
+    aux_losses: tuple[AuxLoss, ...] = ()
+    mutable_models: tuple[str, ...] = ()
+    reset_optimizer_every: int = 0
     lr_scale: Callable[[int], float] | None = None
     temperature: float = 1.0
 
@@ -238,8 +242,8 @@ class Algorithm:
         self._check("the loss", self.loss.needs, known)
         if self.reduce.weight is not None:
             self._check("the mean", (self.reduce.weight,), known)
-        for side in self.extra:
-            self._check(f"the side term '{side.name}'", side.loss.needs, {*FORWARD, *RECORDS})
+        for aux in self.aux_losses:
+            self._check(f"the auxiliary loss '{aux.name}'", aux.loss.needs, {*FORWARD, *RECORDS})
         for hook in self.after:
             self._check(type(hook).__name__, getattr(hook, "needs", ()), known)
         for key in ("epochs", "minibatches"):
@@ -250,7 +254,7 @@ class Algorithm:
     def reads_ref(self) -> bool:
         """Whether some piece reads the reference; without one none has to be in memory."""
         wanted = any(getattr(part, "reads_ref", False) for part in (*self.prepare, *self.after, self.source))
-        return wanted or "ref" in self.moves
+        return wanted or "ref" in self.mutable_models
 
     def _check(self, who: str, needs: Sequence[str], known: set[str]) -> None:
         for column in needs:
@@ -267,7 +271,7 @@ class Algorithm:
         parts: dict[str, object] = {"source": self.source}
         parts |= {f"prepare.{i}": p for i, p in enumerate(self.prepare)}
         parts |= {f"after.{i}": a for i, a in enumerate(self.after)}
-        parts |= {f"extra.{side.name}": side.source for side in self.extra}
+        parts |= {f"aux_losses.{aux.name}": aux.source for aux in self.aux_losses}
         return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
 
 

@@ -24,7 +24,7 @@ from tiltyard.distributed import checkpoint, processes
 from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models.load import set_dropout
 from tiltyard.profiler import STEP, span, tally
-from tiltyard.training.algorithm import Algorithm, Forward, Loss, Mean, Models, Side, device_of
+from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Loss, Mean, Models, device_of
 from tiltyard.training.log import JsonlFile, Sink, finite
 from tiltyard.training.source import generator
 from tiltyard.types import MICRO_TOKENS
@@ -121,7 +121,7 @@ class _Loop:
     def __init__(self, algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None):
         self.algorithm, self.models, self.run = algorithm, models, run
         self.modules: dict[str, nn.Module] = {name: models.get(name).module for name in algorithm.trains}
-        self.kept: dict[str, nn.Module] = {n: models.get(n).own for n in (*algorithm.trains, *algorithm.moves)}
+        self.kept: dict[str, nn.Module] = {n: models.get(n).own for n in (*algorithm.trains, *algorithm.mutable_models)}
         self.parameters = [p for name in algorithm.trains for p in models.get(name).parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
         for group in self.optimizer.param_groups:
@@ -169,7 +169,7 @@ class _Loop:
         scale = self.algorithm.lr_scale(step) if self.algorithm.lr_scale else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * lr_factor(step, self.run) * scale
-        if step and self.algorithm.fresh_every and step % self.algorithm.fresh_every == 0:
+        if step and self.algorithm.reset_optimizer_every and step % self.algorithm.reset_optimizer_every == 0:
             self.optimizer.state.clear()
         sampled = time.perf_counter() - began
         self._mode(training=True)
@@ -222,10 +222,10 @@ class _Loop:
         algorithm = self.algorithm
         self.optimizer.zero_grad(set_to_none=True)  # whatever a caller's own backward pass may have left
         everyone, count = self._backward(minibatch, algorithm.loss, algorithm.reduce, algorithm.temperature, place)
-        alone = _norm([p.grad for p in self.parameters]) if algorithm.extra else 0.0
-        for side in algorithm.extra:
+        alone = _norm([p.grad for p in self.parameters]) if algorithm.aux_losses else 0.0
+        for side in algorithm.aux_losses:
             self._side(side, step * algorithm.epochs * algorithm.minibatches + place, alone)
-        if count == 0 and not algorithm.extra:
+        if count == 0 and not algorithm.aux_losses:
             return  # nothing in this minibatch says anything (all groups tied)
         with span("optimiser"):
             norm = nn.utils.clip_grad_norm_(self.parameters, self.run.max_grad_norm)
@@ -283,14 +283,14 @@ class _Loop:
 
     def _show_gap(self, forward: Forward) -> None:
         """How far the trainer's log-probs are from those that were taken from the sampler, if any were."""
-        if "trusted_logp_R" in forward.batch.columns:
-            gap_R = (forward.logp_R.detach() - forward.batch["trusted_logp_R"]).abs()
+        if "sampler_logp_R" in forward.batch.columns:
+            gap_R = (forward.logp_R.detach() - forward.batch["sampler_logp_R"]).abs()
             self._add({"sampler_gap": (float(gap_R.sum()), float(gap_R.numel()))})
 
-    def _side(self, side: Side, number: int, alone: float) -> None:
-        """A side term of the optimiser step with this number; its gradient is measured by itself, then added.
+    def _side(self, side: AuxLoss, number: int, alone: float) -> None:
+        """An auxiliary loss of the optimiser step with this number; its gradient is measured by itself, then added.
 
-        `alone`: the norm of the method's own gradient, without any side term.
+        `alone`: the norm of the method's own gradient, without any auxiliary loss.
         """
         own = [p.grad for p in self.parameters]
         for p in self.parameters:

@@ -29,7 +29,7 @@ def _column(values: list[float], batch: Batch) -> Tensor:
 
 
 @dataclass
-class Ranked:
+class RankingLabels:
     """For losses over rankings: which pairs count.
 
     Writes `ranked_G` (1 for groups with at least one pair to learn from; the others are left out of the mean and
@@ -61,7 +61,7 @@ class Ranked:
 
 
 @dataclass
-class Preferred:
+class PairLabels:
     """For losses over pairs: `share_B`, the probability that each of the two is the preferred one, and `kept_G`.
 
     Soft labels are taken as they are; ranks give 1 and 0. A tie in the ranks says nothing: `kept_G` is 0 and the pair
@@ -101,7 +101,7 @@ def not_a_pair(method: str, group: Group) -> DataError:
 
 
 @dataclass
-class Judged:
+class RanksFromScores:
     """`rank_B` (and shares) for fresh answers: a judge's verdict as it is, or the order of their scores."""
 
     needs: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class Judged:
 
 
 @dataclass
-class Grades:
+class Margins:
     """`grade_B`: numbers whose difference is the margin of a pair (Llama 2's m(rating), methods 1.4).
 
     Args:
@@ -187,8 +187,8 @@ class Labels:
 
 
 @dataclass
-class Partner:
-    """`partner_B`: for each bad answer the place, within its group, of the good one it is held against; -1 for none.
+class NegativePairs:
+    """Pairs each bad response with a good one: `positive_index_B`, its index within the group; -1: no pair.
 
     `random` draws one of the group's good answers, from (seed, the answers' own tokens) alone, so that it stays
     the same from epoch to epoch; `likelihood_rank` is CLICK's rule over the starting model's likelihoods
@@ -198,7 +198,7 @@ class Partner:
     pairing: Literal["random", "likelihood_rank"]
     seed: int = 0
     needs: tuple[str, ...] = ("label_B",)
-    writes: tuple[str, ...] = ("partner_B",)
+    writes: tuple[str, ...] = ("positive_index_B",)
 
     def __post_init__(self) -> None:
         if self.pairing == "likelihood_rank":
@@ -215,8 +215,10 @@ class Partner:
             rows = slice(len(partner), len(partner) + len(group.responses))
             good = [x > 0 for x in label[rows]]
             partner += likelihood_rank(good, logp[rows]) if self.pairing != "random" else self._random(group, good)
-        partner_B = _column(partner, batch)
-        return batch.with_columns({"paired": total((partner_B >= 0).double())}, partner_B=partner_B)
+        positive_index_B = _column(partner, batch)
+        return batch.with_columns(
+            {"paired": total((positive_index_B >= 0).double())}, positive_index_B=positive_index_B
+        )
 
     def _random(self, group: Group, good: list[bool]) -> list[int]:
         places = [i for i, g in enumerate(good) if g]

@@ -137,7 +137,7 @@ class OldLogp:
         if self.drawn and "sampled_logp_R" in batch.columns:
             columns["old_logp_R"] = batch["sampled_logp_R"].to(logp_R.dtype)
             if "sampled_hidden_R" in batch.columns:
-                columns["trusted_logp_R"] = columns["old_logp_R"]  # no forward pass has been made: the loop will look
+                columns["sampler_logp_R"] = columns["old_logp_R"]  # no forward pass has been made: the loop will look
             else:
                 metrics["sampler_gap"] = total((logp_R - batch["sampled_logp_R"]).abs())
         return metrics, columns
@@ -161,12 +161,12 @@ class RefLogp:
 
 
 @dataclass
-class TokenDraws:
-    """`draw_R`: one uniform number a response token, from (seed, the policy's version, the group's place) alone."""
+class TokenUniforms:
+    """`uniform_R`: one uniform number a response token, from (seed, the policy's version, the group's place) alone."""
 
     seed: int = 0
     needs: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ("draw_R",)
+    writes: tuple[str, ...] = ("uniform_R",)
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
         forest = batch.forest
@@ -175,7 +175,7 @@ class TokenDraws:
         for place, count in zip(batch.index, tokens, strict=True):
             stream = generator(self.seed, 8, models.version, place)
             parts.append(torch.rand(count, generator=stream, dtype=torch.float64))
-        return batch.with_columns(draw_R=_cat(parts).to(forest.device))
+        return batch.with_columns(uniform_R=_cat(parts).to(forest.device))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 from tiltyard.data.store import group_from_dict
 from tiltyard.distributed import processes
 from tiltyard.errors import DataError
-from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.source import Online, sampled_metrics
 from tiltyard.types import Group
 
@@ -26,13 +26,13 @@ class Replayed(Online):
 
     stored: Mapping[int, Sequence[Group]] = field(default_factory=dict)
 
-    def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - what was sampled is no longer the policy's
+    def __call__(self, models: Models, step: int) -> StepGroups:  # noqa: ARG002 - what was sampled is no longer the policy's
         self.check(step)
         own = processes.shard(self.stored[step])
         groups = [group for _, group in own]
         metrics = {**sampled_metrics(groups), **(self.watch(groups) if self.watch else {})}
         del metrics["sampled"]  # nothing was
-        return Draw(groups, [i for i, _ in own], len(self.stored[step]), metrics)
+        return StepGroups(groups, [i for i, _ in own], len(self.stored[step]), metrics)
 
     def check(self, step: int) -> None:
         """Raises a DataError if nothing was stored for this step (counted from 0)."""

@@ -22,7 +22,7 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
 from tiltyard.models.adapters import take_over
 from tiltyard.sampling.settings import Draws, SampleSettings
-from tiltyard.training.algorithm import Draw, Models, device_of
+from tiltyard.training.algorithm import Models, StepGroups, device_of
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Cycle, Sampler, Scorer, answered, generator, sampled_metrics, scored, signed
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
@@ -87,7 +87,7 @@ class Rounds:
         """Hooks that begin a round renew the reference or start again from it."""
         return bool(self.begin)
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         number, within = divmod(step, self.every)
         metrics: Metrics = {}
         if within == 0:
@@ -99,7 +99,7 @@ class Rounds:
         first = -(-phase * self.every // self.phases)  # the phase's first step within the round
         items = self._pools[phase].at(within - first, self.batch)
         own = processes.shard(items)
-        return Draw([group for _, group in own], [i for i, _ in own], self.batch, metrics)
+        return StepGroups([group for _, group in own], [i for i, _ in own], self.batch, metrics)
 
     def _start(self, models: Models, number: int) -> Metrics:
         """Samples and scores the round's prompts, unless a run that was killed has already."""

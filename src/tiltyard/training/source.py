@@ -21,7 +21,7 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.language import LanguageModel
 from tiltyard.profiler import span, tally
 from tiltyard.sampling.settings import Draws, SampleSettings
-from tiltyard.training.algorithm import Draw, Models
+from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.types import Group, Prompt
 
 Item = TypeVar("Item")
@@ -81,10 +81,10 @@ class Offline:
         self._begins = array("q", [0])  # where in the endless order each step begins, as far as was asked
         self._tokens = _tokens_of(groups) if batch_tokens else np.zeros(0, dtype=np.int64)
 
-    def __call__(self, models: Models, step: int) -> Draw:  # noqa: ARG002 - offline: the models do not matter
+    def __call__(self, models: Models, step: int) -> StepGroups:  # noqa: ARG002 - offline: the models do not matter
         chosen = self.chosen(step)
         own = processes.shard(chosen)  # places first: a process reads no group that is another's
-        return Draw([self.cycle.items[place] for _, place in own], [i for i, _ in own], len(chosen))
+        return StepGroups([self.cycle.items[place] for _, place in own], [i for i, _ in own], len(chosen))
 
     def chosen(self, step: int) -> list[int]:
         """Which of the groups a step learns from, in order."""
@@ -150,7 +150,7 @@ class SelfPlay:
         if self.every < 1:
             raise ConfigError("an iteration needs at least one step", where="every", got=self.every)
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         self.iteration = step // self.every
         own = [(i, _first_turn(g)) for i, g in processes.shard(self.cycle.at(step, self.batch))]
         index = [i for i, _ in own]
@@ -161,7 +161,7 @@ class SelfPlay:
             opponent = replace(answer.responses[0], policy_version=self.iteration)
             origin = f"{group.origin} against iteration {self.iteration}"
             pairs.append(replace(group, responses=(group.responses[0], opponent), ranks=(1, 2), origin=origin))
-        return Draw(pairs, index, self.batch)
+        return StepGroups(pairs, index, self.batch)
 
 
 def _first_turn(group: Group) -> Group:
@@ -196,7 +196,7 @@ class Online:
     def __post_init__(self) -> None:
         self.cycle = Cycle(self.prompts, self.seed)
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         if self.tries:
             groups, index, count, metrics = self._differing(models, step)
         else:
@@ -204,11 +204,11 @@ class Online:
             count, metrics = self.batch, {}
         metrics = {**metrics, **sampled_metrics(groups), **(self.watch(groups) if self.watch else {})}
         if self.select is None:
-            return Draw(groups, index, count, metrics)
+            return StepGroups(groups, index, count, metrics)
         groups = self.select(groups)  # may drop groups or make several of one: places are counted anew
         counts = processes.gather_objects(len(groups))
         first = sum(counts[: processes.rank()])
-        return Draw(groups, list(range(first, first + len(groups))), sum(counts), metrics)
+        return StepGroups(groups, list(range(first, first + len(groups))), sum(counts), metrics)
 
     def _answered(self, models: Models, place: int, *keys: int) -> tuple[list[int], list[Group]]:
         """This process's part of the `place`th batch of prompts: (places in it, groups with answers and scores)."""
@@ -220,7 +220,7 @@ class Online:
         groups = [signed(group, models.version) for group in groups]
         return index, scored(self.scorer, models, groups)
 
-    def _differing(self, models: Models, step: int) -> Draw:
+    def _differing(self, models: Models, step: int) -> StepGroups:
         """Dynamic sampling (Yu et al. 2025): the first `batch` groups whose scores are not all equal.
 
         A step has `tries` batches of prompts to itself and answers one after the other until it has enough, so what it
@@ -244,7 +244,7 @@ class Online:
             "dropped_groups": (float(len(sampled) - len(own)), float(len(sampled))),
             "sampled_score": (float(sum(scores)), float(len(scores))),
         }
-        return Draw([own[chosen[place]] for place in places], places, len(chosen), metrics)
+        return StepGroups([own[chosen[place]] for place in places], places, len(chosen), metrics)
 
 
 def answered(

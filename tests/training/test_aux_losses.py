@@ -1,6 +1,6 @@
-"""Side terms: the gradient is the sum, the ratio is told, and cutting, sharing or interrupting a run changes nothing.
+"""Auxiliary losses: the gradient is the sum, and how a run is cut, shared or resumed changes nothing.
 
-`python -m tests.training.test_side_terms FOLDER` trains alone or under torchrun, for the test of two processes.
+`python -m tests.training.test_aux_losses FOLDER` trains alone or under torchrun, for the test of two processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError, NonFiniteError
 from tiltyard.methods import click, dpo, sft, slic
 from tiltyard.methods.sft import Nll, SequenceNll
-from tiltyard.training.algorithm import Algorithm, Draw, Forward, Mean, Models, Side
+from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Mean, Models, StepGroups
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline
 from tiltyard.types import Group
@@ -75,10 +75,12 @@ def length(gradient: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0, 40.0])
 @pytest.mark.parametrize("loss", [Nll(), SequenceNll()], ids=["a token", "a response"])
 def test_the_gradient_is_the_sum(weight: float, loss: Any) -> None:
-    """g(w) = g(0) + w g_side; the side term's own loss is logged without its weight."""
+    """g(w) = g(0) + w g_aux; the auxiliary loss's own loss is logged without its weight."""
     main, aside = tiny.demonstrations(4), tiny.demonstrations(5, seed=3)
     plain, told = step_of(Algorithm("plain", tiny.Given([main]), Nll()))
-    both = Algorithm("both", tiny.Given([main]), Nll(), extra=(Side("aside", tiny.Given([aside]), loss, weight),))
+    both = Algorithm(
+        "both", tiny.Given([main]), Nll(), aux_losses=(AuxLoss("aside", tiny.Given([aside]), loss, weight),)
+    )
     found, metrics = step_of(both)
     side, value = gradient_of(loss, aside)
     tiny.assert_same(found, {n: plain[n] + weight * side[n] for n in plain}, EXACT * max(1, weight))
@@ -88,10 +90,13 @@ def test_the_gradient_is_the_sum(weight: float, loss: Any) -> None:
     assert metrics["grad_norm"] == pytest.approx(length(found), rel=1e-9)
 
 
-def test_several_side_terms_add_up() -> None:
+def test_several_auxiliary_losses_add_up() -> None:
     groups = [tiny.demonstrations(4, seed=s) for s in range(3)]
-    sides = (Side("a", tiny.Given(groups[1:2]), Nll(), 0.5), Side("b", tiny.Given(groups[2:]), SequenceNll(), 2.0))
-    found, metrics = step_of(Algorithm("three", tiny.Given(groups[:1]), Nll(), extra=sides))
+    sides = (
+        AuxLoss("a", tiny.Given(groups[1:2]), Nll(), 0.5),
+        AuxLoss("b", tiny.Given(groups[2:]), SequenceNll(), 2.0),
+    )
+    found, metrics = step_of(Algorithm("three", tiny.Given(groups[:1]), Nll(), aux_losses=sides))
     parts = [
         gradient_of(Nll(), groups[0])[0],
         gradient_of(Nll(), groups[1])[0],
@@ -104,7 +109,7 @@ def test_several_side_terms_add_up() -> None:
 
 def test_the_whole_gradient_is_clipped_not_its_parts() -> None:
     main, aside = tiny.demonstrations(4), tiny.demonstrations(5, seed=3)
-    both = Algorithm("both", tiny.Given([main]), Nll(), extra=(Side("aside", tiny.Given([aside]), Nll(), 3.0),))
+    both = Algorithm("both", tiny.Given([main]), Nll(), aux_losses=(AuxLoss("aside", tiny.Given([aside]), Nll(), 3.0),))
     free, _ = step_of(both)
     clipped, metrics = step_of(both, max_grad_norm=0.1)
     assert length(clipped) == pytest.approx(0.1, rel=1e-4)
@@ -121,8 +126,8 @@ def trained(algorithm: Algorithm, **settings: Any) -> tuple[dict[str, Tensor], l
 def test_weight_zero_is_the_plain_method() -> None:
     """To the last bit; in SLiC-HF lam = 0 leaves the term out altogether."""
     plain, _ = trained(sft(Offline(tiny.demonstrations(9), 4)))
-    aside = Side("aside", Offline(tiny.demonstrations(9, seed=3), 4), Nll(), 0.0)
-    none, rows = trained(replace(sft(Offline(tiny.demonstrations(9), 4)), extra=(aside,)))
+    aside = AuxLoss("aside", Offline(tiny.demonstrations(9, seed=3), 4), Nll(), 0.0)
+    none, rows = trained(replace(sft(Offline(tiny.demonstrations(9), 4)), aux_losses=(aside,)))
     tiny.assert_same(none, plain, 0)
     assert all(row["aside_grad_ratio"] == 0 for row in rows)
     data, targets = Offline(pairs(9), 4), Offline(tiny.demonstrations(9), 4)
@@ -160,10 +165,10 @@ class Counting:
     asked: list[int] = field(default_factory=list)
     drawn: int = 0
 
-    def __call__(self, models: Models, step: int) -> Draw:
+    def __call__(self, models: Models, step: int) -> StepGroups:
         self.asked.append(step)
         self.drawn += 1
-        return Draw([self.groups[self.drawn % len(self.groups)]], [0], 1)
+        return StepGroups([self.groups[self.drawn % len(self.groups)]], [0], 1)
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}
@@ -175,7 +180,7 @@ class Counting:
 def test_every_update_draws_its_own_batch() -> None:
     source = Counting(tiny.demonstrations(5))
     main = Algorithm("four", tiny.Given([tiny.demonstrations(6)]), Nll(), epochs=2, minibatches=2)
-    trained(replace(main, extra=(Side("aside", source, Nll(), 1.0),)), steps=3)
+    trained(replace(main, aux_losses=(AuxLoss("aside", source, Nll(), 1.0),)), steps=3)
     assert source.asked == list(range(12))
 
 
@@ -201,12 +206,12 @@ class Broken:
         return forward.logp_R * math.nan, {}
 
 
-def test_a_side_term_that_is_not_finite_stops_the_run() -> None:
+def test_an_auxiliary_loss_that_is_not_finite_stops_the_run() -> None:
     models = Models(policy=tiny.policy())
     before = tiny.parameters(models.policy)
-    extra = (Side("aside", tiny.Given([tiny.demonstrations(3)]), Broken(), 1.0),)
+    aux_losses = (AuxLoss("aside", tiny.Given([tiny.demonstrations(3)]), Broken(), 1.0),)
     with pytest.raises(NonFiniteError, match="step 0"):
-        fit(replace(sft(Offline(tiny.demonstrations(5), 2)), extra=extra), models, Run(steps=2))
+        fit(replace(sft(Offline(tiny.demonstrations(5), 2)), aux_losses=aux_losses), models, Run(steps=2))
     tiny.assert_same(tiny.parameters(models.policy), before, 0)
 
 
@@ -214,11 +219,11 @@ class Lacking(Nll):
     needs = ("logp_R", "ref_logp_R")
 
 
-def test_a_side_term_reads_no_column_of_the_method() -> None:
+def test_an_auxiliary_loss_reads_no_column_of_the_method() -> None:
     """Prepare steps work on the method's own groups, so what they write is not there for others."""
     main = dpo(Offline(pairs(4), 2))
-    with pytest.raises(CompositionError, match="the side term 'aside' needs column 'ref_logp_R'"):
-        replace(main, extra=(Side("aside", Offline(tiny.demonstrations(4), 2), Lacking(), 1.0),))
+    with pytest.raises(CompositionError, match="the auxiliary loss 'aside' needs column 'ref_logp_R'"):
+        replace(main, aux_losses=(AuxLoss("aside", Offline(tiny.demonstrations(4), 2), Lacking(), 1.0),))
 
 
 # -------------------------------------------------------------------------------------------- cut, shared, interrupted
@@ -234,7 +239,7 @@ def make(name: str) -> Algorithm:
     if name == "click":
         return click(Offline(judged(11), 5), demonstrations, weight=0.7, pairing="random")
     main = Algorithm("weighted", Offline(tiny.demonstrations(11), 5), SequenceNll(), epochs=2, minibatches=2)
-    return replace(main, extra=(Side("aside", Offline(tiny.demonstrations(7, seed=2), 1), Nll(), 0.3, Mean()),))
+    return replace(main, aux_losses=(AuxLoss("aside", Offline(tiny.demonstrations(7, seed=2), 1), Nll(), 0.3, Mean()),))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -279,8 +284,8 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def stateful(name: str) -> Algorithm:
     if name in METHODS:
         return make(name)
-    aside = Side("aside", Counting(tiny.demonstrations(5)), Nll(), 0.5)
-    return replace(sft(Offline(tiny.demonstrations(9), 4)), extra=(aside,))
+    aside = AuxLoss("aside", Counting(tiny.demonstrations(5)), Nll(), 0.5)
+    return replace(sft(Offline(tiny.demonstrations(9), 4)), aux_losses=(aside,))
 
 
 @pytest.mark.parametrize("name", [*METHODS, "a source with a state"])
@@ -304,7 +309,7 @@ def main(folder: Path) -> None:
 
 def launch(folder: Path, *before: str) -> None:
     folder.mkdir()
-    command = [sys.executable, *before, "-m", "tests.training.test_side_terms", str(folder)]
+    command = [sys.executable, *before, "-m", "tests.training.test_aux_losses", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

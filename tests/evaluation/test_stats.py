@@ -190,7 +190,7 @@ def test_binned_by_count_is_even_and_complete():
 
 def test_by_label():
     rates = stats.by_label(["b", "a", "b"], [1, 0, 0], ["p", "p", "q"])
-    assert {k: (v.value, v.n) for k, v in intervals.items()} == {"a": (0.0, 1), "b": (0.5, 2)}
+    assert {k: (v.value, v.n) for k, v in rates.items()} == {"a": (0.0, 1), "b": (0.5, 2)}
     assert list(rates) == ["a", "b"]
 
 

@@ -125,7 +125,7 @@ def test_models_take_it_and_say_the_same(family: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(fused_block, "suits", lambda *_: False)  # transformers' modules ask for it too
     calls = []
     real = tree_attention.attention
-    monkeypatch.setattr(attention.trees, "attention", lambda *args: (calls.append(1), real(*args))[1])
+    monkeypatch.setattr(attention.tree_attention, "attention", lambda *args: (calls.append(1), real(*args))[1])
     forest = forest_of([[5, 7, 3], [9, 4], [2, 6, 6, 1]])
     grads = []
     for compiled in (True, False):

@@ -196,7 +196,11 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Literal:
         text = " | ".join(repr(a) for a in args)
     elif origin in (Union, types.UnionType):
-        text = " | ".join(type_text(a) for a in args)
+        tags = [_variant(a) for a in args if isinstance(a, type) and issubclass(a, BaseModel)]
+        if len(tags) == len(args) and all(tags):
+            text = "{" + tags[0].partition(" ")[0] + " " + " | ".join(t.partition(" ")[2] for t in tags) + ", ...}"
+        else:
+            text = " | ".join(type_text(a) for a in args)
     elif annotation is None or annotation is type(None):
         text = "null"
     elif origin is not None and args:
@@ -245,7 +249,7 @@ def parse_settings(
     first = problems[0]
     others = sorted({_top(p) for p in problems if _top(p) and _top(p) != _top(first)})
     also = f"wrong too: {', '.join(others)}" if others else ""
-    key = ".".join(str(part) for part in first["loc"]) if first["type"] == "extra_forbidden" else _top(first)
+    key = ".".join(_resolve(model, first["loc"])[0]) if first["type"] == "extra_forbidden" else _top(first)
     place = next((p for p in ((places or {}).get(k) for k in (key, _top(first), "")) if p), "")
     spot = f"{where}.{key}" if key else where
     raise _explain(model, first, key, values, where=f"{place}: {spot}" if place else spot, also=also) from None
@@ -258,36 +262,70 @@ def _top(problem: Any) -> str:
 def _explain(
     model: type[BaseModel], problem: Any, key: str, values: Mapping[str, Any], *, where: str, also: str
 ) -> ConfigError:
+    path, owner = _resolve(model, problem["loc"])
     if problem["type"] == "extra_forbidden":
-        options = _options(model, problem["loc"][:-1])
-        hint = nearest(str(problem["loc"][-1]), options) if options else ""
-        return ConfigError(f"unknown setting '{key}'", where=where, fix="; ".join(filter(None, (hint, also))))
+        options = list(owner.model_fields) if owner else []
+        hint = nearest(path[-1], options) if options else ""
+        expected = f"a setting of {_variant(owner)}" if owner and _variant(owner) else ""
+        fix = "; ".join(filter(None, (hint, also)))
+        return ConfigError(f"unknown setting '{key}'", where=where, expected=expected, fix=fix)
     if not key:
         return ConfigError(problem["msg"], where=where, fix=also)
-    info = model.model_fields[key]
+    nested = owner.model_fields.get(path[-1]) if owner and len(path) > 1 else None
+    info = nested or model.model_fields[key]
     expected = type_text(info.annotation, info.metadata)
-    if problem["type"] == "missing" and len(problem["loc"]) == 1:
+    if problem["type"] == "missing" and (nested or len(path) == 1):
         fix = "; ".join(filter(None, (info.description or "", also)))
-        return ConfigError(f"the setting '{key}' is required", where=where, expected=expected, fix=fix)
-    what = f"the setting '{key}' does not fit"
+        return ConfigError(f"the setting '{'.'.join(path)}' is required", where=where, expected=expected, fix=fix)
+    what = f"the setting '{'.'.join(path) if nested else key}' does not fit"
     if problem["type"] in ("value_error", "assertion_error", "missing"):
-        inside = ".".join(str(part) for part in problem["loc"][1:])
+        inside = "" if nested else ".".join(path[1:])
         what += f": {inside + ': ' if inside else ''}{problem['msg']}"
-    got, fix = values.get(key), also
+    got, fix = problem["input"] if nested else values.get(key), also
+    if problem["type"] == "union_tag_invalid":
+        tags = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
+        fix = "; ".join(filter(None, (nearest(str(problem["ctx"]["tag"]), tags), also)))
     if "str" in expected and isinstance(got, int | float):
         fix = "; ".join(filter(None, (f"a text that looks like a number is written in quotes: '{got}'", also)))
     return ConfigError(what, where=where, got=f"{got!r} ({type(got).__name__})", expected=expected, fix=fix)
 
 
-def _options(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    """The keys that exist where a nested key was not found."""
-    for part in path:
-        info = model.model_fields.get(str(part))
-        inner = next(_models_in(info.annotation), None) if info else None
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
+def _resolve(model: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], type[BaseModel] | None]:
+    """(the keys as a user writes them, the record that the last one belongs to; None if it is in no record).
+
+    A pydantic location also names the variant of a discriminated union, e.g. `judge.api.url` for `judge.url`.
+    """
+    path: list[str] = []
+    owner: type[BaseModel] | None = None
+    inner: dict[str, type[BaseModel]] = {"": model}
+    for part in map(str, loc):
+        if part in inner and len(inner) > 1:
+            inner = {"": inner[part]}
+            continue
+        path.append(part)
+        if part.isdigit() and path[:-1]:
+            continue  # an item of a list of records
+        owner = inner.get("")
+        info = owner.model_fields.get(part) if owner else None
+        inner = _variants(info.annotation) if info else {}
+    return path, owner
+
+
+def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The record in a setting's type under "", or the records of a union by their tag."""
+    models = list(dict.fromkeys(_models_in(annotation)))
+    if len(models) == 1:
+        return {"": models[0]}
+    return {_variant(m).rpartition(" ")[2]: m for m in models}
+
+
+def _variant(model: type[BaseModel]) -> str:
+    """`kind: api` for a record whose field `kind` has one possible value; "" for others."""
+    for key, info in model.model_fields.items():
+        choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+        if len(choices) == 1:
+            return f"{key}: {choices[0]}"
+    return ""
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

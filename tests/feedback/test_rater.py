@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from tests.chance import chi_square, shifted
 
-from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError
-from tiltyard.feedback import JudgeSettings, SimulatedJudge, SimulatedRater, build_score_judge
+from tiltyard.feedback import SimulatedJudge, SimulatedRater, build_score_judge
 from tiltyard.types import Group
 from tiltyard.world import gold
 
-from .worlds import world_pairs
+from .worlds import judge_settings, world_pairs
 
 
 def golds(group: Group) -> tuple[float, ...]:
@@ -87,13 +86,14 @@ def test_who_is_asked_for_a_score_rates() -> None:
     groups = world_pairs(4)
 
     def built(**settings: Any) -> Any:
-        chosen = parse_settings(JudgeSettings, {"kind": "simulated", **settings}, "judge")
-        return build_score_judge(chosen, lambda name: pytest.fail("no model is needed"))
+        return build_score_judge(
+            judge_settings(kind="simulated", **settings), lambda name: pytest.fail("no model is needed")
+        )
 
     drawn = {"temperature": 0.4, "votes": 3, "seed": 5}
     assert built(ask="score", **drawn).score(groups) == SimulatedRater({}, 0.4, 3, seed=5).score(groups)
     assert [tuple(g.score for g in row) for row in built(ask="points").score(groups)] == [golds(g) for g in groups]
-    with pytest.raises(ConfigError, match="means nothing to kind: simulated, ask: points"):
+    with pytest.raises(ConfigError, match="votes has no effect with ask: points"):
         built(ask="points", votes=3)
-    with pytest.raises(ConfigError, match="means nothing to kind: simulated, ask: score"):
+    with pytest.raises(ConfigError, match="position_bias has no effect with ask: score"):
         built(ask="score", position_bias=1.0)

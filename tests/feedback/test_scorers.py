@@ -7,14 +7,12 @@ import math
 import pytest
 import torch
 
-from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import (
     Debiased,
     Grade,
     JudgeError,
     JudgeScorer,
-    JudgeSettings,
     ModelJudge,
     ModelPointsJudge,
     ModelScoreJudge,
@@ -33,7 +31,7 @@ from tiltyard.training.source import Online
 from tiltyard.types import Group, Response
 
 from .test_local import made
-from .worlds import Formula, biased, pair, words, world_pairs
+from .worlds import Formula, biased, judge_settings, pair, words, world_pairs
 
 
 class Grader:
@@ -137,10 +135,6 @@ def test_a_reward_model_on_soft_labels_ends_at_logit_p(p) -> None:
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
-def settings(**values) -> JudgeSettings:
-    return parse_settings(JudgeSettings, values, "judge")
-
-
 def test_settings_make_judges(monkeypatch) -> None:
     model = made()
     asked: list[str] = []
@@ -151,47 +145,57 @@ def test_settings_make_judges(monkeypatch) -> None:
 
     groups = world_pairs(5)
     wants = {"gold": 1.0, "length": -1.0}
-    built = build_judge(settings(kind="simulated", instruction=wants, temperature=0.4, position_bias=1.5), load)
+    built = build_judge(judge_settings(kind="simulated", instruction=wants, temperature=0.4, position_bias=1.5), load)
     assert built(groups) == Debiased(SimulatedJudge(wants, 0.4, position_bias=1.5))(groups)
     pairs = words(0, 3)
     exemplar = {"prompt": "a", "first": "b", "second": "c", "better": 2}
     built = build_judge(
-        settings(kind="model", model="m", instruction="Short.", exemplars=[exemplar], debias="none", style="text"), load
+        judge_settings(
+            kind="model", model="m", instruction="Short.", exemplars=[exemplar], debias="none", style="text"
+        ),
+        load,
     )
     own = ModelJudge(
-        model, "Short.", "text", exemplars=[settings(kind="model", model="m", exemplars=[exemplar]).exemplars[0]]
+        model, "Short.", "text", exemplars=[judge_settings(kind="model", model="m", exemplars=[exemplar]).exemplars[0]]
     )
     assert built(pairs) == own(pairs)
-    graded = build_score_judge(settings(kind="model", model="m", ask="score"), load)
+    graded = build_score_judge(judge_settings(kind="model", model="m", ask="score"), load)
     assert graded.score(pairs) == ModelScoreJudge(model).score(pairs)
-    pointed = build_score_judge(settings(kind="model", model="m", ask="points", samples=2, max_tokens=6, seed=3), load)
+    pointed = build_score_judge(
+        judge_settings(kind="model", model="m", ask="points", samples=2, max_tokens=6, seed=3), load
+    )
     assert pointed.score(pairs) == ModelPointsJudge(model, samples=2, max_tokens=6, seed=3).score(pairs)
-    assert isinstance(build_scorer(settings(kind="simulated"), load), JudgeScorer)
-    assert isinstance(build_scorer(settings(kind="simulated", ask="score"), load, unscored="drop"), ScoreScorer)
+    assert isinstance(build_scorer(judge_settings(kind="simulated"), load), JudgeScorer)
+    assert isinstance(build_scorer(judge_settings(kind="simulated", ask="score"), load, unscored="drop"), ScoreScorer)
     assert asked == ["m"] * 3
     with pytest.raises(ConfigError):
-        build_judge(settings(kind="simulated", ask="score"), load)
+        build_judge(judge_settings(kind="simulated", ask="score"), load)
     with pytest.raises(ConfigError):
-        build_score_judge(settings(kind="simulated"), load)
+        build_score_judge(judge_settings(kind="simulated"), load)
 
 
 @pytest.mark.parametrize(
     ("values", "match"),
     [
         ({"kind": "oracle"}, "kind"),
-        ({"kind": "model"}, "needs model"),
-        ({"kind": "api", "model": "m"}, "needs url"),
-        ({"kind": "api", "model": "m", "url": "file:///etc/passwd"}, "needs url"),
-        ({"kind": "simulated", "instruction": "be kind"}, "reads no prose"),
-        ({"kind": "model", "model": "m", "instruction": {"length": 1.0}}, "text for a judge"),
-        ({"kind": "simulated", "url": "http://x"}, "url means nothing"),
-        ({"kind": "simulated", "model": "m"}, "model means nothing"),
-        ({"kind": "model", "model": "m", "temperature": 0.5}, "temperature means nothing"),
-        ({"kind": "simulated", "ask": "score", "debias": "logits"}, "debias means nothing"),
-        ({"kind": "api", "model": "m", "url": "http://x", "reasoning": 5}, "reasoning means nothing"),
-        ({"kind": "simulated", "votess": 3}, "votes"),
+        ({"kind": "simulatet"}, r"(?s)kind: simulated \| model \| api.*did you mean 'simulated'"),
+        ({"ask": "pair"}, "kind"),
+        ({"kind": "model"}, "'judge.model' is required"),
+        ({"kind": "api", "model": "m"}, "'judge.url' is required"),
+        ({"kind": "api", "model": "m", "url": "file:///etc/passwd"}, "(?s)'judge.url' does not fit.*file:.*https"),
+        ({"kind": "simulated", "instruction": "be kind"}, r"(?s)'judge.instruction' .*be kind.*dict\[str, float\]"),
+        ({"kind": "model", "model": "m", "instruction": {"length": 1.0}}, "(?s)'judge.instruction' .*length.*str"),
+        ({"kind": "simulated", "url": "http://x"}, "(?s)unknown setting 'judge.url'.*of kind: simulated"),
+        ({"kind": "simulated", "model": "m"}, "unknown setting 'judge.model'"),
+        ({"kind": "model", "model": "m", "temperature": 0.5}, "temperature has no effect with ask: pair"),
+        ({"kind": "simulated", "ask": "score", "debias": "logits"}, "debias has no effect with ask: score"),
+        ({"kind": "api", "model": "m", "url": "http://x", "reasoning": 5}, "(?s)'judge.reasoning'.*of kind: api"),
+        ({"kind": "model", "model": "m", "max_tokn": 5}, "(?s)'judge.max_tokn'.*did you mean 'max_tokens'"),
+        ({"kind": "simulated", "max_tokn": 5}, "(?s)'judge.max_tokn'.*one of: ask, debias"),
+        ({"kind": "simulated", "votess": 3}, "(?s)'judge.votess'.*did you mean 'votes'"),
+        ({"kind": "simulated", "votes": "3"}, "(?s)'judge.votes' does not fit.*'3'.*int >= 0"),
     ],
 )
-def test_settings_that_mean_nothing_are_errors(values, match) -> None:
+def test_settings_that_do_not_fit_are_errors(values, match) -> None:
     with pytest.raises(ConfigError, match=match):
-        settings(**values)
+        judge_settings(**values)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from tiltyard.config import Settings, parse_settings
 from tiltyard.data import parse_row, read_rows
-from tiltyard.feedback import Usage, Verdict
+from tiltyard.feedback import JudgeSettings, Usage, Verdict
 from tiltyard.feedback.verdicts import sigmoid
 from tiltyard.types import Group, Message, Prompt, Response
 from tiltyard.world import make_world
@@ -64,3 +66,12 @@ class Formula:
 def biased(d: dict[str, float], b: float) -> Formula:
     """Log-odds d[first] - d[second] + b."""
     return Formula(lambda x, y: sigmoid(d[x] - d[y] + b))
+
+
+class _Stage(Settings):
+    judge: JudgeSettings
+
+
+def judge_settings(**values: Any) -> JudgeSettings:
+    """The settings of a judge as a stage reads them."""
+    return parse_settings(_Stage, {"judge": values}, "stage").judge

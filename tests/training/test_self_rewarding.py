@@ -78,7 +78,7 @@ def test_one_setting_of_the_judge_can_be_changed_alone() -> None:
     assert (settings.judge.max_tokens, settings.judge.model, settings.judge.ask) == (24, "policy", "points")
     with pytest.raises(ConfigError, match="judge"):
         parse_settings(SETTINGS, ASKED | {"judge": {"kind": "simulated"}}, "self_rewarding")
-    with pytest.raises(ConfigError, match="reasoning means nothing"):
+    with pytest.raises(ConfigError, match="reasoning has no effect with ask: points"):
         parse_settings(SETTINGS, ASKED | {"judge": {"reasoning": 9}}, "self_rewarding")
 
 

@@ -6,13 +6,22 @@ from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudg
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
 from tiltyard.feedback.scorers import JudgeScorer, ScoreScorer
-from tiltyard.feedback.settings import JudgeSettings, build_judge, build_score_judge, build_scorer
+from tiltyard.feedback.settings import (
+    ApiJudgeSettings,
+    JudgeSettings,
+    ModelJudgeSettings,
+    SimulatedJudgeSettings,
+    build_judge,
+    build_score_judge,
+    build_scorer,
+)
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
 
 __all__ = [
     "AnswerCache",
     "ApiJudge",
+    "ApiJudgeSettings",
     "ApiPointsJudge",
     "ApiScoreJudge",
     "Client",
@@ -25,11 +34,13 @@ __all__ = [
     "JudgeScorer",
     "JudgeSettings",
     "ModelJudge",
+    "ModelJudgeSettings",
     "ModelPointsJudge",
     "ModelScoreJudge",
     "ScoreJudge",
     "ScoreScorer",
     "SimulatedJudge",
+    "SimulatedJudgeSettings",
     "SimulatedRater",
     "Usage",
     "Verdict",

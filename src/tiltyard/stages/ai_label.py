@@ -27,7 +27,7 @@ from tiltyard.config import Settings
 from tiltyard.data import append_groups, parse_row, read_groups, read_rows
 from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.feedback import Debiased, JudgeSettings, Usage, Verdict, build_judge
+from tiltyard.feedback import ApiJudgeSettings, Debiased, JudgeSettings, Usage, Verdict, build_judge
 from tiltyard.feedback.answers import content_key
 from tiltyard.feedback.scorers import Missing, begin_turn
 from tiltyard.feedback.simulated import stream
@@ -182,7 +182,7 @@ def _judge(context: StageContext, settings: AiLabelSettings) -> Debiased:
 
 
 def _name(settings: AiLabelSettings) -> str:
-    return f"judge:{settings.judge.model or settings.judge.kind}"
+    return f"judge:{getattr(settings.judge, 'model', settings.judge.kind)}"
 
 
 def _verdicts(judge: Debiased, block: Sequence[Group], settings: AiLabelSettings) -> list[Verdict]:
@@ -285,10 +285,11 @@ def _write_rows(folder: Path) -> None:
 def _plan(context: StageContext, settings: AiLabelSettings) -> list[str]:  # noqa: ARG001 - protocol
     asked = settings.judge
     times = 1 if asked.debias == "none" else 2
-    who = f"{asked.kind} {asked.model}".strip() + (f" at {asked.url}" if asked.url else "")
+    who = f"{asked.kind} {getattr(asked, 'model', '')}".strip()
+    who += f" at {asked.url}" if isinstance(asked, ApiJudgeSettings) else ""
     upto = f", at most {times * settings.limit:,}" if settings.limit and settings.pairs != "all" else ""
     lines = [f"judge: {who}; {times} question{'s' if times > 1 else ''} a pair{upto}"]
-    if asked.kind == "api":
+    if isinstance(asked, ApiJudgeSettings):
         lines.append(f"the judge is paid: {asked.price_in:g} and {asked.price_out:g} a million tokens in and out")
     return lines
 

@@ -90,7 +90,7 @@ def scorer_of(
 
         unscored: Literal["drop", "error"] = "drop" if method.samples == "per iteration" else "error"
         scorer = build_scorer(settings.judge, load, context.folder / "answers.jsonl", unscored, context.execution)
-        scorer.moves = settings.judge.model == POLICY
+        scorer.moves = getattr(settings.judge, "model", "") == POLICY
         return scorer
     if settings.reward != GOLD:
         return RewardScorer(models.get("reward"), settings.micro_tokens)

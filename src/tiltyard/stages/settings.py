@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from tiltyard.config import Settings, settings_model
-from tiltyard.feedback import JudgeSettings
+from tiltyard.feedback import JudgeSettings, ModelJudgeSettings
 from tiltyard.methods.base import Method
 from tiltyard.training.run import TrainSettings
 
@@ -150,7 +150,7 @@ class ScoreSettings(Settings):
     ] = None
 
 
-class SelfJudge(JudgeSettings):
+class SelfJudge(ModelJudgeSettings):
     """A judge that is the policy itself unless another model is named: points with reasons, several times, averaged."""
 
     kind: Annotated[Literal["model"], Field(description="a model; for other judges: iterative_dpo, online_dpo")] = (

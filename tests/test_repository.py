@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 import tiltyard
 from tiltyard.cli import app
+from tiltyard.cli.arguments import eval_arguments
 from tiltyard.config import REQUIRED, describe, split_assignment
 from tiltyard.data import Row, parse_row
 from tiltyard.data.formats import KINDS
@@ -29,7 +30,6 @@ from tiltyard.methods import METHODS
 from tiltyard.pipeline.recipe import Entry, Recipe, check, parse_recipe, read_recipe, set_key
 from tiltyard.stages.base import load_all
 from tiltyard.stages.settings import method_settings
-from tiltyard.verbs import eval_words
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -256,7 +256,7 @@ def test_commands_of_the_pages_are_right(page, command) -> None:
     if verb == "run":
         check(read_recipe(parsed["recipe"], parsed["overrides"] or []))
     elif verb in ("train", "eval"):
-        kind, pairs = eval_words(parsed.get("reward", ""), parsed["settings"], Path("runs"))
+        kind, pairs = eval_arguments(parsed.get("reward", ""), parsed["settings"], Path("runs"))
         kind = parsed.get("method") or kind
         values: dict = {}
         for pair in pairs:

@@ -65,7 +65,7 @@ def test_the_command_line_tunes_its_own_process(words: list[str], monkeypatch: p
     from tiltyard import cli
 
     asked: list[bool] = []
-    monkeypatch.setattr(cli, "tune", lambda: asked.append(True))
+    monkeypatch.setattr("tiltyard.cli.application.tune", lambda: asked.append(True))
     monkeypatch.setattr(sys, "argv", ["tiltyard", *words])
     assert cli.main() == 0
     assert asked == ([] if "--no-tune" in words else [True])

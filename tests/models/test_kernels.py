@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from models import tiny
 from tiltyard.batch.forest import plant
-from tiltyard.doctor import examine
+from tiltyard.cli.doctor import examine
 from tiltyard.kernels import tree_attention
 from tiltyard.kernels.fused_decoder import Lean, lean
 from tiltyard.kernels.library import kernels

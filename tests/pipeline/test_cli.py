@@ -11,7 +11,8 @@ import pytest
 from tests.pipeline import toys
 
 from tiltyard import cli
-from tiltyard.doctor import Check, examine, fits, show_checks
+from tiltyard.cli.doctor import Check, examine, in_range, show_checks
+from tiltyard.cli.output import console_for
 from tiltyard.errors import NonFiniteError
 from tiltyard.types import Group, Prompt, Response
 
@@ -147,20 +148,20 @@ def test_a_sick_doctor_and_bad_news(monkeypatch, capsys) -> None:
     def broken() -> list[Check]:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr("tiltyard.doctor._resources", broken)
+    monkeypatch.setattr("tiltyard.cli.doctor._resources", broken)
     assert any("no luck" in check.detail for check in examine())
-    show_checks([Check("torch", "bad", "1.0, needs >=2.9", "pip install 'torch>=2.9'")], cli.console_for(False))
+    show_checks([Check("torch", "bad", "1.0, needs >=2.9", "pip install 'torch>=2.9'")], console_for(False))
     out = capsys.readouterr().out
     assert "-> pip install 'torch>=2.9'" in out
     assert "not fit to run: torch" in out
 
 
 def test_version_ranges() -> None:
-    assert fits("5.3.0", ">=5.0,<6")
-    assert fits("2.13.0+cpu", ">=2.9")
-    assert fits("25", "")
-    assert fits("1.4.2", "~=1.4")
-    assert not fits("2.0", "~=1.4")
-    assert not fits("6.0", "<6,>=5.0")
-    assert not fits("2.8.1", ">=2.9")
-    assert not fits("1.0", "@ git")
+    assert in_range("5.3.0", ">=5.0,<6")
+    assert in_range("2.13.0+cpu", ">=2.9")
+    assert in_range("25", "")
+    assert in_range("1.4.2", "~=1.4")
+    assert not in_range("2.0", "~=1.4")
+    assert not in_range("6.0", "<6,>=5.0")
+    assert not in_range("2.8.1", ">=2.9")
+    assert not in_range("1.0", "@ git")

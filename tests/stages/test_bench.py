@@ -11,7 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from tiltyard import bench, cli
+from tiltyard import cli
+from tiltyard.cli import bench
+from tiltyard.cli.output import print_bench
 from tiltyard.errors import ConfigError
 from tiltyard.profiler import REST, Step
 
@@ -91,7 +93,7 @@ def test_nothing_is_written_and_json_is_the_report(start: Path, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_the_table(found, capsys) -> None:
-    bench.show(found["ppo"], Console(width=120))
+    print_bench(found["ppo"], Console(width=120))
     text = capsys.readouterr().out
     for word in ("sample", "RewardScorer", "OldLogp", "optimiser", "overhead", "tokens a second", "GFLOP/s", "MiB"):
         assert word in text
@@ -109,7 +111,7 @@ def test_steps_are_averaged_and_arithmetic_is_scaled_to_their_tokens() -> None:
         }
         return Step(parts, {"tokens": tokens, "sampled": 10.0})
 
-    report = bench.added_up([step(2.0, 0.5, 100.0), step(4.0, 1.5, 300.0)], step(9.0, 9.0, 400.0, gflop=8.0), peak=2.0)
+    report = bench.summarise([step(2.0, 0.5, 100.0), step(4.0, 1.5, 300.0)], step(9.0, 9.0, 400.0, gflop=8.0), peak=2.0)
     assert {name: p["seconds"] for name, p in report["parts"].items() if p["seconds"]} == {
         "forward": 3.0,
         "score": 1.0,
@@ -124,7 +126,7 @@ def test_steps_are_averaged_and_arithmetic_is_scaled_to_their_tokens() -> None:
 
 
 def counted(work: Any) -> int:
-    counter = bench.Arithmetic(after=1)
+    counter = bench.FlopCounter(after=1)
     counter.log(0, {})
     torch.ones(3, 3) @ torch.ones(3, 3)  # not yet
     counter.log(1, {})

@@ -1,11 +1,10 @@
-"""`tiltyard doctor`: what is installed, on what it would run, what is missing and how to get it."""
+"""`tiltyard doctor`: checks of the installation, the hardware and optional programs, each with its remedy."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from packaging.requirements import Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from rich.console import Console
 from rich.markup import escape
 
@@ -40,7 +41,7 @@ class Check(NamedTuple):
 
 
 def examine() -> list[Check]:
-    """All checks; a check that fails itself becomes a `warn` line."""
+    """Runs all checks; a check that raises becomes a `warn` line."""
     checks: list[Check] = []
     parts: tuple[Callable[[], Iterator[Check]], ...] = (
         _python,
@@ -54,21 +55,21 @@ def examine() -> list[Check]:
     for part in parts:
         try:
             checks.extend(part())
-        except Exception as error:  # the doctor must not fall ill
-            checks.append(Check(part.__name__.strip("_"), "warn", f"could not look: {type(error).__name__}: {error}"))
+        except Exception as error:  # a broken check must not hide the others
+            checks.append(Check(part.__name__.strip("_"), "warn", f"the check failed: {type(error).__name__}: {error}"))
     return checks
 
 
 def show_checks(checks: list[Check], console: Console) -> None:
-    """The checks as lines, then what is wrong in one sentence."""
+    """Prints the checks as lines, then one line with the outcome."""
     width = max(len(check.name) for check in checks)
     for name, status, detail, fix in checks:
         mark = MARKS[status] + " " * (7 - len(status))
         line = f"{mark} [bold]{name:<{width}}[/] {escape(detail)}"
         console.print(line + (f"  [cyan]-> {escape(fix)}[/]" if fix else ""), highlight=False, soft_wrap=True)
     bad = [check.name for check in checks if check.status == "bad"]
-    verdict = f"[red]not fit to run: {', '.join(bad)}[/]" if bad else "[green]fit to run[/]"
-    console.print(verdict, highlight=False)
+    outcome = f"[red]not fit to run: {', '.join(bad)}[/]" if bad else "[green]fit to run[/]"
+    console.print(outcome, highlight=False)
 
 
 def _python() -> Iterator[Check]:
@@ -79,7 +80,7 @@ def _python() -> Iterator[Check]:
 
 
 def _requirements() -> Iterator[Check]:
-    """Every requirement of the installed package, its version against the range."""
+    """Compares the version of every requirement with its range."""
     try:
         requirements = metadata.requires("tiltyard") or []
         yield Check("tiltyard", "ok", metadata.version("tiltyard"))
@@ -87,53 +88,31 @@ def _requirements() -> Iterator[Check]:
         yield Check("tiltyard", "bad", "not installed", "pip install -e .")
         return
     for text in requirements:
-        match = re.match(r"([\w.-]+)\s*\(?([^;)]*)\)?\s*(;.*)?$", text)
-        if match is None or (match.group(3) and "extra" in match.group(3)):
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        name, limits = match.group(1), match.group(2).strip()
+        name, limits = requirement.name, str(requirement.specifier)
         try:
             installed = metadata.version(name)
         except metadata.PackageNotFoundError:
             yield Check(name, "bad", f"not installed (needs {limits})", f"pip install '{name}{limits}'")
             continue
-        if fits(installed, limits):
+        if in_range(installed, limits):
             yield Check(name, "ok", installed)
         else:
             yield Check(name, "bad", f"{installed}, needs {limits}", f"pip install '{name}{limits}'")
 
 
-def fits(installed: str, limits: str) -> bool:
-    """Whether a version lies in a range like `>=5.0,<6` (the operators that Tiltyard's own metadata uses)."""
-    ours = _numbers(installed)
-    for limit in filter(None, (part.strip() for part in limits.split(","))):
-        match = re.match(r"(>=|<=|==|!=|>|<|~=)\s*(.+)$", limit)
-        if match is None:
-            return False
-        sign, theirs = match.group(1), _numbers(match.group(2))
-        width = max(len(ours), len(theirs))
-        a, b = (tuple(v) + (0,) * (width - len(v)) for v in (ours, theirs))
-        same_line = ours[: len(theirs) - 1] == theirs[:-1]
-        holds = {
-            ">=": a >= b,
-            "<=": a <= b,
-            "==": a == b,
-            "!=": a != b,
-            ">": a > b,
-            "<": a < b,
-            "~=": a >= b and same_line,
-        }
-        if not holds[sign]:
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(?:\.\d+)*", version.strip())
-    return tuple(int(n) for n in match.group().split(".")) if match else ()
+def in_range(installed: str, limits: str) -> bool:
+    """Returns whether a version satisfies a specifier like `>=5.0,<6`; False for an invalid specifier."""
+    try:
+        return SpecifierSet(limits).contains(installed, prereleases=True)
+    except InvalidSpecifier:
+        return False
 
 
 def _speed() -> Iterator[Check]:
-    """Who multiplies on the CPU, and whether freed memory is kept."""
+    """The backend of matrix products on the CPU, the C kernels, and the allocator."""
     from tiltyard.allocator import could_tune
     from tiltyard.kernels.library import kernels
     from tiltyard.kernels.matmul import onednn
@@ -147,7 +126,7 @@ def _speed() -> Iterator[Check]:
 
 
 def _torch() -> Iterator[Check]:
-    """Threads, device and precision. A torch that cannot be imported is `bad`."""
+    """Threads, device and precision; `bad` if torch cannot be imported."""
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
@@ -182,7 +161,7 @@ def _cpu_bf16() -> tuple[Status, str]:
 
 
 def _allocator() -> Iterator[Check]:
-    """Which malloc serves the process, and the glibc settings that keep memory from fragmenting."""
+    """The malloc of the process, and its glibc settings against fragmentation."""
     loaded = Path("/proc/self/maps").read_text(encoding="utf-8") if Path("/proc/self/maps").exists() else ""
     other = next((name for name in ("jemalloc", "tcmalloc", "mimalloc") if f"lib{name}" in loaded), None)
     if other:
@@ -207,7 +186,7 @@ def _resources() -> Iterator[Check]:
     yield Check("memory", "warn" if low else "ok", detail, "the demo needs 3 GB" if low else "")
     free = shutil.disk_usage(Path.cwd()).free
     low = free < 5 * 2**30
-    fix = "checkpoints need room: `--runs` may name another disk" if low else ""
+    fix = "checkpoints need disk space: `--runs` may name another disk" if low else ""
     yield Check("disk", "warn" if low else "ok", f"{free / 2**30:.1f} GiB free in {Path.cwd()}", fix)
 
 
@@ -227,7 +206,7 @@ def _extras() -> Iterator[Check]:
 
 
 def _programs() -> Iterator[Check]:
-    """Programs that are no Python packages. Debian keeps PostgreSQL's server out of PATH."""
+    """Optional programs. Debian installs PostgreSQL's server outside PATH."""
     for name, (commands, use, package) in PROGRAMS.items():
         found = next(filter(None, map(shutil.which, commands)), None)
         if found is None and name == "postgresql":

@@ -1,7 +1,7 @@
-"""`tiltyard bench`: where a method's time goes on one's own model and data, and how near the machine's limit it is.
+"""`tiltyard bench`: time, arithmetic and memory of a method on the user's model and data.
 
-The stage is composed as `tiltyard train` composes it and the very loop is run for a few steps, with a clock on it
-(`tiltyard.profiler`). Nothing is kept: no checkpoint, no model.
+The stage is composed as by `tiltyard train`, and the same training loop runs for a few steps under the profiler
+(`tiltyard.profiler`). Nothing is stored: no checkpoint, no model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiltyard.errors import ConfigError, nearest
@@ -33,42 +32,41 @@ from tiltyard.stages.train import composed, run_of
 from tiltyard.training.fit import fit
 
 PARTS = ("sample", "score", "forward", "backward", "optimiser", REST)
-OWN = ("steps", "save_every", "eval_every", "sample_every")  # settings that a measurement has no use for
+FIXED = ("steps", "save_every", "eval_every", "sample_every")  # settings that a measurement decides itself
 
 
 def measure(method: str, values: Mapping[str, Any], *, steps: int = 5, warmup: int = 2) -> dict[str, Any]:
-    """Runs a method for `warmup` + `steps` + 1 steps and says what the middle ones took; arithmetic is counted in the
-    last.
+    """Measures a method for `warmup` + `steps` + 1 steps: time in the middle ones, arithmetic in the last.
 
     Args:
         method: of `tiltyard methods`. values: its stage's settings.
 
     Returns:
         `seconds` a step; `parts`, which add up to it, each with seconds, share, gflop and share_of_peak; `within`,
-        seconds of the named parts of parts; tokens_per_second (trained: packed tokens of the updates; sampled),
-        `peak_gflops` of a matrix product measured on the spot, `share_of_peak`, `peak_memory_mib`, and what ran.
+        seconds of the parts' own parts; tokens_per_second (trained: packed tokens of the updates; sampled),
+        `peak_gflops` of a matrix product on this machine, `share_of_peak`, `peak_memory_mib`, and what ran.
 
     Raises:
-        ConfigError: no such method, a setting that it has not, or one that a measurement decides itself.
+        ConfigError: an unknown method or setting, or a setting that a measurement decides itself.
     """
     settings, context = _stage(method, values, steps + warmup + 1)
     with tempfile.TemporaryDirectory(prefix="tiltyard-bench-") as folder:
-        run_folder = Path(folder) / "bench"  # caches are kept beside it
+        run_folder = Path(folder) / "bench"  # caches are written beside it
         context = replace(context, run_folder=run_folder, folder=run_folder / method)
         context.folder.mkdir(parents=True)
         algorithm, models, _, _ = composed(METHODS[method], context, settings)
-        arithmetic = Arithmetic(steps + warmup)
-        run = run_of(METHODS[method], context, settings, steps + warmup + 1, None, [arithmetic])
+        flops = FlopCounter(steps + warmup)
+        run = run_of(METHODS[method], context, settings, steps + warmup + 1, None, [flops])
         device = pick_device(settings.device)
-        watch = Clock({"seconds": time.perf_counter, "gflop": arithmetic}, _waits(device))
+        watch = Clock({"seconds": time.perf_counter, "gflop": flops}, _waits(device))
         try:
             with watch:
                 fit(algorithm, models, replace(run, folder=None, keep_groups=False))
         finally:
-            arithmetic.close()
-    found = added_up(watch.steps[warmup:-1], watch.steps[-1], gemm_gflops(device, settings.dtype))
+            flops.close()
+    report = summarise(watch.steps[warmup:-1], watch.steps[-1], gemm_gflops(device, settings.dtype))
     policy = models.get(METHODS[method].trains[0])
-    return found | {
+    return report | {
         "method": method,
         "model": str(getattr(settings, "model", "")),
         "parameters": sum(p.numel() for p in policy.module.parameters()),
@@ -86,10 +84,10 @@ def measure(method: str, values: Mapping[str, Any], *, steps: int = 5, warmup: i
 
 
 def _stage(method: str, values: Mapping[str, Any], steps: int) -> tuple[Any, StageContext]:
-    """The checked settings of a stage that takes so many steps, and a context without folders."""
+    """Returns the validated settings of a stage of `steps` steps, and a context without folders."""
     if method not in METHODS:
         raise ConfigError(f"'{method}' is no training method", where="--method", fix=nearest(method, METHODS))
-    for key in OWN:
+    for key in FIXED:
         if key in values:
             raise ConfigError(
                 f"bench sets '{key}' itself", where=f"{COMMAND_LINE}: {key}", fix="use --steps, or leave it out"
@@ -99,12 +97,12 @@ def _stage(method: str, values: Mapping[str, Any], steps: int) -> tuple[Any, Sta
     settings: Any = check(Recipe("bench", (Entry(method, method, given, COMMAND_LINE, places),)))[0].settings
     rows_known = not getattr(settings, "batch_tokens", 0)
     if rows_known and "limit" in type(settings).model_fields and not settings.limit:
-        settings = settings.model_copy(update={"limit": settings.batch * steps})  # no more rows than the steps take
+        settings = settings.model_copy(update={"limit": settings.batch * steps})  # no more rows than the steps use
     return settings, StageContext("bench", method, Path(), Path(), console=Console(quiet=True))
 
 
-def added_up(timed: Sequence[Step], counted: Step, peak: float) -> dict[str, Any]:
-    """The mean step of the timed ones, with the arithmetic of another one, scaled to their number of tokens."""
+def summarise(timed: Sequence[Step], counted: Step, peak: float) -> dict[str, Any]:
+    """Averages the timed steps; the arithmetic of the counted step is scaled to their number of tokens."""
     n = len(timed)
     parts: dict[str, dict[str, float]] = {name: {"seconds": 0.0, "gflop": 0.0} for name in PARTS}
     within: dict[str, float] = {}
@@ -135,14 +133,14 @@ def added_up(timed: Sequence[Step], counted: Step, peak: float) -> dict[str, Any
     }
 
 
-class Arithmetic:
-    """Counts the products of matrices of the steps after the first `after`, in GFLOP: a sink of the loop, and a gauge.
+class FlopCounter:
+    """Counts GFLOP of matrix products after the first `after` steps: a metrics sink of the loop, and a gauge.
 
     Counting slows every operation down, so those steps are not timed.
     """
 
     def __init__(self, after: int):
-        self.after, self.mode, self.on = after, FlopCounterMode(display=False, custom_mapping=_more()), False
+        self.after, self.mode, self.on = after, FlopCounterMode(display=False, custom_mapping=_flop_formulas()), False
 
     def __call__(self) -> float:
         return (self.mode.get_total_flops() + Work.flop) / 1e9
@@ -153,7 +151,7 @@ class Arithmetic:
             self.on = Work.on = True
 
     def close(self) -> None:
-        """Counts no longer."""
+        """Stops counting."""
         if self.on:
             self.mode.__exit__(None, None, None)
             self.on = Work.on = False
@@ -162,11 +160,11 @@ class Arithmetic:
 Shapes = Sequence[int]
 
 
-def _more() -> dict[Any, Any]:
-    """Products that torch's counter does not know: in place, attention on the CPU, oneDNN's linear layers."""
+def _flop_formulas() -> dict[Any, Any]:
+    """FLOP of operations that torch's counter lacks: addmm in place, attention on the CPU, oneDNN's linear layers."""
     aten = torch.ops.aten
     known = {
-        aten.addmm_: _added_product,
+        aten.addmm_: _addmm,
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
@@ -175,17 +173,17 @@ def _more() -> dict[Any, Any]:
     return known
 
 
-def _added_product(_: Shapes, a: Shapes, b: Shapes, *others: Any, **named: Any) -> int:  # noqa: ARG001
+def _addmm(_: Shapes, a: Shapes, b: Shapes, *others: Any, **named: Any) -> int:  # noqa: ARG001
     return 2 * a[0] * a[1] * b[1]
 
 
 def _attention(query: Shapes, key: Shapes, value: Shapes, *others: Any, **named: Any) -> int:  # noqa: ARG001
-    """All queries with all keys, as the kernel is called; what a causal mask leaves out is not taken off."""
+    """All queries with all keys; masked pairs are counted too."""
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _attention_backward(_: Shapes, query: Shapes, key: Shapes, value: Shapes, *others: Any, **named: Any) -> int:  # noqa: ARG001
-    """Five products for the forward pass's two: the weights are computed again."""
+    """Five products for the two of the forward pass: the attention weights are recomputed."""
     return 5 * _attention(query, key, value) // 2
 
 
@@ -194,7 +192,7 @@ def _linear(x: Shapes, *others: Any, out_shape: Shapes = (), **named: Any) -> in
 
 
 def gemm_gflops(device: torch.device, dtype: str = "float32", times: int = 7) -> float:
-    """GFLOP/s of the best of several square products, by torch and by what models use: the machine's most."""
+    """Measures peak GFLOP/s: the best of several square products, by torch and by the models' linear layers."""
     size = 8192 if device.type == "cuda" else 2048
     kind = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(dtype, torch.float32)
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
@@ -216,31 +214,3 @@ def _waits(device: torch.device) -> Any:
 
 def _peak_mib(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory_mib()
-
-
-def show(found: Mapping[str, Any], console: Console) -> None:
-    """The report as a table and three lines."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("part")
-    for title in ("s a step", "share", "GFLOP", "of the peak"):
-        table.add_column(title, justify="right")
-    rows = [(name, part) for name, part in found["parts"].items() if part["seconds"]]
-    whole = {"share": 1.0, **{key: found[key] for key in ("seconds", "gflop", "share_of_peak")}}
-    for name, part in [*rows, ("[bold]step[/]", whole)]:
-        speed = f"{part['share_of_peak']:.0%}" if part["gflop"] else ""
-        gflop = f"{part['gflop']:,.1f}" if part["gflop"] else ""
-        table.add_row(name, f"{part['seconds']:.4f}", f"{part['share']:.0%}", gflop, speed)
-        for inner, seconds in found["within"].items():
-            if inner.startswith(f"{name}/"):
-                table.add_row(f"  [dim]{inner.partition('/')[2]}[/]", f"[dim]{seconds:.4f}[/]")
-    console.print(table)
-    speed = found["tokens_per_second"]
-    sampled = f", {speed['sampled']:,.0f} sampled" if speed["sampled"] else ""
-    console.print(
-        f"tokens a second: {speed['trained']:,.0f} trained{sampled}\n"
-        f"peak: {found['peak_gflops']:,.0f} GFLOP/s ({found['dtype']}, {found['device']}, {found['threads']} threads), "
-        f"{found['share_of_peak']:.0%} of it used\n"
-        f"memory: {found['peak_memory_mib']:,.0f} MiB at most, {found['models_in_memory']} models of "
-        f"{found['parameters'] / 1e6:.1f}M parameters",
-        highlight=False,
-    )

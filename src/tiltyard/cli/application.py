@@ -1,0 +1,95 @@
+"""The Typer application, its global options, and exit statuses."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from tiltyard.allocator import tune
+from tiltyard.cli import chat, verbs
+from tiltyard.errors import (
+    CompositionError,
+    ConfigError,
+    DataError,
+    MissingDependency,
+    ModelError,
+    TiltyardError,
+)
+
+WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
+
+app = typer.Typer(
+    help="Align language models with preferences. Start with `tiltyard doctor`, then `tiltyard run demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from tiltyard.pipeline.state import package_version
+
+        typer.echo(f"tiltyard {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    no_tune: Annotated[bool, typer.Option("--no-tune", help="Leave the memory allocator as it is.")] = False,
+) -> None:
+    """Options of every verb; `main` accepts them at any position."""
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "run": verbs.run,
+    "train": verbs.train,
+    "eval": verbs.evaluate,
+    "replay": verbs.replay,
+    "check": verbs.check,
+    "sample": chat.sample,
+    "chat": chat.chat,
+    "bench": verbs.bench,
+    "stages": verbs.stages,
+    "show": verbs.show,
+    "methods": verbs.methods,
+    "doctor": verbs.doctor,
+}
+for name, verb in VERBS.items():
+    app.command(name)(verb)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. 0: done; 1: failed while running; 2: wrong input; 130: interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    if argv is None and "--no-tune" not in words:  # this process belongs to the command line
+        tune()
+    try:
+        app(args=[word for word in words if word not in ("--debug", "--no-tune")], prog_name="tiltyard")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        elif isinstance(error, TiltyardError):
+            typer.echo(f"error: {error}", err=True)
+        else:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename}:{last.lineno}"
+            message = f"error: {type(error).__name__}: {error}\n  at:       {where} (--debug prints the traceback)"
+            typer.echo(message, err=True)
+        return 2 if isinstance(error, WRONG_INPUT) else 1
+    return 0

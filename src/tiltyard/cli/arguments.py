@@ -1,0 +1,136 @@
+"""Arguments of the verbs: shared options, `KEY=VALUE` settings, and names of models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tiltyard.cli.output import console_for
+from tiltyard.errors import ConfigError, ModelError, nearest
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output; progress goes to standard error.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
+Pairs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings.")]
+Model = Annotated[str, typer.Argument(help="A model folder, RUN/STAGE (runs/demo/sft or demo/sft), or a hub name.")]
+
+
+def run_one_stage(
+    kind: str, pairs: Sequence[str] | None, *, dry_run: bool, json_output: bool, runs: Path
+) -> dict[str, Any]:
+    """Runs one kind of stage with `KEY=VALUE` arguments; `name=` is the name of the run."""
+    from tiltyard.pipeline import run_stage
+    from tiltyard.pipeline.recipe import COMMAND_LINE
+    from tiltyard.stages.base import get_stage
+
+    get_stage(kind)  # so that an unknown method is reported before its settings
+    pairs = list(pairs or ())
+    names = [pair for pair in pairs if pair.partition("=")[0].strip() == "name"]
+    values = settings_of([pair for pair in pairs if pair not in names])
+    name = names[-1].partition("=")[2].strip() if names else None
+    console = console_for(json_output)
+    return run_stage(kind, values, name=name, dry_run=dry_run, runs_root=runs, console=console, place=COMMAND_LINE)
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parses `KEY=VALUE` arguments; dotted keys are nested settings."""
+    from tiltyard.config import split_assignment
+    from tiltyard.pipeline.recipe import COMMAND_LINE, set_key
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, value = split_assignment(pair)
+        values = set_key(values, key, value, f"{COMMAND_LINE}: {pair}")
+    return values
+
+
+def bench_settings(method: str, model: Path, data: str, prompts: str, pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Returns the settings of the stage that `bench` measures.
+
+    Raises:
+        ConfigError: data for a method that takes prompts, or prompts for one that takes data.
+    """
+    from tiltyard.methods import METHODS
+
+    expected = "prompts" if method in METHODS and METHODS[method].online else "data"
+    given = {"data": data, "prompts": prompts}
+    for key, value in given.items():
+        if value and key != expected and method in METHODS:
+            raise ConfigError(f"{method} takes no {key}", where=f"--{key}", got=value, fix=f"give it --{expected}")
+    return {"model": str(model), **{k: v for k, v in given.items() if v}, **settings_of(pairs or ())}
+
+
+def find_model(name: str, runs: Path = Path("runs")) -> Path:
+    """Resolves a model's folder: a path, a stage's folder (its `model/`), RUN/STAGE below `runs`, or a hub name."""
+    from tiltyard.stages.base import find_path, looks_like_hub, stage_output
+
+    for candidate in (name, str(runs / name)):
+        path = find_path(candidate)
+        if path is None:
+            continue
+        model = stage_output(path)
+        stages = sorted(str(p.parent) for p in path.glob("*/model") if p.is_dir()) if model == path else []
+        if stages:
+            raise ConfigError("this is a whole run; name one of its stages", where=name, expected=", ".join(stages))
+        if model == path and (path / "done.json").exists():
+            raise ConfigError("this stage made no model", where=name)
+        return model
+    if looks_like_hub(name) and not (runs / name.partition("/")[0]).is_dir():
+        return Path(name)
+    models = [str(p.parent) for p in sorted(runs.glob("*/*/model"))]
+    fix = nearest(name, models) if models else f"no model is in {runs} yet: run a recipe first"
+    raise ModelError("there is no such model", where=name, fix=fix)
+
+
+def replay_arguments(stage: Path, pairs: Sequence[str] | None) -> tuple[str, list[str]]:
+    """Returns (kind, `KEY=VALUE` arguments) that train a stage again on its stored responses; later arguments win.
+
+    Settings that name other stages of the run are replaced by their folders.
+
+    Raises:
+        ConfigError: not a stage's folder, or a stage that does not sample.
+    """
+    from tiltyard.files import read_json
+    from tiltyard.stages.base import get_stage
+
+    config = read_json(stage / "config.json")
+    if not config or "kind" not in config:
+        raise ConfigError(
+            "this is no stage of a run", where=str(stage), expected="a folder like runs/NAME/ppo", fix="see `ls runs/*`"
+        )
+    kind = get_stage(config["kind"])
+    if "replay" not in kind.settings.model_fields:
+        raise ConfigError("a stage that does not sample has nothing to replay", where=str(stage), got=config["kind"])
+    settings = {**config["settings"], "replay": str(stage)}
+    for key in kind.refers:
+        value = settings.get(key)
+        if isinstance(value, str) and value and key != "replay" and (stage.parent / value.partition("/")[0]).is_dir():
+            settings[key] = str(stage.parent / value)
+    given = {pair.partition("=")[0] for pair in pairs or ()}
+    name = [] if "name" in given else [f"name={config['run']}-replay"]
+    stored = [f"{key}={json.dumps(value)}" for key, value in settings.items() if key not in given]
+    return config["kind"], [*stored, *name, *(pairs or ())]
+
+
+def eval_arguments(reward: str, pairs: Sequence[str] | None, runs: Path) -> tuple[str, list[str]]:
+    """Returns (kind, `KEY=VALUE` arguments) of `tiltyard eval`: `evaluate`, or with --reward MODEL `reward_eval`.
+
+    With --reward the first argument is the data, unless `data=` is given.
+    """
+    pairs = list(pairs or ())
+    if not reward:
+        return "evaluate", pairs
+    if not any(pair.startswith("data=") for pair in pairs):
+        if not pairs:
+            raise ConfigError(
+                "there are no data to evaluate the reward model on",
+                where="eval --reward",
+                expected="tiltyard eval --reward MODEL DATA",
+                fix="name a file of comparisons after the model",
+            )
+        pairs[0] = f"data={pairs[0]}"
+    return "reward_eval", [f"model={find_model(reward, runs)}", *pairs]

@@ -1,0 +1,97 @@
+"""`tiltyard sample` and `tiltyard chat`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from tiltyard.cli.arguments import Json, Model, Runs, find_model
+from tiltyard.cli.output import console_for, emit, responses_as_json
+from tiltyard.errors import ConfigError
+
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this total probability.")]
+TopK = Annotated[int, typer.Option(min=0, help="Keep this many tokens; 0 keeps all.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum tokens of a response.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same responses.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+def sample(
+    model: Model,
+    *,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="May be repeated; else stdin.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Responses to each prompt.")] = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_tokens: MaxTokens = 128,
+    seed: Seed = 0,
+    device: Device = "auto",
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Sample responses to prompts.
+
+    Prompts come from --prompt, or from standard input, one a line.
+    """
+    prompts = list(prompt or ())
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not prompts:
+        raise ConfigError("no prompt was given", where="sample", fix='--prompt "...", or lines on stdin')
+    path = find_model(model, runs)
+    talk = importlib.import_module("tiltyard.stages.talk")
+    groups = talk.sample(
+        path,
+        prompts,
+        n=n,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+    )
+    if json_output:
+        emit([responses_as_json(text, group) for text, group in zip(prompts, groups, strict=True)])
+        return
+    console = console_for(False)
+    for text, group in zip(prompts, groups, strict=True):
+        console.print(f"[bold]{escape(text)}[/]", highlight=False)
+        for response in group.responses:
+            cut = " [dim](cut)[/]" if response.finish == "length" else ""
+            console.print(f"  {escape(response.text)}{cut}", highlight=False, soft_wrap=True)
+
+
+def chat(
+    model: Model,
+    *,
+    system: Annotated[str, typer.Option(help="A system message.")] = "",
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_tokens: MaxTokens = 256,
+    seed: Seed = 0,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Chat with a model in the terminal; an empty line ends it."""
+    path = find_model(model, runs)
+    talk = importlib.import_module("tiltyard.stages.talk")
+    talk.chat(
+        path,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+        console=console_for(False),
+    )

@@ -1,0 +1,180 @@
+"""The verbs of the command line except `sample` and `chat`. Heavy packages are imported inside the verbs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tiltyard.cli.arguments import (
+    DryRun,
+    Json,
+    Model,
+    Pairs,
+    Runs,
+    bench_settings,
+    eval_arguments,
+    find_model,
+    replay_arguments,
+    run_one_stage,
+)
+from tiltyard.cli.output import console_for, emit, print_bench, show_result, summaries_table
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe of the package, e.g. demo.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="STAGE.KEY=VALUE", help="Also defaults.KEY=VALUE, name=NAME.")
+    ] = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="Stages at a time, where they do not need each other.")] = 1,
+) -> None:
+    """Run a recipe; run it again to resume it."""
+    from tiltyard.pipeline import run_recipe
+    from tiltyard.pipeline.ranks import is_main
+
+    console = console_for(json_output)
+    outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, jobs=jobs, console=console)
+    if json_output:
+        emit(outcome)
+    elif not dry_run and is_main():
+        console.print(f"everything is in {outcome['folder']}", highlight=False, soft_wrap=True)
+
+
+def train(
+    method: Annotated[str, typer.Argument(help="A kind of stage: `tiltyard stages` lists them.")],
+    settings: Pairs = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run one method by itself.
+
+    `tiltyard train sft model=M data=F name=NAME` writes runs/NAME/sft; without name= the run is called sft.
+    """
+    outcome = run_one_stage(method, settings, dry_run=dry_run, json_output=json_output, runs=runs)
+    if json_output:
+        emit(outcome)
+    elif not dry_run:
+        show_result(outcome, method)
+
+
+def evaluate(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[DATA] KEY=VALUE", help="Settings.")] = None,
+    reward: Annotated[str, typer.Option(metavar="MODEL", help="A reward model to evaluate on the labelled DATA.")] = "",
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure models, or a reward model.
+
+    `tiltyard eval models=[runs/demo/sft,runs/demo/ppo] prompts=F`, `tiltyard eval --reward runs/demo/reward F`
+    """
+    kind, pairs = eval_arguments(reward, settings, runs)
+    outcome = run_one_stage(kind, pairs, dry_run=dry_run, json_output=json_output, runs=runs)
+    if json_output:
+        emit(outcome)
+    elif not dry_run:
+        show_result(outcome, kind)
+
+
+def replay(
+    stage: Annotated[Path, typer.Argument(help="The folder of a stage that samples, e.g. runs/demo/ppo.")],
+    settings: Pairs = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a stage again on its stored responses and scores.
+
+    `tiltyard replay runs/demo/ppo lr=1e-4 name=slower`
+    """
+    kind, pairs = replay_arguments(stage, settings)
+    outcome = run_one_stage(kind, pairs, dry_run=dry_run, json_output=json_output, runs=runs)
+    if json_output:
+        emit(outcome)
+    elif not dry_run:
+        show_result(outcome, kind)
+
+
+def check(
+    data: Annotated[str, typer.Argument(help="A file, folder or hub name.")],
+    *,
+    held_out: Annotated[str, typer.Option(help="A second file that should share nothing with the first.")] = "",
+    kind: Annotated[str, typer.Option(help="demonstrations, comparisons, prompts or text.")] = "comparisons",
+    json_output: Json = False,
+) -> None:
+    """Check data before training on them: duplicates, ties, contradictions, empty responses, length bias."""
+    from tiltyard.stages.data import check_files
+
+    report = check_files(data, held_out, kind)
+    if json_output:
+        emit(report.to_dict())
+        return
+    for line in report.lines():
+        console_for(False).print(line, markup=False, highlight=False)
+
+
+def bench(
+    model: Model,
+    settings: Pairs = None,
+    *,
+    method: Annotated[str, typer.Option(help="A training method: `tiltyard methods` lists them.")] = "sft",
+    data: Annotated[str, typer.Option(help="Its training data: a file, folder or hub name.")] = "",
+    prompts: Annotated[str, typer.Option(help="Prompts, for a method that samples.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before the timed ones.")] = 2,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure where the time of a method goes, on a model and data.
+
+    `tiltyard bench runs/demo/sft --method dpo --data pairs.jsonl batch=8`; nothing is written.
+    """
+    path = find_model(model, runs)
+    values = bench_settings(method, path, data, prompts, settings)
+    report = importlib.import_module("tiltyard.cli.bench").measure(method, values, steps=steps, warmup=warmup)
+    emit(report) if json_output else print_bench(report, console_for(False))
+
+
+def stages(json_output: Json = False) -> None:
+    """List the stages that recipes and `train` may name."""
+    from tiltyard.stages.base import load_all
+
+    summaries = {name: stage.summary for name, stage in load_all().items()}
+    emit(summaries) if json_output else console_for(False).print(summaries_table(summaries))
+
+
+def show(kind: Annotated[str, typer.Argument(help="A kind of stage.")], json_output: Json = False) -> None:
+    """Print a stage's settings, defaults and meaning; of a method also its pieces, models, formula and optimum."""
+    from tiltyard.stages.methods import expand, print_stage
+
+    stage = expand(kind)
+    emit(stage) if json_output else print_stage(stage, console_for(False))
+
+
+def methods(
+    family: Annotated[str, typer.Option(help="Only this family, e.g. offline.")] = "", json_output: Json = False
+) -> None:
+    """Compare the methods: data, labels, sampling, feedback, models in memory."""
+    from tiltyard.stages.methods import compare, print_comparison
+
+    rows = compare(family)
+    emit(rows) if json_output else print_comparison(rows, console_for(False))
+
+
+def doctor(json_output: Json = False) -> None:
+    """Check the installation: what is there, what is missing and how to get it."""
+    from tiltyard.cli.doctor import examine, show_checks
+
+    checks = examine()
+    if json_output:
+        emit([check._asdict() for check in checks])
+    else:
+        show_checks(checks, console_for(False))
+    if any(check.status == "bad" for check in checks):
+        raise typer.Exit(1)

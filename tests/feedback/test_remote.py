@@ -192,6 +192,25 @@ def test_redirects_are_refused(server, monkeypatch) -> None:
     assert len(server.asked) == 1
 
 
+def test_a_proxy_of_the_environment_is_used(server, monkeypatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+    asked = Client(Endpoint("http://judge.invalid/v1", "judge-1", timeout=5.0, retries=0), AnswerCache(None))
+    (verdict,) = ApiJudge(asked)([pair("a", "b")])
+    assert verdict.p == 1.0
+    assert server.asked[0][2] == "http://judge.invalid/v1/chat/completions"
+
+
+@pytest.mark.parametrize("url", ["http://", "http://h:port/v1", "https:///v1"])
+def test_an_address_that_is_no_url(url) -> None:
+    with pytest.raises(ConfigError, match="no URL"):
+        Client(Endpoint(url, "judge-1"), AnswerCache(None))
+
+
+def test_any_text_can_be_sent(server) -> None:
+    ApiJudge(client(server))([pair("a \ud800 \u2028", "b")])
+    assert "\ud800" in server.questions[0]
+
+
 def test_money_has_a_limit(server, tmp_path) -> None:
     per_call = (100 * 2 + 2 * 10) / 1e6
     limit = 2.5 * per_call

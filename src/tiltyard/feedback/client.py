@@ -1,45 +1,46 @@
-"""A thin client of OpenAI-compatible chat completions: time limits, retries, concurrency, and no answer paid for twice.
+"""A client of OpenAI-compatible chat completions on httpx: time limits, retries, concurrency, a cache of paid answers.
 
-The key is read from the environment, travels in one header, and is struck out of every message. Redirects are refused,
-so that it goes to no other host.
+The key is read from the environment, is sent in one header, and is removed from every message. Redirects are refused,
+so that it is sent to no other host.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.answers import AnswerCache, content_key
 from tiltyard.feedback.verdicts import JudgeError, Usage
 
-_MOST = 8 * 2**20  # bytes of a reply that are read
-_LONGEST_WAIT = 120.0  # seconds, whatever a server asks for
+if TYPE_CHECKING:
+    import httpx
+
+_MAX_REPLY = 8 * 2**20  # bytes of a reply that are read
+_MAX_WAIT = 120.0  # seconds before a retry, whatever Retry-After says
+_RETRIED = (408, 409, 429)  # and every status from 500 on
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask and how patiently.
+    """The address of a server, its limits and its prices.
 
     Args:
         url: the base, up to and including `/v1`, or the whole address of `chat/completions`.
         model: the name it is served under.
         key_env: the environment variable with the key; empty: no key is sent.
         timeout: seconds a request may take. retries: times it is sent again after 408, 409, 429, 5xx, a lost
-            connection or a reply that cannot be read; the wait before is `backoff`, doubled each time, or what the
-            server asks for.
+            connection or a reply that cannot be parsed; the wait before is `backoff`, doubled each time, or the
+            server's Retry-After.
         concurrency: requests at the same time.
-        price_in, price_out: of a million tokens. max_cost: no request is begun once the answers in the cache
+        price_in, price_out: of a million tokens. max_cost: no request is sent once the answers in the cache
             have cost that much; 0: no limit.
     """
 
@@ -58,11 +59,6 @@ class Endpoint:
     def address(self) -> str:
         base = self.url.rstrip("/")
         return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - urllib's signature
-        return None
 
 
 class Client:
@@ -87,7 +83,7 @@ class Client:
         self._counted: set[str] = set()
         self._spent = self.paid().cost
         self._key = _key(endpoint.key_env)
-        self._opener = urllib.request.build_opener(_NoRedirect())
+        self._http = _http_client(endpoint)
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -174,7 +170,7 @@ class Client:
             if attempt < self.endpoint.retries:
                 with self._lock:
                     self.usage.retries += 1
-                self._stop.wait(min(max(wait, self.endpoint.backoff * 2**attempt), _LONGEST_WAIT))
+                self._stop.wait(min(max(wait, self.endpoint.backoff * 2**attempt), _MAX_WAIT))
         raise JudgeError(
             "the judge did not answer",
             where=self.endpoint.address,
@@ -184,28 +180,31 @@ class Client:
         )
 
     def _once(self, payload: Mapping[str, Any]) -> tuple[bytes | None, str, float]:
-        """(reply, what went wrong, seconds that the server wants to be left alone)."""
+        """(reply, what went wrong, seconds that the server asks to wait)."""
+        import httpx
+
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "tiltyard"}
+        headers["Accept-Encoding"] = "identity"  # the limit on its size is one of what is parsed
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        body = json.dumps(payload).encode()
-        request = urllib.request.Request(self.endpoint.address, body, headers, method="POST")  # noqa: S310 - checked
+        body = json.dumps(payload).encode()  # ASCII: any text that a model wrote can be sent
+        end = time.monotonic() + self.endpoint.timeout
         try:
-            with self._opener.open(request, timeout=self.endpoint.timeout) as reply:
-                return _within(reply, self.endpoint.timeout), "", 0.0
-        except urllib.error.HTTPError as error:
-            with error:
-                told = f"{error.code} {_excerpt(error)}"
-            if error.code not in (408, 409, 429) and error.code < 500:
-                raise JudgeError(
-                    "the judge refuses the request",
-                    where=self.endpoint.address,
-                    got=self._clean(told),
-                    fix="check judge.url, judge.model, judge.key_env and judge.extra",
-                ) from None
-            return None, told, _seconds(error.headers.get("Retry-After"))
-        except (OSError, http.client.HTTPException) as error:  # no connection, time over, reply torn off
+            with self._http.stream("POST", self.endpoint.address, content=body, headers=headers) as reply:
+                body = _read_body(reply, end)
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:  # no connection, time over, reply torn off
             return None, f"{type(error).__name__}: {error}", 0.0
+        if reply.is_success:
+            return body, "", 0.0
+        problem = f"{reply.status_code} {' '.join(body[:2000].decode(errors='replace').split())[:300]}"
+        if reply.status_code not in _RETRIED and reply.status_code < 500:
+            raise JudgeError(
+                "the judge refuses the request",
+                where=self.endpoint.address,
+                got=self._clean(problem),
+                fix="check judge.url, judge.model, judge.key_env and judge.extra",
+            )
+        return None, problem, _seconds(reply.headers.get("Retry-After"))
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -226,26 +225,37 @@ def _key(name: str) -> str:
     return key
 
 
-def _within(reply: Any, seconds: float) -> bytes:
-    """The reply's body. The time limit holds for all of it; a body without end is cut, and then cannot be read."""
-    end = time.monotonic() + seconds
+def _http_client(endpoint: Endpoint) -> httpx.Client:
+    """One pool of connections for all threads; proxies are those of the environment.
+
+    Raises:
+        ConfigError: the address is no URL.
+    """
+    import httpx
+
+    try:
+        host = httpx.URL(endpoint.address).host
+    except httpx.InvalidURL as error:
+        host, problem = "", str(error)
+    else:
+        problem = "it names no host"
+    if not host:
+        raise ConfigError("the judge's address is no URL", where="judge.url", got=f"{endpoint.url!r}: {problem}")
+    limits = httpx.Limits(max_connections=endpoint.concurrency)
+    return httpx.Client(timeout=endpoint.timeout, limits=limits, follow_redirects=False)
+
+
+def _read_body(reply: httpx.Response, end: float) -> bytes:
+    """The reply's body. The time limit holds for all of it; one without end is cut, and then cannot be parsed."""
     parts, size = [], 0
-    while size < _MOST:
-        part = reply.read1(65536)
-        if not part:
-            break
+    for part in reply.iter_bytes():
         parts.append(part)
         size += len(part)
         if time.monotonic() > end:
             raise TimeoutError("the reply took longer than the time limit")
+        if size >= _MAX_REPLY:
+            break
     return b"".join(parts)
-
-
-def _excerpt(error: urllib.error.HTTPError) -> str:
-    try:
-        return " ".join(error.read(2000).decode(errors="replace").split())[:300]
-    except (OSError, http.client.HTTPException):
-        return ""
 
 
 def _seconds(value: str | None) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tiltyard.losses.kl import AdaptiveKL, k1, k2, k3
 from tiltyard.losses.labels import both_ways_G, noisy_label_G
-from tiltyard.losses.preference import likelihood_rank, logistic, rank_hinge_G, squared
+from tiltyard.losses.preference import Logistic, Squared, likelihood_rank, rank_hinge_G
 from tiltyard.losses.reward import kwise_loss_G, listwise_loss_G
 
 FOUR = torch.arange(1, 5).double()  # ranks
@@ -34,7 +34,7 @@ def best_h(loss: Callable[[Tensor], Tensor], q: float) -> float:
 
 def margin_gap(p: float, margin: float) -> float:
     """The difference of two scores at the least of the margin loss, labels being Bernoulli of p."""
-    return best_h(logistic(1.0, margin), p)
+    return best_h(Logistic(1.0, margin), p)
 
 
 def by_the_quadratic(p: float, margin: float) -> str:
@@ -62,11 +62,11 @@ def saturated(kl: float) -> float:
 
 
 CONSTANTS: dict[str, tuple[float, str]] = {
-    "DPO and SPIN at the start": (float(both_ways_G(logistic(0.1), number(0), number(1))), "0.693147"),
+    "DPO and SPIN at the start": (float(both_ways_G(Logistic(0.1), number(0), number(1))), "0.693147"),
     "Bradley-Terry at the start": (at_equal_scores(kwise_loss_G)[0], "0.693147"),
-    "IPO at the start, tau 0.1": (float(both_ways_G(squared(0.1), number(0), number(1))), "25.0"),
-    "IPO's h, sure": (best_h(squared(0.1), 1.0), "5.0"),
-    "IPO's h, p 0.75": (best_h(squared(0.1), 0.75), "2.5"),
+    "IPO at the start, tau 0.1": (float(both_ways_G(Squared(0.1), number(0), number(1))), "25.0"),
+    "IPO's h, sure": (best_h(Squared(0.1), 1.0), "5.0"),
+    "IPO's h, p 0.75": (best_h(Squared(0.1), 0.75), "2.5"),
     **{
         f"K-wise gradient at rank {i + 1} of 4": (at_equal_scores(kwise_loss_G)[1][i], value)
         for i, value in enumerate(("-0.2500000", "-0.0833333", "0.0833333", "0.2500000"))
@@ -74,7 +74,7 @@ CONSTANTS: dict[str, tuple[float, str]] = {
     "Plackett-Luce at the start, K 4": (at_equal_scores(listwise_loss_G)[0], "3.178054"),
     "margin 0.6, p 0.8": (margin_gap(0.8, 0.6), by_the_quadratic(0.8, 0.6)),
     "cDPO's h, beta 0.1, e 0.1": (
-        best_h(logistic(0.1), float(noisy_label_G(number(1), 0.1, "conservative"))),
+        best_h(Logistic(0.1), float(noisy_label_G(number(1), 0.1, "conservative"))),
         "21.9722",
     ),
     "RRHF by hand": (rrhf_by_hand(), "0.70"),

@@ -13,9 +13,12 @@ from tiltyard.batch.batch import Batch
 from tiltyard.batch.forest import Forest
 from tiltyard.errors import DataError
 from tiltyard.losses.labels import both_ways_G, noisy_label_G
-from tiltyard.losses.preference import hinge, logistic, squared
+from tiltyard.losses.preference import Hinge, Logistic, Squared
+from tiltyard.methods.click import NegativePairs
+from tiltyard.methods.kto import MismatchedKL
+from tiltyard.methods.reward_model import Margins, RankingLabels
 from tiltyard.training.algorithm import Models
-from tiltyard.training.labels import Labels, Margins, MismatchedKL, NegativePairs, PairLabels, RankingLabels
+from tiltyard.training.prepare import BinaryLabels, PairLabels
 from tiltyard.types import Group, Prompt, Response
 
 from .tabular import ASK, answers, pair
@@ -24,7 +27,7 @@ from .toy import F64, same
 Q = torch.linspace(0, 1, 11, dtype=F64)
 H = torch.linspace(-4, 4, 11, dtype=F64)
 NOISE = (0.0, 0.1, 0.25, 0.49)
-LOSSES = {"logistic": logistic(0.7), "squared": squared(0.4), "hinge": hinge(1.3), "margin": logistic(0.7, 0.4)}
+LOSSES = {"logistic": Logistic(0.7), "squared": Squared(0.4), "hinge": Hinge(1.3), "margin": Logistic(0.7, 0.4)}
 
 
 def prepared(step: object, *groups: Group) -> Batch:
@@ -62,8 +65,8 @@ def test_the_robust_loss_of_flipped_labels_is_the_loss_of_clean_ones(name: str, 
 def test_both_ways_by_hand() -> None:
     h, q = torch.tensor([2.0], dtype=F64), torch.tensor([0.75], dtype=F64)
     same(both_ways_G(softplus, h, q), 0.75 * softplus(h) + 0.25 * softplus(-h), 1e-15)
-    assert both_ways_G(hinge(1.0), h, q).tolist() == [0.75 * 0 + 0.25 * 3]
-    assert both_ways_G(squared(0.5), h, q).tolist() == [0.75 * 1 + 0.25 * 9]
+    assert both_ways_G(Hinge(1.0), h, q).tolist() == [0.75 * 0 + 0.25 * 3]
+    assert both_ways_G(Squared(0.5), h, q).tolist() == [0.75 * 1 + 0.25 * 9]
 
 
 @pytest.mark.parametrize("q", [0.2, 0.5, 0.9])
@@ -75,7 +78,7 @@ def test_where_the_logistic_loss_is_least(q: float, noise: float) -> None:
     for label, kind, best in ((q, "conservative", seen), (seen, "robust", q)):
         at = torch.tensor([logit(best) / 0.3], dtype=F64, requires_grad=True)
         target = noisy_label_G(torch.tensor([label], dtype=F64), noise, kind)  # type: ignore[arg-type]
-        slope = lambda h: torch.autograd.grad(both_ways_G(logistic(0.3), h, target).sum(), h)[0]  # noqa: B023, E731
+        slope = lambda h: torch.autograd.grad(both_ways_G(Logistic(0.3), h, target).sum(), h)[0]  # noqa: B023, E731
         assert abs(float(slope(at))) < 1e-14
         assert float(slope(at - 0.01)) < -1e-5
         assert float(slope(at + 0.01)) > 1e-5
@@ -115,18 +118,18 @@ def test_grades() -> None:
     batch = prepared(levels, said("clearly", (1, 2)), said("hardly", (2, 1)), said(0.5, (2, 1)))
     same(batch["grade_B"], torch.tensor([3, 0, 0, 1, 0, 1.5], dtype=F64), 1e-15)
     for wrong in (said("much", (1, 2)), said(-1, (1, 2)), said(True, (1, 2)), pair(0, 1)):
-        with pytest.raises(DataError, match="the row says no margin"):
+        with pytest.raises(DataError, match="the row has no margin"):
             prepared(levels, wrong)
 
 
 def test_labels_and_partners() -> None:
     group = Group(ASK, answers(0, 1, 2, 3), scores=(0.0, 1.0, 0.0, 1.0))
     only_bad = Group(ASK, answers(0, 1), scores=(0.0, 0.0))
-    batch = prepared(Labels(), group, only_bad)
+    batch = prepared(BinaryLabels(), group, only_bad)
     assert batch["label_B"].tolist() == [0, 1, 0, 1, 0, 0]
     assert batch.metrics["good"] == (2.0, 6.0)
     with pytest.raises(DataError, match="neither good nor bad"):
-        prepared(Labels(), Group(ASK, answers(0), scores=(0.5,)))
+        prepared(BinaryLabels(), Group(ASK, answers(0), scores=(0.5,)))
 
     def partners(seed: int) -> Tensor:
         return NegativePairs("random", seed)(Models(), batch)["positive_index_B"]

@@ -5,17 +5,18 @@ The expected loss over every pair is the real method's, in float64; what it shou
 """
 
 import math
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from tiltyard.losses.preference import hinge, logistic
+from tiltyard.losses.preference import Hinge, Logistic
 from tiltyard.methods import cpo, dpo, ipo, simpo, slic, spin
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp
+from tiltyard.training.prepare import PairLabels, RefLogp
 from tiltyard.types import Group
 
 from .tabular import (
@@ -151,7 +152,7 @@ def test_a_hinge_learns_a_sign_and_no_log_odds(name: str, p: float) -> None:
     """
     delta, where = {
         "slic": (1.7, slic(SOURCE, delta=1.7, lam=0.0)),
-        "rso hinge-norm": (1 / 0.4, _of_ratio(hinge(1.0, 0.4))),
+        "rso hinge-norm": (1 / 0.4, _of_ratio(Hinge(1.0, 0.4))),
         "spin hinge": (1 / 0.4, spin(SOURCE, lam=0.4, loss="hinge")),
     }[name]
     ref = torch.zeros(2, dtype=F64) if name == "slic" else TWO  # SLiC-HF's D knows no reference
@@ -172,13 +173,15 @@ def test_a_hinge_learns_a_sign_and_no_log_odds(name: str, p: float) -> None:
 
 def _of_ratio(loss) -> Algorithm:
     """A loss of reference-normalised, summed log-ratios."""
-    return Algorithm("x", SOURCE, PairLoss(loss, "ratio"), prepare=(PairLabels("x"), RefLogp()), reduce=Mean("kept_G"))
+    return Algorithm(
+        "x", SOURCE, PairLoss(loss, "log_ratio"), prepare=(PairLabels("x"), RefLogp()), reduce=Mean("kept_G")
+    )
 
 
 def test_hinge_and_hinge_norm_are_one_loss_in_two_scales() -> None:
     """max(0, 1 - gamma D)/gamma = max(0, delta - D) with delta = 1/gamma."""
     d = torch.linspace(-5, 5, 41, dtype=F64)
-    same(hinge(1.0, 0.4)(d) / 0.4, hinge(2.5)(d), 1e-14)
+    same(Hinge(1.0, 0.4)(d) / 0.4, Hinge(2.5)(d), 1e-14)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.45, 0.5, 0.7, 0.99])
@@ -234,7 +237,7 @@ def test_hard_labels_have_no_optimum_and_the_margin_grows_like_the_logarithm_of_
     every bound in time, and the gradient is never zero. Both bounds are checked at every bound of u from 1 to 7.
     """
     beta, c = 0.1, 1.0
-    loss, u, step = logistic(beta), torch.zeros((), dtype=F64), 0
+    loss, u, step = Logistic(beta), torch.zeros((), dtype=F64), 0
     for bound in range(1, 8):
         while float(u) <= bound:
             h = (u / beta).requires_grad_()
@@ -284,7 +287,7 @@ def test_a_log_ratio_averaged_over_tokens_is_not_one_normalised_by_the_reference
     averaged = Algorithm(
         "x",
         SOURCE,
-        PairLoss(logistic(BETA), "ratio_per_token"),
+        PairLoss(Logistic(BETA), "log_ratio_per_token"),
         prepare=(PairLabels("x"), RefLogp()),
         reduce=Mean("kept_G"),
     )
@@ -309,9 +312,12 @@ OPPONENT = torch.tensor([0.20237342, 0.15637853, 0.3385958, 0.19820157, 0.104450
 DATA = torch.tensor([0.0730863, 0.16272855, 0.17106337, 0.34450364, 0.24861815], dtype=F64).log().log_softmax(0)
 
 
-def duel(opponent: Tensor, lam: float | list[float], **more) -> World:
-    """SPIN's expected loss: the data's answer against the opponent's own, both laws enumerated."""
-    groups = [Group(pair(i, j).prompt, answers(i, j), ranks=(1, 2)) for i in range(K) for j in range(K)]
+def duel(opponent: Tensor, lam: float | list[float], iteration: int = 0, **more) -> World:
+    """SPIN's expected loss: the data's answer against the opponent's own, both distributions enumerated."""
+    groups = []
+    for i, j in product(range(K), range(K)):
+        data, sampled = answers(i, j)
+        groups.append(Group(pair(i, j).prompt, (data, replace(sampled, policy_version=iteration)), ranks=(1, 2)))
     weights = (DATA[:, None] + opponent).exp().reshape(-1)
     return World(spin(SOURCE, lam=lam, **more), opponent, groups, weights)
 
@@ -360,12 +366,8 @@ def test_spin_begins_as_half_lam_of_sft_and_rests_at_the_data() -> None:
 
 def test_spin_takes_the_lam_of_its_iteration() -> None:
     for iteration, lam in ((0, 0.1), (1, 5.0), (7, 5.0)):
-        world = duel(OPPONENT, [0.1, 5.0])
-        SOURCE.iteration = iteration
-        try:
-            same(world.slope(THETA), duel(OPPONENT, lam).slope(THETA), 1e-15)
-        finally:
-            SOURCE.iteration = 0
+        world = duel(OPPONENT, [0.1, 5.0], iteration)
+        same(world.slope(THETA), duel(OPPONENT, lam).slope(THETA), 1e-15)
 
 
 def test_a_reference_left_behind_is_told_apart() -> None:

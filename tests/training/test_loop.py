@@ -20,7 +20,8 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RuleScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
 from tiltyard.training.fit import Run, fit, lr_factor, make_optimizer
-from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, UpdateKL, Values
+from tiltyard.training.hooks import UpdateKL
+from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, Values
 from tiltyard.training.source import Cycle, Offline, Online, generator
 from tiltyard.types import Prompt
 

@@ -17,11 +17,10 @@ from models import encoders
 from tiltyard.batch.batch import Batch
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.methods import mlm
-from tiltyard.methods.mlm import Cloze
+from tiltyard.methods.mlm import Cloze, Mask
 from tiltyard.models.encoder import MaskedModel
 from tiltyard.training.algorithm import Algorithm, Forward, Mean, Models
 from tiltyard.training.fit import Run, fit
-from tiltyard.training.masking import Mask
 from tiltyard.training.source import Offline
 from tiltyard.types import Group
 

@@ -14,7 +14,8 @@ k3 needs ref's support within pi's. On sequences the gradients hold token by tok
 """
 
 import math
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def sum_per_response(x_R: Tensor, response_R: Tensor, responses: int) -> Tensor:
 
 
 class KLController(Protocol):
-    """Holds the KL coefficient `beta` and may move it after each batch of rollouts."""
+    """Holds the KL coefficient `beta` and may change it after each batch of rollouts."""
 
     beta: float
 
@@ -55,13 +56,15 @@ class KLController(Protocol):
     def load_state_dict(self, state: dict[str, float]) -> None: ...
 
 
+@dataclass
 class FixedKL:
     """A constant coefficient."""
 
-    def __init__(self, beta: float) -> None:
-        if not (math.isfinite(beta) and beta >= 0):
-            raise ConfigError("the KL coefficient must be a finite number >= 0", where="beta", got=beta)
-        self.beta = beta
+    beta: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise ConfigError("the KL coefficient must be a finite number >= 0", where="beta", got=self.beta)
 
     def update(self, kl_mean_per_sequence: float, n: int) -> float:  # noqa: ARG002 - the controllers' common signature
         """Leaves beta as it is and returns it."""
@@ -74,6 +77,7 @@ class FixedKL:
         self.beta = state["beta"]
 
 
+@dataclass
 class AdaptiveKL:
     """Ziegler et al. 2019, §2.2: `e = clip(KL/target - 1, -0.2, 0.2);  beta *= 1 + e n/horizon`.
 
@@ -81,16 +85,19 @@ class AdaptiveKL:
     over tokens. A negative sample mean is legal (k1 is noisy) and lowers beta. `n` counts the responses of the batch.
     """
 
-    LIMIT = 0.2
+    LIMIT: ClassVar[float] = 0.2
 
-    def __init__(self, beta: float = 0.2, target: float = 6.0, horizon: float = 10_000) -> None:
-        for key, value in (("beta", beta), ("target", target), ("horizon", horizon)):
+    beta: float = 0.2
+    target: float = 6.0
+    horizon: float = 10_000
+
+    def __post_init__(self) -> None:
+        for key, value in (("beta", self.beta), ("target", self.target), ("horizon", self.horizon)):
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError("adaptive KL control needs a finite number > 0", where=key, got=value)
-        self.beta, self.target, self.horizon = beta, target, horizon
 
     def update(self, kl_mean_per_sequence: float, n: int) -> float:
-        """Moves beta after `n` responses whose mean KL was `kl_mean_per_sequence`; returns the new beta."""
+        """Updates beta after `n` responses whose mean KL was `kl_mean_per_sequence`; returns the new beta."""
         if not math.isfinite(kl_mean_per_sequence):
             raise NonFiniteError("the measured KL is not finite; beta was left as it was", got=kl_mean_per_sequence)
         if self.LIMIT * n >= self.horizon:
@@ -109,3 +116,16 @@ class AdaptiveKL:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.beta = state["beta"]
+
+
+def kl_controller(beta: float, target: float | None, horizon: float) -> KLController:
+    """A fixed coefficient, or an adaptive one where a target (nats a response) is given.
+
+    Raises:
+        ConfigError: an adaptive coefficient that starts at 0 and so could never change.
+    """
+    if target is None:
+        return FixedKL(beta)
+    if beta <= 0:
+        raise ConfigError("an adaptive KL coefficient must start above 0", where="kl", got=beta, fix="set kl=0.1")
+    return AdaptiveKL(beta, target, horizon)

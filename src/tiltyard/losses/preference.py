@@ -1,20 +1,27 @@
 """Losses of direct alignment: pure functions of log-probabilities, one value a pair (G), response (B) or group (G).
 
-A pair is two responses, first and second, with `q_G` the probability that the FIRST is preferred: 1 or 0 for hard
-labels, anything between for soft ones. Every pair loss is `q l(h) + (1 - q) l(-h)` for some l of a difference h (first
-minus second), so noise in the labels is a change of q (`losses.labels`) and works with all of them.
+A pair is two responses, first and second. Three letters are used for all pair losses:
 
-| loss | l | h | source |
-|---|---|---|---|
-| DPO | softplus(-beta h) | of log pi/ref, summed over tokens | Rafailov et al. 2023, eq. 7 |
-| IPO | (h - 1/(2 tau))^2 | of log pi/ref | Azar et al. 2023, eq. 17 |
-| hinge (SLiC-HF, CLICK) | max(0, delta - h) | of log pi, summed | Zhao et al. 2023, eq. 1 |
-| hinge-norm (RSO) | max(0, 1 - gamma h) | of log pi/ref, summed | Liu et al. 2023, table 1 |
-| SimPO | softplus(-(beta h - gamma)) | of log pi, averaged over tokens | Meng et al. 2024, eq. 6 |
-| ORPO | softplus(-h) | of log odds of exp(averaged log pi) | Hong et al. 2024, eq. 7 |
+* `h_G`: a difference of one quantity (log-ratio, log-prob, log odds), first response minus second;
+* `l`: a loss of `h` that is small where the first response is clearly ahead: `Logistic`, `Squared`, `Hinge`;
+* `q_G`: the probability that the FIRST response is preferred: 1 or 0 for hard labels, between them for soft ones.
+
+Every pair loss is `q l(h) + (1 - q) l(-h)`, so label noise is a change of q (`losses.labels`) and works with all of
+them. The papers' letters for the parameters stand in the table; in the code the scale of h is always `beta`.
+
+| loss | class | l | h | source |
+|---|---|---|---|---|
+| DPO, SPIN | `Logistic(beta)` | softplus(-beta h) | of log pi/ref, summed over tokens | Rafailov et al. 2023, eq. 7 |
+| IPO | `Squared(beta)`, tau = beta | (h - 1/(2 tau))^2 | of log pi/ref | Azar et al. 2023, eq. 17 |
+| SLiC-HF, CLICK | `Hinge(margin)`, delta = margin | max(0, delta - h) | of log pi, summed | Zhao et al. 2023, eq. 1 |
+| RSO's hinge-norm | `Hinge(1, beta)` | max(0, 1 - gamma h) | of log pi/ref, summed | Liu et al. 2023, table 1 |
+| SimPO | `Logistic(beta, margin)` | softplus(gamma - beta h) | of averaged log pi | Meng et al. 2024, eq. 6 |
+| ORPO | `Logistic(1)` | softplus(-h) | of log odds of exp(averaged log pi) | Hong et al. 2024, eq. 7 |
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,19 +36,42 @@ def first_minus_second_G(x_B: Tensor) -> Tensor:
     return first_G - second_G
 
 
-def logistic(beta: float, margin: float = 0.0) -> Callable[[Tensor], Tensor]:
-    """`-log sigmoid(beta h - margin)`: DPO and SPIN (margin 0), SimPO (averaged log-probs, margin gamma)."""
-    return lambda h: softplus(margin - beta * h)
+class MarginLoss(Protocol):
+    """A loss `l` of the difference h of a pair, elementwise, same shape as h."""
+
+    def __call__(self, h: Tensor) -> Tensor: ...
 
 
-def squared(tau: float) -> Callable[[Tensor], Tensor]:
-    """IPO's `(h - 1/(2 tau))^2`: pulls back what has gone too far."""
-    return lambda h: (h - 0.5 / tau) ** 2
+@dataclass(frozen=True)
+class Logistic:
+    """`l(h) = -log sigmoid(beta h - margin)`: DPO and SPIN (margin 0), SimPO (averaged log-probs, margin gamma)."""
+
+    beta: float
+    margin: float = 0.0
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return softplus(self.margin - self.beta * h)
 
 
-def hinge(delta: float, gamma: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """`max(0, delta - gamma h)`: zero once the margin is reached, and it does not estimate log-odds (methods 4.1)."""
-    return lambda h: torch.relu(delta - gamma * h)
+@dataclass(frozen=True)
+class Squared:
+    """IPO's `l(h) = (h - 1/(2 beta))^2`, the paper's tau being beta: h beyond the target is pulled back."""
+
+    beta: float
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return (h - 0.5 / self.beta) ** 2
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """`l(h) = max(0, margin - beta h)`: zero once the margin is reached; no estimate of log-odds (methods 4.1)."""
+
+    margin: float
+    beta: float = 1.0
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return torch.relu(self.margin - self.beta * h)
 
 
 def log_odds(average_logp: Tensor) -> Tensor:
@@ -70,14 +100,14 @@ def rank_hinge_G(x_B: Tensor, rank_B: Tensor, group_B: Tensor, groups: int) -> T
 
 
 def likelihood_rank(good: Sequence[bool], logp: Sequence[float]) -> list[int]:
-    """CLICK's pairing: for each response its partner's place, or -1.
+    """CLICK's pairing: for each response the index of the good one that it is paired with, or -1.
 
     Each bad response is paired with the good one whose likelihood is highest among those BELOW its own: the pair is
-    close, and the hinge is at work. Good responses, and bad ones that are less likely than every good one, have none.
+    close, and the hinge is active. Good responses, and bad ones less likely than every good one, have no pair.
     """
-    partner = [-1] * len(good)
+    paired = [-1] * len(good)
     for bad, is_good in enumerate(good):
         below = [i for i, g in enumerate(good) if g and logp[i] < logp[bad]]
         if not is_good and below:
-            partner[bad] = max(below, key=lambda i: logp[i])
-    return partner
+            paired[bad] = max(below, key=lambda i: logp[i])
+    return paired

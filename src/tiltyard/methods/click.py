@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import DataError
+from tiltyard.losses.kl import sum_per_response
+from tiltyard.losses.preference import likelihood_rank
 from tiltyard.methods.base import method
 from tiltyard.methods.sft import Nll
-from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Prepare, Source
-from tiltyard.training.labels import Labels, NegativePairs
-from tiltyard.training.prepare import RefLogp, total
-from tiltyard.training.source import Offline
+from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Item, Models, Prepare, Source
+from tiltyard.training.prepare import BinaryLabels, RefLogp, column, sum_count
+from tiltyard.training.source import Offline, generator
+from tiltyard.types import Group
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class CLICKLoss:
     weight: float
     margin: float
     lm: bool
-    needs: tuple[str, ...] = ("logp_R", "label_B", "positive_index_B")
-    item: Literal["R", "B", "G"] = "G"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "label_B", "positive_index_B")
+    item: ClassVar[Item] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         forest, logp_B = batch.forest, forward.logp_B
@@ -45,8 +47,48 @@ class CLICKLoss:
         if self.lm:
             tokens_G = per_group(label_B * forest.count_B, forest.group_B)
             loss_G = loss_G - per_group(label_B * logp_B, forest.group_B) / tokens_G.clamp(min=1)
-        metrics: Metrics = {"hinge": total(hinge_P.detach()), "active": total((hinge_P.detach() > 0).double())}
+        metrics: Metrics = {"hinge": sum_count(hinge_P.detach()), "active": sum_count((hinge_P.detach() > 0).double())}
         return loss_G, metrics
+
+
+@dataclass(frozen=True)
+class NegativePairs:
+    """Pairs each bad response with a good one: `positive_index_B`, its index within the group; -1: no pair.
+
+    `random` draws one of the group's good responses, from (seed, the tokens) alone, so that it stays the same from
+    epoch to epoch; `likelihood_rank` is CLICK's rule over the starting model's likelihoods (`ref_logp_R`).
+    """
+
+    pairing: Literal["random", "likelihood_rank"]
+    seed: int = 0
+    writes: ClassVar[tuple[str, ...]] = ("positive_index_B",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("label_B", *(("ref_logp_R",) if self.pairing == "likelihood_rank" else ()))
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        forest = batch.forest
+        logp = [0.0] * forest.B
+        if self.pairing == "likelihood_rank":
+            logp = sum_per_response(batch["ref_logp_R"], forest.response_R, forest.B).tolist()
+        label = batch["label_B"].tolist()
+        positive: list[float] = []
+        for group in batch.groups:
+            rows = slice(len(positive), len(positive) + len(group.responses))
+            good = [x > 0 for x in label[rows]]
+            positive += likelihood_rank(good, logp[rows]) if self.pairing != "random" else self._random(group, good)
+        positive_index_B = column(positive, batch)
+        paired = sum_count((positive_index_B >= 0).double())
+        return batch.with_columns({"paired": paired}, positive_index_B=positive_index_B)
+
+    def _random(self, group: Group, good: list[bool]) -> list[int]:
+        candidates = [i for i, g in enumerate(good) if g]
+        if not candidates:
+            return [-1] * len(good)
+        stream = generator(self.seed, 5, *group.prompt.ids, *(t for r in group.responses for t in r.ids))
+        choices = torch.randint(len(candidates), (len(good),), generator=stream).tolist()
+        return [-1 if is_good else candidates[k] for is_good, k in zip(good, choices, strict=True)]
 
 
 @method(
@@ -100,6 +142,6 @@ def click(
         "click",
         source,
         CLICKLoss(weight, margin, lm=data is None),
-        prepare=(Labels(), *by_likelihood, NegativePairs(pairing, pairing_seed)),
+        prepare=(BinaryLabels(), *by_likelihood, NegativePairs(pairing, pairing_seed)),
         aux_losses=() if data is None else (AuxLoss("lm", data, Nll(), 1.0),),
     )

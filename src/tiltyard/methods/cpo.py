@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from tiltyard.losses.labels import Noise
-from tiltyard.losses.preference import logistic
+from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import PairLabels
+from tiltyard.training.prepare import PairLabels
 
 
 @method(
@@ -48,7 +48,7 @@ def cpo(
     return Algorithm(
         "cpo",
         pairs_of(source, "cpo"),
-        PairLoss(logistic(beta), "logp", beta, noise, noise_kind, nll=nll, nll_per_token=nll_per_token),
+        PairLoss(Logistic(beta), "logp", beta, noise, noise_kind, nll=nll, nll_per_token=nll_per_token),
         prepare=(PairLabels("cpo"),),
         reduce=Mean("kept_G"),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -13,11 +14,12 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import pair_metrics
-from tiltyard.training.algorithm import Algorithm, Forward, Mean
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import TokenUniforms, total
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models
+from tiltyard.training.prepare import PairLabels, sum_count
+from tiltyard.training.prepare.columns import concatenated
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.select import best_worst
+from tiltyard.training.source import generator
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class PairwiseCringe:
     gate_temperature: float
     detach_gate: bool
     detach_rival: bool
-    needs: tuple[str, ...] = ("logp_R", "negative_logp_R", "share_B", "kept_G", "uniform_R")
-    item: Literal["R", "B", "G"] = "G"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "negative_logp_R", "share_B", "kept_G", "uniform_R")
+    item: ClassVar[Item] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         forest, logp_R, logp_B = batch.forest, forward.logp_R, forward.logp_B
@@ -45,8 +47,26 @@ class PairwiseCringe:
         margin_G = ((2 * share_B - 1) * logp_B).view(-1, 2).sum(1)
         gate_G = ((self.gate_margin - margin_G) / self.gate_temperature).sigmoid()
         metrics = pair_metrics(logp_B.detach(), logp_B.detach(), batch)
-        metrics |= {"gate": total(gate_G.detach()), "contrast": total(contrast_R.detach())}
+        metrics |= {"gate": sum_count(gate_G.detach()), "contrast": sum_count(contrast_R.detach())}
         return (gate_G.detach() if self.detach_gate else gate_G) * loss_G, metrics
+
+
+@dataclass(frozen=True)
+class TokenUniforms:
+    """`uniform_R`: a uniform number for each response token, from (seed, policy version, group's index in the step)."""
+
+    seed: int = 0
+    needs: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ("uniform_R",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:
+        forest = batch.forest
+        tokens = torch.bincount(forest.group_B, weights=forest.count_B.double(), minlength=forest.G).long().tolist()
+        parts = []
+        for index, count in zip(batch.index, tokens, strict=True):
+            stream = generator(self.seed, 8, models.version, index)
+            parts.append(torch.rand(count, generator=stream, dtype=torch.float64))
+        return batch.with_columns(uniform_R=concatenated(parts).to(forest.device))
 
 
 @method(

@@ -1,10 +1,9 @@
-"""What the methods of direct alignment share: a loss over pairs, and sources that hold the right kind of data."""
+"""Shared by the methods of direct alignment: the loss over pairs, its metrics, and checks of their data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,13 +12,12 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import DataError
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.losses.labels import Noise, both_ways_G, noisy_label_G
-from tiltyard.losses.preference import first_minus_second_G, log_odds
-from tiltyard.training.algorithm import Forward, Source
-from tiltyard.training.labels import not_a_pair
-from tiltyard.training.prepare import total
+from tiltyard.losses.preference import MarginLoss, first_minus_second_G, log_odds
+from tiltyard.training.algorithm import Forward, Item, Source
+from tiltyard.training.prepare import not_a_pair, sum_count
 from tiltyard.training.source import Offline
 
-Of = Literal["ratio", "ratio_per_token", "logp", "logp_per_token", "log_odds"]
+Quantity = Literal["log_ratio", "log_ratio_per_token", "logp", "logp_per_token", "log_odds"]
 
 
 @dataclass(frozen=True)
@@ -27,44 +25,46 @@ class PairLoss:
     """`q l(h) + (1 - q) l(-h)` of each pair, h being a difference (first minus second) of `of`.
 
     Args:
-        l: a loss of h, see `losses.preference`.
-        of: log pi/ref summed over tokens (`ratio`) or averaged, log pi summed or averaged, or ORPO's log odds.
-        scale: what makes `of` the implicit reward of the method; metrics only.
-        noise, kind: labels are flipped with this probability, and how that is allowed for.
-        weight: of the pair loss. nll: weight of the preferred answer's negative log-likelihood, averaged over its
-            tokens or summed.
+        loss: `l`, see `losses.preference`.
+        of: the quantity that h is a difference of: log pi/ref summed over tokens (`log_ratio`) or averaged, log pi
+            summed or averaged, or ORPO's log odds.
+        scale: factor that makes the quantity the implicit reward of the method; metrics only.
+        noise, noise_kind: probability that a label is flipped, and the correction for it (`losses.labels`).
+        weight: of the pair loss.
+        nll: weight of the preferred response's negative log-likelihood, averaged over its tokens (`nll_per_token`) or
+            summed.
     """
 
-    l: Callable[[Tensor], Tensor]  # noqa: E741 - the sheet's name
-    of: Of
+    loss: MarginLoss
+    of: Quantity
     scale: float = 1.0
     noise: float = 0.0
-    kind: Noise = "conservative"
+    noise_kind: Noise = "conservative"
     weight: float = 1.0
     nll: float = 0.0
     nll_per_token: bool = True
-    item: Literal["R", "B", "G"] = "G"
+    item: ClassVar[Item] = "G"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        ref = ("ref_logp_R",) if self.of.startswith("ratio") else ()
+        ref = ("ref_logp_R",) if self.of.startswith("log_ratio") else ()
         return ("logp_R", *ref, "share_B", "kept_G")
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         share_B = batch["share_B"].to(forward.logp_R.dtype)
         q_G = share_B.view(-1, 2)[:, 0]
-        x_B = self.measured_B(forward, batch)
-        label_G = noisy_label_G(q_G, self.noise, self.kind) if self.noise else q_G
-        loss_G = self.weight * both_ways_G(self.l, first_minus_second_G(x_B), label_G)
+        x_B = self.quantity_B(forward, batch)
+        label_G = noisy_label_G(q_G, self.noise, self.noise_kind) if self.noise else q_G
+        loss_G = self.weight * both_ways_G(self.loss, first_minus_second_G(x_B), label_G)
         if self.nll:
             nll_B = -forward.logp_B / batch.forest.count_B if self.nll_per_token else -forward.logp_B
             loss_G = loss_G + self.nll * (share_B * nll_B).view(-1, 2).sum(1)
         return loss_G, pair_metrics(self.scale * x_B.detach(), forward.logp_B.detach(), batch)
 
-    def measured_B(self, forward: Forward, batch: Batch) -> Tensor:
+    def quantity_B(self, forward: Forward, batch: Batch) -> Tensor:
         """The quantity whose difference is h, [B]."""
-        x_B = log_ratio_B(forward, batch) if self.of.startswith("ratio") else forward.logp_B
-        if self.of in ("ratio", "logp"):
+        x_B = log_ratio_B(forward, batch) if self.of.startswith("log_ratio") else forward.logp_B
+        if self.of in ("log_ratio", "logp"):
             return x_B
         x_B = x_B / batch.forest.count_B
         return log_odds(x_B) if self.of == "log_odds" else x_B
@@ -77,9 +77,9 @@ def log_ratio_B(forward: Forward, batch: Batch) -> Tensor:
 
 
 def pair_metrics(reward_B: Tensor, logp_B: Tensor, batch: Batch) -> Metrics:
-    """Implicit rewards of the preferred and the other answer, their margin and how often it is right (ties count half).
+    """Implicit rewards of the preferred and the other response, their margin, and its accuracy (ties count half).
 
-    Pairs labelled one half have no right side: they are left out.
+    Pairs labelled one half have no preferred response: they are left out.
     """
     share_G2 = batch["share_B"].view(-1, 2)
     sided_G = share_G2[:, 0] != share_G2[:, 1]
@@ -89,18 +89,18 @@ def pair_metrics(reward_B: Tensor, logp_B: Tensor, batch: Batch) -> Metrics:
     def sides(name: str, x_B: Tensor) -> tuple[Tensor, Tensor]:
         one_G, two_G = x_B.view(-1, 2)[sided_G].unbind(1)
         chosen_G, rejected_G = torch.where(first_G, one_G, two_G), torch.where(first_G, two_G, one_G)
-        metrics[f"chosen_{name}"], metrics[f"rejected_{name}"] = total(chosen_G), total(rejected_G)
+        metrics[f"chosen_{name}"], metrics[f"rejected_{name}"] = sum_count(chosen_G), sum_count(rejected_G)
         return chosen_G, rejected_G
 
     sides("logp", logp_B)
     chosen_G, rejected_G = sides("reward", reward_B)
-    metrics["margin"] = total(chosen_G - rejected_G)
-    metrics["accuracy"] = total((torch.sign(chosen_G - rejected_G) + 1) / 2)
+    metrics["margin"] = sum_count(chosen_G - rejected_G)
+    metrics["accuracy"] = sum_count((torch.sign(chosen_G - rejected_G) + 1) / 2)
     return metrics
 
 
 def pairs_of(source: Source, method: str) -> Source:
-    """The source, after a look at its groups where they are known: each must be two answers.
+    """Checks that each group of an offline source is a labelled pair; returns the source.
 
     Raises:
         DataError: rankings, or groups that nobody compared.
@@ -108,19 +108,23 @@ def pairs_of(source: Source, method: str) -> Source:
     for group in source.cycle.items if isinstance(source, Offline) else ():
         if len(group.responses) != 2:
             raise not_a_pair(method, group)
-        _judged(group.ranks is not None, group.origin or group.prompt.id, method)
+        _require_ranks(group.ranks is not None, group.origin or group.prompt.id, method)
     return source
 
 
 def rankings_of(source: Source, method: str) -> Source:
-    """The source, after a look at its groups: each must say which answers are better."""
+    """Checks that each group of an offline source has ranks; returns the source.
+
+    Raises:
+        DataError: groups that nobody compared.
+    """
     for group in source.cycle.items if isinstance(source, Offline) else ():
-        _judged(group.ranks is not None, group.origin or group.prompt.id, method)
+        _require_ranks(group.ranks is not None, group.origin or group.prompt.id, method)
     return source
 
 
-def _judged(judged: bool, where: str, method: str) -> None:
-    if not judged:
+def _require_ranks(ranked: bool, where: str, method: str) -> None:
+    if not ranked:
         raise DataError(
             f"{method} learns from comparisons and nobody compared these answers",
             where=where,

@@ -7,12 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from tiltyard.losses.labels import Noise
-from tiltyard.losses.preference import logistic
+from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp
+from tiltyard.training.prepare import PairLabels, RefLogp
 
 
 @method(
@@ -52,7 +51,7 @@ def dpo(
     return Algorithm(
         "dpo",
         pairs_of(source, "dpo"),
-        PairLoss(logistic(beta), "ratio", beta, noise, noise_kind, nll=nll),
+        PairLoss(Logistic(beta), "log_ratio", beta, noise, noise_kind, nll=nll),
         prepare=(PairLabels("dpo"), RefLogp()),
         reduce=Mean("kept_G"),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
-from tiltyard.losses.advantages import MissingEos
+from tiltyard.losses.advantages import MissingEos, overlong_B
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import (
     Aggregate,
@@ -19,10 +20,35 @@ from tiltyard.methods.policy_gradient import (
     require_untruncated_sampling,
     several_answers,
 )
-from tiltyard.training.advantages import EndedOnly, GroupAdvantages, Overlong, ResponseRewards, Scale
-from tiltyard.training.algorithm import Algorithm
-from tiltyard.training.prepare import OldLogp
+from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.prepare import AdvantageScale, GroupAdvantages, OldLogp, ResponseRewards, sum_count
 from tiltyard.training.source import Online
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """`reward_B` lowered by DAPO's length penalty over the last `soft` of the `longest` tokens a response may have."""
+
+    longest: int
+    soft: int
+    needs: ClassVar[tuple[str, ...]] = ("reward_B",)
+    writes: ClassVar[tuple[str, ...]] = ("reward_B",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        extra_B = overlong_B(batch.forest.count_B, self.longest, self.soft)
+        return batch.with_columns({"overlong": sum_count(extra_B)}, reward_B=batch["reward_B"] + extra_B)
+
+
+@dataclass(frozen=True)
+class EndedOnly:
+    """`kept_B`, `kept_R`: 1 for responses that ended by themselves, 0 for truncated ones, which get no gradient."""
+
+    needs: ClassVar[tuple[str, ...]] = ("stopped_B",)
+    writes: ClassVar[tuple[str, ...]] = ("kept_B", "kept_R")
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        kept_B = batch["stopped_B"].double()
+        return batch.with_columns(kept_B=kept_B, kept_R=kept_B[batch.forest.response_R])
 
 
 @method(
@@ -48,7 +74,7 @@ def grpo(
     *,
     kl: Annotated[float, Field(ge=0)] = 0.04,
     kl_form: KlForm = "loss_k3",
-    scale: Scale = "group",
+    scale: AdvantageScale = "group",
     scale_eps: Annotated[float, Field(ge=0)] = 1e-4,
     ddof: Literal[0, 1] = 1,
     aggregate: Aggregate = "sequence",

@@ -7,12 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from tiltyard.losses.labels import Noise
-from tiltyard.losses.preference import squared
+from tiltyard.losses.preference import Squared
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp
+from tiltyard.training.prepare import PairLabels, RefLogp
 
 
 @method(
@@ -51,7 +50,7 @@ def ipo(
     return Algorithm(
         "ipo",
         pairs_of(source, "ipo"),
-        PairLoss(squared(tau), "ratio_per_token" if length_norm else "ratio", tau, noise, noise_kind),
+        PairLoss(Squared(tau), "log_ratio_per_token" if length_norm else "log_ratio", tau, noise, noise_kind),
         prepare=(PairLabels("ipo"), RefLogp()),
         reduce=Mean("kept_G"),
     )

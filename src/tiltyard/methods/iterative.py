@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tiltyard.losses.preference import hinge, logistic, squared
+from tiltyard.losses.preference import Hinge, Logistic, MarginLoss, Squared
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp
+from tiltyard.training.prepare import PairLabels, RefLogp
 from tiltyard.training.rounds import Rounds, renew_ref
 from tiltyard.training.select import best_worst
 
@@ -22,7 +21,8 @@ Direct = Literal["dpo", "ipo", "hinge"]
 
 def direct_loss(loss: Direct, beta: float) -> PairLoss:
     """DPO's, IPO's (summed log-ratios, tau = beta) or the reference-normalised hinge (margin 1/beta)."""
-    return PairLoss({"dpo": logistic(beta), "ipo": squared(beta), "hinge": hinge(1.0, beta)}[loss], "ratio", beta)
+    losses: dict[Direct, MarginLoss] = {"dpo": Logistic(beta), "ipo": Squared(beta), "hinge": Hinge(1.0, beta)}
+    return PairLoss(losses[loss], "log_ratio", beta)
 
 
 @method(

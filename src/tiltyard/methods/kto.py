@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.distributed import processes
+from tiltyard.errors import DataError
 from tiltyard.losses.preference import kto_B
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import log_ratio_B
-from tiltyard.training.algorithm import Algorithm, Forward, Source
-from tiltyard.training.labels import Labels, MismatchedKL
-from tiltyard.training.prepare import RefLogp
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Models, Source
+from tiltyard.training.prepare import BinaryLabels, RefLogp, column, per_microbatch
+from tiltyard.types import Group, Response
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class KTOLoss:
     beta: float
     desirable: float
     undesirable: float
-    needs: tuple[str, ...] = ("logp_R", "ref_logp_R", "label_B", "kl_B")
-    item: Literal["R", "B", "G"] = "B"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "ref_logp_R", "label_B", "kl_B")
+    item: ClassVar[Item] = "B"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         ratio_B, label_B = log_ratio_B(forward, batch), batch["label_B"]
@@ -37,6 +40,56 @@ class KTOLoss:
             "bad_reward": (float((reward_B * (1 - label_B)).sum()), len(label_B) - good),
         }
         return loss_B, metrics
+
+
+@dataclass(frozen=True)
+class MismatchedKL:
+    """`kl_B`: KTO's reference point, one number for the whole step repeated along B, and the metric `kl`.
+
+    The mean over the step's prompts of the summed log-ratio of a response to ANOTHER prompt (that of the next group of
+    the step, truncated where the context ends), clamped at 0 (Ethayarajh et al. 2024, section 4.1: a biased but cheap
+    estimate of the KL). The responses come from the whole step, over all processes, so the number does not depend on
+    how the step is shared.
+
+    Raises:
+        DataError: the step has fewer than two prompts.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ("kl_B",)
+    reads_ref: ClassVar[bool] = True
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:
+        policy, ref = models.get("policy"), models.get("ref")
+        firsts = [(i, g.responses[0]) for i, g in zip(batch.index, batch.groups, strict=True)]
+        first_responses = dict(pair for part in processes.gather_objects(firsts) for pair in part)
+        if len(first_responses) < 2:
+            raise DataError(
+                "KTO's reference point puts answers to other prompts, so a step needs two",
+                where="kto.batch",
+                got=len(first_responses),
+                expected="at least 2",
+                fix="raise batch",
+            )
+        mismatched = []
+        for i, g in zip(batch.index, batch.groups, strict=True):
+            response = _truncated(first_responses[(i + 1) % batch.total], g, policy.chat.max_length)
+            mismatched.append(replace(g, responses=(response,), scores=None, ranks=None, shares=None))
+        other = Batch.of(mismatched, batch.index, batch.total, batch.forest.device, batch.budget)
+        ratio_R = per_microbatch(other, lambda part: policy.logp_R(part.forest)[0] - ref.logp_R(part.forest)[0])
+        sums = torch.stack([ratio_R.double().sum(), ratio_R.new_tensor(float(len(mismatched)), dtype=torch.float64)])
+        ratio_sum, count = processes.sum_all(sums).tolist()
+        kl = max(0.0, ratio_sum / count)
+        return batch.with_columns({"kl": (kl, 1.0)}, kl_B=column([kl] * batch.forest.B, batch))
+
+
+def _truncated(response: Response, group: Group, context: int | None) -> Response:
+    """The response cut to the tokens that the model's context leaves after this group's prompt."""
+    longest = len(response.ids) if context is None else context - len(group.prompt.ids)
+    if len(response.ids) <= longest:
+        return response
+    spans = tuple((a, min(b, longest)) for a, b in response.loss_spans or ((0, longest),) if a < longest)
+    return replace(response, ids=response.ids[:longest], logps=None, loss_spans=spans)
 
 
 @method(
@@ -72,5 +125,5 @@ def kto(
         "kto",
         source,
         KTOLoss(beta, desirable, undesirable),
-        prepare=(Labels(), RefLogp(), MismatchedKL()),
+        prepare=(BinaryLabels(), RefLogp(), MismatchedKL()),
     )

@@ -2,26 +2,96 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.errors import ConfigError
 from tiltyard.losses.supervised import nll_R
 from tiltyard.methods.base import method
-from tiltyard.training.algorithm import Algorithm, Forward, Mean, Source
-from tiltyard.training.masking import Mask
+from tiltyard.models.encoder import MaskedModel
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
+from tiltyard.training.source import generator
 
 
+@dataclass(frozen=True)
 class Cloze:
     """-log p of every chosen token at its own place, given the rest of the text."""
 
-    needs: tuple[str, ...] = ("cloze_logp_R", "corrupt_R", "masked_R")
-    item: Literal["R", "B", "G"] = "R"
+    needs: ClassVar[tuple[str, ...]] = ("cloze_logp_R", "corrupt_R", "masked_R")
+    item: ClassVar[Item] = "R"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
         return nll_R(forward.cloze_logp_R), {}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """`masked_R`: 1 where a token is to be guessed, else 0; `corrupt_R`: the ids the model sees (BERT, section 3.1).
+
+    Each token that is not special is chosen with probability `p`, independently; in a text without any chosen token
+    one is chosen uniformly, so that every text has a loss. A chosen token becomes the mask token, a random token that
+    is not special (it may be the same one), or stays. The draws depend on the seed, the model's version and the group's
+    index in the whole step's list, so neither resuming nor cutting a batch changes them.
+
+    Args:
+        p: probability that a token is chosen.
+        to_mask: share of the chosen tokens that becomes the mask token.
+        to_random: share of the chosen tokens that becomes a random token; the rest stays.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: the two shares add up to more than 1.
+    """
+
+    p: float = 0.15
+    to_mask: float = 0.8
+    to_random: float = 0.1
+    seed: int = 0
+    needs: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ("corrupt_R", "masked_R")
+
+    def __post_init__(self) -> None:
+        if self.to_mask + self.to_random > 1 + 1e-9:
+            raise ConfigError(
+                "more tokens would be replaced than are chosen",
+                where="to_mask, to_random",
+                got=f"{self.to_mask} + {self.to_random}",
+                expected="at most 1 together; what is left stays as it is",
+            )
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:
+        model, forest = models.get("encoder"), batch.forest
+        true_R = forest.target_R.cpu()
+        corrupt_R, masked_R = true_R.clone(), torch.zeros(forest.R, dtype=torch.float64)
+        maskable_R = torch.isin(true_R, model.words)
+        stream_of, start = (-1, torch.Generator()), 0
+        for g, count in zip(forest.group_B.tolist(), forest.count_B.tolist(), strict=True):
+            if stream_of[0] != g:
+                stream_of = (g, generator(self.seed, 5, models.version, batch.index[g]))
+            span = slice(start, start + count)
+            start += count
+            corrupt_R[span], masked_R[span] = self._corrupt(true_R[span], maskable_R[span], model, stream_of[1])
+        metrics: Metrics = {"masked": (float(masked_R.sum()), float(maskable_R.sum()))}
+        columns = {"corrupt_R": corrupt_R.to(forest.device), "masked_R": masked_R.to(forest.device)}
+        return batch.with_columns(metrics, **columns)
+
+    def _corrupt(
+        self, true: Tensor, maskable: Tensor, model: MaskedModel, stream: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(ids after corruption, whether each was chosen) of one text. Numbers are drawn for all its tokens."""
+        chance, share = torch.rand(2, len(true), generator=stream)
+        random_ids = model.words[torch.randint(len(model.words), (len(true),), generator=stream)]
+        chosen = maskable & (chance < self.p)
+        if maskable.any() and not chosen.any():
+            chosen[chance.masked_fill(~maskable, 2.0).argmin()] = True  # the least of uniform draws: a uniform index
+        corrupt = torch.where(share < self.to_mask + self.to_random, random_ids, true)
+        corrupt = corrupt.masked_fill(share < self.to_mask, model.mask_id)
+        return torch.where(chosen, corrupt, true), chosen.double()
 
 
 @method(

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
 from tiltyard.methods.base import method
 from tiltyard.methods.iterative import Direct, direct_loss
-from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import PairLabels, RanksFromScores
-from tiltyard.training.prepare import OldLogp
+from tiltyard.training.algorithm import Algorithm, Mean, Models
+from tiltyard.training.prepare import OldLogp, PairLabels, column
 from tiltyard.training.source import Online
+
+
+@dataclass(frozen=True)
+class RanksFromScores:
+    """`rank_B` of sampled responses: a judge's ranks (and shares) if there are some, else the scores' order."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ("rank_B",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        if "rank_B" in batch.columns:
+            return batch
+        batch["score_B"]  # raises if there are no scores
+        ranks = []
+        for group in batch.groups:
+            best_first = sorted(set(group.scores or ()), reverse=True)
+            ranks += [float(best_first.index(s) + 1) for s in group.scores or ()]
+        return batch.with_columns(rank_B=column(ranks, batch))
 
 
 @method(
@@ -55,7 +74,7 @@ def online_dpo(
             fix="set temperature=0.9",
         )
     # shown under the law of sampling, learnt at temperature 1
-    measured = OldLogp(law.temperature, against_ref=True, ref_temperature=1.0, drawn=law.whole)
+    measured = OldLogp(law.temperature, against_ref=True, ref_temperature=1.0, on_policy=law.whole)
     return Algorithm(
         "online_dpo",
         source,

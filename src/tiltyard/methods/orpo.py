@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tiltyard.losses.preference import logistic
+from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import PairLabels
+from tiltyard.training.prepare import PairLabels
 
 
 @method(
@@ -37,7 +37,7 @@ def orpo(source: Source, *, lam: Annotated[float, Field(ge=0)] = 0.1) -> Algorit
     return Algorithm(
         "orpo",
         pairs_of(source, "orpo"),
-        PairLoss(logistic(1.0), "log_odds", weight=lam, nll=1.0),
+        PairLoss(Logistic(1.0), "log_odds", weight=lam, nll=1.0),
         prepare=(PairLabels("orpo"),),
         reduce=Mean("kept_G"),
     )

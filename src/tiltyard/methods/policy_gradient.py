@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,8 +11,8 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import ConfigError
 from tiltyard.losses.kl import k2, k3, sum_per_response
 from tiltyard.losses.policy import policy_gradient, ppo_clip_R, value_error_R
-from tiltyard.training.algorithm import Forward, Loss, Mean
-from tiltyard.training.prepare import total
+from tiltyard.training.algorithm import Forward, Item, Loss, Mean
+from tiltyard.training.prepare import sum_count
 from tiltyard.training.source import Online
 
 Aggregate = Literal["token", "sequence", "constant"]
@@ -25,7 +25,7 @@ class ActorCritic:
 
     value_coef: float
     entropy: float = 0.0
-    item: Literal["R", "B", "G"] = "R"
+    item: ClassVar[Item] = "R"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ class ActorCritic:
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         policy_R = policy_gradient(forward.logp_R, batch["advantage_R"])
         value_R = value_error_R(forward.value_R, batch["return_R"])
-        metrics: Metrics = {"policy_loss": total(policy_R.detach()), "value_loss": total(value_R.detach())}
+        metrics: Metrics = {"policy_loss": sum_count(policy_R.detach()), "value_loss": sum_count(value_R.detach())}
         loss_R = policy_R + self.value_coef * value_R
         if self.entropy:
             loss_R = loss_R - self.entropy * forward.entropy_R
@@ -50,7 +50,7 @@ class ClippedPolicy:
     kl: float = 0.0
     form: KlForm = "reward_k1"
     entropy: float = 0.0
-    item: Literal["R", "B", "G"] = "R"
+    item: ClassVar[Item] = "R"
 
     @property
     def kl_in_loss(self) -> bool:
@@ -65,13 +65,13 @@ class ClippedPolicy:
         policy = ppo_clip_R(forward.logp_R, batch["old_logp_R"], batch["advantage_R"], self.clip_low, self.clip_high)
         loss_R = policy.loss_R
         metrics: Metrics = {
-            "policy_loss": total(loss_R.detach()),
-            "ratio": total(policy.ratio_R),
-            "clipped": total(policy.clipped_R.double()),
+            "policy_loss": sum_count(loss_R.detach()),
+            "ratio": sum_count(policy.ratio_R),
+            "clipped": sum_count(policy.clipped_R.double()),
         }
         if self.kl_in_loss:
             kl_R = (k2 if self.form == "loss_k2" else k3)(forward.logp_R, batch["ref_logp_R"].detach())
-            metrics["kl_loss"] = total(kl_R.detach())
+            metrics["kl_loss"] = sum_count(kl_R.detach())
             loss_R = loss_R + self.kl * kl_R
         if self.entropy:
             loss_R = loss_R - self.entropy * forward.entropy_R
@@ -87,7 +87,7 @@ class PerResponse:
 
     loss: Loss
     tokens: int = 0
-    item: Literal["R", "B", "G"] = "B"
+    item: ClassVar[Item] = "B"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
-from tiltyard.losses.advantages import MissingEos
+from tiltyard.losses.advantages import MissingEos, mean_var, moments, whiten
+from tiltyard.losses.kl import kl_controller
 from tiltyard.losses.policy import ppo_clip_R, value_clip_R
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import enough_prompts, require_untruncated_sampling
 from tiltyard.methods.sft import Nll
-from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Source
+from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Item, Models, Source
+from tiltyard.training.hooks import UpdateKL
 from tiltyard.training.prepare import (
     Gae,
     OldLogp,
     TokenRewards,
-    UpdateKL,
     Values,
     WhitenAdvantages,
-    WhitenRewards,
-    kl_controller,
-    total,
+    sum_count,
 )
 from tiltyard.training.source import Online
 
@@ -37,19 +38,31 @@ class ClippedPolicyAndValue:
     clip: float
     value_clip: float
     vf_coef: float
-    needs: tuple[str, ...] = ("logp_R", "value_R", "old_logp_R", "advantage_R", "return_R", "old_value_R")
-    item: Literal["R", "B", "G"] = "R"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "value_R", "old_logp_R", "advantage_R", "return_R", "old_value_R")
+    item: ClassVar[Item] = "R"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         policy = ppo_clip_R(forward.logp_R, batch["old_logp_R"], batch["advantage_R"], self.clip)
         value_R = value_clip_R(forward.value_R, batch["old_value_R"], batch["return_R"], self.value_clip)
         metrics: Metrics = {
-            "policy_loss": total(policy.loss_R.detach()),
-            "value_loss": total(value_R.detach()),
-            "ratio": total(policy.ratio_R),
-            "clipped": total(policy.clipped_R.double()),
+            "policy_loss": sum_count(policy.loss_R.detach()),
+            "value_loss": sum_count(value_R.detach()),
+            "ratio": sum_count(policy.ratio_R),
+            "clipped": sum_count(policy.clipped_R.double()),
         }
         return policy.loss_R + self.vf_coef * value_R, metrics
+
+
+@dataclass(frozen=True)
+class WhitenRewards:
+    """`reward_R` divided by its standard deviation over the step; the mean is kept (methods 2.4)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("reward_R",)
+    writes: ClassVar[tuple[str, ...]] = ("reward_R",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        mean, var = mean_var(*processes.sum_all(torch.stack(moments(batch["reward_R"]))))
+        return batch.with_columns(reward_R=whiten(batch["reward_R"], mean, var, shift_mean=False))
 
 
 @method(

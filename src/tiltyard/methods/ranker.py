@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,17 +13,18 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.data.pairwise_prompt import PAIRS, encode_pairwise
 from tiltyard.errors import DataError
 from tiltyard.methods.base import method
-from tiltyard.training.algorithm import Algorithm, Forward, Mean, Models, Source
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
 
 
+@dataclass(frozen=True)
 class Comparisons:
     """`preferred_G`, the probability that the answer shown first in the first order is the better one, and `weight_G`.
 
     The weight is 1 / (comparisons that the row gave), so that a row weighs the same whatever its K.
     """
 
-    needs: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ("preferred_G", "weight_G")
+    needs: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ("preferred_G", "weight_G")
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
         preferred, weight = [], []
@@ -41,6 +43,7 @@ class Comparisons:
         return batch.with_columns(preferred_G=preferred_G, weight_G=weight_G)
 
 
+@dataclass(frozen=True)
 class RankerLoss:
     """Cross-entropy of sigmoid(d), d = s(y1|y2) - s(y2|y1), and what the raw scores make of the position.
 
@@ -49,8 +52,8 @@ class RankerLoss:
     by the other. Both cancel in the verdict; they say what asking once would have cost.
     """
 
-    needs: tuple[str, ...] = ("model_score_B", "preferred_G", "weight_G")
-    item: Literal["R", "B", "G"] = "G"
+    needs: ClassVar[tuple[str, ...]] = ("model_score_B", "preferred_G", "weight_G")
+    item: ClassVar[Item] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         score_G2 = forward.model_score_B.reshape(-1, 2)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import ActorCritic, require_untruncated_sampling
-from tiltyard.training.advantages import ResponseReturns, ResponseRewards
-from tiltyard.training.algorithm import Algorithm
-from tiltyard.training.prepare import OldLogp, Values
+from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.prepare import OldLogp, ResponseRewards, Values
+from tiltyard.training.prepare.advantages import value_metrics
 from tiltyard.training.source import Online
+
+
+@dataclass(frozen=True)
+class ResponseReturns:
+    """`return_R`: the whole response's reward at each of its tokens; `advantage_R`: that minus the value estimate."""
+
+    needs: ClassVar[tuple[str, ...]] = ("reward_B", "old_value_R")
+    writes: ClassVar[tuple[str, ...]] = ("advantage_R", "return_R")
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        value_R = batch["old_value_R"]
+        return_R = batch["reward_B"][batch.forest.response_R].to(value_R.dtype)
+        metrics = value_metrics(value_R, return_R)
+        return batch.with_columns(metrics, advantage_R=return_R - value_R, return_R=return_R)
 
 
 @method(

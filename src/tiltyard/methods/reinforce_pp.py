@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 
-from tiltyard.losses.advantages import MissingEos
-from tiltyard.losses.kl import FixedKL
+from tiltyard.batch.batch import Batch
+from tiltyard.losses.advantages import MissingEos, gae_R, group_advantages_B
+from tiltyard.losses.kl import FixedKL, sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import (
     ClippedPolicy,
@@ -15,10 +18,47 @@ from tiltyard.methods.policy_gradient import (
     require_untruncated_sampling,
     several_answers,
 )
-from tiltyard.training.advantages import GroupAdvantages, GroupBaseline, ResponseRewards, RewardsToGo
-from tiltyard.training.algorithm import Algorithm, Prepare
-from tiltyard.training.prepare import OldLogp, TokenRewards, WhitenAdvantages
+from tiltyard.training.algorithm import Algorithm, Models, Prepare
+from tiltyard.training.prepare import (
+    GroupAdvantages,
+    OldLogp,
+    ResponseRewards,
+    TokenRewards,
+    WhitenAdvantages,
+    require_several_responses,
+)
 from tiltyard.training.source import Online
+
+
+@dataclass(frozen=True)
+class RewardsToGo:
+    """`advantage_R`: the sum of the token rewards from this token on; no critic, no discount (methods 2.11)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("reward_R",)
+    writes: ClassVar[tuple[str, ...]] = ("advantage_R",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        forest, reward_R = batch.forest, batch["reward_R"]
+        zero_R = torch.zeros_like(reward_R)
+        advantage_R, _ = gae_R(reward_R, zero_R, forest.offset_B, forest.count_B, 1.0, 1.0)
+        return batch.with_columns(advantage_R=advantage_R)
+
+
+@dataclass(frozen=True)
+class GroupBaseline:
+    """`advantage_R` minus the mean over its group of the responses' whole rewards (REINFORCE++-baseline)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("reward_R", "advantage_R")
+    writes: ClassVar[tuple[str, ...]] = ("advantage_R",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        require_several_responses(batch)
+        forest = batch.forest
+        reward_B = sum_per_response(batch["reward_R"], forest.response_R, forest.B).double()
+        centred_B = group_advantages_B(reward_B, forest.group_B, "mean")
+        baseline_R = (reward_B - centred_B)[forest.response_R]
+        advantage_R = batch["advantage_R"]
+        return batch.with_columns(advantage_R=advantage_R - baseline_R.to(advantage_R.dtype))
 
 
 @method(

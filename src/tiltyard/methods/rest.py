@@ -16,8 +16,7 @@ from tiltyard.methods.base import method
 from tiltyard.methods.iterative import Direct, direct_loss
 from tiltyard.methods.sft import Nll, WeightedNll
 from tiltyard.training.algorithm import Algorithm, Loss, Mean, Prepare
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp
+from tiltyard.training.prepare import PairLabels, RefLogp
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.select import above, better_half, pairs_above
 from tiltyard.training.source import Offline

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, DataError
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.reward import accuracy_G, best_loss_G, kwise_loss_G, listwise_loss_G, pairs_G
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import rankings_of
-from tiltyard.training.algorithm import Algorithm, Forward, Mean, Source
-from tiltyard.training.labels import Margins, RankingLabels
-from tiltyard.training.prepare import total
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
+from tiltyard.training.prepare import column, sum_count
+from tiltyard.types import Group
 
 Form = Literal["pairs", "listwise", "best"]
 
@@ -32,7 +32,7 @@ class RankingLoss:
     noise_kind: Noise = "conservative"
     margins: bool = False
     centre: float = 0.0
-    item: Literal["R", "B", "G"] = "G"
+    item: ClassVar[Item] = "G"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ class RankingLoss:
             loss_G = best_loss_G(score_B, best_share_B(batch), *where)
         # soft labels may be equal: such a group is learnt from, and has no right order to be measured by
         sided_G = pairs_G(batch["rank_B"], *where) > 0
-        metrics: Metrics = {"accuracy": total(accuracy_G(score_B.detach(), batch["rank_B"], *where)[sided_G])}
+        metrics: Metrics = {"accuracy": sum_count(accuracy_G(score_B.detach(), batch["rank_B"], *where)[sided_G])}
         metrics["model_score"] = (float(score_B.detach().sum()), float(forest.B))
         return loss_G, metrics
 
@@ -72,6 +72,84 @@ def best_share_B(batch: Batch) -> Tensor:
     first_B = (rank_B == least_G[group_B]).double()
     many_G = torch.zeros(batch.forest.G).to(first_B).index_add(0, group_B, first_B)
     return torch.where(batch["soft_G"][group_B] > 0, batch["share_B"], first_B / many_G[group_B])
+
+
+@dataclass(frozen=True)
+class RankingLabels:
+    """Which pairs of a ranking count in the loss.
+
+    Columns: `ranked_G` (1 for groups with at least one untied pair; the others are left out of the mean and counted as
+    `tied_groups`), `order_B` (ranks; in groups with soft labels every response has its own, so that each pair counts,
+    equal shares too), `share_B` and `soft_G` (1 where the group has soft labels).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("rank_B",)
+    writes: ClassVar[tuple[str, ...]] = ("ranked_G", "order_B", "share_B", "soft_G")
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        batch["rank_B"]  # raises if there are no ranks
+        order: list[float] = []
+        share: list[float] = []
+        soft = []
+        for group in batch.groups:
+            order += group.ranks or () if group.shares is None else range(1, len(group.responses) + 1)
+            share += group.shares or [0.0] * len(group.responses)
+            soft.append(float(group.shares is not None))
+        order_B = column([float(x) for x in order], batch)
+        kept_G = (pairs_G(order_B, batch.forest.group_B, batch.forest.G) > 0).double()
+        return batch.with_columns(
+            {"tied_groups": sum_count(1 - kept_G)},
+            ranked_G=kept_G,
+            order_B=order_B,
+            share_B=column(share, batch),
+            soft_G=column(soft, batch),
+        )
+
+
+@dataclass(frozen=True)
+class Margins:
+    """`grade_B`: numbers whose difference is the margin of a pair (Llama 2's m(rating), methods 1.4).
+
+    Args:
+        source: `scores` for the responses' scores; any other name is a field of the row, a number or one of `levels`,
+            which is then the margin of the preferred over the other response of a pair.
+        levels: numbers for the texts of that field, e.g. `{"significantly": 1, "slightly": 0.33}`.
+        scale: multiplies both.
+
+    Raises:
+        DataError: a row without scores, without the field, with an unknown level, or a field beside a ranking.
+    """
+
+    source: str
+    levels: Mapping[str, float] = field(default_factory=dict)
+    scale: float = 1.0
+    needs: ClassVar[tuple[str, ...]] = ("rank_B",)
+    writes: ClassVar[tuple[str, ...]] = ("grade_B",)
+
+    def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        grades = [self.scale * grade for group in batch.groups for grade in self._grades(group)]
+        return batch.with_columns(grade_B=column(grades, batch))
+
+    def _grades(self, group: Group) -> tuple[float, ...]:
+        if self.source == "scores":
+            if group.scores is None:
+                raise self._missing(group, "no scores", "give 'scores' (numbers), or set margin to a field of the rows")
+            return group.scores
+        value = group.prompt.meta.get(self.source)
+        margin = self.levels.get(value) if isinstance(value, str) else value
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
+            fix = "add it to margin_levels" if isinstance(value, str) else f"give '{self.source}' as a number >= 0"
+            raise self._missing(group, f"{self.source} = {value!r}", fix)
+        if len(group.responses) != 2:
+            raise self._missing(group, f"{len(group.responses)} answers", "use margin=scores for rankings")
+        first, second = group.ranks or (1, 1)
+        return (float(margin), 0.0) if first <= second else (0.0, float(margin))
+
+    def _missing(self, group: Group, got: str, fix: str) -> DataError:
+        where = group.origin or group.prompt.id
+        return DataError(
+            "the row has no margin", where=where, got=got, expected=f"a margin from '{self.source}'", fix=fix
+        )
 
 
 @method(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -13,9 +13,8 @@ from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.policy import policy_gradient
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import require_untruncated_sampling, several_answers
-from tiltyard.training.advantages import GroupAdvantages, ResponseRewards
-from tiltyard.training.algorithm import Algorithm, Forward
-from tiltyard.training.prepare import OldLogp, total
+from tiltyard.training.algorithm import Algorithm, Forward, Item
+from tiltyard.training.prepare import GroupAdvantages, OldLogp, ResponseRewards, sum_count
 from tiltyard.training.source import Online
 
 
@@ -23,12 +22,15 @@ from tiltyard.training.source import Online
 class Reinforce:
     """-A log pi(y) of every whole answer, A a constant; log pi(y) is the sum over its tokens."""
 
-    needs: tuple[str, ...] = ("logp_R", "advantage_B")
-    item: Literal["R", "B", "G"] = "B"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "advantage_B")
+    item: ClassVar[Item] = "B"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         loss_B = policy_gradient(forward.logp_B, batch["advantage_B"])
-        return loss_B, {"policy_loss": total(loss_B.detach()), "advantage_size": total(batch["advantage_B"].abs())}
+        return loss_B, {
+            "policy_loss": sum_count(loss_B.detach()),
+            "advantage_size": sum_count(batch["advantage_B"].abs()),
+        }
 
 
 @method(

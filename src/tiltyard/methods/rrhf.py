@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,8 +14,8 @@ from tiltyard.losses.preference import rank_hinge_G
 from tiltyard.losses.reward import accuracy_G, pairs_G
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import rankings_of
-from tiltyard.training.algorithm import Algorithm, Forward, Source
-from tiltyard.training.prepare import total
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Source
+from tiltyard.training.prepare import sum_count
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class RankAndImitate:
     rank_weight: float
     sft_weight: float
     length_penalty: float
-    needs: tuple[str, ...] = ("logp_R", "rank_B")
-    item: Literal["R", "B", "G"] = "G"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "rank_B")
+    item: ClassVar[Item] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         forest, logp_B, rank_B = batch.forest, forward.logp_B, batch["rank_B"]
@@ -37,11 +37,11 @@ class RankAndImitate:
         shared_G = torch.zeros(forest.G).to(logp_B).index_add(0, forest.group_B, best_B)
         nll_G = -torch.zeros(forest.G).to(logp_B).index_add(0, forest.group_B, best_B * logp_B) / shared_G
         metrics: Metrics = {
-            "rank_loss": total(rank_G.detach()),
-            "best_nll": total(nll_G.detach()),
+            "rank_loss": sum_count(rank_G.detach()),
+            "best_nll": sum_count(nll_G.detach()),
         }
         kept_G = pairs_G(rank_B, forest.group_B, forest.G) > 0
-        metrics["accuracy"] = total(accuracy_G(p_B.detach(), rank_B, forest.group_B, forest.G)[kept_G])
+        metrics["accuracy"] = sum_count(accuracy_G(p_B.detach(), rank_B, forest.group_B, forest.G)[kept_G])
         return self.rank_weight * rank_G + self.sft_weight * nll_G, metrics
 
 

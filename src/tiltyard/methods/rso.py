@@ -10,12 +10,11 @@ import torch
 from pydantic import Field
 
 from tiltyard.errors import ConfigError
-from tiltyard.losses.preference import hinge, logistic
+from tiltyard.losses.preference import Hinge, Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp
+from tiltyard.training.prepare import PairLabels, RefLogp
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.select import by_scores, first_round, rejection, tournament
 from tiltyard.types import Group
@@ -90,9 +89,9 @@ def rso(
             expected=f"n = {source.n} at most",
         )
     losses = {
-        "sigmoid_norm": PairLoss(logistic(gamma), "ratio", gamma),
-        "hinge_norm": PairLoss(hinge(1.0, gamma), "ratio", gamma),
-        "hinge": PairLoss(hinge(1.0, gamma), "logp", gamma),
+        "sigmoid_norm": PairLoss(Logistic(gamma), "log_ratio", gamma),
+        "hinge_norm": PairLoss(Hinge(1.0, gamma), "log_ratio", gamma),
+        "hinge": PairLoss(Hinge(1.0, gamma), "logp", gamma),
     }
     return Algorithm(
         "rso",

@@ -12,8 +12,7 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.methods.base import method
 from tiltyard.methods.iterative import direct_loss
 from tiltyard.training.algorithm import Algorithm, Mean, Models
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp, total
+from tiltyard.training.prepare import PairLabels, RefLogp, sum_count
 from tiltyard.training.rounds import Rounds, renew_ref
 from tiltyard.training.select import best_worst
 
@@ -26,9 +25,9 @@ def pair_lengths(models: Models, batch: Batch, step: int) -> Metrics:  # noqa: A
     one_G, two_G = count_G2[sided_G].unbind(1)
     chosen_G, rejected_G = torch.where(first_G, one_G, two_G), torch.where(first_G, two_G, one_G)
     return {
-        "chosen_length": total(chosen_G),
-        "rejected_length": total(rejected_G),
-        "length_gap": total(chosen_G - rejected_G),
+        "chosen_length": sum_count(chosen_G),
+        "rejected_length": sum_count(rejected_G),
+        "length_gap": sum_count(chosen_G - rejected_G),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,24 +11,26 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.losses.offline_rl import gold_R
 from tiltyard.losses.supervised import nll_R
 from tiltyard.methods.base import method
-from tiltyard.training.algorithm import Algorithm, Forward, Source
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Source
 
 
+@dataclass(frozen=True)
 class Nll:
     """-log pi of every response token."""
 
-    needs: tuple[str, ...] = ("logp_R",)
-    item: Literal["R", "B", "G"] = "R"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R",)
+    item: ClassVar[Item] = "R"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
         return nll_R(forward.logp_R), {}
 
 
+@dataclass(frozen=True)
 class SequenceNll:
     """-log pi of every whole response: the sum over its tokens."""
 
-    needs: tuple[str, ...] = ("logp_R",)
-    item: Literal["R", "B", "G"] = "B"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R",)
+    item: ClassVar[Item] = "B"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
         return -forward.logp_B, {}
@@ -39,8 +41,8 @@ class WeightedNll:
     """-max(pi, floor) q log pi of each response token, q its answer's score, the first two without gradient."""
 
     floor: float
-    needs: tuple[str, ...] = ("logp_R", "score_B")
-    item: Literal["R", "B", "G"] = "R"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "score_B")
+    item: ClassVar[Item] = "R"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         q_R = batch["score_B"].to(forward.logp_R.dtype)[batch.forest.response_R]

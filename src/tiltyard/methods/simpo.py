@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from tiltyard.losses.labels import Noise
-from tiltyard.losses.preference import logistic
+from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
-from tiltyard.training.labels import PairLabels
+from tiltyard.training.prepare import PairLabels
 
 
 @method(
@@ -50,7 +50,7 @@ def simpo(
     return Algorithm(
         "simpo",
         pairs_of(source, "simpo"),
-        PairLoss(logistic(beta, beta * gamma_ratio), "logp_per_token", beta, noise, noise_kind, nll=nll),
+        PairLoss(Logistic(beta, beta * gamma_ratio), "logp_per_token", beta, noise, noise_kind, nll=nll),
         prepare=(PairLabels("simpo"),),
         reduce=Mean("kept_G"),
     )

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from tiltyard.errors import ConfigError
 from tiltyard.losses.labels import Noise
-from tiltyard.losses.preference import hinge
+from tiltyard.losses.preference import Hinge
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.methods.sft import SequenceNll
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Mean, Source
-from tiltyard.training.labels import PairLabels
+from tiltyard.training.prepare import PairLabels
 
 
 @method(
@@ -77,7 +77,7 @@ def slic(
     return Algorithm(
         "slic",
         pairs_of(source, "slic"),
-        PairLoss(hinge(delta), "logp", 1.0, noise, noise_kind, nll=chosen_weight, nll_per_token=False),
+        PairLoss(Hinge(delta), "logp", 1.0, noise, noise_kind, nll=chosen_weight, nll_per_token=False),
         prepare=(PairLabels("slic"),),
         reduce=Mean("kept_G"),
         aux_losses=aux_losses,

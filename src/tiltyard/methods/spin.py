@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import ConfigError
-from tiltyard.losses.preference import hinge, logistic
+from tiltyard.losses.preference import Hinge, Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
-from tiltyard.training.algorithm import Algorithm, Forward, Mean
-from tiltyard.training.labels import PairLabels
-from tiltyard.training.prepare import RefLogp, RenewRef
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean
+from tiltyard.training.hooks import RenewRef
+from tiltyard.training.prepare import PairLabels, RefLogp
 from tiltyard.training.source import SelfPlay
 
 Kind = Literal["logistic", "hinge"]
@@ -24,17 +23,23 @@ Kind = Literal["logistic", "hinge"]
 
 @dataclass(frozen=True)
 class SPINLoss:
-    """The pair loss of the iteration that the source is in."""
+    """The pair loss with the lam of the iteration whose opponent the responses come from.
 
-    source: SelfPlay
-    lams: Sequence[float]
+    Args:
+        lams: one number an iteration; the last holds for the rest. An opponent's response carries the number of its
+            iteration as its `policy_version`.
+        kind: the loss of the log-ratio difference.
+    """
+
+    lams: tuple[float, ...]
     kind: Kind
-    needs: tuple[str, ...] = ("logp_R", "ref_logp_R", "share_B", "kept_G")
-    item: Literal["R", "B", "G"] = "G"
+    needs: ClassVar[tuple[str, ...]] = ("logp_R", "ref_logp_R", "share_B", "kept_G")
+    item: ClassVar[Item] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
-        lam = self.lams[min(self.source.iteration, len(self.lams) - 1)]
-        loss = PairLoss(logistic(lam) if self.kind == "logistic" else hinge(1.0, lam), "ratio", lam)
+        iteration = batch.groups[0].responses[1].policy_version or 0
+        lam = self.lams[min(iteration, len(self.lams) - 1)]
+        loss = PairLoss(Logistic(lam) if self.kind == "logistic" else Hinge(1.0, lam), "log_ratio", lam)
         loss_G, metrics = loss(forward, batch)
         return loss_G, {**metrics, "lam": (lam, 1.0)}
 
@@ -76,7 +81,7 @@ def spin(
     return Algorithm(
         "spin",
         source,
-        SPINLoss(source, lams, loss),
+        SPINLoss(tuple(lams), loss),
         prepare=(PairLabels("spin"), RefLogp()),
         reduce=Mean("kept_G"),
         after=(RenewRef(source.every),),

@@ -11,11 +11,11 @@ import torch
 from tiltyard.batch.batch import Batch
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.losses.reward import accuracy_G, kwise_loss_G, pairs_G, ranking_pairs
+from tiltyard.methods.mlm import Mask
 from tiltyard.models.language import ScalarModel
 from tiltyard.stages.data import byte_count
 from tiltyard.stats.estimates import accuracy_ci, bits_per_byte
 from tiltyard.training.algorithm import Models, RefLogps, device_of
-from tiltyard.training.masking import Mask
 from tiltyard.types import Group
 
 Measure = Callable[[Models, int], dict[str, float]]

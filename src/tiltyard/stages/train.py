@@ -15,6 +15,7 @@ from tiltyard.distributed import processes
 from tiltyard.errors import DataError
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Method
+from tiltyard.methods.mlm import Mask
 from tiltyard.models.adapters import save_adapter
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import freeze_bottom, save_model
@@ -30,7 +31,6 @@ from tiltyard.stages.watch import Samples
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
-from tiltyard.training.masking import Mask
 from tiltyard.types import Group
 
 

@@ -24,6 +24,7 @@ from tiltyard.models.encoder import MaskedModel
 from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
 from tiltyard.types import Group
 
+Item = Literal["R", "B", "G"]  # what a loss has one value for: response tokens, responses or groups
 FORWARD = ("logp_R", "logp_B", "negative_logp_R", "entropy_R", "value_R", "model_score_B", "cloze_logp_R")
 
 

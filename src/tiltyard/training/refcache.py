@@ -30,7 +30,7 @@ from tiltyard.errors import CompositionError
 from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import plain_weights
-from tiltyard.training.prepare import by_micro
+from tiltyard.training.prepare import per_microbatch
 from tiltyard.types import MICRO_TOKENS, Group
 
 FORMAT = "1"
@@ -199,7 +199,7 @@ def _compute(ref: LanguageModel, groups: Sequence[Group], places: np.ndarray, bu
             slab = places[begin : begin + SLAB]
             own = [(i, groups[place]) for i, place in processes.shard(slab.tolist())]
             batch = Batch.of([g for _, g in own], [i for i, _ in own], len(slab), ref.device, budget)
-            logp_R = by_micro(batch, lambda part: ref.logp_R(part.forest)[0]).cpu()
+            logp_R = per_microbatch(batch, lambda part: ref.logp_R(part.forest)[0]).cpu()
             rows = dict(zip((i for i, _ in own), logp_R.split([_loss_tokens(g) for _, g in own]), strict=True))
             if processes.world() > 1:
                 rows = {i: torch.tensor(x, dtype=logp_R.dtype) for part in processes.gather_objects(

@@ -158,7 +158,7 @@ class Rounds:
         policy.eval()
         groups, index = [g for _, g in own], [i for i, _ in own]
         batch = Batch.of(groups, index, min(self.batch, len(known)), device_of(models), self.micro_tokens)
-        measured = OldLogp(law.temperature, drawn=law.whole and not self.stored)(models, batch)
+        measured = OldLogp(law.temperature, on_policy=law.whole and not self.stored)(models, batch)
         policy.train(training)
         return measured.metrics
 

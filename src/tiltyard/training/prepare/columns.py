@@ -1,0 +1,66 @@
+"""Helpers of prepare steps: columns computed one micro-batch at a time, tensors of numbers, sums for metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tiltyard.batch.batch import Batch
+from tiltyard.training.algorithm import Models
+
+
+@torch.no_grad()
+def per_microbatch(batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+    """Computes a column one micro-batch at a time, so that memory is bounded by the batch's token budget."""
+    return concatenated([compute(part) for part in batch.micro()])
+
+
+@torch.no_grad()
+def columns_per_microbatch(batch: Batch, compute: Callable[[Batch], Sequence[Tensor]], count: int) -> list[Tensor]:
+    """Computes `count` columns together, one micro-batch at a time."""
+    parts = [compute(part) for part in batch.micro()]
+    return [concatenated([part[i] for part in parts]) for i in range(count)]
+
+
+def policy_columns(
+    models: Models, batch: Batch, compute: Callable[..., Sequence[Tensor]], count: int
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Columns computed from the policy's hidden states, and the value estimates if they come from the same states.
+
+    Hidden states that the sampler kept (`sampled_hidden_R`) are not computed again.
+
+    Args:
+        compute: `(forest)` or `(forest, hidden_R=...)` -> `count` columns.
+
+    Returns:
+        The `count` columns, and `{"old_value_R": ...}` where a value head reads the policy's own states, else `{}`.
+    """
+    has_hidden, joint = "sampled_hidden_R" in batch.columns, models.joint()
+    if not has_hidden and not joint:
+        return columns_per_microbatch(batch, lambda part: compute(part.forest), count), {}
+    policy = models.get("policy")
+
+    def from_states(part: Batch) -> Sequence[Tensor]:
+        hidden_R = part["sampled_hidden_R"] if has_hidden else policy.hidden_R(part.forest)
+        columns = compute(part.forest, hidden_R=hidden_R)
+        return (*columns, models.get("value").value_R(part.forest, hidden_R)) if joint else columns
+
+    columns = columns_per_microbatch(batch, from_states, count + joint)
+    return columns[:count], {"old_value_R": columns[count]} if joint else {}
+
+
+def concatenated(parts: list[Tensor]) -> Tensor:
+    """The parts in one tensor; an empty one where there are none (a process without groups in this step)."""
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def column(values: list[float], batch: Batch) -> Tensor:
+    """The numbers as a float64 tensor on the batch's device."""
+    return torch.tensor(values, dtype=torch.float64, device=batch.forest.device)
+
+
+def sum_count(x: Tensor) -> tuple[float, float]:
+    """(sum, number of elements) of a tensor: a metric whose mean is taken over micro-batches and processes."""
+    return float(x.sum()), float(x.numel())

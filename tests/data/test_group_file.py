@@ -1,4 +1,4 @@
-"""Groups on disk are the groups in memory, whatever file they come from, and memory does not hold them."""
+"""A `GroupFile` returns the groups that were written, whatever file they come from, and memory does not hold them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import datetime
 import gzip
 import itertools
 import json
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from families import family
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tiltyard.data import Chat, GroupFile, Kind, load_groups, parse_row, read_rows, stream_groups
+from tiltyard.data import Chat, GroupFile, Kind, group_file, load_groups, parse_row, read_rows, stream_groups
 from tiltyard.errors import DataError
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Message, Prompt, Response
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 8
 TURNS = [{"role": role, "content": f"hello {i}, naïve 東京"} for i, role in enumerate(["user", "assistant"] * 3)]
@@ -119,12 +123,81 @@ def test_dates_travel_as_text(chat: Chat, tmp_path: Path) -> None:
     assert group.prompt.meta == {"when": str(day)}
 
 
-def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb+"))  # noqa: SIM115
     group = Group(Prompt(text="x", ids=(1,)), (Response(text="y" * 100, ids=(2,)),))
     for count in (1, 1000):  # at the end, and while it is written
         with pytest.raises(DataError, match=r"do not fit on the disk[\s\S]*No space left"):
             GroupFile.write([group] * count, tmp_path)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+IDS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+JSON = st.recursive(VALUES, st.lists, max_leaves=4)
+META = st.dictionaries(TEXT, JSON, max_size=2)
+NUMBERS = st.floats(allow_nan=False)
+SPANS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=3).map(tuple)
+MESSAGES = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT), max_size=3).map(tuple)
+PROMPTS = st.builds(Prompt, st.none() | MESSAGES, st.none() | TEXT, TEXT, META, IDS)
+RESPONSES = st.builds(
+    Response,
+    ids=IDS,
+    text=TEXT,
+    logps=st.none() | st.lists(NUMBERS, max_size=6).map(tuple),
+    policy_version=st.none() | st.integers(0, 2**40),
+    finish=st.sampled_from(["stop", "length", "given"]),
+    loss_spans=st.none() | SPANS,
+    meta=META,
+)
+
+
+@st.composite
+def any_group(draw: st.DrawFn) -> Group:
+    """Every field set, empty or None."""
+    responses = tuple(draw(st.lists(RESPONSES, max_size=3)))
+
+    def a_number_each(values: st.SearchStrategy[Any]) -> Any:
+        return draw(st.none() | st.tuples(*[values for _ in responses]))
+
+    numbers = a_number_each(NUMBERS), a_number_each(st.integers(1, 9))
+    return Group(draw(PROMPTS), responses, *numbers, draw(TEXT), a_number_each(NUMBERS))
+
+
+@given(st.lists(any_group(), max_size=7), st.integers(1, 3))
+def test_every_field_comes_back(tmp_path_factory: pytest.TempPathFactory, groups: list[Group], batch: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_file, "BATCH", batch)
+        file = GroupFile.write(groups, tmp_path_factory.getbasetemp())
+        assert list(file) == groups
+        assert [file[i] for i in reversed(range(len(file)))] == groups[::-1]
+        assert file.tokens.tolist() == [group.tokens for group in groups]
+
+
+def test_the_file_is_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs read it with the schema that the module documents."""
+    path = tmp_path / "groups.arrow"
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: path.open("wb+"))
+    sampled = Response(ids=(2, 3), text="y", logps=(-0.5, -0.25))
+    GroupFile.write([Group(Prompt(text="x", ids=(1,)), (sampled,)), Group(Prompt(text="z", ids=(7,)), ())], tmp_path)
+    table = pa.ipc.open_file(path).read_all()
+    assert table.schema == pa.schema(
+        [("ids", pa.list_(pa.int32())), ("logps", pa.list_(pa.float64())), ("record", pa.string())]
+    )
+    assert table["ids"].to_pylist() == [[1, 2, 3], [7]]
+    assert table["logps"].to_pylist() == [[-0.5, -0.25], None]
+    assert json.loads(table["record"][0].as_py())["prompt"] == {"text": "x"}
+
+
+def test_pandas_stays_out(tmp_path: Path) -> None:
+    """Arrow would import it for a list of numbers: 50 MiB of a process that trains."""
+    code = (
+        "import sys; from tiltyard.data import GroupFile; from tiltyard.types import *\n"
+        "group = Group(Prompt(text='x', ids=(1,)), (Response(ids=(2,), logps=(-0.5,)),), ranks=(1,))\n"
+        f"assert list(GroupFile.write([group] * 3, {str(tmp_path)!r})) == [group] * 3\n"
+        "assert not {'pandas', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_memory_holds_twelve_bytes_a_group(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,23 +80,28 @@ def group_from_dict(value: Mapping[str, Any]) -> Group:
     return Group(Prompt(**prompt), tuple(responses), scores, ranks, value.get("origin", ""), shares)
 
 
-def group_to_line(group: Group, odd: Callable[[Any], Any] | None = None) -> bytes:
-    """A group as one line of a file. `odd` makes something of a value in its meta that JSON has no word for.
+def group_to_line(group: Group) -> bytes:
+    """Returns a group as one line of a JSON-lines file.
 
     Raises:
-        DataError: there is such a value and no `odd`.
+        DataError: it holds a value that JSON cannot.
     """
     try:
-        text = json.dumps(group_to_dict(group), ensure_ascii=False, separators=(",", ":"), default=odd)
+        text = json.dumps(group_to_dict(group), ensure_ascii=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
-        raise DataError(
-            "a group holds something that JSON cannot",
-            where=group.origin or group.prompt.id,
-            got=str(error),
-            expected="strings, numbers, lists and objects in meta; plain numbers in scores and ids",
-            fix="convert it first (float(x), str(x), x.tolist())",
-        ) from error
+        raise group_error(group, error) from error
     return text.encode() + b"\n"
+
+
+def group_error(group: Group, error: Exception) -> DataError:
+    """The error for a group that cannot be stored."""
+    return DataError(
+        "a group holds something that JSON cannot",
+        where=group.origin or group.prompt.id,
+        got=str(error),
+        expected="strings, numbers, lists and objects in meta; plain numbers in scores and ids",
+        fix="convert it first (float(x), str(x), x.tolist())",
+    )
 
 
 def group_from_line(line: bytes) -> Group:

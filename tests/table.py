@@ -48,7 +48,7 @@ from tiltyard.methods import (
     spin,
 )
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models, Source
 from tiltyard.training.source import Online, SelfPlay
 from tiltyard.types import Group, Prompt
@@ -111,7 +111,7 @@ def online() -> Online:
     """Answers drawn and scored while the run goes on."""
     stream = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
-    rule = RuleScorer(lambda prompt, response: float(sum(response.ids) % 5))
+    rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
     return Online(prompts, sample, rule, 5, 2, SampleSettings(max_tokens=6), seed=2)
 
 

@@ -21,6 +21,7 @@ from benchmarks.speed.rows import STEPS, THREADS
 import tiltyard
 from tiltyard import (
     Algorithm,
+    FunctionScorer,
     Group,
     LanguageModel,
     Models,
@@ -29,7 +30,6 @@ from tiltyard import (
     Prompt,
     Response,
     RewardScorer,
-    RuleScorer,
     Run,
     SampleSettings,
     ScalarModel,
@@ -89,7 +89,7 @@ def different_characters(prompt: Prompt, response: Response) -> float:  # noqa: 
 
 def rolled(given: Inputs, batch: int, n: int, reward: ScalarModel | None = None) -> Online:
     """Prompts that the policy answers with 128 tokens, scored by a reward model or the rule."""
-    scorer = RuleScorer(different_characters) if reward is None else RewardScorer(reward)
+    scorer = FunctionScorer(different_characters) if reward is None else RewardScorer(reward)
     return Online(given.prompts(), sample, scorer, batch, n, SampleSettings(max_tokens=TOKENS))
 
 

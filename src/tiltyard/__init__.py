@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         value_head,
     )
     from tiltyard.sampling import SampleSettings, sample
-    from tiltyard.scoring import RewardScorer, RuleScorer, WeightedScorer
+    from tiltyard.scoring import FunctionScorer, RewardScorer, WeightedScorer
     from tiltyard.training.algorithm import Algorithm, Models
     from tiltyard.training.fit import Run, fit
     from tiltyard.training.source import Offline, Online
@@ -57,7 +57,7 @@ _HOMES = {
         "value_head",
     ),
     "tiltyard.sampling": ("SampleSettings", "sample"),
-    "tiltyard.scoring": ("RewardScorer", "RuleScorer", "WeightedScorer"),
+    "tiltyard.scoring": ("FunctionScorer", "RewardScorer", "WeightedScorer"),
     "tiltyard.training.algorithm": ("Algorithm", "Models"),
     "tiltyard.training.fit": ("Run", "fit"),
     "tiltyard.training.source": ("Offline", "Online"),
@@ -69,6 +69,7 @@ _SAME = {"offline": "Offline", "online": "Online"}  # a composition reads ppo(on
 __all__ = [
     "Algorithm",
     "Chat",
+    "FunctionScorer",
     "Group",
     "LanguageModel",
     "MaskedModel",
@@ -79,7 +80,6 @@ __all__ = [
     "Prompt",
     "Response",
     "RewardScorer",
-    "RuleScorer",
     "Run",
     "SampleSettings",
     "ScalarModel",

@@ -50,6 +50,10 @@ class CompositionError(TiltyardError, TypeError):
     """An algorithm whose pieces do not fit together (a loss needs a column that no prepare step writes)."""
 
 
+class ScoringError(TiltyardError, ValueError):
+    """A reward function or scorer that gave no usable score; `where` names the row and the response."""
+
+
 class NonFiniteError(TiltyardError, FloatingPointError):
     """A loss or gradient that is NaN or infinite. The optimiser step was not taken."""
 

@@ -11,12 +11,12 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import (
     Debiased,
     Grade,
+    GradeScorer,
     JudgeError,
     JudgeScorer,
     ModelJudge,
     ModelPointsJudge,
     ModelScoreJudge,
-    ScoreScorer,
     SimulatedJudge,
     Usage,
     build_judge,
@@ -52,7 +52,7 @@ def many(*texts: str) -> Group:
 def test_pairs_get_shares_and_ranks() -> None:
     d = {"a": 0.8, "b": 0.0, "c": 0.0}
     groups = [pair("a", "b"), pair("b", "a"), pair("b", "c")]
-    scored = JudgeScorer(Debiased(biased(d, 1.1), "logits"))(None, groups)
+    scored = JudgeScorer(Debiased(biased(d, 1.1), "logits")).score(groups)
     p = 1 / (1 + math.exp(-0.8))
     assert [g.shares for g in scored] == [pytest.approx(x, abs=1e-12) for x in ((p, 1 - p), (1 - p, p), (0.5, 0.5))]
     assert [g.ranks for g in scored] == [(1, 2), (2, 1), (1, 1)]
@@ -61,7 +61,7 @@ def test_pairs_get_shares_and_ranks() -> None:
 
 def test_more_answers_get_their_mean_chance_to_win() -> None:
     d = {"a": 0.0, "b": 1.0, "c": 3.0, "d": -0.5}
-    (scored,) = JudgeScorer(biased(d, 0.0))(None, [many(*d)])
+    (scored,) = JudgeScorer(biased(d, 0.0)).score([many(*d)])
     for name, score in zip(d, scored.scores, strict=True):
         chances = [1 / (1 + math.exp(d[o] - d[name])) for o in d if o != name]
         assert score == pytest.approx(sum(chances) / 3, abs=1e-12)
@@ -73,30 +73,30 @@ def test_more_answers_get_their_mean_chance_to_win() -> None:
 
 def test_no_verdict_says_nothing() -> None:
     judge = Formula(lambda x, y: None if "z" in x + y else 0.9 if x < y else 0.1)
-    one, two, three = JudgeScorer(judge)(None, [pair("a", "z"), pair("a", "b"), many("a", "b", "z")])
+    one, two, three = JudgeScorer(judge).score([pair("a", "z"), pair("a", "b"), many("a", "b", "z")])
     assert (one.ranks, one.shares, one.scores) == ((1, 1), None, None)
     assert two.ranks == (1, 2)
     assert (three.ranks, three.scores) == ((1, 1, 1), None)
     with pytest.raises(DataError, match="needs two answers"):
-        JudgeScorer(judge)(None, [many("a")])
+        JudgeScorer(judge).score([many("a")])
 
 
 def test_a_judge_that_rarely_answers_is_given_up() -> None:
     scorer = JudgeScorer(Formula(lambda x, y: None))
-    scorer(None, words(0, 19))
+    scorer.score(words(0, 19))
     with pytest.raises(JudgeError, match=r"(?s)less than half.*20 of 20"):
-        scorer(None, words(1, 1))
+        scorer.score(words(1, 1))
     half = JudgeScorer(Formula(lambda x, y: None if min(x, y) < "c" else 0.5))
-    assert len(half(None, [pair("a", "z"), pair("x", "y")] * 30)) == 60
+    assert len(half.score([pair("a", "z"), pair("x", "y")] * 30)) == 60
 
 
 def test_grades_become_scores_and_nobody_invents_one() -> None:
     grader = Grader({"a": 1.0, "b": -2.0})
-    (scored,) = ScoreScorer(grader)(None, [many("b", "a")])
+    (scored,) = GradeScorer(grader).score([many("b", "a")])
     assert scored.scores == (-2.0, 1.0)
     with pytest.raises(JudgeError, match=r"(?s)here.*no score.*unknown"):
-        ScoreScorer(grader)(None, [many("a", "?")])
-    dropped = ScoreScorer(grader, "drop")(None, [many("a", "?", "b"), many("a", "?"), many("b")])
+        GradeScorer(grader).score([many("a", "?")])
+    dropped = GradeScorer(grader, "drop").score([many("a", "?", "b"), many("a", "?"), many("b")])
     assert [[r.text for r in g.responses] for g in dropped] == [["a", "b"], ["b"]]
 
 
@@ -116,7 +116,7 @@ def test_online_takes_a_judge_as_its_scorer() -> None:
 
 @pytest.mark.parametrize("p", [0.5, 0.647725, 0.9])
 def test_a_reward_model_on_soft_labels_ends_at_logit_p(p) -> None:
-    (group,) = JudgeScorer(Formula(lambda x, y: p if x == "a" else 1 - p))(None, [pair("a", "b")])
+    (group,) = JudgeScorer(Formula(lambda x, y: p if x == "a" else 1 - p)).score([pair("a", "b")])
     gap = torch.zeros(1, dtype=torch.float64, requires_grad=True)
 
     def loss(gap: torch.Tensor) -> torch.Tensor:
@@ -166,7 +166,7 @@ def test_settings_make_judges(monkeypatch) -> None:
     )
     assert pointed.score(pairs) == ModelPointsJudge(model, samples=2, max_tokens=6, seed=3).score(pairs)
     assert isinstance(build_scorer(judge_settings(kind="simulated"), load), JudgeScorer)
-    assert isinstance(build_scorer(judge_settings(kind="simulated", ask="score"), load, unscored="drop"), ScoreScorer)
+    assert isinstance(build_scorer(judge_settings(kind="simulated", ask="score"), load, unscored="drop"), GradeScorer)
     assert asked == ["m"] * 3
     with pytest.raises(ConfigError):
         build_judge(judge_settings(kind="simulated", ask="score"), load)

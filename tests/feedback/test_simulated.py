@@ -37,7 +37,7 @@ def test_kendall_of_a_group_is_one() -> None:
     answers = tuple(dict.fromkeys(r.text for g in groups for r in g.responses))[:5]
     group = Group(groups[0].prompt, tuple(Response(text=t) for t in answers))
     totals = [gold(group.prompt.meta, t).total for t in answers]
-    (scored,) = JudgeScorer(SimulatedJudge(temperature=1e-6))(None, [group])
+    (scored,) = JudgeScorer(SimulatedJudge(temperature=1e-6)).score([group])
     assert scored.shares is None
     for i in range(5):
         for j in range(5):

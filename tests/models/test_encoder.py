@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -237,7 +236,7 @@ def test_ppo_with_an_encoder_as_reward_model() -> None:
     value = ScalarModel(tiny.classifier("llama", vocab_size=512), tiny.chat())
     reward = encoders.scalar("modernbert", "float32")
     prompts = tiny.chat().encode_prompts([Prompt(messages=(Message("user", t),), id=t) for t in ("yes", "the cat")])
-    source = Online(prompts, sample, RewardScorer(reward), 2, 2, SampleSettings(max_tokens=6))
+    source = Online(prompts, sample, RewardScorer(reward, policy.chat), 2, 2, SampleSettings(max_tokens=6))
     models = Models(policy=policy, ref=load.frozen_copy(policy), reward=reward, value=value)
     groups = source(models, 0).groups
     for group in groups:
@@ -258,11 +257,11 @@ def test_one_vocabulary_with_other_ends_is_not_the_same_tokens() -> None:
     """A policy without bos and an encoder with one: the sampled ids would lack what every row of the encoder has."""
     tokenizer = copy.deepcopy(encoders.wordpiece())
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = None, "[SEP]", None
-    policy = SimpleNamespace(policy=SimpleNamespace(chat=Chat(tokenizer)))
-    assert policy.policy.chat.tokenizer.get_vocab() == encoders.wordpiece().get_vocab()
+    chat = Chat(tokenizer)
+    assert chat.tokenizer.get_vocab() == encoders.wordpiece().get_vocab()
     model = encoders.scalar("bert")
     bare = Group(Prompt(messages=(Message("user", "yes"),)), (Response(text="no"),))
-    (scored,) = RewardScorer(model)(policy, [policy.policy.chat.encode_group(bare)])
+    (scored,) = RewardScorer(model, chat).score([chat.encode_group(bare)])
     expected = model.score_B(plant([encoders.chat().encode_group(bare)])).tolist()
     assert list(scored.scores or ()) == pytest.approx(expected, abs=1e-9)
 

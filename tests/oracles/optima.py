@@ -22,7 +22,7 @@ from tiltyard.methods import (
     spin,
 )
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Response
@@ -164,7 +164,7 @@ def online_tilt() -> Toy:
     models, reward = tilted(BANDIT), dict(zip(BANDIT, R.tolist(), strict=False))
     models.value = scalar(3)
     best = (law(models.get("ref"), BANDIT) + R[:6] / 0.7).softmax(0)
-    score = RuleScorer(lambda prompt, response: reward[tuple(response.ids)])
+    score = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
     one = SampleSettings(max_tokens=1, max_rows=64)
     source = Online([ASK], sample, score, 1, n=64, settings=one, seed=shifted(0))
     algorithm = ppo(

@@ -13,7 +13,7 @@ from torch import Tensor
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import a2c, grpo, reinforce, reinforce_pp, rloo
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
 from training import tiny
@@ -104,7 +104,7 @@ def grpo_start(batch: Batch, logp_R: Tensor) -> Known:
 def online(n: int = N) -> Online:
     """One prompt, so many answers a step, each worth what it is worth."""
     reward = dict(zip(BANDIT, R.tolist(), strict=False))
-    score = RuleScorer(lambda prompt, response: reward[tuple(response.ids)])
+    score = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
     return Online([ASK], sample, score, 1, n=n, settings=SampleSettings(max_tokens=1, max_rows=n), seed=shifted(0))
 
 

@@ -14,7 +14,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso, self_rewarding
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online
@@ -105,10 +105,10 @@ class Whole:
         return [Group(p, tuple(Response(ids=y) for y in self.support)) for p in prompts]
 
 
-def by_table(support: Sequence[Answer]) -> RuleScorer:
+def by_table(support: Sequence[Answer]) -> FunctionScorer:
     """Every answer's reward."""
     worth = dict(zip(support, R.tolist(), strict=False))
-    return RuleScorer(lambda prompt, response: worth[tuple(response.ids)])
+    return FunctionScorer(lambda prompt, response: worth[tuple(response.ids)])
 
 
 def dealt(support: Sequence[Answer], n: int, batch: int, every: int) -> Rounds:
@@ -122,7 +122,7 @@ def live_rounds() -> Rounds:
     """Answers drawn in rounds of three steps and scored while the run goes on; the pool is in the checkpoint."""
     stream = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
-    rule = RuleScorer(lambda prompt, response: float(sum(response.ids) % 5))
+    rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
     return Rounds(prompts, sample, rule, 6, 4, 3, 8, SampleSettings(max_tokens=5), seed=2)
 
 

@@ -283,14 +283,14 @@ def test_against_a_baseline_the_reward_comes_back() -> None:
     """If rho is Bradley-Terry, logit rho(x, y, y_b) = r(y) - r(y_b) (methods 1.9 c)."""
     worth = dict(zip(WORDS, (0.5, -1.25, 2.0, 0.125), strict=True))
     judge: Any = lambda pairs: [worth[g.responses[0].text] - worth[g.responses[1].text] for g in pairs]  # noqa: E731
-    groups = [asked(*WORDS), asked(*WORDS[:2])]
-    baselines = [Response(text=WORDS[3]), Response(text=WORDS[2])]
-    scored = BaselineScorer(judge, baselines)(None, groups)
+    groups = [replace(asked(*WORDS), origin="a"), replace(asked(*WORDS[:2]), origin="b")]
+    baselines = [replace(asked(WORDS[3]), origin="a"), replace(asked(WORDS[2]), origin="b")]
+    scored = BaselineScorer(judge, baselines).score(groups)
     assert [g.scores for g in scored] == [(0.375, -1.375, 1.875, 0.0), (-1.5, -3.25)]
     assert [replace(g, scores=None) for g in scored] == groups
     assert by_scores([replace(scored[0], responses=groups[0].responses[:2], scores=scored[0].scores[:2])]) == [1.75]
     with pytest.raises(DataError, match="baseline"):
-        BaselineScorer(judge, baselines[:1])(None, groups)
+        BaselineScorer(judge, baselines[:1]).score([replace(groups[0], prompt=replace(groups[0].prompt, id="other"))])
 
 
 # -------------------------------------------------------------------------------------------------------- wrong models
@@ -298,7 +298,7 @@ def test_against_a_baseline_the_reward_comes_back() -> None:
 
 def test_rankers_and_reward_models_are_not_mixed_up(chat: Chat) -> None:
     scalar = model(chat)
-    with pytest.raises(ModelError, match="reads two answers"):
+    with pytest.raises(ModelError, match="reads two responses"):
         RewardScorer(scalar)
     scalar.compares = False
     with pytest.raises(ModelError, match="cannot compare"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,12 @@ from models import tiny
 from tiltyard.batch.forest import plant
 from tiltyard.data import train_tokenizer
 from tiltyard.data.chat import Chat
-from tiltyard.errors import ConfigError, DataError
+from tiltyard.errors import ConfigError, DataError, ScoringError
 from tiltyard.models.language import ScalarModel
-from tiltyard.scoring import RewardScorer, RuleScorer, WeightedScorer
+from tiltyard.scoring import FunctionScorer, RewardScorer, WeightedScorer
 from tiltyard.types import Group, Message, Prompt, Response
+
+from .stubs import Scripted
 
 V = 512
 
@@ -40,11 +41,11 @@ def _groups() -> list[Group]:
 
 
 @pytest.mark.parametrize("budget", [1, 40, 16384])
-@pytest.mark.parametrize("models", [None, SimpleNamespace(policy=SimpleNamespace(chat=tiny.chat()))])
-def test_reward_scores_are_direct_scores_in_order(budget: int, models) -> None:
+@pytest.mark.parametrize("chat", [None, tiny.chat()])
+def test_reward_scores_are_direct_scores_in_order(budget: int, chat: Chat | None) -> None:
     model, groups = _reward(), _groups()
     oracle = tiny.classifier("llama", vocab_size=V)
-    scored = RewardScorer(model, budget)(models, groups)
+    scored = RewardScorer(model, chat, budget=budget).score(groups)
     assert [replace(g, scores=None) for g in scored] == groups
     for group in scored:
         for score, (ids, _, _) in zip(group.scores or (), tiny.rows([group]), strict=True):
@@ -57,8 +58,7 @@ def test_other_tokenizer_is_rendered_again() -> None:
     texts = ["entirely other words make entirely other tokens", "mat capital land so it is yes"] * 4
     other = Chat(train_tokenizer(texts, 320), max_length=64)
     model, groups = _reward(other), _groups()
-    policy = SimpleNamespace(chat=tiny.chat())
-    scored = RewardScorer(model)(SimpleNamespace(policy=policy), groups)
+    scored = RewardScorer(model, tiny.chat()).score(groups)
     assert [replace(g, scores=None) for g in scored] == groups  # the sampled ids stay what is trained on
     fresh = other.encode_groups(
         [Group(Prompt(messages=g.prompt.messages), tuple(Response(text=r.text) for r in g.responses)) for g in groups]
@@ -71,19 +71,19 @@ def test_other_tokenizer_is_rendered_again() -> None:
 
 def test_reward_scorer_is_in_evaluation_mode_and_leaves_the_mode() -> None:
     model = ScalarModel(tiny.classifier("gpt2", vocab_size=V), tiny.chat())
-    calm = [g.scores for g in RewardScorer(model)(None, _groups())]
+    calm = [g.scores for g in RewardScorer(model).score(_groups())]
     model.module.train()  # GPT-2 has dropout
-    assert [g.scores for g in RewardScorer(model)(None, _groups())] == calm
+    assert [g.scores for g in RewardScorer(model).score(_groups())] == calm
     assert model.module.training
 
 
 def test_reward_scorer_of_nothing() -> None:
-    assert RewardScorer(_reward())(None, []) == []
+    assert RewardScorer(_reward()).score([]) == []
 
 
 def test_rule_scorer() -> None:
     groups = _groups()
-    scored = RuleScorer(lambda prompt, response: len(response.text) - len(prompt.ids))(None, groups)
+    scored = FunctionScorer(lambda prompt, response: len(response.text) - len(prompt.ids)).score(groups)
     assert [g.scores for g in scored] == [
         tuple(float(len(r.text) - len(g.prompt.ids)) for r in g.responses) for g in groups
     ]
@@ -91,16 +91,16 @@ def test_rule_scorer() -> None:
 
 @pytest.mark.parametrize("bad", [None, "good", float("nan")])
 def test_rule_that_gives_no_number(bad) -> None:
-    with pytest.raises(ConfigError, match="file:0"):
-        RuleScorer(lambda prompt, response: bad)(None, _groups())
+    with pytest.raises(ScoringError, match="file:0"):
+        FunctionScorer(lambda prompt, response: bad).score(_groups())
 
 
 def test_weighted_scorer_is_the_weighted_sum() -> None:
     groups = _groups()
-    length = RuleScorer(lambda prompt, response: len(response.text))
+    length = FunctionScorer(lambda prompt, response: len(response.text))
     reward = RewardScorer(_reward())
-    both = WeightedScorer([(2.0, reward), (-0.25, length)])(None, groups)
-    for total, one, other in zip(both, reward(None, groups), length(None, groups), strict=True):
+    both = WeightedScorer([(2.0, reward), (-0.25, length)]).score(groups)
+    for total, one, other in zip(both, reward.score(groups), length.score(groups), strict=True):
         expected = [2 * a - 0.25 * b for a, b in zip(one.scores or (), other.scores or (), strict=True)]
         assert total.scores == pytest.approx(expected)
     with pytest.raises(ConfigError, match="at least one"):
@@ -108,8 +108,8 @@ def test_weighted_scorer_is_the_weighted_sum() -> None:
 
 
 def test_weighted_scorer_does_not_lose_a_missing_score() -> None:
-    with pytest.raises(ConfigError, match="no score"):
-        WeightedScorer([(1.0, lambda models, groups: groups)])(None, _groups())
+    with pytest.raises(ScoringError, match="no score"):
+        WeightedScorer([(1.0, Scripted(lambda groups: groups))]).score(_groups())
 
 
 def test_an_answer_that_was_cut_off_stays_cut_off() -> None:
@@ -118,9 +118,9 @@ def test_an_answer_that_was_cut_off_stays_cut_off() -> None:
     model.score_B = lambda forest: (seen.append(forest), torch.zeros(forest.B))[1]
     group = _groups()[1]
     cut = replace(group, responses=tuple(replace(r, finish="length") for r in group.responses))
-    scorer = RewardScorer(model)
+    scorer = RewardScorer(model, tiny.chat())
     for g in (group, cut):
-        scorer(SimpleNamespace(policy=SimpleNamespace(chat=tiny.chat())), [g])
+        scorer.score([g])
     whole, short = seen
     assert torch.equal(short.length_B, whole.length_B - 1)
     assert (whole.ids_T[whole.last_B] == other.eos_id).all()
@@ -129,17 +129,16 @@ def test_an_answer_that_was_cut_off_stays_cut_off() -> None:
 
 def test_too_long_for_the_reward_model() -> None:
     with pytest.raises(DataError, match="longer than the reward model's context"):
-        RewardScorer(_reward())(None, [tiny.group(40, 25)])
+        RewardScorer(_reward()).score([tiny.group(40, 25)])
 
 
 def test_tokenizers_are_compared_once(monkeypatch) -> None:
-    from tiltyard.scoring import scorers
+    from tiltyard.scoring import reward_model
 
     calls: list[int] = []
-    real = scorers.same_tokens
-    monkeypatch.setattr(scorers, "same_tokens", lambda a, b: (calls.append(1), real(a, b))[1])
-    scorer = RewardScorer(_reward())
-    models = SimpleNamespace(policy=SimpleNamespace(chat=Chat(tiny.chat().tokenizer)))
+    real = reward_model.same_tokens
+    monkeypatch.setattr(reward_model, "same_tokens", lambda a, b: (calls.append(1), real(a, b))[1])
+    scorer = RewardScorer(_reward(), Chat(tiny.chat().tokenizer))
     for _ in range(3):
-        scorer(models, _groups())
+        scorer.score(_groups())
     assert len(calls) == 1

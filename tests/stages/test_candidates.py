@@ -20,7 +20,6 @@ from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.scoring import Ranker, RewardScorer
 from tiltyard.stages import candidates
-from tiltyard.training.algorithm import Models
 from tiltyard.types import Group
 from tiltyard.world import gold
 
@@ -94,7 +93,7 @@ def test_what_is_kept_with_a_reward_model(whole: Whole, tmp_path: Path) -> None:
     every, pairs = groups(folder, "candidates"), groups(folder, "pairs")
     assert [g.origin for g in every] == [f"candidates:{i + 1}" for i in range(11)]
     model, reward = load_language_model(whole.run / "sft"), load_scalar_model(whole.run / "reward")
-    again = RewardScorer(reward)(Models(policy=model), every)
+    again = RewardScorer(reward, model.chat).score(every)
     for group, scored in zip(every, again, strict=True):
         assert group.scores == pytest.approx(scored.scores, abs=1e-5)
     # log-probs are those of the law that was sampled: temperature 0.7 over the 40 most probable tokens

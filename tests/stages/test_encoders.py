@@ -18,7 +18,7 @@ from tiltyard.errors import ModelError
 from tiltyard.models.encoder import EncoderScalar
 from tiltyard.models.load import load_language_model, load_masked_model, load_scalar_model
 from tiltyard.pipeline import run_recipe
-from tiltyard.scoring.scorers import in_tokens_of
+from tiltyard.scoring.reward_model import in_tokens_of
 
 from . import tiny
 

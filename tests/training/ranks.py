@@ -21,7 +21,7 @@ from tiltyard.distributed import processes
 from tiltyard.methods import a2c, grpo, ppo, reinforce, reinforce_pp, reward_model, rloo, sft
 from tiltyard.models.heads import value_head
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer, RuleScorer
+from tiltyard.scoring import FunctionScorer, RewardScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline, Online
@@ -46,7 +46,9 @@ RL: dict[str, Callable[[Online], Algorithm]] = {
     "reinforce_pp": lambda source: reinforce_pp(source, group_baseline=True, ppo_epochs=2, minibatches=2),
     "rloo": rloo,
     "grpo": lambda source: grpo(source, scale="batch", aggregate="token", overlong=3, ppo_epochs=2, minibatches=2),
-    "dynamic": lambda source: grpo(replace(source, scorer=RuleScorer(coin)), dynamic_sampling=3, mask_truncated=True),
+    "dynamic": lambda source: grpo(
+        replace(source, scorer=FunctionScorer(coin)), dynamic_sampling=3, mask_truncated=True
+    ),
 }
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tests.reference.float64 import exact_norms
+from tests.scoring.stubs import Scripted
 from tests.training import tiny
 
 from tiltyard.distributed import processes
-from tiltyard.feedback import Grade, ScoreScorer, Usage
+from tiltyard.feedback import Grade, GradeScorer, Usage
 from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
-from tiltyard.stages.online import Watch
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.rounds import Rounds
@@ -48,10 +48,10 @@ def score(prompt: Prompt, response: Any) -> float:
     return float(sum(response.ids) % 7)
 
 
-def careless(models: Models, groups: list[Group]) -> list[Group]:
+def careless(groups: list[Group]) -> list[Group]:
     """A judge that leaves out an answer here and a whole group there, and says nothing of a third."""
     found = []
-    for group in RuleScorer(score)(models, groups):
+    for group in FunctionScorer(score).score(groups):
         marker = sum(group.prompt.ids) % 4
         if marker == 1:
             continue
@@ -83,7 +83,7 @@ def rounds(**changes: Any) -> Rounds:
     usual: dict[str, Any] = {
         "prompts": prompts(),
         "sampler": sample,
-        "scorer": RuleScorer(score),
+        "scorer": FunctionScorer(score),
         "size": 9,
         "batch": 4,
         "every": EVERY,
@@ -100,13 +100,13 @@ def models() -> Models:
 
 def make(name: str, **changes: Any) -> Algorithm:
     if name == "online":
-        source = Online(prompts(), sample, RuleScorer(score), 5, 2, SampleSettings(max_tokens=5), seed=2)
+        source = Online(prompts(), sample, FunctionScorer(score), 5, 2, SampleSettings(max_tokens=5), seed=2)
         return online_dpo(source)
     if name == "careless":
-        return iterative_dpo(rounds(prompts=prompts(20), scorer=careless, size=15, **changes))
+        return iterative_dpo(rounds(prompts=prompts(20), scorer=Scripted(careless), size=15, **changes))
     if name == "judged":
-        scorer = ScoreScorer(Grader())
-        return rft(rounds(scorer=scorer, watch=Watch(scorer, world=False), **changes))
+        scorer = GradeScorer(Grader())
+        return rft(rounds(scorer=scorer, **changes))
     return METHODS[name](rounds(**changes))
 
 

@@ -14,7 +14,7 @@ from tests.reference import online_dpo as flat
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import online_dpo
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Online, generator
 from tiltyard.types import Group, Prompt, Response
@@ -104,7 +104,7 @@ CASES: dict[str, tuple[dict[str, Any], SampleSettings, int]] = {
 def test_hard_verdicts(case: str) -> None:
     """By score, ties left out; answers that ended and answers that were cut, steps in which every pair is a tie."""
     settings, law, batch = CASES[case]
-    ours, theirs, answers = both(RuleScorer(lambda p, r: worth(r.ids)), by_score, law, batch, **settings)
+    ours, theirs, answers = both(FunctionScorer(lambda p, r: worth(r.ids)), by_score, law, batch, **settings)
     assert answers == [row["answers"] for row in theirs]
     assert_agree(ours, theirs, settings["beta"], batch)
     everything = [answer for step in answers for answer in step]
@@ -148,7 +148,7 @@ def test_equal_scores_change_nothing() -> None:
         return float(turn[0]) if turn[0] <= 2 * BATCH else 0.5
 
     policy, seen = tiny.policy(), []
-    drawn = source(RuleScorer(tied_from_the_second), LONG)
+    drawn = source(FunctionScorer(tied_from_the_second), LONG)
     watched = tiny.watch(online_dpo(drawn), lambda m, b, s: seen.append(tiny.parameters(policy)))
     ours = tiny.train(watched, Models(policy=policy, ref=tiny.frozen(2)), steps=3)
     assert [row["tied_groups"] for row in ours] == [0, 1, 1]

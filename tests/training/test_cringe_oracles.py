@@ -15,14 +15,14 @@ from tiltyard.batch.batch import Batch
 from tiltyard.methods import cringe
 from tiltyard.models.language import rivals_of
 from tiltyard.sampling import sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Forward, Models
 from tiltyard.training.rounds import Rounds
 from tiltyard.types import Group, Response
 
 K = 5
 REF, _, THETA = draw(3, K)
-SOURCE = Rounds([ASK], sample, RuleScorer(lambda prompt, response: 0.0), size=1, batch=1, every=1, seed=2)
+SOURCE = Rounds([ASK], sample, FunctionScorer(lambda prompt, response: 0.0), size=1, batch=1, every=1, seed=2)
 
 
 class Rivalled(Table):

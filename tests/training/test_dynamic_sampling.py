@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from tests.scoring.stubs import Scripted
 
 from tiltyard.distributed import processes
 from tiltyard.methods import grpo
@@ -29,15 +30,15 @@ def coins(model: Any, prompts: Any, n: int, settings: Any, *, draws: Any) -> lis
     ]
 
 
-def judge(models: Any, groups: list[Group]) -> list[Group]:
+def judge(groups: list[Group]) -> list[Group]:
     """1 for high tokens and prompts of no patience; many groups score alike."""
     return [
         Group(g.prompt, g.responses, tuple(float(r.ids[0] > 13) for r in g.responses), origin=g.origin) for g in groups
     ]
 
 
-def source(tries: int, scorer: Any = judge) -> Online:
-    return Online(PROMPTS, coins, scorer, BATCH, N, SampleSettings(max_tokens=2), seed=4, tries=tries)
+def source(tries: int, score: Any = judge) -> Online:
+    return Online(PROMPTS, coins, Scripted(score), BATCH, N, SampleSettings(max_tokens=2), seed=4, tries=tries)
 
 
 def plain_models() -> Models:
@@ -136,7 +137,7 @@ def test_several_processes_draw_what_one_does(world: int, monkeypatch: pytest.Mo
 
 def test_grpo_asks_for_it_and_a_step_of_ties_is_skipped() -> None:
     """The source that was given stays as it is; where every group ties for good, nothing moves and the run goes on."""
-    given = source(0, lambda models, groups: [Group(g.prompt, g.responses, (1.0,) * N) for g in groups])
+    given = source(0, lambda groups: [Group(g.prompt, g.responses, (1.0,) * N) for g in groups])
     algorithm = grpo(given, kl=0.0, dynamic_sampling=3)
     assert (algorithm.source.tries, given.tries) == (3, 0)  # type: ignore[attr-defined]
     found = plain_models()

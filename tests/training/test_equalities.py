@@ -15,7 +15,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.losses.advantages import mean_var, moments, whiten
 from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.sampling import sample
-from tiltyard.scoring import RewardScorer, RuleScorer
+from tiltyard.scoring import FunctionScorer, RewardScorer
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt
@@ -164,7 +164,7 @@ def test_every_group_is_learnt_from_once_an_epoch(groups: int, minibatches: int,
 def online(batch: int = 16, scorer: Any = None) -> Online:
     g = torch.Generator().manual_seed(5)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 4, g)) for i in range(8)]
-    score = scorer or RuleScorer(lambda prompt, response: float(sum(response.ids) % 7))
+    score = scorer or FunctionScorer(lambda prompt, response: float(sum(response.ids) % 7))
     return Online(prompts, sample, score, batch, settings=replace(tiny.Given([[]]).settings, max_tokens=8))
 
 

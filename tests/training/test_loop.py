@@ -17,7 +17,7 @@ from tiltyard.errors import CompositionError, ConfigError, NonFiniteError
 from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.models.load import freeze_bottom
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
 from tiltyard.training.fit import Run, fit, lr_factor, make_optimizer
 from tiltyard.training.hooks import UpdateKL
@@ -299,7 +299,7 @@ def test_online_answers_depend_on_seed_step_and_place_alone() -> None:
     models = Models(policy=tiny.policy())
 
     def ids(seed: int, step: int) -> list[tuple[int, ...]]:
-        rule = RuleScorer(lambda prompt, response: 0.0)
+        rule = FunctionScorer(lambda prompt, response: 0.0)
         source = Online([prompt], sample, rule, 3, 2, SampleSettings(max_tokens=12), seed=seed)
         return [r.ids for g in source(models, step).groups for r in g.responses]
 

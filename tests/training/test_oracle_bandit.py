@@ -18,7 +18,7 @@ from tiltyard.batch.forest import plant
 from tiltyard.methods import ppo, pretrain, reward_model, sft
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response
@@ -66,7 +66,7 @@ def solve(
     ref, r = law(models.ref, support), torch.tensor([reward[y] for y in support]).double()
     assert float(ref.exp().sum()) == pytest.approx(1, abs=1e-12)
     best = (ref + r / kl).softmax(0)
-    scorer = RuleScorer(lambda prompt, response: reward[tuple(response.ids)])
+    scorer = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
     sampled = SampleSettings(max_tokens=longest, max_rows=1024)
     source = Online([ASK], sample, scorer, 2, n // 2, sampled, seed=shifted(seed))
     algorithm = ppo(source, kl=kl, missing_eos="none", vf_coef=1.0, value_clip=1e9, lam=1.0, **settings)

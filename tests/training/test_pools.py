@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tiltyard.errors import ConfigError
-from tiltyard.feedback import JudgeScorer, ScoreScorer, Verdict
+from tiltyard.feedback import GradeScorer, JudgeScorer, Verdict
 from tiltyard.feedback.verdicts import Usage
 from tiltyard.methods import rft
 from tiltyard.types import Group, Response
@@ -33,7 +33,7 @@ def test_wins_within_a_group_are_on_no_scale() -> None:
     """
     scorer = JudgeScorer(Comparing())
     rounds = [[Group(runs.prompts()[0], answers(a, b))] for a, b in ((1, 2), (5, 6))]
-    scored = [scorer(None, groups)[0] for groups in rounds]
+    scored = [scorer.score(groups)[0] for groups in rounds]
     assert [g.scores for g in scored] == [(0.0, 1.0), (0.0, 1.0)]
     with pytest.raises(ConfigError, match="not on one scale") as caught:
         rft(runs.rounds(scorer=scorer))
@@ -46,20 +46,19 @@ def answers(*firsts: int) -> Any:
 
 
 def test_a_judge_that_learns_is_another_one_in_each_round() -> None:
-    scorer = ScoreScorer(runs.Grader())
+    scorer = GradeScorer(runs.Grader())
     rft(runs.rounds(scorer=scorer))
-    scorer.moves = True
+    scorer = GradeScorer(runs.Grader(), moving=True)
     with pytest.raises(ConfigError, match="not on one scale") as caught:
         rft(runs.rounds(scorer=scorer))
     assert "another judge in every round" in caught.value.got
     assert "stays" in caught.value.fix
 
 
-@pytest.mark.parametrize("moves", [False, True])
-def test_a_round_by_itself_has_one_scale(moves: bool) -> None:
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_round_by_itself_has_one_scale(moving: bool) -> None:
     """The best of each group by a judge of pairs, from the newest round alone."""
-    scorer = JudgeScorer(Comparing())
-    scorer.moves = moves
+    scorer = JudgeScorer(Comparing(), moving=moving)
     source: Any = rft(runs.rounds(scorer=scorer, size=7, every=1, batch=7), pool="last").source
     for group in source(runs.models(), 0).groups:
         (known,) = [g for g in source.held[0] if g.prompt.ids == group.prompt.ids]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.scoring.stubs import Scripted
 
 from tiltyard.errors import DataError
 from tiltyard.methods import grpo, online_dpo, ppo
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.replay import replayed, stored_groups
 from tiltyard.training.source import Online
@@ -41,7 +42,7 @@ def models() -> Models:
 def online(**changes: Any) -> Online:
     n = changes.pop("n", 2)
     law = SampleSettings(max_tokens=5)
-    given: dict[str, Any] = {"sampler": sample, "scorer": RuleScorer(runs.score)} | changes
+    given: dict[str, Any] = {"sampler": sample, "scorer": FunctionScorer(runs.score)} | changes
     return Online(runs.prompts(), batch=5, n=n, settings=law, seed=2, **given)
 
 
@@ -61,8 +62,8 @@ def run(name: str, folder: Path) -> tuple[list[Any], Any]:
 def again(name: str, folder: Path) -> Algorithm:
     """The method over what was stored, with a sampler and a scorer that must not be asked."""
     if name in EVERY_STEP:
-        return EVERY_STEP[name](replayed(online(sampler=never, scorer=never), folder / "groups.jsonl"))
-    return runs.make(name, folder=folder / "rounds", stored=True, sampler=never, scorer=never)
+        return EVERY_STEP[name](replayed(online(sampler=never, scorer=Scripted(never)), folder / "groups.jsonl"))
+    return runs.make(name, folder=folder / "rounds", stored=True, sampler=never, scorer=Scripted(never))
 
 
 @pytest.mark.parametrize("name", [*EVERY_STEP, *ROUNDS])
@@ -222,7 +223,7 @@ def test_a_replay_of_a_selection_is_not_selected_again(tmp_path: Path) -> None:
         return [replace(g, responses=g.responses[::5], scores=(g.scores or ())[::5]) for g in groups]
 
     _, whole = trained(EVERY_STEP["grpo"](online(n=6, select=ends)), tmp_path)
-    source = replayed(online(n=6, select=never, sampler=never, scorer=never), tmp_path / "groups.jsonl")
+    source = replayed(online(n=6, select=never, sampler=never, scorer=Scripted(never)), tmp_path / "groups.jsonl")
     assert all(len(g.responses) == 2 for g in source(models(), 0).groups)
     _, found = trained(EVERY_STEP["grpo"](source))
     tiny.assert_same(found, whole, 0)

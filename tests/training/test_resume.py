@@ -17,7 +17,7 @@ from tiltyard.distributed import checkpoint
 from tiltyard.errors import CheckpointError
 from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training import log
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
@@ -52,7 +52,7 @@ def make(name: str) -> tuple[Algorithm, Models]:
         return reward_model(Offline(tiny.rankings(11), 4, seed=1)), Models(reward=tiny.scalar())
     g = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(7)]
-    rule = RuleScorer(lambda prompt, response: float(sum(response.ids) % 5))
+    rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
     source = Online(prompts, sample, rule, 5, 2, SampleSettings(max_tokens=6), seed=2)
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
     return ppo(source, kl_target=0.1, kl_horizon=100, ppo_epochs=2, minibatches=2), models

@@ -35,7 +35,7 @@ from losses_oracles.toy import F64, same
 from tiltyard.errors import ConfigError
 from tiltyard.methods import iterative_dpo, online_dpo, rest, rft, rso
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Online, generator
@@ -43,7 +43,7 @@ from tiltyard.types import Group, Prompt, Response
 
 K, BETA = 5, 0.7
 REF, REWARD, THETA = draw(3, K)
-SCORE = RuleScorer(lambda prompt, response: float(REWARD[response.ids[0]]))
+SCORE = FunctionScorer(lambda prompt, response: float(REWARD[response.ids[0]]))
 
 
 def rounds(**changes: Any) -> Rounds:

@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.scoring.stubs import Scripted
 
 from tiltyard.batch.batch import Batch
 from tiltyard.data.store import read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.methods import iterative_dpo, rft
 from tiltyard.sampling import sample
+from tiltyard.scoring.base import matched_groups
 from tiltyard.training import rounds
 from tiltyard.training.algorithm import Forward, Models
 from tiltyard.training.fit import Run, fit, make_optimizer
-from tiltyard.training.rounds import merged, placed
+from tiltyard.training.rounds import merged
 from tiltyard.types import Group, Prompt, Response
 
 from . import round_runs as runs
@@ -213,13 +215,13 @@ def test_the_pool_rule_of_rejection_sampling() -> None:
     """Of all rounds: the best of the union, never worse; of the last alone it does get worse."""
     falling = [0.0]
 
-    def score(models: Models, groups: list[Group]) -> list[Group]:
+    def score(groups: list[Group]) -> list[Group]:
         falling[0] -= 1.0  # every round is worse than the one before
         return [replace(g, scores=tuple(falling[0] - 0.1 * i for i in range(len(g.responses)))) for g in groups]
 
     for pool, expected in (("all", [-1.0] * 3), ("last", [-1.0, -2.0, -3.0])):
         falling[0] = 0.0
-        algorithm = rft(runs.rounds(size=7, every=1, batch=7, scorer=score), pool=pool)  # type: ignore[arg-type]
+        algorithm = rft(runs.rounds(size=7, every=1, batch=7, scorer=Scripted(score)), pool=pool)  # type: ignore[arg-type]
         found = [{g.scores for g in algorithm.source(runs.models(), step).groups} for step in range(3)]
         assert found == [{(x,)} for x in expected]
 
@@ -333,14 +335,14 @@ def test_groups_are_placed_by_what_they_hold() -> None:
     """A prompt that is there twice is told apart by its answers."""
     twice = [Group(Prompt(id="a", ids=(1,)), (Response(ids=(i,)), Response(ids=(9,)))) for i in range(3)]
     cut = replace(twice[2], responses=twice[2].responses[:1])
-    assert [i for i, _ in placed([0, 2, 4], twice, [twice[0], cut])] == [0, 4]
+    assert matched_groups(twice, [twice[0], cut]) == [0, 2]
     with pytest.raises(DataError, match="a group that it was not given"):
-        placed([0, 2, 4], twice, [cut, twice[0]])
+        matched_groups(twice, [cut, twice[0]])
 
 
 def test_nothing_left_to_learn_from() -> None:
     """All scores alike: no pair, and the error says what to do."""
-    level = runs.rounds(scorer=lambda m, groups: [replace(g, scores=(1.0,) * len(g.responses)) for g in groups])
+    level = runs.rounds(scorer=Scripted(lambda groups: [replace(g, scores=(1.0,) * len(g.responses)) for g in groups]))
     with pytest.raises(DataError, match="nothing is left to learn from in round 1") as caught:
         iterative_dpo(level).source(runs.models(), 0)
     assert "sample more answers" in caught.value.fix

@@ -15,7 +15,7 @@ from tests.chance import beyond, shifted
 from tiltyard.batch.batch import Batch
 from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.feedback import Grade, ScoreScorer, Usage
+from tiltyard.feedback import Grade, GradeScorer, Usage
 from tiltyard.feedback.local import mean_points
 from tiltyard.methods import METHODS, self_rewarding
 from tiltyard.methods.self_rewarding import pair_lengths
@@ -52,7 +52,7 @@ def sampler(model: Any, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -
 
 def rounds(grade: Any, n: int = 4, size: int = 12) -> Rounds:
     prompts = [Prompt(id=str(i), ids=(i + 1,)) for i in range(size)]
-    return Rounds(prompts, sampler, ScoreScorer(Says(grade), "drop"), size, size, 2, n)
+    return Rounds(prompts, sampler, GradeScorer(Says(grade), "drop"), size, size, 2, n)
 
 
 def models() -> Models:

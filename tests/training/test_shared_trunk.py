@@ -16,7 +16,7 @@ from tiltyard.methods import a2c, ppo, reinforce
 from tiltyard.models.heads import scalar_from, value_head
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Forward, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.prepare import OldLogp, Values
@@ -178,7 +178,7 @@ def attempt(folder: Path, until: int = 0) -> Any:
     """Three answers at a step to prompts, drawn while the run goes on; killed after `until` steps."""
     stream = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
-    rule = RuleScorer(lambda prompt, response: float(sum(response.ids) % 5))
+    rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
     source = Online(prompts, sample, rule, 3, 2, SampleSettings(max_tokens=6), seed=2)
     models = actors(shared=True)
 

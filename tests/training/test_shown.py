@@ -20,7 +20,7 @@ from tiltyard.losses.kl import k1, sum_per_response
 from tiltyard.methods import cringe, grpo, online_dpo, ppo, reinforce_pp, rest, rft, rloo
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RuleScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.log import LiveLine
 from tiltyard.training.prepare import OldLogp
@@ -108,7 +108,7 @@ def test_their_means_over_answers_agree() -> None:
 
 def online(n: int = 2, **law: Any) -> Online:
     settings = SampleSettings(**({"max_tokens": 6} | law))
-    return Online(runs.prompts(), sample, RuleScorer(runs.score), 5, n, settings, seed=2)
+    return Online(runs.prompts(), sample, FunctionScorer(runs.score), 5, n, settings, seed=2)
 
 
 @pytest.mark.parametrize("build", [online_dpo, rloo, ppo])

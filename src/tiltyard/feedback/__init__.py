@@ -5,7 +5,7 @@ from tiltyard.feedback.client import Client, Endpoint
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
-from tiltyard.feedback.scorers import JudgeScorer, ScoreScorer
+from tiltyard.feedback.scorers import GradeScorer, JudgeScorer
 from tiltyard.feedback.settings import (
     ApiJudgeSettings,
     JudgeSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "Endpoint",
     "Exemplar",
     "Grade",
+    "GradeScorer",
     "Judge",
     "JudgeError",
     "JudgeScorer",
@@ -38,7 +39,6 @@ __all__ = [
     "ModelPointsJudge",
     "ModelScoreJudge",
     "ScoreJudge",
-    "ScoreScorer",
     "SimulatedJudge",
     "SimulatedJudgeSettings",
     "SimulatedRater",

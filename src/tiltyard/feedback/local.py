@@ -32,7 +32,7 @@ from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring.scorers import _parts
+from tiltyard.scoring.reward_model import within_budget
 from tiltyard.types import Group, Message, Prompt, Response
 
 Style = Literal["chat", "text"]
@@ -182,7 +182,7 @@ def label_logits(
     training = model.module.training
     model.module.eval()
     try:
-        for part in _parts(groups, budget) if groups else []:
+        for part in within_budget(groups, budget) if groups else []:
             forest = plant(part, model.device)
             logp_R = model.logp_R(forest)[0].double().tolist()
             at = 0

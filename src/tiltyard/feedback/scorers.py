@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tiltyard.batch.batch import Metrics
+from tiltyard.distributed import processes
 from tiltyard.errors import DataError
 from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Verdict
+from tiltyard.scoring.base import Cost, Scale
 from tiltyard.types import Group
 
 Unscored = Literal["error", "drop"]
@@ -43,20 +46,23 @@ class JudgeScorer:
     Args:
         judge: asked in both orders unless it is `Debiased` already.
 
-    Attributes:
-        compares: its scores say who wins within a group and mean nothing beside those of another group.
-        moves: the judge is the policy that is trained, so its scores mean nothing beside those of another time.
+        moving: the judge is the policy that is trained, so scores of different steps are not comparable.
+        name: of its metric, `reward/NAME`.
     """
 
-    compares = True
-    moves = False
-
-    def __init__(self, judge: Judge):
+    def __init__(self, judge: Judge, *, moving: bool = False, name: str = "judge"):
         self.judge = judge if isinstance(judge, Debiased) else Debiased(judge)
         self.tally = Missing()
+        self.scale, self.name = Scale(comparable=False, moving=moving), name
 
-    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:
-        begin_turn(self.judge, getattr(models, "version", None))
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the judge's scores, ranks and, for pairs, shares.
+
+        Raises:
+            DataError: a group of fewer than two responses.
+            JudgeError: the judge gives a verdict on less than half of the pairs.
+        """
+        begin_turn(self.judge, policy_version_of(groups))
         places = [list(itertools.combinations(range(len(g.responses)), 2)) for g in groups]
         pairs = [
             Group(g.prompt, (g.responses[i], g.responses[j]), origin=g.origin)
@@ -76,27 +82,37 @@ class JudgeScorer:
         left = iter(verdicts)
         return [_labelled(g, ij, [next(left) for _ in ij]) for g, ij in zip(groups, places, strict=True)]
 
+    def take_cost(self) -> Cost:
+        """What the judge's calls cost since the last time."""
+        return _taken_cost(self.judge)
 
-class ScoreScorer:
+    def take_metrics(self) -> Metrics:
+        """`judge_calls`, `judge_tokens` and `judge_cost` since the last time, sums over processes."""
+        return _cost_metrics(self.take_cost())
+
+
+class GradeScorer:
     """A judge that grades, as a scorer: one score a response.
 
     Args:
         unscored: an answer without a grade is an `error`, or (`drop`) leaves its group, and a group that keeps fewer
             than two leaves too: for sources whose selection follows. It never gets a number that nobody gave.
 
-    Attributes:
-        compares, moves: see `JudgeScorer`.
+        moving, name: see `JudgeScorer`.
     """
 
-    compares = False
-    moves = False
-
-    def __init__(self, judge: ScoreJudge, unscored: Unscored = "error"):
+    def __init__(self, judge: ScoreJudge, unscored: Unscored = "error", *, moving: bool = False, name: str = "judge"):
         self.judge, self.unscored = judge, unscored
         self.tally = Missing()
+        self.scale, self.name = Scale(comparable=True, moving=moving), name
 
-    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:
-        begin_turn(self.judge, getattr(models, "version", None))
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the judge's grades as scores.
+
+        Raises:
+            JudgeError: a response without a grade (`unscored="error"`), or grades for less than half of them.
+        """
+        begin_turn(self.judge, policy_version_of(groups))
         scored = []
         for group, grades in zip(groups, self.judge.score(groups), strict=True):
             reasons = [g.reason for g in grades if g.score is None]
@@ -113,6 +129,34 @@ class ScoreScorer:
                 responses, scores = tuple(r for r, _ in kept), tuple(s for _, s in kept)
                 scored.append(replace(group, responses=responses, scores=scores, ranks=None, shares=None))
         return scored
+
+    def take_cost(self) -> Cost:
+        """What the judge's calls cost since the last time."""
+        return _taken_cost(self.judge)
+
+    def take_metrics(self) -> Metrics:
+        """`judge_calls`, `judge_tokens` and `judge_cost` since the last time, sums over processes."""
+        return _cost_metrics(self.take_cost())
+
+
+def policy_version_of(groups: Sequence[Group]) -> int | None:
+    """Version of the policy that sampled these groups, the newest of several; None if no response was sampled."""
+    versions = [r.policy_version for g in groups for r in g.responses if r.policy_version is not None]
+    return max(versions, default=None)
+
+
+def _taken_cost(judge: Judge | ScoreJudge) -> Cost:
+    used = judge.usage.taken()
+    return Cost(used.calls, used.tokens_in, used.tokens_out, used.cost)
+
+
+def _cost_metrics(cost: Cost) -> Metrics:
+    once = float(processes.is_main())  # sums over processes, not means
+    return {
+        "judge_calls": (float(cost.calls), once),
+        "judge_tokens": (float(cost.tokens_in + cost.tokens_out), once),
+        "judge_cost": (cost.price, once),
+    }
 
 
 def begin_turn(judge: Any, turn: int | None) -> None:

@@ -16,7 +16,7 @@ from tiltyard.feedback.client import Client, Endpoint
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
-from tiltyard.feedback.scorers import JudgeScorer, ScoreScorer, Unscored
+from tiltyard.feedback.scorers import GradeScorer, JudgeScorer, Unscored
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
 from tiltyard.models.language import LanguageModel
@@ -192,12 +192,18 @@ def build_score_judge(settings: JudgeSettings, load: Load, cache: Path | None = 
 
 
 def build_scorer(
-    settings: JudgeSettings, load: Load, cache: Path | None = None, unscored: Unscored = "error", owner: str = ""
-) -> JudgeScorer | ScoreScorer:
-    """The scorer for `training.source.Online` that the settings describe."""
+    settings: JudgeSettings,
+    load: Load,
+    cache: Path | None = None,
+    unscored: Unscored = "error",
+    owner: str = "",
+    *,
+    moving: bool = False,
+) -> JudgeScorer | GradeScorer:
+    """The scorer that the settings describe; `moving`: the judge is the policy that is trained."""
     if settings.ask == "pair":
-        return JudgeScorer(build_judge(settings, load, cache, owner))
-    return ScoreScorer(build_score_judge(settings, load, cache, owner), unscored)
+        return JudgeScorer(build_judge(settings, load, cache, owner), moving=moving)
+    return GradeScorer(build_score_judge(settings, load, cache, owner), unscored, moving=moving)
 
 
 def _simulated(settings: SimulatedJudgeSettings) -> SimulatedJudge:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from tiltyard.batch.forest import plant
 from tiltyard.data.pairwise_prompt import both_orders
 from tiltyard.errors import DataError, ModelError
 from tiltyard.models.language import ScalarModel
-from tiltyard.scoring.scorers import _parts
+from tiltyard.scoring.base import Cost, Scale
+from tiltyard.scoring.reward_model import within_budget
 from tiltyard.types import MICRO_TOKENS, Group, Response
 
 
@@ -89,7 +89,7 @@ class Ranker:
         training = self.model.module.training
         self.model.module.eval()
         try:
-            for part in _parts(shown, self.budget):
+            for part in within_budget(shown, self.budget):
                 scores += self.model.score_B(plant(part, self.model.device)).tolist()
         finally:
             self.model.module.train(training)
@@ -124,29 +124,62 @@ def _key(response: Response) -> tuple[str, str]:
 
 
 class BaselineScorer:
-    """A ranker as a reward: r(x, y) = logit rho(x, y, y_b) against a baseline answer of each prompt (RSO, eq. 7).
+    """A ranker as a reward: r(x, y) = logit rho(x, y, y_b) against a baseline response of each prompt (RSO, eq. 7).
 
     The logit, not the probability: for Bradley-Terry preferences it is r(x, y) - r(x, y_b), and the baseline's own
-    reward is a constant of the prompt that no method notices.
+    reward is a constant of the prompt that no method notices. For the same reason scores of different prompts are not
+    comparable.
 
     Args:
-        ranker: who compares.
-        baselines: one answer a prompt, in the order of the groups that will be scored.
+        ranker: compares the responses.
+        baselines: for each prompt a group with one response; found by the prompt, and by `origin` where one prompt
+            has several baselines.
+        name: of its metric, `reward/NAME`.
     """
 
-    def __init__(self, ranker: Ranker, baselines: Sequence[Response]):
-        self.ranker, self.baselines = ranker, list(baselines)
+    scale = Scale(comparable=False)
 
-    def __call__(self, models: Any, groups: list[Group]) -> list[Group]:  # noqa: ARG002 - protocol
-        if len(groups) != len(self.baselines):
-            raise DataError(
-                "a baseline answer for each prompt is needed",
-                got=f"{len(self.baselines)} baselines, {len(groups)} groups",
-            )
-        asked = [
+    def __init__(self, ranker: Ranker, baselines: Sequence[Group], name: str = "ranker"):
+        self.ranker, self.name = ranker, name
+        self._baselines: dict[tuple[object, ...], dict[str, Response]] = {}
+        for group in baselines:
+            self._baselines.setdefault(_prompt_key(group), {})[group.origin] = group.responses[0]
+        self._cost = Cost()
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the logits that each response is better than its prompt's baseline.
+
+        Raises:
+            DataError: a prompt without a baseline, or a pair longer than the ranker's context.
+        """
+        pairs = [
             replace(group, responses=(response, baseline), scores=None, ranks=None)
-            for group, baseline in zip(groups, self.baselines, strict=True)
+            for group in groups
+            for baseline in [self._baseline(group)]
             for response in group.responses
         ]
-        left = iter(self.ranker(asked))
-        return [replace(group, scores=tuple(next(left) for _ in group.responses)) for group in groups]
+        logits = self.ranker(pairs) if pairs else []
+        self._cost += Cost(calls=2 * len(pairs), tokens_in=2 * sum(pair.tokens for pair in pairs))
+        remaining = iter(logits)
+        return [replace(group, scores=tuple(next(remaining) for _ in group.responses)) for group in groups]
+
+    def take_cost(self) -> Cost:
+        """Pairs read, in both orders, and about how many tokens since the last call."""
+        cost, self._cost = self._cost, Cost()
+        return cost
+
+    def _baseline(self, group: Group) -> Response:
+        by_origin = self._baselines.get(_prompt_key(group), {})
+        if len(by_origin) == 1:
+            return next(iter(by_origin.values()))
+        if group.origin not in by_origin:
+            raise DataError(
+                "a baseline response for each prompt is needed",
+                where=group.origin or group.prompt.id,
+                got=f"{len(by_origin)} baselines for this prompt" + (", none of this origin" if by_origin else ""),
+            )
+        return by_origin[group.origin]
+
+
+def _prompt_key(group: Group) -> tuple[object, ...]:
+    return group.prompt.id, group.prompt.text, group.prompt.messages, group.prompt.ids

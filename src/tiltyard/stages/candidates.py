@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,15 +28,13 @@ from tiltyard.files import atomic_write, read_json, write_json
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import Draws, SampleSettings, sample
-from tiltyard.scoring import BaselineScorer, Ranker, RewardScorer, RuleScorer
+from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import model_folder, prompts_of, report
-from tiltyard.stages.evaluate import is_world
 from tiltyard.training import select
-from tiltyard.training.algorithm import Models
 from tiltyard.training.source import generator
 from tiltyard.types import Group, Prompt
-from tiltyard.world import gold
+from tiltyard.world.reward import gold, is_world_prompt
 
 Pairs = Literal["auto", "tournament", "first_round", "random", "best_worst", "all", "none"]
 
@@ -137,7 +135,7 @@ class _Judge:
     settings: CandidatesSettings
     name: str
     model: LanguageModel
-    score: Callable[[Any, list[Group]], list[Group]] | None
+    scorer: Scorer | None
     ranker: Ranker | None
 
     def block(self, prompts: Sequence[Prompt], first: int) -> _Block:
@@ -149,10 +147,11 @@ class _Judge:
         ]
         baselines: list[Group] = []
         if self.ranker is not None:
-            baselines = self._sampled(prompts, 1, 3, first)
-            groups = BaselineScorer(self.ranker, [g.responses[0] for g in baselines])(None, groups)
-        elif self.score is not None:
-            groups = self.score(Models(policy=self.model), groups)
+            sampled = self._sampled(prompts, 1, 3, first)
+            baselines = [replace(b, origin=group.origin) for b, group in zip(sampled, groups, strict=True)]
+            groups = BaselineScorer(self.ranker, baselines).score(groups)
+        elif self.scorer is not None:
+            groups = self.scorer.score(groups)
         return _Block(groups, self._pairs(groups, generator(asked.seed, 4, first)), baselines)
 
     def _sampled(self, prompts: Sequence[Prompt], n: int, stream: int, first: int) -> list[Group]:
@@ -183,9 +182,10 @@ def _judge(context: StageContext, settings: CandidatesSettings, model: LanguageM
     if settings.ranker:
         judge.ranker = Ranker(load_scalar_model(model_folder(context, settings.ranker), **common))
     elif settings.reward:
-        judge.score = RewardScorer(load_scalar_model(model_folder(context, settings.reward), **common))
+        reward = load_scalar_model(model_folder(context, settings.reward), **common)
+        judge.scorer = RewardScorer(reward, model.chat)
     else:
-        if odd := [p for p in prompts if not is_world(Group(p, ()))]:
+        if odd := [p for p in prompts if not is_world_prompt(p)]:
             raise DataError(
                 "gold scores belong to the embedded world, and these prompts are not about it",
                 where=settings.prompts,
@@ -193,7 +193,7 @@ def _judge(context: StageContext, settings: CandidatesSettings, model: LanguageM
                 expected="prompts that the stage `world` wrote (world/prompts.jsonl)",
                 fix="name a ranker or a reward model instead of gold",
             )
-        judge.score = RuleScorer(lambda prompt, response: gold(prompt.meta, response.text).total)
+        judge.scorer = FunctionScorer(gold, time_limit=None)
     return judge
 
 

@@ -25,7 +25,7 @@ from tiltyard.data import (
 )
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.methods.base import Encode
-from tiltyard.scoring.scorers import in_tokens_of
+from tiltyard.scoring.reward_model import in_tokens_of
 from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt
 

@@ -33,9 +33,9 @@ from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
 from tiltyard.stages.data import model_folder, prompts_of
 from tiltyard.stages.measure import kl_of
-from tiltyard.training.algorithm import Models
 from tiltyard.types import Group
 from tiltyard.world import gold
+from tiltyard.world.reward import is_world_prompt
 
 
 class EvaluateSettings(Settings):
@@ -146,7 +146,7 @@ def _answers(
     law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
     groups = sample(model, quiet, settings.n, law, seed=settings.seed)
     if reward is not None:
-        groups = RewardScorer(reward)(Models(policy=model), groups)
+        groups = RewardScorer(reward, model.chat).score(groups)
     kls, entropies = _distance(groups, model, ref, settings.temperature)
     found = []
     flat = ((group, k) for group in groups for k in range(len(group.responses)))
@@ -178,7 +178,7 @@ def _answer(group: Group, k: int, kl: float, entropy: float, use_gold: str) -> A
 
 def is_world(group: Group) -> bool:
     """Whether the prompt carries what the embedded world's gold score needs."""
-    return {"kind", "form", "ask", "facts"} <= group.prompt.meta.keys()
+    return is_world_prompt(group.prompt)
 
 
 @torch.no_grad()

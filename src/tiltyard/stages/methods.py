@@ -20,9 +20,10 @@ from tiltyard.files import jsonable
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Family, Method
 from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import FunctionScorer
 from tiltyard.stages.base import Stage, get_stage
 from tiltyard.stages.settings import method_settings
-from tiltyard.training.algorithm import Algorithm, Models, Source
+from tiltyard.training.algorithm import Algorithm, Source
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online, SelfPlay
 from tiltyard.types import Group, Prompt, Response
@@ -246,8 +247,10 @@ def compose(method: Method, settings: Mapping[str, Any] | None = None) -> Algori
 def _online(method: Method, defaults: Mapping[str, Any]) -> Online | Rounds:
     """One prompt, and a scorer that must not be called."""
 
-    def score(models: Models, groups: list[Group]) -> list[Group]:  # noqa: ARG001
+    def never(prompt: Prompt, response: Response) -> float:  # noqa: ARG001
         raise CompositionError("this composition was made to be shown, not to be trained")
+
+    score = FunctionScorer(never)
 
     law = SampleSettings(**{key: defaults[key] for key in ("temperature", "max_tokens", "max_rows")})
     prompts, n, batch = [Prompt(text="?", ids=(0,))], defaults["n"], defaults["batch"]

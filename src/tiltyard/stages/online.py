@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiltyard.batch.batch import Metrics
-from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import build_scorer
 from tiltyard.methods.base import Method
@@ -15,16 +14,15 @@ from tiltyard.models.adapters import reward_beside
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer, RuleScorer
+from tiltyard.scoring import FunctionScorer, RewardScorer, Scorer
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.data import model_folder, prompts_of, report
-from tiltyard.stages.evaluate import is_world
 from tiltyard.training.algorithm import Models
 from tiltyard.training.replay import replayed
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt
-from tiltyard.world import gold
+from tiltyard.world.reward import gold, is_world_prompt
 
 GOLD = "gold"  # as a reward: the embedded world's own rules
 POLICY = "policy"  # as a judge's model: the policy as it is at the time
@@ -44,7 +42,7 @@ def online_source(
         max_tokens=settings.max_tokens,
         max_rows=settings.max_rows,
     )
-    watch = Watch(scorer, is_world(Group(prompts[0], ())))
+    watch = Watch(is_world_prompt(prompts[0]))
     if method.samples == "every step":
         source = Online(prompts, sample, scorer, settings.batch, settings.n, law, seed=settings.seed, watch=watch)
         if settings.replay:
@@ -78,7 +76,7 @@ def who_scores(name: str, settings: Any) -> None:
 
 def scorer_of(
     method: Method, context: StageContext, settings: Any, models: Models, prompts: Sequence[Prompt]
-) -> Callable[[Any, list[Group]], list[Group]]:
+) -> Scorer:
     """Who scores: a reward model, the rules of the embedded world, or a judge, who may be the policy itself."""
     if settings.judge is not None:
 
@@ -89,25 +87,14 @@ def scorer_of(
             return load_language_model(model_folder(context, name), **common)
 
         unscored: Literal["drop", "error"] = "drop" if method.samples == "per iteration" else "error"
-        scorer = build_scorer(settings.judge, load, context.folder / "answers.jsonl", unscored, context.execution)
-        scorer.moves = getattr(settings.judge, "model", "") == POLICY
-        return scorer
+        answers, moving = context.folder / "answers.jsonl", getattr(settings.judge, "model", "") == POLICY
+        return build_scorer(settings.judge, load, answers, unscored, context.execution, moving=moving)
     if settings.reward != GOLD:
-        return RewardScorer(models.get("reward"), settings.micro_tokens)
+        return RewardScorer(models.get("reward"), models.get("policy").chat, budget=settings.micro_tokens)
 
-    def of_world(prompt: Prompt) -> Prompt:
-        if not is_world(Group(prompt, ())):
-            raise ConfigError(
-                "gold scores belong to the embedded world, and this prompt is not about it",
-                where=f"{context.name}.reward",
-                got=prompt.id,
-                fix="name a reward model, or use the prompts that the stage `world` wrote",
-            )
-        return prompt
-
-    for prompt in prompts:
-        of_world(prompt)  # now, and not when its turn comes; demonstrations beside them are looked at when scored
-    return RuleScorer(lambda prompt, response: gold(of_world(prompt).meta, response.text).total)
+    scorer = FunctionScorer(gold, name=GOLD, time_limit=None)
+    scorer.check_prompts(prompts)  # before the first step; demonstrations beside them are checked when scored
+    return scorer
 
 
 def reward_of(
@@ -137,23 +124,13 @@ def judges_model(settings: Any) -> bool:
 
 
 class Watch:
-    """What is measured on sampled answers beside their scores: gold where it is known, and what the judge was asked.
+    """The gold score of sampled responses to the demo world's prompts, logged and never trained on."""
 
-    Gold is what the proxy stands for; it is shown beside it and never trained on.
-    """
-
-    def __init__(self, scorer: Any, world: bool):
-        self.judge, self.world = getattr(scorer, "judge", None), world
+    def __init__(self, world: bool):
+        self.world = world
 
     def __call__(self, groups: list[Group]) -> Metrics:
-        metrics: Metrics = {}
-        if self.world:
-            totals = [gold(g.prompt.meta, r.text).total for g in groups for r in g.responses]
-            metrics["gold"] = (float(sum(totals)), float(len(totals)))
-        if self.judge is not None:
-            asked = self.judge.usage.taken()
-            once = float(processes.is_main())  # sums over processes, not means
-            metrics["judge_calls"] = (float(asked.calls), once)
-            metrics["judge_tokens"] = (float(asked.tokens_in + asked.tokens_out), once)
-            metrics["judge_cost"] = (asked.cost, once)
-        return metrics
+        if not self.world:
+            return {}
+        scores = [gold(g.prompt, r) for g in groups for r in g.responses]
+        return {"gold": (float(sum(scores)), float(len(scores)))}

@@ -22,9 +22,10 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
 from tiltyard.models.adapters import take_over
 from tiltyard.sampling.settings import Draws, SampleSettings
+from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups, device_of
 from tiltyard.training.prepare import OldLogp
-from tiltyard.training.source import Cycle, Sampler, Scorer, answered, generator, sampled_metrics, scored, signed
+from tiltyard.training.source import Cycle, Sampler, answered, generator, sampled_metrics, scored, signed
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
 Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
@@ -112,15 +113,17 @@ class Rounds:
             groups = [signed(group, models.version) for group in groups]
             beside = processes.shard(self.given)
             groups, index = [*groups, *(g for _, g in beside)], [*index, *(self.size + i for i, _ in beside)]
-            judged = scored(self.scorer, models, groups)
-            rows = [(i, group_to_dict(g)) for i, g in placed(index, groups, judged)]
+            judged = scored(self.scorer, groups)
+            places = matched_groups(groups, judged)
+            rows = [(index[i], group_to_dict(g)) for i, g in zip(places, judged, strict=True)]
             everyone = sorted(
                 (pair for part in processes.gather_objects(rows) for pair in part), key=lambda pair: pair[0]
             )
             known = [group_from_dict(row) for _, row in everyone]
-            watched = self._watched(known)
+            scoring = summed(processes.gather_objects(scorer_metrics(self.scorer)))
+            watched = {**scoring, **self._watched(known)}
             if self.folder is not None and processes.is_main():
-                if self.watch:
+                if watched:
                     # first: once the round stands, its judge is not asked again, and what it took is known here alone
                     write_atomic(self._path(number, "metrics.json"), json.dumps(watched).encode())
                 write_groups(self._path(number), known)
@@ -228,22 +231,6 @@ class Rounds:
         self.held = {int(i): [group_from_dict(g) for g in groups] for i, groups in state.items()}
 
 
-def placed(index: Sequence[int], asked: Sequence[Group], scored: Sequence[Group]) -> list[tuple[int, Group]]:
-    """Each scored group with its place: a scorer keeps the order and may leave out answers and whole groups."""
-    left = iter(zip(index, asked, strict=True))
-    found = []
-    for group in scored:
-        place = next((i for i, g in left if g.prompt == group.prompt and group.responses[0] in g.responses), None)
-        if place is None:
-            raise DataError(
-                "the scorer gave back a group that it was not given",
-                where=group.origin or group.prompt.id,
-                expected="the groups in their order, without those that it could not score",
-            )
-        found.append((place, group))
-    return found
-
-
 def sampled(groups: Sequence[Group]) -> list[Group]:
     """Those that the policy answered, without those from a file."""
     return [g for g in groups if g.responses[0].policy_version is not None]
@@ -255,8 +242,8 @@ def _one_scale(rounds: Rounds) -> None:
     A judge of pairs says how often an answer beats its own group's: 0.9 among the weak answers of the first round is
     less than 0.6 among the strong ones of the third. A judge that learns is another judge in each round.
     """
-    pair, moves = (getattr(rounds.scorer, name, False) for name in ("compares", "moves"))
-    if rounds.keep == "all" and (pair or moves):
+    pair, moving = not rounds.scorer.scale.comparable, rounds.scorer.scale.moving
+    if rounds.keep == "all" and (pair or moving):
         raise ConfigError(
             "the pool of all rounds compares scores that are not on one scale",
             where="pool",

@@ -264,7 +264,7 @@ def scores_of(group: Group) -> tuple[float, ...]:
             "a selection needs one finite score a response",
             where=group.origin or group.prompt.id,
             got=f"{len(group.responses)} responses, scores {scores}",
-            fix="score the groups first (scoring.RewardScorer, scoring.RuleScorer)",
+            fix="score the groups first (scoring.RewardScorer, scoring.FunctionScorer)",
         )
     return scores
 

@@ -21,12 +21,12 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.language import LanguageModel
 from tiltyard.profiler import span, tally
 from tiltyard.sampling.settings import Draws, SampleSettings
+from tiltyard.scoring.base import Scorer, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.types import Group, Prompt
 
 Item = TypeVar("Item")
 Sampler = Callable[..., list[Group]]
-Scorer = Callable[[Models, list[Group]], list[Group]]
 Select = Callable[[list[Group]], list[Group]]
 
 
@@ -202,7 +202,8 @@ class Online:
         else:
             index, groups = self._answered(models, step, step)
             count, metrics = self.batch, {}
-        metrics = {**metrics, **sampled_metrics(groups), **(self.watch(groups) if self.watch else {})}
+        watched = self.watch(groups) if self.watch else {}
+        metrics = {**metrics, **sampled_metrics(groups), **scorer_metrics(self.scorer), **watched}
         if self.select is None:
             return StepGroups(groups, index, count, metrics)
         groups = self.select(groups)  # may drop groups or make several of one: places are counted anew
@@ -218,7 +219,7 @@ class Online:
         law = replace(self.settings, keep_hidden=True)  # the step that learns from the answers need not compute them
         groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, law, draws)
         groups = [signed(group, models.version) for group in groups]
-        return index, scored(self.scorer, models, groups)
+        return index, scored(self.scorer, groups)
 
     def _differing(self, models: Models, step: int) -> StepGroups:
         """Dynamic sampling (Yu et al. 2025): the first `batch` groups whose scores are not all equal.
@@ -257,10 +258,10 @@ def answered(
     return groups
 
 
-def scored(scorer: Scorer, models: Models, groups: list[Group]) -> list[Group]:
-    """The scorer's groups, on the clock; nobody is asked about nothing."""
+def scored(scorer: Scorer, groups: list[Group]) -> list[Group]:
+    """The groups with the scorer's scores, timed; without groups the scorer is not called."""
     with span(f"score/{type(scorer).__name__}"):
-        return scorer(models, groups) if groups else groups
+        return scorer.score(groups) if groups else groups
 
 
 def signed(group: Group, version: int) -> Group:

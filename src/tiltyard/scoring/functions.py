@@ -1,0 +1,343 @@
+"""Python functions as scorers: of one response or of a whole group, plain or async, with a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import math
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tiltyard.errors import ConfigError, ScoringError, TiltyardError
+from tiltyard.scoring.base import Cost, Scale
+from tiltyard.types import Group, Prompt
+
+TIME_LIMIT = 60.0  # seconds a call may take
+GRACE = 2.0  # seconds beyond it that an event loop may take to cancel a call
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call: of a response of a group, or of the whole group (`response` is None)."""
+
+    group: Group
+    response: int | None
+
+    @property
+    def where(self) -> str:
+        """The row in words: where the group came from, its prompt, the response."""
+        names = [self.group.origin, f"prompt {self.group.prompt.id}" if self.group.prompt.id else ""]
+        names += [f"response {self.response + 1}"] if self.response is not None else []
+        return ", ".join(name for name in names if name)
+
+
+class FunctionScorer:
+    """A Python function as a scorer, e.g. a length penalty, a parser, a verifier.
+
+    The function takes `(prompt, response)` and returns a number, or takes the whole `Group` (its first parameter is
+    named `group` or annotated `Group`) and returns one number a response. It may be `async`: calls then run
+    concurrently. A function of a whole group may return scores that compare within the group only; say so with
+    `comparable=False`.
+
+    An optional attribute `check_prompt(prompt)` of the function is called for every prompt before the first step, and
+    raises an error for a prompt that the function cannot score.
+
+    Args:
+        function: see above.
+        name: of its metric, `reward/NAME`; the function's own by default.
+        time_limit: seconds a call may take; None calls it in this thread, without a limit.
+        max_concurrent: calls of an async function that run at the same time.
+        comparable: whether scores of different prompts may be compared.
+
+    Raises:
+        ConfigError: the function takes other parameters, or a limit is out of range.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str = "",
+        *,
+        time_limit: float | None = TIME_LIMIT,
+        max_concurrent: int = 16,
+        comparable: bool = True,
+    ):
+        self.function = function
+        self.name = name or _name_of(function)
+        self.scale = Scale(comparable=comparable)
+        self.time_limit, self.max_concurrent = time_limit, max_concurrent
+        for key, value in (("time_limit", time_limit), ("max_concurrent", max_concurrent)):
+            if value is not None and not value > 0:
+                raise ConfigError("setting out of range", where=key, got=value, expected="above 0")
+        self.of_group = takes_group(function)
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(type(function), "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
+        _check_parameters(function, self.name, self.of_group)
+        self._cost = Cost()
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the function's values as scores.
+
+        Raises:
+            ScoringError: the function raised, took longer than the limit, or gave something that is no finite number
+                or not one number a response; the message names the function, the row and the response.
+        """
+        calls = [call for group in groups for call in self._calls(group)]
+        values: list[Any] = [None] * len(calls)
+        for index, value in self._run(calls):
+            values[index] = value
+        self._cost += Cost(calls=len(calls))
+        remaining = iter(zip(calls, values, strict=True))
+        return [replace(group, scores=self._scores(group, remaining)) for group in groups]
+
+    def take_cost(self) -> Cost:
+        """Calls of the function since the last time."""
+        cost, self._cost = self._cost, Cost()
+        return cost
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Calls the function's `check_prompt`, if it has one, on every prompt."""
+        check = getattr(self.function, "check_prompt", None)
+        if check is not None:
+            for prompt in prompts:
+                check(prompt)
+
+    # ------------------------------------------------------------------------------------------------ calls
+
+    def _calls(self, group: Group) -> list[_Call]:
+        if self.of_group:
+            return [_Call(group, None)] if group.responses else []
+        return [_Call(group, k) for k in range(len(group.responses))]
+
+    def _invoke(self, call: _Call) -> Any:
+        if call.response is None:
+            return self.function(call.group)
+        return self.function(call.group.prompt, call.group.responses[call.response])
+
+    def _attempt(self, call: _Call) -> tuple[Any, BaseException | None]:
+        """(value, None) of the call, or (None, what it raised)."""
+        try:
+            return self._invoke(call), None
+        except Exception as error:
+            return None, error
+
+    def _run(self, calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
+        """(index, value) of each call, in the order in which they end."""
+        if not calls:
+            return
+        if self.time_limit is None and not self.is_async:
+            for index, call in enumerate(calls):
+                yield index, self._result(call, *self._attempt(call))
+            return
+        worker = _Worker(self, calls)
+        try:
+            for _ in calls:
+                index, value, error = worker.next_result()
+                yield index, self._result(calls[index], value, error)
+        finally:
+            worker.stop()
+
+    def _result(self, call: _Call, value: Any, error: BaseException | None) -> Any:
+        if isinstance(error, TiltyardError):
+            raise error  # it says what, where and what to do already
+        if error is not None:
+            raise ScoringError(
+                f"the reward function '{self.name}' raised {type(error).__name__}",
+                where=call.where,
+                got=f"{error}{_line_of(error)}",
+                fix="mend the function, or leave this row out of the data",
+            ) from error
+        if inspect.iscoroutine(value):
+            value.close()
+            raise self._bad_value(call, "a coroutine", "a number; declare the function itself with `async def`")
+        return value
+
+    def timed_out(self, call: _Call) -> ScoringError:
+        """The error for a call that did not end in time."""
+        return ScoringError(
+            f"the reward function '{self.name}' did not return within {self.time_limit:g} seconds",
+            where=call.where,
+            expected="a value, in time",
+            fix="raise its time_limit, or mend the function for this row",
+        )
+
+    # ----------------------------------------------------------------------------------------------- values
+
+    def _scores(self, group: Group, remaining: Iterator[tuple[_Call, Any]]) -> tuple[float, ...]:
+        if not self.of_group:
+            return tuple(self._number(*next(remaining)) for _ in group.responses)
+        if not group.responses:
+            return ()
+        call, value = next(remaining)
+        if isinstance(value, str | bytes | Mapping | set | frozenset) or not hasattr(value, "__iter__"):
+            raise self._bad_value(call, repr(value), f"a list of {len(group.responses)} numbers, one a response")
+        try:
+            values = list(value)
+        except TypeError:  # a tensor or array without dimensions
+            values = [value]
+        if len(values) != len(group.responses):
+            raise self._bad_value(call, f"{len(values)} values", f"{len(group.responses)} numbers, one a response")
+        return tuple(self._number(_Call(group, k), value) for k, value in enumerate(values))
+
+    def _number(self, call: _Call, value: Any) -> float:
+        number = math.nan
+        if not isinstance(value, str | bytes | bytearray):  # "1.0" is no number
+            try:
+                number = float(value)
+            except (TypeError, ValueError, OverflowError, RuntimeError):
+                number = math.nan
+        if not math.isfinite(number):
+            raise self._bad_value(call, repr(value), "a finite number")
+        return number
+
+    def _bad_value(self, call: _Call, got: str, expected: str) -> ScoringError:
+        text = call.group.responses[call.response].text if call.response is not None else ""
+        return ScoringError(
+            f"the reward function '{self.name}' gave no finite number"
+            if call.response is not None or text
+            else f"the reward function '{self.name}' gave no list of scores",
+            where=call.where,
+            got=got if len(got) <= 200 else got[:200] + "...",
+            expected=expected,
+            fix=f"mend the function for the response {text[:80]!r}" if text else "mend the function for this row",
+        )
+
+
+class _Worker:
+    """Runs the calls of one `score` in a daemon thread, so that a call that hangs cannot hang the run."""
+
+    def __init__(self, scorer: FunctionScorer, calls: Sequence[_Call]):
+        self.scorer, self.calls = scorer, calls
+        self.results: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+        self.last_begun = 0  # index of the call that began last
+        self.stopped = threading.Event()
+        self.cancel: Callable[[], object] = lambda: None
+        target = self._run_async if scorer.is_async else self._run_plain
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(target,), daemon=True, name=f"reward-{scorer.name}").start()
+
+    def next_result(self) -> tuple[int, Any, BaseException | None]:
+        """(index of the call, its value, what it raised) of the next call that ends.
+
+        Raises:
+            ScoringError: none ended within the time limit.
+        """
+        limit = self.scorer.time_limit
+        grace = GRACE if self.scorer.is_async else 0.0  # calls of an event loop have a deadline each, see `_awaited`
+        try:
+            index, value, error = self.results.get(timeout=None if limit is None else limit + grace)
+        except queue.Empty:
+            raise self.scorer.timed_out(self.calls[self.last_begun]) from None
+        if value is _TIMED_OUT:
+            raise self.scorer.timed_out(self.calls[index])
+        return index, value, error
+
+    def stop(self) -> None:
+        """No further call begins; those of an event loop are cancelled, one that blocks is left to end by itself."""
+        self.stopped.set()
+        self.cancel()
+
+    def _run_plain(self) -> None:
+        for index, call in enumerate(self.calls):
+            self.last_begun = index
+            if self.stopped.is_set():
+                return
+            try:
+                value, error = self.scorer._attempt(call)
+            except BaseException as fatal:
+                value, error = None, fatal
+            self.results.put((index, value, error))
+
+    def _run_async(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._gather())
+
+    async def _gather(self) -> None:
+        slots = asyncio.Semaphore(self.scorer.max_concurrent)
+
+        async def one(index: int) -> None:
+            async with slots:
+                if not self.stopped.is_set():
+                    self.last_begun = index
+                    self.results.put((index, *await self._awaited(self.calls[index])))
+
+        tasks = [asyncio.ensure_future(one(index)) for index in range(len(self.calls))]
+        loop = asyncio.get_running_loop()
+        self.cancel = functools.partial(_cancel, loop, tasks)
+        await asyncio.gather(*tasks)
+        self.cancel = lambda: None
+
+    async def _awaited(self, call: _Call) -> tuple[Any, BaseException | None]:
+        deadline = asyncio.timeout(self.scorer.time_limit)
+        try:
+            async with deadline:
+                return await self.scorer._invoke(call), None
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return (_TIMED_OUT, None) if deadline.expired() else (None, error)
+
+
+_TIMED_OUT = object()
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, tasks: Sequence[asyncio.Future[None]]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+
+
+def takes_group(function: Callable[..., Any]) -> bool:
+    """Whether the function's first parameter is a whole group: named `group` or annotated `Group`."""
+    parameters = _parameters(function)
+    if not parameters:
+        return False
+    annotation = parameters[0].annotation
+    named = annotation.rpartition(".")[2] if isinstance(annotation, str) else annotation
+    return parameters[0].name == "group" or named is Group or named == "Group"
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """None for a function whose signature cannot be read (written in C)."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_parameters(function: Callable[..., Any], name: str, of_group: bool) -> None:
+    if not callable(function):
+        raise ConfigError("a reward function must be callable", where=name, got=type(function).__name__)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*([None] if of_group else [None, None]))
+    except TypeError as error:
+        raise ConfigError(
+            f"the reward function '{name}' takes other parameters",
+            where=name,
+            got=str(signature),
+            expected="(prompt, response), or (group) for a function of a whole group",
+            fix="rename or add parameters; further ones need defaults",
+        ) from error
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", "") or type(function).__name__
+    return "function" if name == "<lambda>" else str(name)
+
+
+def _line_of(error: BaseException) -> str:
+    """` (rewards.py:12)`: the line of the innermost frame outside this file."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

@@ -1,0 +1,122 @@
+"""A trained reward model as a scorer: one number a response, read at its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tiltyard.batch.forest import plant
+from tiltyard.data.chat import Chat
+from tiltyard.errors import DataError, ModelError
+from tiltyard.models.language import ScalarModel
+from tiltyard.scoring.base import Cost, Scale
+from tiltyard.types import MICRO_TOKENS, Group, Response
+
+
+class RewardScorer:
+    """A reward model's score of each response, read at its last token.
+
+    Args:
+        model: of the stage `reward`.
+        chat: of the policy whose responses are scored. Where its tokenizer or template differs from the reward
+            model's, texts are rendered again with the reward model's own. None: the groups' ids are the reward
+            model's own.
+        budget: packed tokens computed at a time.
+        name: of its metric, `reward/NAME`.
+
+    Raises:
+        ModelError: the model is a ranker, which compares two responses and scores none by itself.
+    """
+
+    scale = Scale()
+
+    def __init__(
+        self, model: ScalarModel, chat: Chat | None = None, *, budget: int = MICRO_TOKENS, name: str = "reward"
+    ):
+        if model.compares:
+            raise ModelError(
+                "a ranker reads two responses at once and scores none by itself",
+                where=str(model.chat.tokenizer.name_or_path),
+                expected="a model of the stage `reward`",
+                fix="train one on the same comparisons, or use the stage `candidates` with ranker=",
+            )
+        self.model, self.budget, self.name = model, budget, name
+        self._encode_again = chat is not None and not same_tokens(chat, model.chat)
+        self._cost = Cost()
+
+    @torch.no_grad()
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the model's scores.
+
+        Raises:
+            DataError: a response that is longer, with its prompt, than the model's context.
+        """
+        encoded = [self._encoded(group) for group in groups]
+        scores: list[float] = []
+        training = self.model.module.training
+        self.model.module.eval()
+        try:
+            for part in within_budget(encoded, self.budget):
+                scores += self.model.score_B(plant(part, self.model.device)).tolist()
+        finally:
+            self.model.module.train(training)
+        self._cost += Cost(calls=len(scores), tokens_in=sum(g.tokens for g in encoded))
+        remaining = iter(scores)
+        return [replace(group, scores=tuple(next(remaining) for _ in group.responses)) for group in groups]
+
+    def take_cost(self) -> Cost:
+        """Responses scored and packed tokens read since the last call."""
+        cost, self._cost = self._cost, Cost()
+        return cost
+
+    def _encoded(self, group: Group) -> Group:
+        if self._encode_again:
+            group = in_tokens_of(self.model.chat, group)
+        limit = self.model.chat.max_length
+        longest = len(group.prompt.ids) + max((len(r.ids) for r in group.responses), default=0)
+        if limit is not None and longest > limit:
+            raise DataError(
+                "a response is longer than the reward model's context",
+                where=group.origin or group.prompt.id,
+                got=f"{longest} tokens with its prompt",
+                expected=f"at most {limit}",
+                fix="lower max_tokens or max_prompt, or take a reward model with a longer context",
+            )
+        return group
+
+
+def in_tokens_of(chat: Chat, group: Group) -> Group:
+    """The group with the ids that `chat` makes of its texts; a response that was cut gets no end-of-turn token."""
+    fresh = tuple(Response(text=r.text, meta=r.meta) for r in group.responses)
+    encoded = chat.encode_group(replace(group, prompt=replace(group.prompt, ids=()), responses=fresh))
+    responses = tuple(
+        replace(new, ids=new.ids[:-1], loss_spans=None) if old.finish == "length" and len(new.ids) > 1 else new
+        for old, new in zip(group.responses, encoded.responses, strict=True)
+    )
+    return replace(encoded, responses=responses)
+
+
+def same_tokens(a: Any, b: Any) -> bool:
+    """Whether two chats encode to the same ids: same vocabulary, template, first and last token."""
+    if a is b:
+        return True
+    one, two = a.tokenizer, b.tokenizer
+    same = one.chat_template == two.chat_template and one.get_vocab() == two.get_vocab()
+    return bool(same and (a.start_id, a.eos_id) == (b.start_id, b.eos_id))
+
+
+def within_budget(groups: Sequence[Group], budget: int) -> list[list[Group]]:
+    """Consecutive groups cut into parts of at most `budget` packed tokens; a group alone may have more."""
+    parts: list[list[Group]] = []
+    tokens = 0
+    for group in groups:
+        if parts and tokens + group.tokens <= budget:
+            parts[-1].append(group)
+            tokens += group.tokens
+        else:
+            parts.append([group])
+            tokens = group.tokens
+    return parts

@@ -31,7 +31,7 @@ def measure(way: str, preset: str, tokens: int) -> dict[str, float]:
     from torch.autograd.graph import saved_tensors_hooks
 
     from tiltyard import from_scratch, train_tokenizer
-    from tiltyard.batch.forest import plant
+    from tiltyard.batch.forest import pack
     from tiltyard.models.adapters import adapt
     from tiltyard.models.lora import Lora
     from tiltyard.types import Group, Prompt, Response
@@ -47,8 +47,8 @@ def measure(way: str, preset: str, tokens: int) -> dict[str, float]:
     trees = [Group(Prompt(ids=ids(64)), (Response(ids=ids(96)), Response(ids=ids(96)))) for _ in range(tokens // 256)]
     for p in model.parameters():
         p.grad = torch.zeros_like(p)  # what the optimiser needs anyway
-    model.logp_R(plant(trees[:1]))[0].sum().backward()  # libraries have made what they keep
-    before, forest = memory("VmRSS"), plant(trees)
+    model.logp_R(pack(trees[:1]))[0].sum().backward()  # libraries have made what they keep
+    before, forest = memory("VmRSS"), pack(trees)
     model.logp_R(forest)[0].sum().backward()
     peak = memory("VmHWM") - before
     weights = {p.untyped_storage().data_ptr() for p in model.module.parameters()}

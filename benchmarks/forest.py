@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tiltyard.batch.forest import padded_rows, plant
+from tiltyard.batch.forest import pack, padded_rows
 from tiltyard.data import train_tokenizer
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import from_scratch
@@ -39,7 +39,7 @@ def pairs(groups: int, k: int, vocab: int) -> list[Group]:
 
 
 def packed_step(model: LanguageModel, groups: list[Group]) -> Callable[[], None]:
-    forest = plant(groups)
+    forest = pack(groups)
 
     def step() -> None:
         (-model.logp_R(forest)[0].mean()).backward()
@@ -49,7 +49,7 @@ def packed_step(model: LanguageModel, groups: list[Group]) -> Callable[[], None]
 
 
 def padded_step(model: LanguageModel, groups: list[Group]) -> Callable[[], None]:
-    forest = plant(groups)
+    forest = pack(groups)
     (ids, mask), places = padded_rows(forest)
 
     def step() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
             if round_:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - began)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    forest = plant(groups)
+    forest = pack(groups)
     (ids, _), _ = padded_rows(forest)
     found = {
         "work": f"log-probs forward+backward, {asked.preset}, {asked.groups} prompts x {asked.k} answers",

@@ -329,7 +329,7 @@ ROWS: dict[str, Row] = {
         lambda source: cringe(
             source,
             alpha=rounds.ALPHA,
-            rivals=3,
+            negatives=3,
             gate_margin=rounds.MARGIN,
             gate_temperature=rounds.TEMPERATURE,
             detach_gate=False,  # or finite differences would see the gate and the gradient not
@@ -341,6 +341,6 @@ ROWS: dict[str, Row] = {
         source=rounds.RoundsGiven,
         live=rounds.live_rounds,
         pairs=True,
-        ordered=True,  # a token's rival is drawn by its place among the group's tokens
+        ordered=True,  # a token's negative is drawn by its place among the group's tokens
     ),
 }

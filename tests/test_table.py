@@ -14,7 +14,7 @@ from tests.reference.float64 import exact_norms
 from torch import Tensor
 
 from oracles import worlds
-from oracles.rounds import RIVAL
+from oracles.rounds import NEGATIVE
 from table import ROWS, Row
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import METHODS
@@ -90,7 +90,7 @@ def own_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
 
 
 def forward_of(algorithm: Algorithm, models: Models, batch: Batch) -> Forward:
-    return Forward(models, batch, algorithm.temperature, False, getattr(algorithm.loss, "rivals", 0))
+    return Forward(models, batch, algorithm.temperature, False, getattr(algorithm.loss, "negatives", 0))
 
 
 def whole_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
@@ -104,9 +104,9 @@ def whole_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
 
 
 def read_from(x: Tensor, of: str, forward: Forward) -> Forward:
-    """A forward pass that says `x` instead of asking a model, and the same of every rival."""
-    rival_R = torch.full_like(x, RIVAL) if forward.rivals else None
-    forward.__dict__.update({"_policy": (x, rival_R)} if of.startswith("logp") else {of: x})
+    """A forward pass that says `x` instead of asking a model, and the same of every negative."""
+    negative_R = torch.full_like(x, NEGATIVE) if forward.negatives else None
+    forward.__dict__.update({"_policy": (x, negative_R)} if of.startswith("logp") else {of: x})
     return forward
 
 

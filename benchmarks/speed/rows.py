@@ -119,7 +119,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "ppo-shared-12m",
-        "PPO, values on the policy's trunk",
+        "PPO, values on the policy's backbone",
         Work("ppo-shared"),
         trl("ppo", path="trl112"),
         4.0,

@@ -39,7 +39,7 @@ class Table:
         assert temperature == 1.0
         return self._law_V()[forest.target_R], None
 
-    def laws_R(self, forest: Any, rows: int, temperature: float, at: float) -> Iterator[tuple[Tensor, Tensor]]:
+    def full_log_probs(self, forest: Any, rows: int, temperature: float, at: float) -> Iterator[tuple[Tensor, Tensor]]:
         assert temperature == at == 1.0
         for target in forest.target_R.split(rows):
             yield self._law_V().repeat(len(target), 1), self._law_V()[target]

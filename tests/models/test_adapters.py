@@ -1,4 +1,4 @@
-"""Adapters on disk: merged for everybody, in PEFT's form for PEFT, and back onto the trunk that they belong to."""
+"""Adapters on disk: merged for everybody, in PEFT's form for PEFT, and back onto the backbone that they belong to."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tiltyard import (
     save_model,
     train_tokenizer,
 )
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.errors import CheckpointError, ConfigError, ModelError
 from tiltyard.models import pretrained
-from tiltyard.models.adapters import adapt, base_of, reward_beside, save_adapter, trunk_hash, value_beside
-from tiltyard.models.language import Trunk
+from tiltyard.models.adapters import adapt, backbone_hash, reward_adapter, save_adapter, value_adapter, without_adapters
+from tiltyard.models.language import Backbone
 from tiltyard.models.load import value_from
-from tiltyard.models.lora import Lora, tensors_of
+from tiltyard.models.lora import Lora, adapter_tensors
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.sampling.engine import can_be_lean
 from tiltyard.types import Prompt
@@ -50,13 +50,13 @@ def loaded(base: Path) -> LanguageModel:
 
 def learnt(model: Any, name: str, seed: int = 5) -> Any:
     stream = torch.Generator().manual_seed(seed)
-    for key, tensor in tensors_of(model.backbone, name).items():
+    for key, tensor in adapter_tensors(model.backbone, name).items():
         if key.endswith("lora_B"):
             tensor.data.copy_(0.05 * torch.randn(tensor.shape, generator=stream))
     return model
 
 
-def written(model: Trunk, stage: Path) -> Path:
+def written(model: Backbone, stage: Path) -> Path:
     save_model(model, stage / "model")
     save_adapter(model, stage / "adapter")
     return stage / "model"
@@ -78,10 +78,10 @@ def close(a: Tensor, b: Tensor, within: float = 1e-5) -> None:
 def test_the_merged_model_is_anybodys(base: Path, tmp_path: Path) -> None:
     model = learnt(adapt(loaded(base), LORA), "policy")
     found = load_language_model(written(model, tmp_path), device="cpu")
-    forest = model.small_forest()
+    forest = model.probe_forest()
     with torch.no_grad():
         says = model.logp_R(forest)[0]
-        assert float((says - base_of(model).logp_R(forest)[0]).abs().max()) > 0.1
+        assert float((says - without_adapters(model).logp_R(forest)[0]).abs().max()) > 0.1
         close(found.logp_R(forest)[0], says)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert plain.state_dict().keys() == AutoModelForCausalLM.from_pretrained(base).state_dict().keys()
@@ -119,7 +119,7 @@ def test_an_encoder_takes_adapters_in_its_blocks_alone(family: str, tmp_path: Pa
     ids = torch.tensor([[5, 6, 7, 8]])
     theirs = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     adapted = [name for name, part in theirs.named_modules() if hasattr(part, "lora_A")]
-    assert len(adapted) == len(tensors_of(model.backbone, "encoder")) / 2
+    assert len(adapted) == len(adapter_tensors(model.backbone, "encoder")) / 2
     with torch.no_grad():
         says = model.run(ids, torch.ones_like(ids))
         close(theirs(ids).logits, says)
@@ -127,14 +127,14 @@ def test_an_encoder_takes_adapters_in_its_blocks_alone(family: str, tmp_path: Pa
 
 
 def test_four_models_on_one_trunk_say_what_four_models_say(base: Path, tmp_path: Path) -> None:
-    """Policy, reference, reward and value against merged models with trunks of their own."""
+    """Policy, reference, reward and value against merged models with backbones of their own."""
     reward_of(base, tmp_path / "reward")
     policy = learnt(adapt(loaded(base), LORA), "policy")
-    reward = reward_beside(policy, tmp_path / "reward" / "model")
+    reward = reward_adapter(policy, tmp_path / "reward" / "model")
     assert reward is not None
-    value = value_beside(reward, Lora(rank=2))
+    value = value_adapter(reward, Lora(rank=2))
     alone = load_scalar_model(tmp_path / "reward" / "model", device="cpu")
-    forest = policy.small_forest()
+    forest = policy.probe_forest()
     with torch.no_grad():
         close(reward.score_B(forest), alone.score_B(forest))
         assert float(reward.score_B(forest).abs().max()) > 0.1
@@ -145,11 +145,11 @@ def test_four_models_on_one_trunk_say_what_four_models_say(base: Path, tmp_path:
         close(apart.value_R(forest), value.value_R(forest))
         assert apart.backbone is not value.backbone
         close(reward.score_B(forest), alone.score_B(forest))  # the value's adapter is not in the way
-        close(base_of(policy).logp_R(forest)[0], loaded(base).logp_R(forest)[0], 1e-6)
+        close(without_adapters(policy).logp_R(forest)[0], loaded(base).logp_R(forest)[0], 1e-6)
         close(load_language_model(written(policy, tmp_path), device="cpu").logp_R(forest)[0], policy.logp_R(forest)[0])
         save_model(value, tmp_path / "value")
         close(load_scalar_model(tmp_path / "value", device="cpu").value_R(forest), value.value_R(forest))
-    assert {id(m.backbone) for m in (policy, base_of(policy), reward, value)} == {id(policy.backbone)}
+    assert {id(m.backbone) for m in (policy, without_adapters(policy), reward, value)} == {id(policy.backbone)}
     assert reward.parameters() == []
 
 
@@ -157,28 +157,28 @@ def test_a_reward_model_of_another_trunk_stays_a_model_of_its_own(base: Path, tm
     reward_of(base, tmp_path / "reward")
     other = from_scratch("1m", train_tokenizer(TEXTS, 320), context=64, seed=1)
     save_model(other, tmp_path / "other" / "model")
-    assert reward_beside(adapt(loaded(tmp_path / "other" / "model"), LORA), tmp_path / "reward" / "model") is None
-    assert reward_beside(loaded(base), tmp_path / "reward" / "model") is None  # this one's trunk will move
-    assert reward_beside(adapt(loaded(base), LORA), base) is None  # this one has no adapter
+    assert reward_adapter(adapt(loaded(tmp_path / "other" / "model"), LORA), tmp_path / "reward" / "model") is None
+    assert reward_adapter(loaded(base), tmp_path / "reward" / "model") is None  # this one's backbone will move
+    assert reward_adapter(adapt(loaded(base), LORA), base) is None  # this one has no adapter
     (tmp_path / "reward" / "adapter" / "adapter_model.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="the adapter cannot be read"):
-        reward_beside(adapt(loaded(base), LORA), tmp_path / "reward" / "model")
+        reward_adapter(adapt(loaded(base), LORA), tmp_path / "reward" / "model")
 
 
 def test_the_hash_is_the_trunks_alone(base: Path) -> None:
     """Whatever head stands on it and whatever adapters lie in it; not where one weight differs."""
-    plain = trunk_hash(loaded(base).backbone)
+    plain = backbone_hash(loaded(base).backbone)
     adapted = learnt(adapt(loaded(base), LORA), "policy")
-    assert trunk_hash(adapted.backbone) == plain == trunk_hash(load_scalar_model(base, device="cpu").backbone)
+    assert backbone_hash(adapted.backbone) == plain == backbone_hash(load_scalar_model(base, device="cpu").backbone)
     adapted.backbone.layers[0].mlp.up_proj.base_layer.weight.data[0, 0] += 1e-4
-    assert trunk_hash(adapted.backbone) != plain
+    assert backbone_hash(adapted.backbone) != plain
 
 
 def test_chosen_layers(base: Path) -> None:
     model = adapt(loaded(base), Lora(targets=["q_proj", "v_proj"]))
-    assert {key.split(".")[-2] for key in tensors_of(model.backbone, "policy")} == {"q_proj", "v_proj"}
-    value = value_beside(model, LORA)  # a second adapter has layers of its own choice
-    assert len(tensors_of(value.backbone, "value")) == 2 * 7 * 4
+    assert {key.split(".")[-2] for key in adapter_tensors(model.backbone, "policy")} == {"q_proj", "v_proj"}
+    value = value_adapter(model, LORA)  # a second adapter has layers of its own choice
+    assert len(adapter_tensors(value.backbone, "value")) == 2 * 7 * 4
     with pytest.raises(ConfigError, match="no linear layer"):
         adapt(loaded(base), Lora(targets=["q_prj"]))
     with pytest.raises(ModelError, match="an adapter already"):
@@ -189,7 +189,7 @@ def test_a_seed_draws_the_same_adapter_and_leaves_the_generator_alone(base: Path
     before = torch.random.get_rng_state()
     one, two, three = (adapt(loaded(base), LORA, seed=seed) for seed in (1, 1, 2))
     assert torch.random.get_rng_state().equal(before)
-    firsts = [next(iter(tensors_of(m.backbone, "policy").values())) for m in (one, two, three)]
+    firsts = [next(iter(adapter_tensors(m.backbone, "policy").values())) for m in (one, two, three)]
     assert firsts[0].equal(firsts[1])
     assert not firsts[0].equal(firsts[2])
     bound = firsts[0].shape[1] ** -0.5
@@ -201,12 +201,12 @@ def test_the_samplers_short_road_knows_the_adapters(base: Path) -> None:
     model = learnt(adapt(loaded(base), LORA), "policy")
     prompts = [Prompt(id=str(i), ids=(5 + i, 6)) for i in range(5)]
     told = []
-    for one in (model, base_of(model)):
+    for one in (model, without_adapters(model)):
         assert can_be_lean(one)
         groups = sample(one, prompts, 2, SampleSettings(max_tokens=8), seed=3)
         told.append(torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()]))
         with torch.no_grad():
-            close(one.logp_R(plant(groups))[0], told[-1], 1e-4)
+            close(one.logp_R(pack(groups))[0], told[-1], 1e-4)
     assert not torch.equal(*(t[:5] for t in told))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import tiny
-from tiltyard.batch.forest import Forest, plant
+from tiltyard.batch.forest import Forest, pack
 from tiltyard.kernels import fused_block, fused_ops, tree_attention
 from tiltyard.kernels.library import Found, kernels
 from tiltyard.kernels.matmul import weight_slope
@@ -145,7 +145,7 @@ def test_slope_of_a_weight(rows: int, out: int, width: int) -> None:
 
 
 def forest(spans: Any = None) -> Forest:
-    return plant([tiny.group(5, 7, 3, seed=1, spans=spans), tiny.group(9, 4, seed=2), tiny.group(2, 6, 6, 1, seed=3)])
+    return pack([tiny.group(5, 7, 3, seed=1, spans=spans), tiny.group(9, 4, seed=2), tiny.group(2, 6, 6, 1, seed=3)])
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiltyard.batch import logp
-from tiltyard.batch.compare import compared
-from tiltyard.batch.forest import plant
+from tiltyard.batch.compare import compare_with_ref
+from tiltyard.batch.forest import pack
 from tiltyard.models.language import LanguageModel
 
 from . import tiny
@@ -40,8 +40,8 @@ def by_sum(one: torch.Tensor, two: torch.Tensor, temperature: float) -> torch.Te
 def test_every_family(family: str, temperature: float, ref_temperature: float | None) -> None:
     """Caps, scales and padded models too: the log-probs are those of `logp_R` to the bit, the KL is the enumeration."""
     policy, ref = tiny.language(family, "float64"), tiny.language(family, "float64", seed=1)
-    forest = plant(tiny.mixed())
-    found = compared(policy, ref, forest, temperature, ref_temperature)
+    forest = pack(tiny.mixed())
+    found = compare_with_ref(policy, ref, forest, temperature, ref_temperature)
     own_R, entropy_R = policy.logp_R(forest, temperature=temperature, entropy=True)
     assert found.logp_R.equal(own_R)
     assert entropy_R is not None
@@ -60,9 +60,9 @@ def test_every_family(family: str, temperature: float, ref_temperature: float | 
 def test_less_precise_arithmetic(dtype: Any) -> None:
     """Summed in float32: the same bits as alone, exactly 0 for equal models, near the enumeration for others."""
     policy, same, ref = (tiny.language("gemma2", dtype, seed=seed) for seed in (0, 0, 1))
-    forest = plant(tiny.mixed())
-    assert float(compared(policy, same, forest).kl_R.abs().max()) == 0
-    found = compared(policy, ref, forest, 0.7)
+    forest = pack(tiny.mixed())
+    assert float(compare_with_ref(policy, same, forest).kl_R.abs().max()) == 0
+    found = compare_with_ref(policy, ref, forest, 0.7)
     assert found.kl_R.dtype == torch.float32
     with torch.no_grad():
         assert found.logp_R.equal(policy.logp_R(forest, temperature=0.7)[0])
@@ -75,8 +75,8 @@ def test_less_precise_arithmetic(dtype: Any) -> None:
 def test_a_head_with_a_bias() -> None:
     policy, ref = tiny.language("llama", "float64"), tiny.language("llama", "float64", seed=1)
     policy.head.bias = torch.nn.Parameter(torch.linspace(-2, 2, tiny.VOCAB, dtype=torch.float64))
-    forest = plant(tiny.mixed())
-    found = compared(policy, ref, forest)
+    forest = pack(tiny.mixed())
+    found = compare_with_ref(policy, ref, forest)
     with torch.no_grad():
         assert found.logp_R.equal(policy.logp_R(forest)[0])
         both = [model.logits(model.hidden_T(forest)[forest.predictor_R]) for model in (policy, ref)]
@@ -100,14 +100,14 @@ class Largest(TorchDispatchMode):
 
 def test_chunks_change_nothing_and_nothing_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, ref = tiny.language("llama", "float64"), tiny.language("llama", "float64", seed=1)
-    forest = plant([tiny.group(3, *([9] * 30), seed=seed) for seed in range(4)])
-    whole = compared(policy, ref, forest, 0.7, 1.0)
+    forest = pack([tiny.group(3, *([9] * 30), seed=seed) for seed in range(4)])
+    whole = compare_with_ref(policy, ref, forest, 0.7, 1.0)
     monkeypatch.setattr(logp, "CHUNK_ELEMENTS", 3 * tiny.VOCAB)
     monkeypatch.setattr(logp, "MIN_ROWS", 1)
     hidden = {id(model): model.hidden_T(forest).detach() for model in (policy, ref)}
     monkeypatch.setattr(LanguageModel, "hidden_T", lambda self, forest: hidden[id(self)])
     with Largest(tiny.VOCAB) as seen:
-        parts = compared(policy, ref, forest, 0.7, 1.0)
+        parts = compare_with_ref(policy, ref, forest, 0.7, 1.0)
     torch.testing.assert_close(tuple(parts), tuple(whole), rtol=1e-12, atol=1e-12)
     assert seen.made == hidden[id(policy)].shape[1] * forest.R  # hidden states, and no logits of all tokens
     assert seen.made < forest.R * tiny.VOCAB
@@ -119,22 +119,22 @@ def test_one_forward_pass_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[Any] = []
     for model in (policy, ref):
         model.backbone.register_forward_hook(lambda module, *_: passes.append(module))
-    compared(policy, ref, plant(tiny.mixed()), 0.7, 1.0)
+    compare_with_ref(policy, ref, pack(tiny.mixed()), 0.7, 1.0)
     assert passes == [policy.backbone, ref.backbone]
 
 
 def test_vocabularies_of_different_sizes() -> None:
     """A padded reference: the tokens both have, by its own whole law. A token that the reference lacks: infinity."""
     small, large = tiny.language("llama", "float64"), tiny.language("llama", "float64", seed=1, vocab_size=80)
-    forest = plant(tiny.mixed())
-    found = compared(small, large, forest)
+    forest = pack(tiny.mixed())
+    found = compare_with_ref(small, large, forest)
     with torch.no_grad():
         p, q = (torch.log_softmax(m.logits(m.hidden_T(forest)[forest.predictor_R]), -1) for m in (small, large))
     torch.testing.assert_close(found.kl_R, (p.exp() * (p - q[:, :64])).sum(-1), rtol=1e-10, atol=1e-10)
-    assert compared(large, small, forest).kl_R.isposinf().all()
+    assert compare_with_ref(large, small, forest).kl_R.isposinf().all()
 
 
 def test_no_tokens() -> None:
     policy = tiny.language("llama")
-    found = compared(policy, policy, plant([tiny.group(3)]))
+    found = compare_with_ref(policy, policy, pack([tiny.group(3)]))
     assert [len(column) for column in found] == [0] * 5

@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 
 from models import encoders, tiny
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.data import train_tokenizer
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
@@ -35,7 +35,7 @@ ALL = [*FAMILIES, *encoders.ODD]
 
 def corrupted(groups: list[Group], seed: int = 0) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """A forest, ids in which some tokens are replaced, and where."""
-    forest = plant(groups)
+    forest = pack(groups)
     stream = torch.Generator().manual_seed(seed)
     masked_R = (torch.rand(forest.R, generator=stream) < 0.4).double()
     ids_R = torch.where(masked_R > 0, torch.randint(5, 40, (forest.R,), generator=stream), forest.target_R)
@@ -68,7 +68,7 @@ def test_tokens_outside_the_loss_spans_are_context() -> None:
     """Only loss tokens are in R; the others stand in the row as they are, at their own places."""
     model = encoders.masked("bert")
     group = tiny.group(5, 8, spans=((1, 3), (6, 8)), low=5, high=40)
-    forest = plant([group])
+    forest = pack([group])
     ids_R = torch.tensor([4, forest.target_R[1], forest.target_R[2], 4])
     found_R = model.cloze_logp_R(forest, ids_R, torch.tensor([1.0, 0.0, 0.0, 1.0]))
     row = [*group.prompt.ids, *group.responses[0].ids]
@@ -80,7 +80,7 @@ def test_tokens_outside_the_loss_spans_are_context() -> None:
 
 
 def test_nothing_masked_is_zero_and_carries_no_gradient() -> None:
-    model, forest = encoders.masked("bert"), plant(encoders.documents(2))
+    model, forest = encoders.masked("bert"), pack(encoders.documents(2))
     found_R = model.cloze_logp_R(forest, forest.target_R, torch.zeros(forest.R))
     assert not found_R.any()
     assert not found_R.requires_grad
@@ -142,11 +142,11 @@ def test_scores_are_what_transformers_says_of_each_row_alone(family: str) -> Non
     model = encoders.scalar(family)
     model.bias = 0.5
     groups = encoders.comparisons()
-    found = model.score_B(plant(groups))
+    found = model.score_B(pack(groups))
     expected = [model.module(input_ids=torch.tensor([ids])).logits[0, 0] - 0.5 for ids, _, _ in tiny.rows(groups)]
     torch.testing.assert_close(found, torch.stack(expected), atol=EXACT, rtol=EXACT)
     assert found.std() > 1e-3
-    backwards = model.score_B(plant(list(reversed(groups))))
+    backwards = model.score_B(pack(list(reversed(groups))))
     sizes = [len(g.responses) for g in reversed(groups)]
     turned = torch.cat(list(reversed(backwards.split(sizes))))
     torch.testing.assert_close(turned, found, atol=EXACT, rtol=EXACT)
@@ -161,7 +161,7 @@ def test_scores_are_those_of_the_pipeline(family: str, tmp_path: Path) -> None:
     texts = [("what is it ?", "the cat"), ("yes ?", "no , it is so far on the land")]
     groups = [Group(Prompt(messages=(Message("user", a),)), (Response(text=b),)) for a, b in texts]
     again = load.load_scalar_model(tmp_path, device="cpu")
-    found = again.score_B(plant(again.chat.encode_groups(groups)))
+    found = again.score_B(pack(again.chat.encode_groups(groups)))
     for (a, b), score in zip(texts, found.tolist(), strict=True):
         assert classify(f"User:\n{a}\n\nAssistant:\n{b}")[0]["score"] == pytest.approx(score, abs=1e-5)
 
@@ -176,14 +176,14 @@ def test_a_reward_model_from_a_masked_model_starts_at_zero(family: str, tmp_path
     one, same, other = (load.load_scalar_model(tmp_path, device="cpu", seed=s) for s in (0, 0, 1))
     assert torch.rand(1).equal(expected)
     assert isinstance(one, EncoderScalar)
-    forest = plant(encoders.comparisons())
+    forest = pack(encoders.comparisons())
     assert not one.score_B(forest).any()
     weights = [dict(m.module.named_parameters()) for m in (one, same, other)]
     assert all(weights[0][n].equal(weights[1][n]) for n in weights[0])
-    trunk = dict(masked.module.base_model.named_parameters())
+    backbone = dict(masked.module.base_model.named_parameters())
     kept = {n: p for n, p in one.backbone.named_parameters() if "pooler" not in n}
-    assert kept.keys() == {n for n in trunk if "pooler" not in n}
-    assert all(p.equal(trunk[n]) for n, p in kept.items())
+    assert kept.keys() == {n for n in backbone if "pooler" not in n}
+    assert all(p.equal(backbone[n]) for n, p in kept.items())
     one.head.weight.data.normal_()
     one.bias = 0.25
     load.save_model(one, tmp_path / "reward")
@@ -226,7 +226,7 @@ def test_a_reward_model_learns_a_toy(family: str, tmp_path: Path) -> None:
     fit(reward_model(Offline(separable(200, 0), 16)), Models(reward=model), run)
     assert first[0] == pytest.approx(0.693147, abs=1e-5)
     with torch.no_grad():
-        better, worse = model.score_B(plant(separable(200, 1))).view(-1, 2).T
+        better, worse = model.score_B(pack(separable(200, 1))).view(-1, 2).T
     assert (better > worse).double().mean() > 0.95
 
 
@@ -262,7 +262,7 @@ def test_one_vocabulary_with_other_ends_is_not_the_same_tokens() -> None:
     model = encoders.scalar("bert")
     bare = Group(Prompt(messages=(Message("user", "yes"),)), (Response(text="no"),))
     (scored,) = RewardScorer(model, chat).score([chat.encode_group(bare)])
-    expected = model.score_B(plant([encoders.chat().encode_group(bare)])).tolist()
+    expected = model.score_B(pack([encoders.chat().encode_group(bare)])).tolist()
     assert list(scored.scores or ()) == pytest.approx(expected, abs=1e-9)
 
 
@@ -288,7 +288,7 @@ def test_the_longest_row_is_known(family: str, longest: int, tmp_path: Path) -> 
     load.save_model(encoders.scalar(family, "float32"), tmp_path)
     model = load.load_scalar_model(tmp_path, device="cpu")
     assert model.chat.max_length == longest
-    assert model.score_B(plant([tiny.group(longest - 5, 5, low=5)])).isfinite().all()
+    assert model.score_B(pack([tiny.group(longest - 5, 5, low=5)])).isfinite().all()
 
 
 def test_for_causal_models_tokenizers_are_as_before() -> None:
@@ -303,7 +303,7 @@ def test_for_causal_models_tokenizers_are_as_before() -> None:
 
 
 def test_an_encoder_is_no_value_model_and_no_policy(tmp_path: Path) -> None:
-    model, forest = encoders.scalar("bert"), plant(encoders.comparisons())
+    model, forest = encoders.scalar("bert"), pack(encoders.comparisons())
     for wrong in (model.value_R, lambda f: model.at(f, f.last_B)):
         with pytest.raises(ModelError, match=r"no value before each token(.|\n)*value_init=model"):
             wrong(forest)

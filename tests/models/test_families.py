@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import tiny
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.kernels import fused_block
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.types import Group, Prompt, Response
@@ -27,7 +27,7 @@ def test_logp_and_entropy_equal_plain_transformers(family: str) -> None:
     model, groups = tiny.language(family), tiny.mixed()
     expected, entropy = tiny.plain_logp(tiny.causal(family), groups, 0.7)
     with torch.no_grad():
-        logp_R, entropy_R = model.logp_R(plant(groups), temperature=0.7, entropy=True)
+        logp_R, entropy_R = model.logp_R(pack(groups), temperature=0.7, entropy=True)
     torch.testing.assert_close(logp_R.double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy_R.double(), entropy, atol=1e-5, rtol=1e-5)
 
@@ -41,7 +41,7 @@ def test_gradients_equal_plain_transformers(family: str) -> None:
     weight = torch.randn(2, len(expected), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (weight[0] @ expected + weight[1] @ entropy).backward()
     model = tiny.language(family, dtype=dtype)
-    logp_R, entropy_R = model.logp_R(plant(groups), entropy=True)
+    logp_R, entropy_R = model.logp_R(pack(groups), entropy=True)
     (weight[0] @ logp_R.double() + weight[1] @ entropy_R.double()).backward()
     # some families compute rotary angles or norms in float32 whatever the weights are
     own = dict(model.module.named_parameters())
@@ -61,10 +61,10 @@ def test_forced_fallback_equals_packed(family: str) -> None:
     assert packed.packed
     assert not padded.packed
     for one, other in zip(
-        packed.logp_R(plant(groups), entropy=True), padded.logp_R(plant(groups), entropy=True), strict=True
+        packed.logp_R(pack(groups), entropy=True), padded.logp_R(pack(groups), entropy=True), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(packed.hidden_T(plant(groups)), padded.hidden_T(plant(groups)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(packed.hidden_T(pack(groups)), padded.hidden_T(pack(groups)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", SCALAR)
@@ -79,7 +79,7 @@ def test_scores_equal_sequence_classification(family: str) -> None:
     mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
     with torch.no_grad():
         expected = oracle(input_ids=ids, attention_mask=mask).logits[:, 0]
-        score_B = model.score_B(plant(groups))
+        score_B = model.score_B(pack(groups))
     torch.testing.assert_close(score_B, expected - 0.25, atol=1e-5, rtol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_values_are_scores_of_prefixes(family: str) -> None:
     """The value before response token i is the raw score of the prompt and the i tokens before it."""
     model, oracle, groups = tiny.scalar(family), tiny.classifier(family), tiny.mixed()
     with torch.no_grad():
-        value_R = model.value_R(plant(groups))
+        value_R = model.value_R(pack(groups))
         expected = torch.cat(
             [
                 oracle(input_ids=torch.tensor([ids[: start + i]])).logits[0]
@@ -112,14 +112,14 @@ def test_packing_changes_nothing(data: st.DataObject, family: str) -> None:
     groups = [tiny.group(p, *r, seed=i) for i, (p, r) in enumerate(data.draw(sizes))]
     model = MODELS[family]
     with torch.no_grad():
-        together = model.logp_R(plant(groups))[0]
+        together = model.logp_R(pack(groups))[0]
         alone = [
-            model.logp_R(plant([Group(g.prompt, (r,))]))[0] for g in groups for r in g.responses
+            model.logp_R(pack([Group(g.prompt, (r,))]))[0] for g in groups for r in g.responses
         ]  # one response a batch
         order = data.draw(st.permutations(range(len(groups))))
         cut = data.draw(st.integers(0, len(groups)))
         parts = [[groups[i] for i in part] for part in (order[:cut], order[cut:]) if part]
-        moved = torch.cat([model.logp_R(plant(part))[0] for part in parts])
+        moved = torch.cat([model.logp_R(pack(part))[0] for part in parts])
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
     starts = torch.tensor([0, *(sum(len(r.ids) for r in g.responses) for g in groups)]).cumsum(0)
     back = torch.cat([together[starts[i] : starts[i + 1]] for i in order])
@@ -133,7 +133,7 @@ def test_packing_changes_nothing(data: st.DataObject, family: str) -> None:
     )
 )
 def test_tiles_hold_every_token_and_little_padding(sizes: list[tuple[int, list[int]]]) -> None:
-    forest = plant([tiny.group(p, *r, seed=i) for i, (p, r) in enumerate(sizes)])
+    forest = pack([tiny.group(p, *r, seed=i) for i, (p, r) in enumerate(sizes)])
     rows = torch.cat([tile.index for tile in forest.tiles])
     assert torch.equal(rows[forest.untile_T], torch.arange(forest.T))
     branch = torch.cat([tile.branch_nL.flatten() for tile in forest.tiles])
@@ -143,30 +143,30 @@ def test_tiles_hold_every_token_and_little_padding(sizes: list[tuple[int, list[i
 
 
 def test_trees_are_laid_whole_or_cut_into_branches_whichever_is_cheaper() -> None:
-    assert {tile.single_branch for tile in plant(tiny.mixed()).tiles} == {True, False}
-    assert [t.single_branch for t in plant([tiny.group(2, 9, 9, 9)]).tiles] == [True]
-    assert [(t.single_branch, t.n) for t in plant([tiny.group(40, 1, 2, 1)]).tiles] == [(False, 1)]
+    assert {tile.single_branch for tile in pack(tiny.mixed()).tiles} == {True, False}
+    assert [t.single_branch for t in pack([tiny.group(2, 9, 9, 9)]).tiles] == [True]
+    assert [(t.single_branch, t.n) for t in pack([tiny.group(40, 1, 2, 1)]).tiles] == [(False, 1)]
 
 
 def test_loss_spans_choose_the_tokens() -> None:
     spans = ((0, 2), (5, 8))
     groups = [tiny.group(5, 8, spans=spans), tiny.group(3, 4), tiny.group(2, 9, 10, spans=((3, 4),))]
     model = tiny.language("llama")
-    forest = plant(groups)
+    forest = pack(groups)
     assert forest.count_B.tolist() == [5, 4, 1, 1]
     assert forest.offset_B.tolist() == [0, 5, 9, 10]
     assert forest.response_R.tolist() == [0] * 5 + [1] * 4 + [2, 3]
     torch.testing.assert_close(
         model.logp_R(forest)[0].double(), tiny.plain_logp(tiny.causal("llama"), groups)[0], atol=1e-5, rtol=1e-5
     )
-    empty = plant([tiny.group(3, 4, spans=())])
+    empty = pack([tiny.group(3, 4, spans=())])
     assert empty.R == 0
     assert model.logp_R(empty)[0].shape == (0,)
 
 
 def test_prompt_positions_other_than_the_last_get_no_gradient() -> None:
     model, groups = tiny.language("gpt2"), [tiny.group(6, 4, 5), tiny.group(3, 2)]
-    forest = plant(groups)
+    forest = pack(groups)
     kept: list[torch.Tensor] = []
     whole = model.hidden_T
 
@@ -199,7 +199,7 @@ def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest
                 part.p = 0.0
         if checkpointing:
             model.checkpoint_activations()
-        logp_R = model.logp_R(plant(tiny.mixed()))[0]
+        logp_R = model.logp_R(pack(tiny.mixed()))[0]
         logp_R.sum().backward()
         grads.append([logp_R.detach(), *(p.grad for p in model.parameters())])
     for one, other in zip(*grads, strict=True):
@@ -208,10 +208,10 @@ def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest
 
 def test_bfloat16_is_close() -> None:
     groups = tiny.mixed()
-    exact = tiny.language("llama").logp_R(plant(groups))[0]
+    exact = tiny.language("llama").logp_R(pack(groups))[0]
     model = tiny.language("llama", dtype="bfloat16")
     assert model.packed
-    close = model.logp_R(plant(groups))[0]
+    close = model.logp_R(pack(groups))[0]
     assert close.dtype == torch.float32
     assert (close - exact).abs().mean() < 0.05
     close.sum().backward()
@@ -223,7 +223,7 @@ def test_pad_equal_to_eos_still_learns(family: str) -> None:
     """transformers gives the embedding of pad no gradient; where pad is eos, eos as input would never be learnt."""
     model = LanguageModel(tiny.causal(family, pad_token_id=2, tie_word_embeddings=False), tiny.chat())
     groups = [Group(Prompt(ids=(5, 2, 6)), (Response(ids=(7, 2, 9, 2)),))]
-    model.logp_R(plant(groups))[0].sum().backward()
+    model.logp_R(pack(groups))[0].sum().backward()
     assert model.module.get_input_embeddings().weight.grad[2].any()
 
 
@@ -231,7 +231,7 @@ def test_pad_id_inside_text_is_a_token() -> None:
     groups = [Group(Prompt(ids=(0, 5, 0)), (Response(ids=(0, 7, 0)), Response(ids=(0,))))]
     for family in ("llama", "bloom"):
         expected, _ = tiny.plain_logp(tiny.causal(family), groups)
-        found = tiny.language(family).logp_R(plant(groups))[0]
+        found = tiny.language(family).logp_R(pack(groups))[0]
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -273,5 +273,5 @@ def test_padding_far_longer_than_a_window_reaches_nobody(family: str) -> None:
     groups = [tiny.group(1, 2), tiny.group(4, 20)]
     own, _ = tiny.plain_logp(tiny.causal(family, dtype=torch.float64), groups)
     with torch.no_grad():
-        logp_R, _ = model.logp_R(plant(groups))
+        logp_R, _ = model.logp_R(pack(groups))
     torch.testing.assert_close(logp_R, own, atol=1e-6, rtol=1e-6)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import tiny
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.cli.doctor import examine
 from tiltyard.kernels import tree_attention
 from tiltyard.kernels.fused_decoder import Lean, lean
@@ -104,7 +104,7 @@ def test_where_memory_begins_changes_no_bit() -> None:
     assert library is not None
     generator = torch.Generator().manual_seed(0)
     logits, uniform = torch.randn(3, 501, generator=generator), torch.rand(3, generator=generator)
-    forest = plant([tiny.group(21, 30, 40), tiny.group(50)])
+    forest = pack([tiny.group(21, 30, 40), tiny.group(50)])
     qkv = [torch.randn(forest.T, n, 24, generator=generator) for n in (4, 2, 2)]
     found = []
     for shift in (0, 1, 3, 7, 8, 15):

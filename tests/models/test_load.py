@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from models import tiny
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, ModelError
 from tiltyard.models import load
@@ -46,9 +46,9 @@ def _scalar(family: str = "llama", **changes) -> ScalarModel:
 def test_language_model_round_trip(family: str, tmp_path: Path) -> None:
     model = _language(family)
     groups = _groups(model.chat)
-    before = model.logp_R(plant(groups))[0]
+    before = model.logp_R(pack(groups))[0]
     load.save_model(model, tmp_path)
-    assert model.logp_R(plant(groups))[0].equal(before)  # saving leaves the model as it was
+    assert model.logp_R(pack(groups))[0].equal(before)  # saving leaves the model as it was
     assert "tiltyard" not in (tmp_path / "config.json").read_text()
     module = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(before.double(), tiny.plain_logp(module, groups)[0], atol=1e-5, rtol=1e-5)
@@ -59,7 +59,7 @@ def test_language_model_round_trip(family: str, tmp_path: Path) -> None:
     assert tuple(getattr(ids, "input_ids", ids)) == groups[0].prompt.ids
     assert set(module.generation_config.eos_token_id) == model.chat.stop_ids
     again = load.load_language_model(tmp_path, device="cpu")
-    assert again.logp_R(plant(groups))[0].equal(before)
+    assert again.logp_R(pack(groups))[0].equal(before)
     assert again.chat.max_length == (None if family == "bloom" else 64)
 
 
@@ -68,11 +68,11 @@ def test_reward_model_round_trip(family: str, tmp_path: Path) -> None:
     model = _scalar(family)
     groups = _groups(model.chat)
     model.bias = 0.75
-    before = model.score_B(plant(groups))
+    before = model.score_B(pack(groups))
     load.save_model(model, tmp_path)
     again = load.load_scalar_model(tmp_path, device="cpu")
     assert again.bias == 0.75
-    assert again.score_B(plant(groups)).equal(before)
+    assert again.score_B(pack(groups)).equal(before)
     module = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert module.config.reward_bias == 0.75
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -94,7 +94,7 @@ def test_reward_model_where_pad_is_eos(tmp_path: Path) -> None:
     load.save_model(model, tmp_path / "reward")
     module = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     groups = _groups(model.chat)
-    for (ids, _, _), score in zip(tiny.rows(groups), model.score_B(plant(groups)), strict=True):
+    for (ids, _, _), score in zip(tiny.rows(groups), model.score_B(pack(groups)), strict=True):
         raw = module(input_ids=torch.tensor([ids])).logits[0, 0]
         torch.testing.assert_close(raw, score, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="padding token"):
@@ -109,7 +109,7 @@ def test_scalar_from_language_model_starts_at_zero(family: str, tmp_path: Path) 
     torch.manual_seed(5)
     model = load.load_scalar_model(tmp_path, device="cpu")
     assert torch.rand(1).equal(expected)  # the caller's random state is untouched
-    forest = plant(_groups(model.chat))
+    forest = pack(_groups(model.chat))
     assert not model.score_B(forest).any()
     hidden = _language(family).hidden_T(forest)
     torch.testing.assert_close(model.hidden_T(forest), hidden, atol=1e-6, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_value_says_what_the_reward_says() -> None:
     reward.module.requires_grad_(False)
     value = load.value_from(reward)
     assert all(p.requires_grad for p in value.module.parameters())
-    forest = plant(_groups(reward.chat))
+    forest = pack(_groups(reward.chat))
     assert value.at(forest, forest.last_B).equal(reward.score_B(forest))
     value.head.weight.data += 1
     assert not value.at(forest, forest.last_B).equal(reward.score_B(forest))
@@ -132,7 +132,7 @@ def test_value_says_what_the_reward_says() -> None:
 def test_frozen_copy_is_apart() -> None:
     model = _language()
     ref = load.frozen_copy(model)
-    forest = plant(_groups(model.chat))
+    forest = pack(_groups(model.chat))
     before = ref.logp_R(forest)[0]
     assert before.equal(model.logp_R(forest)[0].detach())
     assert not before.requires_grad
@@ -150,7 +150,7 @@ def test_freeze_bottom(family: str) -> None:
     assert count == sum(p.numel() for p in model.module.parameters() if not p.requires_grad) > 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     model.module.train()
-    model.logp_R(plant(_groups(model.chat)))[0].sum().backward()
+    model.logp_R(pack(_groups(model.chat)))[0].sum().backward()
     optimizer.step()
     for name, parameter in model.module.named_parameters():
         bottom = any(f".{part}.0." in name for part in ("layers", "h"))
@@ -214,7 +214,7 @@ def test_set_dropout_zero_makes_training_deterministic(family: str) -> None:
         "phi3": {"resid_pdrop": 0.5, "attention_dropout": 0.5},
     }.get(family, {"attention_dropout": 0.5})
     model = _language(family, **changes)
-    forest = plant(_groups(model.chat))
+    forest = pack(_groups(model.chat))
     evaluated = model.logp_R(forest)[0]
     model.module.train()
     load.set_dropout(model.module, "model")
@@ -227,7 +227,7 @@ def test_float64_and_bfloat16_policies(tmp_path: Path) -> None:
     load.save_model(_language(), tmp_path)
     exact = load.load_language_model(tmp_path, device="cpu", dtype="float64")
     half = load.load_language_model(tmp_path, device="cpu", dtype="bfloat16")
-    forest = plant(_groups(exact.chat))
+    forest = pack(_groups(exact.chat))
     assert exact.logp_R(forest)[0].dtype == torch.float64
     assert half.module.dtype == torch.float32
     assert half.logp_R(forest)[0].dtype == torch.float32

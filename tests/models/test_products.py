@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import tiny
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.kernels import matmul
 from tiltyard.kernels.matmul import Linear, Ready, multiply, quicken
 
@@ -109,7 +109,7 @@ def test_a_whole_model_gives_the_same_losses_and_gradients(monkeypatch) -> None:
 
     def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model.module.zero_grad(set_to_none=True)
-        logp_R = model.logp_R(plant(groups))[0]
+        logp_R = model.logp_R(pack(groups))[0]
         logp_R.sum().backward()
         return logp_R.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters()}
 
@@ -146,21 +146,21 @@ def test_batches_are_filled_up_to_sizes_that_come_back(monkeypatch, lengths: tup
     """The tokens of no tree change nothing but rounding: log-probs, states and gradients."""
     model = tiny.language("llama", "float32")
     groups = [tiny.group(*lengths), tiny.group(3, 7, seed=1)]
-    forest = plant(groups)
+    forest = pack(groups)
 
     def found() -> list[torch.Tensor]:
         model.module.zero_grad(set_to_none=True)
-        logp_R = model.logp_R(plant(groups))[0]
+        logp_R = model.logp_R(pack(groups))[0]
         (logp_R * torch.arange(forest.R)).sum().backward()
-        return [logp_R.detach(), model.hidden_T(plant(groups)).detach(), *(p.grad for p in model.parameters())]
+        return [logp_R.detach(), model.hidden_T(pack(groups)).detach(), *(p.grad for p in model.parameters())]
 
     seen: list[int] = []
-    real = type(forest).filled_up
-    monkeypatch.setattr(type(forest), "filled_up", lambda f, to: (seen.append(to), real(f, to))[1])
+    real = type(forest).padded_to
+    monkeypatch.setattr(type(forest), "padded_to", lambda f, to: (seen.append(to), real(f, to))[1])
     monkeypatch.setattr(matmul, "ROUND", 16)
     filled = found()
     assert set(seen) == {16}
-    assert len(forest.filled_up(16)[0]) % 16 == 0
+    assert len(forest.padded_to(16)[0]) % 16 == 0
     monkeypatch.setattr(matmul, "onednn", lambda: False)
     plain = found()
     assert seen[-1] == 1

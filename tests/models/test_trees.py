@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import tiny
-from tiltyard.batch.forest import Forest, plant
+from tiltyard.batch.forest import Forest, pack
 from tiltyard.kernels import fused_block, tree_attention
 from tiltyard.kernels.library import Found, kernels
 from tiltyard.models import attention
@@ -21,7 +21,7 @@ needed = pytest.mark.skipif(kernels().library is None, reason=f"tree_attention.c
 
 def forest_of(shape: list[list[int]]) -> Forest:
     """[[prompt, answer, answer, ...], ...] as numbers of tokens."""
-    return plant([tiny.group(prompt, *answers, seed=i) for i, (prompt, *answers) in enumerate(shape)])
+    return pack([tiny.group(prompt, *answers, seed=i) for i, (prompt, *answers) in enumerate(shape)])
 
 
 def defined(forest: Forest, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:

@@ -145,11 +145,11 @@ def sampled_pairs(n: int, seed: int = 0) -> list[Group]:
 # ------------------------------------------------------------------------------------------------------ cringe's start
 
 ALPHA, MARGIN, TEMPERATURE = 0.6, 0.5, 7.0
-RIVAL = -1.7  # the log-prob that every rival is given
+NEGATIVE = -1.7  # the log-prob that every negative is given
 
 
 def cringe_start(batch: Batch, x_R: Tensor) -> Known:
-    """With every rival at `RIVAL`: the gate, the preferred answer's likelihood and the other's contrast, by hand."""
+    """With every negative at `NEGATIVE`: gate, preferred answer.s likelihood and the other.s contrast, by hand."""
     sizes, loss, slopes, kept = batch.forest.count_B.tolist(), 0.0, [], 0
     parts = iter(x_R.split(sizes))
     for group in batch.groups:
@@ -164,11 +164,12 @@ def cringe_start(batch: Batch, x_R: Tensor) -> Known:
         pull = -(2 * q - 1) * gate * (1 - gate) / TEMPERATURE  # of the gate by the first answer's log-prob
         parts_of = [(a, q), (b, 1 - q)]
         own = sum(
-            w * -sum(x) / len(x) + ALPHA * (1 - w) * sum(softplus(t - RIVAL) for t in x) / len(x) for x, w in parts_of
+            w * -sum(x) / len(x) + ALPHA * (1 - w) * sum(softplus(t - NEGATIVE) for t in x) / len(x)
+            for x, w in parts_of
         )
         loss += gate * own
         for sign, (x, w) in zip((1, -1), parts_of, strict=True):
-            each = [(-w + ALPHA * (1 - w) * sigma(t - RIVAL)) / len(x) for t in x]
+            each = [(-w + ALPHA * (1 - w) * sigma(t - NEGATIVE)) / len(x) for t in x]
             slopes += [gate * s + sign * pull * own for s in each]
     return loss / kept, doubles(slopes) / kept
 
@@ -319,7 +320,7 @@ RSO: Toys = {"tilt by gamma, not beta": lambda: tilt(lambda source: rso(source, 
 def coin(q: float) -> Toy:
     """Two tokens: the contrast is unlikelihood, so a label of q pulls to (q, 1 - q), whatever the gate's opening."""
     groups = [pair(COIN[1], COIN[0], q)]
-    algorithm = cringe(one_round(groups), alpha=0.8, rivals=3, gate_margin=0.3, gate_temperature=2.0)
+    algorithm = cringe(one_round(groups), alpha=0.8, negatives=3, gate_margin=0.3, gate_temperature=2.0)
     return Toy(algorithm, Models(policy=policy(COIN)), to_law(COIN, doubles([1 - q, q])), steps=200)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.data.pairwise_prompt import PAIRS
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
@@ -56,7 +56,7 @@ def tilted(support: Sequence[Answer], seed: int = 0) -> Models:
 
 
 def forest(support: Sequence[Answer]) -> Any:
-    return plant([Group(ASK, tuple(Response(ids=y) for y in support))])
+    return pack([Group(ASK, tuple(Response(ids=y) for y in support))])
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def law(model: LanguageModel, support: Sequence[Answer]) -> Tensor:
 @torch.no_grad()
 def give_law(model: LanguageModel, p: Tensor) -> None:
     """Turns the head so that the first token after `ASK` has exactly these probabilities."""
-    hidden = model.hidden_T(plant([Group(ASK, (Response(ids=(0,)),))]))[0]
+    hidden = model.hidden_T(pack([Group(ASK, (Response(ids=(0,)),))]))[0]
     model.head.weight.copy_(torch.outer(p.log(), hidden) / hidden.dot(hidden))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from models import tiny
 from sampling import stubs
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.kernels import fused_decoder
 from tiltyard.kernels.library import Found
@@ -64,7 +64,7 @@ def test_recorded_logps_are_the_trainers(family: str) -> None:
     model = stubs.model(family, "float32")
     groups = sample(model, stubs.prompts(*LENGTHS), 4, SampleSettings(temperature=0.7, max_tokens=10), seed=1)
     with torch.no_grad():
-        logp_R = model.logp_R(plant(groups), temperature=0.7)[0]
+        logp_R = model.logp_R(pack(groups), temperature=0.7)[0]
     recorded = torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()])
     torch.testing.assert_close(recorded, logp_R, atol=1e-5, rtol=1e-5)
 
@@ -128,7 +128,7 @@ def test_the_lean_road_is_taken_and_says_the_same(family: str, compiled: bool, m
     settings = SampleSettings(max_tokens=30, max_rows=5, keep_hidden=True)
     groups = sample(model, stubs.prompts(*LENGTHS), 3, settings, seed=1)
     with torch.no_grad():
-        forest = plant(groups)
+        forest = pack(groups)
         hidden_R = model.hidden_T(forest)[forest.predictor_R]
         logp_R = model.logp_R(forest)[0]
     torch.testing.assert_close(torch.cat([r.hidden for g in groups for r in g.responses]), hidden_R, atol=2e-5, rtol=0)
@@ -151,7 +151,7 @@ def test_a_model_that_is_another_inside_is_not_lean_or_the_same(spoil) -> None:
     spoil(model.module.model.layers[1])
     groups = sample(model, stubs.prompts(*LENGTHS), 2, SampleSettings(max_tokens=6), seed=1)
     with torch.no_grad():
-        logp_R = model.logp_R(plant(groups))[0]
+        logp_R = model.logp_R(pack(groups))[0]
     recorded = torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()])
     torch.testing.assert_close(recorded, logp_R, atol=1e-5, rtol=1e-5)
 
@@ -313,5 +313,5 @@ def test_group_is_ready_to_train_on() -> None:
     model = stubs.model("llama", "float32")
     groups = sample(model, stubs.prompts(3, 5), 2, SampleSettings(max_tokens=5))
     assert all(isinstance(g, Group) and g.origin == "sampled" for g in groups)
-    forest = plant(groups)
+    forest = pack(groups)
     assert sum(len(r.logps or ()) for g in groups for r in g.responses) == forest.R

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import tiny
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.sampling.native import _closed_up
 from tiltyard.sampling.slots import Slots
 from tiltyard.types import Group
@@ -54,7 +54,7 @@ def test_slots_equal_concatenation(data: st.DataObject) -> None:
         free = [*gaps, *range(len(held), 4)]
         if (new := data.draw(st.integers(0 if len(held) > len(gaps) else 1, len(free)))) > 0:
             lengths = data.draw(st.lists(st.integers(1, CAPACITY - 1), min_size=1, max_size=3))
-            forest = plant([Group(tiny.group(n, seed=i).prompt, ()) for i, n in enumerate(lengths)])
+            forest = pack([Group(tiny.group(n, seed=i).prompt, ()) for i, n in enumerate(lengths)])
             packed = [(random(KV_HEADS, forest.T, WIDTH), random(KV_HEADS, forest.T, VALUE)) for _ in range(LAYERS)]
             for layer in range(LAYERS):
                 slots.prefill(layer, *packed[layer])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import tiny
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.data import train_tokenizer
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, DataError, ScoringError
@@ -65,7 +65,7 @@ def test_other_tokenizer_is_rendered_again() -> None:
     )
     assert fresh[0].prompt.ids != groups[0].prompt.ids
     with torch.no_grad():
-        expected = model.score_B(plant(fresh)).tolist()
+        expected = model.score_B(pack(fresh)).tolist()
     assert [s for g in scored for s in g.scores or ()] == pytest.approx(expected, abs=1e-5)
 
 

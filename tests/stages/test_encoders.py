@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.data import read_groups
 from tiltyard.errors import ModelError
 from tiltyard.models.encoder import EncoderScalar
@@ -117,7 +117,7 @@ def test_a_reward_model_on_an_encoder(made: Made) -> None:
         group = in_tokens_of(model.chat, next(iter(read_groups(made.run / "label" / "rankings.groups.jsonl"))))
         row = torch.tensor([[*group.prompt.ids, *group.responses[0].ids]])
         raw = module(input_ids=row).logits[0, 0] - module.config.reward_bias
-        torch.testing.assert_close(model.score_B(plant([group]))[0], raw, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.score_B(pack([group]))[0], raw, atol=1e-5, rtol=1e-5)
 
 
 def test_ppo_is_judged_by_an_encoder(made: Made) -> None:
@@ -126,7 +126,7 @@ def test_ppo_is_judged_by_an_encoder(made: Made) -> None:
     assert groups
     with torch.no_grad():
         for group in groups:
-            own = reward.score_B(plant([in_tokens_of(reward.chat, group)])).tolist()
+            own = reward.score_B(pack([in_tokens_of(reward.chat, group)])).tolist()
             assert list(group.scores or ()) == pytest.approx(own, abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Stages with adapters on one trunk: what they write, what they keep in memory, what reads it afterwards."""
+"""Stages with adapters on one backbone: what they write, what they keep in memory, what reads it afterwards."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def made(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_models_in_memory_are_counted_by_their_trunks(made: Made) -> None:
     counts = {stage: made.result(stage)["models_in_memory"] for stage in ("one", "shared", "apart", "whole", "dpo")}
     assert counts == {"one": 1, "shared": 1, "apart": 2, "whole": 4, "dpo": 1}
-    assert made.text.count("an adapter and a head on the policy's trunk") == 2
-    assert "one frozen trunk with adapters of rank 4: policy, value (trained), ref (adapters off" in made.text
+    assert made.text.count("an adapter and a head on the policy's backbone") == 2
+    assert "one frozen backbone with adapters of rank 4: policy, value (trained), ref (adapters off" in made.text
 
 
 def test_the_first_step_is_at_the_reference(made: Made) -> None:

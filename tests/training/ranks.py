@@ -84,7 +84,8 @@ def main(folder: Path) -> None:
         fit(algorithm, models, Run(steps=5, lr=1e-2, schedule="linear", micro_tokens=60, **keep))
         for key in algorithm.trains:
             save_file(
-                dict(models.get(key).own.state_dict()), folder / f"{name}.{key}.rank{processes.rank()}.safetensors"
+                dict(models.get(key).trainable.state_dict()),
+                folder / f"{name}.{key}.rank{processes.rank()}.safetensors",
             )
     (folder / f"ranks.{processes.rank()}.json").write_text(json.dumps([processes.rank(), processes.world()]))
     processes.barrier()

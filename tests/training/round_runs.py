@@ -34,7 +34,7 @@ METHODS: dict[str, Any] = {
     "rest_vmpo": lambda source: rest(source, thresholds=[0.1], loss="vmpo"),
     "rest_given": lambda source: rest(source, data(), thresholds=[0.2, 0.6], loss="gold"),
     "rso": lambda source: rso(source, accepted=4, ranking="tournament"),
-    "cringe": lambda source: cringe(source, rivals=3),
+    "cringe": lambda source: cringe(source, negatives=3),
 }
 
 

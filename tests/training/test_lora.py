@@ -1,4 +1,4 @@
-"""LoRA with every method of the table: the trunk stands still, the start is the reference, what is cut off goes on."""
+"""LoRA with every method of the table: a frozen backbone, a start at the reference, resuming after a kill."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from tests.table import ROWS, Row
 from torch import Tensor
 
-from tiltyard.batch.compare import compared
+from tiltyard.batch.compare import compare_with_ref
 from tiltyard.methods import ppo, sft
-from tiltyard.models.adapters import adapt, adapter_copy, base_of, take_over, value_beside
+from tiltyard.models.adapters import adapt, clone_adapter, copy_weights_, value_adapter, without_adapters
 from tiltyard.models.heads import value_head
-from tiltyard.models.language import LanguageModel, Trunk
+from tiltyard.models.language import Backbone, LanguageModel
 from tiltyard.models.load import set_dropout
-from tiltyard.models.lora import Lora, layers_of, merged, plain_weights, tensors_of
+from tiltyard.models.lora import Lora, adapted_layers, adapter_tensors, base_weights, merged_adapters
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
@@ -32,40 +32,42 @@ LORA = Lora(rank=2, alpha=4.0)
 
 
 def composed(row: Row, seed: int = 0) -> tuple[Algorithm, Models]:
-    """The method over a source that draws, or over given groups; its models on one adapted trunk."""
+    """The method over a source that draws, or over given groups; its models on one adapted backbone."""
     source = row.live() if row.live else row.source([row.groups(5, s) for s in range(6)])
     algorithm, models = row.build(source), row.models(seed)
     for name in algorithm.trains:
         if name != "value":
             adapt(models.get(name), LORA, name)
     if models.value is not None:
-        models.value = value_beside(models.get("policy"), LORA)
+        models.value = value_adapter(models.get("policy"), LORA)
     if models.ref is not None:
         policy = models.get("policy")
-        models.ref = adapter_copy(policy, "ref") if "ref" in algorithm.mutable_models else base_of(policy)
+        models.ref = clone_adapter(policy, "ref") if "ref" in algorithm.mutable_models else without_adapters(policy)
     return algorithm, models
 
 
-def noisy(model: Trunk, name: str, size: float = 0.3) -> Trunk:
+def noisy(model: Backbone, name: str, size: float = 0.3) -> Backbone:
     """The adapter as if it had learnt something."""
     stream = torch.Generator().manual_seed(5)
-    for key, tensor in tensors_of(model.backbone, name).items():
+    for key, tensor in adapter_tensors(model.backbone, name).items():
         if key.endswith("lora_B"):
             tensor.data.copy_(size * torch.randn(tensor.shape, generator=stream, dtype=tensor.dtype))
     return model
 
 
 def weights(models: Models) -> dict[str, dict[str, Tensor]]:
-    return {n: {k: v.clone() for k, v in plain_weights(m.backbone).items()} for n, m in models.present().items()}
+    return {n: {k: v.clone() for k, v in base_weights(m.backbone).items()} for n, m in models.present().items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trunk_stands_still_and_the_start_is_the_reference(name: str) -> None:
-    """Bit for bit: no weight of any trunk moves, and the KL to the reference is 0 before the first update."""
+    """Bit for bit: no weight of any backbone moves, and the KL to the reference is 0 before the first update."""
     algorithm, models = composed(ROWS[name])
     before = weights(models)
     if models.policy is not None:
-        start = compared(models.policy, models.ref or base_of(models.policy), models.policy.small_forest())
+        start = compare_with_ref(
+            models.policy, models.ref or without_adapters(models.policy), models.policy.probe_forest()
+        )
         assert start.kl_R.eq(0).all()
         assert start.logp_R.equal(start.ref_logp_R)
         assert models.in_memory == 1
@@ -74,7 +76,9 @@ def test_the_trunk_stands_still_and_the_start_is_the_reference(name: str) -> Non
         assert rows[0].get(key, 0.0) == pytest.approx(0, abs=1e-12)  # the sampler's states are those of single tokens
     tiny.assert_same(weights(models), before, 0)
     trained = models.get(algorithm.trains[0])
-    learnt = [float(t.detach().abs().max()) for k, t in tensors_of(trained.backbone, trained.share.own).items()]
+    learnt = [
+        float(t.detach().abs().max()) for k, t in adapter_tensors(trained.backbone, trained.binding.trainable).items()
+    ]
     assert min(learnt) > 0  # every adapter, both of its matrices
 
 
@@ -100,7 +104,7 @@ def run(row: Row, folder: Path, killed_at: int = 0) -> tuple[list[dict[str, floa
         fit(algorithm, models, Run(steps=6, folder=folder, save_every=2, sinks=[record], **settings))
     except Killed:
         return record.rows, {}
-    own = {n: {k: v.clone() for k, v in m.own.state_dict().items()} for n, m in models.present().items()}
+    own = {n: {k: v.clone() for k, v in m.trainable.state_dict().items()} for n, m in models.present().items()}
     return record.rows, own
 
 
@@ -115,8 +119,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
     tiny.assert_same(lost[:4] + rest, rows, 0)
     tiny.assert_same(resumed, whole, 0)
     saved = load_file(tmp_path / "whole" / "checkpoints" / "step-00000006" / "weights.safetensors")
-    trunk = composed(row)[1].get(composed(row)[0].trains[0]).backbone
-    assert 0 < sum(t.numel() for t in saved.values()) < sum(t.numel() for t in plain_weights(trunk).values())
+    backbone = composed(row)[1].get(composed(row)[0].trains[0]).backbone
+    assert 0 < sum(t.numel() for t in saved.values()) < sum(t.numel() for t in base_weights(backbone).values())
 
 
 # --------------------------------------------------------------------------------------------------- against the merged
@@ -129,11 +133,11 @@ def policy(seed: int = 1, lora: Lora = LORA, size: float = 0.3, **shape: Any) ->
 
 
 def gradients(model: LanguageModel, groups: Sequence[Any]) -> dict[str, Tensor]:
-    """Of the summed log-probs, by name in the trunk."""
-    from tiltyard.batch.forest import plant
+    """Of the summed log-probs, by name in the backbone."""
+    from tiltyard.batch.forest import pack
 
     parameters = {n: p for n, p in model.backbone.named_parameters() if p.requires_grad}
-    loss = model.logp_R(plant(groups))[0].sum()
+    loss = model.logp_R(pack(groups))[0].sum()
     return dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
 
 
@@ -141,11 +145,11 @@ def test_gradients_are_those_of_the_merged_weight_by_the_chain_rule() -> None:
     """W = W0 + s B A: dB = s dW A', dA = s B' dW, s = alpha / rank, for every linear layer of the blocks."""
     model, groups = policy(lora=Lora(rank=2, alpha=5.0)), tiny.demonstrations(5)
     found = gradients(model, groups)
-    with merged(model.backbone, ("policy",)):
+    with merged_adapters(model.backbone, ("policy",)):
         model.backbone.requires_grad_(True)
         whole = gradients(model, groups)
         model.backbone.requires_grad_(False)
-    layers = layers_of(model.backbone)
+    layers = adapted_layers(model.backbone)
     assert len(layers) == 2 * 7
     for path, layer in layers.items():
         a, b, slope = layer.lora_A["policy"].weight, layer.lora_B["policy"].weight, whole[f"{path}.weight"]
@@ -155,29 +159,29 @@ def test_gradients_are_those_of_the_merged_weight_by_the_chain_rule() -> None:
 
 def test_merged_it_says_the_same_and_afterwards_it_is_as_before() -> None:
     model = policy()
-    forest = model.small_forest()
+    forest = model.probe_forest()
     with torch.no_grad():
-        before, base = model.logp_R(forest)[0], base_of(model).logp_R(forest)[0]
-        with merged(model.backbone, ("policy",)):
-            assert not layers_of(model.backbone)
+        before, base = model.logp_R(forest)[0], without_adapters(model).logp_R(forest)[0]
+        with merged_adapters(model.backbone, ("policy",)):
+            assert not adapted_layers(model.backbone)
             tiny.assert_same(model.logp_R(forest)[0], before, 1e-12)
         assert model.logp_R(forest)[0].equal(before)
-        assert base_of(model).logp_R(forest)[0].equal(base)
+        assert without_adapters(model).logp_R(forest)[0].equal(base)
     assert float((before - base).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_sampler_draws_from_the_adapted_law(padded: bool) -> None:
-    from tiltyard.batch.forest import plant
+    from tiltyard.batch.forest import pack
 
     model = policy()
     if padded:
         model.force_padded("asked for by this test")
     prompts = [Prompt(id=str(i), ids=(3 + i, 4)) for i in range(4)]
-    for of in (model, base_of(model)):
+    for of in (model, without_adapters(model)):
         groups = sample(of, prompts, 3, SampleSettings(max_tokens=6), seed=1)
         told = torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()]).double()
-        tiny.assert_same(of.logp_R(plant(groups))[0].detach(), told, 1e-6)
+        tiny.assert_same(of.logp_R(pack(groups))[0].detach(), told, 1e-6)
     assert model.packed != padded
 
 
@@ -185,11 +189,11 @@ def test_cutting_and_padding_change_nothing() -> None:
     found = []
     for how in ({}, {"micro_tokens": 1}, {"padded": True}):
         model, settings = policy(), dict(how)
-        models = Models(policy=model, ref=base_of(model), value=value_beside(model, LORA))
+        models = Models(policy=model, ref=without_adapters(model), value=value_adapter(model, LORA))
         for one in models.present().values() if settings.pop("padded", False) else ():
             one.force_padded("asked for by this test")
         rows = tiny.train(ppo(tiny.Given([tiny.rollouts(6, s) for s in range(3)]), kl=0.2), models, steps=3, **settings)
-        found.append((rows, [t.detach().clone() for t in tensors_of(model.backbone, "policy").values()]))
+        found.append((rows, [t.detach().clone() for t in adapter_tensors(model.backbone, "policy").values()]))
     for other in found[1:]:
         tiny.assert_same(other, found[0], 1e-9)
 
@@ -199,42 +203,42 @@ def test_cutting_and_padding_change_nothing() -> None:
 
 def test_a_renewed_reference_is_a_second_adapter() -> None:
     model = policy()
-    forest = model.small_forest()
+    forest = model.probe_forest()
     says = lambda m: m.logp_R(forest)[0].detach()  # noqa: E731
     start = says(model)
-    ref = adapter_copy(model, "ref")
+    ref = clone_adapter(model, "ref")
     assert says(ref).equal(start)
     noisy(model, "policy", 0.5)
     assert says(ref).equal(start)
-    take_over(ref, model)
+    copy_weights_(ref, model)
     assert says(ref).equal(says(model))
     assert not says(ref).equal(start)
     assert ref.parameters() == []
-    assert len(model.parameters()) == 2 * len(layers_of(model.backbone))
+    assert len(model.parameters()) == 2 * len(adapted_layers(model.backbone))
 
 
 def test_a_restart_gives_the_adapter_back_as_it_was_drawn() -> None:
     model = adapt(tiny.policy(1), LORA, seed=7)
-    before = {k: t.detach().clone() for k, t in tensors_of(model.backbone, "policy").items()}
+    before = {k: t.detach().clone() for k, t in adapter_tensors(model.backbone, "policy").items()}
     tiny.train(sft(tiny.Given([tiny.demonstrations(4)])), Models(policy=model), steps=2)
-    assert not all(t.equal(before[k]) for k, t in tensors_of(model.backbone, "policy").items())
-    take_over(model, base_of(model))
-    assert all(t.equal(before[k]) for k, t in tensors_of(model.backbone, "policy").items())
+    assert not all(t.equal(before[k]) for k, t in adapter_tensors(model.backbone, "policy").items())
+    copy_weights_(model, without_adapters(model))
+    assert all(t.equal(before[k]) for k, t in adapter_tensors(model.backbone, "policy").items())
     other = adapt(tiny.policy(1), LORA, seed=8)
-    assert not all(t.equal(before[k]) for k, t in tensors_of(other.backbone, "policy").items())
+    assert not all(t.equal(before[k]) for k, t in adapter_tensors(other.backbone, "policy").items())
 
 
 def test_a_value_adapter_stands_beside_the_policys() -> None:
     """The policy's update does not move the values of an adapter of their own; those of a shared head it moves."""
     for shared in (False, True):
         model = policy()
-        forest = model.small_forest()
+        forest = model.probe_forest()
         law = model.logp_R(forest)[0].detach()
-        value = value_head(model) if shared else value_beside(model, LORA)
+        value = value_head(model) if shared else value_adapter(model, LORA)
         assert model.logp_R(forest)[0].detach().equal(law)  # a new adapter is not switched on for others
-        models = Models(policy=model, ref=base_of(model), value=value)
+        models = Models(policy=model, ref=without_adapters(model), value=value)
         torch.nn.init.normal_(value.head.weight, generator=torch.Generator().manual_seed(3))
-        assert (models.joint(), models.in_memory) == (shared, 1)
+        assert (models.value_shares_policy_states(), models.in_memory) == (shared, 1)
         before = value.value_R(forest).detach()
         rates: Any = {"policy": 1e-2, "value": 1e-30}
         tiny.train(ppo(tiny.Given([tiny.rollouts(6)]), kl=0.2, ppo_epochs=1), models, steps=1, lr=rates)
@@ -246,9 +250,9 @@ def test_a_value_adapter_on_a_reward_model_starts_as_what_that_says() -> None:
     reward = tiny.scalar(3)
     reward.module.requires_grad_(False)
     reward.bias, reward.gain = 0.5, 2.0
-    forest = tiny.policy().small_forest()
+    forest = tiny.policy().probe_forest()
     before = reward.value_R(forest)
-    value = value_beside(reward, LORA)
+    value = value_adapter(reward, LORA)
     noisy(value, "value")
     assert reward.value_R(forest).detach().equal(before)  # a new adapter is not switched on for others
     noisy(value, "value", 0.0)
@@ -265,13 +269,13 @@ def test_checkpointed_blocks_are_recomputed_with_their_own_adapters() -> None:
     found = []
     for how in (False, True):
         model = policy(lora=Lora(rank=2, alpha=4.0, dropout=0.5))
-        value = value_beside(model, LORA)
+        value = value_adapter(model, LORA)
         noisy(value, "value")
         value.head.weight.data.fill_(0.3)
         if how:
             model.checkpoint_activations()
         model.module.train()
-        forest = model.small_forest()
+        forest = model.probe_forest()
         torch.manual_seed(0)
         loss = model.logp_R(forest)[0].sum() + value.value_R(forest).sum()
         found.append(torch.autograd.grad(loss, [*model.parameters(), *value.parameters()]))
@@ -282,7 +286,7 @@ def test_checkpointed_blocks_are_recomputed_with_their_own_adapters() -> None:
 def test_an_adapters_dropout_is_a_setting_of_its_own() -> None:
     model = policy(lora=Lora(rank=2, dropout=0.5))
     set_dropout(model.module, 0.0)
-    forest = model.small_forest()
+    forest = model.probe_forest()
     model.module.train()
     one, two = (model.logp_R(forest)[0].detach() for _ in range(2))
     assert not one.equal(two)
@@ -292,10 +296,10 @@ def test_an_adapters_dropout_is_a_setting_of_its_own() -> None:
 
 def kept(model: LanguageModel, trees: int) -> int:
     """Bytes that autograd keeps for the backward pass of so many equal trees, weights left out."""
-    from tiltyard.batch.forest import plant
+    from tiltyard.batch.forest import pack
 
     group = tiny.demonstrations(1)[0]
-    forest, found = plant([group] * trees), {}
+    forest, found = pack([group] * trees), {}
     weights = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
 
     def keep(x: Tensor) -> Tensor:

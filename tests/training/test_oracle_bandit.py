@@ -14,7 +14,7 @@ import torch
 from tests.chance import chi_square, shifted
 from torch import Tensor
 
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.methods import ppo, pretrain, reward_model, sft
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
@@ -43,7 +43,7 @@ def answers(longest: int) -> list[tuple[int, ...]]:
 @torch.no_grad()
 def law(model: LanguageModel, support: list[tuple[int, ...]]) -> Tensor:
     """Log-probability of every answer, exactly."""
-    forest = plant([Group(ASK, tuple(Response(ids=y) for y in support))])
+    forest = pack([Group(ASK, tuple(Response(ids=y) for y in support))])
     logp_R, _ = model.logp_R(forest)
     return torch.zeros(len(support)).double().index_add(0, forest.response_R, logp_R)
 
@@ -139,7 +139,7 @@ def test_the_reward_model_recovers_true_differences() -> None:
             groups.append(Group(ASK, pair, ranks=(1, 2) if first else (2, 1)))
     model = tiny.scalar(**SHAPE)
     rows = tiny.train(reward_model(Offline(groups, len(groups))), Models(reward=model), steps=120, lr=1e-2, **SLOW)
-    forest = plant([Group(ASK, tuple(Response(ids=y) for y in items))])
+    forest = pack([Group(ASK, tuple(Response(ids=y) for y in items))])
     found = model.score_B(forest).detach()
     best = bradley_terry(wins)
     tiny.assert_same(found - found.mean(), best - best.mean(), 5e-3)

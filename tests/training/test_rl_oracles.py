@@ -13,7 +13,7 @@ from tests.chance import means, shifted
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.methods import a2c, grpo, ppo, reinforce, reinforce_pp, rloo
@@ -53,7 +53,7 @@ def group(*answers: int) -> Group:
 
 def law(model: LanguageModel) -> Tensor:
     """Log-probability of every answer, with gradient."""
-    forest = plant([Group(ASK, tuple(Response(ids=y) for y in SUPPORT))])
+    forest = pack([Group(ASK, tuple(Response(ids=y) for y in SUPPORT))])
     return sum_per_response(model.logp_R(forest)[0], forest.response_R, forest.B)
 
 
@@ -122,7 +122,7 @@ def test_mixing_the_kl_is_another_coefficient() -> None:
 def test_the_value_model_learns_the_return() -> None:
     """Twice the error at every token: what is left of the reward for a2c, all of it for reinforce."""
     found, groups = models(), [group(i) for i in range(len(SUPPORT))]
-    logp_R, ref_R = (found.get(n).logp_R(plant(groups))[0].detach() for n in ("policy", "ref"))
+    logp_R, ref_R = (found.get(n).logp_R(pack(groups))[0].detach() for n in ("policy", "ref"))
     sizes = [len(y) for y in SUPPORT]
     whole, to_go = [], []
     for i, (a, b) in enumerate(zip(logp_R.split(sizes), ref_R.split(sizes), strict=True)):
@@ -187,7 +187,7 @@ def test_where_the_kl_stands_decides_which_one_it_is(form: Any) -> None:
 
 def rows(model: LanguageModel, prefix: tuple[int, ...]) -> Tensor:
     """log pi of every token after the prompt and these tokens, with gradient."""
-    forest = plant([Group(Prompt(id="x", ids=(*ASK.ids, *prefix)), tuple(Response(ids=(v,)) for v in range(3)))])
+    forest = pack([Group(Prompt(id="x", ids=(*ASK.ids, *prefix)), tuple(Response(ids=(v,)) for v in range(3)))])
     return model.logp_R(forest)[0]
 
 

@@ -13,8 +13,8 @@ from tests.chance import near, shifted
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
-from tiltyard.batch.compare import compared
-from tiltyard.batch.forest import plant
+from tiltyard.batch.compare import compare_with_ref
+from tiltyard.batch.forest import pack
 from tiltyard.errors import CompositionError
 from tiltyard.losses.kl import k1, sum_per_response
 from tiltyard.methods import cringe, grpo, online_dpo, ppo, reinforce_pp, rest, rft, rloo
@@ -45,7 +45,7 @@ def batch_of(groups: list[Group]) -> Batch:
 
 def enumerated(models: Models, groups: list[Group], temperature: float) -> Tensor:
     """Of every answer: the sum over its tokens of sum_v p log(p / q), from the logits of the whole vocabulary."""
-    forest = plant(groups)
+    forest = pack(groups)
     laws = []
     for model in (models.get("policy"), models.get("ref")):
         logits = model.logits(model.hidden_T(forest)[forest.predictor_R])
@@ -71,8 +71,8 @@ def three_tokens() -> tuple[Models, Tensor, Tensor, Tensor]:
     """All answers of at most two of three tokens: (models, their chances, their log-ratios, their exact KLs)."""
     models = Models(policy=tiny.policy(1, **SHAPE), ref=tiny.policy(2, **SHAPE))
     logp_B, ref_B = (law(models.get(name)).detach() for name in ("policy", "ref"))
-    forest = plant([Group(ASK, tuple(response(i) for i in range(len(SUPPORT))))])
-    kl_R = compared(models.get("policy"), models.get("ref"), forest).kl_R
+    forest = pack([Group(ASK, tuple(response(i) for i in range(len(SUPPORT))))])
+    kl_R = compare_with_ref(models.get("policy"), models.get("ref"), forest).kl_R
     return models, logp_B.exp(), logp_B - ref_B, sum_per_response(kl_R, forest.response_R, forest.B)
 
 
@@ -92,8 +92,8 @@ def test_their_means_over_answers_agree() -> None:
     models = apart()
     prompts = [replace(p, ids=p.ids[:2]) for p in runs.prompts(40)]
     groups = sample(models.get("policy"), prompts, 50, SampleSettings(max_tokens=12), seed=shifted(5))
-    forest = plant(groups)
-    both = compared(models.get("policy"), models.get("ref"), forest)
+    forest = pack(groups)
+    both = compare_with_ref(models.get("policy"), models.get("ref"), forest)
     ratio_B, exact_B = (
         sum_per_response(x, forest.response_R, forest.B) for x in (k1(both.logp_R, both.ref_logp_R), both.kl_R)
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from tiltyard.batch.forest import Forest, plant
+from tiltyard.batch.forest import Forest, pack
 from tiltyard.errors import CompositionError
 from tiltyard.types import MICRO_TOKENS, Group, Response
 
@@ -60,7 +60,7 @@ class Batch:
     ) -> Batch:
         """Packs groups and takes over what the records know: score_B, rank_B, stopped_B, sampled_logp_R, and
         sampled_hidden_R [R, d] where the sampler kept it."""
-        forest = plant(groups, device)
+        forest = pack(groups, device)
         return Batch(tuple(groups), tuple(index), total, forest, _record_columns(groups, forest), {}, budget)
 
     def with_columns(self, metrics: Metrics | None = None, **columns: Tensor) -> Batch:
@@ -96,36 +96,41 @@ class Batch:
         groups = [self.groups[g] for g in chosen]
         rows = _cut(self.forest, chosen)
         columns = {name: column[rows[name[-1]]] for name, column in self.columns.items()}
-        forest = plant(groups, self.forest.device)
+        forest = pack(groups, self.forest.device)
         index = tuple(self.index[g] for g in chosen)
         return Batch(tuple(groups), index, self.total, forest, columns, {}, self.budget)
 
     def micro(self) -> list[Batch]:
         """Cuts into consecutive batches of at most `budget` packed tokens; a group is never cut."""
-        return [self.select([g for g, _ in pack]) for pack in _packs(self.groups, self.budget)]
+        chosen, parts = 0, []
+        for part in split_by_tokens(self.groups, self.budget):
+            parts.append(self.select(range(chosen, chosen + len(part))))
+            chosen += len(part)
+        return parts
 
     @staticmethod
     def stream(
         groups: Sequence[Group], device: torch.device | str = "cpu", budget: int = MICRO_TOKENS
     ) -> Iterator[Batch]:
         """`Batch.of(all groups).micro()` one by one: for more groups than memory holds."""
-        for pack in _packs(groups, budget):
-            index, own = zip(*pack, strict=True)
-            yield Batch.of(own, index, len(groups), device, budget)
+        first = 0
+        for part in split_by_tokens(groups, budget):
+            yield Batch.of(part, range(first, first + len(part)), len(groups), device, budget)
+            first += len(part)
 
 
-def _packs(groups: Iterable[Group], budget: int) -> Iterator[list[tuple[int, Group]]]:
-    """Consecutive groups with their places, at most `budget` tokens together; a group alone may have more."""
-    pack: list[tuple[int, Group]] = []
-    held = 0
-    for g, group in enumerate(groups):
-        if pack and held + group.tokens > budget:
-            yield pack
-            pack, held = [], 0
-        pack.append((g, group))
-        held += group.tokens
-    if pack:
-        yield pack
+def split_by_tokens(groups: Iterable[Group], budget: int) -> Iterator[list[Group]]:
+    """Yields consecutive groups, at most `budget` packed tokens together; a group with more is alone."""
+    part: list[Group] = []
+    tokens = 0
+    for group in groups:
+        if part and tokens + group.tokens > budget:
+            yield part
+            part, tokens = [], 0
+        part.append(group)
+        tokens += group.tokens
+    if part:
+        yield part
 
 
 def _record_columns(groups: Sequence[Group], forest: Forest) -> dict[str, Tensor]:
@@ -149,7 +154,7 @@ def _record_columns(groups: Sequence[Group], forest: Forest) -> dict[str, Tensor
 
 
 def _in_loss(response: Response) -> Sequence[float]:
-    """The recorded log-probs of the tokens that a loss may use, as `plant` takes them."""
+    """The recorded log-probs of the tokens that a loss may use, as `pack` takes them."""
     logps = response.logps or ()
     spans = response.loss_spans
     return logps if spans is None else [x for a, b in spans for x in logps[a:b]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tiltyard.models.language import LanguageModel
 
 
-class Compared(NamedTuple):
+class RefComparison(NamedTuple):
     """Columns [R] over response tokens, in nats, float32 at least.
 
     Attributes:
@@ -39,14 +39,14 @@ class Compared(NamedTuple):
 
 
 @torch.no_grad()
-def compared(
+def compare_with_ref(
     policy: LanguageModel,
     ref: LanguageModel,
     forest: Forest,
     temperature: float = 1.0,
     ref_temperature: float | None = None,
     **states: Tensor,
-) -> Compared:
+) -> RefComparison:
     """Both models' view of the response tokens, without gradient.
 
     A reference with more tokens than the policy (a vocabulary that was padded) counts by those they share; a policy
@@ -57,14 +57,14 @@ def compared(
         states: the policy's `hidden_R`, where it has been computed already.
     """
     rows = chunk_rows(policy.vocab_size)
-    own = policy.laws_R(forest, rows, temperature, temperature, **states)
-    other = ref.laws_R(forest, rows, temperature, temperature if ref_temperature is None else ref_temperature)
+    own = policy.full_log_probs(forest, rows, temperature, temperature, **states)
+    other = ref.full_log_probs(forest, rows, temperature, temperature if ref_temperature is None else ref_temperature)
     parts: list[tuple[Tensor, ...]] = []
     for (law, logp), (ref_law, ref_at), target in zip(own, other, forest.target_R.split(rows), strict=True):
         ref_logp = ref_law.gather(-1, target[:, None])[:, 0]
         parts.append((logp, *_entropy_and_kl(law, ref_law), ref_logp, ref_at))
     logp_R, entropy_R, kl_R, ref_logp_R, ref_at_R = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Compared(logp_R, entropy_R, ref_logp_R, kl_R, ref_at_R)
+    return RefComparison(logp_R, entropy_R, ref_logp_R, kl_R, ref_at_R)
 
 
 def _entropy_and_kl(law: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

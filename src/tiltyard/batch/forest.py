@@ -24,7 +24,7 @@ from tiltyard.types import Group
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
+class AttentionTile:
     """Strips of similar length laid side by side for one attention call: n strips padded to L tokens.
 
     A strip is a whole tree, or a prompt with one of its branches (then the prompt's keys stand in several strips and
@@ -62,7 +62,7 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """Packed trees and every index that losses need. Built by `plant`; all tensors live on one device."""
+    """Packed trees and every index that losses need. Built by `pack`; all tensors live on one device."""
 
     ids_T: Tensor
     position_T: Tensor
@@ -110,14 +110,14 @@ class Forest:
         return starts + torch.tensor(self.prompt_length, device=self.device) - 1
 
     @cached_property
-    def tiles(self) -> tuple[Tile, ...]:
+    def tiles(self) -> tuple[AttentionTile, ...]:
         return _tiles(self)
 
     @cached_property
     def pieces(self) -> Pieces:
         return pieces_of(self)
 
-    def filled_up(self, to: int) -> tuple[Tensor, Tensor]:
+    def padded_to(self, to: int) -> tuple[Tensor, Tensor]:
         """Ids and positions with a few tokens of no tree behind them, so that their number is a multiple of `to`.
 
         Nobody attends to them and nothing is read from them. Libraries that make a kernel for each size of a product
@@ -126,7 +126,7 @@ class Forest:
         more = (0, -self.T % to)
         return nn.functional.pad(self.ids_T, more), nn.functional.pad(self.position_T, more)
 
-    def untiled(self, flat: Tensor, tokens: int) -> Tensor:
+    def untile(self, flat: Tensor, tokens: int) -> Tensor:
         """The rows of all tiles, in the order of T; a token of no tree gets what the first one has."""
         place = self.untile_T
         return flat.index_select(0, nn.functional.pad(place, (0, tokens - self.T)))
@@ -174,7 +174,7 @@ def _strips(forest: Forest) -> list[_Strip]:
     return strips
 
 
-def _tiles(forest: Forest) -> tuple[Tile, ...]:
+def _tiles(forest: Forest) -> tuple[AttentionTile, ...]:
     tiles: list[list[_Strip]] = []
     real = 0
     for strip in sorted(_strips(forest), key=lambda s: (s.single, s.length)):
@@ -191,14 +191,14 @@ def _tiles(forest: Forest) -> tuple[Tile, ...]:
     return tuple(_tile(strips, branch_T, position_T, forest.device) for strips in tiles)
 
 
-def _tile(strips: list[_Strip], branch_T: Tensor, position_T: Tensor, device: torch.device) -> Tile:
+def _tile(strips: list[_Strip], branch_T: Tensor, position_T: Tensor, device: torch.device) -> AttentionTile:
     index = torch.zeros(len(strips), max(strip.length for strip in strips), dtype=torch.long)
     real = torch.zeros_like(index, dtype=torch.bool)
     for row, strip in enumerate(strips):
         index[row, : strip.length] = torch.cat([torch.arange(a, a + n) for a, n in strip.spans])
         real[row, : strip.length] = True
     position = position_T[index].where(real, 0)
-    return Tile(
+    return AttentionTile(
         n=index.shape[0],
         length=index.shape[1],
         index=index.flatten().to(device),
@@ -209,7 +209,7 @@ def _tile(strips: list[_Strip], branch_T: Tensor, position_T: Tensor, device: to
     )
 
 
-def plant(groups: Sequence[Group], device: torch.device | str = "cpu") -> Forest:
+def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Forest:
     """Packs encoded groups into a forest.
 
     Raises:

@@ -52,7 +52,7 @@ def token_logp(
 
 
 @torch.no_grad()
-def token_laws(
+def full_log_probs(
     hidden_R: Tensor,
     weight: Tensor,
     bias: Tensor | None,

@@ -29,7 +29,7 @@ def emit(value: Any) -> None:
 
 def show_result(outcome: dict[str, Any], stage: str) -> None:
     """Prints the numbers that a stage returned and the folder of its files; on the main process only."""
-    from tiltyard.pipeline.ranks import is_main
+    from tiltyard.distributed.processes import is_main
 
     if not is_main():
         return

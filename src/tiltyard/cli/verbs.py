@@ -34,8 +34,8 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, help="Stages at a time, where they do not need each other.")] = 1,
 ) -> None:
     """Run a recipe; run it again to resume it."""
+    from tiltyard.distributed.processes import is_main
     from tiltyard.pipeline import run_recipe
-    from tiltyard.pipeline.ranks import is_main
 
     console = console_for(json_output)
     outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, jobs=jobs, console=console)

@@ -1,4 +1,7 @@
-"""Several processes as one: what torchrun starts, sums and shares. With one process everything here is the identity."""
+"""The processes that torchrun started: ranks, collectives, broadcast. With one process every function is the identity.
+
+Importing this module does not import torch, so the command line can ask for its rank before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,94 +10,167 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Item = TypeVar("Item")
 
-
-at_rest = [True]  # False while this process is in the middle of something that the others take part in
+# False from the first collective of a run until it has ended: a process that leaves in between must not wait at exit
+in_collective = [False]
 
 
 def start(timeout: timedelta | None = None) -> None:
-    """Joins the process group when torchrun started this process (gloo on CPU, nccl on CUDA); otherwise nothing.
+    """Joins the process group if torchrun started this process (gloo on CPU, nccl on CUDA).
 
     Args:
-        timeout: how long one process may wait for the others; None is torch's own.
+        timeout: how long a collective waits for the other processes; None is torch's default.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if not is_distributed():
+        return
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
         gpus = torch.cuda.is_available()
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        # sums of counts and metrics are made on the CPU even where gradients are on GPUs
+        # counts and metrics are summed on the CPU even where gradients are on GPUs
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
-        atexit.register(_take_down)
+        atexit.register(_destroy_group)
 
 
-def _take_down() -> None:
-    """At exit: the group's threads, left standing, can abort the interpreter.
+def _destroy_group() -> None:
+    """At exit: threads of a process group that is not destroyed can abort the interpreter.
 
     Not earlier, because a group made anew in the same process may meet the addresses of the old one; and not after an
-    error, because taking it down could wait for the other ranks, which torchrun ends only when this one is gone.
+    error, because destroying it could wait for the other ranks, which torchrun ends only when this one has exited.
     """
-    failed = hasattr(sys, "last_value")  # an exception that nobody caught ended the program
-    if at_rest[0] and not failed and dist.is_initialized():
+    import torch.distributed as dist
+
+    failed = hasattr(sys, "last_value")  # an uncaught exception ended the program
+    if not in_collective[0] and not failed and dist.is_initialized():
         dist.destroy_process_group()
 
 
+def is_distributed() -> bool:
+    """Whether torchrun started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _initialized() -> bool:
+    if "torch.distributed" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_initialized()
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    """This process's number, from 0."""
+    if not _initialized():
+        return int(os.environ.get("RANK", "0"))
+    import torch.distributed as dist
+
+    return dist.get_rank()
 
 
 def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """The number of processes."""
+    if not _initialized():
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    import torch.distributed as dist
+
+    return dist.get_world_size()
 
 
 def is_main() -> bool:
+    """Whether this process is rank 0, the one that writes files."""
     return rank() == 0
 
 
+def shard(items: Sequence[Item]) -> list[tuple[int, Item]]:
+    """This process's part of a list that every process holds, with each item's index in the whole list."""
+    return [(i, item) for i, item in enumerate(items) if i % world() == rank()]
+
+
+# --------------------------------------------------------------------------------------------------------- collectives
+
+
 def barrier() -> None:
-    if dist.is_initialized():
+    """Waits until every process is here."""
+    if world() > 1:
+        import torch.distributed as dist
+
+        start()
         dist.barrier()
 
 
 def sum_all(values: Tensor) -> Tensor:
-    """Sum over processes, elementwise."""
-    if world() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
+    """Elementwise sum over processes."""
+    return _all_reduced(values, "SUM")
 
 
 def max_all(values: Tensor) -> Tensor:
+    """Elementwise maximum over processes."""
+    return _all_reduced(values, "MAX")
+
+
+def _all_reduced(values: Tensor, operation: str) -> Tensor:
     if world() > 1:
+        import torch.distributed as dist
+
+        start()
         values = values.clone()
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        dist.all_reduce(values, op=getattr(dist.ReduceOp, operation))
     return values
 
 
-def gather_objects(own: Item) -> list[Item]:
-    """One JSON-like object from every process, in rank order, on every process."""
+def gather_objects(item: Item) -> list[Item]:
+    """One picklable object from every process, in rank order, on every process."""
     if world() == 1:
-        return [own]
-    everything: list[Item | None] = [None] * world()
-    dist.all_gather_object(everything, own)
-    return cast(list[Item], everything)
+        return [item]
+    import torch.distributed as dist
+
+    start()
+    gathered: list[Item | None] = [None] * world()
+    dist.all_gather_object(gathered, item)
+    return cast(list[Item], gathered)
 
 
-def shard(items: Sequence[Item]) -> list[tuple[int, Item]]:
-    """This process's share of a list that every process holds, with each item's place in the whole."""
-    return [(i, item) for i, item in enumerate(items) if i % world() == rank()]
+def broadcast_object(item: Item) -> Item:
+    """Rank 0's object on every process; the other processes wait for it.
+
+    The first broadcast begins a run: until `finish`, a process that exits does not wait for the others.
+    """
+    if world() == 1:
+        return item
+    import torch.distributed as dist
+
+    in_collective[0] = True
+    # a long timeout: rank 0 may work alone for hours (world, labels); torchrun ends the others if it dies
+    start(timedelta(days=7))
+    box = [item]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def finish() -> None:
+    """Ends a run that succeeded: after it any process may exit by itself."""
+    if world() > 1:
+        barrier()
+        in_collective[0] = False
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Adds up gradients over processes in one message. A process without work for a parameter contributes zero."""
+    """Sums gradients over processes in one message. A process without a gradient of a parameter contributes zero."""
     if world() == 1:
         return
+    import torch
+    import torch.distributed as dist
+
+    start()
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)

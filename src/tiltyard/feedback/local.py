@@ -13,7 +13,8 @@ from typing import Literal
 
 import torch
 
-from tiltyard.batch.forest import plant
+from tiltyard.batch.batch import split_by_tokens
+from tiltyard.batch.forest import pack
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import (
     CHOICES,
@@ -32,7 +33,6 @@ from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring.reward_model import within_budget
 from tiltyard.types import Group, Message, Prompt, Response
 
 Style = Literal["chat", "text"]
@@ -182,8 +182,8 @@ def label_logits(
     training = model.module.training
     model.module.eval()
     try:
-        for part in within_budget(groups, budget) if groups else []:
-            forest = plant(part, model.device)
+        for part in split_by_tokens(groups, budget):
+            forest = pack(part, model.device)
             logp_R = model.logp_R(forest)[0].double().tolist()
             at = 0
             for group in part:

@@ -5,7 +5,7 @@
 
 transformers' own modules say the same in some forty operations a block, each with an array of its own, and autograd
 keeps about 21 d numbers a token. Here a block keeps x, q, k, v, the attention's result, mid, gate and up (about 11 d)
-and makes its norms and its gate again on the way back: they cost one pass. `Trunk.hidden_T` comes here where `suits`;
+and makes its norms and its gate again on the way back: they cost one pass. `Backbone.hidden_T` comes here if `suits`;
 everything else (other families, adapters, windows, bfloat16, GPUs) takes transformers' modules.
 """
 

@@ -24,23 +24,23 @@ from tiltyard.training.source import generator
 
 @dataclass(frozen=True)
 class PairwiseCringe:
-    """gate * (-log pi(y+) a token + alpha * mean over y-'s tokens of softplus(s[y-_t] - s*)), s* one of its rivals."""
+    """gate * (-log pi(y+) a token + alpha * mean over y-'s tokens of softplus(s[y-_t] - s*)), s* a sampled negative."""
 
     alpha: float
-    rivals: int
+    negatives: int
     gate_margin: float
     gate_temperature: float
     detach_gate: bool
-    detach_rival: bool
+    detach_negative: bool
     needs: ClassVar[tuple[str, ...]] = ("logp_R", "negative_logp_R", "share_B", "kept_G", "uniform_R")
     item: ClassVar[Item] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         forest, logp_R, logp_B = batch.forest, forward.logp_R, forward.logp_B
         share_B = batch["share_B"].to(logp_R.dtype)
-        rival_R = forward.negative_logp_R
-        # the normaliser cancels: log p(label) - log p(rival) is the difference of their logits
-        contrast_R = softplus(logp_R - (rival_R.detach() if self.detach_rival else rival_R))
+        negative_R = forward.negative_logp_R
+        # the normaliser cancels: log p(label) - log p(negative) is the difference of their logits
+        contrast_R = softplus(logp_R - (negative_R.detach() if self.detach_negative else negative_R))
         contrast_B = sum_per_response(contrast_R, forest.response_R, forest.B) / forest.count_B
         nll_B = -logp_B / forest.count_B
         loss_G = (share_B * nll_B + self.alpha * (1 - share_B) * contrast_B).view(-1, 2).sum(1)
@@ -79,7 +79,7 @@ class TokenUniforms:
     defaults={"lr": 1e-5, "batch": 64, "n": 4},
     tuned="Tiltyard (the paper's values could not be checked)",
     formula="sigmoid((b - M)/tau) * (-log pi(y+)/|y+| + alpha * mean_t softplus(s[y-_t] - s*_t)),\n"
-    "M = log pi(y+) - log pi(y-),  s* drawn from the softmax over the k best rivals of the token y-_t",
+    "M = log pi(y+) - log pi(y-),  s* drawn from the softmax over the k best negatives of the token y-_t",
     oracle="two-token vocabulary: unlikelihood -log(1 - pi(y-_t)) for any k; tau -> 0 is the hard gate 1[M < b]; b -> "
     "inf is binary cringe",
     paper="Xu et al. 2023 (Some things are more cringe than others); Adolphs et al. 2022 (binary cringe)",
@@ -90,27 +90,27 @@ def cringe(
     source: Rounds,
     *,
     alpha: Annotated[float, Field(ge=0)] = 1.0,
-    rivals: Annotated[int, Field(gt=0)] = 5,
+    negatives: Annotated[int, Field(gt=0)] = 5,
     gate_margin: float = 0.0,
     gate_temperature: Annotated[float, Field(gt=0)] = 10.0,
     detach_gate: bool = True,
-    detach_rival: bool = False,
+    detach_negative: bool = False,
 ) -> Algorithm:
     """Pairwise cringe optimisation: binary cringe on the best and the worst answer while their margin is small.
 
     Args:
         source: `Rounds` over prompts.
         alpha: weight of the contrast against the worse answer. [1: Adolphs et al. 2022, code]
-        rivals: the k most likely other tokens from which a rival is drawn. [5: Tiltyard; the code's default is 1]
+        negatives: the k most likely other tokens from which a negative is drawn. [5: Tiltyard; the code's default is 1]
         gate_margin: b; the gate is half open where the margin M equals it. [0: Tiltyard, unverified]
         gate_temperature: tau of the gate. [10: Tiltyard, unverified]
         detach_gate: no gradient through the gate. [true: Tiltyard, unverified]
-        detach_rival: no gradient through the rival's logit. [false: Adolphs et al. 2022, code]
+        detach_negative: no gradient through the negative's logit. [false: Adolphs et al. 2022, code]
     """
     return Algorithm(
         "cringe",
         replace(source, select=best_worst),
-        PairwiseCringe(alpha, rivals, gate_margin, gate_temperature, detach_gate, detach_rival),
+        PairwiseCringe(alpha, negatives, gate_margin, gate_temperature, detach_gate, detach_negative),
         prepare=(PairLabels("cringe"), TokenUniforms(source.seed)),
         reduce=Mean("kept_G"),
     )

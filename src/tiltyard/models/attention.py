@@ -105,7 +105,7 @@ def forest_attention(
         out = attend(q, k, v, tile.mask(sliding_window), scaling, softcap, dropout)
         outs.append(out.transpose(1, 2).reshape(tile.n * tile.length, *out.shape[1::2]))
     flat = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return forest.untiled(flat, query.shape[2])[None], None
+    return forest.untile(flat, query.shape[2])[None], None
 
 
 def _lay(x_THD: Tensor, index: Tensor, n: int, length: int) -> Tensor:

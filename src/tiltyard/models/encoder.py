@@ -22,7 +22,7 @@ from tiltyard.batch.forest import MAX_WASTE, Forest, padded_rows
 from tiltyard.batch.logp import token_logp
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models.language import DType, ScalarModel, Trunk
+from tiltyard.models.language import Backbone, DType, ScalarModel
 
 CLOSE = 1e-3  # a probe's two results may differ by this share of their size
 CLOSE_HALF = 5e-2  # in bfloat16
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     response: Tensor
 
 
-class Encoder(Trunk):
+class Encoder(Backbone):
     """A transformers encoder. It has no states of a forest: a prompt's depend on the answer that is read with it."""
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
@@ -61,7 +61,7 @@ class Encoder(Trunk):
     def _unpackable(self) -> str:
         return "an encoder reads both ways, so every answer is a row of its own with its prompt"
 
-    def hidden_T(self, forest: Forest, cache: Any = None) -> Tensor:  # noqa: ARG002 - the trunk's signature
+    def hidden_T(self, forest: Forest, cache: Any = None) -> Tensor:  # noqa: ARG002 - the backbone's signature
         raise ModelError(
             "an encoder cannot stand where a decoder is needed",
             got=type(self.module).__name__,

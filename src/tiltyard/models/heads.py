@@ -1,7 +1,7 @@
-"""Scalar heads on a language model's trunk: on a copy of it, or on the very trunk that the policy has.
+"""Scalar heads on a language model's backbone: on a copy of it, or on the policy's own backbone.
 
-A head on the policy's own trunk costs its d weights and nothing else: one pass of the trunk gives log-probs and values,
-one backward pass trains both, and the trunk learns what both losses ask of it.
+A head on the policy's own backbone costs d weights: one forward pass of the backbone gives log-probs and values, one
+backward pass trains both, and the backbone's gradient is the sum of both losses' gradients.
 """
 
 from __future__ import annotations
@@ -15,56 +15,56 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
-from tiltyard.models.lora import Share, merged
+from tiltyard.models.language import Backbone, LanguageModel, ScalarModel
+from tiltyard.models.lora import AdapterBinding, merged_adapters
 from tiltyard.types import Group, Message, Prompt, Response
 
 
 def value_head(policy: LanguageModel) -> ScalarModel:
-    """A value model that is a head on the policy's own trunk; the head starts at zero.
+    """A value model that is a head on the policy's own backbone; the head starts at zero.
 
     Raises:
-        ModelError: an architecture whose sequence classifier has another trunk, or whose logits are not its output
+        ModelError: an architecture whose sequence classifier has another backbone, or whose logits are not its output
             head's product with the states that a value can be read from.
     """
     if not policy.packed:
         _check_states(policy)
-    return beside(policy, Share(policy.adapters, head=True))
+    return with_scalar_head(policy, AdapterBinding(policy.adapters, head=True))
 
 
-def beside(model: Trunk, share: Share) -> ScalarModel:
-    """A scalar model on another model's very trunk, with a head of zeros."""
+def with_scalar_head(model: Backbone, binding: AdapterBinding) -> ScalarModel:
+    """A scalar model on another model's very backbone, with a head of zeros."""
     with model.plain():
         module = classifier(model, model.backbone)
         made = ScalarModel(module.train(model.module.training), model.chat, model.dtype)
-    made.share = share
+    made.binding = binding
     return made
 
 
 def scalar_from(model: LanguageModel) -> ScalarModel:
-    """A reward or value model: a copy of a language model's trunk with a new scalar head that starts at zero."""
-    with model.plain(), merged(model.backbone, model.adapters):
+    """A reward or value model: a copy of a language model's backbone with a new scalar head that starts at zero."""
+    with model.plain(), merged_adapters(model.backbone, model.adapters):
         module = classifier(model, copy.deepcopy(model.backbone))
     return ScalarModel(module.eval(), model.chat, model.dtype)
 
 
-def classifier(model: Trunk, trunk: nn.Module) -> PreTrainedModel:
-    """transformers' sequence classifier around a trunk of the model's kind, with one label and a head of zeros."""
+def classifier(model: Backbone, backbone: nn.Module) -> PreTrainedModel:
+    """transformers' sequence classifier around a backbone of the model's kind, with one label and a head of zeros."""
     config = copy.deepcopy(model.module.config)
     config.num_labels = 1
-    config.__dict__.pop("quantization_config", None)  # whatever the trunk's weights are, it is written at full width
+    config.__dict__.pop("quantization_config", None)  # whatever the backbone's weights are, it is written at full width
     config.pad_token_id = model.chat.pad_id if model.chat.pad_id != closing_id(model.chat) else None
-    with torch.device("meta"):  # its own trunk is thrown away
+    with torch.device("meta"):  # its own backbone is thrown away
         module: Any = AutoModelForSequenceClassification.from_config(config)
-    if type(module.base_model) is not type(trunk) or not isinstance(getattr(module, "score", None), nn.Linear):
+    if type(module.base_model) is not type(backbone) or not isinstance(getattr(module, "score", None), nn.Linear):
         raise ModelError(
-            "this architecture's classifier is no scalar head on the trunk of its language model",
+            "this architecture's classifier is no scalar head on the backbone of its language model",
             where=str(model.chat.tokenizer.name_or_path),
             got=f"{type(module).__name__} on {type(module.base_model).__name__}",
-            expected=f"a head called `score` on {type(trunk).__name__}",
+            expected=f"a head called `score` on {type(backbone).__name__}",
         )
-    setattr(module, module.base_model_prefix, trunk)
-    weight = next(trunk.parameters())
+    setattr(module, module.base_model_prefix, backbone)
+    weight = next(backbone.parameters())
     module.score = nn.Linear(module.score.in_features, 1, bias=False, device=weight.device, dtype=weight.dtype)
     nn.init.zeros_(module.score.weight)
     return module
@@ -82,15 +82,15 @@ def _check_states(policy: LanguageModel) -> None:
 
     A packed model was held to that when it was loaded.
     """
-    forest, training = policy.small_forest(), policy.module.training
+    forest, training = policy.probe_forest(), policy.module.training
     policy.module.eval()
     expected_T, found_T = policy.logits_T(forest), policy.logits(policy.hidden_T(forest))
     policy.module.train(training)
     gap = float((found_T - expected_T).abs().max() / expected_T.abs().max().clamp_min(1e-6))
     if not gap < (5e-2 if policy.dtype == "bfloat16" else 1e-3):
         raise ModelError(
-            "this model's logits are not its output head's product with its trunk's states",
+            "this model's logits are not its output head's product with its backbone's states",
             where=str(policy.chat.tokenizer.name_or_path),
             got=f"a difference of {gap:.2g} of their scale",
-            fix="set value_init=model: the value model then has a trunk of its own",
+            fix="set value_init=model: the value model then has a backbone of its own",
         )

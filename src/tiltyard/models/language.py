@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tiltyard.batch.forest import Forest, padded_rows, plant
-from tiltyard.batch.logp import chunk_rows, token_laws, token_logp
+from tiltyard.batch.forest import Forest, pack, padded_rows
+from tiltyard.batch.logp import chunk_rows, full_log_probs, token_logp
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
 from tiltyard.kernels import fused_block, matmul
@@ -25,7 +25,7 @@ from tiltyard.types import Group, Prompt, Response
 DType = Literal["float32", "bfloat16", "float64"]
 
 
-class Trunk:
+class Backbone:
     """A transformers model and the one way to get hidden states of a forest out of it.
 
     Args:
@@ -37,7 +37,7 @@ class Trunk:
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
         matmul.quicken(module)
-        self.share: lora.Share | None = None  # on whose trunk it stands; None: on its own
+        self.binding: lora.AdapterBinding | None = None  # on whose backbone it stands; None: on its own
         self._plain_attention = module.config._attn_implementation or "sdpa"
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
@@ -67,25 +67,25 @@ class Trunk:
         return self.module.base_model
 
     @property
-    def own(self) -> nn.Module:
-        """What is this model's alone, and so is trained and kept as its: everything, or its part on a shared trunk."""
-        return self.module if self.share is None else lora.part_of(self.module, self.backbone, self.share)
+    def trainable(self) -> nn.Module:
+        """The module that holds this model's own parameters: all, or an adapter and head on a shared backbone."""
+        return self.module if self.binding is None else lora.trainable_part(self.module, self.backbone, self.binding)
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The adapters that its states are computed with."""
-        return () if self.share is None else self.share.adapters
+        return () if self.binding is None else self.binding.adapters
 
     def parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.own.parameters() if p.requires_grad]
+        return [p for p in self.trainable.parameters() if p.requires_grad]
 
-    def same_states(self, other: Trunk) -> bool:
-        """Whether both models read the same hidden states, so that one pass of the trunk serves both."""
+    def shares_hidden_states(self, other: Backbone) -> bool:
+        """Whether both models read the same hidden states, so that one pass of the backbone serves both."""
         same_trunk = self.backbone is other.backbone and self.packed == other.packed
         return same_trunk and self.adapters == other.adapters
 
     def _use(self, implementation: str) -> None:
-        for part in (self.module, self.backbone):  # a head on another's trunk has a config of its own
+        for part in (self.module, self.backbone):  # a head on another's backbone has a config of its own
             part.config._attn_implementation = implementation  # type: ignore[union-attr]
 
     @contextmanager
@@ -103,7 +103,7 @@ class Trunk:
         """Every pass of the module stands inside it: the arithmetic that was asked for, and the model's adapters on."""
         half = self.dtype == "bfloat16"
         with (
-            lora.turned(self.backbone, self.adapters),
+            lora.using_adapters(self.backbone, self.adapters),
             torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext(),
         ):
             yield
@@ -111,14 +111,14 @@ class Trunk:
     def checkpoint_activations(self) -> None:
         """From now on the backward pass computes each block's activations again instead of keeping them."""
         self.module.activation_checkpointing_enable({"use_reentrant": False})
-        lora.remembering(self.module, self.backbone)
+        lora.checkpoint_with_adapters(self.module, self.backbone)
 
     def hidden_T(self, forest: Forest, cache: Any = None) -> Tensor:
         """Last hidden states [T, d] of every token of the forest. `cache` collects keys and values for decoding."""
         if not self.packed:
             return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
         there = matmul.onednn() and self.dtype == "float32" and forest.device.type == "cpu"
-        ids, position = forest.filled_up(matmul.ROUND if there and forest.T > matmul.ROUND else 1)
+        ids, position = forest.padded_to(matmul.ROUND if there and forest.T > matmul.ROUND else 1)
         with self.autocast():
             if fused_block.suits(self.backbone, forest):
                 return fused_block.hidden_T(self.backbone, ids, position, forest, cache)[: forest.T]
@@ -147,17 +147,17 @@ class Trunk:
             out = call(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False)
         return out.flatten(0, 1).index_select(0, place_T)
 
-    def small_forest(self) -> Forest:
+    def probe_forest(self) -> Forest:
         """Two small random trees, the same every time, to try the model on."""
         generator = torch.Generator().manual_seed(0)
         size = self.module.config.get_text_config().vocab_size
         draw = lambda n: tuple(torch.randint(0, size, (n,), generator=generator).tolist())  # noqa: E731
         trees = [Group(Prompt(ids=draw(4)), (Response(ids=draw(3)), Response(ids=draw(5)))) for _ in range(2)]
-        return plant(trees, self.device)
+        return pack(trees, self.device)
 
     def _probe(self) -> str:
         """Runs one small random tree packed and padded; a difference means that packing is not safe for this model."""
-        forest = self.small_forest()
+        forest = self.probe_forest()
         training = self.module.training
         self.module.eval()
         try:
@@ -201,7 +201,7 @@ def _has_window(module: PreTrainedModel) -> bool:
     return bool(getattr(config, "sliding_window", None)) and (not kinds or "sliding_attention" in kinds)
 
 
-class LanguageModel(Trunk):
+class LanguageModel(Backbone):
     """A policy or reference: log-probabilities of responses."""
 
     lean_agrees: bool | None = None  # whether the sampler's short road gives the same numbers; None: not tried yet
@@ -277,19 +277,19 @@ class LanguageModel(Trunk):
         return logits_R.to(torch.promote_types(logits_R.dtype, torch.float32))
 
     @torch.no_grad()
-    def laws_R(
+    def full_log_probs(
         self, forest: Forest, rows: int, temperature: float, at: float, hidden_R: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole laws of the response tokens at `temperature`, `rows` at a time, and the targets' log-probs at `at`.
 
         One forward pass (none where `hidden_R` is given) and one vocabulary product, whatever the temperatures. See
-        `logp.token_laws`.
+        `logp.full_log_probs`.
         """
         if self.packed:
             hidden_R = self.hidden_R(forest) if hidden_R is None else hidden_R
             cap, scale = self._transform()
             head = self.head
-            yield from token_laws(
+            yield from full_log_probs(
                 hidden_R,
                 head.weight,
                 head.bias,
@@ -305,11 +305,11 @@ class LanguageModel(Trunk):
             law = torch.log_softmax(z / temperature, -1)
             yield law, (law if at == temperature else torch.log_softmax(z / at, -1)).gather(-1, target[:, None])[:, 0]
 
-    def logp_and_rival_R(self, forest: Forest, k: int, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs [R] of the response tokens, and of one rival each, from one pass of the trunk.
+    def logp_and_negative_R(self, forest: Forest, k: int, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs [R] of the response tokens, and of one negative token each, from one pass of the backbone.
 
-        The rival is drawn from the softmax over the k most likely tokens other than the response's own, by the uniform
-        number `uniform_R`; which it is carries no gradient, its log-prob does (Adolphs et al. 2022).
+        The negative is sampled from the softmax over the k most likely tokens other than the response's own, with the
+        uniform numbers `uniform_R`; the choice has no gradient, its log-prob has (Adolphs et al. 2022).
         """
         if self.packed:
             hidden_R = self.hidden_R(forest)
@@ -317,17 +317,17 @@ class LanguageModel(Trunk):
             rows = chunk_rows(self.vocab_size)
             parts = zip(hidden_R.split(rows), forest.target_R.split(rows), uniform_R.split(rows), strict=True)
             with torch.no_grad():
-                rival_R = torch.cat([rivals_of(self.logits(h), target, k, u) for h, target, u in parts])
+                negative_R = torch.cat([sample_negatives(self.logits(h), target, k, u) for h, target, u in parts])
             weights = (self.head.weight, self.head.bias)
             logp_R, _ = token_logp(hidden_R, *weights, forest.target_R, softcap=cap, scale=scale)
-            negative_logp_R, _ = token_logp(hidden_R, *weights, rival_R, softcap=cap, scale=scale)
+            negative_logp_R, _ = token_logp(hidden_R, *weights, negative_R, softcap=cap, scale=scale)
             return logp_R, negative_logp_R
         log_R = torch.log_softmax(self._logits_R(forest), -1)
-        rival_R = rivals_of(log_R.detach(), forest.target_R, k, uniform_R)
-        return tuple(log_R.gather(-1, x[:, None])[:, 0] for x in (forest.target_R, rival_R))  # type: ignore[return-value]
+        negative_R = sample_negatives(log_R.detach(), forest.target_R, k, uniform_R)
+        return tuple(log_R.gather(-1, x[:, None])[:, 0] for x in (forest.target_R, negative_R))  # type: ignore[return-value]
 
 
-def rivals_of(logits_R: Tensor, target_R: Tensor, k: int, uniform_R: Tensor) -> Tensor:
+def sample_negatives(logits_R: Tensor, target_R: Tensor, k: int, uniform_R: Tensor) -> Tensor:
     """Ids [rows] of one of the k likeliest tokens other than the target, drawn by their softmax."""
     top = logits_R.topk(min(k + 1, logits_R.shape[-1]), -1)
     own = top.indices == target_R[:, None]
@@ -339,7 +339,7 @@ def rivals_of(logits_R: Tensor, target_R: Tensor, k: int, uniform_R: Tensor) -> 
     return top.indices.gather(-1, place)[:, 0]
 
 
-class ScalarModel(Trunk):
+class ScalarModel(Backbone):
     """A reward or value model: one number per position, read where it is asked for.
 
     What comes out is `gain * (raw - bias)`. A reward model's `bias` is set so that demonstrations average 0, its `gain`

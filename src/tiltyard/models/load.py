@@ -21,12 +21,12 @@ from transformers import (
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, ModelError
-from tiltyard.models.adapters import adapter_copy
+from tiltyard.models.adapters import clone_adapter
 from tiltyard.models.encoder import EncoderScalar, is_encoder
 from tiltyard.models.heads import closing_id, scalar_from, value_head
-from tiltyard.models.language import DType, LanguageModel, ScalarModel, Trunk
+from tiltyard.models.language import Backbone, DType, LanguageModel, ScalarModel
 from tiltyard.models.load_encoder import encoder_scalar, load_masked_model, masked_from_scratch
-from tiltyard.models.lora import blocks_of, full_width, merged
+from tiltyard.models.lora import blocks_of, dequantized, merged_adapters
 from tiltyard.models.pretrained import (
     PRESETS,
     TORCH_DTYPE,
@@ -95,7 +95,7 @@ def load_language_model(
 ) -> LanguageModel:
     """Loads any decoder that `AutoModelForCausalLM` knows, with its tokenizer and chat template.
 
-    `quantize=4bit` is for a trunk that stays as it is (CUDA only, see docs/memory.md).
+    `quantize=4bit` is for a backbone that stays as it is (CUDA only, see docs/memory.md).
     """
     name = resolve(source)
     if is_encoder(load_config(name, trust_remote_code)):
@@ -120,7 +120,7 @@ def load_scalar_model(
     trust_remote_code: bool = False,
     quantize: Quantize = "none",
 ) -> ScalarModel:
-    """Loads a reward or value model. From a language model's folder, the trunk is taken and a new zero head is added.
+    """Loads a reward or value model. Of a language model's folder the backbone is loaded and a new zero head is added.
 
     The new head starts at zero, so an untrained reward model scores everything 0 and a pairwise loss starts at ln 2.
     An encoder's folder gives a reward model that reads whole answers (`EncoderScalar`), which is no value model.
@@ -158,7 +158,7 @@ def load_scalar_model(
 def value_from(source: ScalarModel) -> ScalarModel:
     """A value model that starts as a copy of the reward model: at the last token it says what the reward model says."""
     check_values(source)
-    with source.plain(), merged(source.backbone, source.adapters):
+    with source.plain(), merged_adapters(source.backbone, source.adapters):
         module = copy.deepcopy(source.module)
     return ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
 
@@ -175,15 +175,15 @@ def check_values(source: ScalarModel) -> None:
 
 
 def frozen_copy(model: LanguageModel) -> LanguageModel:
-    """A reference: the same weights, no gradient, evaluation mode; of an adapter a second one on the same trunk."""
-    if model.share is not None:
-        return adapter_copy(model, "ref")
+    """A reference: the same weights, no gradient, evaluation mode; of an adapter a second one on the same backbone."""
+    if model.binding is not None:
+        return clone_adapter(model, "ref")
     with model.plain():
         module = copy.deepcopy(model.module)
     return LanguageModel(module.eval().requires_grad_(False), model.chat, model.dtype)
 
 
-def freeze_bottom(model: Trunk, layers: int) -> int:
+def freeze_bottom(model: Backbone, layers: int) -> int:
     """Freezes the embeddings and the lowest `layers` blocks; returns the number of frozen parameters.
 
     A head tied to the embeddings is frozen with them (that is what tying means).
@@ -219,12 +219,12 @@ def set_dropout(module: nn.Module, p: float | Literal["model"]) -> None:
                 setattr(part, name, p if name != "layerdrop" else 0.0)
 
 
-def save_model(model: Trunk, folder: Path) -> None:
+def save_model(model: Backbone, folder: Path) -> None:
     """Writes the model in Hugging Face form (safetensors, tokenizer, template): transformers, vLLM and PEFT load it."""
     settings = getattr(model.module, "generation_config", None)
     if settings is not None and isinstance(model, LanguageModel):
         settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
     with written(folder):
-        with model.plain(), merged(model.backbone, model.adapters), full_width(model.module), quiet():
+        with model.plain(), merged_adapters(model.backbone, model.adapters), dequantized(model.module), quiet():
             model.module.save_pretrained(folder)
         model.chat.tokenizer.save_pretrained(folder)

@@ -94,10 +94,10 @@ def encoder_scalar(
 ) -> EncoderScalar:
     """A reward model on an encoder. What stands between the encoder and a new last layer is drawn by `seed`."""
     known: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    trunk = f"{known.base_model_prefix}." if known else ""
+    backbone = f"{known.base_model_prefix}." if known else ""
 
     def may_miss(key: str) -> bool:
-        return not key.startswith(trunk) or "pooler" in key  # pretraining on masks alone leaves no pooler
+        return not key.startswith(backbone) or "pooler" in key  # pretraining on masks alone leaves no pooler
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -91,7 +91,7 @@ def resolve(source: str | Path, wanted: str = "config.json") -> str:
 
 
 @contextmanager
-def said_plainly(what: str, source: str) -> Iterator[None]:
+def loading_errors(what: str, source: str) -> Iterator[None]:
     """Turns what transformers and safetensors raise on loading into one ModelError."""
     try:
         yield
@@ -137,7 +137,7 @@ def from_pretrained(
     where = pick_device(device)
     four = quantize == "4bit"
     more = {"quantization_config": in_four_bits(where, dtype), "device_map": {"": where}} if four else {}
-    with quiet(), said_plainly("model", source):
+    with quiet(), loading_errors("model", source):
         module, info = auto.from_pretrained(
             source,
             dtype=TORCH_DTYPE[dtype],
@@ -169,7 +169,7 @@ def _aligned(module: Any) -> Any:
 
 
 def in_four_bits(device: torch.device, dtype: DType) -> Any:
-    """How transformers is told to load a trunk in 4 bits (QLoRA's NormalFloat, its scales in 8 bits).
+    """How transformers is told to load a backbone in 4 bits (QLoRA's NormalFloat, its scales in 8 bits).
 
     Raises:
         ConfigError: no CUDA device, or no bitsandbytes.
@@ -180,7 +180,7 @@ def in_four_bits(device: torch.device, dtype: DType) -> Any:
             where="quantize",
             got=f"quantize=4bit on {device}",
             expected="a machine with CUDA",
-            fix="set quantize=none; lora alone already leaves out gradients and moments of the trunk",
+            fix="set quantize=none; lora alone already leaves out gradients and moments of the backbone",
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
@@ -201,7 +201,7 @@ def in_four_bits(device: torch.device, dtype: DType) -> Any:
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     name = resolve(source, "tokenizer_config.json")
-    with said_plainly("tokenizer", name):
+    with loading_errors("tokenizer", name):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
@@ -211,5 +211,5 @@ def context_length(config: Any) -> int | None:
 
 
 def load_config(name: str, trust: bool) -> Any:
-    with said_plainly("model", name):
+    with loading_errors("model", name):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust)

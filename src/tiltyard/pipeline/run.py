@@ -12,9 +12,10 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import jsonable, read_json, remove_partial_files
-from tiltyard.pipeline import ranks, state
+from tiltyard.pipeline import state
 from tiltyard.pipeline.jobs import chains, threads_for, workers
 from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
 from tiltyard.pipeline.show import show_plan, show_start
@@ -85,17 +86,17 @@ def run(
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run a recipe that is already in memory."""
-    if jobs < 1 or (jobs > 1 and ranks.several()):
+    if jobs < 1 or (jobs > 1 and processes.is_distributed()):
         expected = "at least 1; under torchrun 1, for there every stage has all processes"
         raise ConfigError("so many stages at a time cannot be", where="jobs", got=jobs, expected=expected)
     steps = check(recipe)
-    console = (console or Console()) if ranks.is_main() else Console(quiet=True)
+    console = (console or Console()) if processes.is_main() else Console(quiet=True)
     work = _Run(recipe, Path(runs_root) / recipe.name, console, steps)
     if dry_run:
         return work.plan()
-    with state.locked(work.folder) if ranks.is_main() else contextlib.nullcontext() as lock:
+    with state.locked(work.folder) if processes.is_main() else contextlib.nullcontext() as lock:
         outcome = work.execute() if jobs == 1 or lock is None else work.execute_together(jobs, lock)
-    ranks.rest()
+    processes.finish()
     return outcome
 
 
@@ -160,10 +161,10 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         """The stages one after the other."""
-        if ranks.is_main():
+        if processes.is_main():
             remove_partial_files(self.folder)
             self.decide(keep=True)
-        self.prints, self.decisions = ranks.share((self.prints, self.decisions))
+        self.prints, self.decisions = processes.broadcast_object((self.prints, self.decisions))
         for step in self.steps:
             if not self._skipped(step):
                 self.do(step)
@@ -228,28 +229,28 @@ class _Run:
         """One stage, from `config.json` to `done.json`."""
         folder, decision, new = self.folder / step.name, self.decisions[step.name], self.prints[step.name]
         execution = ""
-        if ranks.is_main():
+        if processes.is_main():
             inputs = {name: state.execution_id(self.folder / name) or "" for name in step.uses}
             execution = state.begin(step, folder, new, decision=decision, inputs=inputs, run=self.recipe.name)
-        ranks.share(None)  # the folder is ready
+        processes.broadcast_object(None)  # the folder is ready
         context = self.context(step)
         started = time.monotonic()
         try:
-            lines = step.stage.plan(context, step.settings) if step.stage.plan and ranks.is_main() else []
+            lines = step.stage.plan(context, step.settings) if step.stage.plan and processes.is_main() else []
             show_start(self.console, step, decision, lines)
-            result = step.stage.run(context, step.settings) if step.stage.parallel or ranks.is_main() else {}
+            result = step.stage.run(context, step.settings) if step.stage.parallel or processes.is_main() else {}
         except BaseException as error:
-            if ranks.is_main():
+            if processes.is_main():
                 self._stopped(step, error)
             raise
-        if ranks.is_main():
+        if processes.is_main():
             seconds = time.monotonic() - started
             resumed = decision.action == "resume"
             result = _checked(step, result)
             state.finish(folder, new, execution=execution, result=result, seconds=seconds, resumed=resumed)
             (folder / "error.txt").unlink(missing_ok=True)
             self.console.print(f"[bold]{step.name}[/]: done ({state.duration(seconds)})", highlight=False)
-        ranks.share(None)  # done.json is there
+        processes.broadcast_object(None)  # done.json is there
 
     def _stopped(self, step: Step, error: BaseException) -> None:
         """Say how to go on, and keep the traceback in the stage's folder."""

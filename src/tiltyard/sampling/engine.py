@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tiltyard.batch.forest import plant
+from tiltyard.batch.forest import pack
 from tiltyard.kernels.family import fits
 from tiltyard.kernels.fused_decoder import Lean
 from tiltyard.kernels.fused_decoder import lean as lean_road
 from tiltyard.kernels.native_decoder import Compiled
 from tiltyard.models.language import LanguageModel
-from tiltyard.models.lora import merged
+from tiltyard.models.lora import merged_adapters
 from tiltyard.sampling.slots import Slots
 from tiltyard.types import Group, Prompt
 
@@ -57,9 +57,9 @@ class Packed:
         self.slots = Slots(slots, capacity, model.device)
         self.lean: Lean | Compiled | None = None
         if lean:
-            with merged(model.backbone, model.adapters):  # a snapshot of what the adapters make of the weights
+            with merged_adapters(model.backbone, model.adapters):  # a snapshot of what the adapters make of the weights
                 self.lean = lean_road(model.backbone, model.head, capacity)
-        self.first, self.forest = 0, plant([], model.device)  # prompts from `first` on are computed and wait for slots
+        self.first, self.forest = 0, pack([], model.device)  # prompts from `first` on are computed and wait for slots
         self.hidden: Tensor | None = None
 
     def room(self, running: int, ended: int) -> int:
@@ -82,7 +82,7 @@ class Packed:
                 break
             end += 1
         self.first = first
-        self.forest = plant([Group(p, ()) for p in self.prompts[first:end]], self.model.device)
+        self.forest = pack([Group(p, ()) for p in self.prompts[first:end]], self.model.device)
         self.hidden = self.model.hidden_T(self.forest, cache=self.slots)[self.forest.prompt_last_G]
 
     def step(self, ids: Tensor) -> Said:
@@ -108,7 +108,7 @@ def can_be_lean(model: LanguageModel) -> bool:
     """Whether `Lean` says what this model says; two steps of each are compared, once a model."""
     if not model.packed or model.dtype != "float32":
         return False
-    with merged(model.backbone, model.adapters):
+    with merged_adapters(model.backbone, model.adapters):
         if not fits(model.backbone):
             return False
     if model.lean_agrees is None:

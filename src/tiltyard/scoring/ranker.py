@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tiltyard.batch.forest import plant
+from tiltyard.batch.batch import split_by_tokens
+from tiltyard.batch.forest import pack
 from tiltyard.data.pairwise_prompt import both_orders
 from tiltyard.errors import DataError, ModelError
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring.base import Cost, Scale
-from tiltyard.scoring.reward_model import within_budget
 from tiltyard.types import MICRO_TOKENS, Group, Response
 
 
@@ -89,8 +89,8 @@ class Ranker:
         training = self.model.module.training
         self.model.module.eval()
         try:
-            for part in within_budget(shown, self.budget):
-                scores += self.model.score_B(plant(part, self.model.device)).tolist()
+            for part in split_by_tokens(shown, self.budget):
+                scores += self.model.score_B(pack(part, self.model.device)).tolist()
         finally:
             self.model.module.train(training)
         score_P2 = torch.tensor(scores, dtype=torch.float64).reshape(len(pairs), 2)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tiltyard.batch.forest import plant
+from tiltyard.batch.batch import split_by_tokens
+from tiltyard.batch.forest import pack
 from tiltyard.data.chat import Chat
 from tiltyard.errors import DataError, ModelError
 from tiltyard.models.language import ScalarModel
@@ -59,8 +60,8 @@ class RewardScorer:
         training = self.model.module.training
         self.model.module.eval()
         try:
-            for part in within_budget(encoded, self.budget):
-                scores += self.model.score_B(plant(part, self.model.device)).tolist()
+            for part in split_by_tokens(encoded, self.budget):
+                scores += self.model.score_B(pack(part, self.model.device)).tolist()
         finally:
             self.model.module.train(training)
         self._cost += Cost(calls=len(scores), tokens_in=sum(g.tokens for g in encoded))
@@ -106,17 +107,3 @@ def same_tokens(a: Any, b: Any) -> bool:
     one, two = a.tokenizer, b.tokenizer
     same = one.chat_template == two.chat_template and one.get_vocab() == two.get_vocab()
     return bool(same and (a.start_id, a.eos_id) == (b.start_id, b.eos_id))
-
-
-def within_budget(groups: Sequence[Group], budget: int) -> list[list[Group]]:
-    """Consecutive groups cut into parts of at most `budget` packed tokens; a group alone may have more."""
-    parts: list[list[Group]] = []
-    tokens = 0
-    for group in groups:
-        if parts and tokens + group.tokens <= budget:
-            parts[-1].append(group)
-            tokens += group.tokens
-        else:
-            parts.append([group])
-            tokens = group.tokens
-    return parts

@@ -1,4 +1,4 @@
-"""The models of a training stage: loaded, made from scratch, or put as adapters on one frozen trunk."""
+"""The models of a training stage: loaded, made from scratch, or put as adapters on one frozen backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tiltyard.data import plain_texts, train_tokenizer
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
 from tiltyard.methods.base import Method
-from tiltyard.models.adapters import adapt, value_beside
+from tiltyard.models.adapters import adapt, value_adapter
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import (
     check_values,
@@ -32,13 +32,13 @@ from tiltyard.training.algorithm import Models
 def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     """The models a method declares. The reference is the model as the stage starts, or the one named by `ref`."""
     common = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
-    own: dict[str, Any] = {**common, "quantize": settings.quantize}  # of the trunk that is trained, or adapted
+    own: dict[str, Any] = {**common, "quantize": settings.quantize}  # of the backbone that is trained, or adapted
     if settings.quantize != "none" and settings.lora is None:
         raise ConfigError(
             "weights in 4 bits cannot be trained themselves",
             where=f"{context.name}.quantize",
             got=f"quantize={settings.quantize} without lora",
-            fix="set lora={}: adapters are trained on the quantised trunk",
+            fix="set lora={}: adapters are trained on the quantised backbone",
         )
     if method.family == "pretrain" and not settings.model:
         if settings.lora is not None:
@@ -60,7 +60,7 @@ def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     if settings.lora is not None:
         model = adapt(models.get(trained), settings.lora, trained, settings.seed)
         count = sum(p.numel() for p in model.parameters())
-        report(context, "lora", [f"{count / 1e6:.2f}M trained parameters on a frozen trunk"])
+        report(context, "lora", [f"{count / 1e6:.2f}M trained parameters on a frozen backbone"])
     if method.online:
         policy = models.get("policy")
         models.reward = reward_of(context, settings, common, policy)
@@ -79,7 +79,7 @@ def _value(
     if start is not None:
         check_values(start)
     if settings.lora is not None:
-        return value_beside(start or policy, settings.lora, settings.seed)
+        return value_adapter(start or policy, settings.lora, settings.seed)
     return value_from(start) if start is not None else load()
 
 

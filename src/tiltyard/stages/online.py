@@ -10,7 +10,7 @@ from tiltyard.batch.batch import Metrics
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import build_scorer
 from tiltyard.methods.base import Method
-from tiltyard.models.adapters import reward_beside
+from tiltyard.models.adapters import reward_adapter
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.sampling import SampleSettings, sample
@@ -102,15 +102,15 @@ def reward_of(
 ) -> ScalarModel | None:
     """The reward model that a stage names, frozen; None where the world's rules or a judge score.
 
-    Where it was trained with adapters on the trunk that the policy adapts, it is adapters on the policy's trunk.
+    Where it was trained with adapters on the backbone that the policy adapts, it is adapters on the policy's backbone.
     """
     who_scores(context.name, settings)
     if settings.judge is not None or settings.reward == GOLD:
         return None
     folder = model_folder(context, settings.reward)
-    beside = reward_beside(policy, Path(folder))
+    beside = reward_adapter(policy, Path(folder))
     if beside is not None:
-        report(context, "reward", ["an adapter and a head on the policy's trunk"])
+        report(context, "reward", ["an adapter and a head on the policy's backbone"])
         return beside
     model = load_scalar_model(folder, **common)
     model.module.requires_grad_(False)

@@ -78,16 +78,16 @@ def _held(method: Method, settings: Any) -> _Held:
     on_disk = method.cached if getattr(settings, "ref_cache", False) else ()
     frozen = [name for name in method.frozen if name not in (*on_disk, *_left_out(method, settings))]
     shared = getattr(settings, "value_init", "") == "shared"
-    trained = ["policy with the value head on its trunk"] if shared else list(method.trains)
+    trained = ["policy with the value head on its backbone"] if shared else list(method.trains)
     if settings.lora is None:
         words = f"{', '.join(trained)} (trained)" + (f", {', '.join(frozen)} (frozen)" if frozen else "")
         return _Held(words, len(trained), len(frozen), 0, len(trained))
-    words = f"one frozen trunk with adapters of rank {settings.lora.rank}: {', '.join(trained)} (trained)"
+    words = f"one frozen backbone with adapters of rank {settings.lora.rank}: {', '.join(trained)} (trained)"
     if "ref" in frozen and not getattr(settings, "ref", ""):
         words += ", ref (adapters off, or a second adapter where it is renewed)"
         frozen.remove("ref")
     if frozen:
-        words += f"; {', '.join(frozen)} (frozen; on the same trunk if trained there with lora)"
+        words += f"; {', '.join(frozen)} (frozen; on the same backbone if trained there with lora)"
     return _Held(words, 0, 1 + len(frozen), len(trained), len(trained))
 
 

@@ -181,7 +181,7 @@ class RoundSettings(Settings):
 class ValueSettings(Settings):
     value_init: Annotated[
         Literal["reward", "model", "shared"],
-        Field(description="a copy of the reward model, a copy of the policy, or a head on the policy's own trunk"),
+        Field(description="a copy of the reward model, a copy of the policy, or a head on the policy's own backbone"),
     ] = "reward"
     value_lr: Annotated[float, Field(ge=0, description="learning rate of the value model; 0: the same as lr")] = 0.0
 

@@ -14,7 +14,7 @@ from typing import Any
 from tiltyard.data import GroupFile
 from tiltyard.errors import DataError
 from tiltyard.methods.base import Method
-from tiltyard.models.adapters import base_of
+from tiltyard.models.adapters import without_adapters
 from tiltyard.models.load import frozen_copy, load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import StageContext
@@ -162,15 +162,19 @@ def attach_reference(
     if getattr(settings, "ref", ""):
         models.ref = load_language_model(model_folder(context, settings.ref), **_common(settings))
         models.ref.module.requires_grad_(False)
-    else:  # of a frozen trunk the reference is the trunk, unless it is to be renewed
+    else:  # of a frozen backbone the reference is the backbone, unless it is to be renewed
         policy = models.get("policy")
-        models.ref = base_of(policy) if policy.share and "ref" not in algorithm.mutable_models else frozen_copy(policy)
+        models.ref = (
+            without_adapters(policy)
+            if policy.binding and "ref" not in algorithm.mutable_models
+            else frozen_copy(policy)
+        )
 
 
 def reference_logps(context: StageContext, settings: Any, models: Models, groups: Sequence[Group]) -> RefCache:
     """Log-probs of the reference (or, where no other is named, of the model as it starts), cached beside the runs."""
     other = getattr(settings, "ref", "")
-    ref = base_of(models.get("policy"))
+    ref = without_adapters(models.get("policy"))
     if other:
         ref = load_language_model(model_folder(context, other), **_common(settings))
     return cache_ref_logps(ref, groups, cache_folder(context), settings.micro_tokens)

@@ -21,7 +21,7 @@ from tiltyard.batch.batch import RECORDS, Batch, Metrics
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.models.encoder import MaskedModel
-from tiltyard.models.language import LanguageModel, ScalarModel, Trunk
+from tiltyard.models.language import Backbone, LanguageModel, ScalarModel
 from tiltyard.types import Group
 
 Item = Literal["R", "B", "G"]  # what a loss has one value for: response tokens, responses or groups
@@ -57,18 +57,18 @@ class Models:
             )
         return model
 
-    def present(self) -> dict[str, Trunk]:
+    def present(self) -> dict[str, Backbone]:
         pairs = ((n, getattr(self, n)) for n in ("policy", "ref", "reward", "value", "encoder"))
         return {name: model for name, model in pairs if model is not None}
 
     @property
     def in_memory(self) -> int:
-        """How many models' weights there are; heads on one trunk are one model."""
+        """How many models' weights there are; heads on one backbone are one model."""
         return len({id(model.backbone) for model in self.present().values()})
 
-    def joint(self) -> bool:
-        """Whether the value model reads the policy's own states, so that one pass of the trunk serves both."""
-        return self.policy is not None and self.value is not None and self.value.same_states(self.policy)
+    def value_shares_policy_states(self) -> bool:
+        """Whether the value model reads the policy's own states, so that one pass of the backbone serves both."""
+        return self.policy is not None and self.value is not None and self.value.shares_hidden_states(self.policy)
 
 
 class StepGroups(NamedTuple):
@@ -104,21 +104,25 @@ class Prepare(Protocol):
 class Forward:
     """What the models say about a micro-batch, with gradient, computed when the loss first asks for it."""
 
-    def __init__(self, models: Models, batch: Batch, temperature: float, entropy: bool, rivals: int = 0):
+    def __init__(self, models: Models, batch: Batch, temperature: float, entropy: bool, negatives: int = 0):
         self.models, self.batch, self.temperature, self.entropy = models, batch, temperature, entropy
-        self.rivals = rivals
+        self.negatives = negatives
 
     @cached_property
     def _states(self) -> dict[str, Tensor]:
         """The policy's states, where a value head reads them too: one pass, and one backward pass."""
-        return {"hidden_R": self.models.get("policy").hidden_R(self.batch.forest)} if self.models.joint() else {}
+        return (
+            {"hidden_R": self.models.get("policy").hidden_R(self.batch.forest)}
+            if self.models.value_shares_policy_states()
+            else {}
+        )
 
     @cached_property
     def _policy(self) -> tuple[Tensor, Tensor | None]:
         policy: LanguageModel = self.models.get("policy")
         forest, t = self.batch.forest, self.temperature
-        if self.rivals:
-            return policy.logp_and_rival_R(forest, self.rivals, self.batch["uniform_R"])
+        if self.negatives:
+            return policy.logp_and_negative_R(forest, self.negatives, self.batch["uniform_R"])
         return policy.logp_R(forest, temperature=t, entropy=self.entropy, **self._states)
 
     @property
@@ -132,13 +136,13 @@ class Forward:
 
     @property
     def negative_logp_R(self) -> Tensor:
-        """Log-prob of another token in each response token's place, drawn from the `loss.rivals` most likely ones."""
-        rival_R = self._policy[1]
-        if rival_R is None or not self.rivals:
+        """Log-prob of a negative in each response token's place, sampled from the `loss.negatives` likeliest others."""
+        negative_R = self._policy[1]
+        if negative_R is None or not self.negatives:
             raise CompositionError(
-                "the loss reads negative_logp_R and says not how many", fix="give it `rivals`, an int"
+                "the loss reads negative_logp_R without `negatives`", fix="give it `negatives`, an int"
             )
-        return rival_R
+        return negative_R
 
     @property
     def entropy_R(self) -> Tensor:

@@ -121,7 +121,9 @@ class _Loop:
     def __init__(self, algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None):
         self.algorithm, self.models, self.run = algorithm, models, run
         self.modules: dict[str, nn.Module] = {name: models.get(name).module for name in algorithm.trains}
-        self.kept: dict[str, nn.Module] = {n: models.get(n).own for n in (*algorithm.trains, *algorithm.mutable_models)}
+        self.kept: dict[str, nn.Module] = {
+            n: models.get(n).trainable for n in (*algorithm.trains, *algorithm.mutable_models)
+        }
         self.parameters = [p for name in algorithm.trains for p in models.get(name).parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
         for group in self.optimizer.param_groups:
@@ -279,7 +281,7 @@ class _Loop:
         return float(processes.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count
 
     def _forward(self, loss: Loss, part: Batch, temperature: float) -> Forward:
-        return Forward(self.models, part, temperature, "entropy_R" in loss.needs, getattr(loss, "rivals", 0))
+        return Forward(self.models, part, temperature, "entropy_R" in loss.needs, getattr(loss, "negatives", 0))
 
     def _show_gap(self, forward: Forward) -> None:
         """How far the trainer's log-probs are from those that were taken from the sampler, if any were."""

@@ -10,7 +10,7 @@ import torch
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.distributed import processes
 from tiltyard.losses.kl import KLController
-from tiltyard.models.adapters import take_over
+from tiltyard.models.adapters import copy_weights_
 from tiltyard.training.algorithm import Models
 
 
@@ -44,5 +44,5 @@ class RenewRef:
 
     def __call__(self, models: Models, batch: Batch, step: int) -> Metrics:  # noqa: ARG002
         if (step + 1) % self.every == 0:
-            take_over(models.get("ref"), models.get("policy"))
+            copy_weights_(models.get("ref"), models.get("policy"))
         return {"iteration": (float(step // self.every + 1), 1.0)}

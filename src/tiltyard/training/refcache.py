@@ -29,7 +29,7 @@ from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError
 from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel
-from tiltyard.models.lora import plain_weights
+from tiltyard.models.lora import base_weights
 from tiltyard.training.prepare import per_microbatch
 from tiltyard.types import MICRO_TOKENS, Group
 
@@ -178,7 +178,7 @@ def content_hash(ref: LanguageModel, keys: Iterable[bytes]) -> str:
     template = str(ref.chat.tokenizer.chat_template) if hasattr(ref.chat, "tokenizer") else ""
     facts = [FORMAT, ref.dtype, str(ref.device.type), ref.packed, template, config]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(plain_weights(ref.module).items()):
+    for name, tensor in sorted(base_weights(ref.module).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     for key in keys:

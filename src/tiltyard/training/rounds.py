@@ -20,7 +20,7 @@ from tiltyard.data.store import group_from_dict, group_to_dict, read_groups, wri
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
-from tiltyard.models.adapters import take_over
+from tiltyard.models.adapters import copy_weights_
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups, device_of
@@ -282,9 +282,9 @@ def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:
 
 def renew_ref(models: Models) -> None:
     """The reference becomes the policy as it is now."""
-    take_over(models.get("ref"), models.get("policy"))
+    copy_weights_(models.get("ref"), models.get("policy"))
 
 
 def restart_from_ref(models: Models) -> None:
     """The policy becomes the reference again: each round trains the base model anew."""
-    take_over(models.get("policy"), models.get("ref"))
+    copy_weights_(models.get("policy"), models.get("ref"))

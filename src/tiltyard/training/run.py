@@ -36,11 +36,12 @@ class TrainSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1, description="of every dropout layer; 0 is off")] = 0.0
     freeze_layers: Annotated[int, Field(ge=0, description="bottom blocks (and embeddings) kept as they are")] = 0
     lora: Annotated[
-        Lora | None, Field(description="train adapters on a frozen trunk: `lora={}`, `lora.rank=8`; empty: all weights")
+        Lora | None,
+        Field(description="train adapters on a frozen backbone: `lora={}`, `lora.rank=8`; empty: all weights"),
     ] = None
     quantize: Annotated[
         Quantize,
-        Field(description="4bit: the trunk under lora in 4 bits a weight (QLoRA); needs CUDA, bitsandbytes"),
+        Field(description="4bit: the backbone under lora in 4 bits a weight (QLoRA); needs CUDA, bitsandbytes"),
     ] = "none"
     gradient_checkpointing: Annotated[bool, Field(description="recompute activations: less memory, more time")] = False
     save_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: only at the end")] = 50

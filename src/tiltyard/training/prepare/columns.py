@@ -37,7 +37,7 @@ def policy_columns(
     Returns:
         The `count` columns, and `{"old_value_R": ...}` where a value head reads the policy's own states, else `{}`.
     """
-    has_hidden, joint = "sampled_hidden_R" in batch.columns, models.joint()
+    has_hidden, joint = "sampled_hidden_R" in batch.columns, models.value_shares_policy_states()
     if not has_hidden and not joint:
         return columns_per_microbatch(batch, lambda part: compute(part.forest), count), {}
     policy = models.get("policy")

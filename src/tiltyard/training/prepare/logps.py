@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
-from tiltyard.batch.compare import Compared, compared
+from tiltyard.batch.compare import RefComparison, compare_with_ref
 from tiltyard.losses.kl import k1, k3, sum_per_response
 from tiltyard.models.language import LanguageModel
 from tiltyard.training.algorithm import Models
@@ -66,10 +66,14 @@ class OldLogp:
     def _with_ref(self, ref: LanguageModel, models: Models, batch: Batch) -> Batch:
         forest = batch.forest
         compute = partial(
-            compared, models.get("policy"), ref, temperature=self.temperature, ref_temperature=self.ref_temperature
+            compare_with_ref,
+            models.get("policy"),
+            ref,
+            temperature=self.temperature,
+            ref_temperature=self.ref_temperature,
         )
         columns, values = policy_columns(models, batch, compute, 5)
-        both = Compared(*columns)
+        both = RefComparison(*columns)
         per_response = partial(sum_per_response, response_R=forest.response_R, responses=forest.B)
         metrics, old = self._policy_alone(batch, both.logp_R, both.entropy_R)
         kl_B = per_response(k1(old["old_logp_R"], both.ref_logp_R))

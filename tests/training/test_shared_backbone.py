@@ -1,4 +1,4 @@
-"""A value head on the policy's own trunk: one pass, one backward pass, and the numbers that two models would give."""
+"""A value head on the policy's own backbone: one pass, one backward pass, and the numbers of two models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prepared(algorithm: Algorithm, models: Models, groups: Sequence[Any]) -> Bat
 
 @contextmanager
 def passes(model: LanguageModel) -> Iterator[list[int]]:
-    """Tokens of every pass of a model's trunk."""
+    """Tokens of every pass of a model's backbone."""
     seen: list[int] = []
     handle = model.backbone.register_forward_hook(
         lambda module, args, kwargs, out: seen.append(out.last_hidden_state.shape[1]), with_kwargs=True
@@ -70,7 +70,7 @@ def test_without_a_value_loss_it_is_the_policy_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_on_a_frozen_trunk_both_heads_learn_the_same(name: str) -> None:
-    """Where the trunk stands still it does not matter whose it is."""
+    """Where the backbone stands still it does not matter whose it is."""
     found = {}
     for shared in (True, False):
         models = actors(shared)
@@ -124,7 +124,7 @@ def test_the_joint_gradient_is_the_sum_of_both_and_that_of_finite_differences(na
 
 
 def test_one_pass_serves_both_before_and_during_the_updates() -> None:
-    """Of the policy's trunk: one pass of old log-probs and values, one an update; of the reference's one."""
+    """Of the policy's backbone: one pass of old log-probs and values, one an update; of the reference's one."""
     models = actors(shared=True)
     tokens = Batch.of(STEPS[0], range(6), 6).forest.T
     with passes(models.get("policy")) as seen, passes(models.get("ref")) as beside:

@@ -1,6 +1,6 @@
-"""What PPO's four models cost in memory: four models, LoRA with three more, and all of them on one trunk.
+"""What PPO's four models cost in memory: four models, LoRA with three more, and all of them on one backbone.
 
-    python benchmarks/trunks.py [--preset 60m] [--rank 16] [--steps 2]
+    python benchmarks/backbones.py [--preset 60m] [--rank 16] [--steps 2]
 
 Each way is a process of its own that loads its models from the same files and takes the same steps: 8 prompts, answers
 of 64 tokens, two epochs. Two numbers: bytes of the models as they stand in memory (weights, and with gradients and
@@ -19,9 +19,9 @@ from typing import Any
 
 WAYS = {
     "four models": "policy, reference, reward and value, each with all its weights; policy and value trained whole",
-    "LoRA + three": "an adapted policy; reference, reward and value with trunks of their own, value trained whole",
-    "one trunk": "all four on one frozen trunk; an adapter each for policy, reward and value",
-    "one trunk, shared head": "the same, the value being a head on the policy's states",
+    "LoRA + three": "an adapted policy; reference, reward and value with backbones of their own, value trained whole",
+    "one backbone": "all four on one frozen backbone; an adapter each for policy, reward and value",
+    "one backbone, shared head": "the same, the value being a head on the policy's states",
 }
 
 
@@ -41,12 +41,12 @@ def prepare(folder: Path, preset: str, rank: int) -> None:
 
     from tiltyard import from_scratch, load_scalar_model, save_model, train_tokenizer
     from tiltyard.models.adapters import adapt, save_adapter
-    from tiltyard.models.lora import Lora, tensors_of
+    from tiltyard.models.lora import Lora, adapter_tensors
 
     tokenizer = train_tokenizer((f"word{i} and number {i * 7}" for i in range(20_000)), 8192)
     save_model(from_scratch(preset, tokenizer), folder / "policy" / "model")
     reward = adapt(load_scalar_model(folder / "policy" / "model", device="cpu"), Lora(rank=rank), "reward")
-    for tensor in [*tensors_of(reward.backbone, "reward").values(), reward.head.weight]:
+    for tensor in [*adapter_tensors(reward.backbone, "reward").values(), reward.head.weight]:
         torch.nn.init.normal_(tensor, std=0.02)
     save_model(reward, folder / "reward" / "model")
     save_adapter(reward, folder / "reward" / "adapter")
@@ -54,17 +54,17 @@ def prepare(folder: Path, preset: str, rank: int) -> None:
 
 def models_of(way: str, folder: Path, rank: int) -> Any:
     from tiltyard import Models, frozen_copy, load_language_model, load_scalar_model, value_from, value_head
-    from tiltyard.models.adapters import adapt, base_of, reward_beside, value_beside
+    from tiltyard.models.adapters import adapt, reward_adapter, value_adapter, without_adapters
     from tiltyard.models.lora import Lora
 
     policy = load_language_model(folder / "policy" / "model", device="cpu")
     lora, rewards = Lora(rank=rank), folder / "reward" / "model"
-    if way.startswith("one trunk"):
+    if way.startswith("one backbone"):
         adapt(policy, lora)
-        reward = reward_beside(policy, rewards)
+        reward = reward_adapter(policy, rewards)
         assert reward is not None
-        value = value_head(policy) if "shared" in way else value_beside(reward, lora)
-        return Models(policy=policy, ref=base_of(policy), reward=reward, value=value)
+        value = value_head(policy) if "shared" in way else value_adapter(reward, lora)
+        return Models(policy=policy, ref=without_adapters(policy), reward=reward, value=value)
     ref, reward = frozen_copy(policy), load_scalar_model(rewards, device="cpu")
     reward.module.requires_grad_(False)
     if way.startswith("LoRA"):
@@ -124,7 +124,7 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     found = {"work": f"PPO, {asked.preset}, rank {asked.rank}", "ways": rows}
-    (results / f"trunks-{asked.preset}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (results / f"shared-backbone-{asked.preset}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def random_ids(count: int, seed: int) -> tuple[int, ...]:
     return tuple(chance.randrange(5, 500) for _ in range(count))
 
 
-def timed(algorithm: Any, models: Any, steps: int, micro_tokens: int) -> dict[str, Any]:
+def timed(algorithm: Any, models: Any, steps: int, tokens_per_microbatch: int) -> dict[str, Any]:
     """Seconds a step (the first is left out), packed tokens a step, peak memory."""
     from benchmarks.speed.machine import Steps
 
@@ -81,7 +81,7 @@ def timed(algorithm: Any, models: Any, steps: int, micro_tokens: int) -> dict[st
         def close(self) -> None: ...
 
     with Clock() as clock:
-        fit(algorithm, models, Run(steps=steps, lr=1e-6, micro_tokens=micro_tokens, sinks=[Marks()]))
+        fit(algorithm, models, Run(steps=steps, lr=1e-6, tokens_per_microbatch=tokens_per_microbatch, sinks=[Marks()]))
     tokens = sum(step.counts["tokens"] for step in clock.steps[1:]) / (len(clock.steps) - 1)
     found = marks.result()
     return {**found, "tokens": tokens, "peak_mib": peak_memory_mib(), "start_mib": started}
@@ -138,7 +138,13 @@ def rows_point(rows: int, steps: int) -> dict[str, Any]:
         data = folder / "pairs.jsonl"
         write_pairs(data, rows)
         began = time.perf_counter()
-        settings = {"model": str(folder / "model"), "data": str(data), "batch": 8, "steps": steps, "max_length": 256}
+        settings = {
+            "model": str(folder / "model"),
+            "data": str(data),
+            "prompts_per_step": 8,
+            "steps": steps,
+            "max_length": 256,
+        }
         settings |= {"device": "cpu", "save_every": 0, "lr": 1e-6}
         with Clock() as clock:
             run_stage("dpo", settings, runs_root=folder / "runs", console=Console(quiet=True))

@@ -165,7 +165,7 @@ ROWS: dict[str, Row] = {
         pairs=True,
     ),
     "ipo": Row(
-        lambda source: ipo(source, tau=0.1, length_norm=False),
+        lambda source: ipo(source, beta=0.1, length_norm=False),
         worlds.mixed_pairs,
         even(25.0, -10.0),  # 1/(4 tau^2) and -1/tau
         direct.IPO,
@@ -195,7 +195,7 @@ ROWS: dict[str, Row] = {
     "simpo": Row(simpo, worlds.mixed_pairs, starts.simpo, direct.SIMPO, pairs=True),
     "cpo": Row(lambda source: cpo(source, beta=BETA), worlds.mixed_pairs, starts.cpo, direct.CPO, pairs=True),
     "spin": Row(
-        lambda source: spin(source, lam=BETA),
+        lambda source: spin(source, beta=BETA),
         worlds.mixed_pairs,
         even(LN2, -BETA / 2),
         optima.SPIN,
@@ -255,7 +255,7 @@ ROWS: dict[str, Row] = {
         weight=lambda b: float(b.forest.R),
     ),
     "grpo": Row(
-        lambda source: grpo(source, kl=BETA),
+        lambda source: grpo(source, beta=BETA),
         rl.answered,
         rl.grpo_start,
         rl.GRPO,
@@ -316,7 +316,7 @@ ROWS: dict[str, Row] = {
         weight=lambda b: float(b.forest.R),
     ),
     "rso": Row(
-        lambda source: rso(source, gamma=rounds.GAMMA, loss="hinge_norm", accepted=4),
+        lambda source: rso(source, beta=rounds.GAMMA, loss="hinge_norm", accepted=4),
         worlds.mixed_pairs,
         rounds.hinge_start,
         rounds.RSO,

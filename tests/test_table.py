@@ -315,8 +315,8 @@ def test_order_packing_and_cutting_change_nothing(name: str) -> None:
     groups = ROWS[name].groups(7, 5)
     whole = step_of(name, groups)
     ways: dict[str, dict[str, Any]] = {
-        "one group a micro-batch": {"micro_tokens": 1},
-        "some groups a micro-batch": {"micro_tokens": 60},
+        "one group a micro-batch": {"tokens_per_microbatch": 1},
+        "some groups a micro-batch": {"tokens_per_microbatch": 60},
         "padded": {"padded": True},
         "another order": {"order": (4, 0, 6, 2, 5, 1, 3)},
     }

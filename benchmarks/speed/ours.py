@@ -109,13 +109,13 @@ def composed(task: str, given: Inputs) -> tuple[Algorithm, Models]:
         return dpo(Offline(groups, 8), beta=0.1), Models(policy=policy, ref_cache=cache)
     if task in ("grpo", "rloo"):
         source = rolled(given, 8, 4)
-        method = grpo(source, kl=0.05) if task == "grpo" else rloo(source, kl=0.05, missing_eos="none")
+        method = grpo(source, beta=0.05) if task == "grpo" else rloo(source, beta=0.05, missing_eos="none")
         return method, Models(policy=policy, ref=ref)
     reward = given.scalar(trained=False)
     if task == "online_dpo":
         return online_dpo(rolled(given, 8, 2, reward), beta=0.1), Models(policy=policy, ref=ref, reward=reward)
     value = value_head(policy) if task == "ppo-shared" else given.scalar(trained=True)
-    method = ppo(rolled(given, 32, 1, reward), kl=0.05, missing_eos="none")
+    method = ppo(rolled(given, 32, 1, reward), beta=0.05, missing_eos="none")
     return method, Models(policy=policy, ref=ref, reward=reward, value=value)
 
 
@@ -146,7 +146,7 @@ def sampled(given: Inputs, rows: int, steps: int, quiet: Callable[[], float]) ->
     """Answers `rows` prompts, 128 tokens each, again and again; no answer may end earlier, as in the peers' scripts."""
     model = given.language()
     model.chat.stop_ids = frozenset({-1})  # an id that nobody draws
-    prompts, settings = given.prompts(rows), SampleSettings(max_tokens=TOKENS, max_rows=max(256, rows))
+    prompts, settings = given.prompts(rows), SampleSettings(max_tokens=TOKENS, max_concurrent=max(256, rows))
     sample(model, prompts[:4], 1, SampleSettings(max_tokens=4))
     waited, marks = quiet(), Steps(skip=1)
     count = 0

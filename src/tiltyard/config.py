@@ -259,13 +259,28 @@ def _top(problem: Any) -> str:
     return str(problem["loc"][0]) if problem["loc"] else ""
 
 
+# keys of earlier recipes -> today's names; the first that a record has is meant
+RENAMED: dict[str, tuple[str, ...]] = {
+    "n": ("samples_per_prompt",),
+    "batch": ("prompts_per_step",),
+    "batch_tokens": ("tokens_per_step",),
+    "micro_tokens": ("tokens_per_microbatch",),
+    "max_rows": ("max_concurrent",),
+    "kl": ("beta",),
+    "tau": ("beta",),
+    "lam": ("beta",),
+    "gamma": ("beta",),
+}
+
+
 def _explain(
     model: type[BaseModel], problem: Any, key: str, values: Mapping[str, Any], *, where: str, also: str
 ) -> ConfigError:
     path, owner = _resolve(model, problem["loc"])
     if problem["type"] == "extra_forbidden":
         options = list(owner.model_fields) if owner else []
-        hint = nearest(path[-1], options) if options else ""
+        renamed = next((new for new in RENAMED.get(path[-1], ()) if new in options), "")
+        hint = f"it is called '{renamed}' now" if renamed else nearest(path[-1], options) if options else ""
         expected = f"a setting of {_variant(owner)}" if owner and _variant(owner) else ""
         fix = "; ".join(filter(None, (hint, also)))
         return ConfigError(f"unknown setting '{key}'", where=where, expected=expected, fix=fix)

@@ -97,7 +97,7 @@ def test_labels_are_ready_for_training(tmp_path) -> None:
     save_model(model, tmp_path / "model")
     data = write(tmp_path / "pairs.jsonl", words(3, 9))
     settings = f"""name: t
-defaults: {{device: cpu, steps: 2, batch: 4, max_length: 200}}
+defaults: {{device: cpu, steps: 2, prompts_per_step: 4, max_length: 200}}
 stages:
   - ai_label: {{data: {data}, judge: {{kind: model, model: {tmp_path}/model, debias: logits}}}}
   - reward: {{model: {tmp_path}/model, data: ai_label/labels.groups.jsonl}}

@@ -104,7 +104,14 @@ def test_online_takes_a_judge_as_its_scorer() -> None:
     model = made()
     prompts = model.chat.encode_prompts([g.prompt for g in words(2, 4)])
     judge = Formula(lambda x, y: 0.9 if len(x) < len(y) else 0.1)
-    source = Online(prompts, sample, JudgeScorer(judge), batch=3, n=2, settings=SampleSettings(max_tokens=4))
+    source = Online(
+        prompts,
+        sample,
+        JudgeScorer(judge),
+        prompts_per_step=3,
+        samples_per_prompt=2,
+        settings=SampleSettings(max_tokens=4),
+    )
     groups = source(Models(policy=model), 0).groups
     assert len(groups) == 3
     for group in groups:

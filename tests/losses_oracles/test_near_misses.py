@@ -71,14 +71,14 @@ def test_dpo_finds_the_tilt_whatever_the_law_of_the_pairs(mu: Tensor) -> None:
 def test_ipo_finds_another_law_for_every_law_of_the_pairs() -> None:
     """pi0 exp(p(y beats mu)/tau)/Z: two laws of pairs give two optima, and neither is DPO's at beta = tau."""
     tau = 0.2
-    algorithm, tilted = ipo(SOURCE, tau=tau, length_norm=False), tilt(REF, REWARD, tau)
+    algorithm, tilted = ipo(SOURCE, beta=tau, length_norm=False), tilt(REF, REWARD, tau)
     exact = {name: tilt(REF, P @ mu, tau) for name, mu in {"uniform": UNIFORM, "skewed": SKEWED}.items()}
     found = {"uniform": best(algorithm), "skewed": best(algorithm, mu=SKEWED)}
     for name, logp in found.items():
         same(logp, exact[name], 1e-9)
         assert tv(exact[name], tilted) > 0.02
     assert tv(exact["uniform"], exact["skewed"]) > 0.01
-    averaged = best(ipo(SOURCE, tau=tau), length=(3,) * K)  # a token's share of the margin is asked of every token
+    averaged = best(ipo(SOURCE, beta=tau), length=(3,) * K)  # a token's share of the margin is asked of every token
     same(averaged, tilt(REF, 3 * P @ UNIFORM, tau), 1e-9)
 
 
@@ -86,7 +86,7 @@ def test_ipo_of_a_total_order_is_finite_and_known() -> None:
     """Deterministic labels, mu uniform: p(y beats mu) = (place from the bottom - 1/2)/K."""
     place = (REWARD.argsort().argsort() + 1).to(F64)
     order = (place[:, None] > place).to(F64) + 0.5 * torch.eye(K, dtype=F64)
-    found = best(ipo(SOURCE, tau=BETA, length_norm=False), order)
+    found = best(ipo(SOURCE, beta=BETA, length_norm=False), order)
     same(found, tilt(REF, (place - 0.5) / K, BETA), 1e-9)
 
 
@@ -97,13 +97,13 @@ def test_ipo_of_pairs_that_are_no_product_is_a_weighted_least_squares() -> None:
     w = w + w.T
     w.fill_diagonal_(0)
     s = torch.linalg.pinv(torch.diag(w.sum(1)) - w) @ (w * (P - 0.5) / BETA).sum(1)
-    world = World(ipo(SOURCE, tau=BETA, length_norm=False), REF, all_pairs(P), law_of_pairs(w))
+    world = World(ipo(SOURCE, beta=BETA, length_norm=False), REF, all_pairs(P), law_of_pairs(w))
     same(world.optimum(REF), torch.log_softmax(REF + s, 0), 1e-9)
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.8, 1.0])
 def test_ipo_of_one_pair(p: float) -> None:
-    assert best_h(ipo(SOURCE, tau=0.4, length_norm=False), p) == pytest.approx((p - 0.5) / 0.4, abs=1e-10)
+    assert best_h(ipo(SOURCE, beta=0.4, length_norm=False), p) == pytest.approx((p - 0.5) / 0.4, abs=1e-10)
 
 
 def test_the_population_gradient_at_the_reference() -> None:
@@ -116,7 +116,7 @@ def test_the_population_gradient_at_the_reference() -> None:
     same(World(dpo(SOURCE, beta=BETA), REF, all_pairs(P), w).slope(REF), expected, 1e-15)
 
 
-@pytest.mark.parametrize("algorithm", [dpo(SOURCE, beta=BETA), ipo(SOURCE, tau=BETA)], ids=["dpo", "ipo"])
+@pytest.mark.parametrize("algorithm", [dpo(SOURCE, beta=BETA), ipo(SOURCE, beta=BETA)], ids=["dpo", "ipo"])
 def test_answers_that_nobody_compared_move_by_normalisation_alone(algorithm: Algorithm) -> None:
     """Pairs among the first three: the logits of the others have no gradient at all, their ratio stays the reference's.
 
@@ -153,7 +153,7 @@ def test_a_hinge_learns_a_sign_and_no_log_odds(name: str, p: float) -> None:
     delta, where = {
         "slic": (1.7, slic(SOURCE, delta=1.7, lam=0.0)),
         "rso hinge-norm": (1 / 0.4, _of_ratio(Hinge(1.0, 0.4))),
-        "spin hinge": (1 / 0.4, spin(SOURCE, lam=0.4, loss="hinge")),
+        "spin hinge": (1 / 0.4, spin(SOURCE, beta=0.4, loss="hinge")),
     }[name]
     ref = torch.zeros(2, dtype=F64) if name == "slic" else TWO  # SLiC-HF's D knows no reference
     world = World(where, ref, [pair(0, 1, p)])
@@ -319,7 +319,7 @@ def duel(opponent: Tensor, lam: float | list[float], iteration: int = 0, **more)
         data, sampled = answers(i, j)
         groups.append(Group(pair(i, j).prompt, (data, replace(sampled, policy_version=iteration)), ranks=(1, 2)))
     weights = (DATA[:, None] + opponent).exp().reshape(-1)
-    return World(spin(SOURCE, lam=lam, **more), opponent, groups, weights)
+    return World(spin(SOURCE, beta=lam, **more), opponent, groups, weights)
 
 
 def iterate(opponent: Tensor, lam: float) -> Tensor:
@@ -375,6 +375,6 @@ def test_a_reference_left_behind_is_told_apart() -> None:
     second = iterate(OPPONENT, 2.0)
     groups = [Group(pair(i, j).prompt, answers(i, j), ranks=(1, 2)) for i in range(K) for j in range(K)]
     weights = (DATA[:, None] + second).exp().reshape(-1)
-    stale = World(spin(SOURCE, lam=2.0), OPPONENT, groups, weights).optimum(OPPONENT)
+    stale = World(spin(SOURCE, beta=2.0), OPPONENT, groups, weights).optimum(OPPONENT)
     same(stale, torch.log_softmax(OPPONENT + (DATA - second) / 2, 0), 1e-8)
     assert tv(stale, iterate(second, 2.0)) > 0.02

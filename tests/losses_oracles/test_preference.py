@@ -22,8 +22,8 @@ LENGTH = (1, 3, 2, 4, 2)
 REF, REWARD, THETA = draw(0, K)
 PAIRED = {
     "dpo": dpo(SOURCE, beta=0.3),
-    "ipo": ipo(SOURCE, tau=0.4, length_norm=False),
-    "ipo averaged": ipo(SOURCE, tau=0.4),
+    "ipo": ipo(SOURCE, beta=0.4, length_norm=False),
+    "ipo averaged": ipo(SOURCE, beta=0.4),
     "slic": slic(SOURCE, lam=0.0, delta=1.7),
     "simpo": simpo(SOURCE),
     "cpo": cpo(SOURCE, nll=0.0),
@@ -63,7 +63,7 @@ def test_dpo_at_the_start_and_its_gradient() -> None:
 def test_ipo_at_the_start_and_beyond_its_goal() -> None:
     """1/(4 tau^2) and -+1/tau; what went past 1/(2 tau) is pulled back, where DPO still pushes and a hinge rests."""
     tau = 0.4
-    world = World(ipo(SOURCE, tau=tau, length_norm=False), REF, [pair(1, 3)])
+    world = World(ipo(SOURCE, beta=tau, length_norm=False), REF, [pair(1, 3)])
     assert float(world.loss(REF)) == pytest.approx(1 / (4 * tau**2), abs=1e-14)
     same(world.slope(REF), torch.tensor([0, -1 / tau, 0, 1 / tau, 0], dtype=F64), 1e-13)
     goal = 1 / (2 * tau)
@@ -80,7 +80,7 @@ def test_ipo_at_the_start_and_beyond_its_goal() -> None:
 def test_averaged_ipo_divides_each_answer_by_its_own_length() -> None:
     x = torch.log_softmax(THETA, 0) - REF
     h = float(x[1] / 3 - x[3] / 4)
-    world = World(ipo(SOURCE, tau=0.4), REF, [pair(1, 3, length=LENGTH)], length=LENGTH)
+    world = World(ipo(SOURCE, beta=0.4), REF, [pair(1, 3, length=LENGTH)], length=LENGTH)
     assert float(world.loss(THETA)) == pytest.approx((h - 1.25) ** 2, abs=1e-13)
     s = score_function(THETA)
     same(world.slope(THETA), 2 * (h - 1.25) * (s[1] / 3 - s[3] / 4), 1e-13)

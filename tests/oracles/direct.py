@@ -109,7 +109,7 @@ def identity(mu: Sequence[int]) -> Toy:
     models, p = tilted(BANDIT), beats(R[:6])
     best = (law(models.get("ref"), BANDIT) + p @ shares(mu) / 0.3).softmax(0)
     groups = pairs(BANDIT, p, lambda i, j: mu[i] * mu[j])
-    return Toy(ipo(given(groups), tau=0.3, length_norm=False), models, to_law(BANDIT, best))
+    return Toy(ipo(given(groups), beta=0.3, length_norm=False), models, to_law(BANDIT, best))
 
 
 IPO: Toys = {"uniform mu": lambda: identity((1,) * 6), "another mu": lambda: identity((1, 1, 3, 1, 2, 1))}

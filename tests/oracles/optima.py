@@ -153,7 +153,7 @@ def played(lam: float) -> Toy:
     for model in (models.get("policy"), models.get("ref")):
         give_law(model, shares((1,) * 6))
     source = Dealt(BANDIT, 6).source(demos(BANDIT, counts), every=150)
-    return Toy(spin(source, lam=lam), models, to_law(BANDIT, (shares(counts).log() / lam).softmax(0)))
+    return Toy(spin(source, beta=lam), models, to_law(BANDIT, (shares(counts).log() / lam).softmax(0)))
 
 
 SPIN: Toys = {"lam = 1": lambda: played(1.0), "lam = 2": lambda: played(2.0)}
@@ -165,10 +165,17 @@ def online_tilt() -> Toy:
     models.value = scalar(3)
     best = (law(models.get("ref"), BANDIT) + R[:6] / 0.7).softmax(0)
     score = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
-    one = SampleSettings(max_tokens=1, max_rows=64)
-    source = Online([ASK], sample, score, 1, n=64, settings=one, seed=shifted(0))
+    one = SampleSettings(max_tokens=1, max_concurrent=64)
+    source = Online([ASK], sample, score, 1, samples_per_prompt=64, settings=one, seed=shifted(0))
     algorithm = ppo(
-        source, kl=0.7, missing_eos="none", vf_coef=1.0, value_clip=1e9, lam=1.0, ppo_epochs=1, whiten_advantages=False
+        source,
+        beta=0.7,
+        missing_eos="none",
+        vf_coef=1.0,
+        value_clip=1e9,
+        lam=1.0,
+        ppo_epochs=1,
+        whiten_advantages=False,
     )
     return Toy(algorithm, models, to_law(BANDIT, best), lr={"policy": 2e-2, "value": 5e-2})
 

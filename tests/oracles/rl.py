@@ -105,7 +105,15 @@ def online(n: int = N) -> Online:
     """One prompt, so many answers a step, each worth what it is worth."""
     reward = dict(zip(BANDIT, R.tolist(), strict=False))
     score = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
-    return Online([ASK], sample, score, 1, n=n, settings=SampleSettings(max_tokens=1, max_rows=n), seed=shifted(0))
+    return Online(
+        [ASK],
+        sample,
+        score,
+        1,
+        samples_per_prompt=n,
+        settings=SampleSettings(max_tokens=1, max_concurrent=n),
+        seed=shifted(0),
+    )
 
 
 def ends(build: Callable[[Any], Any], best: Callable[[Tensor], Tensor], n: int = N, **toy: Any) -> Toy:
@@ -138,21 +146,23 @@ def winner(ref: Tensor) -> Tensor:
 
 RATES = {"policy": 2e-2, "value": 5e-2}
 A2C: Toys = {
-    "pi*": lambda: ends(lambda s: a2c(s, kl=KL, value_coef=0.5, missing_eos="none"), tilt(KL), lr=RATES),
+    "pi*": lambda: ends(lambda s: a2c(s, beta=KL, value_coef=0.5, missing_eos="none"), tilt(KL), lr=RATES),
 }
 REINFORCE: Toys = {
-    "pi*, mixed": lambda: ends(lambda s: reinforce(s, kl=0.4, mix_kl=True, missing_eos="none"), tilt(2 / 3), lr=RATES),
+    "pi*, mixed": lambda: ends(
+        lambda s: reinforce(s, beta=0.4, mix_kl=True, missing_eos="none"), tilt(2 / 3), lr=RATES
+    ),
 }
-RLOO: Toys = {"pi*": lambda: ends(lambda s: rloo(s, kl=KL, missing_eos="none"), tilt(KL), lr=2e-2)}
+RLOO: Toys = {"pi*": lambda: ends(lambda s: rloo(s, beta=KL, missing_eos="none"), tilt(KL), lr=2e-2)}
 REINFORCE_PP: Toys = {
     # its divisor vanishes at pi*, which leaves noise of size 1 there: the steps must become short
-    "pi*": lambda: ends(lambda s: reinforce_pp(s, kl=KL, missing_eos="none"), tilt(KL), 128, within=1e-2, lr=2e-2),
-    "kl = 0": lambda: ends(lambda s: reinforce_pp(s, kl=0.0, missing_eos="none"), winner, within=1e-2, lr=5e-2),
+    "pi*": lambda: ends(lambda s: reinforce_pp(s, beta=KL, missing_eos="none"), tilt(KL), 128, within=1e-2, lr=2e-2),
+    "kl = 0": lambda: ends(lambda s: reinforce_pp(s, beta=0.0, missing_eos="none"), winner, within=1e-2, lr=5e-2),
 }
 GRPO: Toys = {
     # unlike pi* this law leaves each answer a gradient of its own, so what is reached has noise (lab book: 0.002)
     "k3 in the loss": lambda: ends(
-        lambda s: grpo(s, kl=KL, scale="none"), forward_pull(KL, 4 * N), 4 * N, within=1e-2, lr=2e-2
+        lambda s: grpo(s, beta=KL, scale="none"), forward_pull(KL, 4 * N), 4 * N, within=1e-2, lr=2e-2
     ),
-    "k1 in the reward": lambda: ends(lambda s: grpo(s, kl=KL, kl_form="reward_k1", scale="none"), tilt(KL), lr=2e-2),
+    "k1 in the reward": lambda: ends(lambda s: grpo(s, beta=KL, kl_form="reward_k1", scale="none"), tilt(KL), lr=2e-2),
 }

@@ -50,7 +50,7 @@ class RoundsGiven(tiny.Given):
     """Hands out groups as if they had been sampled and selected; passes for a `Rounds`, with what begins one."""
 
     every: int = 2
-    n: int = 64
+    samples_per_prompt: int = 64
     seed: int = 3
     select: Any = None
     keep: str = "last"
@@ -69,7 +69,7 @@ class RoundsGiven(tiny.Given):
 class PairsGiven(tiny.Given):
     """Passes for an `Online` of two answers a prompt."""
 
-    n = 2
+    samples_per_prompt = 2
 
 
 def one_round(groups: Sequence[Group], every: int = 1000) -> RoundsGiven:
@@ -236,7 +236,7 @@ def fresh_pairs() -> Toy:
             labelled.append(replace(group, shares=(p, 1 - p), ranks=(1, 2) if p >= 0.5 else (2, 1)))
         return labelled
 
-    source = Online([ASK], sample, judge, 64, 2, SampleSettings(max_tokens=1, max_rows=128), seed=shifted(0))
+    source = Online([ASK], sample, judge, 64, 2, SampleSettings(max_tokens=1, max_concurrent=128), seed=shifted(0))
     return Toy(online_dpo(source, beta=0.7), models, to_law(BANDIT, best), steps=200)
 
 
@@ -255,7 +255,7 @@ def best_of_two() -> Toy:
     three = BANDIT[:3]  # of worth 0.3, -0.4 and 0.9
     best = torch.zeros(6, dtype=torch.float64)
     best[:3] = doubles([3, 1, 5]) / 9
-    algorithm = rft(dealt(three, 2, batch=9, every=1000), pool="last")
+    algorithm = rft(dealt(three, 2, prompts_per_step=9, every=1000), pool="last")
     return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, best), steps=250)
 
 
@@ -265,7 +265,7 @@ RFT: Toys = {"best of two": best_of_two}
 def above_threshold() -> Toy:
     """Uniform answers, two rising thresholds: the law within R > the last. Batches are whole passes of each part."""
     kept = doubles([1.0, 0, 1, 0, 0, 1]) / 3  # scaled: .65 .24 1 .47 0 .76
-    algorithm = rest(dealt(BANDIT, 1, batch=12, every=300), thresholds=[0.3, 0.6], lr_decay=0.9)
+    algorithm = rest(dealt(BANDIT, 1, prompts_per_step=12, every=300), thresholds=[0.3, 0.6], lr_decay=0.9)
     return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, kept), steps=300, lr=1e-1)
 
 
@@ -278,7 +278,9 @@ def with_data(thresholds: list[float], above: Sequence[int]) -> Toy:
     """6 uniform answers and 12 of the data: a third from the policy, what is above the threshold from both."""
     data = [1, 2, 0, 3, 1, 5]
     mixed = doubles([(1 / 6) / 3 + 2 / 3 * n / 12 if i in above else 0.0 for i, n in enumerate(data)])
-    algorithm = rest(dealt(BANDIT, 1, batch=1, every=300), Offline(demos(BANDIT, data), 1), thresholds=thresholds)
+    algorithm = rest(
+        dealt(BANDIT, 1, prompts_per_step=1, every=300), Offline(demos(BANDIT, data), 1), thresholds=thresholds
+    )
     return Toy(algorithm, tilted(BANDIT), to_law(BANDIT, mixed / mixed.sum()), steps=300, lr=1e-1)
 
 
@@ -314,7 +316,7 @@ REST: Toys = {
     "GOLD with a high floor: in the proportions of the scores": lambda: gold(0.9),
     "GOLD with a low floor: near the best": lambda: gold(0.1),
 }
-RSO: Toys = {"tilt by gamma, not beta": lambda: tilt(lambda source: rso(source, beta=0.2, gamma=0.7))}
+RSO: Toys = {"tilt by beta, not rejection_beta": lambda: tilt(lambda source: rso(source, rejection_beta=0.2, beta=0.7))}
 
 
 def coin(q: float) -> Toy:

@@ -81,7 +81,7 @@ def cached(monkeypatch) -> str:
         samples="per iteration",
         judged="every step",
         external_api=True,
-        defaults={"lr": 1e-4, "batch": 7},
+        defaults={"lr": 1e-4, "prompts_per_step": 7},
         tuned="somebody's batch [sic]",
         paper="Somebody 1999; somebody else 2000, [in brackets]",
     )(pairwise_cringe)
@@ -176,8 +176,8 @@ def test_settings_are_the_stage_s_and_say_whose_they_are(cached) -> None:
             assert rows[key]["default"] == value
             assert rows[key]["source"] == METHODS[name].tuned
     # the common lr is 1e-4, which the made-up method names again: that changes nothing
-    assert [key for key, row in rows.items() if row.get("changed")] == ["batch"]
-    assert rows["batch"]["usual"] == 32
+    assert [key for key, row in rows.items() if row.get("changed")] == ["prompts_per_step"]
+    assert rows["prompts_per_step"]["usual"] == 32
     assert [key for key, row in rows.items() if row["own"]] == ["weight"]
     assert rows["weight"]["required"] is True
     assert (rows["weight"]["doc"], rows["weight"]["source"]) == ("how much, in [0, 1].", "0.3: nobody 1999")
@@ -229,7 +229,7 @@ def test_a_method_fits(width, cached) -> None:
         assert "…" not in text
         for row in expand(name)["settings"]:
             assert sum(line.split()[:1] == [row["key"]] for line in lines) >= 1
-    assert "batch *" in text
+    assert "prompts_per_step *" in text
     assert "(elsewhere 32)" in text
     assert f"* changed by {cached}; from: somebody's batch [sic]" in text
     assert "[0.3: nobody 1999]" in text

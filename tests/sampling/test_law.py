@@ -63,7 +63,9 @@ def test_sampled_pairs_of_tokens_follow_the_law(law: SampleSettings) -> None:
     """Two tokens from a model of 8 tokens: all 64 pairs, against probabilities summed by hand."""
     model = LanguageModel(tiny.causal("llama", vocab_size=8), stubs.Letters(frozenset()))
     prompt = tiny.group(3, low=3, high=8).prompt
-    (group,) = sample(model, [prompt], 4000, dataclasses.replace(law, max_tokens=2, max_rows=4000), seed=shifted(5))
+    (group,) = sample(
+        model, [prompt], 4000, dataclasses.replace(law, max_tokens=2, max_concurrent=4000), seed=shifted(5)
+    )
     oracle = tiny.causal("llama", vocab_size=8)
 
     def after(*more: int) -> np.ndarray:

@@ -80,10 +80,10 @@ def test_answers_do_not_depend_on_the_company(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
-@pytest.mark.parametrize("max_rows", [1, 2, 5, 6])
-def test_max_rows_changes_nothing(family: str, max_rows: int) -> None:
+@pytest.mark.parametrize("max_concurrent", [1, 2, 5, 6])
+def test_max_rows_changes_nothing(family: str, max_concurrent: int) -> None:
     model, prompts = stubs.model(family), stubs.prompts(5, 2, 9, 4)
-    settings = [SampleSettings(max_tokens=8, max_rows=m) for m in (256, max_rows)]
+    settings = [SampleSettings(max_tokens=8, max_concurrent=m) for m in (256, max_concurrent)]
     one, other = (sample(model, prompts, 2, s, seed=2) for s in settings)
     assert [[r.ids for r in g.responses] for g in one] == [[r.ids for r in g.responses] for g in other]
 
@@ -94,24 +94,26 @@ def test_max_rows_bounds_the_rows_of_one_prompt_too(monkeypatch) -> None:
     sizes: list[int] = []
     real = native.draw_whole
     monkeypatch.setattr(native, "draw_whole", lambda p, t, u: (sizes.append(len(p)), real(p, t, u))[1])
-    groups = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3, max_rows=2), seed=2)
+    groups = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3, max_concurrent=2), seed=2)
     assert max(sizes) <= 2
     expected = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3), seed=2)
     assert [[r.ids for r in g.responses] for g in groups] == [[r.ids for r in g.responses] for g in expected]
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
-@pytest.mark.parametrize("max_rows", [3, 256])
-def test_no_step_is_spent_on_answers_that_have_ended(monkeypatch, family: str, max_rows: int) -> None:
+@pytest.mark.parametrize("max_concurrent", [3, 256])
+def test_no_step_is_spent_on_answers_that_have_ended(monkeypatch, family: str, max_concurrent: int) -> None:
     kind = engine.Packed if family == "llama" else engine.Padded
     sizes: list[int] = []
     real = kind.step
     monkeypatch.setattr(kind, "step", lambda self, ids: (sizes.append(len(ids)), real(self, ids))[1])
-    groups = sample(stubs.model(family), stubs.prompts(5, 2, 9, 4), 3, SampleSettings(max_rows=max_rows), seed=2)
+    groups = sample(
+        stubs.model(family), stubs.prompts(5, 2, 9, 4), 3, SampleSettings(max_concurrent=max_concurrent), seed=2
+    )
     lengths = [len(r.ids) for g in groups for r in g.responses]
     assert len(set(lengths)) > 3
     assert sum(sizes) == sum(lengths) - len(lengths)  # the first token of each comes from its prompt
-    if family == "llama" and max_rows == 3:
+    if family == "llama" and max_concurrent == 3:
         waiting = len(lengths) - 3
         assert sizes[: len(sizes) - max(lengths)] == [3] * (len(sizes) - max(lengths))  # full while some wait
         assert waiting > 0
@@ -125,7 +127,7 @@ def test_the_lean_road_is_taken_and_says_the_same(family: str, compiled: bool, m
             monkeypatch.setattr(place, "kernels", lambda: Found(None, "off for this test"))
     model = stubs.model(family, "float32", stop_ids=frozenset({2}))
     assert engine.can_be_lean(model)
-    settings = SampleSettings(max_tokens=30, max_rows=5, keep_hidden=True)
+    settings = SampleSettings(max_tokens=30, max_concurrent=5, keep_hidden=True)
     groups = sample(model, stubs.prompts(*LENGTHS), 3, settings, seed=1)
     with torch.no_grad():
         forest = pack(groups)
@@ -209,7 +211,7 @@ def test_bad_prompts() -> None:
     with pytest.raises(DataError, match="no token ids"):
         sample(model, [Prompt(text="hello", id="x")])
     with pytest.raises(DataError, match="no room") as error:
-        sample(model, stubs.prompts(3, 8), settings=SampleSettings(max_rows=1))
+        sample(model, stubs.prompts(3, 8), settings=SampleSettings(max_concurrent=1))
     assert "8 tokens" in str(error.value)
 
 
@@ -232,7 +234,7 @@ def test_draws_must_fit_the_prompts() -> None:
 
 def test_stream_gives_every_token_in_order() -> None:
     seen: list[tuple[int, int]] = []
-    settings = SampleSettings(max_tokens=8, max_rows=4)
+    settings = SampleSettings(max_tokens=8, max_concurrent=4)
     groups = sample(
         stubs.model(), stubs.prompts(5, 2, 9), 2, settings, seed=4, stream=lambda row, t: seen.append((row, t))
     )

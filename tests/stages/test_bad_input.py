@@ -40,7 +40,7 @@ def lines(path: Path, *rows: Any) -> str:
 
 
 DEMONSTRATION = {"prompt": "Who is it?", "completion": "A baker."}
-USUAL = ("steps=1", "batch=2", "max_length=64", "device=cpu")
+USUAL = ("steps=1", "prompts_per_step=2", "max_length=64", "device=cpu")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ BOTH = {"prompt": "Who is it?", "responses": ["A baker.", "No."]}
         ("dpo", "noise=-0.1", "-0.1 (float)", "float >= 0, < 0.5"),
         ("dpo", "noise_kind=robst", "'robst' (str)", "'conservative' | 'robust'"),
         ("dpo", "pairs=best", "'best' (str)", "'given' | 'all' | 'best_worst'"),
-        ("ipo", "tau=0", "0 (int)", "float > 0"),
-        ("ipo", "tau=-0.1", "-0.1 (float)", "float > 0"),
+        ("ipo", "beta=0", "0 (int)", "float > 0"),
+        ("ipo", "beta=-0.1", "-0.1 (float)", "float > 0"),
         ("slic", "delta=0", "0 (int)", "float > 0"),
         ("kto", "beta=0", "0 (int)", "float > 0"),
         ("kto", "desirable=-1", "-1 (int)", "float >= 0"),
@@ -166,7 +166,7 @@ BOTH = {"prompt": "Who is it?", "responses": ["A baker.", "No."]}
         ("click", "margin=-1", "-1 (int)", "float >= 0"),
         ("cpo", "beta=0", "0 (int)", "float > 0"),
         ("simpo", "gamma_ratio=-1", "-1 (int)", "float >= 0"),
-        ("spin", "lam=0", "0 (int)", "float > 0"),
+        ("spin", "beta=0", "0 (int)", "float > 0"),
         ("spin", "iterations=0", "0 (int)", "int > 0"),
     ],
 )
@@ -184,7 +184,7 @@ def test_values_out_of_range(say: Any, method: str, setting: str, got: str, expe
         ("dpo", "betta=0.1", "did you mean 'beta'?"),
         ("ipo", "lenght_norm=false", "did you mean 'length_norm'?"),
         ("kto", "desireable=2", "did you mean 'desirable'?"),
-        ("spin", "lambda=1", "did you mean 'lam'?"),
+        ("spin", "bta=1", "did you mean 'beta'?"),
         ("simpo", "ref_cache=false", "unknown setting 'ref_cache'"),  # it has no reference
         ("kto", "pairs=all", "unknown setting 'pairs'"),
     ],
@@ -225,11 +225,16 @@ def test_unknown_settings_of_offline_methods(say: Any, method: str, setting: str
         ("kto", [PAIR, PAIR | {"p_chosen": 0.2}], (), ["rows.jsonl:2", "soft label", "dpo"]),
         ("kto", [PAIR], ("good_from=2",), ["rows.jsonl:1", "no scores", "ranks for good_from=best"]),
         ("kto", [LABELLED], ("good_from=best",), ["rows.jsonl:1", "without good_from"]),
-        ("kto", [LABELLED] * 3, ("batch=1",), ["kto.batch", "at least 2", "raise batch"]),
+        (
+            "kto",
+            [LABELLED] * 3,
+            ("prompts_per_step=1",),
+            ["kto.prompts_per_step", "at least 2", "raise prompts_per_step"],
+        ),
         ("click", [BOTH | {"labels": [True, True]}], (), ["no prompt has both a good and a bad answer", "kto"]),
         ("click", [LABELLED], (), ["no prompt has both a good and a bad answer", "several answers to a prompt"]),
         ("spin", [{"prompt": "Who?"}], (), ["rows.jsonl:1", "'completion' is missing"]),
-        ("spin", [DEMONSTRATION], ("lam=[]",), ["spin.lam", "empty", "give one number or several"]),
+        ("spin", [DEMONSTRATION], ("beta=[]",), ["spin.beta", "empty", "give one number or several"]),
     ],
 )
 def test_offline_methods(
@@ -242,7 +247,7 @@ def test_offline_methods(
     words = " ".join(text.split())
     for part in said:
         assert part in words
-    assert not (tmp_path / "runs" / method / method / "metrics.jsonl").exists() or "batch" in said[0]
+    assert not (tmp_path / "runs" / method / method / "metrics.jsonl").exists() or "prompts_per_step" in said[0]
 
 
 @pytest.mark.parametrize("method", ["kto", "click"])
@@ -295,7 +300,7 @@ LONG = {"prompt": "word " * 200, "completion": "yes"}
 def test_rows_longer_than_the_context_are_counted(say: Any, tmp_path: Path) -> None:
     """max_length is 512 by default, the model's context 64: that is the limit, and it is said."""
     lines(tmp_path / "rows.jsonl", DEMONSTRATION, LONG, DEMONSTRATION)
-    code, text = say("train", "sft", "model={m}", "data=rows.jsonl", "steps=1", "batch=2", "device=cpu")
+    code, text = say("train", "sft", "model={m}", "data=rows.jsonl", "steps=1", "prompts_per_step=2", "device=cpu")
     assert code == 0
     assert "64 tokens, which is what the model's context leaves (set: 512)" in text
     assert "dropped 1: " in text
@@ -320,7 +325,15 @@ def test_prompts_longer_than_the_context(say: Any, whole: Whole, tmp_path: Path)
     """max_prompt is 256 by default; a prompt of the whole context would leave no room for an answer."""
     lines(tmp_path / "rows.jsonl", *({"prompt": p} for p in ("Who is it?", "word " * 70, "Where?")))
     reward = f"reward={whole.run / 'reward' / 'model'}"
-    settings = ("model={m}", reward, "prompts=rows.jsonl", "steps=2", "batch=2", "max_tokens=4", "device=cpu")
+    settings = (
+        "model={m}",
+        reward,
+        "prompts=rows.jsonl",
+        "steps=2",
+        "prompts_per_step=2",
+        "max_tokens=4",
+        "device=cpu",
+    )
     code, text = say("train", "ppo", *settings)
     assert code == 0, text
     assert "63 tokens" in text

@@ -18,9 +18,15 @@ from tiltyard.errors import ConfigError
 from tiltyard.profiler import REST, Step
 
 METHODS: dict[str, dict[str, Any]] = {
-    "sft": {"data": "world/demonstrations_held_out.jsonl", "batch": 3},
-    "dpo": {"data": "label/rankings.groups.jsonl", "pairs": "all", "batch": 2, "ref_cache": False},
-    "ppo": {"prompts": "world/prompts.jsonl", "reward": "reward", "batch": 2, "max_tokens": 6, "max_prompt": 48},
+    "sft": {"data": "world/demonstrations_held_out.jsonl", "prompts_per_step": 3},
+    "dpo": {"data": "label/rankings.groups.jsonl", "pairs": "all", "prompts_per_step": 2, "ref_cache": False},
+    "ppo": {
+        "prompts": "world/prompts.jsonl",
+        "reward": "reward",
+        "prompts_per_step": 2,
+        "max_tokens": 6,
+        "max_prompt": 48,
+    },
 }
 
 
@@ -83,7 +89,16 @@ def test_nothing_is_written_and_json_is_the_report(start: Path, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     given = values_of("dpo", start)
-    words = [given["model"], "--method", "dpo", "--data", given["data"], "pairs=all", "batch=2", "device=cpu"]
+    words = [
+        given["model"],
+        "--method",
+        "dpo",
+        "--data",
+        given["data"],
+        "pairs=all",
+        "prompts_per_step=2",
+        "device=cpu",
+    ]
     assert cli.main(["bench", *words, "--steps", "1", "--warmup", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["method"], report["device"], len(report["steps"])) == ("dpo", "cpu", 1)

@@ -44,9 +44,9 @@ def trained(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
 defaults: {{device: cpu, seed: 1}}
 stages:
   - pretrain: {{data: {whole.run}/world/corpus_held_out.jsonl, arch: {{preset: 1m, vocab: 400, context: 128}},
-      steps: 4, batch: 8, lr: 3e-3, limit: 100, max_length: 64}}
+      steps: 4, prompts_per_step: 8, lr: 3e-3, limit: 100, max_length: 64}}
   - ranker: {{model: pretrain, data: {whole.run}/label/rankings.groups.jsonl,
-      held_out: {whole.run}/label/rankings.groups.jsonl, steps: 12, batch: 8, lr: 3e-3, max_length: 128}}
+      held_out: {whole.run}/label/rankings.groups.jsonl, steps: 12, prompts_per_step: 8, lr: 3e-3, max_length: 128}}
 """)
     outcome = run_recipe(recipe, runs_root=root, console=Console(file=io.StringIO()))
     (root / "outcome.json").write_text(json.dumps(outcome["stages"]["ranker"]["result"]))
@@ -183,7 +183,7 @@ def test_answers_depend_on_seed_and_place_alone(whole: Whole, tmp_path: Path) ->
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
     one, _, _ = made(whole, tmp_path / "a", "gold: true")
-    fewer, _, _ = made(whole, tmp_path / "b", f"reward: {whole.run}/reward", ", max_rows: 6")
+    fewer, _, _ = made(whole, tmp_path / "b", f"reward: {whole.run}/reward", ", max_concurrent: 6")
     other, _, _ = made(whole, tmp_path / "c", "gold: true, pairs: none", ", top_p: 0.999999")
     ids = [[r.ids for r in g.responses] for g in groups(one, "candidates")]
     assert ids == [[r.ids for r in g.responses] for g in groups(fewer, "candidates")]

@@ -30,29 +30,30 @@ stages:
       data: world/corpus_held_out.jsonl
       arch: {preset: 1m, vocab: 400, context: 64}
       steps: 4
-      batch: 8
+      prompts_per_step: 8
       limit: 50
   - mlm:
       data: world/corpus_held_out.jsonl
       held_out: world/demonstrations_held_out.jsonl
       arch: {preset: 1m, vocab: 420, context: 80}
       steps: 12
-      batch: 8
+      prompts_per_step: 8
       lr: 3e-3
       limit: 100
       eval_every: 5
       save_every: 3
-  - more: {method: mlm, model: mlm, data: world/corpus_held_out.jsonl, steps: 2, batch: 4, limit: 20, mask: 0.3}
+  - more: {method: mlm, model: mlm, data: world/corpus_held_out.jsonl, steps: 2, prompts_per_step: 4, limit: 20,
+     mask: 0.3}
   - label: {model: pretrain, prompts: world/prompts.jsonl, limit: 12, k: 3, max_tokens: 10, max_prompt: 40}
-  - sampled: {method: reward, model: more, data: label/rankings.groups.jsonl, steps: 3, batch: 4, lr: 1e-3}
-  - written: {method: reward, model: more, data: label/rankings.jsonl, steps: 3, batch: 4, lr: 1e-3}
+  - sampled: {method: reward, model: more, data: label/rankings.groups.jsonl, steps: 3, prompts_per_step: 4, lr: 1e-3}
+  - written: {method: reward, model: more, data: label/rankings.jsonl, steps: 3, prompts_per_step: 4, lr: 1e-3}
   - ppo:
       model: pretrain
       reward: sampled
       prompts: world/prompts.jsonl
       value_init: model
       steps: 2
-      batch: 4
+      prompts_per_step: 4
       limit: 8
       max_tokens: 8
       max_prompt: 40

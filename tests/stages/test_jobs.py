@@ -29,7 +29,7 @@ def recipe(folder: Path, start: Path, steps: int = 6) -> Path:
     pairs = f"{{model: {start}/sft, data: {start}/label/rankings.groups.jsonl, pairs: best_worst, steps: {steps}}}"
     path = folder / "fan.yaml"
     path.write_text(f"""name: fan
-defaults: {{max_length: 64, device: cpu, batch: 4, lr: 1e-3, save_every: 2}}
+defaults: {{max_length: 64, device: cpu, prompts_per_step: 4, lr: 1e-3, save_every: 2}}
 stages:
   - dpo: {pairs}
   - ipo: {pairs}

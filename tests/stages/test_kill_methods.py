@@ -29,7 +29,10 @@ from .planted import Place, after, before, half_file, half_model, half_row, kill
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
-COMMON = "device: cpu, batch: 4, lr: 0.001, steps: 6, save_every: 2, sample_every: 2, warmup: 2, weight_decay: 0.1"
+COMMON = (
+    "device: cpu, prompts_per_step: 4, lr: 0.001, steps: 6, save_every: 2, sample_every: 2, warmup: 2, "
+    "weight_decay: 0.1"
+)
 RANKED = "model: START/sft, data: START/label/rankings.groups.jsonl, max_length: 64, eval_every: 3"
 HELD = "held_out: START/label/rankings.groups.jsonl"
 SHOWN = "demonstrations: START/world/demonstrations_held_out.jsonl"
@@ -39,11 +42,11 @@ TEXTS = (
 )
 ASKED = "model: START/sft, prompts: START/world/prompts.jsonl, limit: 20, max_tokens: 6, max_prompt: 48"
 SCORED = f"{ASKED}, reward: START/reward"
-ROUNDS = f"{SCORED}, iterations: 3, n: 4"
+ROUNDS = f"{SCORED}, iterations: 3, samples_per_prompt: 4"
 STAGES = {
     "pretrain": TEXTS,
     "mlm": f"{TEXTS}, dropout: 0.1",
-    "sft": f"model: START/pretrain, {TAUGHT}, dropout: 0.1, batch_tokens: 150",
+    "sft": f"model: START/pretrain, {TAUGHT}, dropout: 0.1, tokens_per_step: 150",
     "reward": f"{RANKED}, {HELD}, {SHOWN}, normalise: unit, freeze_layers: 1",
     "ranker": f"model: START/mlm, data: START/label/rankings.groups.jsonl, max_length: 96, {HELD}",
     "dpo": f"{RANKED}, {HELD}, pairs: all, dropout: 0.1",
@@ -53,23 +56,23 @@ STAGES = {
     "click": f"{RANKED}, good_from: best, {SHOWN}",
     "kto": f"{RANKED}, good_from: best",
     "orpo": f"{RANKED}, pairs: all, lora: {{rank: 2, dropout: 0.2}}",
-    "simpo": f"{RANKED}, pairs: all, batch_tokens: 150",
+    "simpo": f"{RANKED}, pairs: all, tokens_per_step: 150",
     "cpo": f"{RANKED}, pairs: all",
     "spin": f"model: START/sft, {TAUGHT}, iterations: 3, max_tokens: 6",
     "ppo": f"{SCORED}, kl_target: 1.0, kl_horizon: 20, ppo_epochs: 2, minibatches: 2, whiten_rewards: true, "
     "corpus: START/world/corpus_held_out.jsonl, ptx: 0.5",
     "a2c": f"{SCORED}, entropy: 0.01, value_init: model, lora: {{}}",
     "reinforce": f"{SCORED}, mix_kl: true, value_init: shared, value_lr: 0.003",
-    "reinforce_pp": f"{SCORED}, n: 2, group_baseline: true, ppo_epochs: 2",
-    "rloo": f"{SCORED}, n: 3",
-    "grpo": f"{SCORED}, n: 4, dynamic_sampling: 2, minibatches: 2",
+    "reinforce_pp": f"{SCORED}, samples_per_prompt: 2, group_baseline: true, ppo_epochs: 2",
+    "rloo": f"{SCORED}, samples_per_prompt: 3",
+    "grpo": f"{SCORED}, samples_per_prompt: 4, dynamic_sampling: 2, minibatches: 2",
     "online_dpo": SCORED,
     "iterative_dpo": f"{ROUNDS}, ref_update: previous, lora: {{rank: 4}}, gradient_checkpointing: true",
     "rft": f"{ROUNDS}, pool: all",
     "rest": f"{ROUNDS}, thresholds: [0.2, 0.5]",
-    "rso": f"{SCORED}, iterations: 3, n: 12, accepted: 4",
+    "rso": f"{SCORED}, iterations: 3, samples_per_prompt: 12, accepted: 4",
     "cringe": f"{ROUNDS}, round_prompts: 6",
-    "self_rewarding": f"{ASKED}, iterations: 3, n: 3, judge: {{ask: score}}, dropout: 0.1",
+    "self_rewarding": f"{ASKED}, iterations: 3, samples_per_prompt: 3, judge: {{ask: score}}, dropout: 0.1",
 }
 STEPS = 6
 

@@ -19,7 +19,7 @@ from . import tiny
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
-COMMON = "{device: cpu, batch: 4, lr: 3e-3, warmup: 0, max_length: 64}"
+COMMON = "{device: cpu, prompts_per_step: 4, lr: 3e-3, warmup: 0, max_length: 64}"
 SHORT = "max_tokens: 8, max_prompt: 48"
 RL = f"prompts: START/world/prompts.jsonl, limit: 12, steps: 3, {SHORT}, ppo_epochs: 2"
 RECIPE = f"""name: memory

@@ -26,7 +26,7 @@ def trained(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Any:
         words = [
             "train", "reward", f"model={whole.run / 'sft'}", f"data={whole.run / 'label' / 'rankings.groups.jsonl'}",
             f"demonstrations={whole.run / 'world' / 'demonstrations_held_out.jsonl'}", f"normalise={how}", "steps=6",
-            "batch=4", "lr=1e-3", "max_length=64", "device=cpu", f"name={how}", "--runs", str(root),
+            "prompts_per_step=4", "lr=1e-3", "max_length=64", "device=cpu", f"name={how}", "--runs", str(root),
         ]  # fmt: skip
         assert main(words) == 0
         folder = root / how / "reward"

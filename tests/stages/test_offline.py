@@ -54,7 +54,7 @@ LOGGED = {
     "rrhf": {"rank_loss", "best_nll", "accuracy", "loss"},
     "click": {"hinge", "active", "paired", "good", "lm_loss", "lm_grad_ratio", "loss"},
     "kto": {"good_reward", "bad_reward", "kl", "good", "loss"},
-    "spin": PAIRED | {"iteration", "lam"},
+    "spin": PAIRED | {"iteration", "beta"},
 }
 COMPARED = {"held_out/accuracy", "held_out/likelihood_accuracy", "held_out/margin", "held_out/log_ratio"}
 MEASURED = {
@@ -291,7 +291,7 @@ def test_two_processes_are_one(made: Made, tmp_path: Path) -> None:
         stages = "".join(f"  - {name}: {STAGES[name]}\n" for name in names)
         (folder / "offline.yaml").write_text(START + stages)
         command = [sys.executable, *before, "-m", "tiltyard.cli", "run", str(folder / "offline.yaml")]
-        command += ["--runs", str(folder), "defaults.dtype=float64", "defaults.batch=5"]
+        command += ["--runs", str(folder), "defaults.dtype=float64", "defaults.prompts_per_step=5"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False

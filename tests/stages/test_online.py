@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 START = tiny.starting("online", save_every=2, warmup=0.1)
 ASKED = "model: sft, prompts: world/prompts.jsonl, limit: 20, max_tokens: 8, max_prompt: 48, steps: 6"
 MANY = f"{ASKED}, iterations: 3"
-ROUNDS = f"{MANY}, n: 4"
+ROUNDS = f"{MANY}, samples_per_prompt: 4"
 STAGES = {
     "iterative_dpo": f"{{{ROUNDS}, reward: reward, ref_update: previous}}",
     "online_dpo": f"{{{ASKED}, reward: reward}}",
     "rft": f"{{{ROUNDS}, reward: reward}}",
     "rest": f"{{{ROUNDS}, reward: reward, thresholds: [0.2, 0.5]}}",
     "rest_pairs": f"{{method: rest, {ROUNDS}, reward: reward, thresholds: [0.2], loss: dpo}}",
-    "rso": f"{{{MANY}, n: 12, reward: reward, accepted: 4, top_k: 30}}",
+    "rso": f"{{{MANY}, samples_per_prompt: 12, reward: reward, accepted: 4, top_k: 30}}",
     "cringe": f"{{{ROUNDS}, reward: reward, round_prompts: 6}}",
     "by_rule": f"{{method: iterative_dpo, {ROUNDS}, reward: gold}}",
     "online_by_rule": f"{{method: online_dpo, {ASKED}, reward: gold}}",
@@ -267,7 +267,7 @@ def test_more_than_was_stored_is_found_first(made: Made, tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("name", "overrides", "what"),
     [
-        ("online_dpo", ["online_dpo.n=3"], "a pair is two answers"),
+        ("online_dpo", ["online_dpo.samples_per_prompt=3"], "a pair is two answers"),
         ("rest", ["rest.thresholds=[0.5,0.4]"], "thresholds must rise"),
         ("rest", ["rest.thresholds=[0.1,0.2,0.3]"], "fewer steps than thresholds"),
         ("rso", ["rso.accepted=30"], "more answers are to be accepted"),

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 def go(whole: Whole, folder: Path, name: str, **more: Any) -> tuple[list[dict[str, float]], bytes]:
     """(metrics, the model's weights) of a short PPO stage from the finished ones."""
-    made, _ = tiny.tuned(whole.run, folder / name, "ppo", steps=3, batch=4, ppo_epochs=2, **more)
+    made, _ = tiny.tuned(whole.run, folder / name, "ppo", steps=3, prompts_per_step=4, ppo_epochs=2, **more)
     return tiny.rows(made / "metrics.jsonl"), (made / "model" / "model.safetensors").read_bytes()
 
 

@@ -34,7 +34,7 @@ SMALL = {
     "world.prompts": 24,
     "world.held_out": 8,
     "pretrain.steps": 12,
-    "pretrain.batch": 8,
+    "pretrain.prompts_per_step": 8,
     "sft.steps": 6,
     "defaults.device": "cpu",
     "evaluate.max_tokens": 8,
@@ -252,7 +252,7 @@ def test_every_file_of_a_list_is_an_input_of_the_stage(whole: Whole, tmp_path: P
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         f"name: r\nstages:\n  - sft: {{model: {whole.run}/sft, data: [{whole.run}/world/demonstrations_held_out.jsonl, "
-        f"{data}], steps: 1, batch: 2, max_length: 64, device: cpu}}\n"
+        f"{data}], steps: 1, prompts_per_step: 2, max_length: 64, device: cpu}}\n"
     )
 
     def status() -> str:

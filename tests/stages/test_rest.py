@@ -21,7 +21,12 @@ pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 def go(whole: Whole, folder: Path, method: str, **more: Any) -> tuple[Path, dict[str, Any]]:
     """(the stage's folder, its result) of a short stage from the finished ones."""
-    return tiny.tuned(whole.run, folder, method, **{"n": 4, "steps": 4, "iterations": 2, "batch": 3} | more)
+    return tiny.tuned(
+        whole.run,
+        folder,
+        method,
+        **{"samples_per_prompt": 4, "steps": 4, "iterations": 2, "prompts_per_step": 3} | more,
+    )
 
 
 @pytest.mark.parametrize("loss", ["nll", "gold", "vmpo", "hinge"])

@@ -25,7 +25,7 @@ from . import tiny
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 SETTINGS = """{model: START/sft, prompts: START/world/prompts.jsonl, limit: 12, max_prompt: 48, max_tokens: 8,
-  steps: 4, batch: 4, lr: 0.001, warmup: 0.0, device: cpu}"""
+  steps: 4, prompts_per_step: 4, lr: 0.001, warmup: 0.0, device: cpu}"""
 ONLINE = sorted(name for name, method in METHODS.items() if method.online)
 STEPS, EVERY = 4, 2
 ALWAYS = {"score", "gold", "length", "truncated", "sampled", "entropy", "sampler_gap", "kl", "kl_k3", "kl_exact"}
@@ -43,7 +43,9 @@ def stage(start: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, An
     def go(name: str, **more: Any) -> tuple[Path, dict[str, Any], str]:
         settings: dict[str, Any] = yaml.safe_load(SETTINGS.replace("START", str(start)))
         if METHODS[name].samples == "per iteration":
-            settings |= {"iterations": STEPS // EVERY, "n": 4} | ({"accepted": 2} if name == "rso" else {})
+            settings |= {"iterations": STEPS // EVERY, "samples_per_prompt": 4} | (
+                {"accepted": 2} if name == "rso" else {}
+            )
             settings |= {"thresholds": [0.2]} if name == "rest" else {}
         if name == "self_rewarding":
             settings |= {"judge": {"ask": "score"}, "top_p": 1.0}
@@ -127,7 +129,7 @@ def test_dynamic_sampling_says_what_it_dropped(stage: Any) -> None:
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_the_kl_may_be_given_up(name: str, stage: Any) -> None:
     """Where no loss or reward reads the reference; where one does, the setting changes nothing."""
-    settings = NO_PULL.get(name, {"kl": 0.0})
+    settings = NO_PULL.get(name, {"beta": 0.0})
     folder, result, text = stage(name, show_kl=False, **settings)
     kept = set(METHODS[name].frozen) - {"ref"}
     assert result["models_in_memory"] == len(METHODS[name].trains) + len(kept)
@@ -147,7 +149,7 @@ def test_a_reference_that_is_read_stays(name: str, stage: Any) -> None:
 
 @pytest.mark.parametrize("name", ["grpo", "cringe"])
 def test_the_model_does_not_depend_on_what_is_shown(name: str, stage: Any, tmp_path: Path) -> None:
-    settings = NO_PULL.get(name, {"kl": 0.0})
+    settings = NO_PULL.get(name, {"beta": 0.0})
     found = []
     for show in (True, False):
         folder, result, _ = stage(name, show_kl=show, **settings)
@@ -167,7 +169,7 @@ def test_methods_that_need_theirs_have_no_such_setting(stage: Any) -> None:
 
 def test_the_picture_has_what_was_measured_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exact KL where there is one; no curve of a method in rounds, which measures now and then."""
-    every = [{"step": i, "score": 0.5, "kl": 1.0 * i, "kl_exact": 2.0 * i} for i in (1, 2)]
+    every = [{"step": i, "score": 0.5, "beta": 1.0 * i, "kl_exact": 2.0 * i} for i in (1, 2)]
     found = {
         "exact": every,
         "estimated": [{k: v for k, v in row.items() if k != "kl_exact"} for row in every],

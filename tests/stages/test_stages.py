@@ -176,7 +176,7 @@ def test_all_done(whole: Whole, tmp_path: Path) -> None:
 
 
 def test_another_kl_reruns_ppo_and_evaluate_alone(whole: Whole, tmp_path: Path) -> None:
-    did, text = again(whole, tmp_path, "ppo.kl=0.2")
+    did, text = again(whole, tmp_path, "ppo.beta=0.2")
     assert did == "skip skip skip skip skip run run"
     assert "kl changed 0.05 -> 0.2" in text
     kept = list((tmp_path / "runs" / "tiny" / ".old").iterdir())
@@ -189,7 +189,7 @@ def test_another_kl_reruns_ppo_and_evaluate_alone(whole: Whole, tmp_path: Path) 
         ("sft.lr=2e-3", "skip skip run run run run run"),
         ("reward.lr=2e-3", "skip skip skip skip run run run"),
         ("label.k=2", "skip skip skip run run run run"),
-        ("evaluate.n=1", "skip skip skip skip skip skip run"),
+        ("evaluate.samples_per_prompt=1", "skip skip skip skip skip skip run"),
         ("defaults.save_every=1", "skip skip skip skip skip skip skip"),  # neutral
     ],
 )

@@ -19,7 +19,7 @@ stages:
       data: world/corpus_held_out.jsonl
       arch: {preset: 1m, vocab: 400, context: 64}
       steps: 10
-      batch: 8
+      prompts_per_step: 8
       lr: 3e-3
       limit: 100
   - sft:
@@ -27,7 +27,7 @@ stages:
       data: world/demonstrations_held_out.jsonl
       held_out: world/demonstrations_held_out.jsonl
       steps: 10
-      batch: 8
+      prompts_per_step: 8
       lr: 1e-3
       dropout: 0.1
       limit: 60
@@ -38,19 +38,19 @@ stages:
       data: label/rankings.groups.jsonl
       demonstrations: world/demonstrations_held_out.jsonl
       steps: 10
-      batch: 4
+      prompts_per_step: 4
       lr: 1e-3
       freeze_layers: 1
   - ppo:
       model: sft
       reward: reward
       prompts: world/prompts.jsonl
-      kl: 0.05
+      beta: 0.05
       kl_target: 1.0
       ppo_epochs: 2
       minibatches: 2
       steps: 7
-      batch: 6
+      prompts_per_step: 6
       limit: 20
       lr: 1e-3
       max_tokens: 8
@@ -69,7 +69,7 @@ STAGES = ("world", "pretrain", "sft", "label", "reward", "ppo", "evaluate")
 
 def starting(name: str, *, context: int = 64, reward: bool = True, **defaults: object) -> str:
     """The recipe of what single methods begin from: a world, a model of it, labels, a reward model."""
-    common = json.dumps({"max_length": 64, "device": "cpu", "batch": 4, "lr": 1e-3, **defaults})
+    common = json.dumps({"max_length": 64, "device": "cpu", "prompts_per_step": 4, "lr": 1e-3, **defaults})
     recipe = f"""name: {name}
 defaults: {common}
 stages:

@@ -81,7 +81,7 @@ def main(folder: Path) -> None:
     for name in NAMES:
         algorithm, models = make(name)
         keep = {"folder": folder / name, "save_every": 2, "keep_groups": algorithm.trains != ("reward",)}
-        fit(algorithm, models, Run(steps=5, lr=1e-2, schedule="linear", micro_tokens=60, **keep))
+        fit(algorithm, models, Run(steps=5, lr=1e-2, schedule="linear", tokens_per_microbatch=60, **keep))
         for key in algorithm.trains:
             save_file(
                 dict(models.get(key).trainable.state_dict()),

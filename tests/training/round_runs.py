@@ -85,9 +85,9 @@ def rounds(**changes: Any) -> Rounds:
         "sampler": sample,
         "scorer": FunctionScorer(score),
         "size": 9,
-        "batch": 4,
+        "prompts_per_step": 4,
         "every": EVERY,
-        "n": 6,
+        "samples_per_prompt": 6,
         "settings": SampleSettings(max_tokens=5),
         "seed": 2,
     }
@@ -124,7 +124,7 @@ def main(folder: Path) -> None:
         algorithm, given = make(name), models()
         if isinstance(algorithm.source, Rounds):
             algorithm.source.folder = folder / name / "rounds"
-        run(algorithm, given, folder / name, micro_tokens=60)
+        run(algorithm, given, folder / name, tokens_per_microbatch=60)
         save_file(tiny.parameters(given.policy), folder / f"{name}.rank{processes.rank()}.safetensors")
     processes.barrier()
 

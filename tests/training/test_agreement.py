@@ -105,10 +105,10 @@ DIRECT: dict[str, tuple[Method, dict[str, Any]]] = {
         lambda s: dpo(s, beta=0.3, noise=0.15, noise_kind="robust"),
         {"kind": "dpo", "strength": 0.3, "noise": 0.15, "noise_kind": "robust"},
     ),
-    "ipo": (lambda s: ipo(s, tau=0.2, length_norm=False), {"kind": "ipo", "strength": 0.2}),
-    "ipo averaged": (lambda s: ipo(s, tau=0.2), {"kind": "ipo averaged", "strength": 0.2}),
+    "ipo": (lambda s: ipo(s, beta=0.2, length_norm=False), {"kind": "ipo", "strength": 0.2}),
+    "ipo averaged": (lambda s: ipo(s, beta=0.2), {"kind": "ipo averaged", "strength": 0.2}),
     "ipo averaged, robust": (
-        lambda s: ipo(s, tau=0.2, noise=0.1, noise_kind="robust"),
+        lambda s: ipo(s, beta=0.2, noise=0.1, noise_kind="robust"),
         {"kind": "ipo averaged", "strength": 0.2, "noise": 0.1, "noise_kind": "robust"},
     ),
     "slic": (lambda s: slic(s, lam=0.0, delta=3.0), {"kind": "slic", "strength": 3.0}),
@@ -185,7 +185,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tight value clip": {"ppo_epochs": 3, "minibatches": 2, "missing_eos": "none", "value_clip": 0.01, "vf_coef": 0.5},
     "not whitened": {"ppo_epochs": 2, "minibatches": 2, "missing_eos": "subtract", "whiten_advantages": False},
     "discounted": {"ppo_epochs": 2, "minibatches": 4, "missing_eos": "replace", "gamma": 0.97, "lam": 0.8},
-    "tight clip": {"ppo_epochs": 4, "minibatches": 2, "missing_eos": "replace", "clip": 0.02, "kl": 0.3},
+    "tight clip": {"ppo_epochs": 4, "minibatches": 2, "missing_eos": "replace", "clip": 0.02, "beta": 0.3},
 }
 
 
@@ -197,7 +197,7 @@ def test_ppo(case: str) -> None:
     theirs, final = reference(settings, steps, (policy, ref, value), order(seed))
     models = Models(policy=policy, ref=ref, value=value)
     rates = {"policy": 1e-3, "value": 3e-3}
-    ours = tiny.train(ppo(tiny.Given(steps), **({"kl": 0.05} | settings)), models, lr=rates, seed=seed)
+    ours = tiny.train(ppo(tiny.Given(steps), **({"beta": 0.05} | settings)), models, lr=rates, seed=seed)
     renamed = {"score": "score_after_rule", "kl": "kl", "grad_norm": "grad_norm"}
     for name, own in renamed.items():
         tiny.assert_same([row[own] for row in ours], [row[name] for row in theirs])
@@ -218,8 +218,8 @@ def reference(
     settings: dict[str, Any], steps: list[list[Group]], models: tuple[Any, Any, Any], order: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The flat reference on copies of the models, its arguments under its own names."""
-    names = {"kl": "beta", "ppo_epochs": "epochs", "missing_eos_penalty": "penalty", "whiten_advantages": "whiten"}
-    own = {names.get(k, k): v for k, v in ({"kl": 0.05} | settings).items()}
+    names = {"ppo_epochs": "epochs", "missing_eos_penalty": "penalty", "whiten_advantages": "whiten"}
+    own = {names.get(k, k): v for k, v in ({"beta": 0.05} | settings).items()}
     batches = [[as_rollout(g) for g in step] for step in steps]
     return ref_ppo.run(*map(plain_copy, models), batches, order, lr=1e-3, value_lr=3e-3, **own)
 

@@ -67,7 +67,7 @@ def test_rloo(kl: float, missing: Any) -> None:
     own = {"beta": kl, "missing": missing, "penalty": 0.7}
     theirs, final = ref_rloo.run(plain_copy(policy), plain_copy(ref), batches, lr=1e-3, **own)
     models = Models(policy=policy, ref=ref if kl else None)
-    ours = tiny.train(rloo(given(steps), kl=kl, missing_eos=missing, missing_eos_penalty=0.7), models, lr=1e-3)
+    ours = tiny.train(rloo(given(steps), beta=kl, missing_eos=missing, missing_eos_penalty=0.7), models, lr=1e-3)
     for name in ("loss", "grad_norm", "advantage_size", *(("kl",) if kl else ())):
         tiny.assert_same([row[name] for row in ours], [row[name] for row in theirs])
     tiny.assert_same(tiny.parameters(policy), final)
@@ -79,11 +79,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({}, {}),
     "several updates": ({"ppo_epochs": 3, "minibatches": 2}, {"epochs": 3, "minibatches": 2}),
     "Dr. GRPO": (
-        {"kl": 0.0, "scale": "none", "aggregate": "constant", "ppo_epochs": 2},
+        {"beta": 0.0, "scale": "none", "aggregate": "constant", "ppo_epochs": 2},
         {"beta": 0.0, "scale": "none", "average": "constant", "epochs": 2},
     ),
     "DAPO": (
-        {"kl": 0.0, "aggregate": "token", "clip_low": 0.02, "clip_high": 0.05, "overlong": 3, "ppo_epochs": 3},
+        {"beta": 0.0, "aggregate": "token", "clip_low": 0.02, "clip_high": 0.05, "overlong": 3, "ppo_epochs": 3},
         {"beta": 0.0, "average": "token", "low": 0.02, "high": 0.05, "soft": 3, "epochs": 3},
     ),
     "batch deviation, ddof 0": (
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"scale": "batch", "ddof": 0, "eps": 0.0, "minibatches": 2},
     ),
     "cut answers left out": (
-        {"mask_truncated": True, "aggregate": "sequence", "kl": 0.3},
+        {"mask_truncated": True, "aggregate": "sequence", "beta": 0.3},
         {"mask_truncated": True, "beta": 0.3},
     ),
     "cut answers left out, tokens": (
@@ -102,13 +102,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"mask_truncated": True, "aggregate": "constant"},
         {"mask_truncated": True, "average": "constant"},
     ),
-    "KL as k2": ({"kl": 0.3, "kl_form": "loss_k2", "ppo_epochs": 2}, {"beta": 0.3, "pull": "k2", "epochs": 2}),
+    "KL as k2": ({"beta": 0.3, "kl_form": "loss_k2", "ppo_epochs": 2}, {"beta": 0.3, "pull": "k2", "epochs": 2}),
     "KL in the reward": (
-        {"kl": 0.3, "kl_form": "reward_k1", "minibatches": 3, "ppo_epochs": 2, "clip_low": 0.01, "clip_high": 0.03},
+        {"beta": 0.3, "kl_form": "reward_k1", "minibatches": 3, "ppo_epochs": 2, "clip_low": 0.01, "clip_high": 0.03},
         {"beta": 0.3, "pull": "reward", "minibatches": 3, "epochs": 2, "low": 0.01, "high": 0.03},
     ),
     "KL in the reward, batch deviation": (
-        {"kl": 0.3, "kl_form": "reward_k1", "scale": "batch", "aggregate": "token", "missing_eos": "replace"},
+        {"beta": 0.3, "kl_form": "reward_k1", "scale": "batch", "aggregate": "token", "missing_eos": "replace"},
         {"beta": 0.3, "pull": "reward", "scale": "batch", "average": "token", "missing": "replace"},
     ),
     "cut answers cost": (
@@ -131,7 +131,7 @@ def test_grpo(case: str) -> None:
 
     batches = [questions(ref_grpo, step) for step in steps]
     theirs, final = ref_grpo.run(plain_copy(policy), plain_copy(ref), batches, order, lr=1e-3, longest=LONGEST, **own)
-    models = Models(policy=policy, ref=ref if settings.get("kl") != 0 else None)
+    models = Models(policy=policy, ref=ref if settings.get("beta") != 0 else None)
     ours = tiny.train(grpo(given(steps), **settings), models, lr=1e-3, seed=seed)
     names = ["loss", "grad_norm", "clipped", *(("kl",) if models.ref else ())]
     for name in names:

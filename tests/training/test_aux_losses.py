@@ -245,8 +245,8 @@ def make(name: str) -> Algorithm:
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_change_nothing(name: str) -> None:
     whole, rows = trained(make(name), lr=1e-2)
-    for micro_tokens in (70, 1):
-        found, cut = trained(make(name), lr=1e-2, micro_tokens=micro_tokens)
+    for tokens_per_microbatch in (70, 1):
+        found, cut = trained(make(name), lr=1e-2, tokens_per_microbatch=tokens_per_microbatch)
         tiny.assert_same(cut, rows, 1e-9)
         tiny.assert_same(found, whole, 1e-9)
     assert any(key.endswith("_grad_ratio") for key in rows[0])
@@ -302,7 +302,7 @@ def main(folder: Path) -> None:
     processes.start()
     for name in METHODS:
         models = Models(policy=tiny.policy())
-        fit(make(name), models, Run(steps=5, lr=1e-2, micro_tokens=60, folder=folder / name))
+        fit(make(name), models, Run(steps=5, lr=1e-2, tokens_per_microbatch=60, folder=folder / name))
         save_file(tiny.parameters(models.policy), folder / f"{name}.rank{processes.rank()}.safetensors")
     processes.barrier()
 

@@ -163,7 +163,7 @@ def test_every_mark_of_ppo_stands_where_the_work_is() -> None:
     """One step: sampling and scoring once, each prepare step once, then two passes."""
     at = Time()
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
-    algorithm = ppo(online(at), kl=0.05, ppo_epochs=2)
+    algorithm = ppo(online(at), beta=0.05, ppo_epochs=2)
     slow = tuple(Slow(p, at, 100_000 * 2**i) for i, p in enumerate(algorithm.prepare))
     names = [f"score/{type(p).__name__}" for p in slow]
     assert set(names) == {"score/Slow"}
@@ -211,7 +211,7 @@ def test_micro_batches_are_all_counted() -> None:
     at = Time()
     groups = tiny.demonstrations(6)
     algorithm = sft(tiny.Given([groups]))
-    steps = timed(algorithm, Models(policy=tiny.policy()), at, micro_tokens=1)
+    steps = timed(algorithm, Models(policy=tiny.policy()), at, tokens_per_microbatch=1)
     assert steps[0].counts == {"tokens": float(sum(g.tokens for g in groups))}
     assert seconds(steps[0]) == {"forward": 600, "backward": 6_000, "optimiser": 10_000}
 
@@ -221,7 +221,7 @@ def test_the_parts_add_up_to_the_wall_clock_and_change_nothing() -> None:
 
     def run(watch: profiler.Clock | None) -> tuple[Any, list[float], float]:
         models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
-        algorithm, times = ppo(online(Time()), kl=0.05), []
+        algorithm, times = ppo(online(Time()), beta=0.05), []
 
         class Times(tiny.Record):
             def log(self, step: int, metrics: dict[str, float]) -> None:

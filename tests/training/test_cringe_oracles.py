@@ -22,7 +22,9 @@ from tiltyard.types import Group, Response
 
 K = 5
 REF, _, THETA = draw(3, K)
-SOURCE = Rounds([ASK], sample, FunctionScorer(lambda prompt, response: 0.0), size=1, batch=1, every=1, seed=2)
+SOURCE = Rounds(
+    [ASK], sample, FunctionScorer(lambda prompt, response: 0.0), size=1, prompts_per_step=1, every=1, seed=2
+)
 
 
 class Rivalled(Table):

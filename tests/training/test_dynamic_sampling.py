@@ -138,14 +138,14 @@ def test_several_processes_draw_what_one_does(world: int, monkeypatch: pytest.Mo
 def test_grpo_asks_for_it_and_a_step_of_ties_is_skipped() -> None:
     """The source that was given stays as it is; where every group ties for good, nothing moves and the run goes on."""
     given = source(0, lambda groups: [Group(g.prompt, g.responses, (1.0,) * N) for g in groups])
-    algorithm = grpo(given, kl=0.0, dynamic_sampling=3)
+    algorithm = grpo(given, beta=0.0, dynamic_sampling=3)
     assert (algorithm.source.tries, given.tries) == (3, 0)  # type: ignore[attr-defined]
     found = plain_models()
     before = tiny.parameters(found.policy)
     rows = tiny.train(algorithm, found, steps=2)
     assert [row["dropped_groups"] for row in rows] == [1.0, 1.0]
     tiny.assert_same(tiny.parameters(found.policy), before, 0)
-    assert grpo(given, kl=0.0).source is given
-    taught = grpo(source(0), kl=0.0, dynamic_sampling=20)
+    assert grpo(given, beta=0.0).source is given
+    taught = grpo(source(0), beta=0.0, dynamic_sampling=20)
     rows = tiny.train(taught, found, steps=2)
     assert all(0 < row["dropped_groups"] < 1 and row["grad_norm"] > 0 for row in rows)

@@ -64,7 +64,7 @@ def curve(
 @pytest.mark.parametrize("budget", [1, 40, 77])
 def test_the_micro_batch_budget_changes_nothing(name: str, budget: int) -> None:
     """1: every group by itself. Counts are global, so 1 x 7 groups and 7 x 1 give one loss, gradient and metrics."""
-    tiny.assert_same(curve(name, micro_tokens=budget), curve(name), EXACT)
+    tiny.assert_same(curve(name, tokens_per_microbatch=budget), curve(name), EXACT)
 
 
 @pytest.mark.parametrize("name", ["sft", "reward"])
@@ -248,7 +248,7 @@ def test_select_may_drop_groups() -> None:
     def shortest(groups: list[Group]) -> list[Group]:
         return sorted(groups, key=lambda g: len(g.responses[0].ids))[:5]
 
-    source = replace(online(batch=8), select=shortest)
+    source = replace(online(prompts_per_step=8), select=shortest)
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
     draw: StepGroups = source(models, 0)
     assert (len(draw.groups), draw.index, draw.total) == (5, [0, 1, 2, 3, 4], 5)

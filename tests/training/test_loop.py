@@ -288,7 +288,7 @@ def test_streams_differ_by_every_key() -> None:
 
 def test_offline_hands_out_the_file() -> None:
     groups = tiny.demonstrations(5)
-    source = Offline(groups, batch=5, seed=1)
+    source = Offline(groups, prompts_per_step=5, seed=1)
     draw = source(Models(), 0)
     assert sorted(g.prompt.id for g in draw.groups) == ["0", "1", "2", "3", "4"]
     assert (draw.index, draw.total) == ([0, 1, 2, 3, 4], 5)

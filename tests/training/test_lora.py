@@ -187,12 +187,12 @@ def test_the_sampler_draws_from_the_adapted_law(padded: bool) -> None:
 
 def test_cutting_and_padding_change_nothing() -> None:
     found = []
-    for how in ({}, {"micro_tokens": 1}, {"padded": True}):
+    for how in ({}, {"tokens_per_microbatch": 1}, {"padded": True}):
         model, settings = policy(), dict(how)
         models = Models(policy=model, ref=without_adapters(model), value=value_adapter(model, LORA))
         for one in models.present().values() if settings.pop("padded", False) else ():
             one.force_padded("asked for by this test")
-        rows = tiny.train(ppo(tiny.Given([tiny.rollouts(6, s) for s in range(3)]), kl=0.2), models, steps=3, **settings)
+        rows = tiny.train(ppo(tiny.Given([tiny.rollouts(6, s) for s in range(3)]), beta=0.2), models, steps=3, **settings)
         found.append((rows, [t.detach().clone() for t in adapter_tensors(model.backbone, "policy").values()]))
     for other in found[1:]:
         tiny.assert_same(other, found[0], 1e-9)
@@ -241,7 +241,7 @@ def test_a_value_adapter_stands_beside_the_policys() -> None:
         assert (models.value_shares_policy_states(), models.in_memory) == (shared, 1)
         before = value.value_R(forest).detach()
         rates: Any = {"policy": 1e-2, "value": 1e-30}
-        tiny.train(ppo(tiny.Given([tiny.rollouts(6)]), kl=0.2, ppo_epochs=1), models, steps=1, lr=rates)
+        tiny.train(ppo(tiny.Given([tiny.rollouts(6)]), beta=0.2, ppo_epochs=1), models, steps=1, lr=rates)
         moved = float((value.value_R(forest).detach() - before).abs().max())
         assert moved > 1e-3 if shared else moved < 1e-20
 

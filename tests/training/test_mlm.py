@@ -242,7 +242,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(cut: int, tmp_path: Path) -> Non
 
 def test_the_micro_batch_budget_changes_nothing() -> None:
     calm = {"dropout": 0.0}
-    tiny.assert_same(run(None, micro_tokens=1, **calm), run(None, **calm), EXACT)
+    tiny.assert_same(run(None, tokens_per_microbatch=1, **calm), run(None, **calm), EXACT)
 
 
 def counting(n: int, seed: int) -> list[Group]:

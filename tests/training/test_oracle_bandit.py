@@ -67,9 +67,9 @@ def solve(
     assert float(ref.exp().sum()) == pytest.approx(1, abs=1e-12)
     best = (ref + r / kl).softmax(0)
     scorer = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
-    sampled = SampleSettings(max_tokens=longest, max_rows=1024)
+    sampled = SampleSettings(max_tokens=longest, max_concurrent=1024)
     source = Online([ASK], sample, scorer, 2, n // 2, sampled, seed=shifted(seed))
-    algorithm = ppo(source, kl=kl, missing_eos="none", vf_coef=1.0, value_clip=1e9, lam=1.0, **settings)
+    algorithm = ppo(source, beta=kl, missing_eos="none", vf_coef=1.0, value_clip=1e9, lam=1.0, **settings)
     start = tv(ref.exp(), best)
     rates = {"policy": rate, "value": 5e-2}
     tiny.train(algorithm, models, steps=steps, lr=rates, warmup=warmup, seed=shifted(seed), **SLOW)

@@ -59,7 +59,7 @@ def test_a_judge_that_learns_is_another_one_in_each_round() -> None:
 def test_a_round_by_itself_has_one_scale(moving: bool) -> None:
     """The best of each group by a judge of pairs, from the newest round alone."""
     scorer = JudgeScorer(Comparing(), moving=moving)
-    source: Any = rft(runs.rounds(scorer=scorer, size=7, every=1, batch=7), pool="last").source
+    source: Any = rft(runs.rounds(scorer=scorer, size=7, every=1, prompts_per_step=7), pool="last").source
     for group in source(runs.models(), 0).groups:
         (known,) = [g for g in source.held[0] if g.prompt.ids == group.prompt.ids]
         best = max(runs.score(g.prompt, r) for g in [known] for r in g.responses)

@@ -43,7 +43,7 @@ def online(**changes: Any) -> Online:
     n = changes.pop("n", 2)
     law = SampleSettings(max_tokens=5)
     given: dict[str, Any] = {"sampler": sample, "scorer": FunctionScorer(runs.score)} | changes
-    return Online(runs.prompts(), batch=5, n=n, settings=law, seed=2, **given)
+    return Online(runs.prompts(), prompts_per_step=5, samples_per_prompt=n, settings=law, seed=2, **given)
 
 
 def trained(algorithm: Algorithm, folder: Path | None = None, **settings: Any) -> tuple[list[Any], Any]:

@@ -103,7 +103,7 @@ def test_v_mpo_takes_its_weights_as_they_are() -> None:
 @pytest.mark.parametrize("loss", ["vmpo", "dpo", "ipo", "hinge"])
 def test_one_answer_cannot_be_compared(loss: Any) -> None:
     with pytest.raises(ConfigError, match="holds the answers to a prompt against each other"):
-        rest(runs.rounds(n=1), thresholds=[0.1], loss=loss)
+        rest(runs.rounds(samples_per_prompt=1), thresholds=[0.1], loss=loss)
 
 
 # ---------------------------------------------------------------------------------------------- data beside the samples

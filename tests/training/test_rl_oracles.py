@@ -96,9 +96,9 @@ def given(*steps: list[Group]) -> Any:
 # ------------------------------------------------------------------------------------------ exact expected gradients
 
 ALONE: dict[str, Any] = {
-    "ppo": lambda: ppo(given([group(0)]), kl=BETA, lam=1.0, vf_coef=0.0, whiten_advantages=False, missing_eos="none"),
-    "a2c": lambda: a2c(given([group(0)]), kl=BETA, value_coef=0.0, missing_eos="none"),
-    "reinforce": lambda: reinforce(given([group(0)]), kl=BETA, value_coef=0.0, missing_eos="none"),
+    "ppo": lambda: ppo(given([group(0)]), beta=BETA, lam=1.0, vf_coef=0.0, whiten_advantages=False, missing_eos="none"),
+    "a2c": lambda: a2c(given([group(0)]), beta=BETA, value_coef=0.0, missing_eos="none"),
+    "reinforce": lambda: reinforce(given([group(0)]), beta=BETA, value_coef=0.0, missing_eos="none"),
 }
 
 
@@ -114,7 +114,7 @@ def test_one_answer_gives_the_exact_gradient_whatever_the_critic_says(name: str,
 def test_mixing_the_kl_is_another_coefficient() -> None:
     """(1 - b) E[r] - b KL: the gradient of (1 - b) (E[r] - b/(1-b) KL), and b/(1-b) = 0.0526 for 0.05."""
     found = models()
-    algorithm = reinforce(given([group(0)]), kl=0.05, mix_kl=True, value_coef=0.0, missing_eos="none")
+    algorithm = reinforce(given([group(0)]), beta=0.05, mix_kl=True, value_coef=0.0, missing_eos="none")
     got = expected(algorithm, found, *tuples(found, 1))
     tiny.assert_same(got, [-0.95 * g for g in exact(found, 1.0, 0.0526315789473684)], 1e-12)
 
@@ -131,7 +131,7 @@ def test_the_value_model_learns_the_return() -> None:
         whole += [sum(reward)] * len(reward)
         to_go += [sum(reward[t:]) for t in range(len(reward))]
     for build, returns in ((a2c, to_go), (reinforce, whole)):
-        algorithm = build(given(groups), kl=BETA, value_coef=0.3, missing_eos="none")
+        algorithm = build(given(groups), beta=BETA, value_coef=0.3, missing_eos="none")
         batch = prepared(algorithm, found, groups)
         tiny.assert_same(batch["return_R"], torch.tensor(returns, dtype=torch.float64), 1e-12)
         forward = Forward(found, batch, 1.0, False)
@@ -147,7 +147,7 @@ def test_rloo_is_exactly_unbiased(k: int) -> None:
     """Over all K^k draws; advantages of a prompt add up to 0; two answers have +-(R1 - R2)."""
     found = models()
     groups, chance = tuples(found, k)
-    algorithm = rloo(given(groups[:1]), kl=BETA, missing_eos="none")
+    algorithm = rloo(given(groups[:1]), beta=BETA, missing_eos="none")
     tiny.assert_same(expected(algorithm, found, groups, chance), [-g for g in exact(found)], 1e-11)
     batch = prepared(algorithm, found, groups)
     advantage, reward = batch["advantage_B"].view(-1, k), batch["reward_B"].view(-1, k)
@@ -163,7 +163,7 @@ def test_grpo_with_everything_off_is_short_by_one_in_k(k: int) -> None:
     """No scale, KL in the reward, sums over tokens: (k-1)/k of the exact gradient."""
     found = models()
     groups, chance = tuples(found, k)
-    algorithm = grpo(given(groups[:1]), kl=BETA, kl_form="reward_k1", scale="none", aggregate="constant")
+    algorithm = grpo(given(groups[:1]), beta=BETA, kl_form="reward_k1", scale="none", aggregate="constant")
     got = [2 * g for g in expected(algorithm, found, groups, chance)]  # the constant is max_tokens = 2
     tiny.assert_same(got, [-(k - 1) / k * g for g in exact(found)], 1e-11)
 
@@ -174,7 +174,7 @@ def test_where_the_kl_stands_decides_which_one_it_is(form: Any) -> None:
     found = models()
     groups, chance = tuples(found, 1)
     pairs = [group(*(SUPPORT.index(r.ids) for r in g.responses * 2)) for g in groups]  # tied: no policy gradient
-    algorithm = grpo(given(pairs[:1]), kl=BETA, kl_form=form, aggregate="constant", scale="none")
+    algorithm = grpo(given(pairs[:1]), beta=BETA, kl_form=form, aggregate="constant", scale="none")
     got = [2 * g for g in expected(algorithm, found, pairs, chance)]
     first, after = torch.tensor([0, 1, 2]), [(0,), (2,)]
     total = torch.zeros(()).double()
@@ -197,8 +197,8 @@ def test_sampled_answers_have_the_exact_gradient_on_average() -> None:
     seed = shifted(0)
     found, stream = models(), torch.Generator().manual_seed(seed)
     rule = FunctionScorer(lambda prompt, response: float(SCORES[SUPPORT.index(tuple(response.ids))]))
-    source = Online([ASK], sample, rule, 4000, 2, SampleSettings(max_tokens=2, max_rows=8192), seed=seed)
-    algorithm = rloo(source, kl=BETA, missing_eos="none")
+    source = Online([ASK], sample, rule, 4000, 2, SampleSettings(max_tokens=2, max_concurrent=8192), seed=seed)
+    algorithm = rloo(source, beta=BETA, missing_eos="none")
     draw = source(found, 0)
     batch = prepared(algorithm, found, draw.groups)
     parameters = found.get("policy").parameters()
@@ -232,8 +232,8 @@ def actors() -> Models:
 def test_a2c_is_ppo_with_one_update(clip: float) -> None:
     """lam = 1, half the squared error: one update a step is the same run, whatever the clip."""
     steps = [tiny.rollouts(6, s) for s in range(4)]
-    one, _ = trained(a2c(tiny.Given(steps), kl=0.3, value_coef=0.25), actors())
-    same = {"kl": 0.3, "lam": 1.0, "vf_coef": 0.5, "whiten_advantages": False, "clip": clip, "value_clip": 1e9}
+    one, _ = trained(a2c(tiny.Given(steps), beta=0.3, value_coef=0.25), actors())
+    same = {"beta": 0.3, "lam": 1.0, "vf_coef": 0.5, "whiten_advantages": False, "clip": clip, "value_clip": 1e9}
     two, _ = trained(ppo(tiny.Given(steps), ppo_epochs=1, **same), actors())
     tiny.assert_same(one, two, 1e-11)
     several, _ = trained(ppo(tiny.Given(steps), ppo_epochs=2, **same), actors())
@@ -244,7 +244,7 @@ def test_the_entropy_bonus_is_the_entropys_gradient() -> None:
     """Of the difference that the bonus makes to the gradient: minus its weight times that of the mean entropy."""
     groups = tiny.rollouts(5)
     found, slopes = actors(), []
-    for build in (a2c, lambda source, entropy: grpo(source, kl=0.0, entropy=entropy, aggregate="token")):
+    for build in (a2c, lambda source, entropy: grpo(source, beta=0.0, entropy=entropy, aggregate="token")):
         data = groups if build is a2c else answered(3, 0)
         for entropy in (0.0, 0.3):
             algorithm = build(tiny.Given([data], SampleSettings(max_tokens=9)), entropy=entropy)
@@ -267,7 +267,7 @@ def without_critic() -> Models:
 def test_reinforce_pp_is_ppo_without_its_critic() -> None:
     """V = 0, lam = 1, whitening: the same run over several epochs and minibatches."""
     steps = [tiny.rollouts(8, s) for s in range(4)]
-    passes = {"kl": 0.3, "ppo_epochs": 2, "minibatches": 2, "clip": 0.1}
+    passes = {"beta": 0.3, "ppo_epochs": 2, "minibatches": 2, "clip": 0.1}
     one, ours = trained(reinforce_pp(tiny.Given(steps), **passes), replace(actors(), value=None))
     two, theirs = trained(ppo(tiny.Given(steps), lam=1.0, vf_coef=0.0, **passes), without_critic())
     tiny.assert_same(one["policy"], two["policy"], 1e-10)
@@ -279,9 +279,9 @@ def test_without_kl_both_roads_to_the_reward_are_one() -> None:
     steps = [answered(4, s) for s in range(3)]
     for baseline in (False, True):
         alone, _ = trained(
-            reinforce_pp(tiny.Given(steps), kl=0.0, group_baseline=baseline), Models(policy=tiny.policy())
+            reinforce_pp(tiny.Given(steps), beta=0.0, group_baseline=baseline), Models(policy=tiny.policy())
         )
-        beside, _ = trained(reinforce_pp(tiny.Given(steps), kl=1e-300, group_baseline=baseline), actors())
+        beside, _ = trained(reinforce_pp(tiny.Given(steps), beta=1e-300, group_baseline=baseline), actors())
         tiny.assert_same(alone, beside, 1e-9)
 
 
@@ -297,9 +297,9 @@ def test_the_unit_of_rewards_does_not_matter(name: str) -> None:
     for own in (steps, rescored(steps, 7.0, -3.0)):
         source = tiny.Given(own, SampleSettings(max_tokens=9))
         if name == "reinforce_pp":
-            algorithm = reinforce_pp(source, kl=0.0, missing_eos="none")
+            algorithm = reinforce_pp(source, beta=0.0, missing_eos="none")
         else:
-            algorithm = grpo(source, kl=0.0, scale="batch" if "batch" in name else "group", scale_eps=0.0)
+            algorithm = grpo(source, beta=0.0, scale="batch" if "batch" in name else "group", scale_eps=0.0)
         found.append(trained(algorithm, Models(policy=tiny.policy()), lr=1e-3)[0])
     tiny.assert_same(*found, 1e-6 if name == "reinforce_pp" else 1e-8)
 
@@ -307,21 +307,21 @@ def test_the_unit_of_rewards_does_not_matter(name: str) -> None:
 # ------------------------------------------------------------------------------------------------- what teaches nothing
 
 
-@pytest.mark.parametrize("build", [rloo, grpo, lambda source, kl: reinforce_pp(source, kl=kl)])
+@pytest.mark.parametrize("build", [rloo, grpo, lambda source, beta: reinforce_pp(source, beta=beta)])
 def test_equal_rewards_move_nothing(build: Any) -> None:
     data = [replace(g, scores=(0.1,) * 4) for g in answered(3, 0)]
     found = Models(policy=tiny.policy())
     before = tiny.parameters(found.policy)
     ended = [replace(g, responses=tuple(replace(r, finish="stop") for r in g.responses)) for g in data]
     sgd = torch.optim.SGD(found.get("policy").parameters(), lr=1.0)
-    fit(build(tiny.Given([ended], SampleSettings(max_tokens=9)), kl=0.0), found, Run(steps=2), sgd)
+    fit(build(tiny.Given([ended], SampleSettings(max_tokens=9)), beta=0.0), found, Run(steps=2), sgd)
     tiny.assert_same(tiny.parameters(found.policy), before, 1e-11)
 
 
 def test_k3_is_nothing_at_the_start_and_neither_is_its_slope() -> None:
     data = [replace(g, scores=(0.1,) * 4) for g in answered(3, 0)]
     found = Models(policy=tiny.policy(), ref=tiny.frozen())
-    algorithm = grpo(tiny.Given([data], SampleSettings(max_tokens=9)), kl=50.0)
+    algorithm = grpo(tiny.Given([data], SampleSettings(max_tokens=9)), beta=50.0)
     batch = prepared(algorithm, found, data)
     loss, metrics = algorithm.loss(Forward(found, batch, 1.0, False), batch)
     assert float(loss.detach().abs().max()) < 1e-12
@@ -335,7 +335,7 @@ def test_the_loss_starts_at_nothing_and_teaches_all_the_same() -> None:
     data = answered(4, 1)
     found = Models(policy=tiny.policy())
     for how in ("sequence", "token"):
-        algorithm = grpo(tiny.Given([data], SampleSettings(max_tokens=9)), kl=0.0, aggregate=how)
+        algorithm = grpo(tiny.Given([data], SampleSettings(max_tokens=9)), beta=0.0, aggregate=how)
         batch = prepared(algorithm, found, data)
         items, _ = algorithm.loss(Forward(found, batch, 1.0, False), batch)
         loss = algorithm.reduce.sum(items, batch) / algorithm.reduce.count(algorithm.loss.item, batch)
@@ -422,11 +422,11 @@ def test_what_cannot_be_is_said() -> None:
         with pytest.raises(ConfigError, match="at least 2 answers"):
             build(alone)
     with pytest.raises(DataError, match="two answers a prompt"):
-        tiny.train(rloo(given([group(0)]), kl=0.0), models())
+        tiny.train(rloo(given([group(0)]), beta=0.0), models())
     with pytest.raises(ConfigError, match="corpus=FILE"):
         ppo(given([group(0)]), ptx=1.0)
     with pytest.raises(ConfigError, match="below 1"):
-        reinforce(given([group(0)]), kl=1.0, mix_kl=True)
+        reinforce(given([group(0)]), beta=1.0, mix_kl=True)
     with pytest.raises(ConfigError, match="max_tokens = 2"):
         grpo(given([group(0, 1)]), overlong=3)
     for build in (a2c, reinforce, rloo, reinforce_pp, grpo):
@@ -439,5 +439,5 @@ def test_what_cannot_be_is_said() -> None:
 
 def test_a_reference_is_read_only_where_it_has_a_weight() -> None:
     for build in (rloo, grpo, reinforce_pp):
-        assert build(given([group(0, 1)]), kl=0.1).reads_ref
-        assert not build(given([group(0, 1)]), kl=0.0).reads_ref
+        assert build(given([group(0, 1)]), beta=0.1).reads_ref
+        assert not build(given([group(0, 1)]), beta=0.0).reads_ref

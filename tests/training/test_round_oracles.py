@@ -47,12 +47,18 @@ SCORE = FunctionScorer(lambda prompt, response: float(REWARD[response.ids[0]]))
 
 
 def rounds(**changes: Any) -> Rounds:
-    given: dict[str, Any] = {"size": 2, "batch": 2, "every": 6, "n": 64, "settings": SampleSettings()}
+    given: dict[str, Any] = {
+        "size": 2,
+        "prompts_per_step": 2,
+        "every": 6,
+        "samples_per_prompt": 64,
+        "settings": SampleSettings(),
+    }
     return Rounds([ASK], sample, SCORE, **(given | changes))
 
 
 def online(**changes: Any) -> Online:
-    return Online([ASK], sample, SCORE, 1, **({"n": 2} | changes))
+    return Online([ASK], sample, SCORE, 1, **({"samples_per_prompt": 2} | changes))
 
 
 def scored(*items: int) -> Group:
@@ -184,7 +190,7 @@ def test_a_pair_of_equal_answers_says_nothing() -> None:
 
 def test_online_dpo_is_about_two_answers() -> None:
     with pytest.raises(ConfigError, match="a pair is two answers"):
-        online_dpo(online(n=4))
+        online_dpo(online(samples_per_prompt=4))
 
 
 def test_two_greedy_answers_are_no_pair() -> None:
@@ -302,7 +308,7 @@ def best_of(law: Tensor, n: int) -> Tensor:
 
 def selected_law(law: Tensor, n: int) -> tuple[list[Group], Tensor]:
     """All n-tuples through the method's own selection, and how likely each is."""
-    algorithm = rft(rounds(n=n), pool="last")
+    algorithm = rft(rounds(samples_per_prompt=n), pool="last")
     tuples = list(itertools.product(range(K), repeat=n))
     chosen = algorithm.source.select([scored(*t) for t in tuples], generator(0))  # type: ignore[attr-defined]
     return list(chosen), torch.stack([law[list(t)].prod() for t in tuples])
@@ -311,7 +317,7 @@ def selected_law(law: Tensor, n: int) -> tuple[list[Group], Tensor]:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_sft_on_the_best_of_n_is_the_law_of_the_best_of_n(n: int) -> None:
     groups, weights = selected_law(REF.exp(), n)
-    world = World(rft(rounds(n=n), pool="last"), REF, groups, weights)
+    world = World(rft(rounds(samples_per_prompt=n), pool="last"), REF, groups, weights)
     end = torch.log_softmax(minimise(world.loss, THETA), 0)
     same(end.exp(), best_of(REF.exp(), n), 1e-10)
     bound = math.log(n) - (n - 1) / n
@@ -323,7 +329,7 @@ def test_the_best_of_the_best() -> None:
     first = REF.exp()
     for n in (2, 3):
         groups, weights = selected_law(first, n)
-        end = minimise(World(rft(rounds(n=n), pool="last"), REF, groups, weights).loss, THETA)
+        end = minimise(World(rft(rounds(samples_per_prompt=n), pool="last"), REF, groups, weights).loss, THETA)
         first = torch.softmax(end, 0)
     same(first, best_of(REF.exp(), 6), 1e-10)
 
@@ -334,7 +340,7 @@ def test_the_best_of_the_best() -> None:
 @pytest.mark.parametrize("law", ["uniform", "skewed"])
 def test_rso_fits_the_tilt_by_gamma_whatever_the_law_of_pairs(law: str) -> None:
     """With Bradley-Terry labels; beta, the sampler's temperature, is not in it."""
-    algorithm = rso(rounds(), beta=0.1, gamma=BETA)
+    algorithm = rso(rounds(), rejection_beta=0.1, beta=BETA)
     w = torch.ones(K, K, dtype=F64)
     if law == "skewed":
         w = torch.rand(K, K, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.05
@@ -346,14 +352,14 @@ def test_rso_fits_the_tilt_by_gamma_whatever_the_law_of_pairs(law: str) -> None:
 def test_the_normalised_hinge_does_not_estimate_odds(p: float) -> None:
     """Of one pair: h* = sign(p - 1/2)/gamma, whatever p is. Found by looking everywhere."""
     gamma = 0.4
-    world = World(rso(rounds(), gamma=gamma, loss="hinge_norm"), REF[:2] * 0, [pair(0, 1, p)])
+    world = World(rso(rounds(), beta=gamma, loss="hinge_norm"), REF[:2] * 0, [pair(0, 1, p)])
     h = torch.linspace(-6, 6, 2401, dtype=F64)
     losses = torch.stack([world.loss(torch.stack([x / 2, -x / 2])) for x in h])
     assert float(h[losses.argmin()]) == pytest.approx(math.copysign(1 / gamma, p - 0.5), abs=1e-9)
 
 
 def test_the_plain_hinge_is_on_log_probs() -> None:
-    world = World(rso(rounds(), gamma=0.4, loss="hinge"), REF, [pair(0, 1)])
+    world = World(rso(rounds(), beta=0.4, loss="hinge"), REF, [pair(0, 1)])
     h = float(torch.log_softmax(THETA, 0)[0] - torch.log_softmax(THETA, 0)[1])
     assert float(world.loss(THETA)) == pytest.approx(max(0.0, 1 - 0.4 * h), abs=1e-12)
 
@@ -366,10 +372,10 @@ def test_sampling_sft_keeps_everything() -> None:
     """n answers, n kept, each in one pair: the scores have no say in who plays."""
     scores = torch.randn(8, generator=torch.Generator().manual_seed(0)).tolist()
     group = Group(ASK, tuple(Response(ids=(i,)) for i in range(8)), scores=tuple(1000 * s for s in scores))
-    pairs = chosen_by_rso([group], sampling="sft", beta=0.01, accepted=8)
+    pairs = chosen_by_rso([group], sample_from="sft", rejection_beta=0.01, accepted=8)
     assert sorted(r.ids[0] for g in pairs for r in g.responses) == list(range(8))
     assert all(scores[g.responses[0].ids[0]] > scores[g.responses[1].ids[0]] for g in pairs)
-    strict = chosen_by_rso([group], sampling="rso", beta=0.0, accepted=4)
+    strict = chosen_by_rso([group], sample_from="rso", rejection_beta=0.0, accepted=4)
     best = sorted(range(8), key=lambda i: -scores[i])[:4]
     assert {r.ids[0] for g in strict for r in g.responses} == set(best)  # beta = 0: the best of all
 
@@ -385,7 +391,7 @@ def test_accepted_answers_follow_the_tilt() -> None:
     """One pair of 64 candidates for each of 3,000 prompts: the first two accepted follow pi0 exp(r/beta)/Z."""
     stream = torch.Generator().manual_seed(shifted(4))
     ids = torch.multinomial(REF.exp(), 64 * 3000, replacement=True, generator=stream).view(3000, 64).tolist()
-    pairs = chosen_by_rso([scored(*row) for row in ids], beta=BETA, accepted=2)
+    pairs = chosen_by_rso([scored(*row) for row in ids], rejection_beta=BETA, accepted=2)
     kept = [g for g in pairs if g.responses[0].ids != g.responses[1].ids]
     assert len(kept) == len(pairs)  # equal answers are ties and give no pair
     found = Counter(frozenset(r.ids[0] for r in g.responses) for g in pairs)
@@ -399,10 +405,10 @@ def test_accepted_answers_follow_the_tilt() -> None:
 @pytest.mark.parametrize("ranking", ["first_round", "tournament"])
 def test_how_many_pairs_a_ranking_gives(ranking: Any) -> None:
     group = Group(ASK, tuple(Response(ids=(i,)) for i in range(16)), scores=tuple(map(float, range(16))))
-    pairs = chosen_by_rso([group], accepted=8, ranking=ranking, beta=1e9)
+    pairs = chosen_by_rso([group], accepted=8, ranking=ranking, rejection_beta=1e9)
     assert len(pairs) == (4 if ranking == "first_round" else 7)
 
 
 def test_more_accepted_than_sampled() -> None:
     with pytest.raises(ConfigError, match="more answers are to be accepted than sampled"):
-        rso(rounds(n=4), accepted=5)
+        rso(rounds(samples_per_prompt=4), accepted=5)

@@ -145,7 +145,7 @@ def marked(n: int, mark: int = 0) -> list[Group]:
 @pytest.mark.parametrize(("every", "phases"), [(1, 1), (3, 1), (3, 3), (5, 2), (7, 3), (10, 4), (6, 5)])
 def test_which_step_learns_from_which_phase(every: int, phases: int) -> None:
     """Equal parts, the earlier ones longer where they do not divide; each part begins its own data anew."""
-    source = runs.rounds(every=every, batch=2, phases=phases, phase=lambda pool, i: marked(2 + i, i))
+    source = runs.rounds(every=every, prompts_per_step=2, phases=phases, phase=lambda pool, i: marked(2 + i, i))
     models = Models(policy=tiny.policy())
     for number in range(2):
         seen: list[int] = []
@@ -166,7 +166,7 @@ def test_which_step_learns_from_which_phase(every: int, phases: int) -> None:
 
 def test_a_pool_is_seen_once_a_pass() -> None:
     """All of a round's groups before any comes again, in an order of the round's own."""
-    source = runs.rounds(size=7, batch=7, every=4)
+    source = runs.rounds(size=7, prompts_per_step=7, every=4)
     models = runs.models()
     orders = [[g.prompt.id for g in source(models, step).groups] for step in range(8)]
     assert all(sorted(order) == [str(i) for i in range(7)] for order in orders)
@@ -177,7 +177,7 @@ def test_a_pool_is_seen_once_a_pass() -> None:
 
 def test_every_round_answers_the_next_prompts() -> None:
     """5 of 7 prompts a round: after seven rounds each has been answered five times."""
-    source = runs.rounds(size=5, every=1, batch=5)
+    source = runs.rounds(size=5, every=1, prompts_per_step=5)
     models = runs.models()
     groups = [g for step in range(7) for g in source(models, step).groups]
     assert sorted(g.prompt.id for g in groups) == sorted([str(i) for i in range(7)] * 5)
@@ -194,7 +194,7 @@ def test_all_rounds_are_put_together_by_prompt() -> None:
         return groups
 
     given = runs.models()
-    source = runs.rounds(size=7, every=1, batch=3, keep="all", select=look)
+    source = runs.rounds(size=7, every=1, prompts_per_step=3, keep="all", select=look)
     alone = []
     for step in range(3):
         source(given, step)
@@ -221,7 +221,7 @@ def test_the_pool_rule_of_rejection_sampling() -> None:
 
     for pool, expected in (("all", [-1.0] * 3), ("last", [-1.0, -2.0, -3.0])):
         falling[0] = 0.0
-        algorithm = rft(runs.rounds(size=7, every=1, batch=7, scorer=Scripted(score)), pool=pool)  # type: ignore[arg-type]
+        algorithm = rft(runs.rounds(size=7, every=1, prompts_per_step=7, scorer=Scripted(score)), pool=pool)  # type: ignore[arg-type]
         found = [{g.scores for g in algorithm.source(runs.models(), step).groups} for step in range(3)]
         assert found == [{(x,)} for x in expected]
 

@@ -127,7 +127,7 @@ def test_the_first_gradient_is_half_the_difference_of_likelihoods() -> None:
     groups = source()(models(), 0).groups
     before = tiny.parameters(found.policy)
     descent = torch.optim.SGD(found.get("policy").parameters(), lr=1.0)
-    fit(spin(source(), lam=lam), found, Run(steps=1, max_grad_norm=1e9), descent)
+    fit(spin(source(), beta=lam), found, Run(steps=1, max_grad_norm=1e9), descent)
     step = {n: before[n] - p for n, p in tiny.parameters(found.policy).items()}
     plain = tiny.policy()
     batch = Batch.of(groups, range(4), 4)
@@ -137,10 +137,10 @@ def test_the_first_gradient_is_half_the_difference_of_likelihoods() -> None:
 
 
 def test_the_schedule_of_lam() -> None:
-    rows = tiny.train(spin(source(every=2), lam=[0.1, 5.0]), models(), steps=7)
-    assert [row["lam"] for row in rows] == [0.1, 0.1, 5.0, 5.0, 5.0, 5.0, 5.0]  # the last one holds
+    rows = tiny.train(spin(source(every=2), beta=[0.1, 5.0]), models(), steps=7)
+    assert [row["beta"] for row in rows] == [0.1, 0.1, 5.0, 5.0, 5.0, 5.0, 5.0]  # the last one holds
     with pytest.raises(ConfigError, match="empty"):
-        spin(source(), lam=[])
+        spin(source(), beta=[])
 
 
 def test_the_hinge_starts_at_one() -> None:

@@ -67,7 +67,7 @@ def test_what_it_says_of_itself() -> None:
     assert (method.samples, method.judged, method.human_labels) == ("per iteration", "per iteration", False)
     assert (method.trains, method.frozen) == (("policy",), ("ref",))
     settings = parse_settings(SETTINGS, ASKED, "self_rewarding")
-    assert (settings.n, settings.temperature, settings.top_p, settings.beta) == (4, 0.7, 0.9, 0.1)
+    assert (settings.samples_per_prompt, settings.temperature, settings.top_p, settings.beta) == (4, 0.7, 0.9, 0.1)
     assert (settings.judge.kind, settings.judge.ask, settings.judge.model) == ("model", "points", "policy")
     assert settings.judge.samples == 3
     assert {"reward", "ref"}.isdisjoint(SETTINGS.model_fields)  # neither would be read

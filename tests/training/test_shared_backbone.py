@@ -26,9 +26,9 @@ from tiltyard.types import Prompt
 from . import tiny
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
-    "ppo": lambda source, weight=0.3: ppo(source, kl=0.2, vf_coef=weight, ppo_epochs=2),
-    "a2c": lambda source, weight=0.3: a2c(source, kl=0.2, value_coef=weight),
-    "reinforce": lambda source, weight=0.3: reinforce(source, kl=0.2, value_coef=weight),
+    "ppo": lambda source, weight=0.3: ppo(source, beta=0.2, vf_coef=weight, ppo_epochs=2),
+    "a2c": lambda source, weight=0.3: a2c(source, beta=0.2, value_coef=weight),
+    "reinforce": lambda source, weight=0.3: reinforce(source, beta=0.2, value_coef=weight),
 }
 STEPS = [tiny.rollouts(6, s) for s in range(3)]
 
@@ -151,7 +151,7 @@ def test_old_values_are_those_of_a_pass_of_their_own(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_cutting_and_padding_change_nothing(name: str) -> None:
     found = []
-    for how in ({}, {"micro_tokens": 1}, {"micro_tokens": 40}, {"padded": True}):
+    for how in ({}, {"tokens_per_microbatch": 1}, {"tokens_per_microbatch": 40}, {"padded": True}):
         models, settings = actors(shared=True), dict(how)
         for model in models.present().values() if settings.pop("padded", False) else ():
             model.force_padded("asked for by this test")

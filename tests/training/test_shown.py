@@ -170,7 +170,7 @@ def test_a_reference_that_is_only_shown_changes_nothing(build: Any) -> None:
     """kl = 0: the same answers and parameters, to the bit, with a reference and without; only the KL is gone."""
     found = []
     for models in (apart(), replace(apart(), ref=None)):
-        algorithm = build(online(), kl=0.0)
+        algorithm = build(online(), beta=0.0)
         assert not algorithm.reads_ref
         rows = tiny.train(algorithm, models, steps=3)
         found.append((rows, tiny.parameters(models.get("policy"))))
@@ -184,7 +184,7 @@ def test_a_reference_that_is_only_shown_changes_nothing(build: Any) -> None:
 
 def test_a_reference_that_is_read_must_be_there() -> None:
     with pytest.raises(CompositionError, match="model 'ref'"):
-        tiny.train(grpo(online(), kl=0.1), replace(apart(), ref=None), steps=1)
+        tiny.train(grpo(online(), beta=0.1), replace(apart(), ref=None), steps=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- rounds
@@ -211,10 +211,10 @@ def test_a_round_s_figures_are_of_its_first_answers() -> None:
     """The first two of each of the first `batch` prompts, at the temperature of sampling."""
     source = runs.rounds(settings=SampleSettings(temperature=0.7, max_tokens=5))
     metrics = source(apart(), 0).metrics
-    groups = [Group(g.prompt, g.responses[:2]) for g in source.held[0][: source.batch]]
+    groups = [Group(g.prompt, g.responses[:2]) for g in source.held[0][: source.prompts_per_step]]
     expected = OldLogp(0.7)(apart(), batch_of(groups)).metrics
     assert metrics["sampler_gap"][0] < 1e-12
-    assert expected["kl_exact"][1] == 2 * source.batch
+    assert expected["kl_exact"][1] == 2 * source.prompts_per_step
     for name in ESTIMATED | {"kl_exact", "entropy"}:
         assert metrics[name] == pytest.approx(expected[name], abs=EXACT)
 

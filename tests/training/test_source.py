@@ -89,7 +89,7 @@ def drawn(source: Offline, steps: int) -> list[list[str]]:
 def test_a_step_takes_what_fits_and_not_less(tmp_path: Path, budget: int) -> None:
     """The same endless order as with a number of groups, cut where the next group would be one too many."""
     groups = pairs(10)
-    source = Offline(GroupFile.write(groups, tmp_path), 4, seed=5, batch_tokens=budget)
+    source = Offline(GroupFile.write(groups, tmp_path), 4, seed=5, tokens_per_step=budget)
     steps = drawn(source, 30)
     flat = [name for step in steps for name in step]
     assert flat == [name for step in drawn(Offline(groups, 1, seed=5), len(flat)) for name in step]
@@ -106,18 +106,18 @@ def test_a_step_takes_what_fits_and_not_less(tmp_path: Path, budget: int) -> Non
 def test_a_step_of_tokens_is_a_pure_function_of_its_number() -> None:
     """A resumed run asks for a late step first, in the middle of another epoch."""
     groups = pairs(10)
-    steps = drawn(Offline(groups, 4, seed=5, batch_tokens=40), 30)
-    late = Offline(groups, 4, seed=5, batch_tokens=40)
+    steps = drawn(Offline(groups, 4, seed=5, tokens_per_step=40), 30)
+    late = Offline(groups, 4, seed=5, tokens_per_step=40)
     assert [[g.prompt.id for g in late(Models(), step).groups] for step in (29, 3, 17)] == [
         steps[i] for i in (29, 3, 17)
     ]
-    assert drawn(Offline(groups, 4, seed=6, batch_tokens=40), 30) != steps
+    assert drawn(Offline(groups, 4, seed=6, tokens_per_step=40), 30) != steps
 
 
 @pytest.mark.parametrize("epochs", [0.3, 1.0, 2.5])
 def test_epochs_of_steps_of_tokens(epochs: float) -> None:
     groups = pairs(10)
-    source = Offline(groups, 4, batch_tokens=40)
+    source = Offline(groups, 4, tokens_per_step=40)
     steps = source.steps(epochs)
     sizes = [len(step) for step in drawn(source, steps)]
     assert sum(sizes[:-1]) < 10 * epochs <= sum(sizes)

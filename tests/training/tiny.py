@@ -115,13 +115,13 @@ def rollouts(n: int, seed: int = 0) -> list[Group]:
 
 @dataclass
 class Given:
-    """Hands out `steps[step % len(steps)]`; with `settings` and `batch` it passes for an `Online`."""
+    """Hands out `steps[step % len(steps)]`; with `settings` and `prompts_per_step` it passes for an `Online`."""
 
     steps: Sequence[Sequence[Group]]
     settings: SampleSettings = field(default_factory=SampleSettings)
 
     @property
-    def batch(self) -> int:
+    def prompts_per_step(self) -> int:
         return len(self.steps[0])
 
     def __call__(self, models: Models, step: int) -> StepGroups:

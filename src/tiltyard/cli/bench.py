@@ -95,9 +95,11 @@ def _stage(method: str, values: Mapping[str, Any], steps: int) -> tuple[Any, Sta
     given = {**values, "steps": steps, "save_every": 0}
     places = dict.fromkeys(given, COMMAND_LINE)
     settings: Any = check(Recipe("bench", (Entry(method, method, given, COMMAND_LINE, places),)))[0].settings
-    rows_known = not getattr(settings, "batch_tokens", 0)
+    rows_known = not getattr(settings, "tokens_per_step", 0)
     if rows_known and "limit" in type(settings).model_fields and not settings.limit:
-        settings = settings.model_copy(update={"limit": settings.batch * steps})  # no more rows than the steps use
+        settings = settings.model_copy(
+            update={"limit": settings.prompts_per_step * steps}
+        )  # no more rows than the steps use
     return settings, StageContext("bench", method, Path(), Path(), console=Console(quiet=True))
 
 

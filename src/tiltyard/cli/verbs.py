@@ -133,7 +133,7 @@ def bench(
 ) -> None:
     """Measure where the time of a method goes, on a model and data.
 
-    `tiltyard bench runs/demo/sft --method dpo --data pairs.jsonl batch=8`; nothing is written.
+    `tiltyard bench runs/demo/sft --method dpo --data pairs.jsonl prompts_per_step=8`; nothing is written.
     """
     path = find_model(model, runs)
     values = bench_settings(method, path, data, prompts, settings)

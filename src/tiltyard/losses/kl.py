@@ -127,5 +127,5 @@ def kl_controller(beta: float, target: float | None, horizon: float) -> KLContro
     if target is None:
         return FixedKL(beta)
     if beta <= 0:
-        raise ConfigError("an adaptive KL coefficient must start above 0", where="kl", got=beta, fix="set kl=0.1")
+        raise ConfigError("an adaptive KL coefficient must start above 0", where="beta", got=beta, fix="set beta=0.1")
     return AdaptiveKL(beta, target, horizon)

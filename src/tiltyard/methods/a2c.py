@@ -21,12 +21,12 @@ from tiltyard.training.source import Online
     trains=("policy", "value"),
     frozen=("ref", "reward"),
     optional=("ref",),
-    defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
+    defaults={"lr": 1e-5, "prompts_per_step": 64, "steps": 200, "schedule": "constant", "save_every": 20},
     tuned="Tiltyard: as in ppo (the papers of the family give no rates)",
-    formula="r_t = -kl (log pi - log ref)(y_t) + [t is the last] r(x, y);  G_t = sum of r_s, s >= t\n"
+    formula="r_t = -beta (log pi - log ref)(y_t) + [t is the last] r(x, y);  G_t = sum of r_s, s >= t\n"
     "L = mean over tokens of -(G - V) log pi(y_t) + value_coef (V - G)^2 - entropy H, with G - V held constant in the "
     "first term",
-    oracle="pi* = ref exp(r / kl) / Z where entropy = 0; its gradient is that of PPO's first update with lam = 1",
+    oracle="pi* = ref exp(r / beta) / Z where entropy = 0; its gradient is that of PPO's first update with lam = 1",
     paper="Mnih et al. 2016; for language models Menick et al. 2022 (GopherCite)",
     watch="One update a batch of answers: slower than PPO per answer. Advantages are not whitened, so lr depends on "
     "the scale of the rewards.",
@@ -34,17 +34,17 @@ from tiltyard.training.source import Online
 def a2c(
     source: Online,
     *,
-    kl: Annotated[float, Field(ge=0)] = 0.05,
+    beta: Annotated[float, Field(ge=0)] = 0.05,
     value_coef: Annotated[float, Field(ge=0)] = 0.05,
     entropy: Annotated[float, Field(ge=0)] = 0.0,
     missing_eos: MissingEos = "subtract",
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Maximises E[r] - kl * KL(pi || ref) by one policy-gradient step a batch: no ratio, no clip.
+    """Maximises E[r] - beta * KL(pi || ref) by one policy-gradient step a batch: no ratio, no clip.
 
     Args:
         source: `Online`; answers are drawn from the whole law.
-        kl: coefficient of the per-token log-ratio in the reward. [0.05: Tiltyard; as in ppo]
+        beta: coefficient of the per-token log-ratio in the reward. [0.05: Tiltyard; as in ppo]
         value_coef: weight of the squared value error. [0.05: Tiltyard; ppo's 0.1 times the half in its value loss]
         entropy: weight of the entropy bonus. With it the optimum is no longer pi*. [0: Tiltyard; pi* stays the optimum]
         missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
@@ -58,9 +58,9 @@ def a2c(
         ActorCritic(value_coef, entropy),
         trains=("policy", "value"),
         prepare=(
-            OldLogp(temperature, against_ref=kl > 0),
+            OldLogp(temperature, against_ref=beta > 0),
             Values(),
-            TokenRewards(FixedKL(kl), missing_eos, missing_eos_penalty),
+            TokenRewards(FixedKL(beta), missing_eos, missing_eos_penalty),
             Gae(1.0, 1.0),
         ),
         temperature=temperature,

@@ -97,7 +97,7 @@ class NegativePairs:
     frozen=("ref",),
     cached=("ref",),
     second="demonstrations",
-    defaults={"lr": 1e-5, "batch": 16},
+    defaults={"lr": 1e-5, "prompts_per_step": 16},
     tuned="Tiltyard (the paper's values could not be checked)",
     formula="-log pi(data)/tokens + weight * max(0, margin - log pi(good) + log pi(bad)), log-probs summed",
     oracle="an inactive pair leaves the language-modelling gradient alone; an active one adds -weight (grad log "
@@ -135,7 +135,7 @@ def click(
             where="click",
             got=f"{len(groups):,} prompts",
             expected="several answers to a prompt, some labelled good and some bad",
-            fix="sample more answers a prompt (candidates with n=8), or use kto, which needs no pairs",
+            fix="sample more answers a prompt (candidates with samples_per_prompt=8), or use kto, which needs no pairs",
         )
     by_likelihood: tuple[Prepare, ...] = (RefLogp(),) if pairing == "likelihood_rank" else ()
     return Algorithm(

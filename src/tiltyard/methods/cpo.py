@@ -18,7 +18,7 @@ from tiltyard.training.prepare import PairLabels
     "offline",
     "comparisons",
     shape="pair",
-    defaults={"lr": 1e-6, "batch": 64},
+    defaults={"lr": 1e-6, "prompts_per_step": 64},
     tuned="Tiltyard: DPO's range (the paper fine-tunes a translation model with LoRA)",
     formula="-log sigmoid(beta h) + nll * -log pi(chosen)/|chosen|,  h = log pi(chosen) - log pi(rejected), summed",
     oracle="with nll = 0: exp(r/beta)/Z, the tilt of the uniform law instead of pi0",

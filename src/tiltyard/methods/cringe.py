@@ -76,7 +76,7 @@ class TokenUniforms:
     optional=("ref",),
     samples="per iteration",
     judged="per iteration",
-    defaults={"lr": 1e-5, "batch": 64, "n": 4},
+    defaults={"lr": 1e-5, "prompts_per_step": 64, "samples_per_prompt": 4},
     tuned="Tiltyard (the paper's values could not be checked)",
     formula="sigmoid((b - M)/tau) * (-log pi(y+)/|y+| + alpha * mean_t softplus(s[y-_t] - s*_t)),\n"
     "M = log pi(y+) - log pi(y-),  s* drawn from the softmax over the k best negatives of the token y-_t",

@@ -20,7 +20,7 @@ from tiltyard.training.prepare import PairLabels, RefLogp
     shape="pair",
     frozen=("ref",),
     cached=("ref",),
-    defaults={"lr": 5e-7, "batch": 64, "warmup": 150, "max_grad_norm": 10.0},
+    defaults={"lr": 5e-7, "prompts_per_step": 64, "warmup": 150, "max_grad_norm": 10.0},
     tuned="Rafailov et al. 2023, reference code (lr, warm-up, clipping); its optimiser is RMSprop, ours is AdamW",
     formula="-log sigmoid(beta h),  h = log pi/ref(chosen) - log pi/ref(rejected), summed over answer tokens\n"
     "soft label q: q l(h) + (1-q) l(-h);  conservative: q -> (1-2e)q + e;  robust: q -> (q-e)/(1-2e)",

@@ -56,14 +56,22 @@ class EndedOnly:
     "prompts",
     frozen=("ref", "reward"),
     optional=("ref",),
-    defaults={"lr": 1e-6, "batch": 16, "n": 8, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="lr, batch (1024 answers in groups of 64): Shao et al. 2024 (DeepSeekMath); n: Liu et al. 2025, released "
+    defaults={
+        "lr": 1e-6,
+        "prompts_per_step": 16,
+        "samples_per_prompt": 8,
+        "steps": 200,
+        "schedule": "constant",
+        "save_every": 20,
+    },
+    tuned="lr, prompts_per_step (1024 answers in groups of 64): Shao et al. 2024 (DeepSeekMath); samples_per_prompt: "
+    "Liu et al. 2025, released "
     "code; schedule, steps, save_every: Tiltyard, as in ppo",
     formula="A_i = (R_i - mean R of the group) / (its standard deviation + scale_eps)\n"
     "L = mean over answers of the mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) "
-    "+ kl k3(pi, ref)",
-    oracle="unscaled, many answers: with loss_k3 kl ref / (nu - r), nu such that it sums to 1; with reward_k1 pi*. "
-    "Scaled, rewards 0 and 1, kl = 0: it ascends 2 arcsin sqrt(p), p the chance of a 1",
+    "+ beta k3(pi, ref)",
+    oracle="unscaled, many answers: with loss_k3 beta ref / (nu - r), nu such that it sums to 1; with reward_k1 pi*. "
+    "Scaled, rewards 0 and 1, beta = 0: it ascends 2 arcsin sqrt(p), p the chance of a 1",
     paper="Shao et al. 2024 (DeepSeekMath); Liu et al. 2025 (Dr. GRPO); Yu et al. 2025 (DAPO)",
     watch="The policy loss starts at 0 whatever it teaches. Groups whose answers all score alike teach nothing: look "
     "at tied_scores (dropped_groups under dynamic sampling). Dividing by the deviation favours prompts that are "
@@ -72,7 +80,7 @@ class EndedOnly:
 def grpo(
     source: Online,
     *,
-    kl: Annotated[float, Field(ge=0)] = 0.04,
+    beta: Annotated[float, Field(ge=0)] = 0.04,
     kl_form: KlForm = "loss_k3",
     scale: AdvantageScale = "group",
     scale_eps: Annotated[float, Field(ge=0)] = 1e-4,
@@ -91,13 +99,13 @@ def grpo(
 ) -> Algorithm:
     """Clipped policy gradients without a critic: an answer's advantage is its reward against its group's.
 
-    With kl = 0 the reference only shows the KL (`show_kl`). Dr. GRPO is kl=0 scale=none aggregate=constant. DAPO is
-    kl=0 aggregate=token clip_high=0.28 dynamic_sampling=8 (draws; the paper sets no limit) and overlong = a fifth of
+    With beta = 0 the reference only shows the KL (`show_kl`). Dr. GRPO is beta=0 scale=none aggregate=constant. DAPO is
+    beta=0 aggregate=token clip_high=0.28 dynamic_sampling=8 (draws; the paper sets no limit) and overlong = a fifth of
     max_tokens.
 
     Args:
-        source: `Online` with n >= 2; answers are drawn from the whole law.
-        kl: coefficient of the pull toward the reference. [0.04: Shao et al. 2024]
+        source: `Online` with samples_per_prompt >= 2; answers are drawn from the whole law.
+        beta: coefficient of the pull toward the reference. [0.04: Shao et al. 2024]
         kl_form: where the KL stands. `loss_k3`: as a loss its gradient is that of KL(ref || pi), the FORWARD one, at
             each prefix. `loss_k2`: that of KL(pi || ref) at each prefix, blind to what a token does to later ones.
             `reward_k1`: in the reward, the gradient of the answers' KL(pi || ref), divided by the deviation like the
@@ -133,11 +141,11 @@ def grpo(
             got=overlong,
             expected=f"at most max_tokens = {law.max_tokens}",
         )
-    clipped = ClippedPolicy(clip_low, clip_high, kl, kl_form, entropy)
+    clipped = ClippedPolicy(clip_low, clip_high, beta, kl_form, entropy)
     loss, reduce = aggregated(clipped, aggregate, law.max_tokens, mask_truncated)
-    in_reward = kl if kl_form == "reward_k1" else 0.0
+    in_reward = beta if kl_form == "reward_k1" else 0.0
     prepare = (
-        OldLogp(law.temperature, against_ref=kl > 0),
+        OldLogp(law.temperature, against_ref=beta > 0),
         ResponseRewards(in_reward, missing_eos, missing_eos_penalty),
         *((Overlong(law.max_tokens, overlong),) if overlong else ()),
         GroupAdvantages("mean", scale, ddof, scale_eps),

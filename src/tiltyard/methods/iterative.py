@@ -31,8 +31,8 @@ def direct_loss(loss: Direct, beta: float) -> PairLoss:
     frozen=("ref", "reward"),
     samples="per iteration",
     judged="per iteration",
-    defaults={"lr": 5e-7, "batch": 64, "n": 4},
-    tuned="DPO's reference code (lr); n and temperature: Yuan et al. 2024",
+    defaults={"lr": 5e-7, "prompts_per_step": 64, "samples_per_prompt": 4},
+    tuned="DPO's reference code (lr); samples_per_prompt and temperature: Yuan et al. 2024",
     formula="-log sigmoid(beta h) on the best against the worst of n answers of the policy as the round began,\n"
     "h = log pi/ref(best) - log pi/ref(worst);  ref: the start (fixed) or the round's own beginning (previous)",
     oracle="with exact rounds and Bernoulli labels: ref fixed gives pi0 exp(r/beta)/Z in every round; ref previous "

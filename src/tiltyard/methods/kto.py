@@ -66,10 +66,10 @@ class MismatchedKL:
         if len(first_responses) < 2:
             raise DataError(
                 "KTO's reference point puts answers to other prompts, so a step needs two",
-                where="kto.batch",
+                where="kto.prompts_per_step",
                 got=len(first_responses),
                 expected="at least 2",
-                fix="raise batch",
+                fix="raise prompts_per_step",
             )
         mismatched = []
         for i, g in zip(batch.index, batch.groups, strict=True):
@@ -96,7 +96,7 @@ def _truncated(response: Response, group: Group, context: int | None) -> Respons
     "offline",
     "labelled",
     frozen=("ref",),
-    defaults={"lr": 5e-7, "batch": 64, "warmup": 0.1},
+    defaults={"lr": 5e-7, "prompts_per_step": 64, "warmup": 0.1},
     tuned="Ethayarajh et al. 2024 (learning rate of DPO and KTO alike)",
     formula="w_D (1 - sigmoid(beta (r - z))) good, w_U (1 - sigmoid(beta (z - r))) bad,  r = log pi/ref(y), summed,\n"
     "z = max(0, mean of log pi/ref of answers put to another prompt), without gradient",

@@ -98,8 +98,9 @@ class Mask:
     "pretrain",
     "text",
     trains=("encoder",),
-    defaults={"lr": 1e-3, "batch": 64, "weight_decay": 0.01, "beta2": 0.98, "warmup": 0.06},
-    tuned="weight_decay, beta2, warmup: Liu et al. 2019 (RoBERTa), table 9; lr, batch: as pretrain's (the 1m preset "
+    defaults={"lr": 1e-3, "prompts_per_step": 64, "weight_decay": 0.01, "beta2": 0.98, "warmup": 0.06},
+    tuned="weight_decay, beta2, warmup: Liu et al. 2019 (RoBERTa), table 9; lr, prompts_per_step: as pretrain's (the "
+    "1m preset "
     "learns faster at lr=3e-3)",
     formula="L = mean over chosen tokens of -log p(x_t | the text with the chosen tokens corrupted)",
     oracle="The documents' law of a token given the corrupted text; the loss ends at that law's conditional entropy.",

@@ -39,7 +39,7 @@ class RanksFromScores:
     "prompts",
     frozen=("ref", "reward"),
     human_labels=False,
-    defaults={"lr": 5e-7, "batch": 128, "n": 2, "temperature": 0.9, "warmup": 150},
+    defaults={"lr": 5e-7, "prompts_per_step": 128, "samples_per_prompt": 2, "temperature": 0.9, "warmup": 150},
     tuned="Guo et al. 2024",
     formula="l(beta h), h = log pi/ref(y1) - log pi/ref(y2), y1, y2 ~ pi now, the judge says which is better",
     oracle="first step: 2 beta times the policy gradient of the probability to beat oneself; its fixed point with "
@@ -57,13 +57,19 @@ def online_dpo(
     """Online direct alignment: a pair of fresh answers to each prompt, labelled by a judge or a reward model at once.
 
     Args:
-        source: `Online` with n=2.
+        source: `Online` with samples_per_prompt=2.
         beta: strength of the pull to the reference. [0.1: Guo et al. 2024, for DPO; they use 1.0 for IPO and 0.002 for
             SLiC]
         loss: `dpo`, `ipo` (tau = beta, summed) or `hinge` (on log-ratios). [dpo: Guo et al. 2024]
     """
-    if source.n != 2:
-        raise ConfigError("a pair is two answers", where="online_dpo.n", got=source.n, expected=2, fix="set n=2")
+    if source.samples_per_prompt != 2:
+        raise ConfigError(
+            "a pair is two answers",
+            where="online_dpo.samples_per_prompt",
+            got=source.samples_per_prompt,
+            expected=2,
+            fix="set samples_per_prompt=2",
+        )
     law = source.settings
     if law.temperature == 0:
         raise ConfigError(

@@ -17,7 +17,7 @@ from tiltyard.training.prepare import PairLabels
     "offline",
     "comparisons",
     shape="pair",
-    defaults={"lr": 8e-6, "batch": 64, "epochs": 1.0},
+    defaults={"lr": 8e-6, "prompts_per_step": 64, "epochs": 1.0},
     tuned="Hong et al. 2024 (learning rate)",
     formula="-log pi(chosen)/|chosen| + lam * -log sigmoid(log odds(chosen) - log odds(rejected)),\n"
     "odds = P/(1-P),  P = exp(log pi(y)/|y|)",

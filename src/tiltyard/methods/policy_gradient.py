@@ -43,18 +43,18 @@ class ActorCritic:
 
 @dataclass(frozen=True)
 class ClippedPolicy:
-    """max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + kl k(pi, ref) - entropy H on each token."""
+    """max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + beta k(pi, ref) - entropy H on each token."""
 
     clip_low: float
     clip_high: float
-    kl: float = 0.0
+    beta: float = 0.0
     form: KlForm = "reward_k1"
     entropy: float = 0.0
     item: ClassVar[Item] = "R"
 
     @property
     def kl_in_loss(self) -> bool:
-        return self.kl > 0 and self.form != "reward_k1"
+        return self.beta > 0 and self.form != "reward_k1"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class ClippedPolicy:
         if self.kl_in_loss:
             kl_R = (k2 if self.form == "loss_k2" else k3)(forward.logp_R, batch["ref_logp_R"].detach())
             metrics["kl_loss"] = sum_count(kl_R.detach())
-            loss_R = loss_R + self.kl * kl_R
+            loss_R = loss_R + self.beta * kl_R
         if self.entropy:
             loss_R = loss_R - self.entropy * forward.entropy_R
         return loss_R, metrics
@@ -138,22 +138,22 @@ def require_untruncated_sampling(source: Online, method: str) -> None:
 
 def enough_prompts(source: Online, method: str, minibatches: int) -> None:
     """Every minibatch needs a prompt."""
-    if minibatches > source.batch:
+    if minibatches > source.prompts_per_step:
         raise ConfigError(
             "there are more minibatches than prompts",
             where=f"{method}.minibatches",
             got=minibatches,
-            expected=f"at most batch = {source.batch}",
+            expected=f"at most prompts_per_step = {source.prompts_per_step}",
         )
 
 
 def several_answers(source: Online, method: str) -> None:
     """A baseline made of a prompt's other answers needs others."""
-    if isinstance(source, Online) and source.n < 2:
+    if isinstance(source, Online) and source.samples_per_prompt < 2:
         raise ConfigError(
             f"{method} compares the answers to a prompt with each other",
-            where=f"{method}.n",
-            got=source.n,
+            where=f"{method}.samples_per_prompt",
+            got=source.samples_per_prompt,
             expected="at least 2 answers a prompt",
-            fix="set n=4",
+            fix="set samples_per_prompt=4",
         )

@@ -72,14 +72,16 @@ class WhitenRewards:
     trains=("policy", "value"),
     frozen=("ref", "reward"),
     optional=("ref",),
-    defaults={"lr": 1e-5, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="lr (as run), batch: Ziegler et al. 2019, reference code; schedule, steps: Touvron et al. 2023 (Llama 2); "
+    defaults={"lr": 1e-5, "prompts_per_step": 64, "steps": 200, "schedule": "constant", "save_every": 20},
+    tuned="lr (as run), prompts_per_step: Ziegler et al. 2019, reference code; schedule, steps: Touvron et al. 2023 "
+    "(Llama 2); "
     "save_every: Tiltyard, steps are long",
-    formula="r_t = -kl (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A, G = GAE(r_t, V_old)\n"
+    formula="r_t = -beta (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A, G = GAE(r_t, V_old)\n"
     "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + vf_coef/2 max((V - G)^2, (V' - G)^2),"
     " V' = V kept within value_clip of V_old",
-    oracle="pi* = ref exp(r / kl) / Z: there r - kl log(pi / ref) is the same for every answer. With ptx and a corpus "
-    "of law D over the same answers, r - kl log(pi / ref) + ptx D / pi is.",
+    oracle="pi* = ref exp(r / beta) / Z: there r - beta log(pi / ref) is the same for every answer. With ptx and a "
+    "corpus "
+    "of law D over the same answers, r - beta log(pi / ref) + ptx D / pi is.",
     paper="Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
     watch="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
 )
@@ -87,7 +89,7 @@ def ppo(
     source: Online,
     corpus: Source | None = None,
     *,
-    kl: Annotated[float, Field(ge=0)] = 0.05,
+    beta: Annotated[float, Field(ge=0)] = 0.05,
     kl_target: Annotated[float, Field(gt=0)] | None = None,
     kl_horizon: Annotated[float, Field(gt=0)] = 10_000,
     ppo_epochs: Annotated[int, Field(gt=0)] = 4,
@@ -103,19 +105,19 @@ def ppo(
     whiten_rewards: bool = False,
     ptx: Annotated[float, Field(ge=0)] = 0.0,
 ) -> Algorithm:
-    """Maximises E[r] - kl * KL(pi || ref) by clipped policy gradients with a learned value baseline.
+    """Maximises E[r] - beta * KL(pi || ref) by clipped policy gradients with a learned value baseline.
 
-    Its exact optimum is pi* = ref * exp(r / kl) / Z. With ptx above 0 it is PPO-ptx: every update adds ptx times the
+    Its exact optimum is pi* = ref * exp(r / beta) / Z. With ptx above 0 it is PPO-ptx: every update adds ptx times the
     gradient of the mean log-likelihood of pretraining texts, so that what was learnt there is kept.
 
     Args:
         source: `Online`; answers are drawn from the whole law (no top-p, no top-k), so that log-probs are its own.
         corpus: `Offline` over texts, for ptx.
-        kl: coefficient of the per-token log-ratio in the reward; the first value if kl_target is set.
+        beta: coefficient of the per-token log-ratio in the reward; the first value if kl_target is set.
             [0.05: Tiltyard; papers use 0.005 to 0.2]
-        kl_target: nats an answer; adapts kl toward it (Ziegler et al. 2019). None keeps kl fixed.
+        kl_target: nats an answer; adapts beta toward it (Ziegler et al. 2019). None keeps beta fixed.
             [null: Tiltyard; the optimum stays known]
-        kl_horizon: answers over which an adaptive kl may change by a factor of about 1.2.
+        kl_horizon: answers over which an adaptive beta may change by a factor of about 1.2.
             [10000: Ziegler et al. 2019, reference code]
         ppo_epochs: passes over each step's rollouts. [4: Ziegler et al. 2019, reference code]
         minibatches: optimiser steps a pass. [1: Ziegler et al. 2019, reference code]
@@ -131,7 +133,7 @@ def ppo(
         whiten_advantages: mean 0 and variance 1 over the step's tokens.
             [true: Ziegler et al. 2019, reference code, over a minibatch]
         whiten_rewards: divide token rewards by their standard deviation, keeping the mean.
-            [false: Tiltyard; kl keeps its meaning]
+            [false: Tiltyard; beta keeps its meaning]
         ptx: weight of the texts' negative log-likelihood, a mean over tokens. InstructGPT's 27.8 belongs to the sums
             and means of its own code; choose by ptx_grad_ratio, the term's gradient norm over PPO's own.
             [0: Tiltyard; plain PPO]
@@ -147,9 +149,9 @@ def ppo(
             expected="texts of the kind that the model was pretrained on",
             fix="set corpus=FILE, or ptx=0 for plain PPO",
         )
-    controller = kl_controller(kl, kl_target, kl_horizon)
+    controller = kl_controller(beta, kl_target, kl_horizon)
     prepare = (
-        OldLogp(temperature, against_ref=kl > 0),
+        OldLogp(temperature, against_ref=beta > 0),
         Values(),
         TokenRewards(controller, missing_eos, missing_eos_penalty),
         *((WhitenRewards(),) if whiten_rewards else ()),
@@ -164,7 +166,7 @@ def ppo(
         prepare=prepare,
         epochs=ppo_epochs,
         minibatches=minibatches,
-        after=(UpdateKL(controller),) if kl > 0 else (),
+        after=(UpdateKL(controller),) if beta > 0 else (),
         aux_losses=(AuxLoss("ptx", corpus, Nll(), ptx),) if corpus is not None and ptx > 0 else (),
         temperature=temperature,
     )

@@ -10,8 +10,9 @@ from tiltyard.training.algorithm import Algorithm, Source
 @method(
     "pretrain",
     "text",
-    defaults={"lr": 1e-3, "batch": 64, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.02},
-    tuned="weight_decay, beta2: Brown et al. 2020 (GPT-3), appendix B; lr, batch, warmup: Tiltyard, small new models",
+    defaults={"lr": 1e-3, "prompts_per_step": 64, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.02},
+    tuned="weight_decay, beta2: Brown et al. 2020 (GPT-3), appendix B; lr, prompts_per_step, warmup: Tiltyard, small "
+    "new models",
     formula="L = mean over all tokens of -log pi(y_t | y_<t)",
     oracle="The empirical law of the documents; the loss ends at that law's entropy a token.",
     paper="Radford et al. 2019 (GPT-2)",

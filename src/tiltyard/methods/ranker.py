@@ -75,8 +75,9 @@ class RankerLoss:
     "comparisons",
     encode=encode_pairwise,
     trains=("reward",),
-    defaults={"lr": 1e-4, "batch": 32, "epochs": 1.0},
-    tuned="lr and batch as for the reward model; SLiC-HF trains its T5 ranker at lr 1e-3, batch 128",
+    defaults={"lr": 1e-4, "prompts_per_step": 32, "epochs": 1.0},
+    tuned="lr and prompts_per_step as for the reward model; SLiC-HF trains its T5 ranker at lr 1e-3, "
+    "prompts_per_step 128",
     formula="-log sigmoid(s(x; y_w | y_l) - s(x; y_l | y_w)), averaged over the pairs of a row, then over rows",
     oracle="logit rho = r(x, y1) - r(x, y2) for Bradley-Terry labels; loss ln 2 at the start; rho(1,2) + rho(2,1) = 1",
     paper="Zhao et al. 2023 (SLiC-HF); Liu et al. 2023 (RSO), sec. 3.1",
@@ -86,7 +87,8 @@ class RankerLoss:
 def ranker(source: Source) -> Algorithm:
     """Which of two answers is better: sigmoid(s(x; y1 | y2) - s(x; y2 | y1)), the same in either order.
 
-    Each untied pair of a ranking is one group, so `batch` counts pairs. A row of K answers gives up to K(K-1)/2 of
+    Each untied pair of a ranking is one group, so `prompts_per_step` counts pairs. A row of K answers gives up to
+    K(K-1)/2 of
     them, each weighed by one over their number: rows count alike, which is what InstructGPT's mean over a prompt's
     pairs is for. They are not kept in one step as there, because each pair is a text of its own that is read once an
     epoch, where a reward model would read each answer K-1 times. Soft labels are the target of the cross-entropy.

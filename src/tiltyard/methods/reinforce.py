@@ -38,12 +38,12 @@ class ResponseReturns:
     trains=("policy", "value"),
     frozen=("ref", "reward"),
     optional=("ref",),
-    defaults={"lr": 1e-5, "batch": 128, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="lr, batch: Lee et al. 2023 (RLAIF); schedule, steps, save_every: Tiltyard, as in ppo",
-    formula="R = r(x, y) - kl log pi(y)/ref(y), or with mix_kl: (1 - kl) r - kl log pi(y)/ref(y)\n"
+    defaults={"lr": 1e-5, "prompts_per_step": 128, "steps": 200, "schedule": "constant", "save_every": 20},
+    tuned="lr, prompts_per_step: Lee et al. 2023 (RLAIF); schedule, steps, save_every: Tiltyard, as in ppo",
+    formula="R = r(x, y) - beta log pi(y)/ref(y), or with mix_kl: (1 - beta) r - beta log pi(y)/ref(y)\n"
     "L = mean over tokens of -(R - V_t) log pi(y_t) + value_coef (V_t - R)^2, with R - V_t held constant in the first "
     "term",
-    oracle="pi* = ref exp(r / kl) / Z; with mix_kl the coefficient is kl / (1 - kl): 0.05263 for 0.05",
+    oracle="pi* = ref exp(r / beta) / Z; with mix_kl the coefficient is beta / (1 - beta): 0.05263 for 0.05",
     paper="Williams 1992; Lee et al. 2023 (RLAIF), appendix on modified REINFORCE",
     watch="The KL of tokens that are already written is part of every token's return: the same mean gradient as a2c, "
     "with more variance in long answers.",
@@ -51,31 +51,31 @@ class ResponseReturns:
 def reinforce(
     source: Online,
     *,
-    kl: Annotated[float, Field(ge=0)] = 0.05,
+    beta: Annotated[float, Field(ge=0)] = 0.05,
     mix_kl: bool = False,
     value_coef: Annotated[float, Field(ge=0)] = 1.0,
     missing_eos: MissingEos = "subtract",
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Maximises E[r] - kl * KL(pi || ref): every token earns its whole answer's reward less the value.
+    """Maximises E[r] - beta * KL(pi || ref): every token earns its whole answer's reward less the value.
 
     Args:
         source: `Online`; answers are drawn from the whole law.
-        kl: coefficient of the answer's summed log-ratio in its reward. [0.05: Lee et al. 2023]
-        mix_kl: RLAIF's objective (1 - kl) E[r] - kl KL; kl is then below 1. [false: Tiltyard; kl means the same as in
-            other methods]
+        beta: coefficient of the answer's summed log-ratio in its reward. [0.05: Lee et al. 2023]
+        mix_kl: RLAIF's objective (1 - beta) E[r] - beta KL; beta is then below 1. [false: Tiltyard; beta means the
+            same as in other methods]
         value_coef: weight of the squared value error. [1.0: Lee et al. 2023; two losses are simply added]
         missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "reinforce")
-    if mix_kl and kl >= 1:
+    if mix_kl and beta >= 1:
         raise ConfigError(
-            "a mixed objective gives the reward the weight 1 - kl",
-            where="reinforce.kl",
-            got=kl,
+            "a mixed objective gives the reward the weight 1 - beta",
+            where="reinforce.beta",
+            got=beta,
             expected="below 1",
-            fix="set mix_kl=false to keep this kl",
+            fix="set mix_kl=false to keep this beta",
         )
     temperature = source.settings.temperature
     return Algorithm(
@@ -84,9 +84,9 @@ def reinforce(
         ActorCritic(value_coef),
         trains=("policy", "value"),
         prepare=(
-            OldLogp(temperature, against_ref=kl > 0),
+            OldLogp(temperature, against_ref=beta > 0),
             Values(),
-            ResponseRewards(kl, missing_eos, missing_eos_penalty, score_weight=1 - kl if mix_kl else 1.0),
+            ResponseRewards(beta, missing_eos, missing_eos_penalty, score_weight=1 - beta if mix_kl else 1.0),
             ResponseReturns(),
         ),
         temperature=temperature,

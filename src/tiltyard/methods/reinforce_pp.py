@@ -66,13 +66,14 @@ class GroupBaseline:
     "prompts",
     frozen=("ref", "reward"),
     optional=("ref",),
-    defaults={"lr": 1e-6, "batch": 64, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="Tiltyard: lr as in rloo and grpo, batch, schedule, steps and save_every as in ppo",
-    formula="r_t = -kl (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A_t = sum of r_s, s >= t [- the group's "
+    defaults={"lr": 1e-6, "prompts_per_step": 64, "steps": 200, "schedule": "constant", "save_every": 20},
+    tuned="Tiltyard: lr as in rloo and grpo, prompts_per_step, schedule, steps and save_every as in ppo",
+    formula="r_t = -beta (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A_t = sum of r_s, s >= t [- the "
+    "group's "
     "mean reward], then mean 0 and variance 1 over all tokens of the step\n"
     "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip))",
-    oracle="PPO with V = 0, lam = 1 and whitening, number for number; pi* = ref exp(r / kl) / Z up to the whitening; "
-    "at kl = 0 the same for r and a r + c, a > 0",
+    oracle="PPO with V = 0, lam = 1 and whitening, number for number; pi* = ref exp(r / beta) / Z up to the whitening; "
+    "at beta = 0 the same for r and a r + c, a > 0",
     paper="Hu et al. 2025 (REINFORCE++)",
     watch="Normalising divides by a deviation that shrinks as the policy settles, so late noise is blown up. Needs "
     "large batches, since the batch is the baseline.",
@@ -80,7 +81,7 @@ class GroupBaseline:
 def reinforce_pp(
     source: Online,
     *,
-    kl: Annotated[float, Field(ge=0)] = 0.01,
+    beta: Annotated[float, Field(ge=0)] = 0.01,
     group_baseline: bool = False,
     ppo_epochs: Annotated[int, Field(gt=0)] = 1,
     minibatches: Annotated[int, Field(gt=0)] = 1,
@@ -90,11 +91,11 @@ def reinforce_pp(
 ) -> Algorithm:
     """Clipped policy gradients without a critic: rewards to go, normalised over the batch, stand for advantages.
 
-    With kl = 0 the reference only shows the KL (`show_kl`).
+    With beta = 0 the reference only shows the KL (`show_kl`).
 
     Args:
         source: `Online`; answers are drawn from the whole law.
-        kl: coefficient of the per-token log-ratio in the reward. [0.01: Tiltyard; the sheet of methods gives none]
+        beta: coefficient of the per-token log-ratio in the reward. [0.01: Tiltyard; the sheet of methods gives none]
         group_baseline: the mean reward of a prompt's answers is subtracted before the normalisation; needs n >= 2.
             [false: Hu et al. 2025; true is their baseline variant]
         ppo_epochs: passes over each step's rollouts. [1: Tiltyard; on-policy]
@@ -108,9 +109,9 @@ def reinforce_pp(
     if group_baseline:
         several_answers(source, "reinforce_pp")
     temperature = source.settings.temperature
-    if kl > 0:
+    if beta > 0:
         rewards: tuple[Prepare, ...] = (
-            TokenRewards(FixedKL(kl), missing_eos, missing_eos_penalty),
+            TokenRewards(FixedKL(beta), missing_eos, missing_eos_penalty),
             RewardsToGo(),
             *((GroupBaseline(),) if group_baseline else ()),
         )
@@ -123,7 +124,7 @@ def reinforce_pp(
         "reinforce_pp",
         source,
         ClippedPolicy(clip, clip),
-        prepare=(OldLogp(temperature, against_ref=kl > 0), *rewards, WhitenAdvantages()),
+        prepare=(OldLogp(temperature, against_ref=beta > 0), *rewards, WhitenAdvantages()),
         epochs=ppo_epochs,
         minibatches=minibatches,
         temperature=temperature,

@@ -69,7 +69,7 @@ def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: fl
     optional=("ref",),
     samples="per iteration",
     judged="per iteration",
-    defaults={"lr": 1e-5, "batch": 64, "n": 8, "temperature": 0.8},
+    defaults={"lr": 1e-5, "prompts_per_step": 64, "samples_per_prompt": 8, "temperature": 0.8},
     tuned="Tiltyard (the paper tunes T5-like translation models)",
     formula="1[r(x, y) > tau_i] * L(x, y),  y ~ lambda * (the policy as the round began) + (1 - lambda) * data,\n"
     "tau_i rising in the round; L = -log pi(y_t) a token (nll), times max(pi(y_t), floor) r (gold), times\n"
@@ -117,13 +117,13 @@ def rest(
             got=taus,
             expected=f"{source.every} at most",
         )
-    if loss not in ("nll", "gold") and source.n < 2:
+    if loss not in ("nll", "gold") and source.samples_per_prompt < 2:
         raise ConfigError(
             f"{loss} holds the answers to a prompt against each other",
-            where="rest.n",
-            got=source.n,
+            where="rest.samples_per_prompt",
+            got=source.samples_per_prompt,
             expected="at least 2 answers a prompt",
-            fix="set n=8, or loss=nll",
+            fix="set samples_per_prompt=8, or loss=nll",
         )
     every, taught = source.every, lesson(loss, beta, floor, eta)
     given = tuple(demonstrations.cycle.items) if demonstrations is not None else ()

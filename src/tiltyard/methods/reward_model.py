@@ -157,7 +157,7 @@ class Margins:
     "comparisons",
     name="reward",
     trains=("reward",),
-    defaults={"lr": 1e-4, "batch": 32, "epochs": 1.0},
+    defaults={"lr": 1e-4, "prompts_per_step": 32, "epochs": 1.0},
     tuned="one epoch and whole rankings as elements: InstructGPT; lr: Tiltyard, for small models (InstructGPT 9e-6)",
     formula="pairs: mean over untied pairs of -log sigmoid(r_i - r_j - m) + centre (r_i + r_j)^2\n"
     "listwise: -sum_k (r_(k) - logsumexp of r_(k), r_(k+1), ...);  best: -log softmax(r)_best",

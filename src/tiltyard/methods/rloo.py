@@ -38,12 +38,21 @@ class Reinforce:
     "prompts",
     frozen=("ref", "reward"),
     optional=("ref",),
-    defaults={"lr": 1e-6, "batch": 32, "n": 4, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="lr, n: Ahmadian et al. 2024 as TRL's documentation quotes them (n: 2 and 4); batch: Tiltyard (theirs is 512 "
+    defaults={
+        "lr": 1e-6,
+        "prompts_per_step": 32,
+        "samples_per_prompt": 4,
+        "steps": 200,
+        "schedule": "constant",
+        "save_every": 20,
+    },
+    tuned="lr, samples_per_prompt: Ahmadian et al. 2024 as TRL's documentation quotes them (samples_per_prompt: 2 "
+    "and 4); prompts_per_step: Tiltyard (theirs is 512 "
     "answers); schedule, steps, save_every: Tiltyard, as in ppo",
-    formula="R_i = r(x, y_i) - kl log pi(y_i)/ref(y_i);  A_i = R_i - mean of the other answers' R\n"
+    formula="R_i = r(x, y_i) - beta log pi(y_i)/ref(y_i);  A_i = R_i - mean of the other answers' R\n"
     "L = mean over answers of -A_i log pi(y_i), summed over tokens, A held constant",
-    oracle="pi* = ref exp(r / kl) / Z; the gradient is exactly unbiased for any n >= 2, the advantages of a prompt add "
+    oracle="pi* = ref exp(r / beta) / Z; the gradient is exactly unbiased for any n >= 2, the advantages of a prompt "
+    "add "
     "up to 0",
     paper="Kool et al. 2019; Ahmadian et al. 2024 (Back to Basics)",
     watch="Log-probs are summed over tokens, so long answers have larger gradients. Two answers alone give a noisy "
@@ -52,18 +61,18 @@ class Reinforce:
 def rloo(
     source: Online,
     *,
-    kl: Annotated[float, Field(ge=0)] = 0.03,
+    beta: Annotated[float, Field(ge=0)] = 0.03,
     missing_eos: MissingEos = "subtract",
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Maximises E[r] - kl * KL(pi || ref) without a critic: the baseline is the mean of the prompt's other answers.
+    """Maximises E[r] - beta * KL(pi || ref) without a critic: the baseline is the mean of the prompt's other answers.
 
-    One update a batch of answers, so that the gradient stays unbiased. With kl = 0 the reference only shows the KL
+    One update a batch of answers, so that the gradient stays unbiased. With beta = 0 the reference only shows the KL
     (`show_kl`).
 
     Args:
-        source: `Online` with n >= 2; answers are drawn from the whole law.
-        kl: coefficient of the answer's summed log-ratio in its reward. [0.03: Ahmadian et al. 2024, TRL's
+        source: `Online` with samples_per_prompt >= 2; answers are drawn from the whole law.
+        beta: coefficient of the answer's summed log-ratio in its reward. [0.03: Ahmadian et al. 2024, TRL's
             documentation]
         missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
@@ -76,8 +85,8 @@ def rloo(
         source,
         Reinforce(),
         prepare=(
-            OldLogp(temperature, against_ref=kl > 0),
-            ResponseRewards(kl, missing_eos, missing_eos_penalty),
+            OldLogp(temperature, against_ref=beta > 0),
+            ResponseRewards(beta, missing_eos, missing_eos_penalty),
             GroupAdvantages("leave_one_out"),
         ),
         temperature=temperature,

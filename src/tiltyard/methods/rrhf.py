@@ -48,7 +48,7 @@ class RankAndImitate:
 @method(
     "offline",
     "comparisons",
-    defaults={"lr": 2e-5, "batch": 64, "epochs": 3.0, "warmup": 0.03},
+    defaults={"lr": 2e-5, "prompts_per_step": 64, "epochs": 3.0, "warmup": 0.03},
     tuned="Yuan et al. 2023",
     formula="sum over r_i < r_j of max(0, p_i - p_j) - log pi(y_best),  p = log pi(y)/|y|",
     oracle="r = (1, .2, .8), p = (-.8, -.5, -.9): rank loss 0.70; zero exactly where the averaged log-probs are in the "

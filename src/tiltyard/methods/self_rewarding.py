@@ -38,7 +38,15 @@ def pair_lengths(models: Models, batch: Batch, step: int) -> Metrics:  # noqa: A
     samples="per iteration",
     judged="per iteration",
     human_labels=False,
-    defaults={"lr": 1e-6, "batch": 16, "n": 4, "temperature": 0.7, "top_p": 0.9, "iterations": 2, "dropout": 0.1},
+    defaults={
+        "lr": 1e-6,
+        "prompts_per_step": 16,
+        "samples_per_prompt": 4,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "iterations": 2,
+        "dropout": 0.1,
+    },
     tuned="Yuan et al. 2024",
     formula="-log sigmoid(beta h) on the best against the worst of n own answers by the policy's own points,\n"
     "h = log pi/pi_t(best) - log pi/pi_t(worst);  pi_t: the policy as the round began, also judge and reference",

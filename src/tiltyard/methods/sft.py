@@ -52,8 +52,9 @@ class WeightedNll:
 @method(
     "sft",
     "demonstrations",
-    defaults={"lr": 3e-5, "batch": 32, "epochs": 2.0},
-    tuned="batch: Ouyang et al. 2022 (1.3B, 6B); epochs: Touvron et al. 2023 (Llama 2); lr: Tiltyard, smaller models",
+    defaults={"lr": 3e-5, "prompts_per_step": 32, "epochs": 2.0},
+    tuned="prompts_per_step: Ouyang et al. 2022 (1.3B, 6B); epochs: Touvron et al. 2023 (Llama 2); lr: Tiltyard, "
+    "smaller models",
     formula="L = mean over answer tokens of -log pi(y_t | x, y_<t)",
     oracle="The empirical law of the answers to each prompt; the loss ends at that law's entropy a token.",
     paper="Ouyang et al. 2022 (InstructGPT), section 3.5",

@@ -18,7 +18,7 @@ from tiltyard.training.prepare import PairLabels
     "offline",
     "comparisons",
     shape="pair",
-    defaults={"lr": 6e-7, "batch": 128, "warmup": 0.1},
+    defaults={"lr": 6e-7, "prompts_per_step": 128, "warmup": 0.1},
     tuned="Meng et al. 2024, released configurations (Llama-3-Base)",
     formula="-log sigmoid(beta h - gamma),  h = log pi(chosen)/|chosen| - log pi(rejected)/|rejected|,  "
     "gamma = beta * gamma_ratio",

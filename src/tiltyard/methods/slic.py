@@ -21,7 +21,7 @@ from tiltyard.training.prepare import PairLabels
     "comparisons",
     shape="pair",
     second="demonstrations",
-    defaults={"lr": 1e-5, "batch": 32},
+    defaults={"lr": 1e-5, "prompts_per_step": 32},
     tuned="Zhao et al. 2023 (T5)",
     formula="max(0, delta - h) + lam * -log pi(y_ref),  h = log pi(chosen) - log pi(rejected); all sums over tokens",
     oracle="one pair with Bernoulli p: h = delta sign(p - 1/2): it does not estimate log-odds, so no pi*; lam = 0 "

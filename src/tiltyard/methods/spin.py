@@ -31,17 +31,17 @@ class SPINLoss:
         kind: the loss of the log-ratio difference.
     """
 
-    lams: tuple[float, ...]
+    betas: tuple[float, ...]
     kind: Kind
     needs: ClassVar[tuple[str, ...]] = ("logp_R", "ref_logp_R", "share_B", "kept_G")
     item: ClassVar[Item] = "G"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         iteration = batch.groups[0].responses[1].policy_version or 0
-        lam = self.lams[min(iteration, len(self.lams) - 1)]
-        loss = PairLoss(Logistic(lam) if self.kind == "logistic" else Hinge(1.0, lam), "log_ratio", lam)
+        beta = self.betas[min(iteration, len(self.betas) - 1)]
+        loss = PairLoss(Logistic(beta) if self.kind == "logistic" else Hinge(1.0, beta), "log_ratio", beta)
         loss_G, metrics = loss(forward, batch)
-        return loss_G, {**metrics, "lam": (lam, 1.0)}
+        return loss_G, {**metrics, "beta": (beta, 1.0)}
 
 
 @method(
@@ -51,37 +51,40 @@ class SPINLoss:
     samples="per iteration",
     judged="per iteration",
     human_labels=False,
-    defaults={"lr": 5e-7, "batch": 64, "epochs": 2.0, "warmup": 0.1},
+    defaults={"lr": 5e-7, "prompts_per_step": 64, "epochs": 2.0, "warmup": 0.1},
     tuned="Chen et al. 2024, code (iterations 0 and 1); its optimiser is RMSprop, ours is AdamW",
-    formula="l(lam h),  h = log pi/pi_t(data's answer) - log pi/pi_t(own answer),  own answer ~ pi_t;\n"
+    formula="l(beta h),  h = log pi/pi_t(data's answer) - log pi/pi_t(own answer),  own answer ~ pi_t;\n"
     "pi_t, the model as the iteration began, is both opponent and reference",
-    oracle="exact iterate pi_t (p_data/pi_t)^(1/lam); fixed point p_data; lam = 1 gets there in one iteration, lam > "
-    "1/2 contracts, lam = 1/2 cycles, lam < 1/2 diverges",
+    oracle="exact iterate pi_t (p_data/pi_t)^(1/beta); fixed point p_data; beta = 1 gets there in one iteration, "
+    "beta > "
+    "1/2 contracts, beta = 1/2 cycles, beta < 1/2 diverges",
     paper="Chen et al. 2024 (SPIN), eq. 4.7",
-    watch="The published lam = 0.1 is stable only because each iteration stops far from its optimum: few steps, small "
+    watch="The published beta = 0.1 is stable only because each iteration stops far from its optimum: few steps, small "
     "lr. The paper adds the previous iteration's answers to the pool; here each iteration uses its own.",
 )
 def spin(
     source: SelfPlay,
     *,
-    lam: Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] = 0.1,
+    beta: Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] = 0.1,
     loss: Kind = "logistic",
 ) -> Algorithm:
     """Self-play fine-tuning: the data's answer always wins against the model's own, which comes from a snapshot.
 
     Args:
         source: `SelfPlay` over demonstrations; it says how many steps an iteration has.
-        lam: strength of the pull to the snapshot: one number, or one an iteration (the last holds for the rest).
-            [0.1: Chen et al. 2024, code; its last iteration uses 5]
-        loss: `logistic` -log sigmoid(lam h), or `hinge` max(0, 1 - lam h). [logistic: Chen et al. 2024]
+        beta: strength of the pull to the snapshot (the paper's lambda): one number, or one an iteration (the last
+            holds for the rest). [0.1: Chen et al. 2024, code; its last iteration uses 5]
+        loss: `logistic` -log sigmoid(beta h), or `hinge` max(0, 1 - beta h). [logistic: Chen et al. 2024]
     """
-    lams = lam if isinstance(lam, list) else [lam]
-    if not lams:
-        raise ConfigError("the schedule of lam is empty", where="spin.lam", got=lam, fix="give one number or several")
+    betas = beta if isinstance(beta, list) else [beta]
+    if not betas:
+        raise ConfigError(
+            "the schedule of beta is empty", where="spin.beta", got=beta, fix="give one number or several"
+        )
     return Algorithm(
         "spin",
         source,
-        SPINLoss(tuple(lams), loss),
+        SPINLoss(tuple(betas), loss),
         prepare=(PairLabels("spin"), RefLogp()),
         reduce=Mean("kept_G"),
         after=(RenewRef(source.every),),

@@ -4,8 +4,8 @@ name: rlhf
 defaults: {seed: 1}                  # given to every stage that has the setting
 stages:
   - sft: {data: demonstrations.jsonl}
-  - ppo: {model: sft, kl: 0.05}
-  - ppo_nokl: {method: ppo, model: sft, kl: 0}     # the same kind again, under its own name
+  - ppo: {model: sft, beta: 0.05}
+  - ppo_nokl: {method: ppo, model: sft, beta: 0}     # the same kind again, under its own name
 """
 
 from __future__ import annotations

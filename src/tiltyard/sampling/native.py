@@ -127,7 +127,7 @@ class _Rows:
         self.reach = max((len(s.encode()) for s in settings.stop), default=0) + 4
         self.room = torch.tensor(room, device=model.device).repeat_interleave(n)
         self.stops = torch.tensor(sorted(model.chat.stop_ids), device=model.device)
-        at_once = min(settings.max_rows, rows)
+        at_once = min(settings.max_concurrent, rows)
         capacity = max(len(p.ids) + r for p, r in zip(prompts, room, strict=True))
         self.engine: Engine = (
             Packed(model, prompts, n, at_once, capacity, can_be_lean(model))

@@ -21,7 +21,7 @@ class SampleSettings:
         top_k: the k most probable tokens; 0 keeps all.
         max_tokens: longest answer, end-of-turn token included.
         stop: an answer ends where one of these strings appears (the string is cut from its text, not from its ids).
-        max_rows: answers decoded at the same time; bounds memory.
+        max_concurrent: answers decoded at the same time; bounds memory.
         keep_hidden: record the hidden states that predicted each token, see `types.Response.hidden`.
     """
 
@@ -30,7 +30,7 @@ class SampleSettings:
     top_k: int = 0
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
-    max_rows: int = 256
+    max_concurrent: int = 256
     keep_hidden: bool = False
 
     @property
@@ -44,7 +44,7 @@ class SampleSettings:
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "top_k": (self.top_k >= 0, ">= 0 (0 keeps all)"),
             "max_tokens": (self.max_tokens >= 1, ">= 1"),
-            "max_rows": (self.max_rows >= 1, ">= 1"),
+            "max_concurrent": (self.max_concurrent >= 1, ">= 1"),
         }
         for key, (fine, expected) in bounds.items():
             if not fine:

@@ -49,12 +49,12 @@ class CandidatesSettings(Settings):
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
-    n: Annotated[int, Field(ge=2, description="answers a prompt")] = 8
+    samples_per_prompt: Annotated[int, Field(ge=2, description="answers a prompt")] = 8
     temperature: Annotated[float, Field(gt=0, description="of sampling [SLiC-HF, RSO]")] = 0.7
     top_k: Annotated[int, Field(ge=0, description="most probable tokens kept; 0: all [SLiC-HF, RSO]")] = 40
     top_p: Annotated[float, Field(gt=0, le=1, description="mass of the most probable tokens kept")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
-    max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
     ranker: Annotated[str, Field(description="scored by this pairwise ranker, against one more answer a prompt")] = ""
     reward: Annotated[str, Field(description="or scored by this reward model")] = ""
     gold: Annotated[bool, Field(description="or scored by the embedded world's own rules")] = False
@@ -143,7 +143,7 @@ class _Judge:
         asked = self.settings
         groups = [
             replace(group, origin=f"{self.name}:{first + i + 1}")
-            for i, group in enumerate(self._sampled(prompts, asked.n, 2, first))
+            for i, group in enumerate(self._sampled(prompts, asked.samples_per_prompt, 2, first))
         ]
         baselines: list[Group] = []
         if self.ranker is not None:
@@ -156,7 +156,9 @@ class _Judge:
 
     def _sampled(self, prompts: Sequence[Prompt], n: int, stream: int, first: int) -> list[Group]:
         asked = self.settings
-        law = SampleSettings(asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, max_rows=asked.max_rows)
+        law = SampleSettings(
+            asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, max_concurrent=asked.max_concurrent
+        )
         # drawn for a whole block also where the prompts end before it: how many follow changes no answer
         draws = Draws(generator(asked.seed, stream, first), BLOCK, n, range(len(prompts)))
         return sample(self.model, prompts, n, law, draws=draws)
@@ -170,7 +172,7 @@ class _Judge:
         if how == "first_round":
             return select.first_round(groups, compare, chance)
         if how == "random":
-            return select.random_pairs(groups, self.settings.n, chance, compare)
+            return select.random_pairs(groups, self.settings.samples_per_prompt, chance, compare)
         if how == "best_worst":
             return select.best_worst(groups, chance)
         return select.all_pairs(groups, compare) if how == "all" else select.Selected()
@@ -219,13 +221,13 @@ def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
     prompts = max(1, progress.candidates)
     found: dict[str, Any] = {
         "prompts": progress.candidates,
-        "candidates": progress.candidates * settings.n,
+        "candidates": progress.candidates * settings.samples_per_prompt,
         "pairs": progress.pairs,
         "ties": progress.ties,
         "score_best": progress.best / prompts,
         "score_mean": progress.mean / prompts,
         "score_worst": progress.worst / prompts,
-        "truncated": progress.truncated / (prompts * settings.n),
+        "truncated": progress.truncated / (prompts * settings.samples_per_prompt),
     }
     if progress.asked:
         found["position_bias"] = progress.even / progress.asked
@@ -275,6 +277,6 @@ register(
         CandidatesSettings,
         "A model answers each prompt n times; a ranker, a reward model or the world scores, and pairs are made.",
         refers=("model", "prompts", "ranker", "reward"),
-        neutral=("device", "max_rows"),
+        neutral=("device", "max_concurrent"),
     )
 )

@@ -50,7 +50,7 @@ class EvaluateSettings(Settings):
     ] = ""
     ref: Annotated[str, Field(description="KL is measured to this model; empty: the baseline")] = ""
     gold: Annotated[Literal["auto", "world", "none"], Field(description="gold scores of the embedded world")] = "auto"
-    n: Annotated[int, Field(gt=0, description="answers a prompt")] = 2
+    samples_per_prompt: Annotated[int, Field(gt=0, description="answers a prompt")] = 2
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
@@ -144,7 +144,7 @@ def _answers(
 ) -> list[Answer]:
     quiet = prompts_of(context, settings.prompts, model.chat, settings)
     law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
-    groups = sample(model, quiet, settings.n, law, seed=settings.seed)
+    groups = sample(model, quiet, settings.samples_per_prompt, law, seed=settings.seed)
     if reward is not None:
         groups = RewardScorer(reward, model.chat).score(groups)
     kls, entropies = _distance(groups, model, ref, settings.temperature)

@@ -252,10 +252,10 @@ def _online(method: Method, defaults: Mapping[str, Any]) -> Online | Rounds:
 
     score = FunctionScorer(never)
 
-    law = SampleSettings(**{key: defaults[key] for key in ("temperature", "max_tokens", "max_rows")})
-    prompts, n, batch = [Prompt(text="?", ids=(0,))], defaults["n"], defaults["batch"]
+    law = SampleSettings(**{key: defaults[key] for key in ("temperature", "max_tokens", "max_concurrent")})
+    prompts, n, batch = [Prompt(text="?", ids=(0,))], defaults["samples_per_prompt"], defaults["prompts_per_step"]
     if method.samples == "per iteration":
-        return Rounds(prompts, sample, score, batch, batch, every=STEPS, n=n, settings=law)
+        return Rounds(prompts, sample, score, batch, batch, every=STEPS, samples_per_prompt=n, settings=law)
     return Online(prompts, sample, score, batch, n, law)
 
 
@@ -265,8 +265,8 @@ def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline | SelfPlay:
     answers = tuple(Response(ids=(i,)) for i in range(k))
     group = Group(Prompt(text="?", ids=(0,)), answers, tuple(map(float, range(k))), tuple(range(k, 0, -1)))
     if method.samples == "per iteration":
-        return SelfPlay([group], sample, defaults["batch"], every=1)
-    return Offline([group], defaults["batch"])
+        return SelfPlay([group], sample, defaults["prompts_per_step"], every=1)
+    return Offline([group], defaults["prompts_per_step"])
 
 
 def pieces(method: Method) -> Row | None:

@@ -57,7 +57,7 @@ class NewPromptsSettings(Settings):
         0.9
     )
     max_tokens: Annotated[int, Field(gt=0, description="longest line")] = 64
-    max_rows: Annotated[int, Field(gt=0, description="lines decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[int, Field(gt=0, description="lines decoded at once; bounds memory only")] = 256
     similarity: Annotated[
         float, Field(gt=0, le=1, description="ROUGE-L to every prompt, given or new, must be below [self-instruct]")
     ] = 0.7
@@ -209,7 +209,9 @@ def _written(
     prompts = model.chat.encode_prompts([request(one, settings.style) for one in shown])
     limit = model.chat.max_length
     fits = [i for i, p in enumerate(prompts) if limit is None or len(p.ids) + settings.max_tokens <= limit]
-    law = SampleSettings(settings.temperature, settings.top_p, 0, settings.max_tokens, max_rows=settings.max_rows)
+    law = SampleSettings(
+        settings.temperature, settings.top_p, 0, settings.max_tokens, max_concurrent=settings.max_concurrent
+    )
     # drawn for a whole block also where it is short: what fits changes no other line
     draws = Draws(generator(settings.seed, 8, first), BLOCK, 1, fits)
     groups = sample(model, [prompts[i] for i in fits], 1, law, draws=draws) if fits else []
@@ -279,6 +281,6 @@ register(
         NewPromptsSettings,
         "New prompts that a model writes after the pattern of given ones, without those too like what is there.",
         refers=("model", "prompts"),
-        neutral=("device", "max_rows"),
+        neutral=("device", "max_concurrent"),
     )
 )

@@ -40,18 +40,41 @@ def online_source(
         top_p=getattr(settings, "top_p", 1.0),
         top_k=getattr(settings, "top_k", 0),
         max_tokens=settings.max_tokens,
-        max_rows=settings.max_rows,
+        max_concurrent=settings.max_concurrent,
     )
     watch = Watch(is_world_prompt(prompts[0]))
     if method.samples == "every step":
-        source = Online(prompts, sample, scorer, settings.batch, settings.n, law, seed=settings.seed, watch=watch)
+        source = Online(
+            prompts,
+            sample,
+            scorer,
+            settings.prompts_per_step,
+            settings.samples_per_prompt,
+            law,
+            seed=settings.seed,
+            watch=watch,
+        )
         if settings.replay:
             source = replayed(source, context.resolve(settings.replay, want="") / "groups.jsonl", steps)
         return source, steps
     every = -(-steps // settings.iterations)
-    size = settings.round_prompts or min(len(prompts), every * settings.batch)
-    rounds = Rounds(prompts, sample, scorer, size, settings.batch, every, settings.n, law, seed=settings.seed)
-    rounds.folder, rounds.watch, rounds.micro_tokens = context.folder / "rounds", watch, settings.micro_tokens
+    size = settings.round_prompts or min(len(prompts), every * settings.prompts_per_step)
+    rounds = Rounds(
+        prompts,
+        sample,
+        scorer,
+        size,
+        settings.prompts_per_step,
+        every,
+        settings.samples_per_prompt,
+        law,
+        seed=settings.seed,
+    )
+    rounds.folder, rounds.watch, rounds.tokens_per_microbatch = (
+        context.folder / "rounds",
+        watch,
+        settings.tokens_per_microbatch,
+    )
     if settings.replay:
         rounds.folder, rounds.stored = context.resolve(settings.replay, want="") / "rounds", True
         rounds.check(steps)
@@ -90,7 +113,7 @@ def scorer_of(
         answers, moving = context.folder / "answers.jsonl", getattr(settings.judge, "model", "") == POLICY
         return build_scorer(settings.judge, load, answers, unscored, context.execution, moving=moving)
     if settings.reward != GOLD:
-        return RewardScorer(models.get("reward"), models.get("policy").chat, budget=settings.micro_tokens)
+        return RewardScorer(models.get("reward"), models.get("policy").chat, budget=settings.tokens_per_microbatch)
 
     scorer = FunctionScorer(gold, name=GOLD, time_limit=None)
     scorer.check_prompts(prompts)  # before the first step; demonstrations beside them are checked when scored

@@ -20,20 +20,24 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         who_scores(context.name, settings)
     width = {"float64": 8}.get(settings.dtype, 4)
     shape = _shape(method, context, settings)
-    answers = settings.n if method.online else None
-    longest = settings.max_prompt + settings.n * settings.max_tokens if method.online else settings.max_length
+    answers = settings.samples_per_prompt if method.online else None
+    longest = (
+        settings.max_prompt + settings.samples_per_prompt * settings.max_tokens
+        if method.online
+        else settings.max_length
+    )
     packed = "packed (prompt once a group, no padding)"
     if "encoder" in method.trains:
         packed = "(and the padding of texts of like length: an encoder is not packed)"
     held = _held(method, settings)
-    budget = getattr(settings, "batch_tokens", 0)
-    most = max(budget, longest) if budget else settings.batch * longest
-    size = f"{settings.batch}" + (f" prompts x {answers} answers" if answers else "")
+    budget = getattr(settings, "tokens_per_step", 0)
+    most = max(budget, longest) if budget else settings.prompts_per_step * longest
+    size = f"{settings.prompts_per_step}" + (f" prompts x {answers} answers" if answers else "")
     lines = [
         "groups a step: " + (f"as many as have {budget:,} tokens together" if budget else size),
         f"tokens a step: at most {most:,} {packed}",
-        f"micro-batch: at most {settings.micro_tokens:,} tokens, so about "
-        f"{max(1, -(-most // settings.micro_tokens))} a pass at full length",
+        f"micro-batch: at most {settings.tokens_per_microbatch:,} tokens, so about "
+        f"{max(1, -(-most // settings.tokens_per_microbatch))} a pass at full length",
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
         f"models in memory: {held.words}",
     ]
@@ -47,12 +51,12 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
     adapters = rank * layers * 20 * hidden  # about: both sides of a Llama block's seven matrices
     # weights, gradients and two moments of what is trained; weights of what is frozen
     weights = width * (parameters * (4 * held.whole + held.frozen) + 4 * adapters * held.adapters)
-    tokens = min(settings.micro_tokens, most)
+    tokens = min(settings.tokens_per_microbatch, most)
     activations = tokens * hidden * layers * width * (4 if settings.gradient_checkpointing else 34)
     logits = max(1 << 22, vocab) * width * 3
     cache = 0
     if method.online:
-        rows = min(settings.max_rows, settings.batch * settings.n)
+        rows = min(settings.max_concurrent, settings.prompts_per_step * settings.samples_per_prompt)
         cache = 2 * rows * (settings.max_prompt + settings.max_tokens) * hidden * layers * width
     total = weights + activations * held.passes + logits + cache
     return [

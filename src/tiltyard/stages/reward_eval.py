@@ -36,7 +36,9 @@ class RewardEvalSettings(Settings):
         "drop"
     )
     pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
-    micro_tokens: Annotated[int, Field(gt=0, description="tokens scored at once; bounds memory only")] = MICRO_TOKENS
+    tokens_per_microbatch: Annotated[int, Field(gt=0, description="tokens scored at once; bounds memory only")] = (
+        MICRO_TOKENS
+    )
     device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
     trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False
@@ -49,7 +51,7 @@ def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
         context.console.print(f"  model: runs padded ({model.padded_reason})", markup=False, highlight=False)
     groups = groups_of(context, "data", settings.data, "comparisons", model.chat, settings)
     cut = _check_groups(groups, settings)
-    scores = scores_of(model, groups, settings.micro_tokens)
+    scores = scores_of(model, groups, settings.tokens_per_microbatch)
     pairs = pairs_of(groups, scores)
     report = assess(pairs, taus_of(groups, scores))
     print_reward_report(report, context.console)
@@ -146,6 +148,6 @@ register(
         RewardEvalSettings,
         "A reward model on labelled answers: accuracy, calibration, length bias, by source; tables and a picture.",
         refers=("model", "data"),
-        neutral=("device", "micro_tokens", "trust_remote_code"),
+        neutral=("device", "tokens_per_microbatch", "trust_remote_code"),
     )
 )

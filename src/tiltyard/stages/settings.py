@@ -47,8 +47,9 @@ class DataSettings(Settings):
 
 
 class TokenSettings(Settings):
-    batch_tokens: Annotated[
-        int, Field(ge=0, description="packed tokens a step, in place of a number of groups; 0: `batch` groups")
+    tokens_per_step: Annotated[
+        int,
+        Field(ge=0, description="packed tokens a step, in place of a number of groups; 0: `prompts_per_step` groups"),
     ] = 0
 
 
@@ -102,7 +103,7 @@ class SelfPlaySettings(Settings):
     iterations: Annotated[int, Field(gt=0, description="snapshots that the model plays against, in turn")] = 4
     temperature: Annotated[float, Field(gt=0, description="of the opponent's answers")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest answer of the opponent")] = 128
-    max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
 
 
 class Demonstrations(Settings):
@@ -130,10 +131,10 @@ class PromptSettings(Settings):
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
-    n: Annotated[int, Field(gt=0, description="answers a prompt")] = 1
+    samples_per_prompt: Annotated[int, Field(gt=0, description="answers a prompt")] = 1
     temperature: Annotated[float, Field(gt=0, description="of sampling; RL trains the policy under it too")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
-    max_rows: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
     replay: Annotated[
         str, Field(description="folder of a stage whose stored answers and scores are learnt from; empty: sample")
     ] = ""
@@ -238,4 +239,4 @@ def _defaults(method: Method, known: dict[str, Any]) -> type[Settings]:
 
 REFERS = ("model", "data", "held_out", "prompts", "reward", "ref", "demonstrations", "corpus", "replay", "judge")
 WORDS = ("gold", "policy")
-NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_rows", "trust_remote_code")
+NEUTRAL = ("device", "log_to", "save_every", "sample_every", "max_concurrent", "trust_remote_code")

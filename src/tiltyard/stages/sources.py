@@ -45,15 +45,15 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
         steps = steps_of(settings, len(groups))
         every = -(-steps // settings.iterations)
         law = SampleSettings(
-            temperature=settings.temperature, max_tokens=settings.max_tokens, max_rows=settings.max_rows
+            temperature=settings.temperature, max_tokens=settings.max_tokens, max_concurrent=settings.max_concurrent
         )
-        return SelfPlay(groups, sample, settings.batch, every, law, settings.seed), steps, groups
-    rows = Offline(groups, settings.batch, settings.seed, settings.batch_tokens)
+        return SelfPlay(groups, sample, settings.prompts_per_step, every, law, settings.seed), steps, groups
+    rows = Offline(groups, settings.prompts_per_step, settings.seed, settings.tokens_per_step)
     return rows, settings.steps or rows.steps(settings.epochs), groups
 
 
 def steps_of(settings: Any, size: int) -> int:
-    return settings.steps or max(1, round(settings.epochs * size / settings.batch))
+    return settings.steps or max(1, round(settings.epochs * size / settings.prompts_per_step))
 
 
 def second_source(method: Method, context: StageContext, settings: Any, models: Models) -> tuple[Any, ...]:
@@ -68,7 +68,7 @@ def second_source(method: Method, context: StageContext, settings: Any, models: 
     longest = getattr(settings, "max_length", 0) or settings.max_prompt + settings.max_tokens
     limits = SimpleNamespace(max_length=longest, too_long=settings.too_long)
     groups = groups_of(context, key, wanted, method.second, models.get(method.trains[0]).chat, limits)
-    return (Offline(groups, settings.batch, settings.seed, getattr(settings, "batch_tokens", 0)),)
+    return (Offline(groups, settings.prompts_per_step, settings.seed, getattr(settings, "tokens_per_step", 0)),)
 
 
 def data_groups(
@@ -177,7 +177,7 @@ def reference_logps(context: StageContext, settings: Any, models: Models, groups
     ref = without_adapters(models.get("policy"))
     if other:
         ref = load_language_model(model_folder(context, other), **_common(settings))
-    return cache_ref_logps(ref, groups, cache_folder(context), settings.micro_tokens)
+    return cache_ref_logps(ref, groups, cache_folder(context), settings.tokens_per_microbatch)
 
 
 def cache_folder(context: StageContext) -> Path:

@@ -114,13 +114,15 @@ def _held_out(
         report(context, "check", check_data(train_groups, groups).lines())
     if "encoder" in method.trains:
         chosen = Mask(settings.mask, settings.to_mask, settings.to_random, settings.seed)
-        find = measure.cloze(groups, settings.micro_tokens, chosen)
+        find = measure.cloze(groups, settings.tokens_per_microbatch, chosen)
     elif method.family == "reward":
-        find = measure.ranking(groups, settings.micro_tokens)
+        find = measure.ranking(groups, settings.tokens_per_microbatch)
     elif method.eats in ("comparisons", "labelled"):
-        find = measure.preference(groups, settings.micro_tokens, reference_logps(context, settings, models, groups))
+        find = measure.preference(
+            groups, settings.tokens_per_microbatch, reference_logps(context, settings, models, groups)
+        )
     else:
-        find = measure.likelihood(groups, settings.micro_tokens)
+        find = measure.likelihood(groups, settings.tokens_per_microbatch)
 
     def remember(models: Models, step: int) -> dict[str, float]:
         measured[step] = find(models, step)
@@ -157,7 +159,7 @@ def run_of(
         eps=settings.eps,
         max_grad_norm=settings.max_grad_norm,
         dropout=settings.dropout,
-        micro_tokens=settings.micro_tokens,
+        tokens_per_microbatch=settings.tokens_per_microbatch,
         seed=settings.seed,
         folder=context.folder,
         save_every=settings.save_every,
@@ -178,7 +180,7 @@ def _normalise(context: StageContext, settings: Any, model: ScalarModel, groups:
         return {}
     if settings.demonstrations:
         groups = groups_of(context, "demonstrations", settings.demonstrations, "demonstrations", model.chat, settings)
-    every = measure.each_score(model, groups, settings.micro_tokens)
+    every = measure.each_score(model, groups, settings.tokens_per_microbatch)
     scores = np.fromiter((s for row in every for s in row), dtype=np.float64)
     mean, spread = float(scores.mean()), float(scores.std())
     model.bias += mean / model.gain

@@ -40,7 +40,7 @@ class Run:
     Args:
         steps: outer steps. lr: peak learning rate, or one a model (`{"policy": 1e-5, "value": 1e-4}`).
         schedule, final_lr, warmup: see `TrainSettings`.
-        micro_tokens: packed tokens a forward pass may hold.
+        tokens_per_microbatch: packed tokens a forward pass may hold.
         dropout: of every dropout layer of the trained models; 0 is off, `model` keeps what the architecture says. Off
             by default: policy, reference and value must agree at step 0.
         folder: where metrics.jsonl, groups.jsonl and checkpoints go; None keeps nothing.
@@ -58,7 +58,7 @@ class Run:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
-    micro_tokens: int = MICRO_TOKENS
+    tokens_per_microbatch: int = MICRO_TOKENS
     dropout: float | Literal["model"] = 0.0
     seed: int = 0
     folder: Path | None = None
@@ -191,7 +191,9 @@ class _Loop:
         with span("overhead/data"):
             draw = self.algorithm.source(self.models, step)
             self._add(draw.metrics)
-            batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
+            batch = Batch.of(
+                draw.groups, draw.index, draw.total, device_of(self.models), self.run.tokens_per_microbatch
+            )
         if self.algorithm.prepare:
             self._mode(training=False)
         for prepare in self.algorithm.prepare:
@@ -298,7 +300,7 @@ class _Loop:
         for p in self.parameters:
             p.grad = None
         draw = side.source(self.models, number)
-        batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.micro_tokens)
+        batch = Batch.of(draw.groups, draw.index, draw.total, device_of(self.models), self.run.tokens_per_microbatch)
         loss, count = self._backward(batch, side.loss, side.reduce, 1.0, -1, side.weight, f"{side.name}_")
         aside = _norm([p.grad for p in self.parameters])
         for p, before in zip(self.parameters, own, strict=True):

@@ -38,7 +38,7 @@ class Rounds:
 
     Args:
         prompts: encoded prompts. sampler, scorer, n, settings: as for `Online`.
-        size: prompts a round, over all processes. batch: groups a step. every: steps a round.
+        size: prompts a round, over all processes. prompts_per_step: groups a step. every: steps a round.
         select: what is learnt from, e.g. best against worst; None: everything.
         keep: `last`: a round learns from its own answers; `all`: from those of the rounds before as well, put together
             prompt by prompt before they are selected (Llama 2's pool of the best over all iterations).
@@ -49,16 +49,16 @@ class Rounds:
         folder: where the rounds are written; None keeps them in the checkpoint.
         watch: what else is measured on the answers of a round.
         stored: only rounds that are in `folder` already are learnt from; nothing is sampled (a replay).
-        micro_tokens: packed tokens of a forward pass that measures, see `shown`.
+        tokens_per_microbatch: packed tokens of a forward pass that measures, see `shown`.
     """
 
     prompts: Sequence[Prompt]
     sampler: Sampler
     scorer: Scorer
     size: int
-    batch: int
+    prompts_per_step: int
     every: int
-    n: int = 4
+    samples_per_prompt: int = 4
     settings: SampleSettings = field(default_factory=SampleSettings)
     select: Pick | None = None
     keep: Literal["last", "all"] = "last"
@@ -70,13 +70,13 @@ class Rounds:
     folder: Path | None = None
     watch: Callable[[list[Group]], Metrics] | None = None
     stored: bool = False
-    micro_tokens: int = MICRO_TOKENS
+    tokens_per_microbatch: int = MICRO_TOKENS
     # what a run has made so far is that run's own: a copy of the source (`replace`) begins without it
     number: int = field(default=-1, init=False)  # of the round whose pool is held
     held: dict[int, list[Group]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        for key in ("size", "batch", "every", "n", "phases"):
+        for key in ("size", "prompts_per_step", "every", "samples_per_prompt", "phases"):
             if getattr(self, key) < 1:
                 raise ConfigError("rounds need at least one", where=key, got=getattr(self, key), expected="at least 1")
         _one_scale(self)
@@ -98,9 +98,9 @@ class Rounds:
             self.number = number
         phase = within * self.phases // self.every
         first = -(-phase * self.every // self.phases)  # the phase's first step within the round
-        items = self._pools[phase].at(within - first, self.batch)
+        items = self._pools[phase].at(within - first, self.prompts_per_step)
         own = processes.shard(items)
-        return StepGroups([group for _, group in own], [i for i, _ in own], self.batch, metrics)
+        return StepGroups([group for _, group in own], [i for i, _ in own], self.prompts_per_step, metrics)
 
     def _start(self, models: Models, number: int) -> Metrics:
         """Samples and scores the round's prompts, unless a run that was killed has already."""
@@ -108,8 +108,10 @@ class Rounds:
         if known is None:
             own = processes.shard(self.cycle.at(number, self.size))
             index = [i for i, _ in own]
-            draws = Draws(generator(self.seed, 2, number), self.size, self.n, index)
-            groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, self.settings, draws)
+            draws = Draws(generator(self.seed, 2, number), self.size, self.samples_per_prompt, index)
+            groups = answered(
+                self.sampler, models.get("policy"), [p for _, p in own], self.samples_per_prompt, self.settings, draws
+            )
             groups = [signed(group, models.version) for group in groups]
             beside = processes.shard(self.given)
             groups, index = [*groups, *(g for _, g in beside)], [*index, *(self.size + i for i, _ in beside)]
@@ -139,7 +141,7 @@ class Rounds:
         metrics = {**shown, **sampled_metrics(part), **(watched if processes.is_main() else {})}
         metrics.pop("sampled", None)  # nothing was, or more: also those that the scorer could not score
         if not self.stored:
-            metrics["sampled"] = (self.size * self.n * once, once)
+            metrics["sampled"] = (self.size * self.samples_per_prompt * once, once)
         if self.given:
             count = [float(sum(len(g.responses) for g in groups)) for groups in (sampled(known), known)]
             metrics["sampled_share"] = (count[0] * once, count[1] * once)
@@ -155,12 +157,14 @@ class Rounds:
         law = self.settings
         if law.temperature == 0:
             return {}  # there is no law to be far from
-        own = processes.shard([Group(g.prompt, g.responses[:2]) for g in known[: self.batch]])
+        own = processes.shard([Group(g.prompt, g.responses[:2]) for g in known[: self.prompts_per_step]])
         policy = models.get("policy").module
         training = policy.training
         policy.eval()
         groups, index = [g for _, g in own], [i for i, _ in own]
-        batch = Batch.of(groups, index, min(self.batch, len(known)), device_of(models), self.micro_tokens)
+        batch = Batch.of(
+            groups, index, min(self.prompts_per_step, len(known)), device_of(models), self.tokens_per_microbatch
+        )
         measured = OldLogp(law.temperature, on_policy=law.whole and not self.stored)(models, batch)
         policy.train(training)
         return measured.metrics
@@ -190,7 +194,7 @@ class Rounds:
             if not part:
                 raise DataError(
                     f"nothing is left to learn from in round {number + 1}, phase {i + 1}",
-                    got=f"{len(groups):,} prompts with scores, {self.n} answers each",
+                    got=f"{len(groups):,} prompts with scores, {self.samples_per_prompt} answers each",
                     expected="answers that differ in score, or that pass the threshold",
                     fix="sample more answers (n) or hotter, or lower the thresholds",
                 )

@@ -18,7 +18,7 @@ class TrainSettings(Settings):
 
     steps: Annotated[int, Field(ge=0, description="updates of the outer loop; 0 means: from epochs")] = 0
     epochs: Annotated[float, Field(gt=0, description="passes over the data, where steps is 0")] = 1.0
-    batch: Annotated[int, Field(gt=0, description="groups (prompts) a step, over all processes")] = 32
+    prompts_per_step: Annotated[int, Field(gt=0, description="groups (prompts) a step, over all processes")] = 32
     lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 1e-4
     schedule: Annotated[Literal["constant", "linear", "cosine"], Field(description="after the warm-up")] = "cosine"
     final_lr: Annotated[float, Field(ge=0, le=1, description="the schedule ends at this share of lr")] = 0.1
@@ -28,9 +28,9 @@ class TrainSettings(Settings):
     beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW")] = 0.999
     eps: Annotated[float, Field(gt=0, description="AdamW")] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0, description="gradients are clipped to this norm")] = 1.0
-    micro_tokens: Annotated[int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")] = (
-        MICRO_TOKENS
-    )
+    tokens_per_microbatch: Annotated[
+        int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")
+    ] = MICRO_TOKENS
     dtype: Annotated[DType, Field(description="arithmetic; weights stay float32 under bfloat16")] = "float32"
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1, description="of every dropout layer; 0 is off")] = 0.0

@@ -67,19 +67,19 @@ class Cycle(Sequence[Item]):
 
 
 class Offline:
-    """Groups of a file, `batch` a step, or as many as have `batch_tokens` tokens.
+    """Groups of a file, `batch` a step, or as many as have `tokens_per_step` tokens.
 
     Args:
         groups: encoded groups; a list, or a `GroupFile` of more than memory holds.
-        batch: groups a step over all processes. seed: of the order.
-        batch_tokens: instead, each step takes the next groups of the order while they have at most so many packed
+        prompts_per_step: groups a step over all processes. seed: of the order.
+        tokens_per_step: instead, each step takes the next groups of the order while they have at most so many packed
             tokens together, and one at least: steps of long and of short groups then cost alike. 0: `batch` groups.
     """
 
-    def __init__(self, groups: Sequence[Group], batch: int, seed: int = 0, batch_tokens: int = 0):
-        self.cycle, self.batch, self.batch_tokens = Cycle(groups, seed), batch, batch_tokens
+    def __init__(self, groups: Sequence[Group], prompts_per_step: int, seed: int = 0, tokens_per_step: int = 0):
+        self.cycle, self.prompts_per_step, self.tokens_per_step = Cycle(groups, seed), prompts_per_step, tokens_per_step
         self._begins = array("q", [0])  # where in the endless order each step begins, as far as was asked
-        self._tokens = _tokens_of(groups) if batch_tokens else np.zeros(0, dtype=np.int64)
+        self._tokens = _tokens_of(groups) if tokens_per_step else np.zeros(0, dtype=np.int64)
 
     def __call__(self, models: Models, step: int) -> StepGroups:  # noqa: ARG002 - offline: the models do not matter
         chosen = self.chosen(step)
@@ -93,8 +93,8 @@ class Offline:
     def steps(self, epochs: float) -> int:
         """How many steps it takes to go through the groups so many times."""
         wanted = epochs * len(self.cycle)
-        if not self.batch_tokens:
-            return max(1, round(wanted / self.batch))
+        if not self.tokens_per_step:
+            return max(1, round(wanted / self.prompts_per_step))
         step = 1
         while self._begin(step) < wanted:
             step += 1
@@ -109,11 +109,11 @@ class Offline:
 
     def _begin(self, step: int) -> int:
         """Where in the endless order a step begins. With a budget that follows from all steps before, so it is kept."""
-        if not self.batch_tokens:
-            return step * self.batch
+        if not self.tokens_per_step:
+            return step * self.prompts_per_step
         while len(self._begins) <= step:
             place, held = self._begins[-1], 0
-            while not held or held + self._tokens[self.cycle.which(place)] <= self.batch_tokens:
+            while not held or held + self._tokens[self.cycle.which(place)] <= self.tokens_per_step:
                 held += int(self._tokens[self.cycle.which(place)])
                 place += 1
             self._begins.append(place)
@@ -138,7 +138,7 @@ class SelfPlay:
 
     groups: Sequence[Group]
     sampler: Sampler
-    batch: int
+    prompts_per_step: int
     every: int
     settings: SampleSettings = field(default_factory=SampleSettings)
     seed: int = 0
@@ -152,16 +152,16 @@ class SelfPlay:
 
     def __call__(self, models: Models, step: int) -> StepGroups:
         self.iteration = step // self.every
-        own = [(i, _first_turn(g)) for i, g in processes.shard(self.cycle.at(step, self.batch))]
+        own = [(i, _first_turn(g)) for i, g in processes.shard(self.cycle.at(step, self.prompts_per_step))]
         index = [i for i, _ in own]
-        draws = Draws(generator(self.seed, 2, step), self.batch, 1, index)
+        draws = Draws(generator(self.seed, 2, step), self.prompts_per_step, 1, index)
         answers = answered(self.sampler, models.get("ref"), [g.prompt for _, g in own], 1, self.settings, draws)
         pairs = []
         for (_, group), answer in zip(own, answers, strict=True):
             opponent = replace(answer.responses[0], policy_version=self.iteration)
             origin = f"{group.origin} against iteration {self.iteration}"
             pairs.append(replace(group, responses=(group.responses[0], opponent), ranks=(1, 2), origin=origin))
-        return StepGroups(pairs, index, self.batch)
+        return StepGroups(pairs, index, self.prompts_per_step)
 
 
 def _first_turn(group: Group) -> Group:
@@ -178,15 +178,16 @@ class Online:
 
     Args:
         prompts: encoded prompts. sampler: see `tiltyard.sampling`. scorer: adds scores (or ranks).
-        batch: prompts a step over all processes. n: answers a prompt. select: e.g. best against worst.
+        prompts_per_step: prompts a step over all processes. samples_per_prompt: responses a prompt. select: e.g. best
+            against worst.
         watch: what else is measured on the answers. tries: dynamic sampling, at most so many draws a step; 0: none.
     """
 
     prompts: Sequence[Prompt]
     sampler: Sampler
     scorer: Scorer
-    batch: int
-    n: int = 1
+    prompts_per_step: int
+    samples_per_prompt: int = 1
     settings: SampleSettings = field(default_factory=SampleSettings)
     select: Select | None = None
     seed: int = 0
@@ -201,7 +202,7 @@ class Online:
             groups, index, count, metrics = self._differing(models, step)
         else:
             index, groups = self._answered(models, step, step)
-            count, metrics = self.batch, {}
+            count, metrics = self.prompts_per_step, {}
         watched = self.watch(groups) if self.watch else {}
         metrics = {**metrics, **sampled_metrics(groups), **scorer_metrics(self.scorer), **watched}
         if self.select is None:
@@ -213,11 +214,11 @@ class Online:
 
     def _answered(self, models: Models, place: int, *keys: int) -> tuple[list[int], list[Group]]:
         """This process's part of the `place`th batch of prompts: (places in it, groups with answers and scores)."""
-        own = processes.shard(self.cycle.at(place, self.batch))
+        own = processes.shard(self.cycle.at(place, self.prompts_per_step))
         index = [i for i, _ in own]
-        draws = Draws(generator(self.seed, 2, *keys), self.batch, self.n, index)
+        draws = Draws(generator(self.seed, 2, *keys), self.prompts_per_step, self.samples_per_prompt, index)
         law = replace(self.settings, keep_hidden=True)  # the step that learns from the answers need not compute them
-        groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.n, law, draws)
+        groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.samples_per_prompt, law, draws)
         groups = [signed(group, models.version) for group in groups]
         return index, scored(self.scorer, groups)
 
@@ -236,9 +237,9 @@ class Online:
             found = {(attempt, i): g for i, g in zip(index, groups, strict=True) if len(set(g.scores or ())) > 1}
             own |= found
             everyone += sorted(key for part in processes.gather_objects(list(found)) for key in part)
-            if len(everyone) >= self.batch:
+            if len(everyone) >= self.prompts_per_step:
                 break
-        chosen = everyone[: self.batch]
+        chosen = everyone[: self.prompts_per_step]
         places = [place for place, key in enumerate(chosen) if key in own]
         scores = [s for g in sampled for s in g.scores or ()]
         metrics: Metrics = {

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tiltyard.batch.batch import RECORDS
-from tiltyard.config import describe, parse_value
+from tiltyard.config import describe
 from tiltyard.methods import METHODS
 from tiltyard.stages.base import get_stage
 from tiltyard.stages.methods import HEADINGS, cells, compare, method_rows, own_keys, pieces
 from tiltyard.training.algorithm import FORWARD
+from tiltyard.yaml_values import parse_value
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/methods.md"
 BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->"

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 import tiltyard
 from tiltyard.cli import app
 from tiltyard.cli.arguments import eval_arguments
-from tiltyard.config import REQUIRED, describe, split_assignment
+from tiltyard.config import REQUIRED, describe
 from tiltyard.data import Row, parse_row
 from tiltyard.data.formats import KINDS
 from tiltyard.errors import DataError
@@ -30,6 +30,7 @@ from tiltyard.methods import METHODS
 from tiltyard.pipeline.recipe import Entry, Recipe, check, parse_recipe, read_recipe, set_key
 from tiltyard.stages.base import load_all
 from tiltyard.stages.settings import method_settings
+from tiltyard.yaml_values import split_assignment
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))

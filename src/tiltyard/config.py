@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
@@ -348,68 +346,3 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _models_in(inner)
-
-
-# ------------------------------------------------------------------------------------------------ YAML and key=value
-
-
-class CoreLoader(yaml.SafeLoader):
-    """YAML as people mean it (the 1.2 core schema): `1e-4` is a number, `no` and `2024-01-01` are texts."""
-
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the name and type are PyYAML's
-
-
-def _whole(_: CoreLoader, node: yaml.ScalarNode) -> int:
-    text = node.value.replace("_", "")
-    return int(text, 0) if re.match(r"[-+]?0[xob]", text) else int(text)
-
-
-def _real(_: CoreLoader, node: yaml.ScalarNode) -> float:
-    text = node.value.replace("_", "").lower()
-    special = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
-    return special[text] if text in special else float(text)
-
-
-_DIGITS = r"[0-9](?:_?[0-9])*"
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", rf"[-+]?{_DIGITS}|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
-    (
-        "float",
-        rf"[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?|{_DIGITS}[eE][-+]?[0-9]+)"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+0123456789."),
-    ),
-    ("merge", r"<<", ["<"]),
-):
-    CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
-CoreLoader.add_constructor("tag:yaml.org,2002:int", _whole)
-CoreLoader.add_constructor("tag:yaml.org,2002:float", _real)
-
-
-def parse_value(text: str) -> Any:
-    """The value of a command-line `key=value`: a YAML scalar, a `[list]`, a `{mapping}` or a quoted text.
-
-    A plain text stays as it is, colons and hashes included; nothing after `=` means null.
-    """
-    loader = CoreLoader(text if text.lstrip()[:1] in ("[", "{", "'", '"') else "")
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            plain = text.strip()
-            node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, plain, (True, False)), plain)
-            return text if node.tag == "tag:yaml.org,2002:str" else loader.construct_document(node)
-        return loader.construct_document(node)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"the value cannot be read: {problem}", got=text, expected="a YAML value") from None
-
-
-def split_assignment(text: str) -> tuple[str, Any]:
-    """`key=value` as (key, value)."""
-    key, sign, value = text.partition("=")
-    key = key.strip()
-    if not sign or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
-        raise ConfigError("an argument that is no assignment", got=text, expected="key=value")
-    return key, parse_value(value)

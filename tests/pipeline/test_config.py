@@ -13,11 +13,10 @@ from tiltyard.config import (
     arguments,
     describe,
     parse_settings,
-    parse_value,
     settings_model,
-    split_assignment,
 )
 from tiltyard.errors import ConfigError
+from tiltyard.yaml_values import parse_value, split_assignment
 
 if TYPE_CHECKING:
     from somewhere import Unknown

@@ -192,7 +192,9 @@ def test_cutting_and_padding_change_nothing() -> None:
         models = Models(policy=model, ref=without_adapters(model), value=value_adapter(model, LORA))
         for one in models.present().values() if settings.pop("padded", False) else ():
             one.force_padded("asked for by this test")
-        rows = tiny.train(ppo(tiny.Given([tiny.rollouts(6, s) for s in range(3)]), beta=0.2), models, steps=3, **settings)
+        rows = tiny.train(
+            ppo(tiny.Given([tiny.rollouts(6, s) for s in range(3)]), beta=0.2), models, steps=3, **settings
+        )
         found.append((rows, [t.detach().clone() for t in adapter_tensors(model.backbone, "policy").values()]))
     for other in found[1:]:
         tiny.assert_same(other, found[0], 1e-9)

@@ -38,8 +38,8 @@ def run_one_stage(
 
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     """Parses `KEY=VALUE` arguments; dotted keys are nested settings."""
-    from tiltyard.config import split_assignment
     from tiltyard.pipeline.recipe import COMMAND_LINE, set_key
+    from tiltyard.yaml_values import split_assignment
 
     values: dict[str, Any] = {}
     for pair in pairs:

@@ -20,9 +20,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from tiltyard.config import CoreLoader, parse_settings, split_assignment
+from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.stages.base import Stage, find_path, get_stage, looks_like_hub, nowhere, references, split_reference
+from tiltyard.yaml_values import CoreLoader, split_assignment
 
 NAME = r"[A-Za-z0-9_][\w.-]*"
 STAGE_NAME = r"[A-Za-z_][\w-]*"

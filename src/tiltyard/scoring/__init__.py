@@ -3,8 +3,16 @@
 from tiltyard.scoring.base import Cost, Monitors, Scale, Scorer
 from tiltyard.scoring.functions import FunctionScorer
 from tiltyard.scoring.ranker import BaselineScorer, Position, Ranker
+from tiltyard.scoring.registry import (
+    build_reward,
+    function_file,
+    is_function,
+    load_function,
+    register_alias,
+    reward_parts,
+)
 from tiltyard.scoring.reward_model import RewardScorer
-from tiltyard.scoring.weighted import WeightedScorer
+from tiltyard.scoring.weighted import WeightedScorer, check_prompts
 
 __all__ = [
     "BaselineScorer",
@@ -17,4 +25,11 @@ __all__ = [
     "Scale",
     "Scorer",
     "WeightedScorer",
+    "build_reward",
+    "check_prompts",
+    "function_file",
+    "is_function",
+    "load_function",
+    "register_alias",
+    "reward_parts",
 ]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import contextvars
 import functools
 import inspect
 import math
-import queue
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +14,10 @@ from typing import Any
 
 from tiltyard.errors import ConfigError, ScoringError, TiltyardError
 from tiltyard.scoring.base import Cost, Scale
+from tiltyard.scoring.calls import Outcome, run_calls
 from tiltyard.types import Group, Prompt
 
 TIME_LIMIT = 60.0  # seconds a call may take
-GRACE = 2.0  # seconds beyond it that an event loop may take to cancel a call
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,15 @@ class FunctionScorer:
         """
         calls = [call for group in groups for call in self._calls(group)]
         values: list[Any] = [None] * len(calls)
-        for index, value in self._run(calls):
-            values[index] = value
+        outcomes = run_calls(
+            [functools.partial(self._invoke, call) for call in calls],
+            is_async=self.is_async,
+            time_limit=self.time_limit,
+            max_concurrent=self.max_concurrent,
+        )
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                values[outcome.call] = self._value(calls[outcome.call], outcome)
         self._cost += Cost(calls=len(calls))
         remaining = iter(zip(calls, values, strict=True))
         return [replace(group, scores=self._scores(group, remaining)) for group in groups]
@@ -123,32 +126,23 @@ class FunctionScorer:
             return self.function(call.group)
         return self.function(call.group.prompt, call.group.responses[call.response])
 
-    def _attempt(self, call: _Call) -> tuple[Any, BaseException | None]:
-        """(value, None) of the call, or (None, what it raised)."""
-        try:
-            return self._invoke(call), None
-        except Exception as error:
-            return None, error
+    def _value(self, call: _Call, outcome: Outcome) -> Any:
+        """What a call gave.
 
-    def _run(self, calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
-        """(index, value) of each call, in the order in which they end."""
-        if not calls:
-            return
-        if self.time_limit is None and not self.is_async:
-            for index, call in enumerate(calls):
-                yield index, self._result(call, *self._attempt(call))
-            return
-        worker = _Worker(self, calls)
-        try:
-            for _ in calls:
-                index, value, error = worker.next_result()
-                yield index, self._result(calls[index], value, error)
-        finally:
-            worker.stop()
-
-    def _result(self, call: _Call, value: Any, error: BaseException | None) -> Any:
+        Raises:
+            ScoringError: it raised, hung, or gave a coroutine.
+        """
+        error, value = outcome.error, outcome.value
+        if outcome.timed_out:
+            raise ScoringError(
+                f"the reward function '{self.name}' did not return within {self.time_limit:g} seconds",
+                where=call.where,
+                expected="a value in time",
+                fix="raise its time_limit, or mend the function for this row",
+            )
         if isinstance(error, TiltyardError):
-            raise error  # it says what, where and what to do already
+            where = f"{call.where}, {error.where}" if error.where else call.where
+            raise type(error)(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
         if error is not None:
             raise ScoringError(
                 f"the reward function '{self.name}' raised {type(error).__name__}",
@@ -161,15 +155,6 @@ class FunctionScorer:
             raise self._bad_value(call, "a coroutine", "a number; declare the function itself with `async def`")
         return value
 
-    def timed_out(self, call: _Call) -> ScoringError:
-        """The error for a call that did not end in time."""
-        return ScoringError(
-            f"the reward function '{self.name}' did not return within {self.time_limit:g} seconds",
-            where=call.where,
-            expected="a value, in time",
-            fix="raise its time_limit, or mend the function for this row",
-        )
-
     # ----------------------------------------------------------------------------------------------- values
 
     def _scores(self, group: Group, remaining: Iterator[tuple[_Call, Any]]) -> tuple[float, ...]:
@@ -178,12 +163,9 @@ class FunctionScorer:
         if not group.responses:
             return ()
         call, value = next(remaining)
-        if isinstance(value, str | bytes | Mapping | set | frozenset) or not hasattr(value, "__iter__"):
+        if isinstance(value, str | bytes | Mapping | set | frozenset) or not _is_iterable(value):
             raise self._bad_value(call, repr(value), f"a list of {len(group.responses)} numbers, one a response")
-        try:
-            values = list(value)
-        except TypeError:  # a tensor or array without dimensions
-            values = [value]
+        values = list(value)
         if len(values) != len(group.responses):
             raise self._bad_value(call, f"{len(values)} values", f"{len(group.responses)} numbers, one a response")
         return tuple(self._number(_Call(group, k), value) for k, value in enumerate(values))
@@ -210,89 +192,6 @@ class FunctionScorer:
             expected=expected,
             fix=f"mend the function for the response {text[:80]!r}" if text else "mend the function for this row",
         )
-
-
-class _Worker:
-    """Runs the calls of one `score` in a daemon thread, so that a call that hangs cannot hang the run."""
-
-    def __init__(self, scorer: FunctionScorer, calls: Sequence[_Call]):
-        self.scorer, self.calls = scorer, calls
-        self.results: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
-        self.last_begun = 0  # index of the call that began last
-        self.stopped = threading.Event()
-        self.cancel: Callable[[], object] = lambda: None
-        target = self._run_async if scorer.is_async else self._run_plain
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(target,), daemon=True, name=f"reward-{scorer.name}").start()
-
-    def next_result(self) -> tuple[int, Any, BaseException | None]:
-        """(index of the call, its value, what it raised) of the next call that ends.
-
-        Raises:
-            ScoringError: none ended within the time limit.
-        """
-        limit = self.scorer.time_limit
-        grace = GRACE if self.scorer.is_async else 0.0  # calls of an event loop have a deadline each, see `_awaited`
-        try:
-            index, value, error = self.results.get(timeout=None if limit is None else limit + grace)
-        except queue.Empty:
-            raise self.scorer.timed_out(self.calls[self.last_begun]) from None
-        if value is _TIMED_OUT:
-            raise self.scorer.timed_out(self.calls[index])
-        return index, value, error
-
-    def stop(self) -> None:
-        """No further call begins; those of an event loop are cancelled, one that blocks is left to end by itself."""
-        self.stopped.set()
-        self.cancel()
-
-    def _run_plain(self) -> None:
-        for index, call in enumerate(self.calls):
-            self.last_begun = index
-            if self.stopped.is_set():
-                return
-            try:
-                value, error = self.scorer._attempt(call)
-            except BaseException as fatal:
-                value, error = None, fatal
-            self.results.put((index, value, error))
-
-    def _run_async(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            asyncio.run(self._gather())
-
-    async def _gather(self) -> None:
-        slots = asyncio.Semaphore(self.scorer.max_concurrent)
-
-        async def one(index: int) -> None:
-            async with slots:
-                if not self.stopped.is_set():
-                    self.last_begun = index
-                    self.results.put((index, *await self._awaited(self.calls[index])))
-
-        tasks = [asyncio.ensure_future(one(index)) for index in range(len(self.calls))]
-        loop = asyncio.get_running_loop()
-        self.cancel = functools.partial(_cancel, loop, tasks)
-        await asyncio.gather(*tasks)
-        self.cancel = lambda: None
-
-    async def _awaited(self, call: _Call) -> tuple[Any, BaseException | None]:
-        deadline = asyncio.timeout(self.scorer.time_limit)
-        try:
-            async with deadline:
-                return await self.scorer._invoke(call), None
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            return (_TIMED_OUT, None) if deadline.expired() else (None, error)
-
-
-_TIMED_OUT = object()
-
-
-def _cancel(loop: asyncio.AbstractEventLoop, tasks: Sequence[asyncio.Future[None]]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
 
 
 def takes_group(function: Callable[..., Any]) -> bool:
@@ -330,6 +229,15 @@ def _check_parameters(function: Callable[..., Any], name: str, of_group: bool) -
             expected="(prompt, response), or (group) for a function of a whole group",
             fix="rename or add parameters; further ones need defaults",
         ) from error
+
+
+def _is_iterable(value: Any) -> bool:
+    """Whether there are values to go through; not so for a tensor or array without dimensions."""
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _name_of(function: Callable[..., Any]) -> str:

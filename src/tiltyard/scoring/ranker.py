@@ -177,6 +177,7 @@ class BaselineScorer:
                 "a baseline response for each prompt is needed",
                 where=group.origin or group.prompt.id,
                 got=f"{len(by_origin)} baselines for this prompt" + (", none of this origin" if by_origin else ""),
+                expected="one group with one response for each prompt that is scored",
             )
         return by_origin[group.origin]
 

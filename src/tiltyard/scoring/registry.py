@@ -1,0 +1,237 @@
+"""Reward functions by name: a Python file, an installed module or an alias; and scorers built from what a recipe says.
+
+rewards.py:concise          function `concise` of a file, beside the recipe or in the working folder
+package.module:function     function of an importable module
+gold                        an alias, see `ALIASES`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tiltyard.errors import ConfigError, TiltyardError, nearest
+from tiltyard.scoring.base import Scorer
+from tiltyard.scoring.functions import TIME_LIMIT, FunctionScorer
+from tiltyard.scoring.weighted import WeightedScorer
+
+ALIASES: dict[str, str] = {"gold": "tiltyard.world.reward:gold"}  # short names of reward functions
+
+_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)")
+_MODULE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>\w+)")
+_PART_KEYS = ("from", "weight")
+
+
+@dataclass(frozen=True)
+class RewardPart:
+    """One part of a weighted sum: `source` names a stage, folder, hub model or function; `weight` multiplies it."""
+
+    source: str
+    weight: float = 1.0
+
+
+def register_alias(name: str, spec: str) -> None:
+    """Makes `name` another name of the reward function `spec` (`package.module:function`)."""
+    ALIASES[name] = spec
+
+
+def is_function(spec: str) -> bool:
+    """Whether a reward setting names a function rather than a stage, a folder or a hub model."""
+    return spec in ALIASES or bool(_FILE.fullmatch(spec) or _MODULE.fullmatch(spec))
+
+
+def function_file(spec: str, folders: Sequence[Path] = ()) -> Path | None:
+    """The file in which the function `file.py:function` is defined; None for a module or an alias.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    match = _FILE.fullmatch(ALIASES.get(spec, spec))
+    return _find(match["file"], folders, spec) if match else None
+
+
+def load_function(spec: str, folders: Sequence[Path] = ()) -> Callable[..., Any]:
+    """The reward function that a recipe or a command line names.
+
+    Args:
+        spec: `file.py:function`, `package.module:function` or an alias.
+        folders: where files and modules are looked for after the working folder, e.g. the recipe's folder.
+
+    Raises:
+        ConfigError: no such file, module or function, or its code fails when it is loaded.
+    """
+    target = ALIASES.get(spec, spec)
+    if match := _FILE.fullmatch(target):
+        module = _module_of_file(_find(match["file"], folders, spec), spec)
+    elif match := _MODULE.fullmatch(target):
+        module = _module(match["module"], folders, spec)
+    else:
+        raise ConfigError(
+            f"'{spec}' names no reward function",
+            where="reward",
+            got=spec,
+            expected="file.py:function, package.module:function, or one of: " + ", ".join(sorted(ALIASES)),
+        )
+    function = getattr(module, match["name"], None)
+    if not callable(function):
+        callables = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise ConfigError(
+            f"there is no function '{match['name']}' in {match[1]}",
+            where=f"reward={spec}",
+            got=None if function is None else type(function).__name__,
+            fix=nearest(match["name"], callables) if callables else f"define it in {match[1]}",
+        )
+    return function
+
+
+def build_reward(
+    spec: str | Mapping[str, Any],
+    load_model: Callable[[str, str], Scorer],
+    *,
+    folders: Sequence[Path] = (),
+    time_limit: float | None = TIME_LIMIT,
+) -> Scorer:
+    """The scorer that the setting `reward` describes.
+
+    Args:
+        spec: a stage, folder, hub model or function; or a weighted sum `{NAME: {from: SOURCE, weight: W}}`, whose
+            parts are logged as `reward/NAME`. A part may be written as its source alone (weight 1).
+        load_model: (name of the metric, stage, folder or hub model) -> the scorer of a reward model.
+        folders: where functions are looked for, see `load_function`.
+        time_limit: seconds a call of a function may take.
+
+    Raises:
+        ConfigError: an unknown key, a weight that is no number, or a function that cannot be loaded.
+    """
+    if isinstance(spec, str):
+        return _scorer(
+            spec.rpartition(":")[2] if is_function(spec) else "reward", spec, load_model, folders, time_limit
+        )
+    parts = reward_parts(spec)
+    scorers = {name: _scorer(name, part.source, load_model, folders, time_limit) for name, part in parts.items()}
+    return WeightedScorer([(part.weight, scorers[name]) for name, part in parts.items()])
+
+
+def reward_parts(spec: str | Mapping[str, Any]) -> dict[str, RewardPart]:
+    """The parts of a reward setting by name; a single source is one part named `reward`.
+
+    Raises:
+        ConfigError: an unknown key, a part without a source, or a weight that is no finite number.
+    """
+    if isinstance(spec, str):
+        return {"reward": RewardPart(spec)}
+    if not spec:
+        raise ConfigError("a weighted sum needs at least one part", where="reward", got=dict(spec))
+    return {str(name): _part(str(name), part) for name, part in spec.items()}
+
+
+def _part(name: str, part: Any) -> RewardPart:
+    where = f"reward.{name}"
+    if isinstance(part, str):
+        return RewardPart(part)
+    if not isinstance(part, Mapping):
+        raise ConfigError("a part of a reward is a source and a weight", where=where, got=part, expected=_EXAMPLE)
+    for key in part:
+        if key not in _PART_KEYS:
+            raise ConfigError(f"unknown key '{key}'", where=where, expected=_EXAMPLE, fix=nearest(str(key), _PART_KEYS))
+    source, weight = part.get("from"), part.get("weight", 1.0)
+    if not isinstance(source, str) or not source:
+        raise ConfigError("a part of a reward names its source", where=f"{where}.from", got=source, expected=_EXAMPLE)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight - weight != 0:
+        raise ConfigError("a weight is a finite number", where=f"{where}.weight", got=weight, expected=_EXAMPLE)
+    return RewardPart(source, float(weight))
+
+
+_EXAMPLE = "{from: SOURCE, weight: 1.0}"
+
+
+def _scorer(
+    name: str,
+    source: str,
+    load_model: Callable[[str, str], Scorer],
+    folders: Sequence[Path],
+    time_limit: float | None,
+) -> Scorer:
+    if is_function(source):
+        return FunctionScorer(load_function(source, folders), name, time_limit=time_limit)
+    return load_model(name, source)
+
+
+# ------------------------------------------------------------------------------------------------------ files, modules
+
+
+def _find(name: str, folders: Sequence[Path], spec: str) -> Path:
+    """The file, relative to the working folder or else to one of the folders."""
+    candidates = [folder / name for folder in (Path.cwd(), *folders)]
+    for path in candidates:
+        if path.is_file():
+            return path.resolve()
+    files = sorted({p.name for path in candidates if path.parent.is_dir() for p in path.parent.glob("*.py")})
+    raise ConfigError(
+        f"there is no file {name}",
+        where=f"reward={spec}",
+        got="looked in " + ", ".join(dict.fromkeys(str(path.parent) for path in candidates)),
+        fix=nearest(Path(name).name, files) if files else "give its path from the recipe's or the working folder",
+    )
+
+
+def _module_of_file(path: Path, spec: str) -> ModuleType:
+    """The file as a module, loaded once for each content; its folder becomes importable, so it may import others."""
+    content = path.read_bytes()
+    name = f"tiltyard_user_{path.stem}_{hashlib.sha256(str(path).encode() + content).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _make_importable([path.parent])
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None  # it is a .py file
+    assert loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    try:
+        loader.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, Exception) and not isinstance(error, TiltyardError):
+            raise _failed(spec, error, str(path)) from error
+        raise
+    return module
+
+
+def _module(name: str, folders: Sequence[Path], spec: str) -> ModuleType:
+    _make_importable([Path.cwd(), *folders])
+    try:
+        return importlib.import_module(name)
+    except TiltyardError:
+        raise
+    except Exception as error:
+        raise _failed(spec, error, name) from error
+
+
+def _make_importable(folders: Sequence[Path]) -> None:
+    """Appends the folders to `sys.path`: after everything installed, so that they hide nothing."""
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _failed(spec: str, error: Exception, origin: str) -> ConfigError:
+
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    at = f", {Path(lines[-1].filename).name}:{lines[-1].lineno}" if lines and lines[-1].filename != __file__ else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        at = f", {Path(error.filename).name}:{error.lineno}"
+    return ConfigError(
+        f"the code of the reward function cannot be loaded from {origin}",
+        where=f"reward={spec}{at}",
+        got=f"{type(error).__name__}: {error}",
+        fix="mend the file, or install what it imports",
+    )

@@ -7,7 +7,7 @@ from tests.pipeline import toys
 
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline.recipe import check, find_recipe, parse_recipe, read_recipe
-from tiltyard.stages.base import RESERVED, Stage, get_stage, looks_like_hub, nowhere, register
+from tiltyard.stages.base import RESERVED, Stage, get_stage, register
 
 
 def fails(text: str) -> str:
@@ -116,36 +116,11 @@ def test_recipes_are_found(tmp_path: Path) -> None:
 def test_paths_hub_names_and_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    assert looks_like_hub("Anthropic/hh-rlhf")
-    assert looks_like_hub("hub:x/y")
-    assert not looks_like_hub("data/typo")  # the folder is here: a misspelt path
-    assert not looks_like_hub("owner/x.jsonl")
     text = "stages:\n  - learn: {data: ./learn}\n"
     assert "no such stage or path" in fails(text)
     (tmp_path / "learn").mkdir()
     assert check(parse_recipe(text, "r.yaml"))[0].inputs == (("./learn", Path("learn")),)
     assert check(parse_recipe("stages:\n  - tune: {model: o/m, reward: gold}", "r.yaml"))[0].uses == ()
-
-
-@pytest.mark.parametrize(
-    ("value", "fix"),
-    [
-        ("data/rwos.jsonl", "did you mean 'rows.jsonl'?"),
-        ("dta/rows.jsonl", "did you mean 'data'?"),
-        ("sfft/model", "did you mean 'sft'?"),
-        ("data/x.csv", "stages: pretrain, sft"),
-        ("", "stages: pretrain, sft"),
-        ("data/rows.jsonl/x", "stages: pretrain, sft"),
-    ],
-)
-def test_the_nearest_name(value: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/rows.jsonl").write_text("")
-    error = nowhere(value, "here", ("pretrain", "sft"))
-    assert fix in str(error)
-    assert "here" in str(error)
-    assert "nothing called 'x.csv' in 'data'" in str(nowhere("data/x.csv", "here"))
 
 
 def test_registry() -> None:

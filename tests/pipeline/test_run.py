@@ -214,7 +214,7 @@ def test_resolve_without_a_recipe(tmp_path) -> None:
     assert context.resolve("sft") == tmp_path / "sft/model"
     assert context.resolve("sft", want="") == tmp_path / "sft"
     assert context.resolve("sft/groups.jsonl") == tmp_path / "sft/groups.jsonl"
-    assert context.resolve("owner/model") == Path("owner/model")
+    assert context.resolve("owner/model") == "owner/model"
     with pytest.raises(ConfigError, match="did you mean 'sft'"):
         context.resolve("sftt")
 

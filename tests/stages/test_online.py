@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tiltyard.cli import app
-from tiltyard.data.store import read_groups
 from tiltyard.errors import TiltyardError
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_recipe
+from tiltyard.runs.groups import read_groups
 from tiltyard.training.log import LiveLine
 from tiltyard.world import gold
 

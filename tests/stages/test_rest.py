@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tiltyard.data.store import read_groups
 from tiltyard.errors import ConfigError
+from tiltyard.runs.groups import read_groups
 from tiltyard.training.rounds import sampled
 from tiltyard.world import gold
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from tiltyard.data.store import read_groups
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage
+from tiltyard.runs.groups import read_groups
 from tiltyard.stages import evaluate
 from tiltyard.world import gold
 

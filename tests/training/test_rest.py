@@ -12,11 +12,11 @@ import torch
 
 from losses_oracles.tabular import World
 from losses_oracles.toy import F64, same
-from tiltyard.data.store import read_groups
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import JudgeScorer, SimulatedJudge
 from tiltyard.methods import rest
 from tiltyard.methods.sft import WeightedNll
+from tiltyard.runs.groups import read_groups
 from tiltyard.training.rounds import sampled
 from tiltyard.training.select import better_half, pairs_above
 from tiltyard.types import Group, Prompt, Response

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tests.scoring.stubs import Scripted
 
 from tiltyard.batch.batch import Batch
-from tiltyard.data.store import read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.methods import iterative_dpo, rft
+from tiltyard.runs.groups import read_groups
 from tiltyard.sampling import sample
 from tiltyard.scoring.base import matched_groups
 from tiltyard.training import rounds

@@ -66,20 +66,21 @@ def bench_settings(method: str, model: Path, data: str, prompts: str, pairs: Seq
 
 def find_model(name: str, runs: Path = Path("runs")) -> Path:
     """Resolves a model's folder: a path, a stage's folder (its `model/`), RUN/STAGE below `runs`, or a hub name."""
-    from tiltyard.stages.base import find_path, looks_like_hub, stage_output
+    from tiltyard.runs import Ref, existing_path, written_by_stage
 
     for candidate in (name, str(runs / name)):
-        path = find_path(candidate)
+        path = existing_path(candidate)
         if path is None:
             continue
-        model = stage_output(path)
+        model = written_by_stage(path, "model")
         stages = sorted(str(p.parent) for p in path.glob("*/model") if p.is_dir()) if model == path else []
         if stages:
             raise ConfigError("this is a whole run; name one of its stages", where=name, expected=", ".join(stages))
         if model == path and (path / "done.json").exists():
             raise ConfigError("this stage made no model", where=name)
         return model
-    if looks_like_hub(name) and not (runs / name.partition("/")[0]).is_dir():
+    ref = Ref.find(name)
+    if ref is not None and ref.kind == "hub" and not (runs / name.partition("/")[0]).is_dir():
         return Path(name)
     models = [str(p.parent) for p in sorted(runs.glob("*/*/model"))]
     fix = nearest(name, models) if models else f"no model is in {runs} yet: run a recipe first"

@@ -6,9 +6,9 @@ from tiltyard.data.formats import Kind, parse_row
 from tiltyard.data.group_file import GroupFile
 from tiltyard.data.load import DataReport, GroupStream, TooLong, load_groups, load_prompts, stream_groups
 from tiltyard.data.read import Row, read_rows
-from tiltyard.data.store import append_groups, group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.data.templates import DEFAULT_TEMPLATE, PLAIN_TEMPLATE
 from tiltyard.data.tokenizer import plain_texts, train_tokenizer
+from tiltyard.runs.groups import append_groups, group_from_dict, group_to_dict, read_groups, write_groups
 
 __all__ = [
     "DEFAULT_TEMPLATE",

@@ -31,8 +31,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from tiltyard.data.store import group_error, group_from_dict, group_to_dict
 from tiltyard.errors import DataError
+from tiltyard.runs.groups import group_error, group_from_dict, group_to_dict
 from tiltyard.types import Group
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tiltyard.errors import DataError, nearest
+from tiltyard.runs.ref import Ref
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -63,9 +64,10 @@ def _open(source: str | Path, split: str | None) -> Iterator[Row]:
                 fix="leave split out, or give the folder that holds one file a split",
             )
         return _read_file(path)
-    if _looks_local(source):
+    ref = None if isinstance(source, Path) else Ref.find(source)
+    if ref is None or ref.kind != "hub":
         raise _missing(path)
-    return _read_hub(str(source), split)
+    return _read_hub(ref, split)
 
 
 def _not_empty(rows: Iterator[Row], where: str) -> Iterator[Row]:
@@ -82,13 +84,6 @@ def _suffix(path: Path) -> str:
     """The known suffix that the file name ends in, or an empty string."""
     name = path.name.lower()
     return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), "")
-
-
-def _looks_local(source: str | Path) -> bool:
-    text = str(source)
-    if isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
-        return True
-    return bool(_suffix(Path(text))) or Path(text).suffix.lower() in {".csv", ".txt", ".tsv", ".gz", ".zst"}
 
 
 def _missing(path: Path) -> DataError:
@@ -280,19 +275,20 @@ def _read_saved(folder: Path, split: str | None) -> Iterator[Row]:
     return _objects((_without_nulls(dict(v)) for v in data), f"{label}:row ")
 
 
-def _read_hub(name: str, split: str | None) -> Iterator[Row]:
+def _read_hub(ref: Ref, split: str | None) -> Iterator[Row]:
     from datasets import load_dataset
 
     split = split or "train"
-    path, _, config = name.partition(":")
     try:
-        data = load_dataset(path, config or None, split=split)
+        data = load_dataset(ref.name, ref.rest or None, split=split)
     except Exception as error:  # offline, unknown name, unknown split, gated: each with a class of its own
         raise DataError(
             "no such file here, and the dataset hub did not give it",
-            where=name,
+            where=ref.text,
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             expected="a file, a folder, or the name of a hub dataset (owner/name or owner/name:config)",
             fix="check the path or name and the split; for a local file give its suffix (.jsonl, .parquet)",
         ) from error
-    return (Row(_without_nulls(dict(v)), f"{name}[{split}]:{number}") for number, v in enumerate(iter(data), start=1))
+    return (
+        Row(_without_nulls(dict(v)), f"{ref.text}[{split}]:{number}") for number, v in enumerate(iter(data), start=1)
+    )

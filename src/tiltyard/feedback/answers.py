@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from tiltyard.data.store import whole_lines
 from tiltyard.errors import DataError
+from tiltyard.runs.groups import whole_lines
 
 
 def content_key(*parts: Any) -> str:

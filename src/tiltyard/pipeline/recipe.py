@@ -22,7 +22,8 @@ from pydantic import BaseModel
 
 from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.stages.base import Stage, find_path, get_stage, looks_like_hub, nowhere, references, split_reference
+from tiltyard.runs import Ref
+from tiltyard.stages.base import Stage, get_stage, references
 from tiltyard.yaml_values import CoreLoader, split_assignment
 
 NAME = r"[A-Za-z0-9_][\w.-]*"
@@ -284,17 +285,13 @@ def _check_entry(recipe: Recipe, entry: Entry, stage: Stage, names: Sequence[str
     for key, value in references(stage, settings):
         place = places.get(key, entry.place)
         spot = f"{place}: {entry.name}.{key}" if place else f"{entry.name}.{key}"
-        name, _ = split_reference(value, names)
-        if name in earlier:
-            uses[name] = None
-        elif name:
-            what = "names itself" if name == entry.name else f"names '{name}', a later stage"
+        ref = Ref.of(value, stages=names, folder=recipe.folder, where=spot)
+        if ref.path is not None:
+            inputs[value] = ref.path
+        elif ref.name in earlier and ref.kind == "stage":
+            uses[ref.name] = None
+        elif ref.kind == "stage":
+            what = "names itself" if ref.name == entry.name else f"names '{ref.name}', a later stage"
             expected = f"an earlier stage ({', '.join(earlier)}) or a path" if earlier else "a path"
             raise ConfigError(f"the stage '{entry.name}' {what}", where=spot, got=value, expected=expected)
-        else:
-            path = find_path(value, recipe.folder)
-            if path is not None:
-                inputs[value] = path
-            elif not looks_like_hub(value):
-                raise nowhere(value, spot, earlier)
     return Step(entry.name, stage, settings, frozenset(values), tuple(uses), tuple(inputs.items()))

@@ -1,10 +1,9 @@
-"""What a stage is: a name, a settings model and a function from (context, settings) to a small JSON result."""
+"""`Stage`: a name, a settings model and a function from (context, settings) to a small JSON result."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.files import read_json
+from tiltyard.runs import Ref, written_by_stage
 
 RESERVED = ("name", "method")  # keys of a recipe's stage that are never settings
 
@@ -28,14 +28,13 @@ class Stage:
         run: does the work; what it returns is kept in `done.json` and in the run's results.
         settings: from `settings_model`.
         summary: one line for `tiltyard stages`.
-        refers: settings whose value (a text, a list or a mapping of texts) names an EARLIER stage, a file of one
-            (`stage/file.jsonl`), a path or a hub name (`owner/name`). A settings model of its own (a judge) says
-            with `folders()` which of its values do.
-        words: values of those settings that stand for themselves, e.g. `gold`.
-        plan: the lines of the resolved plan (tokens per step, groups, memory); `context.dry_run` tells that earlier
+        refers: settings whose value (a text, a list or a mapping of texts) is a `Ref`: an EARLIER stage, a file of one,
+            a path, a hub name, a function. A nested settings model names those of its values with `folders()`.
+        words: values of those settings that refer to nothing, e.g. `gold`.
+        plan: returns the lines of the resolved plan (tokens per step, groups, memory); under `context.dry_run` earlier
             stages may not have run.
         neutral: settings that cannot change the result (devices, logging); changing them re-runs nothing.
-        version: raise it when the stage's code gives another result, so that old results are made again.
+        version: raised when the stage's code gives another result, so that old results are computed again.
         parallel: under torchrun every rank runs it; otherwise rank 0 alone does, and the others wait.
     """
 
@@ -86,81 +85,62 @@ class StageContext:
         """The number of this execution of the stage, kept when it resumes; empty where nothing was run."""
         return str((read_json(self.folder / "config.json") or {}).get("id", ""))
 
-    def resolve(self, value: str, *, want: str = "model") -> Path:
-        """The path that a setting's value means.
+    def resolve(self, value: str, *, want: str = "model") -> Path | str:
+        """Resolves a setting's value to a path, or to a hub name, which is returned as a text.
 
         Args:
-            value: `stage` (its folder's `want`), `stage/file`, a path (relative to here, then to the recipe; of a
-                folder that a stage wrote, its `want`) or a hub name, which comes back as it is.
-            want: the file or folder wanted of a stage's folder; "" for the folder itself.
+            value: anything that `Ref` reads.
+            want: the file or folder that is used of a stage's folder; "" for the folder itself.
+
+        Raises:
+            ConfigError: there is no such stage, file of a stage, or path.
         """
-        stage, rest = split_reference(value, self.outputs)
-        if stage:
-            found = self.outputs[stage] / (rest or want)
-            if not self.dry_run and not found.exists():
-                there = sorted(p.name for p in self.outputs[stage].glob("*") if not p.name.startswith("."))
+        ref = Ref.of(value, stages=self.outputs, folder=self.recipe_folder, where=self.name)
+        if ref.kind == "stage":
+            path = self.outputs[ref.name] / (ref.rest or want)
+            if not self.dry_run and not path.exists():
+                names = sorted(p.name for p in self.outputs[ref.name].glob("*") if not p.name.startswith("."))
                 raise ConfigError(
-                    f"the stage '{stage}' has no '{rest or want}'",
+                    f"the stage '{ref.name}' has no '{ref.rest or want}'",
                     where=f"{self.name}: {value}",
-                    expected=f"one of: {', '.join(there) or 'nothing (the folder is empty)'}",
+                    expected=f"one of: {', '.join(names) or 'nothing (the folder is empty)'}",
                 )
-            return found
-        path = find_path(value, self.recipe_folder)
-        if path is None:
-            if looks_like_hub(value):
-                return Path(value)
-            raise nowhere(value, self.name, self.outputs)
-        return stage_output(path, want)
+            return path
+        return value if ref.path is None else written_by_stage(ref.path, want)
 
+    def resolve_folder(self, value: str) -> Path:
+        """Resolves a setting's value to the folder of a stage.
 
-def split_reference(value: str, stages: Iterable[str]) -> tuple[str, str]:
-    """(`stage`, `file`) of `stage` or `stage/file`; ("", value) if it names none. `./sft` is always a path."""
-    head, _, rest = value.partition("/")
-    return (head, rest) if head in stages else ("", value)
+        Raises:
+            ConfigError: it is none.
+        """
+        folder = self.resolve(value, want="")
+        if isinstance(folder, str):
+            raise ConfigError("a stage's folder is needed, not a hub name", where=self.name, got=value)
+        return folder
 
-
-def find_path(value: str, recipe_folder: Path | None = None) -> Path | None:
-    """An existing path: relative to the working folder, then to the recipe's."""
-    path = Path(value).expanduser()
-    folders = [Path(), *([recipe_folder] if recipe_folder else [])]
-    return next((folder / path for folder in folders if value and (folder / path).exists()), None)
-
-
-def nowhere(value: str, where: str, stages: Iterable[str] = ()) -> ConfigError:
-    """The error for a value that names neither a stage nor a path, with the nearest name that there is."""
-    path, stages = Path(value).expanduser(), list(stages)
-    there = next(parent for parent in (*path.parents, Path()) if parent.exists())
-    lost = path.relative_to(there).parts[0] if value else ""
-    files = [] if not there.is_dir() else [one.name for one in there.iterdir() if not one.name.startswith(".")]
-    hints = [nearest(value.partition("/")[0], stages), nearest(lost, files)]
-    close = next((hint for hint in hints if hint.startswith("did you mean")), "")
-    fix = close or (f"stages: {', '.join(stages)}" if stages else f"there is nothing called '{lost}' in '{there}'")
-    return ConfigError(f"no such stage or path: '{value}'", where=where, fix=fix)
-
-
-def stage_output(path: Path, want: str = "model") -> Path:
-    """`runs/demo/sft` -> `runs/demo/sft/model`; any other path is itself."""
-    return path / want if want and (path / "config.json").exists() and (path / want).exists() else path
-
-
-def looks_like_hub(value: str) -> bool:
-    """`owner/name` or `scheme:...`, and not a misspelt local path."""
-    if re.fullmatch(r"[a-z]{2,}:\S+", value):
-        return True
-    data = re.search(r"\.(jsonl?|gz|parquet|txt|ya?ml|csv|safetensors)$", value)
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value)) and not data and not Path(value).parent.exists()
+    def report(self, key: str, lines: Iterable[str]) -> None:
+        """Prints lines about one setting, e.g. what was kept of its data."""
+        for line in lines:
+            self.console.print(f"  {key}: {line}", markup=False, highlight=False)
 
 
 def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
-    """(key, value) of every setting that may name a stage or a path, lists and mappings taken apart."""
+    """Yields (key, text) of every setting that refers to a stage or path, those inside lists and mappings too."""
     for key in stage.refers:
-        value = getattr(settings, key, None)
-        folders = getattr(value, "folders", None)
-        value = folders() if folders else value
-        values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
-        for item in values:
-            if isinstance(item, str | Path) and str(item) and str(item) not in stage.words:
-                yield key, str(item)
+        for text in _texts(getattr(settings, key, None)):
+            if text not in stage.words:
+                yield key, text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if hasattr(value, "folders"):
+        value = value.folders()
+    if isinstance(value, str | Path):
+        yield from filter(None, [str(value)])
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 # ---------------------------------------------------------------------------------------------------- the registry

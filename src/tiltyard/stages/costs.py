@@ -8,7 +8,8 @@ from typing import Any
 
 from tiltyard.files import read_json
 from tiltyard.methods import METHODS
-from tiltyard.stages.base import STAGES, StageContext, references, split_reference
+from tiltyard.runs import Ref
+from tiltyard.stages.base import STAGES, StageContext, references
 
 
 def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[
     that an AI judge answered, and `rankings` those that people made, in the stage and in all those that it builds on:
     RLAIF asks its judge before it trains.
     """
-    stage, _ = split_reference(model, context.outputs)
+    stage = _stage_of(context, model)
     known: dict[str, Any] = dict.fromkeys(("samples", "judge_calls", "rankings"))
     if stage:
         behind = [context.results.get(name, {}) for name in {stage, *builds_on(context, stage)}]
@@ -40,7 +41,13 @@ def builds_on(context: StageContext, name: str) -> Iterator[str]:
         return
     settings = kind.settings.model_validate_json(json.dumps(config["settings"]))  # a tuple comes back as a list
     for _, value in references(kind, settings):
-        earlier, _ = split_reference(value, context.outputs)
+        earlier = _stage_of(context, value)
         if earlier and earlier != name:
             yield earlier
             yield from builds_on(context, earlier)
+
+
+def _stage_of(context: StageContext, value: str) -> str:
+    """The stage of this run that a setting refers to; "" if it is something else."""
+    ref = Ref.find(value, stages=context.outputs)
+    return ref.name if ref is not None and ref.kind == "stage" else ""

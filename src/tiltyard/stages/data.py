@@ -57,7 +57,7 @@ def stream_of(
     path = context.resolve(source, want="")
     max_length = _within(context, "max_length", settings.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
-        yield from _sampled_groups(context, key, path, max_length, chat, getattr(settings, "limit", 0))
+        yield from _sampled_groups(context, key, Path(path), max_length, chat, getattr(settings, "limit", 0))
         return
     stream = stream_groups(
         path,
@@ -185,8 +185,8 @@ class _Rows:
 
 
 def report(context: StageContext, key: str, lines: list[str]) -> None:
-    for line in lines:
-        context.console.print(f"  {key}: {line}", markup=False, highlight=False)
+    """`StageContext.report` as a function."""
+    context.report(key, lines)
 
 
 def byte_count(groups: Iterable[Group]) -> int:
@@ -194,5 +194,5 @@ def byte_count(groups: Iterable[Group]) -> int:
     return sum(len(r.text.encode()) for g in groups for r in g.responses)
 
 
-def model_folder(context: StageContext, value: str) -> Path:
+def model_folder(context: StageContext, value: str) -> Path | str:
     return context.resolve(value, want="model")

@@ -55,7 +55,7 @@ def online_source(
             watch=watch,
         )
         if settings.replay:
-            source = replayed(source, context.resolve(settings.replay, want="") / "groups.jsonl", steps)
+            source = replayed(source, context.resolve_folder(settings.replay) / "groups.jsonl", steps)
         return source, steps
     every = -(-steps // settings.iterations)
     size = settings.round_prompts or min(len(prompts), every * settings.prompts_per_step)
@@ -76,7 +76,7 @@ def online_source(
         settings.tokens_per_microbatch,
     )
     if settings.replay:
-        rounds.folder, rounds.stored = context.resolve(settings.replay, want="") / "rounds", True
+        rounds.folder, rounds.stored = context.resolve_folder(settings.replay) / "rounds", True
         rounds.check(steps)
     return rounds, steps
 

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from tiltyard.batch.batch import Batch, Metrics, summed
-from tiltyard.data.store import group_to_dict
 from tiltyard.distributed import checkpoint, processes
 from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models.load import set_dropout
 from tiltyard.profiler import STEP, span, tally
+from tiltyard.runs.groups import group_to_dict
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Loss, Mean, Models, device_of
 from tiltyard.training.log import JsonlFile, Sink, finite
 from tiltyard.training.source import generator

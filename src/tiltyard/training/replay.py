@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from tiltyard.data.store import group_from_dict
 from tiltyard.distributed import processes
 from tiltyard.errors import DataError
+from tiltyard.runs.groups import group_from_dict
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.source import Online, sampled_metrics
 from tiltyard.types import Group

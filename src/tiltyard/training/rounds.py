@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 
 from tiltyard.batch.batch import Batch, Metrics, summed
-from tiltyard.data.store import group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
 from tiltyard.models.adapters import copy_weights_
+from tiltyard.runs.groups import group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups, device_of

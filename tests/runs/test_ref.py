@@ -77,7 +77,9 @@ def test_a_stage_hides_a_path_and_a_path_hides_a_hub_name(here: Path) -> None:
     assert Ref.of("owner/name").path == Path("owner/name")
 
 
-@pytest.mark.parametrize("text", ["data/typo", "owner/x.jsonl", "data/typo:config", "owner/x.parquet", "name", "a/b/c", ""])
+@pytest.mark.parametrize(
+    "text", ["data/typo", "owner/x.jsonl", "data/typo:config", "owner/x.parquet", "name", "a/b/c", ""]
+)
 def test_what_refers_to_nothing(here: Path, text: str) -> None:
     assert Ref.find(text, stages=STAGES) is None
     with pytest.raises(ConfigError, match="no such stage or path"):
@@ -113,9 +115,13 @@ def test_the_nearest_name(value: str, fix: str, tmp_path: Path, monkeypatch: pyt
 # ---------------------------------------------------------------------------------- hub names wherever data is read
 
 
-
 def row(i: int) -> dict[str, str]:
-    return {"prompt": f"Where is it? {i}", "chosen": f"It is here, {i}.", "rejected": f"No, {i}.", "text": f"So it is {i}."}
+    return {
+        "prompt": f"Where is it? {i}",
+        "chosen": f"It is here, {i}.",
+        "rejected": f"No, {i}.",
+        "text": f"So it is {i}.",
+    }
 
 
 @pytest.fixture
@@ -153,7 +159,7 @@ RECIPE = """
 name: hub
 stages:
   - clean: {data: owner/pairs:config}
-  - pretrain: {data: owner/pairs:config, steps: 1, arch: {preset: 1m, vocab: 300, context: 64}, max_length: 64, batch: 2}
+  - pretrain: {data: owner/pairs:config, steps: 1, arch: {preset: 1m, vocab: 300, context: 64}, max_length: 64}
   - sft: {model: pretrain, data: owner/pairs:config, steps: 1, max_length: 64, batch: 2}
   - reward: {model: sft, data: owner/pairs:config, held_out: owner/pairs:config, steps: 1, max_length: 64, batch: 2}
   - reward_eval: {model: reward, data: owner/pairs:config, max_length: 64}

@@ -1,8 +1,8 @@
 """`Ref`: what the text of a setting refers to, resolved in one place for recipes, the command line and data sources.
 
-    sft                        the stage `sft` of the recipe (a model setting takes its `model`, a data setting its folder)
+    sft                        the stage `sft` of the recipe: its `model` where a model is expected, or else its folder
     sft/groups.jsonl           a file of that stage
-    data/rows.jsonl            a path, relative to the working folder or else to the recipe's folder; ./sft is always one
+    data/rows.jsonl            a path, relative to the working folder or else to the recipe's; ./sft is always one
     runs/demo/sft              a folder that a stage wrote: its `model` where a model is expected
     owner/name                 a model or data set of the hub
     owner/name:config          a data set of the hub with the name of its configuration

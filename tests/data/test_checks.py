@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from tiltyard.data import check_data
-from tiltyard.stats.intervals import kendall_tau_b, wilson
+from tiltyard.stats.correlation import kendall_tau_b
+from tiltyard.stats.intervals import wilson
 from tiltyard.types import Group, Message, Prompt, Response
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tiltyard.errors import DataError
-from tiltyard.report import comparison
-from tiltyard.report.comparison import comparison_png
+from tiltyard.report import comparison_plot
+from tiltyard.report.comparison_plot import comparison_png
 
 
 def facts(gold: float | None, kl: float | None, **more: Any) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: dict[str, Any
         kept.append(figure)
         return real(figure, path)
 
-    real = comparison.save_png
-    monkeypatch.setattr(comparison, "save_png", save)
+    real = comparison_plot.save_png
+    monkeypatch.setattr(comparison_plot, "save_png", save)
     path = comparison_png(tmp_path / "c.png", models)
     assert path.read_bytes()[:4] == b"\x89PNG"
     return kept[0]

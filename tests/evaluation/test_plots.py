@@ -84,13 +84,13 @@ def test_read_metrics_aligns_columns(tmp_path):
     assert math.isnan(got["loss"][1])
 
 
-def test_read_metrics_says_that_the_last_line_is_cut(tmp_path, caplog):
+def test_read_metrics_warns_of_an_incomplete_last_line(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes('{"step": 1}\n{"step": 2, "text": "é'.encode()[:-1])
     with caplog.at_level(logging.WARNING):
         assert read_metrics(path) == {"step": [1]}
     assert f"{path}:2" in caplog.text
-    assert "cut short" in caplog.text
+    assert "incomplete" in caplog.text
 
 
 def test_read_metrics_names_a_broken_line(tmp_path):

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation import Answer, summarise
+from tiltyard.evaluation import EvaluatedResponse, summarise
 
 
 def answers(shift=0.0, prompts=12, n=3, seed=0, **changes):
     rng = np.random.default_rng(seed)
     made = [
-        Answer(
+        EvaluatedResponse(
             f"p{p}", f"question {p}", "a b c", 3 + k, k == 0, rng.normal(), shift + rng.normal(), 1.0, None, 0.5, 0.2
         )
         for p in range(prompts)
@@ -68,7 +68,7 @@ def test_one_prompt_knows_no_interval():
 
 
 def test_errors_name_the_model_and_the_prompt():
-    with pytest.raises(DataError, match="x: there are no answers"):
+    with pytest.raises(DataError, match="x: there are no responses"):
         summarise("x", [])
     rows = answers()
     rows[4] = dataclasses.replace(rows[4], gold=None)

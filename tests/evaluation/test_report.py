@@ -9,9 +9,9 @@ from rich.console import Console
 
 from tiltyard import files
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation import Answer, summarise
+from tiltyard.evaluation import EvaluatedResponse, summarise
 from tiltyard.report import print_table, side_by_side, write_samples_markdown, write_summary
-from tiltyard.report.policies import plain
+from tiltyard.report.text import plain
 
 KEYS = {
     *("n", "prompts", "gold", "gold_ci", "helpful", "helpful_ci", "truthful", "truthful_ci", "harmless", "harmless_ci"),
@@ -23,7 +23,9 @@ KEYS = {
 def answers(text="fine", prompts=8, seed=0, **fixed):
     rng = np.random.default_rng(seed)
     made = [
-        Answer(f"p{i}", f"question {i}", text, 5, False, rng.normal(), rng.normal(), 1.0, 0.0, 1.0, rng.normal(), 1.5)
+        EvaluatedResponse(
+            f"p{i}", f"question {i}", text, 5, False, rng.normal(), rng.normal(), 1.0, 0.0, 1.0, rng.normal(), 1.5
+        )
         for i in range(prompts)
     ]
     return [dataclasses.replace(a, **fixed) for a in made]

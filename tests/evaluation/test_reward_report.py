@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from scipy.stats import rankdata
 
 from tiltyard.errors import DataError
-from tiltyard.evaluation.reward_pairs import Pair, pairs_of, taus_of
+from tiltyard.evaluation.reward_models import BINS, best_scale, evaluate_pairs, evaluate_scores, log_loss_P
+from tiltyard.evaluation.scored_pairs import ScoredPair, ranking_taus, scored_pairs
 from tiltyard.files import jsonable
 from tiltyard.losses.reward import accuracy_G, kwise_loss_G, ranking_pairs
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
-from tiltyard.report.rewards import BINS, assess, average_ranks, best_scale, judge_groups, log_loss_P
 from tiltyard.types import Group, Message, Prompt, Response
 
 LOGIT_80 = math.log(4)
@@ -29,9 +30,9 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def pair(d: float, q: float = 1.0, longer: int = 0, *, prompt: object = None, at: int = 0, **more) -> Pair:
+def pair(d: float, q: float = 1.0, longer: int = 0, *, prompt: object = None, at: int = 0, **more) -> ScoredPair:
     """A pair whose scores differ by d and whose lengths differ by `longer`."""
-    return Pair(at if prompt is None else prompt, d + 0.25, 0.25, q, 100 + longer, 100, **more)
+    return ScoredPair(at if prompt is None else prompt, d + 0.25, 0.25, q, 100 + longer, 100, **more)
 
 
 def group(name: str, lengths: list[int], *, meta: dict | None = None, **labels) -> Group:
@@ -60,10 +61,10 @@ def test_pairs_and_figures_agree_with_the_losses_of_training(seed) -> None:
     group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.responses])
     score_B = torch.tensor([s for row in scores for s in row], dtype=torch.float64)
     winner_P, loser_P, group_P = ranking_pairs(rank_B, group_B)
-    pairs = pairs_of(groups, scores)
+    pairs = scored_pairs(groups, scores)
     found = sorted((p.chosen, p.rejected) for p in pairs if p.q != 0.5)
     assert found == sorted(zip(score_B[winner_P].tolist(), score_B[loser_P].tolist(), strict=True))
-    report = judge_groups(groups, scores)
+    report = evaluate_scores(groups, scores)
     count_G = torch.bincount(group_P, minlength=len(groups))
     right = (accuracy_G(score_B, rank_B, group_B, len(groups)) * count_G).sum() / count_G.sum()
     loss = (kwise_loss_G(score_B, rank_B, group_B, len(groups)) * count_G).sum() / count_G.sum()
@@ -77,7 +78,7 @@ def test_pairs_and_figures_agree_with_the_losses_of_training(seed) -> None:
 def test_prompts_are_told_apart_by_what_they_say_and_not_by_their_names() -> None:
     """Rows of benchmarks are numbered; four pairs of one prompt are one observation, and one prompt has no interval."""
     groups = [group("the only prompt", [2, 3], ranks=(1, 2)) for _ in range(4)]
-    report = judge_groups(groups, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    report = evaluate_scores(groups, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     assert (report.pairs, report.prompts) == (4, 1)
     assert math.isnan(report.accuracy.low)
 
@@ -85,7 +86,7 @@ def test_prompts_are_told_apart_by_what_they_say_and_not_by_their_names() -> Non
 def test_copies_of_pairs_do_not_narrow_the_interval() -> None:
     rng = np.random.default_rng(0)
     pairs = [pair(float(d), prompt=i // 2) for i, d in enumerate(rng.normal(0.4, 1, size=60))]
-    once, often = assess(pairs), assess([p for p in pairs for _ in range(9)])
+    once, often = evaluate_pairs(pairs), evaluate_pairs([p for p in pairs for _ in range(9)])
     assert often.accuracy[:3] == pytest.approx(once.accuracy[:3])
     assert often.log_loss[:3] == pytest.approx(once.log_loss[:3])
 
@@ -99,8 +100,8 @@ def test_where_labels_lengths_and_margins_come_from() -> None:
         group("e", [3, 5]),
         group("f", [3]),
     ]
-    pairs = pairs_of(rows, [[10.0, 20.0]] * 3 + [[10.0, 20.0, 30.0]] + [[10.0, 20.0]] + [[1.0]])
-    assert [(p.origin, p.places, p.q) for p in pairs] == [
+    pairs = scored_pairs(rows, [[10.0, 20.0]] * 3 + [[10.0, 20.0, 30.0]] + [[10.0, 20.0]] + [[1.0]])
+    assert [(p.origin, p.indices, p.q) for p in pairs] == [
         ("a", (1, 0), 1.0),
         ("b", (0, 1), 1.0),
         ("c", (1, 0), pytest.approx(0.7)),
@@ -113,8 +114,8 @@ def test_where_labels_lengths_and_margins_come_from() -> None:
     assert [p.margin for p in pairs[:2]] == [0.5, 0.75]
     assert all(math.isnan(p.margin) for p in pairs[2:])  # a ranking of three has no one margin
     assert pairs[0].labels == (("source", "web"), ("subset", "3"))
-    with pytest.raises(DataError, match="b: every answer needs one score"):
-        pairs_of(rows[1:2], [[1.0]])
+    with pytest.raises(DataError, match="b: every response needs one score"):
+        scored_pairs(rows[1:2], [[1.0]])
 
 
 # -------------------------------------------------------------------------------------------------------- calibration
@@ -123,24 +124,24 @@ def test_where_labels_lengths_and_margins_come_from() -> None:
 def test_a_calibrated_model_has_no_calibration_error() -> None:
     """100 pairs at sigmoid(d) = 0.8 of which 80 are right: no error, the entropy of 0.8 as its loss, scale 1."""
     pairs = [pair(LOGIT_80 if i % 5 else -LOGIT_80, at=i) for i in range(100)]
-    report = assess(pairs)
+    report = evaluate_pairs(pairs)
     entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
     assert report.accuracy.value == 0.8
     assert report.ece == pytest.approx(0, abs=1e-12)
     assert report.log_loss.value == pytest.approx(entropy, abs=1e-12)
     assert report.scale == pytest.approx(1, abs=1e-9)
-    twice = assess([p._replace(chosen=2 * p.chosen, rejected=2 * p.rejected) for p in pairs])
+    twice = evaluate_pairs([p._replace(chosen=2 * p.chosen, rejected=2 * p.rejected) for p in pairs])
     assert twice.scale == pytest.approx(0.5, abs=1e-9)
     assert twice.log_loss_scaled == pytest.approx(entropy, abs=1e-9)
     assert twice.ece == pytest.approx(sigmoid(2 * LOGIT_80) - 0.8, abs=1e-12)
-    assert any("too sure" in line for line in findings(twice))
+    assert any("overconfident" in line for line in findings(twice))
     assert not findings(report)[1:]  # the rule of length is a coin here, and the model is far above it
 
 
 def test_soft_labels_that_follow_the_scores_are_perfectly_calibrated() -> None:
     d_P = np.random.default_rng(1).normal(size=500)
     q_P = 1 / (1 + np.exp(-d_P))
-    report = assess([pair(float(d), float(q), at=i) for i, (d, q) in enumerate(zip(d_P, q_P, strict=True))])
+    report = evaluate_pairs([pair(float(d), float(q), at=i) for i, (d, q) in enumerate(zip(d_P, q_P, strict=True))])
     assert report.accuracy.value == 1.0
     assert report.ece == pytest.approx(0, abs=1e-12)
     assert report.ece_full == pytest.approx(0, abs=1e-12)
@@ -159,10 +160,10 @@ def test_which_answer_is_called_chosen_does_not_matter() -> None:
     ]
     pairs += [pair(1.0, 0.5, prompt="tied"), pair(0.0, 0.9, 4, prompt="equal")]
     turned = [p.swapped() if i % 2 else p for i, p in enumerate(pairs)]
-    one, two = (json.dumps(jsonable(assess(x).to_dict()), sort_keys=True) for x in (pairs, turned))
+    one, two = (json.dumps(jsonable(evaluate_pairs(x).to_dict()), sort_keys=True) for x in (pairs, turned))
     rounded = [[round(v, 9) if isinstance(v, float) else v for v in _leaves(json.loads(x))] for x in (one, two)]
     assert rounded[0] == rounded[1]
-    assert assess(pairs).tied_in_labels == 1
+    assert evaluate_pairs(pairs).tied_in_labels == 1
 
 
 def _leaves(value):
@@ -180,7 +181,7 @@ def test_the_bins_are_those_of_the_definition() -> None:
             zip(rng.normal(0.3, 1.5, size=400), rng.choice([0.6, 0.75, 1.0], size=400), strict=True)
         )
     ]
-    report = assess(pairs)
+    report = evaluate_pairs(pairs)
     bins = defaultdict(list)
     for p in pairs:
         d = p.chosen - p.rejected
@@ -194,13 +195,13 @@ def test_the_bins_are_those_of_the_definition() -> None:
 
 
 def test_equal_scores_are_a_coin() -> None:
-    report = assess([pair(0.0, longer=i, at=i) for i in range(8)])
+    report = evaluate_pairs([pair(0.0, longer=i, at=i) for i in range(8)])
     assert report.accuracy.value == 0.5
     assert report.tied_in_score == 8
     assert report.log_loss.value == report.log_loss_scaled == pytest.approx(math.log(2))
     assert report.ece == pytest.approx(0, abs=1e-12)
     assert math.isnan(report.length_pearson)
-    assert any("coin" in line for line in findings(report))
+    assert any("above chance" in line for line in findings(report))
 
 
 def test_the_best_scale_is_where_no_other_is_better() -> None:
@@ -220,25 +221,25 @@ def test_the_best_scale_is_where_no_other_is_better() -> None:
 
 def test_a_model_that_only_counts_tokens_is_found_out() -> None:
     lengths = [int(n) for n in np.random.default_rng(5).integers(-20, 30, size=300)]
-    report = assess([pair(0.125 * n, longer=n, at=i) for i, n in enumerate(lengths)])
+    report = evaluate_pairs([pair(0.125 * n, longer=n, at=i) for i, n in enumerate(lengths)])
     assert report.picks_longer.value == pytest.approx(np.mean([0.5 if n == 0 else 1.0 for n in lengths]))
     assert report.length_pearson == pytest.approx(1)
     assert report.length_spearman == pytest.approx(1)
     assert report.accuracy.value == report.longer_wins.value
     assert report.above_rule.value == 0
     assert report.longer_excess.low > 0
-    assert any("lean to long" in line for line in findings(report))
-    mirrored = assess([pair(-0.125 * n, longer=n, at=i) for i, n in enumerate(lengths)])
+    assert any("favour long" in line for line in findings(report))
+    mirrored = evaluate_pairs([pair(-0.125 * n, longer=n, at=i) for i, n in enumerate(lengths)])
     assert mirrored.length_spearman == pytest.approx(-1)
     assert mirrored.accuracy.value == pytest.approx(1 - report.accuracy.value)
-    assert any("lean to short" in line for line in findings(mirrored))
+    assert any("favour short" in line for line in findings(mirrored))
     assert any("worse than preferring the longer" in line for line in findings(mirrored))
 
 
 def test_correlations_are_those_of_every_pair_taken_both_ways() -> None:
     rng = np.random.default_rng(6)
     d, n = rng.integers(-4, 5, size=120).astype(float), rng.integers(-6, 7, size=120).astype(float)
-    report = assess([pair(float(a), longer=int(b), at=i) for i, (a, b) in enumerate(zip(d, n, strict=True))])
+    report = evaluate_pairs([pair(float(a), longer=int(b), at=i) for i, (a, b) in enumerate(zip(d, n, strict=True))])
     x, y = np.concatenate([d, -d]), np.concatenate([n, -n])
 
     def ranks(v):  # by counting
@@ -246,12 +247,12 @@ def test_correlations_are_those_of_every_pair_taken_both_ways() -> None:
 
     assert report.length_pearson == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-12)
     assert report.length_spearman == pytest.approx(np.corrcoef(ranks(x), ranks(y))[0, 1], abs=1e-12)
-    assert average_ranks(x).tolist() == ranks(x).tolist()
+    assert rankdata(x).tolist() == ranks(x).tolist()
 
 
 @pytest.mark.parametrize("sizes", [[0, 0, 0], [1, -1, 0], [5, 5, -5], [*range(-40, 41)], [1, 2, 3, -900]])
 def test_lengths_fall_into_one_bin_each(sizes) -> None:
-    report = assess([pair(1.0, longer=n, at=i) for i, n in enumerate(sizes)])
+    report = evaluate_pairs([pair(1.0, longer=n, at=i) for i, n in enumerate(sizes)])
     if not any(sizes):
         assert report.by_length == []
         return
@@ -278,7 +279,7 @@ def test_breakdowns_by_source_and_margin() -> None:
         one((s, i), 1.0 if i < right else -1.0, s, float(i)) for s, right, wrong in spec for i in range(right + wrong)
     ]
     pairs.append(one("none", 1.0, "", math.nan))
-    report = assess(pairs)
+    report = evaluate_pairs(pairs)
     subsets = report.by_field["subset"]
     assert [(r.label, r.accuracy.value, r.accuracy.n) for r in subsets.rows] == [
         ("chat", 0.9, 10),
@@ -296,18 +297,18 @@ def test_breakdowns_by_source_and_margin() -> None:
 def test_rankings_have_a_rank_correlation() -> None:
     rows = [group(f"p{i}", [1, 2, 3], ranks=ranks) for i, ranks in enumerate([(1, 2, 3), (1, 2, 3), (1, 1, 1)])]
     scores = [[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [3.0, 2.0, 1.0]]
-    assert [t for _, t in taus_of(rows, scores)][:2] == pytest.approx([1, 1 / 3])
-    report = judge_groups(rows, scores)
+    assert [t for _, t in ranking_taus(rows, scores)][:2] == pytest.approx([1, 1 / 3])
+    report = evaluate_scores(rows, scores)
     assert report.tau is not None
     assert report.tau.value == pytest.approx(2 / 3)
     assert (report.tau.n, report.tau_undefined) == (2, 1)
-    assert judge_groups([group("p", [1, 2], ranks=(1, 2))], [[1.0, 0.0]]).tau is None
+    assert evaluate_scores([group("p", [1, 2], ranks=(1, 2))], [[1.0, 0.0]]).tau is None
 
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([], "no two answers are told apart"),
+        ([], "no pair of responses has different labels"),
         ([pair(1.0, 0.5)], "1 pairs, all tied"),
         ([pair(math.nan)], "not a finite number"),
         ([pair(1.0), pair(math.inf)], "not a finite number"),
@@ -316,7 +317,7 @@ def test_rankings_have_a_rank_correlation() -> None:
 )
 def test_what_cannot_be_judged_is_an_error(pairs, message) -> None:
     with pytest.raises(DataError, match=message):
-        assess(pairs)
+        evaluate_pairs(pairs)
 
 
 # ------------------------------------------------------------------------------------------------- tables and picture
@@ -335,7 +336,7 @@ def some_report(fields: int = 2):
         )
         for i in range(300)
     ]
-    return assess(pairs, [(i, 0.3 + 0.01 * i) for i in range(9)])
+    return evaluate_pairs(pairs, [(i, 0.3 + 0.01 * i) for i in range(9)])
 
 
 @pytest.mark.parametrize("width", [60, 200])
@@ -343,7 +344,7 @@ def test_tables_say_what_was_counted_and_show_labels_literally(width) -> None:
     report, out = some_report(), io.StringIO()
     print_reward_report(report, Console(file=out, width=width))
     text = out.getvalue()
-    assert "0 pairs tied in the labels were left out" in text
+    assert "0 pairs tied in the labels were excluded" in text
     assert "0 pairs tied in score count one half" in text
     assert f"{100 * report.accuracy.value:.1f}% ({100 * report.accuracy.low:.1f} to" in text
     assert "[red]" in text
@@ -351,7 +352,7 @@ def test_tables_say_what_was_counted_and_show_labels_literally(width) -> None:
     assert max(map(len, text.splitlines())) <= width
     if width == 200:
         assert f"the 25 largest of {len(report.by_field['source'].rows)}; the file has all" in text
-        assert f"mean over the 30 of source, each weighing the same: {report.by_field['source'].mean:.1%}" in text
+        assert f"mean over the 30 of source, unweighted: {report.by_field['source'].mean:.1%}" in text
 
 
 @pytest.mark.parametrize("fields", [0, 1, 3])
@@ -361,6 +362,6 @@ def test_the_picture_has_a_panel_for_each_breakdown(tmp_path, fields) -> None:
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).std() > 5
         tall = image.height
-    bare = assess([pair(1.0, at=0), pair(-1.0, at=1)])
+    bare = evaluate_pairs([pair(1.0, at=0), pair(-1.0, at=1)])
     with Image.open(reward_png(tmp_path / "b.png", bare)) as image:
         assert image.height < tall

@@ -55,7 +55,7 @@ def test_the_figures_are_those_of_training(whole: Whole, capsys: pytest.CaptureF
     assert report["accuracy"]["value"] == pytest.approx(expected["accuracy"])
     assert report["pairs"] == report["accuracy"]["n"] == expected["pairs"]
     assert f"{report['pairs']} pairs of {report['prompts']} prompts" in printed
-    assert f"{report['tied_in_labels']} pairs tied in the labels were left out" in printed
+    assert f"{report['tied_in_labels']} pairs tied in the labels were excluded" in printed
     assert "pairs tied in score count one half" in printed
     assert report["tau"]["n"] + report["tau_undefined"] == len(groups)
     with Image.open(out / "reward_report.png") as image:
@@ -67,7 +67,7 @@ def test_the_figures_are_those_of_training(whole: Whole, capsys: pytest.CaptureF
     for number in range(0, len(rows), 3):
         given = next(flat)
         for row in rows[number : number + 3]:
-            i, j = row["places"]
+            i, j = row["indices"]
             assert (row["chosen"], row["rejected"]) == pytest.approx((given[i], given[j]))
 
 
@@ -130,9 +130,9 @@ def broken(whole: Whole) -> str:
 @pytest.mark.parametrize(
     ("model", "what"),
     [
-        (lambda whole: str(whole.run / "sft"), "no trained reward model|tiltyard train reward"),
-        (untrained, "no trained reward model|tiltyard train reward"),
-        (ranker, "a ranker reads two answers"),
+        (lambda whole: str(whole.run / "sft"), "not a trained reward model|tiltyard train reward"),
+        (untrained, "not a trained reward model|tiltyard train reward"),
+        (ranker, "a ranker compares two responses"),
         (broken, "not a finite number|bench.jsonl:1"),
         (lambda whole: "nobody", "there is no such model"),
     ],
@@ -150,10 +150,10 @@ def test_models_that_score_nothing_are_refused(
 @pytest.mark.parametrize(
     ("rows", "what"),
     [
-        (None, "there is nothing to judge the reward model on"),
+        (None, "there are no data to evaluate the reward model on"),
         ([], "bench.jsonl"),
         ([{"prompt": "Who?", "completion": "A baker."}], "bench.jsonl:1|'chosen' is missing"),
-        ([{"prompt": "Who?", "responses": ["a", "b"], "ranks": [1, 1]}], "no two answers are told apart"),
+        ([{"prompt": "Who?", "responses": ["a", "b"], "ranks": [1, 1]}], "no pair of responses has different labels"),
     ],
     ids=["none named", "empty", "demonstrations", "only ties"],
 )

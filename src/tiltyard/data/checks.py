@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tiltyard.stats.intervals import kendall_tau_b, wilson
+from tiltyard.stats.correlation import kendall_tau_b
+from tiltyard.stats.intervals import wilson
 from tiltyard.types import Group
 
 _EXAMPLES = 5

@@ -1,7 +1,7 @@
-"""Reads what runs left; prints tables and draws pictures."""
+"""Tables and plots of runs and evaluations."""
 
 from tiltyard.report.plots import curves_png, read_metrics, reward_vs_kl_png
-from tiltyard.report.policies import print_table, side_by_side, write_samples_markdown, write_summary
+from tiltyard.report.policy_tables import print_table, side_by_side, write_samples_markdown, write_summary
 
 __all__ = [
     "curves_png",

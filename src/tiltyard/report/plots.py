@@ -1,4 +1,4 @@
-"""Pictures of a run: reward against KL, and training curves. matplotlib's Agg canvas, no global state."""
+"""Plots of a run: reward against KL, and training curves. matplotlib's Agg canvas, no global state."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DPI = 150
-# Okabe and Ito: told apart by colour-blind readers; the line style repeats the message in grey.
+# Okabe and Ito: distinguishable for colour-blind readers; line styles distinguish the lines in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 Series = Sequence[float | None]
 
 
 def read_metrics(path: str | Path) -> dict[str, list[Any]]:
-    """Columns of a metrics.jsonl, aligned by line (None where a line lacks the key).
+    """Reads the columns of a metrics.jsonl, aligned by line (None where a line lacks the key).
 
-    A last line cut short (the run was killed, or is writing now) is left out, with a warning. A broken line anywhere
-    else is an error with its `file:line`.
+    An incomplete last line (the run was killed, or is still writing) is skipped with a warning.
+
+    Raises:
+        DataError: an unreadable file, or a broken line that is not the last, with its `file:line`.
     """
     path = Path(path)
     try:
@@ -49,7 +51,7 @@ def read_metrics(path: str | Path) -> dict[str, list[Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             if number == len(lines):
-                log.warning("%s:%d: the last line is cut short and was left out", path, number)
+                log.warning("%s:%d: the last line is incomplete and was skipped", path, number)
                 break
             raise DataError("this is not a JSON object", where=f"{path}:{number}", got=line[:80]) from error
         if not isinstance(row, dict):
@@ -65,16 +67,16 @@ def reward_vs_kl_png(
     *,
     title: str = "Reward against distance from the reference model",
 ) -> Path:
-    """Reward against KL over training, one line a run: proxy reward on the left, gold (if any run has it) on the right.
+    """Plots reward against KL over training, one line a run: proxy reward on the left, gold (if any) on the right.
 
-    `curves`: run -> {"kl", "proxy", "gold" (or None), "step" (optional)}, lists of one length; None leaves a point out.
+    `curves`: run -> {"kl", "proxy", "gold" (or None), "step" (optional)}, lists of one length; None omits a point.
     Dots: every measurement. Line: smoothed over steps. Circle: start. Square: end.
     """
     if not curves:
         raise DataError("there are no curves to draw")
     for run, curve in curves.items():
         _check_lengths(run, curve)
-    panels = [("proxy", "Proxy reward", "what the reward model believes")]
+    panels = [("proxy", "Proxy reward", "the reward model's score")]
     if any(curve.get("gold") is not None for curve in curves.values()):
         panels.append(("gold", "Gold reward", "the true score"))
     figure = blank_figure(1, len(panels), width=5.0 if len(panels) > 1 else 7.0, height=4.3)
@@ -84,8 +86,8 @@ def reward_vs_kl_png(
             if kl is not None and reward is not None:
                 _path(ax, _array(kl), _array(reward), i, run)
         ax.set_title(f"{name}: {meaning}", fontsize=10)
-        ax.set_xlabel("KL to reference (nats per answer)")
-        ax.set_ylabel(f"{name} (mean per answer)")
+        ax.set_xlabel("KL to reference (nats per response)")
+        ax.set_ylabel(f"{name} (mean per response)")
     figure.suptitle(literal(title), fontsize=12, fontweight="bold")
     _legend(figure, list(curves), columns=4 if len(panels) > 1 else 3)
     return save_png(figure, path)
@@ -98,7 +100,7 @@ def curves_png(
     title: str = "Training",
     xlabel: str = "step",
 ) -> Path:
-    """Training curves as small multiples: `{panel: {line: values}}`, where "step" in a panel is the x of its lines."""
+    """Plots training curves as small multiples: `{panel: {line: values}}`; "step" in a panel is the x of its lines."""
     if not metrics:
         raise DataError("there are no curves to draw")
     columns = min(3, len(metrics))
@@ -123,9 +125,9 @@ def curves_png(
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Centred moving average of an odd window; the ends follow the line fitted to the first and last window.
+    """Returns the centred moving average of an odd window; the ends follow a line fitted to the first and last window.
 
-    So an end is neither one noisy measurement nor pulled towards the middle. A straight line stays as it is.
+    A straight line is unchanged.
     """
     half = (min(window, len(values)) - 1) // 2
     if half < 1:
@@ -136,8 +138,8 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     out[half : len(values) - half] = (total[size:] - total[:-size]) / size
     at = np.arange(-half, half + 1)
     for window_values, where in ((values[:size], slice(0, half)), (values[-size:], slice(len(values) - half, None))):
-        slope = float(at @ window_values) / float(at @ at)
-        line = window_values.mean() + slope * at
+        gradient = float(at @ window_values) / float(at @ at)
+        line = window_values.mean() + gradient * at
         out[where] = line[:half] if where.start == 0 else line[-half:]
     return out
 
@@ -177,7 +179,7 @@ def _line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], i: int, labe
 
 
 def blank_figure(rows: int, columns: int, *, width: float, height: float) -> Figure:
-    """Axes in rows and columns of `width` by `height` inches each, with the house's grid and no frame."""
+    """Returns a figure of rows x columns axes of `width` by `height` inches each, with a grid and no frame."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -222,17 +224,17 @@ def _array(values: Series) -> NDArray[np.float64]:
 
 
 def _window(n: int, share: int = 10) -> int:
-    """An odd window of one `share`-th of the curve; short curves are not smoothed."""
+    """Returns an odd window of one `share`-th of the curve; short curves are not smoothed."""
     return 1 if n < 12 else 2 * (max(3, n // share) // 2) + 1
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib shows as it is: `$` opens no formula, control characters are not drawn."""
+    """Escapes text for matplotlib: `$` starts no formula, control characters are replaced."""
     return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
 
 
 def save_png(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure, whole or not at all."""
+    """Writes the figure atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return write_atomic(path, buffer.getvalue())

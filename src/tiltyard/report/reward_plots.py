@@ -1,4 +1,4 @@
-"""One picture of a reward model's report: calibration, and accuracy by margin, by length and by source."""
+"""One figure of a reward model's evaluation: calibration, and accuracy by margin, length and source."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tiltyard.evaluation.reward_models import AccuracyRow, ReliabilityBin, RewardReport
 from tiltyard.report.plots import COLOURS, blank_figure, literal, save_png
-from tiltyard.report.policies import plain
-from tiltyard.report.rewards import Reliability, RewardReport, Row
-from tiltyard.stats.estimates import Estimate
+from tiltyard.report.text import plain
+from tiltyard.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,18 +21,18 @@ _LABEL = 34
 
 
 def reward_png(path: str | Path, report: RewardReport, *, title: str = "Reward model") -> Path:
-    """A panel for the reliability diagram and one for each breakdown that the data allow, on one sheet.
+    """Plots the reliability diagram and one panel for each breakdown that the data allow.
 
-    Dots are accuracies with their 95% intervals, hollow squares the rule "the longer answer is better" on the same
+    Dots are accuracies with their 95% intervals, hollow squares the rule "the longer response is better" on the same
     pairs, the dashed line the accuracy over all pairs.
     """
-    panels: list[tuple[str, Sequence[Row]]] = []
+    panels: list[tuple[str, Sequence[AccuracyRow]]] = []
     if report.by_margin:
         panels.append(("Accuracy by margin of the label", report.by_margin))
     if report.by_length:
         panels.append(("Accuracy by difference in length (tokens)", report.by_length))
     for name, breakdown in report.by_field.items():
-        rows: Sequence[Row] = sorted(breakdown.rows, key=lambda row: -row.accuracy.n)[:MOST]
+        rows: Sequence[AccuracyRow] = sorted(breakdown.rows, key=lambda row: -row.accuracy.n)[:MOST]
         more = f", the {MOST} largest of {len(breakdown.rows)}" if len(breakdown.rows) > MOST else ""
         panels.append((f"Accuracy by {name}{more}", rows))
     count = len(panels) + 1
@@ -48,15 +48,17 @@ def reward_png(path: str | Path, report: RewardReport, *, title: str = "Reward m
         _rows(ax, shown, report.accuracy, below)
         ax.set_title(literal(heading), fontsize=10)
     if panels:
-        found = {name: h for ax in axes[1:count] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=len(found), frameon=False)
+        handles = {name: h for ax in axes[1:count] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False
+        )
     summary = f"accuracy {_share(report.accuracy)} on {report.pairs:,} pairs of {report.prompts:,} prompts"
     figure.suptitle(f"{literal(plain(title))}:{' ' if panels else chr(10)}{summary}", fontsize=12, fontweight="bold")
     return save_png(figure, path)
 
 
-def _reliability(ax: Axes, bins: Sequence[Reliability], ece: float) -> None:
-    """Predicted probability against observed accuracy; the area of a dot is its share of the pairs."""
+def _reliability(ax: Axes, bins: Sequence[ReliabilityBin], ece: float) -> None:
+    """Plots predicted probability against observed accuracy; the area of a dot is its share of the pairs."""
     ax.plot([0.5, 1], [0.5, 1], color="0.5", linestyle="--", linewidth=1.2, label="perfectly calibrated")
     x, y = [b.predicted for b in bins], [b.observed.value for b in bins]
     ax.errorbar(x, y, yerr=_whiskers([b.observed for b in bins]), fmt="none", ecolor=COLOURS[0], elinewidth=1.3)
@@ -72,8 +74,8 @@ def _reliability(ax: Axes, bins: Sequence[Reliability], ece: float) -> None:
     ax.legend(loc="lower right", frameon=False, fontsize=8)
 
 
-def _rows(ax: Axes, rows: Sequence[Row], overall: Estimate, below: float | None) -> None:
-    """One line a row, the first at the top, and `below` it the rule of length, where the label does not say it."""
+def _rows(ax: Axes, rows: Sequence[AccuracyRow], overall: Estimate, below: float | None) -> None:
+    """Plots a line for each row, the first at the top; `below` it the length rule, unless rows are by length."""
     y = np.arange(len(rows))[::-1]
     accuracies = [row.accuracy for row in rows]
     x = [a.value for a in accuracies]
@@ -101,7 +103,7 @@ def _rows(ax: Axes, rows: Sequence[Row], overall: Estimate, below: float | None)
 
 
 def _whiskers(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """Distances to both ends of each interval, none where there is no interval."""
+    """Returns the distances to both ends of each interval; 0 without an interval."""
     down = [max(0.0, e.value - e.low) if np.isfinite(e.low) else 0.0 for e in estimates]
     up = [max(0.0, e.high - e.value) if np.isfinite(e.high) else 0.0 for e in estimates]
     return [down, up]

@@ -1,4 +1,4 @@
-"""A reward model's report as tables for a terminal. Labels come from files: they are shown, never interpreted."""
+"""Tables of a reward model's evaluation. Labels come from files: they are printed literally, never interpreted."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tiltyard.report.policies import plain
-from tiltyard.report.rewards import BINS, RewardReport, Row
-from tiltyard.stats.estimates import Estimate
+from tiltyard.evaluation.reward_models import BINS, AccuracyRow, RewardReport
+from tiltyard.report.text import plain
+from tiltyard.stats.intervals import Estimate
 
-MOST = 25  # rows of one breakdown; the file has them all
+MOST = 25  # rows of one breakdown; the file has all
 
 
 def print_reward_report(report: RewardReport, console: Console | None = None) -> None:
-    """The figures with what they mean, what was left out, and accuracy by margin, length and source."""
+    """Prints the figures with their meaning, the excluded pairs, and accuracy by margin, length and source."""
     console = console or Console()
     utf = console.encoding.lower().startswith("utf")
     style = box.SIMPLE_HEAD if utf else box.ASCII2
@@ -29,14 +29,14 @@ def print_reward_report(report: RewardReport, console: Console | None = None) ->
     for name, value, meaning in _figures(report):
         grid.add_row(Text(name), Text(value), Text(meaning))
     console.print(Text(), grid)
-    for line in _left_out(report):
+    for line in _pair_counts(report):
         console.print(Text(line, style="dim"))
     tables = [("margin of the label", report.by_margin), ("length (tokens)", report.by_length)]
     notes = {}
     for name, breakdown in report.by_field.items():
         tables.append((name, breakdown.rows))
         if len(breakdown.rows) > 1:
-            mean = f"mean over the {len(breakdown.rows)} of {name}, each weighing the same: {breakdown.mean:.1%}"
+            mean = f"mean over the {len(breakdown.rows)} of {name}, unweighted: {breakdown.mean:.1%}"
             notes[name] = mean
     console.print(_reliability(report, style))
     for name, rows in tables:
@@ -51,32 +51,32 @@ def print_reward_report(report: RewardReport, console: Console | None = None) ->
 
 
 def findings(report: RewardReport) -> list[str]:
-    """What a user should not overlook: what is not shown to be good, and what is shown to be bad, at 95%."""
-    found = []
+    """Returns the warnings: what is not shown to be good, and what is shown to be bad, at the 95% level."""
+    warnings = []
     if not report.accuracy.low > 0.5:
-        found.append("The accuracy may be that of a coin: this reward model cannot be trusted on these data.")
+        warnings.append("The accuracy is not shown to be above chance: do not trust this reward model on these data.")
     if report.above_rule.high < 0:
-        found.append("It is worse than preferring the longer answer.")
+        warnings.append("It is worse than preferring the longer response.")
     elif not report.above_rule.low > 0:
-        found.append("It is not shown to be better than preferring the longer answer.")
+        warnings.append("It is not shown to be better than preferring the longer response.")
     if report.longer_excess.low > 0:
-        found.append("Its mistakes lean to long answers: it prefers them more often than the labels do.")
+        warnings.append("Its errors favour long responses: it prefers them more often than the labels do.")
     if report.longer_excess.high < 0:
-        found.append("Its mistakes lean to short answers: it prefers them more often than the labels do.")
+        warnings.append("Its errors favour short responses: it prefers them more often than the labels do.")
     gained = report.log_loss.value - report.log_loss_scaled
     if math.isfinite(report.scale) and gained > 0.01 * report.log_loss.value and not 0.8 < report.scale < 1.25:
-        sure = "sure" if report.scale < 1 else "unsure"
-        found.append(f"It is too {sure}: its scores times {report.scale:.2g} would predict these labels best.")
-    return found
+        direction = "overconfident" if report.scale < 1 else "underconfident"
+        warnings.append(f"It is {direction}: its scores times {report.scale:.2g} would predict these labels best.")
+    return warnings
 
 
 def _figures(report: RewardReport) -> Iterator[tuple[str, str, str]]:
-    """(what, value, meaning), one line each."""
-    yield "accuracy", _percent(report.accuracy), "pairs whose preferred answer has the higher score"
+    """Yields (name, value, meaning), one line each."""
+    yield "accuracy", _percent(report.accuracy), "pairs whose preferred response has the higher score"
     yield '"longer is better"', _percent(report.longer_wins), "accuracy of that rule on the same pairs"
     yield "accuracy above rule", _points(report.above_rule), "percentage points"
     scaled = f"; {report.log_loss_scaled:.3f} with scores times {report.scale:.2g}"
-    yield "log-loss", _number(report.log_loss), "a coin's is 0.693" + ("" if math.isnan(report.scale) else scaled)
+    yield "log-loss", _number(report.log_loss), "chance: 0.693" + ("" if math.isnan(report.scale) else scaled)
     wide, full = f"{BINS} equally wide bins", f"{report.ece_full:.3f} with equally full ones"
     yield "calibration error", f"{report.ece:.3f}", f"0 is best; {wide}, {full}"
     yield "prefers the longer", _percent(report.picks_longer), 'compare with "longer is better"'
@@ -89,10 +89,10 @@ def _figures(report: RewardReport) -> Iterator[tuple[str, str, str]]:
         yield "rank correlation", _number(report.tau, 2), meaning + lost
 
 
-def _left_out(report: RewardReport) -> Iterator[str]:
-    """How many pairs, and what became of ties and soft labels."""
+def _pair_counts(report: RewardReport) -> Iterator[str]:
+    """Yields the number of pairs, of ties and of soft labels."""
     yield f"{report.pairs:,} pairs of {report.prompts:,} prompts; brackets: 95% intervals over prompts"
-    yield f"{report.tied_in_labels:,} pairs tied in the labels were left out"
+    yield f"{report.tied_in_labels:,} pairs tied in the labels were excluded"
     yield f"{report.tied_in_score:,} pairs tied in score count one half"
     if report.soft:
         yield f"{report.soft:,} pairs have soft labels: log-loss and calibration use them, accuracy the likelier side"
@@ -106,8 +106,8 @@ def _reliability(report: RewardReport, style: box.Box) -> Table:
     return table
 
 
-def _rows(name: str, rows: Sequence[Row], style: box.Box, *, rule: bool) -> Table:
-    """`rule`: whether the rule of length has a column; by length it would say nothing that the label does not."""
+def _rows(name: str, rows: Sequence[AccuracyRow], style: box.Box, *, rule: bool) -> Table:
+    """Returns the table of a breakdown; `rule`: with a column for the length rule (not useful by length)."""
     table = _table(style, f"by {name}", "accuracy", *(["longer wins"] if rule else []), "pairs")
     if len(rows) > MOST:
         rows = sorted(rows, key=lambda row: -row.accuracy.n)[:MOST]

@@ -1,4 +1,4 @@
-"""Evaluation: every model answers the same held-out prompts; scores, intervals, a table, a picture, samples."""
+"""The stage `evaluate`: samples every model on the same held-out prompts; scores, intervals, tables, plots, samples."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 
-from tiltyard.batch.batch import Batch
 from tiltyard.config import Settings
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.evaluation import Answer, summarise
+from tiltyard.evaluation import EvaluatedResponse, summarise
+from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -26,13 +25,12 @@ from tiltyard.report import (
     write_samples_markdown,
     write_summary,
 )
-from tiltyard.report.comparison import comparison_png
+from tiltyard.report.comparison_plot import comparison_png
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
 from tiltyard.stages.data import model_folder, prompts_of
-from tiltyard.stages.measure import kl_of
 from tiltyard.types import Group
 from tiltyard.world import gold
 from tiltyard.world.reward import is_world_prompt
@@ -46,16 +44,16 @@ class EvaluateSettings(Settings):
     prompts: Annotated[str, Field(description="held-out prompts")]
     reward: Annotated[str, Field(description="reward model for the proxy reward; empty: none")] = ""
     baseline: Annotated[
-        str, Field(description="whom the win rate is against; empty: `sft` if listed, else the first")
+        str, Field(description="model that the win rate is against; empty: `sft` if listed, else the first")
     ] = ""
     ref: Annotated[str, Field(description="KL is measured to this model; empty: the baseline")] = ""
     gold: Annotated[Literal["auto", "world", "none"], Field(description="gold scores of the embedded world")] = "auto"
-    samples_per_prompt: Annotated[int, Field(gt=0, description="answers a prompt")] = 2
+    samples_per_prompt: Annotated[int, Field(gt=0, description="responses to each prompt")] = 2
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
-    max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
-    temperature: Annotated[float, Field(gt=0, description="of sampling; KL is that of the law sampled from")] = 1.0
+    max_tokens: Annotated[int, Field(gt=0, description="tokens of a response")] = 128
+    temperature: Annotated[float, Field(gt=0, description="of sampling; KL is measured at it too")] = 1.0
     curves: Annotated[
         list[str], Field(description="RL stages whose reward against KL is plotted; empty: all listed")
     ] = []
@@ -66,7 +64,7 @@ class EvaluateSettings(Settings):
 
 
 def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
-    """Samples, scores and reports; writes summary.json, samples.md, answers.jsonl and reward_vs_kl.png."""
+    """Samples, scores and summarises; writes summary.json, samples.md, answers.jsonl and reward_vs_kl.png."""
     began = time.perf_counter()
     names = named_models(settings.models)
     baseline = settings.baseline or ("sft" if "sft" in names else next(iter(names)))
@@ -80,39 +78,43 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     reward = load_scalar_model(model_folder(context, settings.reward), **common) if settings.reward else None
     ref = load_language_model(model_folder(context, settings.ref or names[baseline]), **common)
-    answers: dict[str, list[Answer]] = {}
+    responses: dict[str, list[EvaluatedResponse]] = {}
     for name, value in names.items():
         model = load_language_model(model_folder(context, value), **common)
-        context.console.print(f"  {name} answers", markup=False, highlight=False)
-        answers[name] = _answers(context, settings, model, ref, reward)
-    win_by: Literal["gold", "proxy"] = "gold" if answers[baseline][0].gold is not None else "proxy"
-    against = answers[baseline] if win_by == "gold" or reward is not None else None
-    results = [summarise(name, found, against, win_by, baseline=baseline) for name, found in answers.items()]
+        context.console.print(f"  sampling {name}", markup=False, highlight=False)
+        responses[name] = _evaluated(context, settings, model, ref, reward)
+    win_by: Literal["gold", "proxy"] = "gold" if responses[baseline][0].gold is not None else "proxy"
+    against = responses[baseline] if win_by == "gold" or reward is not None else None
+    results = [summarise(name, evaluated, against, win_by, baseline=baseline) for name, evaluated in responses.items()]
     print_table(results, context.console)
     if settings.show:
-        side_by_side(answers, settings.show, context.console)
+        side_by_side(responses, settings.show, context.console)
     seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
     costs = {r.name: cost_of(context, names[r.name], r.distinct_2) for r in results}
     write_summary(context.folder / "summary.json", results, seconds, costs=costs)
     write_summary(context.run_folder / "summary.json", results, seconds, costs=costs)
-    write_samples_markdown(context.folder / "samples.md", answers, max(settings.show, 5))
-    _write_answers(context.folder / "answers.jsonl", answers)
+    write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
+    _write_responses(context.folder / "answers.jsonl", responses)
     if len(names) > MANY:
         facts = {r.name: {**asdict(r), **costs[r.name]} for r in results}
-        drawn = comparison_png(context.folder / "comparison.png", facts, title=f"{context.run_name}: methods compared")
-        context.console.print(f"methods compared: {drawn}", markup=False, highlight=False)
-    picture = _picture(context, settings)
-    if picture:
-        context.console.print(f"reward against KL: {picture}", markup=False, highlight=False)
+        plot = comparison_png(context.folder / "comparison.png", facts, title=f"{context.run_name}: methods compared")
+        context.console.print(f"methods compared: {plot}", markup=False, highlight=False)
+    curves = _reward_vs_kl(context, settings)
+    if curves:
+        context.console.print(f"reward against KL: {curves}", markup=False, highlight=False)
     context.console.print(f"summary: {context.run_folder / 'summary.json'}", markup=False, highlight=False)
     return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
 
 
-MANY = 3  # models above which a picture compares them
+MANY = 3  # above this number of models a figure compares them
 
 
 def named_models(models: list[str] | dict[str, str]) -> dict[str, str]:
-    """{name in the table: model}. Two models of one name would hide each other, so that is an error."""
+    """Returns {name in the table: model}.
+
+    Raises:
+        ConfigError: two models of one name.
+    """
     if isinstance(models, dict):
         return models
     names: dict[str, str] = {}
@@ -130,90 +132,63 @@ def named_models(models: list[str] | dict[str, str]) -> dict[str, str]:
 
 
 def _short(value: str) -> str:
-    """What a model is called in the table: its stage, or the last telling part of its path."""
+    """Returns the name of a model in the table: its stage, or the last part of its path other than `model`."""
     parts = [p for p in Path(value).parts if p not in ("model", "/")]
     return parts[-1] if parts else value
 
 
-def _answers(
+def _evaluated(
     context: StageContext,
     settings: EvaluateSettings,
     model: LanguageModel,
     ref: LanguageModel,
     reward: ScalarModel | None,
-) -> list[Answer]:
-    quiet = prompts_of(context, settings.prompts, model.chat, settings)
-    law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
-    groups = sample(model, quiet, settings.samples_per_prompt, law, seed=settings.seed)
+) -> list[EvaluatedResponse]:
+    prompts = prompts_of(context, settings.prompts, model.chat, settings)
+    sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    groups = sample(model, prompts, settings.samples_per_prompt, sampling, seed=settings.seed)
     if reward is not None:
         groups = RewardScorer(reward, model.chat).score(groups)
-    kls, entropies = _distance(groups, model, ref, settings.temperature)
-    found = []
-    flat = ((group, k) for group in groups for k in range(len(group.responses)))
-    for i, (group, k) in enumerate(flat):
-        found.append(_answer(group, k, kls[i], entropies[i], settings.gold))
-    return found
+    kls, entropies = kl_and_entropy(groups, model, ref, settings.temperature)
+    flat = [(group, k) for group in groups for k in range(len(group.responses))]
+    return [_response(*flat[i], kls[i], entropies[i], settings.gold) for i in range(len(flat))]
 
 
-def _answer(group: Group, k: int, kl: float, entropy: float, use_gold: str) -> Answer:
+def _response(group: Group, k: int, kl: float, entropy: float, use_gold: str) -> EvaluatedResponse:
     response, prompt = group.responses[k], group.prompt
-    facts: dict[str, float] = {}
-    if use_gold == "world" or (use_gold == "auto" and is_world(group)):
-        verdict = gold(prompt.meta, response.text)
-        facts = {key: float(getattr(verdict, key)) for key in ("helpful", "truthful", "harmless")}
-        facts["gold"] = verdict.total
-    asked = "\n".join(m.content for m in prompt.messages) if prompt.messages else prompt.text or ""
-    return Answer(
+    scores: dict[str, float] = {}
+    if use_gold == "world" or (use_gold == "auto" and is_world_prompt(group.prompt)):
+        result = gold(prompt.meta, response.text)
+        scores = {key: float(getattr(result, key)) for key in ("helpful", "truthful", "harmless")}
+        scores["gold"] = result.total
+    prompt_text = "\n".join(m.content for m in prompt.messages) if prompt.messages else prompt.text or ""
+    return EvaluatedResponse(
         prompt_id=prompt.id,
-        prompt_text=asked,
+        prompt_text=prompt_text,
         text=response.text,
         length=len(response.ids),
         truncated=response.finish == "length",
         proxy=group.scores[k] if group.scores else None,
         kl=kl,
         entropy=entropy,
-        **facts,
+        **scores,
     )
 
 
-def is_world(group: Group) -> bool:
-    """Whether the prompt carries what the embedded world's gold score needs."""
-    return is_world_prompt(group.prompt)
-
-
-@torch.no_grad()
-def _distance(
-    groups: list[Group], model: LanguageModel, ref: LanguageModel, temperature: float
-) -> tuple[list[float], list[float]]:
-    """(summed log-ratio to the reference, mean entropy a token) of every answer, both at the sampling temperature."""
-    whole = Batch.of(groups, range(len(groups)), len(groups), model.device)
-    kls: list[float] = []
-    entropies: list[float] = []
-    for part in whole.micro():
-        forest = part.forest
-        logp_R, entropy_R = model.logp_R(forest, temperature=temperature, entropy=True)
-        ref_R, _ = ref.logp_R(forest, temperature=temperature)
-        kls += kl_of(logp_R, ref_R, forest.response_R, forest.B)
-        assert entropy_R is not None
-        sums = kl_of(entropy_R, torch.zeros_like(entropy_R), forest.response_R, forest.B)
-        entropies += [s / c for s, c in zip(sums, forest.count_B.tolist(), strict=True)]
-    return kls, entropies
-
-
-def _write_answers(path: Path, answers: dict[str, list[Answer]]) -> None:
+def _write_responses(path: Path, responses: dict[str, list[EvaluatedResponse]]) -> None:
     with atomic_write(path) as file:
-        for name, found in answers.items():
-            file.writelines(json.dumps({"model": name, **asdict(a)}) + "\n" for a in found)
+        for name, evaluated in responses.items():
+            file.writelines(json.dumps({"model": name, **asdict(r)}) + "\n" for r in evaluated)
 
 
-def _picture(context: StageContext, settings: EvaluateSettings) -> Path | None:
-    """Reward against KL over training of every stage that sampled at every step and was evaluated (or is in `curves`).
+def _reward_vs_kl(context: StageContext, settings: EvaluateSettings) -> Path | None:
+    """Plots reward against KL over training for every evaluated stage (or those in `curves`) that samples at each step.
 
-    Rounds are left out: they measure now and then, and some against a reference that moves.
+    Methods in rounds are omitted: they measure KL only now and then, some of them to a changing reference.
     """
     curves = {}
-    wanted = {_short(c): c for c in settings.curves} or named_models(settings.models)
-    for name, value in wanted.items():
+    models = {_short(c): c for c in settings.curves} or named_models(settings.models)
+    for name, value in models.items():
         folder = context.outputs.get(value) or Path(value)
         if not ((folder / "groups.jsonl").exists() and (folder / "metrics.jsonl").exists()):
             continue
@@ -231,7 +206,7 @@ def _picture(context: StageContext, settings: EvaluateSettings) -> Path | None:
 
 
 def gold_by_step(path: Path) -> dict[int, float]:
-    """Mean gold score of the answers sampled at each step of an RL stage; empty outside the embedded world."""
+    """Returns the mean gold score of the responses of each step of an RL stage; empty without the embedded world."""
     from tiltyard.data import group_from_dict
 
     sums: dict[int, list[float]] = {}
@@ -239,7 +214,7 @@ def gold_by_step(path: Path) -> dict[int, float]:
         for line in file:
             row = json.loads(line)
             group = group_from_dict({k: v for k, v in row.items() if k != "step"})
-            if is_world(group):
+            if is_world_prompt(group.prompt):
                 scores = [gold(group.prompt.meta, r.text).total for r in group.responses]
                 sums.setdefault(int(row["step"]), []).extend(scores)
     return {step: sum(values) / len(values) for step, values in sums.items()}
@@ -250,7 +225,7 @@ register(
         "evaluate",
         run,
         EvaluateSettings,
-        "Models answer the same held-out prompts: rewards with intervals, KL, win rate, samples, a picture.",
+        "Samples models on the same held-out prompts: rewards with intervals, KL, win rate, samples, a plot.",
         refers=("models", "prompts", "reward", "ref", "curves"),
         neutral=("device",),
     )

@@ -22,9 +22,9 @@ from tiltyard.models.load import load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import model_folder, prompts_of, report
-from tiltyard.stages.evaluate import is_world
 from tiltyard.types import Group, Judgement
 from tiltyard.world import ANNOTATORS, Annotator, gold
+from tiltyard.world.reward import is_world_prompt
 
 
 class LabelSettings(Settings):
@@ -46,7 +46,7 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     """Samples K answers a prompt and has a random annotator rank each group."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
-    if odd := [p for p in prompts if not is_world(Group(p, ()))]:
+    if odd := [p for p in prompts if not is_world_prompt(p)]:
         raise DataError(
             "the annotators know the embedded world alone, and these prompts are not about it",
             where=settings.prompts,

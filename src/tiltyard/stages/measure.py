@@ -14,7 +14,8 @@ from tiltyard.losses.reward import accuracy_G, kwise_loss_G, pairs_G, ranking_pa
 from tiltyard.methods.mlm import Mask
 from tiltyard.models.language import ScalarModel
 from tiltyard.stages.data import byte_count
-from tiltyard.stats.estimates import accuracy_ci, bits_per_byte
+from tiltyard.stats.text import bits_per_byte
+from tiltyard.stats.win_rates import accuracy_ci
 from tiltyard.training.algorithm import Models, RefLogps, device_of
 from tiltyard.types import Group
 

@@ -1,4 +1,4 @@
-"""Measuring a reward model on labelled answers: `tiltyard eval --reward MODEL DATA`, and a stage of recipes."""
+"""The stage `reward_eval`: evaluates a reward model on labelled responses; also `tiltyard eval --reward MODEL DATA`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic import Field
 
 from tiltyard.config import Settings
 from tiltyard.errors import DataError, ModelError
-from tiltyard.evaluation.reward_pairs import Pair, pairs_of, taus_of
+from tiltyard.evaluation.reward_models import RewardReport, evaluate_pairs
+from tiltyard.evaluation.scored_pairs import ScoredPair, ranking_taus, scored_pairs
 from tiltyard.files import atomic_write, write_json
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
-from tiltyard.report.rewards import RewardReport, assess
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import groups_of, model_folder
 from tiltyard.stages.measure import scores_of
@@ -31,8 +31,8 @@ class RewardEvalSettings(Settings):
     data: Annotated[str, Field(description="labelled comparisons: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
-    max_length: Annotated[int, Field(ge=4, description="tokens of prompt and answer together")] = 2048
-    too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, answer right)")] = (
+    max_length: Annotated[int, Field(ge=4, description="tokens of prompt and response together")] = 2048
+    too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, response right)")] = (
         "drop"
     )
     pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
@@ -45,15 +45,15 @@ class RewardEvalSettings(Settings):
 
 
 def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
-    """Scores every answer and reports; writes reward_report.json, reward_report.png and, if asked, pairs.jsonl."""
+    """Scores every response; writes reward_report.json, reward_report.png and, with `pairs`, pairs.jsonl."""
     model = trained_reward_model(context, settings)
     if not model.packed:
         context.console.print(f"  model: runs padded ({model.padded_reason})", markup=False, highlight=False)
     groups = groups_of(context, "data", settings.data, "comparisons", model.chat, settings)
     cut = _check_groups(groups, settings)
     scores = scores_of(model, groups, settings.tokens_per_microbatch)
-    pairs = pairs_of(groups, scores)
-    report = assess(pairs, taus_of(groups, scores))
+    pairs = scored_pairs(groups, scores)
+    report = evaluate_pairs(pairs, ranking_taus(groups, scores))
     print_reward_report(report, context.console)
     body = {"model": settings.model, "data": settings.data, "groups": len(groups), "answers_cut": cut}
     path = context.folder / "reward_report.json"
@@ -67,9 +67,11 @@ def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
 
 
 def trained_reward_model(context: StageContext, settings: RewardEvalSettings) -> ScalarModel:
-    """The model, or an error where it gives no answer a score of its own: a ranker, or a score head of zeros.
+    """Loads the reward model.
 
-    Zeros are what a language model gets for a head when it is loaded as a reward model, and what training starts from.
+    Raises:
+        ModelError: a pairwise ranker, or a score head of zeros (a language model loaded as a reward model; the start of
+            training).
     """
     folder = model_folder(context, settings.model)
     model = load_scalar_model(
@@ -77,7 +79,7 @@ def trained_reward_model(context: StageContext, settings: RewardEvalSettings) ->
     )
     if model.compares:
         raise ModelError(
-            "a ranker reads two answers at once and scores none by itself",
+            "a ranker compares two responses and has no score of one",
             where=settings.model,
             expected="a model of the stage `reward`, or another sequence classifier with one output",
             fix="name a reward model",
@@ -85,7 +87,7 @@ def trained_reward_model(context: StageContext, settings: RewardEvalSettings) ->
     if bool(model.head.weight.any()):
         return model
     raise ModelError(
-        "this is no trained reward model: it would score every answer the same",
+        "not a trained reward model: it would score every response the same",
         where=settings.model,
         got=f"{type(model.module).__name__} without a score head, or with one that is all zeros",
         expected="a model whose score head was trained on comparisons",
@@ -94,20 +96,20 @@ def trained_reward_model(context: StageContext, settings: RewardEvalSettings) ->
 
 
 def _check_groups(groups: Sequence[Group], settings: RewardEvalSettings) -> int:
-    """How many answers were cut; an error where no row holds two answers."""
+    """Returns the number of truncated responses; raises DataError if no row has two responses."""
     if not any(len(group.responses) > 1 for group in groups):
         raise DataError(
-            "there is no pair of answers to compare",
+            "there is no pair of responses to compare",
             where=settings.data,
-            got=f"{len(groups):,} rows of one answer",
+            got=f"{len(groups):,} rows of one response",
             expected="comparisons: prompt, chosen and rejected; or prompt, responses and ranks",
-            fix="a reward model is judged on preferences; `tiltyard check DATA` says what a file holds",
+            fix="a reward model is evaluated on preferences; `tiltyard check DATA` reports what a file contains",
         )
     return sum(r.finish == "length" for g in groups for r in g.responses)
 
 
 def _summary(report: RewardReport) -> dict[str, Any]:
-    """The figures that a recipe's results keep."""
+    """Returns the figures of the stage's result."""
     return {
         "pairs": report.pairs,
         "prompts": report.prompts,
@@ -125,8 +127,8 @@ def _summary(report: RewardReport) -> dict[str, Any]:
     }
 
 
-def _write_pairs(path: Path, pairs: list[Pair]) -> None:
-    """One line a pair, ties in the labels among them; no text, so that the file can be shared."""
+def _write_pairs(path: Path, pairs: list[ScoredPair]) -> None:
+    """Writes one line for each pair, including ties; no text, so that the file can be shared."""
     with atomic_write(path) as file:
         for pair in pairs:
             row = pair._asdict() | {"labels": dict(pair.labels)}
@@ -136,7 +138,7 @@ def _write_pairs(path: Path, pairs: list[Pair]) -> None:
 
 
 def _title(model: str) -> str:
-    """The last telling parts of a model's path."""
+    """Returns the last two parts of a model's path, without `model`."""
     parts = [p for p in Path(model).parts if p not in ("model", "/")]
     return "/".join(parts[-2:]) or model
 

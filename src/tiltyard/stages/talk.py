@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.report.policies import plain
+from tiltyard.report.text import plain
 from tiltyard.sampling import SampleSettings
 from tiltyard.sampling import sample as draw_answers
 from tiltyard.types import Group, Message, Prompt

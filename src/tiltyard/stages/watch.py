@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tiltyard.distributed import processes
 from tiltyard.files import atomic_write
-from tiltyard.report.policies import plain
+from tiltyard.report.text import plain
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Models
 from tiltyard.types import Prompt

@@ -1,1 +1,1 @@
-"""Estimates with intervals, and tests."""
+"""Statistics: intervals, win rates, binned rates, rank correlation, statistics of texts."""

@@ -1,13 +1,12 @@
-"""What the user sees at the end: a table, a summary file, and answers side by side.
+"""Tables of evaluated policies, the summary file, and samples side by side.
 
-Model output is untrusted: it is shown literally, never read as rich markup, terminal codes or Markdown.
+Model output is untrusted: it is printed literally, never interpreted as rich markup, terminal codes or Markdown.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,13 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation.record import Answer, ModelResult
+from tiltyard.evaluation.policies import EvaluatedResponse, PolicySummary
 from tiltyard.files import write_atomic
+from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Interval
 
 _MODEL_COLUMN = 28  # a narrower column of prose is stacked instead
-_ODD = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}  # control, format (bidi), private, surrogate, odd line ends
-_JOINERS = "\u200c\u200d"  # needed by some scripts and emoji
 
 
 class _Column(NamedTuple):
@@ -36,27 +34,16 @@ class _Column(NamedTuple):
     cells: list[str]
 
 
-def plain(text: str) -> str:
-    """The text with nothing a terminal could obey: control, direction and surrogate characters become `\\x1b`."""
-
-    def shown(c: str) -> str:
-        if c in "\n\t" or c in _JOINERS or unicodedata.category(c) not in _ODD:
-            return c
-        return c.encode("unicode_escape").decode("ascii")
-
-    return "".join(map(shown, text.replace("\r\n", "\n")))
-
-
-def print_table(results: Sequence[ModelResult], console: Console | None = None) -> None:
-    """One row a model, with a legend in plain words; stacked tables where one is too wide for the terminal."""
+def print_table(results: Sequence[PolicySummary], console: Console | None = None) -> None:
+    """Prints one row for each model, and a legend; stacked tables if one is too wide for the terminal."""
     console = console or Console()
     if not results:
-        raise DataError("there are no results to show")
+        raise DataError("there are no results to print")
     sign = "±" if _utf(console) else "+/-"
     dash = "—" if _utf(console) else "-"
-    goal, cost = _columns(results, sign, dash)
+    quality, cost = _columns(results, sign, dash)
     names = [r.name for r in results]
-    tables = _fit(names, [goal + cost], console) or _fit(names, [goal, cost], console, split=True)
+    tables = _fit(names, [quality + cost], console) or _fit(names, [quality, cost], console, split=True)
     parts: list[RenderableType] = []
     for table in tables:
         parts += [table, Text()]
@@ -65,15 +52,20 @@ def print_table(results: Sequence[ModelResult], console: Console | None = None) 
 
 def write_summary(
     path: str | Path,
-    results: Sequence[ModelResult],
+    results: Sequence[PolicySummary],
     seconds: Mapping[str, float] | None = None,
     extra: Mapping[str, Any] | None = None,
     costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """`{"models": {name: {gold, gold_ci, ...}}, "seconds": {stage: s}, **extra}`, written whole or not at all.
+    """Writes `{"models": {name: {gold, gold_ci, ...}}, "seconds": {stage: s}, **extra}` atomically.
 
-    `costs`: further facts of a model, e.g. what its training sampled and asked. What is not known is null; an interval
-    is [low, high].
+    Args:
+        costs: further facts of a model, e.g. the samples and judge calls of its training.
+
+    Unknown values are null; an interval is [low, high].
+
+    Raises:
+        DataError: two results of one name. ConfigError: `extra` would replace the summary's own keys.
     """
     names = [r.name for r in results]
     if len(set(names)) < len(names):
@@ -89,25 +81,25 @@ def write_summary(
 
 
 def side_by_side(
-    answers_by_model: Mapping[str, Sequence[Answer]],
+    responses_by_model: Mapping[str, Sequence[EvaluatedResponse]],
     n: int = 5,
     console: Console | None = None,
     *,
     max_chars: int = 700,
 ) -> None:
-    """Print n prompts with each model's first answer next to each other (below each other where it is narrow)."""
+    """Prints n prompts with each model's first response side by side (one below the other on narrow terminals)."""
     console = console or Console()
-    rows, total = _pick(answers_by_model, n)
-    models = list(answers_by_model)
-    beside = (console.width - 4) // max(1, len(models)) >= _MODEL_COLUMN
+    rows, total = _pick(responses_by_model, n)
+    models = list(responses_by_model)
+    side = (console.width - 4) // max(1, len(models)) >= _MODEL_COLUMN
     dot = " · " if _utf(console) else ", "
     console.print(Text(_picked(len(rows), total), style="dim"))
     for i, row in enumerate(rows, 1):
         console.print(Rule(f"prompt {i}", align="left", characters="─" if _utf(console) else "-"))
-        console.print(Padding(_shown(row[0].prompt_text, max_chars, console, "bold"), (0, 0, int(not beside), 0)))
+        console.print(Padding(_shown(row[0].prompt_text, max_chars, console, "bold"), (0, 0, int(not side), 0)))
         cells = [_shown(a.text, max_chars, console) if a.text.strip() else Text("(empty)", "dim") for a in row]
         facts = [Text(dot.join(_facts(a)), "dim") for a in row]
-        if beside:
+        if side:
             table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), pad_edge=False)
             for model in models:
                 table.add_column(Text(plain(model), "cyan"), ratio=1, overflow="fold")
@@ -121,27 +113,31 @@ def side_by_side(
 
 
 def write_samples_markdown(
-    path: str | Path, answers_by_model: Mapping[str, Sequence[Answer]], n: int = 5, *, title: str = "Samples"
+    path: str | Path,
+    responses_by_model: Mapping[str, Sequence[EvaluatedResponse]],
+    n: int = 5,
+    *,
+    title: str = "Samples",
 ) -> Path:
-    """The same prompts and answers as Markdown; texts stand in code fences that no text can close."""
-    rows, total = _pick(answers_by_model, n)
+    """Writes the same prompts and responses as Markdown, in code fences that no text can close."""
+    rows, total = _pick(responses_by_model, n)
     lines = [f"# {_md(title)}", "", _md(_picked(len(rows), total)), ""]
     for i, row in enumerate(rows, 1):
         lines += [f"## Prompt {i}", "", *_fenced(row[0].prompt_text), ""]
-        for model, answer in zip(answers_by_model, row, strict=True):
-            facts = " · ".join(_facts(answer))
-            lines += [f"**{_md(model)}** ({_md(facts)})", "", *_fenced(answer.text), ""]
+        for model, response in zip(responses_by_model, row, strict=True):
+            facts = " · ".join(_facts(response))
+            lines += [f"**{_md(model)}** ({_md(facts)})", "", *_fenced(response.text), ""]
     return write_atomic(path, "\n".join(lines).encode("utf-8"))
 
 
-def _columns(results: Sequence[ModelResult], sign: str, dash: str) -> tuple[list[_Column], list[_Column]]:
-    """The columns that say whether a model is good, and those that say what it cost."""
+def _columns(results: Sequence[PolicySummary], sign: str, dash: str) -> tuple[list[_Column], list[_Column]]:
+    """Returns the columns of quality, and those of distance and length."""
 
     def column(header: str, cell: Any) -> _Column:
         return _Column(header, [cell(r) or dash for r in results])
 
     baseline = _baseline(results)
-    goal = [
+    quality = [
         column("gold\nreward", lambda r: _value(r.gold, r.gold_ci, sign)),
         column("helpful", lambda r: _percent(r.helpful)),
         column("truthful", lambda r: _percent(r.truthful)),
@@ -154,13 +150,13 @@ def _columns(results: Sequence[ModelResult], sign: str, dash: str) -> tuple[list
         column("length\n(tokens)", lambda r: f"{r.length:.0f}"),
         column("cut\noff", lambda r: _percent(r.truncated)),
     ]
-    return goal, cost
+    return quality, cost
 
 
 def _fit(
     names: Sequence[str], groups: Sequence[list[_Column]], console: Console, *, split: bool = False
 ) -> list[Table]:
-    """A table for each group of columns; one too wide is split between columns, or gives no tables at all."""
+    """Returns a table for each group of columns; a group that is too wide is split, or no tables are returned."""
     tables = []
     for group in groups:
         while group:
@@ -190,19 +186,19 @@ def _table(names: Sequence[str], columns: Sequence[_Column], console: Console) -
     return table
 
 
-def _legend(results: Sequence[ModelResult], sign: str, dash: str) -> RenderableType:
+def _legend(results: Sequence[PolicySummary], sign: str, dash: str) -> RenderableType:
     baseline = plain(_baseline(results) or "baseline")
     by = "gold" if results[0].win_by == "gold" else "proxy"
     entries = [
-        ("gold reward", "the true score, by rules that no model saw in training. Higher is better."),
-        ("helpful, truthful, harmless", "share of answers that pass, where the rule applies. Higher is better."),
+        ("gold reward", "the true score, by rules that no model was trained on. Higher is better."),
+        ("helpful, truthful, harmless", "share of responses that pass, where the rule applies. Higher is better."),
         (
             f"wins vs {baseline}",
-            f"answers beating {baseline}'s to the same prompt by {by} reward (a tie is half). Higher is better.",
+            f"responses that beat {baseline}'s to the same prompt by {by} reward (ties: half). Higher is better.",
         ),
-        ("proxy reward", "what the trained reward model believes. Proxy up while gold falls is reward hacking."),
-        ("KL", "how far the answers moved from the reference model's. 0: not at all; lower is closer."),
-        ("length, cut off", "mean tokens of an answer; share stopped by the token limit (fewer is better)."),
+        ("proxy reward", "the trained reward model's score. Rising proxy with falling gold is reward hacking."),
+        ("KL", "divergence from the reference model, per response. 0: identical; lower is closer."),
+        ("length, cut off", "mean tokens of a response; share cut by the token limit (lower is better)."),
     ]
     if not any(r.win_rate is not None for r in results):
         entries.pop(2)
@@ -216,7 +212,7 @@ def _legend(results: Sequence[ModelResult], sign: str, dash: str) -> RenderableT
     return Group(grid, Text(note, "dim"))
 
 
-def _baseline(results: Sequence[ModelResult]) -> str | None:
+def _baseline(results: Sequence[PolicySummary]) -> str | None:
     return next((r.baseline for r in results if r.baseline), None)
 
 
@@ -232,7 +228,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f}%"
 
 
-def _wins(result: ModelResult, sign: str) -> str:
+def _wins(result: PolicySummary, sign: str) -> str:
     if result.win_rate is None:
         return ""
     text = _percent(result.win_rate)
@@ -242,37 +238,41 @@ def _wins(result: ModelResult, sign: str) -> str:
 
 
 def _half(value: float, ci: Interval) -> float:
-    """The wider side: what is shown as +- never claims more than the interval does."""
+    """Returns the wider side, so that +- never understates the interval."""
     return max(ci[1] - value, value - ci[0])
 
 
-def _pick(answers_by_model: Mapping[str, Sequence[Answer]], n: int) -> tuple[list[list[Answer]], int]:
-    """For n prompts that all models answered, spread evenly over the set, the first answer of each model."""
-    if not answers_by_model:
-        raise DataError("there are no models to show")
-    first: list[dict[str, Answer]] = []
-    for answers in answers_by_model.values():
-        by_prompt: dict[str, Answer] = {}
-        for answer in answers:
-            by_prompt.setdefault(answer.prompt_id, answer)
+def _pick(
+    responses_by_model: Mapping[str, Sequence[EvaluatedResponse]], n: int
+) -> tuple[list[list[EvaluatedResponse]], int]:
+    """Returns the first response of each model to n prompts common to all models, spread evenly over the set."""
+    if not responses_by_model:
+        raise DataError("there are no models to print")
+    first: list[dict[str, EvaluatedResponse]] = []
+    for responses in responses_by_model.values():
+        by_prompt: dict[str, EvaluatedResponse] = {}
+        for response in responses:
+            by_prompt.setdefault(response.prompt_id, response)
         first.append(by_prompt)
     shared = [p for p in first[0] if all(p in other for other in first)]
     if not shared:
-        raise DataError("no prompt was answered by all models", got=", ".join(answers_by_model))
+        raise DataError("no prompt has responses of all models", got=", ".join(responses_by_model))
     n = max(1, min(n, len(shared)))
     chosen = [shared[i * len(shared) // n] for i in range(n)]
     return [[by_prompt[p] for by_prompt in first] for p in chosen], len(shared)
 
 
 def _picked(n: int, total: int) -> str:
-    return f"{n} of {total} prompts, spread evenly (not picked by quality); each model's first answer"
+    return f"{n} of {total} prompts, spread evenly (not picked by quality); each model's first response"
 
 
-def _facts(answer: Answer) -> list[str]:
+def _facts(response: EvaluatedResponse) -> list[str]:
     facts = [
-        f"{name} {value:.2f}" for name, value in (("gold", answer.gold), ("proxy", answer.proxy)) if value is not None
+        f"{name} {value:.2f}"
+        for name, value in (("gold", response.gold), ("proxy", response.proxy))
+        if value is not None
     ]
-    return [*facts, f"{answer.length} tokens", *(["cut off"] if answer.truncated else [])]
+    return [*facts, f"{response.length} tokens", *(["cut off"] if response.truncated else [])]
 
 
 def _shown(text: str, max_chars: int, console: Console, style: str = "") -> Text:
@@ -292,7 +292,7 @@ def _fenced(text: str) -> list[str]:
 
 
 def _md(text: str) -> str:
-    """Text for a Markdown line: one line, every mark that Markdown or HTML reads escaped."""
+    """Returns one line of text with all Markdown and HTML characters escaped."""
     return re.sub(r"([\\`*_\[\]<>#|~&$@])", r"\\\1", " ".join(plain(text).split()))
 
 
@@ -301,7 +301,7 @@ def _utf(console: Console) -> bool:
 
 
 def _jsonable(value: Any) -> Any:
-    """Plain JSON values: numpy numbers become numbers, tuples lists, paths text, NaN and infinities null."""
+    """Converts to JSON values: numpy numbers to numbers, tuples to lists, paths to text, NaN and infinities to null."""
     if isinstance(value, Mapping):
         return {str(k): _jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""From labelled groups and a reward model's scores to pairs of answers, the preferred one first."""
+"""Pairs of labelled responses with a reward model's scores, the preferred response first."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tiltyard.errors import DataError
-from tiltyard.stats.intervals import kendall_tau_b
+from tiltyard.stats.correlation import kendall_tau_b
 from tiltyard.types import Group
 
 FIELDS = ("source", "subset", "category")  # fields of a row by which accuracy is broken down
 _TWO = 2
 
 
-class Pair(NamedTuple):
-    """Two answers to one prompt with their scores. `q`: probability that the one called chosen is the preferred one.
+class ScoredPair(NamedTuple):
+    """Two responses to one prompt with their scores; `q`: probability that `chosen` is the preferred one.
 
-    `prompt` names what the pair shares with others (any hashable). `margin` is how clearly the label prefers (nan:
-    unknown). `labels` are the row's fields to break down by. `origin` and `places` say which answers of which row.
+    `prompt`: the cluster of the pair (any hashable). `margin`: strength of the preference in the label (nan: unknown).
+    `labels`: fields of the row for breakdowns. `origin`: the row. `indices`: the two responses in the row.
     """
 
     prompt: Hashable
@@ -32,40 +32,46 @@ class Pair(NamedTuple):
     margin: float = math.nan
     labels: tuple[tuple[str, str], ...] = ()
     origin: str = ""
-    places: tuple[int, int] = (0, 1)
+    indices: tuple[int, int] = (0, 1)
 
-    def swapped(self) -> Pair:
-        """The same pair, the answers named the other way round."""
+    def swapped(self) -> ScoredPair:
+        """Returns the pair with chosen and rejected exchanged, and 1 - q."""
         return self._replace(
             chosen=self.rejected,
             rejected=self.chosen,
             q=1 - self.q,
             chosen_tokens=self.rejected_tokens,
             rejected_tokens=self.chosen_tokens,
-            places=(self.places[1], self.places[0]),
+            indices=(self.indices[1], self.indices[0]),
         )
 
 
-def pairs_of(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> list[Pair]:
-    """Every pair of answers of every labelled group, the preferred one first; tied ones too, with q = 1/2.
+def scored_pairs(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> list[ScoredPair]:
+    """Returns every pair of responses of every labelled group, the preferred one first; ties have q = 1/2.
 
-    The label is `shares` (q = a / (a + b), the choice between two that Luce's rule gives), else `ranks`, else `scores`.
-    The margin is the row's number `margin` (two answers), else the difference of the group's own scores.
+    The label is `shares` (q = a / (a + b), Luce's choice rule), else `ranks`, else `scores`. The margin is the row's
+    number `margin` (two responses), else the difference of the group's scores.
+
+    Args:
+        scores: of each group, the reward model's score of each response.
+
+    Raises:
+        DataError: a group with more or fewer scores than responses.
     """
-    found = []
-    for group, given in zip(groups, scores, strict=True):
-        if len(given) != len(group.responses):
+    pairs = []
+    for group, group_scores in zip(groups, scores, strict=True):
+        if len(group_scores) != len(group.responses):
             raise DataError(
-                "every answer needs one score",
+                "every response needs one score",
                 where=group.origin,
-                got=f"{len(given)} scores for {len(group.responses)} answers",
+                got=f"{len(group_scores)} scores for {len(group.responses)} responses",
             )
         key, labels = prompt_key(group), _labels(group.prompt.meta)
         for i, j, q in _labelled(group):
-            pair = Pair(
+            pair = ScoredPair(
                 key,
-                float(given[i]),
-                float(given[j]),
+                float(group_scores[i]),
+                float(group_scores[j]),
                 q,
                 len(group.responses[i].ids),
                 len(group.responses[j].ids),
@@ -74,29 +80,29 @@ def pairs_of(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> list
                 group.origin,
                 (i, j),
             )
-            found.append(pair if q >= 0.5 else pair.swapped())
-    return found
+            pairs.append(pair if q >= 0.5 else pair.swapped())
+    return pairs
 
 
-def taus_of(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> list[tuple[Hashable, float]]:
-    """(prompt, Kendall's tau-b of labels and scores) of each group of three and more; nan where all on a side tie."""
-    found: list[tuple[Hashable, float]] = []
-    for group, given in zip(groups, scores, strict=True):
+def ranking_taus(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> list[tuple[Hashable, float]]:
+    """Returns (prompt, Kendall's tau-b of labels and scores) of each group of three and more; nan if undefined."""
+    taus: list[tuple[Hashable, float]] = []
+    for group, group_scores in zip(groups, scores, strict=True):
         if len(group.responses) <= _TWO:
             continue
         quality = group.scores or group.shares if group.ranks is None else [-float(rank) for rank in group.ranks]
         if quality is not None:
-            found.append((prompt_key(group), kendall_tau_b(quality, given)))
-    return found
+            taus.append((prompt_key(group), kendall_tau_b(quality, group_scores)))
+    return taus
 
 
 def prompt_key(group: Group) -> Hashable:
-    """What two groups of one prompt share, whatever their rows call themselves."""
+    """Returns a key that is equal for groups of the same prompt, whatever their ids."""
     return group.prompt.messages or group.prompt.text or group.prompt.ids
 
 
 def _labelled(group: Group) -> Iterator[tuple[int, int, float]]:
-    """(i, j, probability that i is the preferred one) of every pair of a group that is labelled at all."""
+    """Yields (i, j, probability that i is preferred) for every pair of a labelled group."""
     shares, quality = group.shares, group.scores
     if group.ranks is not None:
         quality = tuple(-float(rank) for rank in group.ranks)
@@ -112,9 +118,9 @@ def _labelled(group: Group) -> Iterator[tuple[int, int, float]]:
 
 
 def _margin(group: Group, i: int, j: int) -> float:
-    given = group.prompt.meta.get("margin")
-    if len(group.responses) == _TWO and isinstance(given, int | float) and not isinstance(given, bool):
-        return float(given)
+    margin = group.prompt.meta.get("margin")
+    if len(group.responses) == _TWO and isinstance(margin, int | float) and not isinstance(margin, bool):
+        return float(margin)
     return math.nan if group.scores is None else abs(group.scores[i] - group.scores[j])
 
 

@@ -1,4 +1,4 @@
-"""One picture of many methods: what each reached, how far it went for it, and what it cost."""
+"""One figure that compares many methods: reward, KL to the reference, cost."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ NEAR = 0.3  # nats up to which a logarithmic axis is linear
 
 
 def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str = "Methods compared") -> Path:
-    """Gold and proxy reward against KL to the reference, then a row a method: these with 95% intervals, and a bar
-    for everything else.
+    """Plots gold and proxy reward against KL, then a row for each method: these with 95% intervals, and bars for the
+    other columns.
 
     Args:
-        models: name -> the facts of `summary.json`; columns that nobody has are left out. Methods are listed from the
-            highest reward (gold where it is known) down.
+        models: name -> the facts of `summary.json`; columns without values are omitted. Methods are sorted by reward
+            (gold if known), the highest first.
     """
     if not models:
         raise DataError("there are no models to compare")
@@ -48,8 +48,8 @@ def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str 
     columns = [c for c in COLUMNS if any(_number(models[name].get(c[0])) for name in order)]
     rewards = [key for key in ("gold", "proxy") if any(_number(f.get(key)) for f in models.values())]
     measured = [*rewards, *(["kl"] if any(_number(f.get("kl")) for f in models.values()) else [])]
-    # no pyplot: a figure of its own leaves the user's backend and open figures alone
-    above, rows = 4.6 + 0.08 * max(0, len(order) - 12), 0.6 + 0.26 * len(order)  # names need room
+    # without pyplot, so that the user's backend and open figures are unaffected
+    above, rows = 4.6 + 0.08 * max(0, len(order) - 12), 0.6 + 0.26 * len(order)  # space for the names
     figure = Figure(figsize=(16, above + rows), layout="constrained")
     parts = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, rows))
     figure.suptitle(literal(title), fontsize=12, fontweight="bold")
@@ -70,7 +70,7 @@ def _axes(figure: Any, columns: int) -> list[Axes]:
 
 
 def _scatter(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: str) -> None:
-    """One point a method. Far KLs are drawn on a logarithmic scale; names move aside to where there is room."""
+    """Plots a point for each method; a logarithmic axis for large KLs, names moved to where they do not overlap."""
     points = [(n, _value(models[n].get("kl")), _value(models[n].get(key))) for n in order]
     points = [(n, x, y) for n, x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not points:
@@ -99,19 +99,19 @@ def _scatter(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: s
         ).set_horizontalalignment("left")
     for text in ax.texts:
         text.set_text(f"  {text.get_text()}")
-    ax.set_xlabel("KL to the reference (nats per answer)", fontsize=9)
+    ax.set_xlabel("KL to the reference (nats per response)", fontsize=9)
     ax.set_ylabel(f"{key} reward, 95% interval", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
 
 
 def _points(ax: Axes, order: Sequence[str], models: Mapping[str, Facts], key: str) -> None:
-    """A point with its 95% interval for each method, and its number at the edge."""
-    for place, name in enumerate(order):
+    """Plots a point with its 95% interval for each method, and its value at the edge."""
+    for index, name in enumerate(order):
         x = _value(models[name].get(key))
         if math.isfinite(x):
-            ax.errorbar(x, place, xerr=_error(x, models[name].get(f"{key}_ci")), fmt="o", markersize=3.5, color="C0")
-            ax.text(1.02, place, _short(x), transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+            ax.errorbar(x, index, xerr=_error(x, models[name].get(f"{key}_ci")), fmt="o", markersize=3.5, color="C0")
+            ax.text(1.02, index, _short(x), transform=ax.get_yaxis_transform(), va="center", fontsize=7)
     if key == "kl" and max([0.0, *(_value(models[n].get(key)) for n in order if _number(models[n].get(key)))]) > 10:
         ax.set_xscale("symlog", linthresh=NEAR)
     ax.set_title({"kl": "KL, nats"}.get(key, key), fontsize=9)
@@ -127,15 +127,15 @@ def _rows(ax: Axes, count: int) -> None:
 
 
 def _bars(ax: Axes, order: Sequence[str], values: Sequence[Any], factor: float) -> None:
-    """A horizontal bar and its number for each method; what is unknown stays empty."""
-    places = range(len(order))
+    """Plots a horizontal bar and its value for each method; unknown values are empty."""
+    indices = range(len(order))
     known = [factor * _value(v) if _number(v) else 0.0 for v in values]
-    ax.barh(list(places), known, color="0.75", height=0.7)
+    ax.barh(list(indices), known, color="0.75", height=0.7)
     low, high = min(0.0, *known), max(0.0, *known)
     ax.set_xlim(low * 1.05, (high or 1.0) * 1.6)
-    for place, value, number in zip(places, values, known, strict=True):
+    for index, value, number in zip(indices, values, known, strict=True):
         if _number(value):
-            ax.text(max(number, 0.0), place, f" {_short(number)}", va="center", fontsize=7)
+            ax.text(max(number, 0.0), index, f" {_short(number)}", va="center", fontsize=7)
     ax.set_xticks([])
     _rows(ax, len(order))
 
@@ -155,7 +155,7 @@ def _error(value: float, interval: Any) -> list[list[float]] | None:
 
 
 def _short(number: float) -> str:
-    """Three figures: 0.42, 14.2, 960, 31k."""
+    """Formats three digits: 0.42, 14.2, 960, 31k."""
     if abs(number) >= 10_000:
         return f"{number / 1000:.0f}k"
     if abs(number) >= 100 or number == round(number):

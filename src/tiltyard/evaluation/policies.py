@@ -1,0 +1,168 @@
+"""Evaluated responses of a policy, and their summary with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tiltyard.errors import ConfigError, DataError
+from tiltyard.stats.intervals import Interval, mean_ci, rate_ci
+from tiltyard.stats.text import distinct_n
+from tiltyard.stats.win_rates import Pairing, win_rate_by_prompt
+
+WinBy = Literal["gold", "proxy"]
+DISTINCT_BUDGET = 1000  # word pairs on which the diversity of every model is measured
+
+
+@dataclass(frozen=True)
+class EvaluatedResponse:
+    """One sampled response with its measurements. None: not measured, or (helpful, truthful, harmless) not applicable.
+
+    `length`: tokens. `truncated`: cut by the token limit. `proxy`: the reward model's score. `gold`: the score by the
+    rules of the embedded world. `helpful`, `truthful`, `harmless`: in 0..1. `kl`: sum over the response's tokens of
+    log pi - log ref, in nats (a one-sample estimate, may be negative). `entropy`: mean nats per token.
+    """
+
+    prompt_id: str
+    prompt_text: str
+    text: str
+    length: int
+    truncated: bool = False
+    proxy: float | None = None
+    gold: float | None = None
+    helpful: float | None = None
+    truthful: float | None = None
+    harmless: float | None = None
+    kl: float | None = None
+    entropy: float | None = None
+
+
+@dataclass(frozen=True)
+class PolicySummary:
+    """Means of one model's responses. Every `_ci` is a 95% interval over prompts; None: not measured or undefined.
+
+    `win_rate` is against the responses of `baseline`, by the score named in `win_by`. `truncated` is a share of the
+    responses. `distinct_2`: unique over all word pairs, on at most 1,000 pairs. `n` counts responses.
+    """
+
+    name: str
+    n: int
+    prompts: int
+    gold: float | None
+    gold_ci: Interval | None
+    helpful: float | None
+    helpful_ci: Interval | None
+    truthful: float | None
+    truthful_ci: Interval | None
+    harmless: float | None
+    harmless_ci: Interval | None
+    proxy: float | None
+    proxy_ci: Interval | None
+    kl: float | None
+    kl_ci: Interval | None
+    win_rate: float | None
+    win_rate_ci: Interval | None
+    length: float
+    truncated: float
+    distinct_2: float | None
+    entropy: float | None
+    baseline: str | None
+    win_by: WinBy
+
+
+def summarise(
+    name: str,
+    responses: Sequence[EvaluatedResponse],
+    baseline_responses: Sequence[EvaluatedResponse] | None = None,
+    win_by: WinBy = "gold",
+    *,
+    baseline: str = "sft",
+    pairing: Pairing = "all",
+    rounds: int = 1000,
+    seed: int = 0,
+) -> PolicySummary:
+    """Summarises one model's responses. Intervals resample prompts, so several responses to a prompt are allowed.
+
+    The win rate pairs responses to the same prompt: `pairing="all"` every response with every response of the baseline
+    (n x n pairs a prompt, ties 1/2), so the baseline against itself is exactly 0.5; `"index"` the i-th with the i-th.
+    helpful, truthful and harmless are averaged over the responses to which they apply.
+
+    Raises:
+        DataError: no responses, or a score that only some of the responses have.
+        ConfigError: an unknown `win_by`.
+    """
+    if not responses:
+        raise DataError("there are no responses to summarise", where=name)
+    if win_by not in ("gold", "proxy"):
+        raise ConfigError("unknown score to win by", where="win_by", got=win_by, expected="gold or proxy")
+
+    measurements: dict[str, Any] = {}
+    for field in ("gold", "proxy", "kl", "helpful", "truthful", "harmless"):
+        applies = field in ("helpful", "truthful", "harmless")
+        measurements[field], measurements[f"{field}_ci"] = _mean(
+            name, responses, field, applies=applies, rounds=rounds, seed=seed
+        )
+    scores = _scores_by_prompt(name, responses, win_by)
+    baseline_scores = _scores_by_prompt(baseline, baseline_responses, win_by) if baseline_responses else None
+    measurements["win_rate"] = measurements["win_rate_ci"] = None
+    if scores is not None and baseline_scores is not None:
+        win_rate = win_rate_by_prompt(scores, baseline_scores, pairing=pairing, rounds=rounds, seed=seed)
+        measurements["win_rate"], measurements["win_rate_ci"] = win_rate.value, _known(win_rate.ci)
+    distinct = distinct_n([a.text for a in responses], 2, budget=DISTINCT_BUDGET)
+    entropy = _column(name, responses, "entropy")
+    return PolicySummary(
+        name=name,
+        n=len(responses),
+        prompts=len({a.prompt_id for a in responses}),
+        length=sum(a.length for a in responses) / len(responses),
+        truncated=sum(a.truncated for a in responses) / len(responses),
+        distinct_2=None if math.isnan(distinct) else distinct,
+        entropy=None if entropy is None else sum(entropy) / len(entropy),
+        baseline=baseline if baseline_responses else None,
+        win_by=win_by,
+        **measurements,
+    )
+
+
+def _mean(
+    name: str, responses: Sequence[EvaluatedResponse], field: str, *, applies: bool, rounds: int, seed: int
+) -> tuple[float | None, Interval | None]:
+    """Returns mean and interval over prompts; `applies`: a rate, averaged over the responses that have it."""
+    applicable = [a for a in responses if getattr(a, field) is not None] if applies else responses
+    values = _column(name, applicable, field)
+    if values is None:
+        return None, None
+    interval = rate_ci if applies else mean_ci
+    estimate = interval(values, [a.prompt_id for a in applicable], rounds=rounds, seed=seed)
+    return estimate.value, _known(estimate.ci)
+
+
+def _column(name: str, responses: Sequence[EvaluatedResponse], field: str) -> list[float] | None:
+    """Returns the field of every response, or None if no response has it; an error if only some have it."""
+    values = [getattr(a, field) for a in responses]
+    missing = sum(v is None for v in values)
+    if missing == len(values):
+        return None
+    bad = next((a for a, v in zip(responses, values, strict=True) if v is None or not math.isfinite(v)), None)
+    if bad is not None:
+        what = (
+            f"'{field}' is missing on {missing} of {len(values)} responses" if missing else f"'{field}' is not finite"
+        )
+        raise DataError(what, where=f"{name}, prompt {bad.prompt_id!r}", fix="score all responses of a model, or none")
+    return [float(v) for v in values]
+
+
+def _scores_by_prompt(name: str, responses: Sequence[EvaluatedResponse], field: str) -> dict[str, list[float]] | None:
+    values = _column(name, responses, field)
+    if values is None:
+        return None
+    grouped: dict[str, list[float]] = {}
+    for response, value in zip(responses, values, strict=True):
+        grouped.setdefault(response.prompt_id, []).append(value)
+    return grouped
+
+
+def _known(ci: Interval) -> Interval | None:
+    return None if math.isnan(ci[0]) or math.isnan(ci[1]) else ci

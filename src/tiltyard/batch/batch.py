@@ -1,13 +1,15 @@
-"""The batch that prepare steps fill and losses read: a forest and columns beside it.
+"""The batch that prepare steps extend and losses read: packed groups and columns of numbers along them.
 
-A column's last letter says what it runs along: `_R` response tokens, `_B` responses, `_G` groups. Cutting a batch into
-minibatches and micro-batches cuts every column with it.
+A column's last letter names its axis: `_R` response tokens, `_B` responses, `_G` groups. Minibatches and micro-batches
+have the same columns, cut to their groups.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,102 +23,13 @@ Metrics = dict[str, tuple[float, float]]  # name -> (sum, count); the mean is ta
 
 
 def summed(parts: Iterable[Mapping[str, tuple[float, float]]]) -> Metrics:
-    """Sums and counts of several processes or places added up, in their order."""
+    """Returns sums and counts added up over several processes or micro-batches, in their order."""
     whole: Metrics = {}
     for part in parts:
         for name, (value, count) in part.items():
             before = whole.get(name, (0.0, 0.0))
             whole[name] = (before[0] + value, before[1] + count)
     return whole
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Groups of one step on this process.
-
-    Attributes:
-        groups: the groups, `index` their places in the whole step's list (over all processes), `total` its length.
-        forest: the packed trees.
-        columns: name -> tensor along R, B or G.
-        metrics: (sum, count) of what prepare steps measured.
-        budget: packed tokens that one forward pass may hold; bounds memory, never changes a result.
-    """
-
-    groups: tuple[Group, ...]
-    index: tuple[int, ...]
-    total: int
-    forest: Forest
-    columns: dict[str, Tensor] = field(default_factory=dict)
-    metrics: Metrics = field(default_factory=dict)
-    budget: int = MICRO_TOKENS
-
-    @staticmethod
-    def of(
-        groups: Sequence[Group],
-        index: Sequence[int],
-        total: int,
-        device: torch.device | str = "cpu",
-        budget: int = MICRO_TOKENS,
-    ) -> Batch:
-        """Packs groups and takes over what the records know: score_B, rank_B, stopped_B, sampled_logp_R, and
-        sampled_hidden_R [R, d] where the sampler kept it."""
-        forest = pack(groups, device)
-        return Batch(tuple(groups), tuple(index), total, forest, _record_columns(groups, forest), {}, budget)
-
-    def with_columns(self, metrics: Metrics | None = None, **columns: Tensor) -> Batch:
-        sizes = {"R": self.forest.R, "B": self.forest.B, "G": self.forest.G}
-        for name, tensor in columns.items():
-            if tensor.shape[0] != sizes[name[-1]]:
-                raise CompositionError(
-                    f"column '{name}' has the wrong length", got=tensor.shape[0], expected=sizes[name[-1]]
-                )
-        return replace(self, columns={**self.columns, **columns}, metrics={**self.metrics, **(metrics or {})})
-
-    def __getitem__(self, name: str) -> Tensor:
-        try:
-            return self.columns[name]
-        except KeyError:
-            raise CompositionError(
-                f"the batch has no column '{name}'",
-                got=", ".join(sorted(self.columns)),
-                fix=(
-                    f"the groups of this step carry no {RECORDS[name]}: give them some"
-                    if name in RECORDS
-                    else f"add a prepare step that writes '{name}'"
-                ),
-            ) from None
-
-    def without(self, *names: str) -> Batch:
-        return replace(self, columns={n: column for n, column in self.columns.items() if n not in names})
-
-    def select(self, chosen: Sequence[int]) -> Batch:
-        """The batch of some of its groups, columns cut along."""
-        if list(chosen) == list(range(len(self.groups))):
-            return self
-        groups = [self.groups[g] for g in chosen]
-        rows = _cut(self.forest, chosen)
-        columns = {name: column[rows[name[-1]]] for name, column in self.columns.items()}
-        forest = pack(groups, self.forest.device)
-        index = tuple(self.index[g] for g in chosen)
-        return Batch(tuple(groups), index, self.total, forest, columns, {}, self.budget)
-
-    def micro(self) -> list[Batch]:
-        """Cuts into consecutive batches of at most `budget` packed tokens; a group is never cut."""
-        chosen, parts = 0, []
-        for part in split_by_tokens(self.groups, self.budget):
-            parts.append(self.select(range(chosen, chosen + len(part))))
-            chosen += len(part)
-        return parts
-
-    @staticmethod
-    def stream(
-        groups: Sequence[Group], device: torch.device | str = "cpu", budget: int = MICRO_TOKENS
-    ) -> Iterator[Batch]:
-        """`Batch.of(all groups).micro()` one by one: for more groups than memory holds."""
-        first = 0
-        for part in split_by_tokens(groups, budget):
-            yield Batch.of(part, range(first, first + len(part)), len(groups), device, budget)
-            first += len(part)
 
 
 def split_by_tokens(groups: Iterable[Group], budget: int) -> Iterator[list[Group]]:
@@ -133,12 +46,183 @@ def split_by_tokens(groups: Iterable[Group], budget: int) -> Iterator[list[Group
         yield part
 
 
-def _record_columns(groups: Sequence[Group], forest: Forest) -> dict[str, Tensor]:
+class Packing:
+    """How groups are packed: one forest of all of them, and one for each micro-batch.
+
+    A forest is built when it is first read. A batch's packing is shared by every version of it that prepare steps make,
+    so a micro-batch is packed once a step however many prepare steps and epochs run over it.
+    """
+
+    def __init__(self, groups: Sequence[Group], device: torch.device | str):
+        self.groups, self.device = tuple(groups), torch.device(device)
+        self._micro: dict[int, list[tuple[range, Packing]]] = {}
+
+    @cached_property
+    def forest(self) -> Forest:
+        """All groups packed together."""
+        return pack(self.groups, self.device)
+
+    @cached_property
+    def ends(self) -> dict[str, list[int]]:
+        """Axis (G, B, R) -> where each group's rows end; 0 stands before the first."""
+        sizes = {
+            "G": (1 for _ in self.groups),
+            "B": (len(group.responses) for group in self.groups),
+            "R": (sum(_loss_tokens(r) for r in group.responses) for group in self.groups),
+        }
+        return {axis: list(itertools.accumulate(of_groups, initial=0)) for axis, of_groups in sizes.items()}
+
+    def micro(self, budget: int) -> list[tuple[range, Packing]]:
+        """Consecutive groups of at most `budget` tokens together, as their places and their packing."""
+        if budget not in self._micro:
+            first, parts = 0, []
+            for groups in split_by_tokens(self.groups, budget):
+                whole = len(groups) == len(self.groups)
+                parts.append((range(first, first + len(groups)), self if whole else Packing(groups, self.device)))
+                first += len(groups)
+            self._micro[budget] = parts
+        return self._micro[budget]
+
+
+def _loss_tokens(response: Response) -> int:
+    spans = response.loss_spans
+    return len(response.ids) if spans is None else sum(end - start for start, end in spans)
+
+
+class _Cut(Mapping[str, Tensor]):
+    """The columns of some groups of a batch. A column is cut (and copied) each time it is read."""
+
+    def __init__(self, columns: Mapping[str, Tensor], packing: Packing, chosen: Sequence[int]):
+        self.columns, self.packing, self.chosen = columns, packing, chosen
+        self._rows: dict[str, slice | Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        column, axis = self.columns[name], name[-1]
+        if axis not in self._rows:
+            self._rows[axis] = self._find(axis)
+        rows = self._rows[axis]
+        # a copy, aligned as any new tensor: a product of numbers at another alignment may differ in its last bits
+        return column[rows].clone() if isinstance(rows, slice) else column[rows.to(column.device)]
+
+    def _find(self, axis: str) -> slice | Tensor:
+        ends, chosen = self.packing.ends[axis], self.chosen
+        if isinstance(chosen, range) and len(chosen):
+            return slice(ends[chosen[0]], ends[chosen[-1] + 1])
+        parts = [torch.arange(ends[g], ends[g + 1]) for g in chosen]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Groups of one step on this process.
+
+    Attributes:
+        groups: the groups. index: their places in the whole step's list (over all processes). total: its length.
+        packing: their forest and those of their micro-batches, built when first read.
+        columns: name -> tensor along R, B or G.
+        metrics: (sum, count) of what prepare steps measured.
+        budget: packed tokens in one forward pass; bounds memory, never changes a result.
+    """
+
+    groups: tuple[Group, ...]
+    index: tuple[int, ...]
+    total: int
+    packing: Packing
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    budget: int = MICRO_TOKENS
+
+    @staticmethod
+    def of(
+        groups: Sequence[Group],
+        index: Sequence[int],
+        total: int,
+        device: torch.device | str = "cpu",
+        budget: int = MICRO_TOKENS,
+    ) -> Batch:
+        """Returns the batch of some groups, with the columns that their records have: score_B, rank_B, stopped_B,
+        sampled_logp_R, and sampled_hidden_R [R, d] where the sampler returned hidden states."""
+        columns = _record_columns(groups, torch.device(device))
+        return Batch(tuple(groups), tuple(index), total, Packing(groups, device), columns, {}, budget)
+
+    @property
+    def forest(self) -> Forest:
+        """All groups packed together."""
+        return self.packing.forest
+
+    def with_columns(self, metrics: Metrics | None = None, **columns: Tensor) -> Batch:
+        """Returns the batch with more columns and metrics.
+
+        Raises:
+            CompositionError: a column's length is not that of its axis.
+        """
+        for name, tensor in columns.items():
+            if tensor.shape[0] != self.packing.ends[name[-1]][-1]:
+                expected = self.packing.ends[name[-1]][-1]
+                raise CompositionError(f"column '{name}' has the wrong length", got=tensor.shape[0], expected=expected)
+        return replace(self, columns={**self.columns, **columns}, metrics={**self.metrics, **(metrics or {})})
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.columns:
+            return self.columns[name]
+        raise CompositionError(
+            f"the batch has no column '{name}'",
+            got=", ".join(sorted(self.columns)),
+            fix=(
+                f"the groups of this step carry no {RECORDS[name]}: give them some"
+                if name in RECORDS
+                else f"add a prepare step that writes '{name}'"
+            ),
+        )
+
+    def without(self, *names: str) -> Batch:
+        """Returns the batch without some columns."""
+        return replace(self, columns={n: self.columns[n] for n in self.columns if n not in names})
+
+    def select(self, chosen: Sequence[int]) -> Batch:
+        """Returns the batch of some of its groups, by their places in it."""
+        if list(chosen) == list(range(len(self.groups))):
+            return self
+        return self._part(chosen, Packing([self.groups[g] for g in chosen], self.packing.device))
+
+    def micro(self) -> list[Batch]:
+        """Returns consecutive batches of at most `budget` packed tokens; a group is never cut."""
+        parts = self.packing.micro(self.budget)
+        return [self if packing is self.packing else self._part(chosen, packing) for chosen, packing in parts]
+
+    def _part(self, chosen: Sequence[int], packing: Packing) -> Batch:
+        columns = self.columns
+        if isinstance(columns, _Cut):  # cut from the whole at once, not from a part of it
+            places = [columns.chosen[g] for g in chosen]
+            cut = _Cut(columns.columns, columns.packing, places)
+        else:
+            cut = _Cut(columns, self.packing, chosen)
+        index = tuple(self.index[g] for g in chosen)
+        return Batch(packing.groups, index, self.total, packing, cut, {}, self.budget)
+
+    @staticmethod
+    def stream(
+        groups: Sequence[Group], device: torch.device | str = "cpu", budget: int = MICRO_TOKENS
+    ) -> Iterator[Batch]:
+        """Yields `Batch.of(all groups).micro()` one by one: for more groups than memory holds."""
+        first = 0
+        for part in split_by_tokens(groups, budget):
+            yield Batch.of(part, range(first, first + len(part)), len(groups), device, budget)
+            first += len(part)
+
+
+def _record_columns(groups: Sequence[Group], device: torch.device) -> dict[str, Tensor]:
     responses = [r for group in groups for r in group.responses]
     columns: dict[str, Tensor] = {}
 
     def put(name: str, values: list[float], dtype: torch.dtype = torch.float32) -> None:
-        columns[name] = torch.tensor(values, dtype=dtype, device=forest.device)
+        columns[name] = torch.tensor(values, dtype=dtype, device=device)
 
     # a process without groups has every column, empty: it must take part in what the others do
     if all(group.scores is not None for group in groups):
@@ -148,23 +232,13 @@ def _record_columns(groups: Sequence[Group], forest: Forest) -> dict[str, Tensor
     if all(r.logps is not None for r in responses):
         put("sampled_logp_R", [x for r in responses for x in _in_loss(r)], torch.float64)
     if responses and all(r.hidden is not None and r.loss_spans is None for r in responses):
-        columns["sampled_hidden_R"] = torch.cat([r.hidden for r in responses]).to(forest.device)
+        columns["sampled_hidden_R"] = torch.cat([r.hidden for r in responses]).to(device)
     put("stopped_B", [float(r.finish != "length") for r in responses])
     return columns
 
 
 def _in_loss(response: Response) -> Sequence[float]:
-    """The recorded log-probs of the tokens that a loss may use, as `pack` takes them."""
+    """The recorded log-probs of the tokens that a loss may use, in the order of `pack`."""
     logps = response.logps or ()
     spans = response.loss_spans
-    return logps if spans is None else [x for a, b in spans for x in logps[a:b]]
-
-
-def _cut(forest: Forest, chosen: Sequence[int]) -> dict[str, Tensor]:
-    group = torch.tensor(list(chosen), dtype=torch.long)
-    owner = forest.group_B.cpu()
-    rows_B = torch.cat([torch.nonzero(owner == g).flatten() for g in group]) if len(group) else group
-    starts, counts = forest.offset_B.cpu()[rows_B], forest.count_B.cpu()[rows_B]
-    rows_R = [torch.arange(int(s), int(s + c)) for s, c in zip(starts, counts, strict=True)]
-    flat_R = torch.cat(rows_R) if rows_R else torch.zeros(0, dtype=torch.long)
-    return {k: v.to(forest.device) for k, v in {"G": group, "B": rows_B, "R": flat_R}.items()}
+    return logps if spans is None else [x for start, end in spans for x in logps[start:end]]

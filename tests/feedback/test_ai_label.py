@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from tests.chance import share, shifted
+from tests.stages.planted import Place, after, half_row, killed
 
-from tiltyard.data import append_groups, load_groups, read_groups, write_groups
+from tiltyard.data import load_groups, read_groups, write_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Debiased, SimulatedJudge
 from tiltyard.feedback.verdicts import sigmoid
 from tiltyard.models.load import save_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.pipeline.recipe import check, parse_recipe
+from tiltyard.runs.journal import JsonlFile
 from tiltyard.stages import ai_label
 from tiltyard.types import Group, Response
 from tiltyard.world import gold
@@ -201,30 +201,8 @@ def test_kill_9_at_any_write(server: Server, tmp_path, write_no, torn) -> None:
     whole, result, _ = run(tmp_path / "whole", data, judge)
     asked = len(server.asked)
     server.asked.clear()
-    count = 0
-
-    def dying(real):
-        def append(path, new):
-            nonlocal count
-            real(path, new)
-            count += 1
-            if count == write_no + 1:
-                if torn:
-                    os.truncate(path, path.stat().st_size - 7)
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        return append
-
-    child = os.fork()
-    if child == 0:
-        ai_label.append_groups = dying(append_groups)  # type: ignore[assignment]
-        ai_label._append = dying(ai_label._append)
-        try:
-            run(tmp_path, data, judge)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    place = Place(JsonlFile, "write", write_no + 1, half_row if torn else after)
+    killed(lambda: run(tmp_path, data, judge), place.plant)
     folder, again, text = run(tmp_path, data, judge)
     assert len(server.asked) == asked  # over both attempts
     assert (f"{4 * (write_no // 2)} of 11 pairs are done" in text) is (write_no > 1)

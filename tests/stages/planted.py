@@ -18,7 +18,7 @@ from typing import Any
 
 import tiltyard
 from tiltyard.pipeline.run import _Run
-from tiltyard.training.log import JsonlFile
+from tiltyard.runs.journal import JsonlFile
 
 Attempt = Callable[[], object]
 PRODUCT = str(Path(tiltyard.__file__).parent)
@@ -53,8 +53,9 @@ def half_model(real: Any, model: Any, folder: Path) -> None:
 
 def half_row(real: Any, file: JsonlFile, rows: Any) -> None:
     """A line of a log without its end."""
+    start = file.offset
     real(file, rows)
-    os.truncate(file.path, file.path.stat().st_size - 7)
+    os.truncate(file.path, max(start, file.offset - 7))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,18 @@ import torch
 from rich.console import Console
 
 from tiltyard.batch.batch import Batch
-from tiltyard.data import append_groups, load_groups, read_groups
+from tiltyard.data import load_groups, read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.pipeline import run_recipe
+from tiltyard.runs.journal import JsonlFile
 from tiltyard.scoring import Ranker, RewardScorer
 from tiltyard.stages import candidates
 from tiltyard.types import Group
 from tiltyard.world import gold
 
 from .conftest import Whole
+from .planted import Place, after, half_row, killed
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
@@ -208,27 +208,8 @@ def test_kill_9_at_any_write(
     torn: bool,
 ) -> None:
     """Nine appends (three blocks, three files). The process dies in the middle of one, or right after it."""
-    count = 0
-
-    def append_and_die(path: Path, new: Any) -> None:
-        nonlocal count
-        append_groups(path, new)
-        count += 1
-        if count == write + 1:
-            if torn:
-                os.truncate(path, path.stat().st_size - 7)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if child == 0:
-        candidates.append_groups = append_and_die  # type: ignore[assignment]
-        try:
-            made(whole, tmp_path, f"ranker: {trained}")
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    place = Place(JsonlFile, "write", write + 1, half_row if torn else after)
+    killed(lambda: made(whole, tmp_path, f"ranker: {trained}"), place.plant)
     drawn: list[int] = []
     sample = candidates.sample
     monkeypatch.setattr(candidates, "sample", lambda *a, **k: (drawn.append(len(a[1])), sample(*a, **k))[1])
@@ -237,16 +218,6 @@ def test_kill_9_at_any_write(
     done = 4 * (write // 3)
     assert sum(drawn) == 2 * (11 - done)  # what was done is not done again; candidates and baselines
     assert (f"{done} of 11 prompts are done" in text) is (done > 0)
-
-
-def test_files_that_lost_lines_are_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "candidates.groups.jsonl"
-    path.write_text('{"a": 1}\n{"b')
-    candidates._cut(path, 1)
-    assert path.read_text() == '{"a": 1}\n'
-    with pytest.raises(DataError, match="shorter than the progress"):
-        candidates._cut(path, 2)
-    assert path.read_text() == '{"a": 1}\n'
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input

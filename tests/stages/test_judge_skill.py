@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,14 @@ from tiltyard.feedback import Grade, ModelPointsJudge, Usage
 from tiltyard.feedback.prompts import read_points
 from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
+from tiltyard.runs.journal import JsonlFile
 from tiltyard.stages import judge_skill
 from tiltyard.stages.judge_skill import REASONS, agrees, before_score, points_of
 from tiltyard.types import Group, Message, Prompt, Response
 
 from . import tiny
 from .conftest import Whole
+from .planted import Place, half_row, killed
 
 ASK = "Is this answer good?"
 
@@ -216,23 +216,5 @@ def test_a_kill_at_a_write_changes_nothing(whole: Whole, tmp_path: Path, at: int
     (tmp_path / "whole").mkdir()
     more = "how: scores, held_out: 0.4"
     expected = everything(made(tmp_path / "whole", data, more)[0])
-    child = os.fork()
-    if child == 0:
-        try:
-            left = [at]
-
-            def dying(path: Path, rows: Sequence[dict[str, Any]], write: Any = judge_skill._append) -> None:
-                left[0] -= 1
-                if left[0] == 0:
-                    with path.open("a") as file:
-                        file.write('{"half": ')
-                    os.kill(os.getpid(), signal.SIGKILL)
-                write(path, rows)
-
-            judge_skill._append = dying
-            made(tmp_path, data, more)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    killed(lambda: made(tmp_path, data, more), Place(JsonlFile, "write", at, half_row).plant)
     assert everything(made(tmp_path, data, more)[0]) == expected

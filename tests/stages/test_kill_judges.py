@@ -13,8 +13,8 @@ from tests.feedback.server import Server, completion, serving
 
 from tiltyard.feedback import AnswerCache
 from tiltyard.pipeline import state
+from tiltyard.runs.journal import JsonlFile
 from tiltyard.training.fit import _Loop
-from tiltyard.training.log import JsonlFile
 
 from . import tiny
 from .planted import Place, after, before, killed

@@ -20,9 +20,9 @@ from tiltyard.data import store
 from tiltyard.distributed import checkpoint
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage, state
+from tiltyard.runs.journal import JsonlFile
 from tiltyard.stages import online, sources, train
 from tiltyard.training.fit import _Loop
-from tiltyard.training.log import JsonlFile
 
 from . import tiny
 from .planted import Place, after, before, half_file, half_model, half_row, killed

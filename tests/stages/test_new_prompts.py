@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from tiltyard.data.overlap import rouge_l, words_of
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
+from tiltyard.runs.journal import JsonlFile
 from tiltyard.stages import new_prompts
 from tiltyard.stages.new_prompts import Example, NewPromptsSettings, Sieve, first_line, request
 from tiltyard.types import Group, Prompt, Response
 
 from . import tiny
 from .conftest import Whole
+from .planted import Place, forked, half_row
 
 LINES = [
     "What does Aria eat, and where does she live?",
@@ -226,24 +227,8 @@ def test_a_kill_at_any_write_changes_nothing(
 ) -> None:
     """The process dies at its n-th write to the disk, with half a line written; the next one ends where one does."""
     prompts = whole.run / "world" / "prompts.jsonl"
-    child = os.fork()
-    if child == 0:
-        try:
-            left = [at]
-
-            def dying(path: Path, rows: Sequence[dict[str, Any]], write: Any = new_prompts._append) -> None:
-                left[0] -= 1
-                if left[0] == 0:
-                    with path.open("a") as file:
-                        file.write('{"half": ')
-                    os.kill(os.getpid(), signal.SIGKILL)
-                write(path, rows)
-
-            new_prompts._append = dying
-            made(whole, tmp_path, REAL, prompts)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
+    place = Place(JsonlFile, "write", at, half_row)
+    status = forked(lambda: made(whole, tmp_path, REAL, prompts), place.plant)
     killed = os.WIFSIGNALED(status)
     folder, _, _ = made(whole, tmp_path, REAL, prompts)
     assert everything(folder) == uninterrupted

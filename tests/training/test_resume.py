@@ -16,9 +16,9 @@ import torch
 from tiltyard.distributed import checkpoint
 from tiltyard.errors import CheckpointError
 from tiltyard.methods import ppo, reward_model, sft
+from tiltyard.runs import journal
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import FunctionScorer
-from tiltyard.training import log
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline, Online
@@ -184,14 +184,14 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line(tmp_path: Path, monkeypatc
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    original: Callable[..., None] = log.JsonlFile.__init__
+    original: Callable[..., None] = journal.JsonlFile.__init__
 
     def half(self: Any, path: Path) -> None:
         original(self, path)
         self._file = Half(self._file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(log.JsonlFile, "__init__", half)
+        patch.setattr(journal.JsonlFile, "__init__", half)
         with pytest.raises(CheckpointError, match="could not be written") as caught:
             run("ppo", folder)
     assert "groups.jsonl" in caught.value.where
@@ -203,7 +203,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line(tmp_path: Path, monkeypatc
 
 def test_short_writes_are_finished(tmp_path: Path) -> None:
     """A write that takes only a part of the bytes is no error and loses nothing."""
-    file = log.JsonlFile(tmp_path / "a.jsonl")
+    file = journal.JsonlFile(tmp_path / "a.jsonl")
     real = file._file
 
     class Slow:

@@ -8,7 +8,7 @@ from tiltyard.data.load import DataReport, GroupStream, TooLong, load_groups, lo
 from tiltyard.data.read import Row, read_rows
 from tiltyard.data.templates import DEFAULT_TEMPLATE, PLAIN_TEMPLATE
 from tiltyard.data.tokenizer import plain_texts, train_tokenizer
-from tiltyard.runs.groups import append_groups, group_from_dict, group_to_dict, read_groups, write_groups
+from tiltyard.runs.groups import group_from_dict, group_to_dict, group_to_line, read_groups, write_groups
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -22,10 +22,10 @@ __all__ = [
     "LengthBias",
     "Row",
     "TooLong",
-    "append_groups",
     "check_data",
     "group_from_dict",
     "group_to_dict",
+    "group_to_line",
     "load_groups",
     "load_prompts",
     "parse_row",

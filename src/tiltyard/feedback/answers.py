@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tiltyard.errors import DataError
-from tiltyard.runs.groups import whole_lines
+from tiltyard.runs.journal import whole_lines
 
 
 def content_key(*parts: Any) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
@@ -22,18 +21,6 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
     with atomic_write(path, "wb") as stream:
         for group in groups:
             stream.write(group_to_line(group))
-
-
-def append_groups(path: str | Path, groups: Iterable[Group]) -> None:
-    """Add groups at the end of a file. A torn last line, left by a kill, is cut off first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = b"".join(map(group_to_line, groups))  # before the file is touched: all or an error
-    with path.open("ab+") as stream:
-        stream.truncate(whole_lines(stream))
-        stream.write(lines)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def read_groups(path: str | Path) -> Iterator[Group]:
@@ -109,19 +96,6 @@ def group_from_line(line: bytes) -> Group:
     return group_from_dict(json.loads(line))
 
 
-def whole_lines(stream: IO[bytes]) -> int:
-    """Length of the file up to the end of its last whole line."""
-    end = stream.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - 65536)
-        stream.seek(start)
-        found = stream.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
 def _prompt_to_dict(prompt: Prompt) -> dict[str, Any]:
     value: dict[str, Any] = {}
     if prompt.messages is not None:
@@ -170,6 +144,6 @@ def _read(path: Path) -> Iterator[Group]:
                     "this line is not a group",
                     where=f"{path.name}:{number}",
                     got=f"{type(error).__name__}: {error}",
-                    expected="a line written by write_groups or append_groups",
+                    expected="a line written by write_groups",
                     fix="rows of training data are read with load_groups; a damaged line may be deleted",
                 ) from error

@@ -4,15 +4,13 @@
 people to read, the preferred answer as `chosen` with `p_chosen`; `judgements.jsonl` each verdict with who gave it, also
 those that could not be had.
 
-The work is done in blocks of pairs: each is appended to the files, then `progress.json` says in one move how long they
-are. What a kill left beyond that is cut off. What an API answered lies in `answers.jsonl` before it is used, so an
-interrupted block asks for what is missing and for nothing else.
+The work is done in blocks of pairs, each committed to a `Journal`. What an API answered is in `answers.jsonl` before it
+is used, so an interrupted block sends only the requests that are missing.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tiltyard.config import Settings
-from tiltyard.data import append_groups, parse_row, read_groups, read_rows
+from tiltyard.data import group_to_line, parse_row, read_groups, read_rows
 from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import ApiJudgeSettings, Debiased, JudgeSettings, Usage, Verdict, build_judge
@@ -32,11 +30,11 @@ from tiltyard.feedback.answers import content_key
 from tiltyard.feedback.scorers import Missing, begin_turn
 from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Places, shown
-from tiltyard.files import atomic_write, jsonable, read_json, write_json
+from tiltyard.files import atomic_write, jsonable
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
+from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.candidates import _cut
 from tiltyard.stages.data import model_folder, report
 from tiltyard.types import Group, Judgement
 
@@ -78,11 +76,9 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     """Asks the judge about every pair, a block after the other, from where an earlier attempt stopped."""
     pairs = _pairs_of(context, settings)
     judge = _judge(context, settings)
-    state = context.folder / "progress.json"
-    progress = Progress(**(read_json(state) or {}))
-    _cut(context.folder / LABELS, progress.labels)
-    _cut(context.folder / JUDGEMENTS, progress.asked)
-    if progress.asked:
+    journal = Journal(context.folder, (LABELS, JUDGEMENTS), Progress())
+    progress = journal.progress
+    if journal.resumed:
         report(context, "goes on", [f"{progress.asked:,} of {len(pairs):,} pairs are done"])
     missing = Missing()
     for at in range(progress.asked, len(pairs), BLOCK):
@@ -91,11 +87,11 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
         verdicts = _verdicts(judge, block, settings)
         missing.count(verdicts, [v.reason for v in verdicts if v.p is None])
         labels = [_label(g, v.p, _name(settings)) for g, v in zip(block, verdicts, strict=True) if v.p is not None]
-        append_groups(context.folder / LABELS, labels)
-        _append(context.folder / JUDGEMENTS, _judgements(block, verdicts, settings))
         _count(progress, block, verdicts, judge)
-        write_json(state, asdict(progress))
+        judgements = _judgements(block, verdicts, settings)
+        journal.commit({LABELS: map(group_to_line, labels), JUDGEMENTS: map(asdict, judgements)})
         report(context, "labels", [f"{progress.asked:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
+    journal.close()
     _write_rows(context.folder)
     result = _result(progress)
     told = [f"{result['labels']:,} labels, mean confidence {result['confidence']:.3f}, {result['missing']:,} without"]
@@ -257,13 +253,6 @@ def _result(progress: Progress) -> dict[str, Any]:
         found["agreement_pairs"] = progress.known
     called = {"calls": "judge_calls", "cost": "judge_cost"}  # as in the results of training
     return found | {called.get(key, key): value for key, value in progress.usage.items()}
-
-
-def _append(path: Path, judgements: Sequence[Judgement]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in judgements)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write_rows(folder: Path) -> None:

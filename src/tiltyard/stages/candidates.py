@@ -4,29 +4,27 @@
 `pairs.groups.jsonl` the pairs (better answer first) with the same ids; `pairs.jsonl` the pairs for people to read. With
 a ranker, `baselines.groups.jsonl` holds the answers that scores are measured against.
 
-Answers, pairings and scores of a prompt depend on the seed and on its place in the file alone. The work is done in
-blocks of prompts: each is appended to the files, then `progress.json` says in one move how long they are. What a kill
-left beyond that is cut off, so a run that goes on ends with the files of one that was never interrupted.
+Answers, pairings and scores of a prompt depend only on the seed and on its index in the file. The work is done in
+blocks of prompts, each committed to a `Journal`: a run that is resumed ends with the files of an uninterrupted one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from tiltyard.config import Settings
-from tiltyard.data import append_groups, read_groups
+from tiltyard.data import group_to_line, read_groups
 from tiltyard.errors import DataError
-from tiltyard.files import atomic_write, read_json, write_json
+from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.runs.journal import Journal
 from tiltyard.sampling import Draws, SampleSettings, sample
 from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer
 from tiltyard.stages.base import Stage, StageContext, register
@@ -96,22 +94,18 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
     judge = _judge(context, settings, model, prompts)
-    state = context.folder / "progress.json"
-    progress = Progress(**(read_json(state) or {}))
-    files = {CANDIDATES: progress.candidates, PAIRS: progress.pairs}
-    files |= {BASELINES: progress.candidates} if settings.ranker else {}
-    for name, groups in files.items():
-        _cut(context.folder / name, groups)
-    if progress.candidates:
+    files = (CANDIDATES, PAIRS, BASELINES) if settings.ranker else (CANDIDATES, PAIRS)
+    journal = Journal(context.folder, files, Progress())
+    progress = journal.progress
+    if journal.resumed:
         report(context, "goes on", [f"{progress.candidates:,} of {len(prompts):,} prompts are done"])
     for first in range(progress.candidates, len(prompts), BLOCK):
         block = judge.block(prompts[first : first + BLOCK], first)
-        for name in files:
-            append_groups(context.folder / name, getattr(block, name.partition(".")[0]))
         _count(progress, block, judge)
-        write_json(state, asdict(progress))
+        journal.commit({name: map(group_to_line, getattr(block, name.partition(".")[0])) for name in files})
         done, total = progress.candidates, len(prompts)
         report(context, "candidates", [f"{done:,} of {total:,} prompts, {progress.pairs:,} pairs"])
+    journal.close()
     _write_rows(context.folder)
     result = _result(progress, settings)
     spread = ", ".join(f"{key} {result[f'score_{key}']:.3f}" for key in ("best", "mean", "worst"))
@@ -233,26 +227,6 @@ def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
         found["position_bias"] = progress.even / progress.asked
         found["position_flips"] = progress.flips / progress.asked
     return found
-
-
-def _cut(path: Path, lines: int) -> None:
-    """Leaves the first `lines` lines of a file of groups; an empty file where nothing is done yet."""
-    with contextlib.ExitStack() as stack:
-        left: Iterable[bytes] = stack.enter_context(path.open("rb")) if path.exists() else ()
-        whole = (line for line in itertools.islice(left, lines) if line.endswith(b"\n"))
-        file = stack.enter_context(atomic_write(path, "wb"))
-        found = 0
-        for line in whole:
-            file.write(line)
-            found += 1
-        if found < lines:
-            raise DataError(
-                "the file is shorter than the progress that was noted",
-                where=str(path),
-                got=f"{found:,} groups",
-                expected=f"{lines:,}",
-                fix="remove the stage's folder and run it anew",
-            )
 
 
 def _write_rows(folder: Path) -> None:

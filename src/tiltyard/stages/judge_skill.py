@@ -9,19 +9,16 @@ whose answer ends in `Score: k`. `how` says whose words the answers are:
   models too small to write reasons: they learn to tell good from bad and the form, no reasoning.
 
 `rows.jsonl` is data for `sft`; `held_out.jsonl` the same of other comparisons, to measure on. The work is done in
-blocks of comparisons, and what a kill left beyond the noted progress is cut off.
+blocks of comparisons, each committed to a `Journal`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -32,10 +29,9 @@ from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
 from tiltyard.feedback.prompts import points_question, read_points
 from tiltyard.feedback.simulated import stream
-from tiltyard.files import read_json, write_json
 from tiltyard.models.load import load_language_model
+from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.candidates import _cut
 from tiltyard.stages.data import model_folder, report
 from tiltyard.stages.sources import as_pairs
 from tiltyard.types import Group
@@ -124,11 +120,9 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
     groups = _groups(context, settings)
     judge = _judge(context, settings) if settings.how == "written" else None
     scale = _scale(groups, settings)
-    state = context.folder / "progress.json"
-    progress = Progress(**(read_json(state) or {}))
-    for name, lines in ((ROWS, progress.rows), (HELD_OUT, progress.held_out)):
-        _cut(context.folder / name, lines)
-    if progress.comparisons:
+    journal = Journal(context.folder, (ROWS, HELD_OUT), Progress())
+    progress = journal.progress
+    if journal.resumed:
         report(context, "goes on", [f"{progress.comparisons:,} of {len(groups):,} comparisons are done"])
     for at in range(progress.comparisons, len(groups), BLOCK):
         block = groups[at : at + BLOCK]
@@ -140,12 +134,11 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
             for one in judged:
                 key = f"{one.points:g}"
                 progress.points[key] = progress.points.get(key, 0) + 1
-        for name, some in rows.items():
-            _append(context.folder / name, some)
         progress.comparisons += len(block)
         progress.rows += len(rows[ROWS])
         progress.held_out += len(rows[HELD_OUT])
-        write_json(state, asdict(progress))
+        journal.commit(rows)
+    journal.close()
     return _result(context, settings, progress)
 
 
@@ -297,13 +290,6 @@ def _result(context: StageContext, settings: JudgeSkillSettings, progress: Progr
             fix="take a stronger model, pairs=best_worst or more samples; or how=scores, where nobody writes",
         )
     return {key: value for key, value in asdict(progress).items() if key != "points"} | {"points": points}
-
-
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _plan(context: StageContext, settings: JudgeSkillSettings) -> list[str]:  # noqa: ARG001 - protocol

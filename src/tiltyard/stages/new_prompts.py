@@ -6,18 +6,14 @@ like one (ROUGE-L over words) is left out, and counted by its reason.
 
 `prompts.jsonl` holds what was taken, each with the request that it comes from, the prompts shown there and how like its
 nearest neighbour it is; `rejected.jsonl` the rest, with the reason. What a request draws depends on the seed and on its
-number alone. The work is done in blocks: each is appended to the files, then `progress.json` says in one move how long
-they are; what a kill left beyond that is cut off.
+number alone. The work is done in blocks, each committed to a `Journal`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -28,12 +24,11 @@ from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import asked
 from tiltyard.feedback.simulated import stream
-from tiltyard.files import read_json, write_json
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
+from tiltyard.runs.journal import Journal
 from tiltyard.sampling import Draws, SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.candidates import _cut
 from tiltyard.stages.data import model_folder, report
 from tiltyard.training.source import generator
 from tiltyard.types import Prompt
@@ -99,15 +94,13 @@ def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
     """Asks block by block, from where an earlier attempt stopped, until enough is taken or asked."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     given, examples = _given(context, settings)
-    state = context.folder / "progress.json"
-    progress = Progress(**(read_json(state) or {}))
-    for name, lines in ((PROMPTS, progress.accepted), (REJECTED, progress.rejected)):
-        _cut(context.folder / name, lines)
+    journal = Journal(context.folder, (PROMPTS, REJECTED), Progress())
+    progress = journal.progress
     sieve = Sieve(settings, given)
     for known in read_rows(context.folder / PROMPTS) if progress.accepted else ():
         sieve.keep(known.value["prompt"])
     most = settings.requests or 20 * settings.count
-    if progress.requests:
+    if journal.resumed:
         report(context, "goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts taken"])
     while progress.requests < most and progress.accepted < settings.count:
         first = progress.requests
@@ -120,12 +113,11 @@ def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
             progress.requests += 1
             row = {"request": number, "shots": [e.id for e in shown], "model": settings.model}
             _sort(sieve, text, row, progress, taken, refused)
-        _append(context.folder / PROMPTS, taken)
-        _append(context.folder / REJECTED, refused)
         progress.accepted += len(taken)
         progress.rejected += len(refused)
-        write_json(state, asdict(progress))
+        journal.commit({PROMPTS: taken, REJECTED: refused})
         report(context, "new", [f"{progress.accepted:,} of {settings.count:,} after {progress.requests:,} requests"])
+    journal.close()
     return _result(context, settings, progress)
 
 
@@ -265,13 +257,6 @@ class Sieve:
         likeness, place = most_alike(words, self.words)
         like = self.texts[place] if place >= 0 else ""
         return ("too similar" if likeness >= self.settings.similarity else ""), likeness, like
-
-
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 register(

@@ -24,8 +24,9 @@ from tiltyard.errors import CheckpointError, ConfigError, NonFiniteError
 from tiltyard.models.load import set_dropout
 from tiltyard.profiler import STEP, span, tally
 from tiltyard.runs.groups import group_to_dict
+from tiltyard.runs.journal import JsonlFile
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Loss, Mean, Models, device_of
-from tiltyard.training.log import JsonlFile, Sink, finite
+from tiltyard.training.log import Sink, finite
 from tiltyard.training.source import generator
 from tiltyard.types import MICRO_TOKENS
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -14,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tiltyard.errors import CheckpointError, MissingDependency
+from tiltyard.errors import MissingDependency
 
 
 class Sink(Protocol):
@@ -22,63 +18,6 @@ class Sink(Protocol):
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def close(self) -> None: ...
-
-
-class JsonlFile:
-    """An append-only JSONL file that can be cut back to where a checkpoint stood (`offset`)."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        with self._disk():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)  # unbuffered: closing after a full disk must not fail again
-
-    @property
-    def offset(self) -> int:
-        return self._file.tell()
-
-    def truncate(self, offset: int) -> None:
-        """Forgets lines written after the checkpoint that is being resumed: they will be written again, the same.
-
-        Raises:
-            CheckpointError: the file is shorter than it was when the checkpoint was made.
-        """
-        size = self.path.stat().st_size
-        if size < offset:
-            raise CheckpointError(
-                "the file lost lines that the checkpoint counts on",
-                where=str(self.path),
-                got=f"{size} bytes",
-                expected=f"at least {offset}",
-                fix="put the file back, or remove the stage's folder to start again",
-            )
-        self._file.truncate(offset)
-        self._file.seek(0, os.SEEK_END)
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        left = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode())
-        with self._disk():
-            while left:
-                left = left[self._file.write(left) :]
-
-    def sync(self) -> None:
-        with self._disk():
-            os.fsync(self._file.fileno())
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CheckpointError(
-                "the file could not be written",
-                where=str(self.path),
-                got=str(error),
-                fix="free some disk space and run the same command again: it resumes from its last checkpoint",
-            ) from error
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class TensorBoard:

@@ -90,7 +90,7 @@ def own_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
 
 
 def forward_of(algorithm: Algorithm, models: Models, batch: Batch) -> Forward:
-    return Forward(models, batch, algorithm.temperature, False, getattr(algorithm.loss, "negatives", 0))
+    return Forward(models, batch, algorithm.temperature, algorithm.loss.needs)
 
 
 def whole_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
@@ -98,15 +98,15 @@ def whole_loss(algorithm: Algorithm, models: Models, batch: Batch) -> Tensor:
     loss = own_loss(algorithm, models, batch)
     for aux in algorithm.aux_losses:
         draw = aux.source(models, 0)
-        forward = Forward(models, Batch.of(draw.groups, draw.index, draw.total), 1.0, False)
+        forward = Forward(models, Batch.of(draw.groups, draw.index, draw.total), needs=aux.loss.needs)
         loss = loss + aux.weight * mean_of(aux.loss, aux.reduce, forward)
     return loss
 
 
 def read_from(x: Tensor, of: str, forward: Forward) -> Forward:
-    """A forward pass that says `x` instead of asking a model, and the same of every negative."""
-    negative_R = torch.full_like(x, NEGATIVE) if forward.negatives else None
-    forward.__dict__.update({"_policy": (x, negative_R)} if of.startswith("logp") else {of: x})
+    """A forward pass whose column is `x` instead of a model's, and the same number at every negative token."""
+    column = "logp_R" if of == "logp_B" else of
+    forward.columns |= {column: x, "negative_logp_R": torch.full_like(x, NEGATIVE)}
     return forward
 
 
@@ -114,7 +114,7 @@ def slopes(algorithm: Algorithm, models: Models, batch: Batch, of: str, x: Tenso
     """(the loss, what it is a function of, its derivative by that), a column along R or B."""
     forward = forward_of(algorithm, models, batch)
     column = "logp_R" if of == "logp_B" else of
-    x = (getattr(forward, column).detach() if x is None else x).clone().requires_grad_()
+    x = (forward[column].detach() if x is None else x).clone().requires_grad_()
     loss = mean_of(algorithm.loss, algorithm.reduce, read_from(x, of, forward))
     return loss.detach(), x.detach(), torch.autograd.grad(loss, x)[0]
 
@@ -141,7 +141,7 @@ def test_the_gradient_is_that_of_finite_differences(name: str) -> None:
     row = ROWS[name]
     algorithm, models, batch = composed(row, row.groups(6, 2))
     stream = torch.Generator().manual_seed(0)
-    parameters = [p for n in algorithm.trains for p in models.get(n).parameters()]
+    parameters = [p for n in algorithm.trains for p in models[n].parameters()]
     draw = lambda: [torch.randn(p.shape, generator=stream, dtype=p.dtype) for p in parameters]  # noqa: E731
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ def test_only_the_places_of_answers_have_a_gradient(name: str) -> None:
     algorithm, models, batch = composed(row, row.groups(6, 3))
     read = 0
     for trained in algorithm.trains:
-        model, kept = models.get(trained), []
+        model, kept = models[trained], []
         model.force_padded("asked for by this test")
 
         def keep(module: Any, inputs: Any, output: Any, kept: list[Tensor] = kept) -> None:
@@ -244,7 +244,7 @@ def test_two_groups_are_the_mean_of_each_alone(name: str) -> None:
     groups = [many[1], many[3]]
     assert groups[0].tokens != groups[1].tokens
     algorithm, models, both = composed(row, groups)
-    names = [(n, p) for n in algorithm.trains for p in models.get(n).parameters()]
+    names = [(n, p) for n in algorithm.trains for p in models[n].parameters()]
 
     def gradient(batch: Batch) -> list[Tensor]:
         found = torch.autograd.grad(own_loss(algorithm, models, batch), [p for _, p in names], allow_unused=True)
@@ -280,7 +280,7 @@ class Taken(torch.optim.Optimizer):
     """Takes down the gradient of each step and moves nothing."""
 
     def __init__(self, models: Models, trains: Sequence[str]):
-        named = [(f"{n}.{k}", p) for n in trains for k, p in models.get(n).module.named_parameters()]
+        named = [(f"{n}.{k}", p) for n in trains for k, p in models[n].module.named_parameters()]
         super().__init__([p for _, p in named], {"lr": 0.0})
         self.named, self.found = named, {}
 

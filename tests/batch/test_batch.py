@@ -37,7 +37,7 @@ def packings_of_a_ppo_step(monkeypatch: pytest.MonkeyPatch, minibatches: int) ->
         return pack(groups, device)
 
     monkeypatch.setattr(batches, "pack", counted)
-    fit(ppo(source, ppo_epochs=4, minibatches=minibatches), models, Run(1, micro_tokens=38))
+    fit(ppo(source, ppo_epochs=4, minibatches=minibatches), models, Run(1, tokens_per_microbatch=38))
     return sizes
 
 

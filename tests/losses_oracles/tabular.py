@@ -83,7 +83,7 @@ class World:
     def items(self, theta: Tensor) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """The method's losses, one an item, and its metrics."""
         policy: Any = Table(theta, self.length)
-        forward = Forward(Models(policy=policy), self.batch, 1.0, False)
+        forward = Forward(Models(policy=policy), self.batch, 1.0)
         return self.algorithm.loss(forward, self.batch)
 
     def loss(self, theta: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def method_loss(score, groups, **settings):
     batch = Batch.of(groups, range(len(groups)), len(groups))
     for prepare in algorithm.prepare:
         batch = prepare(Models(), batch)
-    loss_G, metrics = algorithm.loss(Forward(Models(reward=scorer), batch, 1.0, False), batch)
+    loss_G, metrics = algorithm.loss(Forward(Models(reward=scorer), batch, 1.0), batch)
     return loss_G, metrics, batch, scorer
 
 

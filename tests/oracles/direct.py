@@ -59,14 +59,14 @@ def uneven(i: int, j: int) -> int:
 def tilt(support: Sequence[Answer], groups: Sequence[Group], steps: int = 150, **settings: Any) -> Toy:
     """DPO: pi0 exp(r/beta)/Z."""
     models, r = tilted(support), R[: len(support)]
-    best = (law(models.get("ref"), support) + r / 0.7).softmax(0)
+    best = (law(models["ref"], support) + r / 0.7).softmax(0)
     return Toy(dpo(given(groups), beta=0.7, **settings), models, to_law(support, best), steps=steps)
 
 
 def conservative() -> Toy:
     """A sure label that is believed to be wrong one time in ten: h = log((1-e)/e)/beta instead of infinity."""
     models = tilted(COIN)
-    best = (law(models.get("ref"), COIN) + doubles([math.log(9) / 0.7, 0])).softmax(0)
+    best = (law(models["ref"], COIN) + doubles([math.log(9) / 0.7, 0])).softmax(0)
     return Toy(dpo(given([pair(*COIN, 1.0)]), beta=0.7, noise=0.1), models, to_law(COIN, best))
 
 
@@ -96,7 +96,7 @@ def uniform_tilt_of_some() -> Toy:
     best = (R[:4] / 0.7).softmax(0)
 
     def gap(models: Models) -> float:
-        return 0.5 * float((law(models.get("policy"), some).softmax(0) - best).abs().sum())
+        return 0.5 * float((law(models["policy"], some).softmax(0) - best).abs().sum())
 
     return Toy(cpo(given(pairs(some, beats(R[:4]))), beta=0.7, nll=0.0), Models(policy=policy(BANDIT)), gap)
 
@@ -107,7 +107,7 @@ CPO: Toys = {"tilt of the uniform law": uniform_tilt, "some answers compared": u
 def identity(mu: Sequence[int]) -> Toy:
     """IPO: pi0 exp(p(y beats mu)/tau)/Z for pairs drawn from mu, here mu in whole numbers."""
     models, p = tilted(BANDIT), beats(R[:6])
-    best = (law(models.get("ref"), BANDIT) + p @ shares(mu) / 0.3).softmax(0)
+    best = (law(models["ref"], BANDIT) + p @ shares(mu) / 0.3).softmax(0)
     groups = pairs(BANDIT, p, lambda i, j: mu[i] * mu[j])
     return Toy(ipo(given(groups), beta=0.3, length_norm=False), models, to_law(BANDIT, best))
 
@@ -176,7 +176,7 @@ def stops() -> Toy:
     order = torch.where(R[:6, None] > R[None, :6], 1.0, 0.0)
 
     def gap(models: Models) -> float:
-        ranked = law(models.get("policy"), BANDIT)[R[:6].argsort()]
+        ranked = law(models["policy"], BANDIT)[R[:6].argsort()]
         return float(torch.relu(0.3 - ranked.diff()).max())
 
     algorithm = slic(given(pairs(BANDIT, order)), delta=0.3, lam=0.0)
@@ -227,7 +227,7 @@ def in_order() -> Toy:
     group = Group(ASK, tuple(Response(ids=y) for y in BANDIT), ranks=tuple(1 + int(i) for i in places))
 
     def gap(models: Models) -> float:
-        return float(torch.relu(-law(models.get("policy"), BANDIT)[R[:6].argsort()].diff()).max())
+        return float(torch.relu(-law(models["policy"], BANDIT)[R[:6].argsort()].diff()).max())
 
     return Toy(rrhf(given([group]), sft_weight=0.0), Models(policy=policy(BANDIT)), gap, within=1e-9)
 
@@ -243,7 +243,7 @@ def prospect() -> Toy:
     """
     good, bad, beta, models = (4, 3, 2, 3, 2, 1), (1, 1, 0, 2, 1, 1), 0.4, tilted(BANDIT)
     c, often = 1.5 * doubles(good) - 0.8 * doubles(bad), shares([g + b for g, b in zip(good, bad, strict=True)])
-    ref = law(models.get("ref"), BANDIT)
+    ref = law(models["ref"], BANDIT)
     best = shares(c.tolist())
     for _ in range(500):
         rho = best.log() - ref

@@ -97,7 +97,7 @@ MLM: Toys = {"law of a word given its text": cloze}
 
 
 def all_scores(models: Models) -> Tensor:
-    return models.get("reward").score_B(forest(BANDIT))
+    return models["reward"].score_B(forest(BANDIT))
 
 
 def bradley_terry() -> Toy:
@@ -133,7 +133,7 @@ def verdicts() -> Toy:
     @torch.no_grad()
     def gap(models: Models) -> float:
         orders = forest([r.ids for g in read for r in g.responses])
-        one, other = models.get("reward").score_B(orders).view(-1, 2).unbind(1)
+        one, other = models["reward"].score_B(orders).view(-1, 2).unbind(1)
         return float((one - other - truth).abs().max())
 
     return Toy(ranker(given(read)), Models(reward=scalar()), gap, steps=250, lr=1e-2)
@@ -150,7 +150,7 @@ RANKER: Toys = {"Bradley-Terry": verdicts}
 def played(lam: float) -> Toy:
     """SPIN, one iteration from the uniform law: pi_0 (p_data/pi_0)^(1/lam), which for lam = 1 is p_data."""
     models, counts = tilted(BANDIT), (4, 3, 2, 1, 1, 1)
-    for model in (models.get("policy"), models.get("ref")):
+    for model in (models["policy"], models["ref"]):
         give_law(model, shares((1,) * 6))
     source = Dealt(BANDIT, 6).source(demos(BANDIT, counts), every=150)
     return Toy(spin(source, beta=lam), models, to_law(BANDIT, (shares(counts).log() / lam).softmax(0)))
@@ -163,7 +163,7 @@ def online_tilt() -> Toy:
     """PPO: pi0 exp(r/kl)/Z. There every answer has the same regularised score, so sampling makes no noise either."""
     models, reward = tilted(BANDIT), dict(zip(BANDIT, R.tolist(), strict=False))
     models.value = scalar(3)
-    best = (law(models.get("ref"), BANDIT) + R[:6] / 0.7).softmax(0)
+    best = (law(models["ref"], BANDIT) + R[:6] / 0.7).softmax(0)
     score = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
     one = SampleSettings(max_tokens=1, max_concurrent=64)
     source = Online([ASK], sample, score, 1, samples_per_prompt=64, settings=one, seed=shifted(0))

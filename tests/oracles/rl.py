@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,8 +117,8 @@ def online(n: int = N) -> Online:
 
 def ends(build: Callable[[Any], Any], best: Callable[[Tensor], Tensor], n: int = N, **toy: Any) -> Toy:
     """`best` makes the optimum of the reference's log-probabilities."""
-    models = replace(tilted(BANDIT), value=scalar(3))
-    return Toy(build(online(n)), models, to_law(BANDIT, best(law(models.get("ref"), BANDIT))), **toy)
+    models = tilted(BANDIT).replace(value=scalar(3))
+    return Toy(build(online(n)), models, to_law(BANDIT, best(law(models["ref"], BANDIT))), **toy)
 
 
 def tilt(kl: float) -> Callable[[Tensor], Tensor]:

@@ -194,7 +194,7 @@ GAMMA = 0.4
 def tilt(build: Callable[..., Any], rounds: int = 1, steps: int = 150, source: Any = one_round) -> Toy:
     """pi0 exp(rounds * r/0.7)/Z, from every pair with its exact label."""
     models = tilted(BANDIT)
-    best = (law(models.get("ref"), BANDIT) + rounds * R[:6] / 0.7).softmax(0)
+    best = (law(models["ref"], BANDIT) + rounds * R[:6] / 0.7).softmax(0)
     given = source(pairs(BANDIT, beats(R[:6])))
     return Toy(build(given), models, to_law(BANDIT, best), steps=steps)
 
@@ -226,7 +226,7 @@ SELF_REWARDING: Toys = {
 def fresh_pairs() -> Toy:
     """Pairs drawn from the policy as it is, labelled with the exact probability: at pi* no pair has a gradient."""
     models = tilted(BANDIT)
-    best = (law(models.get("ref"), BANDIT) + R[:6] / 0.7).softmax(0)
+    best = (law(models["ref"], BANDIT) + R[:6] / 0.7).softmax(0)
     worth = dict(zip(BANDIT, R.tolist(), strict=False))
 
     def judge(models: Models, groups: list[Group]) -> list[Group]:

@@ -148,7 +148,7 @@ def given(groups: Sequence[Group]) -> tiny.Given:
 def to_law(support: Sequence[Answer], p: Tensor) -> Callable[[Models], float]:
     """The distance of the policy's law to this one."""
     assert abs(float(p.sum()) - 1) < 1e-12
-    return lambda models: tv(law(models.get("policy"), support).exp(), p)
+    return lambda models: tv(law(models["policy"], support).exp(), p)
 
 
 def to_scores(score: Callable[[Models], Tensor], truth: Tensor) -> Callable[[Models], float]:

@@ -68,7 +68,7 @@ TORN = (
 )
 KEPT = (
     Place(AnswerCache, "put", 2, after),
-    Place(_Loop, "_prepared", 1, after),  # all answers of the first step or round; nothing was learnt
+    Place(_Loop, "_prepare", 1, after),  # all answers of the first step or round; nothing was learnt
     Place(JsonlFile, "write", 3, after, metrics_row),  # of a third step that no checkpoint has
 )
 LAST = Place(state, "finish", 1, before)

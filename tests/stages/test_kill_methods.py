@@ -142,7 +142,7 @@ def places(name: str, updates: int) -> list[Kill]:
     return [
         *([answers] if method.samples != "no" else []),
         *([stored] if method.online and method.samples == "per iteration" else []),
-        Kill("a step's groups, before they are learnt from", Place(_Loop, "_prepared", 1, after)),
+        Kill("a step's groups, before they are learnt from", Place(_Loop, "_prepare", 1, after)),
         Kill("in the middle of a line of the log", Place(JsonlFile, "write", 2, half_row, metrics_row)),
         Kill("the first checkpoint, in the optimiser's file", Place(checkpoint, "save_file", 2, half_file)),
         Kill("a logged step that no checkpoint has", Place(JsonlFile, "write", 3, after, metrics_row)),

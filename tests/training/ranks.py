@@ -32,7 +32,7 @@ def online(batch: int) -> tuple[Online, Models]:
     g = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(7)]
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3), reward=tiny.scalar(3))
-    scorer = RewardScorer(models.get("reward"))
+    scorer = RewardScorer(models["reward"])
     return Online(prompts, sample, scorer, batch, 2, SampleSettings(max_tokens=6), seed=2), models
 
 
@@ -66,7 +66,7 @@ def make(name: str) -> tuple[Algorithm, Models]:
         return ppo(source, Offline(tiny.demonstrations(9), 3), minibatches=2, ptx=0.4), models
     if name == "shared":
         source, models = online(5)
-        models.value = value_head(models.get("policy"))
+        models.value = value_head(models["policy"])
         return ppo(source, minibatches=2, ppo_epochs=2), models
     settings: dict[str, Any] = {"ppo_epochs": 2, "kl_target": 0.1, "kl_horizon": 100, "whiten_rewards": True}
     source, models = online(1 if name == "lonely" else 5)

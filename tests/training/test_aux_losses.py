@@ -50,7 +50,7 @@ def step_of(algorithm: Algorithm, **settings: Any) -> tuple[dict[str, Tensor], d
     """(the gradient that one step takes, its metrics): plain descent with rate 1."""
     models, record = Models(policy=tiny.policy()), tiny.Record()
     before = tiny.parameters(models.policy)
-    sgd = torch.optim.SGD(models.get("policy").parameters(), lr=1.0)
+    sgd = torch.optim.SGD(models["policy"].parameters(), lr=1.0)
     fit(algorithm, models, Run(**({"steps": 1, "sinks": [record]} | OPEN | settings)), sgd)
     return {n: before[n] - p for n, p in tiny.parameters(models.policy).items()}, record.rows[0]
 
@@ -59,10 +59,10 @@ def gradient_of(loss: Any, groups: list[Group]) -> tuple[dict[str, Tensor], floa
     """(gradient, value) of a mean loss over groups, straight from autograd."""
     models = Models(policy=tiny.policy())
     batch = Batch.of(groups, range(len(groups)), len(groups))
-    per_item, _ = loss(Forward(models, batch, 1.0, False), batch)
+    per_item, _ = loss(Forward(models, batch, 1.0), batch)
     value = per_item.mean()
     value.backward()
-    return {n: p.grad for n, p in models.get("policy").module.named_parameters()}, float(value.detach())
+    return {n: p.grad for n, p in models["policy"].module.named_parameters()}, float(value.detach())
 
 
 def length(gradient: dict[str, Tensor]) -> float:

@@ -16,7 +16,8 @@ from tiltyard import profiler
 from tiltyard.methods import dpo, ppo, rft, sft
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Models
-from tiltyard.training.fit import Run, fit, make_optimizer
+from tiltyard.training.fit import Run, fit
+from tiltyard.training.optimizer import make_optimizer
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt

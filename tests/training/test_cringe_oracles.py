@@ -44,7 +44,7 @@ def cringed(theta: Tensor, groups: list[Group], **settings: Any) -> tuple[Tensor
     batch = Batch.of(groups, list(range(len(groups))), len(groups))
     for prepare in algorithm.prepare:
         batch = prepare(models, batch)
-    return algorithm.loss(Forward(models, batch, 1.0, False, algorithm.loss.negatives), batch)  # type: ignore[attr-defined]
+    return algorithm.loss(Forward(models, batch, 1.0, algorithm.loss.needs), batch)
 
 
 WIDE = {"gate_margin": 1e9}  # the gate is wide open

@@ -112,7 +112,7 @@ def gradient(algorithm: Algorithm, models: Models, groups: list[Group]) -> dict[
         batch = prepare(models, batch)
     model = models.get(algorithm.trains[0])
     model.module.zero_grad()
-    per_item, _ = algorithm.loss(Forward(models, batch, algorithm.temperature, False), batch)
+    per_item, _ = algorithm.loss(Forward(models, batch, algorithm.temperature), batch)
     count = algorithm.reduce.count(algorithm.loss.item, batch)
     (algorithm.reduce.sum(per_item, batch) / count).backward()
     return {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
@@ -196,7 +196,7 @@ def test_ppo_starts_on_the_policy(value_init: str) -> None:
     if (
         scorer is not None
     ):  # a value model that is the reward model: the state before the last token is scored, not after
-        tiny.assert_same(models.get("reward").score_B(first.forest).detach(), first["score_B"], EXACT)
+        tiny.assert_same(models["reward"].score_B(first.forest).detach(), first["score_B"], EXACT)
     assert [g.responses[0].policy_version for g in batches[2].groups] == [2] * 16
 
 
@@ -208,7 +208,7 @@ def test_the_first_gradient_is_the_policy_gradient() -> None:
     batch = Batch.of(groups, range(6), 6)
     for prepare in algorithm.prepare:
         batch = prepare(models, batch)
-    policy = models.get("policy")
+    policy = models["policy"]
     policy.module.zero_grad()
     logp_R, _ = policy.logp_R(batch.forest)
     (-(batch["advantage_R"] * logp_R).mean()).backward()

@@ -19,8 +19,9 @@ from tiltyard.models.load import freeze_bottom
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
-from tiltyard.training.fit import Run, fit, lr_factor, make_optimizer
+from tiltyard.training.fit import Run, fit
 from tiltyard.training.hooks import UpdateKL
+from tiltyard.training.optimizer import lr_factor, make_optimizer
 from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, Values
 from tiltyard.training.source import Cycle, Offline, Online, generator
 from tiltyard.types import Prompt

@@ -37,11 +37,11 @@ def composed(row: Row, seed: int = 0) -> tuple[Algorithm, Models]:
     algorithm, models = row.build(source), row.models(seed)
     for name in algorithm.trains:
         if name != "value":
-            adapt(models.get(name), LORA, name)
+            adapt(models[name], LORA, name)
     if models.value is not None:
-        models.value = value_adapter(models.get("policy"), LORA)
+        models.value = value_adapter(models["policy"], LORA)
     if models.ref is not None:
-        policy = models.get("policy")
+        policy = models["policy"]
         models.ref = clone_adapter(policy, "ref") if "ref" in algorithm.mutable_models else without_adapters(policy)
     return algorithm, models
 
@@ -240,7 +240,7 @@ def test_a_value_adapter_stands_beside_the_policys() -> None:
         assert model.logp_R(forest)[0].detach().equal(law)  # a new adapter is not switched on for others
         models = Models(policy=model, ref=without_adapters(model), value=value)
         torch.nn.init.normal_(value.head.weight, generator=torch.Generator().manual_seed(3))
-        assert (models.value_shares_policy_states(), models.in_memory) == (shared, 1)
+        assert (models.shares_states("value"), models.in_memory) == (shared, 1)
         before = value.value_R(forest).detach()
         rates: Any = {"policy": 1e-2, "value": 1e-30}
         tiny.train(ppo(tiny.Given([tiny.rollouts(6)]), beta=0.2, ppo_epochs=1), models, steps=1, lr=rates)

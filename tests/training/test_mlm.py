@@ -54,14 +54,14 @@ def padded(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def loss_of(model: MaskedModel, batch: Batch) -> torch.Tensor:
-    per_item, _ = Cloze()(Forward(Models(encoder=model), batch, 1.0, False), batch)
+    per_item, _ = Cloze()(Forward(Models(encoder=model), batch, 1.0), batch)
     mean = Mean(weight="masked_R")
     return mean.sum(per_item, batch) / mean.count("R", batch)
 
 
 @torch.no_grad()
 def total(model: MaskedModel, batch: Batch) -> float:
-    return float(Cloze()(Forward(Models(encoder=model), batch, 1.0, False), batch)[0].sum())
+    return float(Cloze()(Forward(Models(encoder=model), batch, 1.0), batch)[0].sum())
 
 
 # ------------------------------------------------------------------------------------------------------------ the loss
@@ -195,7 +195,7 @@ def test_special_tokens_are_never_chosen() -> None:
     assert chosen[6:-1].any()
     assert batch["corrupt_R"][:6].equal(batch.forest.target_R[:6])
     alone = masked_batch(model, [special], Mask(0.999))
-    assert not Cloze()(Forward(Models(encoder=model), alone, 1.0, False), alone)[0].any()
+    assert not Cloze()(Forward(Models(encoder=model), alone, 1.0), alone)[0].any()
     assert not torch.isin(torch.tensor(encoders.wordpiece().all_special_ids), model.words).any()
 
 

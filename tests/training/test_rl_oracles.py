@@ -59,9 +59,9 @@ def law(model: LanguageModel) -> Tensor:
 
 def exact(found: Models, score: float = 1.0, kl: float = BETA) -> list[Tensor]:
     """grad of J = score E[r] - kl KL(pi||ref), by enumeration."""
-    policy = found.get("policy")
+    policy = found["policy"]
     logp = law(policy)
-    j = (logp.exp() * (score * SCORES - kl * (logp - law(found.get("ref")).detach()))).sum()
+    j = (logp.exp() * (score * SCORES - kl * (logp - law(found["ref"]).detach()))).sum()
     return list(torch.autograd.grad(j, policy.parameters()))
 
 
@@ -75,15 +75,15 @@ def prepared(algorithm: Algorithm, found: Models, groups: Sequence[Group]) -> Ba
 def expected(algorithm: Algorithm, found: Models, groups: Sequence[Group], chance_G: Tensor) -> list[Tensor]:
     """Gradient of the expected loss of a group: a sum over its tokens (or answers), divided by its answers."""
     batch = prepared(algorithm, found, groups)
-    loss, _ = algorithm.loss(Forward(found, batch, 1.0, "entropy_R" in algorithm.loss.needs), batch)
+    loss, _ = algorithm.loss(Forward(found, batch, 1.0, algorithm.loss.needs), batch)
     owner = batch.forest.group_B if algorithm.loss.item == "B" else batch.forest.group_B[batch.forest.response_R]
     k = len(groups[0].responses)
-    return list(torch.autograd.grad((chance_G[owner] * loss).sum() / k, found.get("policy").parameters()))
+    return list(torch.autograd.grad((chance_G[owner] * loss).sum() / k, found["policy"].parameters()))
 
 
 def tuples(found: Models, k: int) -> tuple[list[Group], Tensor]:
     """Every draw of k answers, and its probability."""
-    p = law(found.get("policy")).detach().exp()
+    p = law(found["policy"]).detach().exp()
     assert float(p.sum()) == pytest.approx(1, abs=1e-12)
     draws = list(product(range(len(SUPPORT)), repeat=k))
     return [group(*d) for d in draws], torch.stack([p[list(d)].prod() for d in draws])
@@ -122,7 +122,7 @@ def test_mixing_the_kl_is_another_coefficient() -> None:
 def test_the_value_model_learns_the_return() -> None:
     """Twice the error at every token: what is left of the reward for a2c, all of it for reinforce."""
     found, groups = models(), [group(i) for i in range(len(SUPPORT))]
-    logp_R, ref_R = (found.get(n).logp_R(pack(groups))[0].detach() for n in ("policy", "ref"))
+    logp_R, ref_R = (found[n].logp_R(pack(groups))[0].detach() for n in ("policy", "ref"))
     sizes = [len(y) for y in SUPPORT]
     whole, to_go = [], []
     for i, (a, b) in enumerate(zip(logp_R.split(sizes), ref_R.split(sizes), strict=True)):
@@ -134,9 +134,9 @@ def test_the_value_model_learns_the_return() -> None:
         algorithm = build(given(groups), beta=BETA, value_coef=0.3, missing_eos="none")
         batch = prepared(algorithm, found, groups)
         tiny.assert_same(batch["return_R"], torch.tensor(returns, dtype=torch.float64), 1e-12)
-        forward = Forward(found, batch, 1.0, False)
+        forward = Forward(found, batch, 1.0)
         value_R = forward.value_R.detach().requires_grad_()
-        forward.__dict__["value_R"] = value_R
+        forward.columns["value_R"] = value_R
         loss_R, _ = algorithm.loss(forward, batch)
         slope = torch.autograd.grad(loss_R.sum(), value_R)[0]
         tiny.assert_same(slope, 0.3 * 2 * (value_R.detach() - torch.tensor(returns, dtype=torch.float64)), 1e-12)
@@ -178,11 +178,11 @@ def test_where_the_kl_stands_decides_which_one_it_is(form: Any) -> None:
     got = [2 * g for g in expected(algorithm, found, pairs, chance)]
     first, after = torch.tensor([0, 1, 2]), [(0,), (2,)]
     total = torch.zeros(()).double()
-    p_first = rows(found.get("policy"), ())[first].detach().exp()
+    p_first = rows(found["policy"], ())[first].detach().exp()
     for prefix, weight in (((), torch.ones(()).double()), (after[0], p_first[0]), (after[1], p_first[2])):
-        p, q = rows(found.get("policy"), prefix), rows(found.get("ref"), prefix).detach()
+        p, q = rows(found["policy"], prefix), rows(found["ref"], prefix).detach()
         total = total + weight * ((p.exp() * (p - q)).sum() if form == "loss_k2" else (q.exp() * (q - p)).sum())
-    tiny.assert_same(got, [BETA * g for g in torch.autograd.grad(total, found.get("policy").parameters())], 1e-11)
+    tiny.assert_same(got, [BETA * g for g in torch.autograd.grad(total, found["policy"].parameters())], 1e-11)
 
 
 def rows(model: LanguageModel, prefix: tuple[int, ...]) -> Tensor:
@@ -201,7 +201,7 @@ def test_sampled_answers_have_the_exact_gradient_on_average() -> None:
     algorithm = rloo(source, beta=BETA, missing_eos="none")
     draw = source(found, 0)
     batch = prepared(algorithm, found, draw.groups)
-    parameters = found.get("policy").parameters()
+    parameters = found["policy"].parameters()
     truth = exact(found)
     directions = [truth, [torch.randn(p.shape, generator=stream, dtype=p.dtype) for p in parameters]]
 
@@ -209,7 +209,7 @@ def test_sampled_answers_have_the_exact_gradient_on_average() -> None:
         return [sum(float((a * d).sum()) for a, d in zip(gradient, way, strict=True)) for way in directions]
 
     # slopes of log pi of the few answers there are, once; each group's estimate is made of these
-    logp = law(found.get("policy"))
+    logp = law(found["policy"])
     table = [slopes(torch.autograd.grad(x, parameters, retain_graph=True)) for x in logp]
     which = [SUPPORT.index(tuple(r.ids)) for g in draw.groups for r in g.responses]
     slope_B2 = torch.tensor(table).double()[which]
@@ -221,7 +221,7 @@ def test_sampled_answers_have_the_exact_gradient_on_average() -> None:
 
 def trained(algorithm: Algorithm, found: Models, **settings: Any) -> tuple[dict[str, Any], list[dict[str, float]]]:
     rows = tiny.train(algorithm, found, **({"steps": 4, "lr": 1e-2} | settings))
-    return {n: tiny.parameters(found.get(n)) for n in algorithm.trains}, rows
+    return {n: tiny.parameters(found[n]) for n in algorithm.trains}, rows
 
 
 def actors() -> Models:
@@ -249,10 +249,10 @@ def test_the_entropy_bonus_is_the_entropys_gradient() -> None:
         for entropy in (0.0, 0.3):
             algorithm = build(tiny.Given([data], SampleSettings(max_tokens=9)), entropy=entropy)
             batch = prepared(algorithm, found, data)
-            loss, _ = algorithm.loss(Forward(found, batch, 1.0, entropy > 0), batch)
-            slopes.append(torch.autograd.grad(loss.mean(), found.get("policy").parameters()))
-        _, entropy_R = found.get("policy").logp_R(batch.forest, entropy=True)
-        bonus = torch.autograd.grad(entropy_R.mean(), found.get("policy").parameters())
+            loss, _ = algorithm.loss(Forward(found, batch, 1.0, algorithm.loss.needs), batch)
+            slopes.append(torch.autograd.grad(loss.mean(), found["policy"].parameters()))
+        _, entropy_R = found["policy"].logp_R(batch.forest, entropy=True)
+        bonus = torch.autograd.grad(entropy_R.mean(), found["policy"].parameters())
         without, with_it = slopes[-2:]
         tiny.assert_same([b - a for a, b in zip(without, with_it, strict=True)], [-0.3 * g for g in bonus], 1e-11)
 
@@ -260,7 +260,7 @@ def test_the_entropy_bonus_is_the_entropys_gradient() -> None:
 def without_critic() -> Models:
     """A value model that says 0, and whose loss has no weight."""
     found = actors()
-    torch.nn.init.zeros_(found.get("value").head.weight)
+    torch.nn.init.zeros_(found["value"].head.weight)
     return found
 
 
@@ -268,7 +268,7 @@ def test_reinforce_pp_is_ppo_without_its_critic() -> None:
     """V = 0, lam = 1, whitening: the same run over several epochs and minibatches."""
     steps = [tiny.rollouts(8, s) for s in range(4)]
     passes = {"beta": 0.3, "ppo_epochs": 2, "minibatches": 2, "clip": 0.1}
-    one, ours = trained(reinforce_pp(tiny.Given(steps), **passes), replace(actors(), value=None))
+    one, ours = trained(reinforce_pp(tiny.Given(steps), **passes), actors().replace(value=None))
     two, theirs = trained(ppo(tiny.Given(steps), lam=1.0, vf_coef=0.0, **passes), without_critic())
     tiny.assert_same(one["policy"], two["policy"], 1e-10)
     tiny.assert_same(tiny.keys(ours, "policy_loss", "kl", "clipped"), tiny.keys(theirs, "policy_loss", "kl", "clipped"))
@@ -313,7 +313,7 @@ def test_equal_rewards_move_nothing(build: Any) -> None:
     found = Models(policy=tiny.policy())
     before = tiny.parameters(found.policy)
     ended = [replace(g, responses=tuple(replace(r, finish="stop") for r in g.responses)) for g in data]
-    sgd = torch.optim.SGD(found.get("policy").parameters(), lr=1.0)
+    sgd = torch.optim.SGD(found["policy"].parameters(), lr=1.0)
     fit(build(tiny.Given([ended], SampleSettings(max_tokens=9)), beta=0.0), found, Run(steps=2), sgd)
     tiny.assert_same(tiny.parameters(found.policy), before, 1e-11)
 
@@ -323,10 +323,10 @@ def test_k3_is_nothing_at_the_start_and_neither_is_its_slope() -> None:
     found = Models(policy=tiny.policy(), ref=tiny.frozen())
     algorithm = grpo(tiny.Given([data], SampleSettings(max_tokens=9)), beta=50.0)
     batch = prepared(algorithm, found, data)
-    loss, metrics = algorithm.loss(Forward(found, batch, 1.0, False), batch)
+    loss, metrics = algorithm.loss(Forward(found, batch, 1.0), batch)
     assert float(loss.detach().abs().max()) < 1e-12
     assert metrics["kl_loss"][0] < 1e-12
-    slope = torch.autograd.grad(loss.sum(), found.get("policy").parameters())
+    slope = torch.autograd.grad(loss.sum(), found["policy"].parameters())
     assert max(float(g.abs().max()) for g in slope) < 1e-11
 
 
@@ -337,12 +337,12 @@ def test_the_loss_starts_at_nothing_and_teaches_all_the_same() -> None:
     for how in ("sequence", "token"):
         algorithm = grpo(tiny.Given([data], SampleSettings(max_tokens=9)), beta=0.0, aggregate=how)
         batch = prepared(algorithm, found, data)
-        items, _ = algorithm.loss(Forward(found, batch, 1.0, False), batch)
+        items, _ = algorithm.loss(Forward(found, batch, 1.0), batch)
         loss = algorithm.reduce.sum(items, batch) / algorithm.reduce.count(algorithm.loss.item, batch)
         size, advantage = batch.forest.count_B.double(), batch["advantage_B"]
         known = 0.0 if how == "sequence" else -float((size * advantage).sum() / size.sum())
         assert float(loss.detach()) == pytest.approx(known, abs=1e-12)
-        slope = torch.autograd.grad(loss, found.get("policy").parameters())
+        slope = torch.autograd.grad(loss, found["policy"].parameters())
         assert max(float(g.abs().max()) for g in slope) > 1e-3
 
 
@@ -364,9 +364,9 @@ def test_what_a_token_weighs_by_the_length_of_its_answer(how: Any, ratio: float,
         old_logp_R=zero_R, advantage_R=advantage_R, kept_B=kept_B, kept_R=kept_B[forest.response_R]
     )
     loss, reduce = aggregated(ClippedPolicy(0.2, 0.2), how, 20, ended_only)
-    forward: Any = Forward(Models(), batch, 1.0, False)
+    forward: Any = Forward(Models(), batch, 1.0)
     logp_R = zero_R.clone().requires_grad_()
-    forward.__dict__["_policy"] = (logp_R, None)
+    forward.columns["logp_R"] = logp_R
     items, _ = loss(forward, batch)
     value = reduce.sum(items, batch) / reduce.count(loss.item, batch)
     slope = torch.autograd.grad(value, logp_R)[0]
@@ -383,7 +383,7 @@ def ptx_step(weight: float | None) -> tuple[dict[str, Tensor], dict[str, float]]
     before = tiny.parameters(found.policy)
     own: dict[str, Any] = {} if weight is None else {"ptx": weight}
     algorithm = ppo(tiny.Given(data), *(() if weight is None else (corpus,)), ppo_epochs=1, **own)
-    sgd = torch.optim.SGD([p for n in algorithm.trains for p in found.get(n).parameters()], lr=1.0)
+    sgd = torch.optim.SGD([p for n in algorithm.trains for p in found[n].parameters()], lr=1.0)
     fit(algorithm, found, Run(steps=1, max_grad_norm=1e9, sinks=[record]), sgd)
     return {n: before[n] - p for n, p in tiny.parameters(found.policy).items()}, record.rows[0]
 
@@ -396,9 +396,9 @@ def test_ptx_adds_its_weight_times_the_gradient_of_the_texts() -> None:
     found = actors()
     texts = Offline(tiny.demonstrations(9), 4)(found, 0).groups
     batch = Batch.of(texts, range(4), 4)
-    mean = Nll()(Forward(found, batch, 1.0, False), batch)[0].mean()
+    mean = Nll()(Forward(found, batch, 1.0), batch)[0].mean()
     mean.backward()
-    slope = {n: p.grad for n, p in found.get("policy").module.named_parameters()}
+    slope = {n: p.grad for n, p in found["policy"].module.named_parameters()}
     for weight in (0.5, 27.8):
         got, told = ptx_step(weight)
         tiny.assert_same(got, {n: plain[n] + weight * slope[n] for n in plain}, 1e-11)

@@ -24,7 +24,8 @@ from tiltyard.sampling import sample
 from tiltyard.scoring.base import matched_groups
 from tiltyard.training import rounds
 from tiltyard.training.algorithm import Forward, Models
-from tiltyard.training.fit import Run, fit, make_optimizer
+from tiltyard.training.fit import Run, fit
+from tiltyard.training.optimizer import make_optimizer
 from tiltyard.training.rounds import merged
 from tiltyard.types import Group, Prompt, Response
 

@@ -61,7 +61,7 @@ def test_answers_come_from_the_reference_and_not_from_the_policy() -> None:
     groups = source()(found, 0).groups
     batch = Batch.of([replace(g, responses=g.responses[1:], ranks=None) for g in groups], range(4), 4)
     with torch.no_grad():
-        tiny.assert_same(batch["sampled_logp_R"], found.get("ref").logp_R(batch.forest)[0], 1e-9)
+        tiny.assert_same(batch["sampled_logp_R"], found["ref"].logp_R(batch.forest)[0], 1e-9)
     assert drawn(source()(Models(policy=tiny.policy(8), ref=tiny.frozen(5)), 0).groups) == drawn(groups)
     assert drawn(source()(models(ref=6), 0).groups) != drawn(groups)
 
@@ -126,7 +126,7 @@ def test_the_first_gradient_is_half_the_difference_of_likelihoods() -> None:
     lam, found = 0.8, models()
     groups = source()(models(), 0).groups
     before = tiny.parameters(found.policy)
-    descent = torch.optim.SGD(found.get("policy").parameters(), lr=1.0)
+    descent = torch.optim.SGD(found["policy"].parameters(), lr=1.0)
     fit(spin(source(), beta=lam), found, Run(steps=1, max_grad_norm=1e9), descent)
     step = {n: before[n] - p for n, p in tiny.parameters(found.policy).items()}
     plain = tiny.policy()

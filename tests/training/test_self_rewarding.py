@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -174,6 +173,6 @@ def test_the_pool_is_the_same_after_a_stop() -> None:
     groups = first(models(), 0).groups
     second = self_rewarding(rounds(lambda r: Grade(-1.0))).source  # must not be asked
     second.load_state_dict(first.state_dict())
-    again = second(replace(models()), 1)
+    again = second(models().replace(), 1)
     assert sorted(g.origin for g in again.groups) == sorted(g.origin for g in groups)
     assert {g.scores for g in again.groups} == {g.scores for g in groups}

@@ -64,7 +64,7 @@ def test_without_a_value_loss_it_is_the_policy_alone(name: str) -> None:
     for shared in (True, False):
         models = actors(shared)
         rows = tiny.train(METHODS[name](tiny.Given(STEPS), 0.0), models, steps=3)
-        found[shared] = (rows, tiny.parameters(models.get("policy")))
+        found[shared] = (rows, tiny.parameters(models["policy"]))
     tiny.assert_same(found[True], found[False], 1e-11)
 
 
@@ -74,34 +74,34 @@ def test_on_a_frozen_trunk_both_heads_learn_the_same(name: str) -> None:
     found = {}
     for shared in (True, False):
         models = actors(shared)
-        for model in (models.get("policy"), models.get("value")):
+        for model in (models["policy"], models["value"]):
             model.backbone.requires_grad_(False)
         rows = tiny.train(METHODS[name](tiny.Given(STEPS)), models, steps=3, max_grad_norm=1e9)
-        found[shared] = (rows, models.get("value").head.weight.detach(), models.get("policy").head.weight.detach())
-        assert float(models.get("value").head.weight.detach().abs().max()) > 1e-3
+        found[shared] = (rows, models["value"].head.weight.detach(), models["policy"].head.weight.detach())
+        assert float(models["value"].head.weight.detach().abs().max()) > 1e-3
     tiny.assert_same(found[True], found[False], 1e-11)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_joint_gradient_is_the_sum_of_both_and_that_of_finite_differences(name: str) -> None:
     models = actors(shared=True)
-    torch.nn.init.normal_(models.get("value").head.weight, generator=torch.Generator().manual_seed(3))
+    torch.nn.init.normal_(models["value"].head.weight, generator=torch.Generator().manual_seed(3))
     algorithm = METHODS[name](tiny.Given(STEPS))
     batch = prepared(algorithm, models, STEPS[0])
-    parameters = [p for n in algorithm.trains for p in models.get(n).parameters()]
+    parameters = [p for n in algorithm.trains for p in models[n].parameters()]
     assert len({id(p) for p in parameters}) == len(parameters)
 
     def loss() -> Tensor:
-        return algorithm.loss(Forward(models, batch, 1.0, False), batch)[0].mean()
+        return algorithm.loss(Forward(models, batch, 1.0), batch)[0].mean()
 
     def part(constant: str) -> tuple[Tensor, ...]:
         """With one of the two columns held fixed, each from a pass of its own."""
-        forward = Forward(models, batch, 1.0, False)
-        forward.__dict__["_states"] = {}
+        forward = Forward(models, batch, 1.0)
+        forward.__dict__["_policy_states"] = {}
         if constant == "value_R":
-            forward.__dict__["value_R"] = forward.value_R.detach()
+            forward.columns["value_R"] = forward.value_R.detach()
         else:
-            forward.__dict__["_policy"] = (forward.logp_R.detach(), None)
+            forward.columns["logp_R"] = forward.logp_R.detach()
         found = torch.autograd.grad(algorithm.loss(forward, batch)[0].mean(), parameters, allow_unused=True)
         return tuple(torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True))
 
@@ -127,7 +127,7 @@ def test_one_pass_serves_both_before_and_during_the_updates() -> None:
     """Of the policy's backbone: one pass of old log-probs and values, one an update; of the reference's one."""
     models = actors(shared=True)
     tokens = Batch.of(STEPS[0], range(6), 6).forest.T
-    with passes(models.get("policy")) as seen, passes(models.get("ref")) as beside:
+    with passes(models["policy"]) as seen, passes(models["ref"]) as beside:
         tiny.train(METHODS["ppo"](tiny.Given(STEPS)), models, steps=1)
     assert (seen, beside) == ([tokens] * 3, [tokens])
     assert models.in_memory == 2
@@ -136,12 +136,12 @@ def test_one_pass_serves_both_before_and_during_the_updates() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_old_values_are_those_of_a_pass_of_their_own(name: str) -> None:
     models = actors(shared=True)
-    torch.nn.init.normal_(models.get("value").head.weight, generator=torch.Generator().manual_seed(3))
+    torch.nn.init.normal_(models["value"].head.weight, generator=torch.Generator().manual_seed(3))
     algorithm = METHODS[name](tiny.Given(STEPS))
     alone = Models(policy=models.policy, value=models.value)
     for micro in (1, 8192):
         batch = Batch.of(STEPS[0], range(6), 6, budget=micro)
-        expected = models.get("value").value_R(batch.forest).detach()
+        expected = models["value"].value_R(batch.forest).detach()
         told = (algorithm.prepare[0](models, batch), OldLogp()(alone, batch), Values()(models, batch))
         assert ["old_logp_R" in made.columns for made in told] == [True, True, False]
         for made in told:
@@ -156,18 +156,18 @@ def test_cutting_and_padding_change_nothing(name: str) -> None:
         for model in models.present().values() if settings.pop("padded", False) else ():
             model.force_padded("asked for by this test")
         rows = tiny.train(METHODS[name](tiny.Given(STEPS)), models, steps=3, **settings)
-        found.append((rows, tiny.parameters(models.get("policy")), models.get("value").head.weight.detach()))
+        found.append((rows, tiny.parameters(models["policy"]), models["value"].head.weight.detach()))
     for other in found[1:]:
         tiny.assert_same(other, found[0], 1e-9)
 
 
 def test_the_head_has_a_rate_of_its_own() -> None:
     models = actors(shared=True)
-    before = tiny.parameters(models.get("policy"))
+    before = tiny.parameters(models["policy"])
     rates: Any = {"policy": 1e-30, "value": 1e-2}
     tiny.train(METHODS["ppo"](tiny.Given(STEPS)), models, steps=1, lr=rates)
-    tiny.assert_same(tiny.parameters(models.get("policy")), before, 1e-12)
-    assert float(models.get("value").head.weight.detach().abs().max()) > 1e-3
+    tiny.assert_same(tiny.parameters(models["policy"]), before, 1e-12)
+    assert float(models["value"].head.weight.detach().abs().max()) > 1e-3
 
 
 class Killed(Exception):
@@ -191,7 +191,7 @@ def attempt(folder: Path, until: int = 0) -> Any:
         fit(algorithm, models, Run(steps=6, lr=1e-2, folder=folder, save_every=2))
     except Killed:
         return None
-    return tiny.parameters(models.get("policy")), models.get("value").head.weight.detach()
+    return tiny.parameters(models["policy"]), models["value"].head.weight.detach()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def enumerated(models: Models, groups: list[Group], temperature: float) -> Tenso
     """Of every answer: the sum over its tokens of sum_v p log(p / q), from the logits of the whole vocabulary."""
     forest = pack(groups)
     laws = []
-    for model in (models.get("policy"), models.get("ref")):
+    for model in (models["policy"], models["ref"]):
         logits = model.logits(model.hidden_T(forest)[forest.predictor_R])
         laws.append((logits / temperature).softmax(-1))
     p, q = laws
@@ -70,9 +70,9 @@ def test_the_exact_kl_is_the_sum_over_the_vocabulary(temperature: float) -> None
 def three_tokens() -> tuple[Models, Tensor, Tensor, Tensor]:
     """All answers of at most two of three tokens: (models, their chances, their log-ratios, their exact KLs)."""
     models = Models(policy=tiny.policy(1, **SHAPE), ref=tiny.policy(2, **SHAPE))
-    logp_B, ref_B = (law(models.get(name)).detach() for name in ("policy", "ref"))
+    logp_B, ref_B = (law(models[name]).detach() for name in ("policy", "ref"))
     forest = pack([Group(ASK, tuple(response(i) for i in range(len(SUPPORT))))])
-    kl_R = compare_with_ref(models.get("policy"), models.get("ref"), forest).kl_R
+    kl_R = compare_with_ref(models["policy"], models["ref"], forest).kl_R
     return models, logp_B.exp(), logp_B - ref_B, sum_per_response(kl_R, forest.response_R, forest.B)
 
 
@@ -91,9 +91,9 @@ def test_their_means_over_answers_agree() -> None:
     """On sampled answers, paired: the means differ by chance alone; the spread of the exact one is the smaller."""
     models = apart()
     prompts = [replace(p, ids=p.ids[:2]) for p in runs.prompts(40)]
-    groups = sample(models.get("policy"), prompts, 50, SampleSettings(max_tokens=12), seed=shifted(5))
+    groups = sample(models["policy"], prompts, 50, SampleSettings(max_tokens=12), seed=shifted(5))
     forest = pack(groups)
-    both = compare_with_ref(models.get("policy"), models.get("ref"), forest)
+    both = compare_with_ref(models["policy"], models["ref"], forest)
     ratio_B, exact_B = (
         sum_per_response(x, forest.response_R, forest.B) for x in (k1(both.logp_R, both.ref_logp_R), both.kl_R)
     )
@@ -129,8 +129,8 @@ def test_forward_passes_of_a_step(build: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(LanguageModel, "hidden_T", counting)
     algorithm = build(online())
     rows = tiny.train(algorithm, models, steps=2)
-    assert passes.count(models.get("ref")) == 2
-    assert passes.count(models.get("policy")) == 2 * algorithm.epochs
+    assert passes.count(models["ref"]) == 2
+    assert passes.count(models["policy"]) == 2 * algorithm.epochs
     assert all(row.keys() >= ESTIMATED | {"kl_exact", "entropy"} for row in rows)
 
     def stateless(*args: Any, **settings: Any) -> list[Group]:
@@ -143,7 +143,7 @@ def test_forward_passes_of_a_step(build: Any, monkeypatch: pytest.MonkeyPatch) -
     others = tiny.train(build(plain), again, steps=2)
     assert passes.count(again.get("policy")) == 2 * (1 + algorithm.epochs)
     tiny.assert_same(others, rows, 1e-9)
-    tiny.assert_same(tiny.parameters(again.get("policy")), tiny.parameters(models.get("policy")), 0)
+    tiny.assert_same(tiny.parameters(again.get("policy")), tiny.parameters(models["policy"]), 0)
 
 
 def test_online_dpo_is_measured_as_it_samples_and_learns_at_one() -> None:
@@ -159,7 +159,7 @@ def test_online_dpo_is_measured_as_it_samples_and_learns_at_one() -> None:
         assert shown["kl_exact"] == pytest.approx(float(enumerated(models, draw.groups, 0.7).mean()), abs=EXACT)
         logp_R, ref_R = (models.get(m).logp_R(batch.forest, temperature=0.7)[0] for m in ("policy", "ref"))
         assert shown["kl"] == pytest.approx(float((logp_R - ref_R).sum()) / 10, abs=EXACT)
-        assert batch["ref_logp_R"].equal(models.get("ref").logp_R(batch.forest)[0])
+        assert batch["ref_logp_R"].equal(models["ref"].logp_R(batch.forest)[0])
 
 
 # ------------------------------------------------------------------------------------------------ with and without one
@@ -169,11 +169,11 @@ def test_online_dpo_is_measured_as_it_samples_and_learns_at_one() -> None:
 def test_a_reference_that_is_only_shown_changes_nothing(build: Any) -> None:
     """kl = 0: the same answers and parameters, to the bit, with a reference and without; only the KL is gone."""
     found = []
-    for models in (apart(), replace(apart(), ref=None)):
+    for models in (apart(), apart().replace(ref=None)):
         algorithm = build(online(), beta=0.0)
         assert not algorithm.reads_ref
         rows = tiny.train(algorithm, models, steps=3)
-        found.append((rows, tiny.parameters(models.get("policy"))))
+        found.append((rows, tiny.parameters(models["policy"])))
     (shown, one), (bare, two) = found
     tiny.assert_same(one, two, 0)
     kinds = {"kl", "kl_k3", "kl_exact"}
@@ -184,7 +184,7 @@ def test_a_reference_that_is_only_shown_changes_nothing(build: Any) -> None:
 
 def test_a_reference_that_is_read_must_be_there() -> None:
     with pytest.raises(CompositionError, match="model 'ref'"):
-        tiny.train(grpo(online(), beta=0.1), replace(apart(), ref=None), steps=1)
+        tiny.train(grpo(online(), beta=0.1), apart().replace(ref=None), steps=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- rounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -14,7 +15,7 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import pair_metrics
-from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Need
 from tiltyard.training.prepare import PairLabels, sum_count
 from tiltyard.training.prepare.columns import concatenated
 from tiltyard.training.rounds import Rounds
@@ -23,22 +24,44 @@ from tiltyard.training.source import generator
 
 
 @dataclass(frozen=True)
+class NegativeLogps:
+    """`logp_R`, and `negative_logp_R`: log-probs of a negative token in the place of each response token.
+
+    The negative is drawn by `uniform_R` from the softmax over the `top_k` most likely tokens other than the response's.
+    Both columns come from one pass of the policy.
+    """
+
+    top_k: int
+    role: ClassVar[str] = "policy"
+    needs: ClassVar[tuple[str, ...]] = ("uniform_R",)
+    writes: ClassVar[tuple[str, ...]] = ("logp_R", "negative_logp_R")
+
+    def __call__(self, forward: Forward) -> Mapping[str, Tensor]:
+        batch, policy = forward.batch, forward.models["policy"]
+        logp_R, negative_R = policy.logp_and_negative_R(batch.forest, self.top_k, batch["uniform_R"])
+        return {"logp_R": logp_R, "negative_logp_R": negative_R}
+
+
+@dataclass(frozen=True)
 class PairwiseCringe:
     """gate * (-log pi(y+) a token + alpha * mean over y-'s tokens of softplus(s[y-_t] - s*)), s* a sampled negative."""
 
     alpha: float
-    negatives: int
+    top_k: int
     gate_margin: float
     gate_temperature: float
     detach_gate: bool
     detach_negative: bool
-    needs: ClassVar[tuple[str, ...]] = ("logp_R", "negative_logp_R", "share_B", "kept_G", "uniform_R")
     item: ClassVar[Item] = "G"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (NegativeLogps(self.top_k), "share_B", "kept_G")
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         forest, logp_R, logp_B = batch.forest, forward.logp_R, forward.logp_B
         share_B = batch["share_B"].to(logp_R.dtype)
-        negative_R = forward.negative_logp_R
+        negative_R = forward["negative_logp_R"]
         # the normaliser cancels: log p(label) - log p(negative) is the difference of their logits
         contrast_R = softplus(logp_R - (negative_R.detach() if self.detach_negative else negative_R))
         contrast_B = sum_per_response(contrast_R, forest.response_R, forest.B) / forest.count_B

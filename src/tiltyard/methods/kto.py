@@ -60,7 +60,7 @@ class MismatchedKL:
     reads_ref: ClassVar[bool] = True
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
-        policy, ref = models.get("policy"), models.get("ref")
+        policy, ref = models["policy"], models["ref"]
         firsts = [(i, g.responses[0]) for i, g in zip(batch.index, batch.groups, strict=True)]
         first_responses = dict(pair for part in processes.gather_objects(firsts) for pair in part)
         if len(first_responses) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -14,19 +15,35 @@ from tiltyard.errors import ConfigError
 from tiltyard.losses.supervised import nll_R
 from tiltyard.methods.base import method
 from tiltyard.models.encoder import MaskedModel
-from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
+from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source, register_forward
 from tiltyard.training.source import generator
 
 
 @dataclass(frozen=True)
-class Cloze:
-    """-log p of every chosen token at its own place, given the rest of the text."""
+class ClozeLogps:
+    """`cloze_logp_R`: the encoder's log-probs of the tokens that `Mask` chose; 0 at the others."""
 
-    needs: ClassVar[tuple[str, ...]] = ("cloze_logp_R", "corrupt_R", "masked_R")
+    role: ClassVar[str] = "encoder"
+    needs: ClassVar[tuple[str, ...]] = ("corrupt_R", "masked_R")
+    writes: ClassVar[tuple[str, ...]] = ("cloze_logp_R",)
+
+    def __call__(self, forward: Forward) -> Mapping[str, Tensor]:
+        batch, encoder = forward.batch, forward.models["encoder"]
+        return {"cloze_logp_R": encoder.cloze_logp_R(batch.forest, batch["corrupt_R"], batch["masked_R"])}
+
+
+register_forward(ClozeLogps())
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """-log p of every chosen token, given the rest of the text."""
+
+    needs: ClassVar[tuple[str, ...]] = ("cloze_logp_R",)
     item: ClassVar[Item] = "R"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
-        return nll_R(forward.cloze_logp_R), {}
+        return nll_R(forward["cloze_logp_R"]), {}
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ class Mask:
             )
 
     def __call__(self, models: Models, batch: Batch) -> Batch:
-        model, forest = models.get("encoder"), batch.forest
+        model, forest = models["encoder"], batch.forest
         true_R = forest.target_R.cpu()
         corrupt_R, masked_R = true_R.clone(), torch.zeros(forest.R, dtype=torch.float64)
         maskable_R = torch.isin(true_R, model.words)

@@ -11,7 +11,7 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import ConfigError
 from tiltyard.losses.kl import k2, k3, sum_per_response
 from tiltyard.losses.policy import policy_gradient, ppo_clip_R, value_error_R
-from tiltyard.training.algorithm import Forward, Item, Loss, Mean
+from tiltyard.training.algorithm import Forward, Item, Loss, Mean, Need
 from tiltyard.training.prepare import sum_count
 from tiltyard.training.source import Online
 
@@ -90,7 +90,7 @@ class PerResponse:
     item: ClassVar[Item] = "B"
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[Need, ...]:
         return self.loss.needs
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:

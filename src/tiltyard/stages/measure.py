@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from tiltyard.models.language import ScalarModel
 from tiltyard.stages.data import byte_count
 from tiltyard.stats.text import bits_per_byte
 from tiltyard.stats.win_rates import accuracy_ci
-from tiltyard.training.algorithm import Models, RefLogps, device_of
+from tiltyard.training.algorithm import Models, RefLogps
 from tiltyard.types import Group
 
 Measure = Callable[[Models, int], dict[str, float]]
@@ -30,7 +29,7 @@ def likelihood(groups: Sequence[Group], budget: int) -> Measure:
         policy = models.get("policy")
         policy.module.eval()
         nll, tokens, size = 0.0, 0, 0
-        for part in Batch.stream(groups, device_of(models), budget):
+        for part in Batch.stream(groups, models.device, budget):
             logp_R = policy.logp_R(part.forest)[0]
             nll -= float(logp_R.sum())
             tokens += part.forest.R
@@ -45,7 +44,7 @@ def cloze(groups: Sequence[Group], budget: int, mask: Mask) -> Measure:
 
     @torch.no_grad()
     def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
-        fixed = replace(models, version=0)
+        fixed = models.replace(version=0)
         model = models.get("encoder")
         model.module.eval()
         nll = chosen = 0.0
@@ -72,7 +71,7 @@ def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
         policy = models.get("policy")
         policy.module.eval()
         ranked, parts = True, []
-        for part in Batch.stream(groups, device_of(models), budget):
+        for part in Batch.stream(groups, models.device, budget):
             forest, ranked = part.forest, ranked and "rank_B" in part.columns
             logp_R = policy.logp_R(forest)[0].double()
             ratio_R = logp_R - ref.logp_R(part.groups).to(logp_R)

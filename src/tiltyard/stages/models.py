@@ -58,7 +58,7 @@ def load_models(method: Method, context: StageContext, settings: Any) -> Models:
     else:
         models = Models(policy=load_language_model(folder, **own))
     if settings.lora is not None:
-        model = adapt(models.get(trained), settings.lora, trained, settings.seed)
+        model = adapt(models[trained], settings.lora, trained, settings.seed)
         count = sum(p.numel() for p in model.parameters())
         report(context, "lora", [f"{count / 1e6:.2f}M trained parameters on a frozen backbone"])
     if method.online:

@@ -44,5 +44,5 @@ class RenewRef:
 
     def __call__(self, models: Models, batch: Batch, step: int) -> Metrics:  # noqa: ARG002
         if (step + 1) % self.every == 0:
-            copy_weights_(models.get("ref"), models.get("policy"))
+            copy_weights_(models["ref"], models["policy"])
         return {"iteration": (float(step // self.every + 1), 1.0)}

@@ -23,7 +23,7 @@ from tiltyard.models.adapters import copy_weights_
 from tiltyard.runs.groups import group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
-from tiltyard.training.algorithm import Models, StepGroups, device_of
+from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import Cycle, Sampler, answered, generator, sampled_metrics, scored, signed
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
@@ -163,7 +163,7 @@ class Rounds:
         policy.eval()
         groups, index = [g for _, g in own], [i for i, _ in own]
         batch = Batch.of(
-            groups, index, min(self.prompts_per_step, len(known)), device_of(models), self.tokens_per_microbatch
+            groups, index, min(self.prompts_per_step, len(known)), models.device, self.tokens_per_microbatch
         )
         measured = OldLogp(law.temperature, on_policy=law.whole and not self.stored)(models, batch)
         policy.train(training)

@@ -28,7 +28,7 @@ class Values:
     def __call__(self, models: Models, batch: Batch) -> Batch:
         if "old_value_R" in batch.columns:
             return batch
-        value = models.get("value")
+        value = models["value"]
         return batch.with_columns(old_value_R=per_microbatch(batch, lambda part: value.value_R(part.forest)))
 
 

@@ -37,18 +37,18 @@ def policy_columns(
     Returns:
         The `count` columns, and `{"old_value_R": ...}` where a value head reads the policy's own states, else `{}`.
     """
-    has_hidden, joint = "sampled_hidden_R" in batch.columns, models.value_shares_policy_states()
-    if not has_hidden and not joint:
+    has_hidden, shared = "sampled_hidden_R" in batch.columns, models.shares_states("value")
+    if not has_hidden and not shared:
         return columns_per_microbatch(batch, lambda part: compute(part.forest), count), {}
-    policy = models.get("policy")
+    policy = models["policy"]
 
     def from_states(part: Batch) -> Sequence[Tensor]:
         hidden_R = part["sampled_hidden_R"] if has_hidden else policy.hidden_R(part.forest)
         columns = compute(part.forest, hidden_R=hidden_R)
-        return (*columns, models.get("value").value_R(part.forest, hidden_R)) if joint else columns
+        return (*columns, models["value"].value_R(part.forest, hidden_R)) if shared else columns
 
-    columns = columns_per_microbatch(batch, from_states, count + joint)
-    return columns[:count], {"old_value_R": columns[count]} if joint else {}
+    columns = columns_per_microbatch(batch, from_states, count + shared)
+    return columns[:count], {"old_value_R": columns[count]} if shared else {}
 
 
 def concatenated(parts: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.batch.compare import RefComparison, compare_with_ref
 from tiltyard.losses.kl import k1, k3, sum_per_response
 from tiltyard.models.language import LanguageModel
-from tiltyard.training.algorithm import Models
+from tiltyard.training.algorithm import Forward, Models
 from tiltyard.training.prepare.columns import per_microbatch, policy_columns, sum_count
 
 
@@ -57,20 +57,22 @@ class OldLogp:
             # the loss has another temperature, so no later forward pass would show the gap
             batch = batch.without("sampled_hidden_R")
         if self.against_ref or models.ref is not None:
-            return self._with_ref(models.get("ref"), models, batch)
-        compute = partial(models.get("policy").logp_R, temperature=self.temperature, entropy=True)
+            return self._with_ref(models["ref"], models, batch)
+        compute = partial(models["policy"].logp_R, temperature=self.temperature, entropy=True)
         (logp_R, entropy_R), values = policy_columns(models, batch, compute, 2)
         metrics, old = self._policy_alone(batch, logp_R, entropy_R)
         return batch.without("sampled_hidden_R").with_columns(metrics, **old, **values)
 
+    def first_pass(self, forward: Forward) -> Metrics:
+        """The sampler gap, where no forward pass was made before the updates."""
+        if "sampler_logp_R" not in forward.batch.columns:
+            return {}
+        return {"sampler_gap": sum_count((forward.logp_R.detach() - forward.batch["sampler_logp_R"]).abs())}
+
     def _with_ref(self, ref: LanguageModel, models: Models, batch: Batch) -> Batch:
         forest = batch.forest
         compute = partial(
-            compare_with_ref,
-            models.get("policy"),
-            ref,
-            temperature=self.temperature,
-            ref_temperature=self.ref_temperature,
+            compare_with_ref, models["policy"], ref, temperature=self.temperature, ref_temperature=self.ref_temperature
         )
         columns, values = policy_columns(models, batch, compute, 5)
         both = RefComparison(*columns)
@@ -109,6 +111,6 @@ class RefLogp:
     def __call__(self, models: Models, batch: Batch) -> Batch:
         if models.ref_cache is not None and self.temperature == 1.0:
             return batch.with_columns(ref_logp_R=models.ref_cache.logp_R(batch.groups).to(batch.forest.device))
-        ref = models.get("ref")
+        ref = models["ref"]
         ref_R = per_microbatch(batch, lambda part: ref.logp_R(part.forest, temperature=self.temperature)[0])
         return batch.with_columns(ref_logp_R=ref_R)

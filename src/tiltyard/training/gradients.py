@@ -1,0 +1,129 @@
+"""The gradient of one optimiser step: accumulated over micro-batches, processes and auxiliary losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from tiltyard.batch.batch import Batch, Metrics, summed
+from tiltyard.distributed import processes
+from tiltyard.profiler import span, tally
+from tiltyard.training.algorithm import AuxLoss, Forward, Loss, Mean, Models
+from tiltyard.training.optimizer import gradient_norm
+
+
+@dataclass
+class StepMetrics:
+    """(sum, count) of each metric of one outer step, and the packed tokens of its backward passes, on this process."""
+
+    sums: Metrics = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(self, metrics: Mapping[str, tuple[float, float]], prefix: str = "") -> None:
+        """Adds sums and counts, each name with the prefix."""
+        named = {prefix + name: value for name, value in metrics.items()} if prefix else metrics
+        self.sums = summed((self.sums, named))
+
+    def means(self) -> dict[str, float]:
+        """Means over micro-batches and processes. The names are those of all processes."""
+        if processes.world() > 1:
+            self.sums = summed(processes.gather_objects(self.sums))
+        return {name: value / count for name, (value, count) in self.sums.items() if count}
+
+
+@dataclass(frozen=True)
+class MinibatchLoss:
+    """A loss over one minibatch, on all processes together: the sum over its items, and how many items count."""
+
+    sum: float
+    count: float
+
+    @property
+    def mean(self) -> float:
+        return self.sum / max(self.count, 1)
+
+
+@dataclass(frozen=True)
+class GradientAccumulator:
+    """Adds gradients to `parameters`, one micro-batch at a time.
+
+    Items are counted over all micro-batches and processes before the first backward pass, so the gradient is that of
+    the mean over the whole minibatch, however it is cut.
+    """
+
+    models: Models
+    parameters: Sequence[nn.Parameter]
+    metrics: StepMetrics
+
+    def backward(
+        self,
+        batch: Batch,
+        loss: Loss,
+        reduce: Mean,
+        *,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        prefix: str = "",
+        first_pass: Callable[[Forward], Metrics] | None = None,
+    ) -> MinibatchLoss:
+        """Adds `weight` times the gradient of the mean loss over all processes.
+
+        Args:
+            prefix: of the names of the loss's metrics.
+            first_pass: metrics that are taken from each forward pass; also where no item counts.
+        """
+        parts = batch.micro() if batch.groups else []
+        here = sum(reduce.count(loss.item, part) for part in parts)
+        count = float(processes.sum_all(torch.tensor(here, dtype=torch.float64)))
+        loss_sum = 0.0
+        for part in parts if count else []:
+            forward = Forward(self.models, part, temperature, loss.needs)
+            with span("forward"):
+                per_item, metrics = loss(forward, part)
+                total = reduce.sum(per_item, part)
+            if first_pass is not None:
+                self.metrics.add(first_pass(forward))
+            with span("backward"):
+                if total.requires_grad:
+                    (total * (weight / count)).backward()
+            loss_sum += float(total.detach())
+            self.metrics.tokens += part.forest.T
+            tally("tokens", part.forest.T)
+            self.metrics.add(metrics, prefix)
+        if count:
+            with span("backward"):
+                processes.sum_gradients(self.parameters)
+        elif first_pass is not None:
+            with torch.no_grad():
+                for part in parts:
+                    self.metrics.add(first_pass(Forward(self.models, part, temperature, loss.needs)))
+        return MinibatchLoss(float(processes.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count)
+
+    def backward_aux(self, losses: Sequence[AuxLoss], update: int, budget: int) -> None:
+        """Adds the gradients of auxiliary losses to that of the main loss.
+
+        Logs each one's loss, and the norm of its weighted gradient over that of the main loss.
+
+        Args:
+            update: number of the optimiser step, which the auxiliary sources draw for.
+            budget: packed tokens of a micro-batch.
+        """
+        main_norm = gradient_norm(self.parameters)
+        for aux in losses:
+            before = [p.grad for p in self.parameters]
+            for p in self.parameters:
+                p.grad = None
+            draw = aux.source(self.models, update)
+            batch = Batch.of(draw.groups, draw.index, draw.total, self.models.device, budget)
+            loss = self.backward(batch, aux.loss, aux.reduce, weight=aux.weight, prefix=f"{aux.name}_")
+            norm = gradient_norm(self.parameters)
+            for p, grad in zip(self.parameters, before, strict=True):
+                if grad is not None:
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
+            if processes.is_main() and loss.count:
+                self.metrics.add({f"{aux.name}_loss": (loss.sum, loss.count)})
+                if main_norm > 0:
+                    self.metrics.add({f"{aux.name}_grad_ratio": (norm / main_norm, 1.0)})

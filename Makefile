@@ -49,11 +49,15 @@ demo: $(STAMP)  ## the whole road on the embedded world, from raw text to a meas
 	@$(BIN)/tiltyard run demo
 	@echo "the table is in runs/demo/summary.json; pictures and answers are in runs/demo/evaluate"
 
+# Tests run in PROCESSES processes of one thread each; PROCESSES=0 runs them in one process.
+PROCESSES ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+
 test: $(STAMP)  ## all tests, the quick ones first
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(STAMP)  ## the quick tests alone
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from tiltyard.errors import DataError
 from tiltyard.report.plots import literal, save_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Facts = Mapping[str, Any]
 
@@ -41,6 +41,8 @@ def comparison_png(path: str | Path, models: Mapping[str, Facts], *, title: str 
         models: name -> the facts of `summary.json`; columns without values are omitted. Methods are sorted by reward
             (gold if known), the highest first.
     """
+    from matplotlib.figure import Figure
+
     if not models:
         raise DataError("there are no models to compare")
     by = "gold" if any(_number(f.get("gold")) for f in models.values()) else "proxy"

@@ -1,8 +1,8 @@
 """Order of the tests, their distribution over processes, and skipped tests as failures (TILTYARD_REQUIRE_ALL=1).
 
-Loaded by `-p tests.plugin` in pyproject.toml. Under `pytest -n N --dist loadgroup --no-loadscope-reorder` (pytest-xdist)
-a process is given whole groups of tests: those of one file that share fixtures of the file, so that a fixture is built
-once. Quick tests come first, then the slow ones, of which the longest files first, so that no process ends alone.
+Loaded by `-p tests.plugin` in pyproject.toml. With pytest-xdist (`-n N --dist loadgroup --no-loadscope-reorder`) a
+process is given whole groups of tests: those of one file that share fixtures of the file, which are then built once.
+Quick tests come first, then the slow ones, of which the longest files first, so that no process ends alone.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ def docstrings(tree: ast.AST) -> dict[int, str]:
     """Returns {id of the node: docstring}."""
     found = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                found[id(node.body[0].value)] = text
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (text := ast.get_docstring(node)):
+            found[id(node.body[0].value)] = text
     return found
 
 

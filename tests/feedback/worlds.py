@@ -16,13 +16,15 @@ from tiltyard.data import parse_row, read_rows
 from tiltyard.feedback import JudgeSettings, Usage, Verdict
 from tiltyard.feedback.verdicts import sigmoid
 from tiltyard.types import Group, Message, Prompt, Response
-from tiltyard.world import make_world
+from tiltyard.world import make_world, write_world
 
 
 @cache
 def _demonstrations() -> tuple[Group, ...]:
     with tempfile.TemporaryDirectory() as folder:
-        make_world(seed=0).write(Path(folder), documents=1, dialogues=1, demonstrations=100, prompts=1, held_out=1)
+        write_world(
+            make_world(seed=0), Path(folder), documents=1, dialogues=1, demonstrations=100, prompts=1, held_out=1
+        )
         return tuple(parse_row(r, "demonstrations") for r in read_rows(Path(folder) / "demonstrations.jsonl"))
 
 

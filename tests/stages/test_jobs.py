@@ -15,8 +15,8 @@ import pytest
 from tiltyard.config import Settings
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline import run_recipe
-from tiltyard.pipeline.jobs import chains, threads_for
 from tiltyard.pipeline.recipe import Step
+from tiltyard.pipeline.schedule import chain_lengths, threads_for
 from tiltyard.stages.base import Stage
 
 from . import tiny
@@ -161,7 +161,7 @@ def test_long_chains_are_begun_first() -> None:
         step("judging", "judge"),
         step("end", "dpo", "judging"),
     ]
-    assert chains(steps) == {"sft": 4, "dpo": 2, "judge": 3, "judging": 2, "end": 1}
+    assert chain_lengths(steps) == {"sft": 4, "dpo": 2, "judge": 3, "judging": 2, "end": 1}
 
 
 def test_jobs_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.chance import beyond, share, shifted
 
 from tiltyard.errors import ConfigError
-from tiltyard.world import gold, make_world
+from tiltyard.world import gold, make_world, write_world
 from tiltyard.world.assistants import CORPUS_ASSISTANTS, DEMONSTRATORS, PERSONAS, answer, draw_persona, good_core
 from tiltyard.world.lexicon import ATTRIBUTES, CRAFTS, SPECIES, VALUES
 from tiltyard.world.parse import vocabulary
@@ -50,7 +50,7 @@ def world():
 def folder(world, tmp_path_factory):
     path = tmp_path_factory.mktemp("world")
     start = time.process_time()
-    counts = world.write(path)
+    counts = write_world(world, path)
     assert time.process_time() - start < 3.0
     assert counts == {name: len(rows(path / name)) for name in FILES}
     return path
@@ -64,7 +64,7 @@ def tasks(world):
 
 def test_a_world_is_a_function_of_its_seed(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        make_world(seed).write(tmp_path / name, **SMALL)
+        write_world(make_world(seed), tmp_path / name, **SMALL)
     for file in FILES:
         a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
         assert a == b

@@ -16,8 +16,9 @@ from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import jsonable, read_json, remove_partial_files
 from tiltyard.pipeline import state
-from tiltyard.pipeline.jobs import chains, threads_for, workers
+from tiltyard.pipeline.jobs import worker_pool
 from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
+from tiltyard.pipeline.schedule import chain_lengths, threads_for
 from tiltyard.pipeline.show import show_plan, show_start
 from tiltyard.stages.base import StageContext
 
@@ -47,17 +48,17 @@ def run_recipe(
     return run(read_recipe(path, overrides), dry_run=dry_run, runs_root=runs_root, jobs=jobs, console=console)
 
 
-def do_stage(recipe: Recipe, folder: Path, console: Console, order: Mapping[str, Any]) -> None:
-    """One stage of a run, in a worker (`jobs`) whose parent has decided all."""
+def do_stage(recipe: Recipe, folder: Path, console: Console, request: Mapping[str, Any]) -> None:
+    """Runs one stage in a worker process, as its parent (`jobs`) requested."""
     import torch
 
     work = _Run(recipe, folder, console, check(recipe))
-    step = next(step for step in work.steps if step.name == order["stage"])
-    work.prints[step.name] = state.Print(**order["print"])
-    work.decisions[step.name] = state.Decision(**order["decision"])
-    for name in order["finished"]:
+    step = next(step for step in work.steps if step.name == request["stage"])
+    work.prints[step.name] = state.Print(**request["print"])
+    work.decisions[step.name] = state.Decision(**request["decision"])
+    for name in request["finished"]:
         work.finished(name)
-    torch.set_num_threads(order["threads"])
+    torch.set_num_threads(request["threads"])
     work.do(step)
 
 
@@ -179,17 +180,17 @@ class _Run:
         remove_partial_files(self.folder)
         self.decide(keep=True)
         threads = threads_for(self.steps, jobs, torch.get_num_threads())
-        length = chains(self.steps)
+        length = chain_lengths(self.steps)
         waiting = sorted((step for step in self.steps if not self._skipped(step)), key=lambda step: -length[step.name])
         done = {step.name for step in self.steps} - {step.name for step in waiting}
         failed: TiltyardError | None = None
-        with workers(self.recipe, self.folder, min(jobs, max(1, len(waiting))), lock, self.console) as crew:
-            while crew.busy or (waiting and not failed):
+        with worker_pool(self.recipe, self.folder, min(jobs, max(1, len(waiting))), lock, self.console) as pool:
+            while pool.busy or (waiting and not failed):
                 ready = [] if failed else [step for step in waiting if done.issuperset(step.uses)]
-                for step in ready[: len(crew.free)]:
+                for step in ready[: len(pool.free)]:
                     waiting.remove(step)
-                    crew.start(step.name, self._order(step, done, threads[step.name]))
-                name, error = crew.next_done()
+                    pool.start(step.name, self._request(step, done, threads[step.name]))
+                name, error = pool.next_done()
                 failed = failed or error
                 done |= {name} if error is None else set()
         if failed:
@@ -198,8 +199,8 @@ class _Run:
             self.finished(step.name)
         return self._outcome()
 
-    def _order(self, step: Step, done: Collection[str], threads: int) -> dict[str, Any]:
-        """What a worker has to know to do one stage as it would be done alone."""
+    def _request(self, step: Step, done: Collection[str], threads: int) -> dict[str, Any]:
+        """The request to a worker: what one stage needs to run as it would in this process."""
         names = [one.name for one in self.steps]
         earlier = [name for name in names[: names.index(step.name)] if name in done]
         told = {"print": asdict(self.prints[step.name]), "decision": asdict(self.decisions[step.name])}

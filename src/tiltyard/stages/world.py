@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tiltyard.config import Settings
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.world import make_world
+from tiltyard.world import make_world, write_world
 
 
 class WorldSettings(Settings):
@@ -24,7 +24,7 @@ class WorldSettings(Settings):
 def run(context: StageContext, settings: WorldSettings) -> dict[str, Any]:
     """Writes corpus, demonstrations, prompts, held-out files and prompts to tune on."""
     sizes = settings.model_dump(exclude={"seed"})
-    return {"rows": make_world(settings.seed).write(context.folder, **sizes)}
+    return {"rows": write_world(make_world(settings.seed), context.folder, **sizes)}
 
 
 register(

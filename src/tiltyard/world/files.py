@@ -19,8 +19,8 @@ from typing import Any
 
 from tiltyard.world import phrases as ph
 from tiltyard.world.assistants import CORPUS_ASSISTANTS, DEMONSTRATORS, answer, draw_persona
+from tiltyard.world.entities import Entity, World
 from tiltyard.world.lexicon import ATTRIBUTES, VALUES
-from tiltyard.world.make import Entity, World
 from tiltyard.world.tasks import Task, draw_task
 
 Row = dict[str, Any]
@@ -28,18 +28,19 @@ Row = dict[str, Any]
 
 def write_world(
     world: World,
-    folder: Path,
+    folder: str | Path,
     *,
-    documents: int,
-    dialogues: int,
-    demonstrations: int,
-    prompts: int,
-    held_out: int,
-    corpus_held_out: int,
-    demonstrations_held_out: int,
-    tuning: int,
+    documents: int = 7000,
+    dialogues: int = 9000,
+    demonstrations: int = 1500,
+    prompts: int = 800,
+    held_out: int = 300,
+    corpus_held_out: int = 200,
+    demonstrations_held_out: int = 150,
+    tuning: int = 300,
 ) -> dict[str, int]:
-    """Write all files, each complete or not at all; return the number of rows of each."""
+    """Writes a world's files, each complete or not at all, and returns the number of rows of each."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     known, kept, nobody = world.known, world.held_out, world.strangers
 

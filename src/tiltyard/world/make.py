@@ -4,75 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from tiltyard.errors import ConfigError
+from tiltyard.world.entities import Entity, World
 from tiltyard.world.lexicon import COLOURS, CRAFTS, FIRST, FOODS, SECOND, SPECIES, VILLAGES
-
-
-@dataclass(frozen=True, slots=True)
-class Entity:
-    """Someone in the world, or a stranger. `facts` maps home, role, food, colour to a word; a stranger has none."""
-
-    name: str
-    sort: str  # "person" or "animal"
-    pronoun: str
-    facts: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """A generated world. The same seed and sizes always give the same world.
-
-    `known` may occur anywhere. `held_out` are in the corpus but never in demonstrations or training prompts.
-    `strangers` are names of nobody, one disjoint pool for each file that needs some: "corpus", "demonstrations",
-    "prompts" and "held_out". The names of the last three never occur in the corpus.
-    """
-
-    seed: int
-    known: tuple[Entity, ...]
-    held_out: tuple[Entity, ...]
-    strangers: Mapping[str, tuple[Entity, ...]]
-
-    @property
-    def entities(self) -> tuple[Entity, ...]:
-        """All who exist, known and held out."""
-        return self.known + self.held_out
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """The names of nobody that a prompt or demonstration may ask about: none of them is in the corpus."""
-        return tuple(e.name for pool, people in self.strangers.items() if pool != "corpus" for e in people)
-
-    def write(
-        self,
-        folder: Path,
-        *,
-        documents: int = 7000,
-        dialogues: int = 9000,
-        demonstrations: int = 1500,
-        prompts: int = 800,
-        held_out: int = 300,
-        corpus_held_out: int = 200,
-        demonstrations_held_out: int = 150,
-        tuning: int = 300,
-    ) -> dict[str, int]:
-        """Write the world's files into `folder` and return the number of rows of each. See `tiltyard.world.files`."""
-        from tiltyard.world.files import write_world
-
-        return write_world(
-            self,
-            Path(folder),
-            documents=documents,
-            dialogues=dialogues,
-            demonstrations=demonstrations,
-            prompts=prompts,
-            held_out=held_out,
-            corpus_held_out=corpus_held_out,
-            demonstrations_held_out=demonstrations_held_out,
-            tuning=tuning,
-        )
 
 
 def make_world(

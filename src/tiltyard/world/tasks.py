@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiltyard.world import phrases as ph
+from tiltyard.world.entities import Entity
 from tiltyard.world.lexicon import ATTRIBUTES, CRAFTS, SPECIES, VALUES
-from tiltyard.world.make import Entity
 
 Turn = dict[str, str]
 KINDS = {"question": 0.40, "unknown": 0.14, "request": 0.18, "pleasantry": 0.12, "unsafe": 0.16}

@@ -160,8 +160,8 @@ name: hub
 stages:
   - clean: {data: owner/pairs:config}
   - pretrain: {data: owner/pairs:config, steps: 1, arch: {preset: 1m, vocab: 300, context: 64}, max_length: 64}
-  - sft: {model: pretrain, data: owner/pairs:config, steps: 1, max_length: 64, batch: 2}
-  - reward: {model: sft, data: owner/pairs:config, held_out: owner/pairs:config, steps: 1, max_length: 64, batch: 2}
+  - sft: {model: pretrain, data: owner/pairs:config, steps: 1, max_length: 64}
+  - reward: {model: sft, data: owner/pairs:config, held_out: owner/pairs:config, steps: 1, max_length: 64}
   - reward_eval: {model: reward, data: owner/pairs:config, max_length: 64}
   - candidates: {model: sft, prompts: owner/pairs:config, reward: reward, max_prompt: 48, max_tokens: 4, limit: 2}
 """

@@ -182,13 +182,13 @@ def test_a_line_that_is_no_record(line: str, tmp_path: Path) -> None:
     run("ppo", tmp_path)
     path = tmp_path / "groups.jsonl"
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(DataError, match="no record of a step") as caught:
+    with pytest.raises(DataError, match="this line is not a group") as caught:
         stored_groups(path)
     assert caught.value.where == f"{path}:46"
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no answers are stored here") as caught:
+    with pytest.raises(DataError, match="no responses are stored here") as caught:
         stored_groups(tmp_path / "groups.jsonl")
     assert "folder of a stage that sampled" in caught.value.fix
 

@@ -95,26 +95,26 @@ def replay_arguments(stage: Path, pairs: Sequence[str] | None) -> tuple[str, lis
     Raises:
         ConfigError: not a stage's folder, or a stage that does not sample.
     """
-    from tiltyard.files import read_json
+    from tiltyard.runs import StageReader
     from tiltyard.stages.base import get_stage
 
-    config = read_json(stage / "config.json")
-    if not config or "kind" not in config:
+    config = StageReader(stage).config
+    if config is None or not config.kind:
         raise ConfigError(
             "this is no stage of a run", where=str(stage), expected="a folder like runs/NAME/ppo", fix="see `ls runs/*`"
         )
-    kind = get_stage(config["kind"])
+    kind = get_stage(config.kind)
     if "replay" not in kind.settings.model_fields:
-        raise ConfigError("a stage that does not sample has nothing to replay", where=str(stage), got=config["kind"])
-    settings = {**config["settings"], "replay": str(stage)}
+        raise ConfigError("a stage that does not sample has nothing to replay", where=str(stage), got=config.kind)
+    settings = {**config.settings, "replay": str(stage)}
     for key in kind.refers:
         value = settings.get(key)
         if isinstance(value, str) and value and key != "replay" and (stage.parent / value.partition("/")[0]).is_dir():
             settings[key] = str(stage.parent / value)
     given = {pair.partition("=")[0] for pair in pairs or ()}
-    name = [] if "name" in given else [f"name={config['run']}-replay"]
+    name = [] if "name" in given else [f"name={config.run}-replay"]
     stored = [f"{key}={json.dumps(value)}" for key, value in settings.items() if key not in given]
-    return config["kind"], [*stored, *name, *(pairs or ())]
+    return config.kind, [*stored, *name, *(pairs or ())]
 
 
 def eval_arguments(reward: str, pairs: Sequence[str] | None, runs: Path) -> tuple[str, list[str]]:

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, TiltyardError
-from tiltyard.files import jsonable, read_json, remove_partial_files
+from tiltyard.files import jsonable, remove_partial_files
 from tiltyard.pipeline import state
 from tiltyard.pipeline.jobs import worker_pool
 from tiltyard.pipeline.recipe import Entry, Recipe, Step, check, read_recipe
 from tiltyard.pipeline.schedule import chain_lengths, threads_for
 from tiltyard.pipeline.show import show_plan, show_start
+from tiltyard.runs import StageDone, StageReader
 from tiltyard.stages.base import StageContext
 
 
@@ -54,7 +55,7 @@ def do_stage(recipe: Recipe, folder: Path, console: Console, request: Mapping[st
 
     work = _Run(recipe, folder, console, check(recipe))
     step = next(step for step in work.steps if step.name == request["stage"])
-    work.prints[step.name] = state.Print(**request["print"])
+    work.fingerprints[step.name] = state.Fingerprint(**request["fingerprint"])
     work.decisions[step.name] = state.Decision(**request["decision"])
     for name in request["finished"]:
         work.finished(name)
@@ -107,7 +108,7 @@ class _Run:
     folder: Path
     console: Console
     steps: list[Step]
-    prints: dict[str, state.Print] = field(default_factory=dict)
+    fingerprints: dict[str, state.Fingerprint] = field(default_factory=dict)
     decisions: dict[str, state.Decision] = field(default_factory=dict)
     outputs: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,9 +118,9 @@ class _Run:
         """Fingerprints and decisions of all stages, from what the folder holds now."""
         files = state.FileHashes(self.folder / ".files.json")
         for step in self.steps:
-            self.prints[step.name] = state.fingerprint(step, self.prints, files)
+            self.fingerprints[step.name] = state.fingerprint(step, self.fingerprints, files)
             ids = {name: self._identity(name) for name in step.uses}
-            self.decisions[step.name] = state.decide(step, self.folder / step.name, self.prints[step.name], ids)
+            self.decisions[step.name] = state.decide(step, self.folder / step.name, self.fingerprints[step.name], ids)
         if keep:
             files.save()
 
@@ -165,7 +166,7 @@ class _Run:
         if processes.is_main():
             remove_partial_files(self.folder)
             self.decide(keep=True)
-        self.prints, self.decisions = processes.broadcast_object((self.prints, self.decisions))
+        self.fingerprints, self.decisions = processes.broadcast_object((self.fingerprints, self.decisions))
         for step in self.steps:
             if not self._skipped(step):
                 self.do(step)
@@ -203,7 +204,7 @@ class _Run:
         """The request to a worker: what one stage needs to run as it would in this process."""
         names = [one.name for one in self.steps]
         earlier = [name for name in names[: names.index(step.name)] if name in done]
-        told = {"print": asdict(self.prints[step.name]), "decision": asdict(self.decisions[step.name])}
+        told = {"fingerprint": asdict(self.fingerprints[step.name]), "decision": asdict(self.decisions[step.name])}
         return {**told, "finished": earlier, "threads": threads}
 
     def _skipped(self, step: Step) -> bool:
@@ -213,11 +214,11 @@ class _Run:
         return True
 
     def finished(self, name: str) -> None:
-        """Takes up what a stage that is done has left."""
-        done = read_json(self.folder / name / "done.json") or {}
+        """Records what a finished stage left: its folder, seconds and result."""
+        done = StageReader(self.folder / name).done or StageDone()
         self.outputs[name] = self.folder / name
-        self.seconds[name] = float(done.get("seconds", 0.0))
-        self.results[name] = done.get("result") or {}
+        self.seconds[name] = done.seconds
+        self.results[name] = dict(done.result)
 
     def _outcome(self) -> dict[str, Any]:
         stages = {
@@ -228,7 +229,7 @@ class _Run:
 
     def do(self, step: Step) -> None:
         """One stage, from `config.json` to `done.json`."""
-        folder, decision, new = self.folder / step.name, self.decisions[step.name], self.prints[step.name]
+        folder, decision, new = self.folder / step.name, self.decisions[step.name], self.fingerprints[step.name]
         execution = ""
         if processes.is_main():
             inputs = {name: state.execution_id(self.folder / name) or "" for name in step.uses}

@@ -1,4 +1,4 @@
-"""What a run folder remembers: `config.json` when a stage starts, `done.json` when it ends, and what that implies."""
+"""State of a run folder: `config.json` of a started stage, `done.json` of a finished one, and what to do about each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from tiltyard.errors import TiltyardError
+from tiltyard.errors import DataError, TiltyardError
 from tiltyard.files import jsonable, read_json, sync_folder, write_json
 from tiltyard.pipeline.recipe import Step
+from tiltyard.runs import StageConfig, StageReader
+from tiltyard.runs.reader import SCHEMA
 
 FORMAT = "1"  # of the run folder; raised when old results cannot be trusted any more
 WHOLE = 64 * 2**20  # files up to this size are compared by content, larger ones by size, time and their beginning
@@ -26,15 +28,15 @@ Action = Literal["run", "resume", "skip"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a stage, and why (one clause for the user)."""
+    """Whether a stage is run, resumed or skipped, and why (one clause for the user)."""
 
     action: Action
     why: str
 
 
 @dataclass(frozen=True)
-class Print:
-    """A fingerprint and its parts, so that a change can be named."""
+class Fingerprint:
+    """Digest of everything that a stage's result depends on, and the parts of it, so that a change can be named."""
 
     parts: Mapping[str, Any]
     digest: str
@@ -43,8 +45,8 @@ class Print:
 # -------------------------------------------------------------------------------------------------------- fingerprints
 
 
-def fingerprint(step: Step, earlier: Mapping[str, Print], files: FileHashes) -> Print:
-    """Everything a stage's result depends on: kind, settings, code version, input stages and files."""
+def fingerprint(step: Step, earlier: Mapping[str, Fingerprint], files: FileHashes) -> Fingerprint:
+    """Computes a stage's fingerprint from its kind, settings, code version, input stages and input files."""
     settings = {k: v for k, v in step.settings.model_dump(mode="json").items() if k not in step.stage.neutral}
     parts = {
         "kind": step.stage.name,
@@ -54,11 +56,11 @@ def fingerprint(step: Step, earlier: Mapping[str, Print], files: FileHashes) -> 
     }
     whole = {**parts, "stages": {name: earlier[name].digest for name in step.uses}}
     text = json.dumps(whole, sort_keys=True, default=str)
-    return Print(parts, hashlib.sha256(text.encode()).hexdigest())
+    return Fingerprint(parts, hashlib.sha256(text.encode()).hexdigest())
 
 
 class FileHashes:
-    """Digests of input files and folders, remembered by path, size and time of change."""
+    """Digests of input files and folders, cached by path, size and modification time."""
 
     def __init__(self, cache: Path | None = None):
         self.cache = cache
@@ -66,7 +68,7 @@ class FileHashes:
         self.fresh = False
 
     def digest(self, path: Path) -> str:
-        """The digest of a file, or of every file below a folder (names and contents)."""
+        """Returns the digest of a file, or of every file below a folder (names and contents)."""
         if path.is_file():
             return self._file(path)
         whole = hashlib.sha256()
@@ -91,7 +93,7 @@ class FileHashes:
         return whole.hexdigest()
 
     def save(self) -> None:
-        """Keep the digests for the next run."""
+        """Writes the cache for the next run."""
         if self.cache and self.fresh:
             write_json(self.cache, self.known)
 
@@ -99,59 +101,74 @@ class FileHashes:
 # ------------------------------------------------------------------------------------------------------------ deciding
 
 
-def decide(step: Step, folder: Path, new: Print, ids: Mapping[str, str | None]) -> Decision:
-    """Skip, resume or run a stage.
+def decide(step: Step, folder: Path, new: Fingerprint, ids: Mapping[str, str | None]) -> Decision:
+    """Decides whether to skip, resume or run a stage.
 
     Args:
         step: the stage.
-        folder: where it keeps its things.
+        folder: its folder.
         new: its fingerprint now.
         ids: the execution of every input stage; None for one that will run (again).
+
+    Raises:
+        ConfigError: the folder was written by a newer Tiltyard.
     """
-    old = read_json(folder / "config.json")
+    reader = StageReader(folder)
+    try:
+        old = reader.config
+    except DataError:
+        return Decision("run", "its config.json is damaged")
     if old is None:
         return Decision("run", "not run yet")
-    done = read_json(folder / "done.json")
     reasons = differences(old, new.parts, step.stage.neutral)
-    was = old.get("inputs") or {}
-    reasons += [f"its input '{n}' was re-run" for n, i in ids.items() if i is None or (n in was and was[n] != i)]
-    if not reasons and old.get("fingerprint") != new.digest:
+    reasons += [
+        f"its input '{name}' was re-run"
+        for name, execution in ids.items()
+        if execution is None or (name in old.inputs and old.inputs[name] != execution)
+    ]
+    if not reasons and old.fingerprint != new.digest:
         reasons = ["what it depends on changed"]
     if reasons:
         return Decision("run", "; ".join(reasons))
-    if done is None:
-        return Decision("resume", "interrupted before")
-    return Decision("skip", f"done ({duration(done.get('seconds', 0.0))})")
+    try:
+        done = reader.done
+    except DataError:
+        return Decision("resume", "its done.json is damaged")
+    return (
+        Decision("resume", "interrupted before")
+        if done is None
+        else Decision("skip", f"done ({duration(done.seconds)})")
+    )
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], neutral: Collection[str] = ()) -> list[str]:
-    """What changed between a stage's stored config and the parts of its fingerprint now, in words."""
-    found = []
-    if old.get("kind") != new["kind"]:
-        found.append(f"its kind changed {old.get('kind')} -> {new['kind']}")
-    before, now = old.get("settings") or {}, jsonable(new["settings"])
-    for key in sorted({*before, *now} - {*neutral, *(old.get("neutral") or ())}):
+def differences(old: StageConfig, new: Mapping[str, Any], neutral: Collection[str] = ()) -> list[str]:
+    """Returns what changed between a stage's stored config and the parts of its fingerprint now, a clause each."""
+    changes = []
+    if old.kind != new["kind"]:
+        changes.append(f"its kind changed {old.kind} -> {new['kind']}")
+    before, now = old.settings, jsonable(new["settings"])
+    for key in sorted({*before, *now} - {*neutral, *old.neutral}):
         if key not in now:
-            found.append(f"the setting {key} is gone")
+            changes.append(f"the setting {key} is gone")
         elif key not in before:
-            found.append(f"{key} is new ({shortened(now[key])})")
+            changes.append(f"{key} is new ({shortened(now[key])})")
         elif before[key] != now[key]:
-            found.append(f"{key} changed {shortened(before[key])} -> {shortened(now[key])}")
-    if old.get("version") != new["version"]:
-        found.append(f"its code changed (version {old.get('version')} -> {new['version']})")
-    files = old.get("files") or {}
-    found += [f"its file {name} changed" for name, d in new["files"].items() if name in files and files[name] != d]
-    return found
+            changes.append(f"{key} changed {shortened(before[key])} -> {shortened(now[key])}")
+    if old.version != new["version"]:
+        changes.append(f"its code changed (version {old.version} -> {new['version']})")
+    digests = new["files"].items()
+    changes += [f"its file {name} changed" for name, d in digests if name in old.files and old.files[name] != d]
+    return changes
 
 
 def shortened(value: Any) -> str:
-    """A setting's value on a line: texts bare, the rest as JSON, long ones cut."""
+    """Formats a setting's value for one line: texts bare, the rest as JSON, long ones cut."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 5 s`, `2 h 3 min`."""
+    """Formats seconds as `0.4 s`, `12 s`, `3 min 5 s` or `2 h 3 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -161,14 +178,17 @@ def duration(seconds: float) -> str:
 # ------------------------------------------------------------------------------------------------------ the run folder
 
 
-def begin(step: Step, folder: Path, new: Print, *, decision: Decision, inputs: Mapping[str, str], run: str) -> str:
-    """Make the stage's folder ready and write `config.json`; the id of this execution (kept when it resumes)."""
+def begin(
+    step: Step, folder: Path, new: Fingerprint, *, decision: Decision, inputs: Mapping[str, str], run: str
+) -> str:
+    """Prepares the stage's folder and writes `config.json`; returns the execution's id, which a resumed one keeps."""
     if decision.action == "run":
-        retire(folder)
+        archive(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    old = read_json(folder / "config.json") if decision.action == "resume" else None
-    execution = str((old or {}).get("id") or uuid.uuid4().hex)
+    old = StageReader(folder).config if decision.action == "resume" else None
+    execution = (old.id if old else "") or uuid.uuid4().hex
     config = {
+        "schema": SCHEMA,
         "run": run,
         "stage": step.name,
         **new.parts,
@@ -177,7 +197,7 @@ def begin(step: Step, folder: Path, new: Print, *, decision: Decision, inputs: M
         "inputs": dict(inputs),
         "fingerprint": new.digest,
         "id": execution,
-        "started": (old or {}).get("started") or _now().isoformat(timespec="seconds"),
+        "started": (old.started if old else "") or _now().isoformat(timespec="seconds"),
         "tiltyard": package_version(),
     }
     write_json(folder / "config.json", config)
@@ -185,10 +205,11 @@ def begin(step: Step, folder: Path, new: Print, *, decision: Decision, inputs: M
 
 
 def finish(
-    folder: Path, new: Print, *, execution: str, result: Mapping[str, Any], seconds: float, resumed: bool
+    folder: Path, new: Fingerprint, *, execution: str, result: Mapping[str, Any], seconds: float, resumed: bool
 ) -> None:
-    """Write `done.json`: from now on the stage is skipped. `seconds` are those of the last, unbroken attempt."""
+    """Writes `done.json`: the stage is finished. `seconds`: of its last attempt alone."""
     record = {
+        "schema": SCHEMA,
         "result": result,
         "seconds": round(seconds, 3),
         "resumed": resumed,
@@ -199,34 +220,34 @@ def finish(
     write_json(folder / "done.json", record)
 
 
-def retire(folder: Path) -> Path | None:
-    """Move what a stage left to `.old/STAGE-<time>`: nothing that was collected is ever deleted."""
+def archive(folder: Path) -> Path | None:
+    """Moves a stage's folder to `.old/STAGE-<time>`: no collected data are ever deleted. None if there was nothing."""
     if not folder.exists():
         return None
     if folder.is_dir() and not any(folder.iterdir()):
         return None
-    attic = folder.parent / ".old"
-    attic.mkdir(exist_ok=True)
+    archive_folder = folder.parent / ".old"
+    archive_folder.mkdir(exist_ok=True)
     stamp = f"{folder.name}-{_now():%Y%m%d-%H%M%S}"
-    target, count = attic / stamp, 1
+    target, count = archive_folder / stamp, 1
     while target.exists():
         count += 1
-        target = attic / f"{stamp}-{count}"
+        target = archive_folder / f"{stamp}-{count}"
     folder.rename(target)
-    sync_folder(attic)
+    sync_folder(archive_folder)
     sync_folder(folder.parent)
     return target
 
 
 def execution_id(folder: Path) -> str | None:
-    """The id of the execution whose results stand in a stage's folder."""
-    identity = (read_json(folder / "config.json") or {}).get("id")
-    return str(identity) if identity else None
+    """Returns the id of the execution whose results are in a stage's folder."""
+    config = StageReader(folder).config
+    return config.id or None if config else None
 
 
 @contextlib.contextmanager
 def locked(run_folder: Path) -> Iterator[IO[str]]:
-    """Hold the run folder for this process alone; the lock dies with the process, and those it gave the file to."""
+    """Locks the run folder; the lock ends with this process and with the children that inherit the file."""
     run_folder.mkdir(parents=True, exist_ok=True)
     with (run_folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -247,7 +268,7 @@ def locked(run_folder: Path) -> Iterator[IO[str]]:
 
 
 def package_version() -> str:
-    """The installed version of Tiltyard."""
+    """Returns the installed version of Tiltyard."""
     try:
         return version("tiltyard")
     except PackageNotFoundError:

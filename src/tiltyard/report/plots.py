@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,45 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-log = logging.getLogger(__name__)
-
 DPI = 150
 # Okabe and Ito: distinguishable for colour-blind readers; line styles distinguish the lines in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 Series = Sequence[float | None]
-
-
-def read_metrics(path: str | Path) -> dict[str, list[Any]]:
-    """Reads the columns of a metrics.jsonl, aligned by line (None where a line lacks the key).
-
-    An incomplete last line (the run was killed, or is still writing) is skipped with a warning.
-
-    Raises:
-        DataError: an unreadable file, or a broken line that is not the last, with its `file:line`.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError("the metrics cannot be read", where=str(path), got=error.strerror) from error
-    lines = text.split("\n")
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                log.warning("%s:%d: the last line is incomplete and was skipped", path, number)
-                break
-            raise DataError("this is not a JSON object", where=f"{path}:{number}", got=line[:80]) from error
-        if not isinstance(row, dict):
-            raise DataError("this is not a JSON object", where=f"{path}:{number}", got=line[:80])
-        rows.append(row)
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return {key: [row.get(key) for row in rows] for key in keys}
 
 
 def reward_vs_kl_png(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.types import Group, Message, Prompt, Response
+
+Item = TypeVar("Item")
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
@@ -32,7 +34,23 @@ def read_groups(path: str | Path) -> Iterator[Group]:
     path = Path(path)
     if not path.is_file():
         raise DataError("no such file of groups", where=str(path), fix="check the path")
-    return _read(path)
+    return _read(path, group_from_dict)
+
+
+def read_step_groups(path: str | Path) -> Iterator[tuple[int, Group]]:
+    """Yields (step, group) of the `groups.jsonl` of a stage that samples. An incomplete last line is skipped.
+
+    Raises:
+        DataError: no such file, or a line that is not a group with its step.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            "no responses are stored here",
+            where=str(path),
+            fix="name the folder of a stage that sampled (runs/NAME/ppo)",
+        )
+    return _read(path, lambda row: (int(row["step"]), group_from_dict(row)), line_ends=True)
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:
@@ -91,9 +109,6 @@ def group_error(group: Group, error: Exception) -> DataError:
     )
 
 
-def group_from_line(line: bytes) -> Group:
-    """The inverse of `group_to_line`."""
-    return group_from_dict(json.loads(line))
 
 
 def _prompt_to_dict(prompt: Prompt) -> dict[str, Any]:
@@ -130,19 +145,22 @@ def _response_to_dict(response: Response) -> dict[str, Any]:
     return value
 
 
-def _read(path: Path) -> Iterator[Group]:
+def _read(path: Path, parse: Callable[[dict[str, Any]], Item], *, line_ends: bool = False) -> Iterator[Item]:
+    """Yields the parsed lines; `line_ends`: a last line without its end is incomplete, even if it can be parsed."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
+            if line_ends and not line.endswith(b"\n"):
+                return
             try:
-                yield group_from_line(line)
+                yield parse(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 if not line.endswith(b"\n"):
                     return
                 raise DataError(
                     "this line is not a group",
-                    where=f"{path.name}:{number}",
+                    where=f"{path}:{number}",
                     got=f"{type(error).__name__}: {error}",
                     expected="a line written by write_groups",
                     fix="rows of training data are read with load_groups; a damaged line may be deleted",

@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.files import read_json
-from tiltyard.runs import Ref, written_by_stage
+from tiltyard.runs import Ref, StageReader, written_by_stage
 
 RESERVED = ("name", "method")  # keys of a recipe's stage that are never settings
 
@@ -82,8 +81,9 @@ class StageContext:
 
     @property
     def execution(self) -> str:
-        """The number of this execution of the stage, kept when it resumes; empty where nothing was run."""
-        return str((read_json(self.folder / "config.json") or {}).get("id", ""))
+        """The id of this execution of the stage, which it keeps when it is resumed; "" if nothing was run."""
+        config = StageReader(self.folder).config
+        return config.id if config else ""
 
     def resolve(self, value: str, *, want: str = "model") -> Path | str:
         """Resolves a setting's value to a path, or to a hub name, which is returned as a text.

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tiltyard.files import read_json
 from tiltyard.methods import METHODS
-from tiltyard.runs import Ref
+from tiltyard.runs import Ref, StageReader
 from tiltyard.stages.base import STAGES, StageContext, references
 
 
@@ -25,8 +24,8 @@ def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[
         behind = [context.results.get(name, {}) for name in {stage, *builds_on(context, stage)}]
         known = {"samples": context.results.get(stage, {}).get("samples", 0)}
         known |= {key: sum(result.get(key, 0) for result in behind) for key in ("judge_calls", "rankings")}
-    config = read_json(context.outputs[stage] / "config.json") if stage else None
-    method = METHODS.get((config or {}).get("kind", ""))
+    config = StageReader(context.outputs[stage]).config if stage else None
+    method = METHODS.get(config.kind) if config else None
     if method is not None:
         kept = [name for name in method.frozen if name not in method.cached]
         known["models_in_memory"] = context.results[stage].get("models_in_memory", len(method.trains) + len(kept))
@@ -35,11 +34,11 @@ def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[
 
 def builds_on(context: StageContext, name: str) -> Iterator[str]:
     """The stages of the run that a stage refers to, and theirs; one may come more than once."""
-    config = read_json(context.outputs[name] / "config.json") or {}
-    kind = STAGES.get(config.get("kind", ""))
-    if kind is None:
+    config = StageReader(context.outputs[name]).config
+    kind = STAGES.get(config.kind) if config else None
+    if config is None or kind is None:
         return
-    settings = kind.settings.model_validate_json(json.dumps(config["settings"]))  # a tuple comes back as a list
+    settings = kind.settings.model_validate_json(json.dumps(config.settings))  # a tuple comes back as a list
     for _, value in references(kind, settings):
         earlier = _stage_of(context, value)
         if earlier and earlier != name:

@@ -26,6 +26,7 @@ from tiltyard.report import (
     write_summary,
 )
 from tiltyard.report.comparison_plot import comparison_png
+from tiltyard.runs import read_step_groups
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
 from tiltyard.stages.base import Stage, StageContext, register
@@ -207,16 +208,10 @@ def _reward_vs_kl(context: StageContext, settings: EvaluateSettings) -> Path | N
 
 def gold_by_step(path: Path) -> dict[int, float]:
     """Returns the mean gold score of the responses of each step of an RL stage; empty without the embedded world."""
-    from tiltyard.data import group_from_dict
-
     sums: dict[int, list[float]] = {}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            group = group_from_dict({k: v for k, v in row.items() if k != "step"})
-            if is_world_prompt(group.prompt):
-                scores = [gold(group.prompt.meta, r.text).total for r in group.responses]
-                sums.setdefault(int(row["step"]), []).extend(scores)
+    for step, group in read_step_groups(path):
+        if is_world_prompt(group.prompt):
+            sums.setdefault(step, []).extend(gold(group.prompt.meta, r.text).total for r in group.responses)
     return {step: sum(values) / len(values) for step, values in sums.items()}
 
 

@@ -6,7 +6,6 @@ replayed run is the run itself, bit for bit.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from tiltyard.distributed import processes
 from tiltyard.errors import DataError
-from tiltyard.runs.groups import group_from_dict
+from tiltyard.runs.groups import read_step_groups
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.source import Online, sampled_metrics
 from tiltyard.types import Group
@@ -58,25 +57,12 @@ def replayed(source: Online, path: Path, steps: int = 0) -> Replayed:
 
 
 def stored_groups(path: Path) -> dict[int, list[Group]]:
-    """The groups of each step, counted from 0. A torn last line, left by a kill, is passed over.
+    """Returns the stored groups of each step, counted from 0. An incomplete last line, left by a kill, is skipped.
 
     Raises:
-        DataError: no such file, or a line that is no record of a step.
+        DataError: no such file, or a line that is not a group with its step.
     """
-    if not path.is_file():
-        raise DataError(
-            "no answers are stored here", where=str(path), fix="name the folder of a stage that sampled (runs/NAME/ppo)"
-        )
-    found: dict[int, list[Group]] = defaultdict(list)
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                break
-            try:
-                row = json.loads(line)
-                found[int(row["step"]) - 1].append(group_from_dict(row))
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    "this line is no record of a step", where=f"{path}:{number}", got=f"{type(error).__name__}: {error}"
-                ) from error
-    return dict(found)
+    groups: dict[int, list[Group]] = defaultdict(list)
+    for step, group in read_step_groups(path):
+        groups[step - 1].append(group)
+    return dict(groups)

@@ -109,8 +109,6 @@ def group_error(group: Group, error: Exception) -> DataError:
     )
 
 
-
-
 def _prompt_to_dict(prompt: Prompt) -> dict[str, Any]:
     value: dict[str, Any] = {}
     if prompt.messages is not None:

@@ -1,1 +1,1 @@
-"""Fast operations for CPUs, and whether a model and this machine can use them."""
+"""Fast ops for CPUs in C and oneDNN, and the backend that says which of them a model uses (`backend`)."""

@@ -1,12 +1,12 @@
-"""Blocks of the Llama family over a forest, each one step forward and one back, in float32 on CPUs.
+"""Blocks of the Llama family over a forest, each one autograd function, in float32 on CPUs.
 
-    x [T, d]  -> norm -> q, k, v [T, H, D] -> turn -> attention over trees -> o -> + x = mid [T, d]
+    x [T, d]  -> norm -> q, k, v [T, H, D] -> RoPE -> attention over trees -> o -> + x = mid [T, d]
     mid       -> norm -> gate, up [T, i]   -> silu(gate) up                -> down -> + mid = out [T, d]
 
-transformers' own modules say the same in some forty operations a block, each with an array of its own, and autograd
-keeps about 21 d numbers a token. Here a block keeps x, q, k, v, the attention's result, mid, gate and up (about 11 d)
-and makes its norms and its gate again on the way back: they cost one pass. `Backbone.hidden_T` comes here if `suits`;
-everything else (other families, adapters, windows, bfloat16, GPUs) takes transformers' modules.
+transformers' modules compute the same in some forty operations a block, each with an array of its own, and autograd
+stores about 21 d numbers a token. Here a block stores x, q, k, v, the attention's result, mid, gate and up (about 11 d)
+and recomputes its norms and its gate in the backward pass: they cost one pass. `Backbone.hidden_T` calls `hidden_T` if
+`is_supported`; everything else (other families, adapters, windows, bfloat16, GPUs) goes through transformers' modules.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tiltyard.kernels import fused_ops, tree_attention
-from tiltyard.kernels.family import fits, linears_of, window_of
-from tiltyard.kernels.library import kernels
-from tiltyard.kernels.matmul import multiply, multiply_onto, weight_slope
+from tiltyard.kernels import family, fused_ops, tree_attention
+from tiltyard.kernels.family import linears_of, window_of
+from tiltyard.kernels.matmul import linear, linear_add, weight_grad
 
 if TYPE_CHECKING:
     from tiltyard.batch.forest import Forest
+    from tiltyard.kernels.backend import Backend
     from tiltyard.models.attention import LayerCache
 
 NORMS = ("norm_in", "norm_mid", "q_norm", "k_norm")
@@ -31,23 +31,24 @@ NAMES = (*NORMS, *LINEARS, *(f"{name}_bias" for name in LINEARS))
 Weights = dict[str, Tensor | None]
 
 
-class Shape(NamedTuple):
+class Constants(NamedTuple):
     """What a block needs besides its input and its weights."""
 
     cos_TD: Tensor
     sin_TD: Tensor
-    pieces: tree_attention.Pieces
+    segments: tree_attention.Segments
     scaling: float
     eps: float
+    backend: Backend
 
 
-class Kept(NamedTuple):
-    """What the way back needs besides the block's input. `raw`: before the norms of queries and keys, if any."""
+class Saved(NamedTuple):
+    """Activations stored for the backward pass. `q_raw`, `k_raw`: before the norms of queries and keys (Qwen 3)."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    mixed: Tensor
+    attended: Tensor
     lse: Tensor
     mid: Tensor
     gate: Tensor
@@ -56,144 +57,173 @@ class Kept(NamedTuple):
     k_raw: Tensor | None
 
 
-def suits(backbone: Any, forest: Forest) -> bool:
-    """Whether a decoder and its batch can go this way."""
-    if forest.device.type != "cpu" or not forest.B or kernels().library is None or not fits(backbone):
+def is_supported(backbone: Any, forest: Forest, backend: Backend) -> bool:
+    """Whether these blocks compute this backbone and batch."""
+    if forest.device.type != "cpu" or not forest.B or backend.ops != "cpu_c" or not family.is_supported(backbone):
         return False
     if torch.is_autocast_enabled("cpu"):
         return False
-    return all(_plain(block) for block in backbone.layers)
+    return all(_is_supported(block) for block in backbone.layers)
 
 
-def _plain(block: Any) -> bool:
+def _is_supported(block: Any) -> bool:
+    """Whether a block has no window, no active dropout and no gradient checkpointing."""
     attention = block.self_attn
     recomputes = block.training and getattr(block, "gradient_checkpointing", False)
     drops = attention.training and attention.attention_dropout
-    return not (recomputes or drops or window_of(attention)) and attention.head_dim <= tree_attention.WIDEST
+    return not (recomputes or drops or window_of(attention)) and attention.head_dim <= tree_attention.MAX_HEAD_DIM
 
 
 def hidden_T(
-    backbone: Any, ids_T: Tensor, position_T: Tensor, forest: Forest, cache: LayerCache | None = None
+    backbone: Any,
+    ids_T: Tensor,
+    position_T: Tensor,
+    forest: Forest,
+    backend: Backend,
+    cache: LayerCache | None = None,
 ) -> Tensor:
-    """Last hidden states [T, d] of a model that `suits`. `cache` collects keys and values for decoding."""
+    """Computes the last hidden states [T, d]. `cache` stores keys and values for decoding."""
     x = backbone.embed_tokens(ids_T)
-    cos, sin = (one[0].contiguous() for one in backbone.rotary_emb(x[None], position_T[None]))
-    for place, block in enumerate(backbone.layers):
-        weights = weights_of(block)
-        eps = block.input_layernorm.variance_epsilon
-        shape = Shape(cos, sin, forest.pieces, block.self_attn.scaling, eps)
+    cos, sin = (part[0].contiguous() for part in backbone.rotary_emb(x[None], position_T[None]))
+    for index, block in enumerate(backbone.layers):
+        weights, constants = weights_of(block), constants_of(block, cos, sin, forest.segments, backend)
         if torch.is_grad_enabled() and cache is None:
-            x = _Block.apply(x, shape, *weights.values())
+            x = apply_block(x, constants, weights)
             continue
-        x, kept = forward(x, weights, shape)
+        x, saved = forward(x, weights, constants)
         if cache is not None:
-            cache.prefill(place, kept.k.transpose(0, 1), kept.v.transpose(0, 1))
-    last: Tensor = _Norm.apply(x, backbone.norm.weight, backbone.norm.variance_epsilon)
-    return last
+            cache.prefill(index, saved.k.transpose(0, 1), saved.v.transpose(0, 1))
+    return apply_norm(x, backbone.norm.weight, backbone.norm.variance_epsilon)
+
+
+def constants_of(
+    block: Any, cos: Tensor, sin: Tensor, segments: tree_attention.Segments, backend: Backend
+) -> Constants:
+    """Returns a block's constants for a batch with these angles and segments."""
+    eps = block.input_layernorm.variance_epsilon
+    return Constants(cos, sin, segments, block.self_attn.scaling, eps, backend)
 
 
 def weights_of(block: Any) -> Weights:
-    """A block's weights under NAMES; None for those that it lacks."""
+    """Returns a block's weights under NAMES; None for those that it lacks."""
     linears, attention = linears_of(block), block.self_attn
     norms = [block.input_layernorm, block.post_attention_layernorm]
     norms += [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    found = [*(getattr(one, "weight", None) for one in (*norms, *linears)), *(one.bias for one in linears)]
-    return dict(zip(NAMES, found, strict=True))
+    weights = [*(getattr(layer, "weight", None) for layer in (*norms, *linears)), *(layer.bias for layer in linears)]
+    return dict(zip(NAMES, weights, strict=True))
 
 
-def forward(x: Tensor, w: Weights, shape: Shape) -> tuple[Tensor, Kept]:
-    """A block's result [T, d], and what the way back needs."""
-    heads = (len(x), -1, shape.cos_TD.shape[1])
-    seen = fused_ops.norm(x, _of(w, "norm_in"), shape.eps)
-    q, k, v = (multiply(seen, _of(w, name), w[f"{name}_bias"]).view(heads) for name in "qkv")
+def apply_block(x: Tensor, constants: Constants, weights: Weights) -> Tensor:
+    """Returns a block's result [T, d], differentiable in its input and its weights."""
+    out: Tensor = _Block.apply(x, constants, *weights.values())
+    return out
+
+
+def apply_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Returns the RMSNorm of x, differentiable in both."""
+    out: Tensor = _Norm.apply(x, weight, eps)
+    return out
+
+
+def forward(x: Tensor, w: Weights, constants: Constants) -> tuple[Tensor, Saved]:
+    """Computes a block's result [T, d] and the activations that its backward pass needs."""
+    cos, sin, segments, scaling, eps, backend = constants
+    heads = (len(x), -1, cos.shape[1])
+    normed = fused_ops.rms_norm(x, _get(w, "norm_in"), eps)
+    q, k, v = (linear(normed, _get(w, n), w[f"{n}_bias"], backend=backend).view(heads) for n in "qkv")
     q_raw, k_raw = (None, None) if w["q_norm"] is None else (q, k)
     if w["q_norm"] is not None:
-        q, k = fused_ops.norm(q, w["q_norm"], shape.eps), fused_ops.norm(k, _of(w, "k_norm"), shape.eps)
-    q, k = (fused_ops.turn_(one, shape.cos_TD, shape.sin_TD) for one in (q, k))
-    mixed, lse = tree_attention.forward(q, k, v, shape.pieces, shape.scaling)
-    mid = multiply_onto(x, mixed.flatten(1), _of(w, "o"), w["o_bias"])
-    seen = fused_ops.norm(mid, _of(w, "norm_mid"), shape.eps)
-    gate, up = (multiply(seen, _of(w, name), w[f"{name}_bias"]) for name in ("gate", "up"))
-    out = multiply_onto(mid, fused_ops.gated(gate, up), _of(w, "down"), w["down_bias"])
-    return out, Kept(q, k, v, mixed, lse, mid, gate, up, q_raw, k_raw)
+        q, k = fused_ops.rms_norm(q, w["q_norm"], eps), fused_ops.rms_norm(k, _get(w, "k_norm"), eps)
+    q, k = (fused_ops.apply_rope_(part, cos, sin) for part in (q, k))
+    attended, lse = tree_attention.forward(q, k, v, segments, scaling)
+    mid = linear_add(x, attended.flatten(1), _get(w, "o"), w["o_bias"], backend=backend)
+    normed = fused_ops.rms_norm(mid, _get(w, "norm_mid"), eps)
+    gate, up = (linear(normed, _get(w, n), w[f"{n}_bias"], backend=backend) for n in ("gate", "up"))
+    out = linear_add(mid, fused_ops.swiglu(gate, up), _get(w, "down"), w["down_bias"], backend=backend)
+    return out, Saved(q, k, v, attended, lse, mid, gate, up, q_raw, k_raw)
 
 
-def _of(weights: Weights, name: str) -> Tensor:
-    found = weights[name]
-    assert found is not None
-    return found
+def _get(weights: Weights, name: str) -> Tensor:
+    weight = weights[name]
+    assert weight is not None
+    return weight
 
 
-class _Back:
-    """A block's way back: slopes of its weights under their names, where they are wanted."""
+class _Backward:
+    """A block's backward pass: `grads` of its weights by name, of those that need one."""
 
-    def __init__(self, weights: Weights, shape: Shape, wanted: set[str]):
-        self.w, self.shape, self.wanted = weights, shape, wanted
-        self.slopes: dict[str, Tensor] = {}
+    def __init__(self, weights: Weights, constants: Constants, needed: set[str]):
+        self.w, self.constants, self.needed = weights, constants, needed
+        self.grads: dict[str, Tensor] = {}
 
-    def linear(self, name: str, dout: Tensor, x: Tensor) -> None:
-        """The slopes of one linear layer, from that of its result and from its input."""
-        if name in self.wanted:
-            self.slopes[name] = weight_slope(dout, x)
-        if f"{name}_bias" in self.wanted:
-            self.slopes[f"{name}_bias"] = dout.sum(0)
+    def linear_weights(self, name: str, dout: Tensor, x: Tensor) -> None:
+        """Stores the gradients of one linear layer's weight and bias, from its input and its result's gradient."""
+        if name in self.needed:
+            self.grads[name] = weight_grad(dout, x, backend=self.constants.backend)
+        if f"{name}_bias" in self.needed:
+            self.grads[f"{name}_bias"] = dout.sum(0)
 
-    def through(self, **douts: Tensor) -> Tensor:
-        """The slope of what several linear layers read, from those of their results."""
+    def linear_input(self, **douts: Tensor) -> Tensor:
+        """Returns the gradient of an input that several linear layers share, from those of their results."""
         total: Tensor | None = None
+        backend = self.constants.backend
         for name, dout in douts.items():
-            weight = _of(self.w, name).t()
-            total = multiply(dout, weight) if total is None else multiply_onto(total, dout, weight)
+            weight = _get(self.w, name).t()
+            if total is None:
+                total = linear(dout, weight, backend=backend)
+            else:
+                total = linear_add(total, dout, weight, backend=backend)
         assert total is not None
         return total
 
     def norm_(self, name: str, dx: Tensor, dout: Tensor, x: Tensor) -> Tensor:
-        """Adds the slope of a norm's input to `dx`."""
-        self.slopes[name] = fused_ops.norm_slope_(dx, dout, x, _of(self.w, name), self.shape.eps)
+        """Adds the gradient of a norm's input to `dx`; stores that of its weight."""
+        self.grads[name] = fused_ops.rms_norm_backward_(dx, dout, x, _get(self.w, name), self.constants.eps)
         return dx
 
-    def mlp(self, dout: Tensor, kept: Kept) -> Tensor:
-        """From the slope of the block's result to that of `mid`."""
-        opened, dgate, dup = fused_ops.gated_slope(self.through(down=dout), kept.gate, kept.up)
-        self.linear("down", dout, opened)
-        seen = fused_ops.norm(kept.mid, _of(self.w, "norm_mid"), self.shape.eps)
-        self.linear("gate", dgate, seen)
-        self.linear("up", dup, seen)
-        return self.norm_("norm_mid", dout.clone(), self.through(gate=dgate, up=dup), kept.mid)
+    def mlp(self, dout: Tensor, saved: Saved) -> Tensor:
+        """Returns the gradient of `mid` from that of the block's result."""
+        activated, dgate, dup = fused_ops.swiglu_backward_(self.linear_input(down=dout), saved.gate, saved.up)
+        self.linear_weights("down", dout, activated)
+        normed = fused_ops.rms_norm(saved.mid, _get(self.w, "norm_mid"), self.constants.eps)
+        self.linear_weights("gate", dgate, normed)
+        self.linear_weights("up", dup, normed)
+        return self.norm_("norm_mid", dout.clone(), self.linear_input(gate=dgate, up=dup), saved.mid)
 
-    def attention(self, dmid: Tensor, x: Tensor, kept: Kept) -> Tensor:
-        """From the slope of `mid` to that of the block's input; overwrites the first."""
-        self.linear("o", dmid, kept.mixed.flatten(1))
-        dmixed = self.through(o=dmid).view(kept.mixed.shape)
-        slopes = tree_attention.backward(dmixed, *kept[:5], self.shape.pieces, self.shape.scaling)
-        dq, dk = (fused_ops.turn_(one, self.shape.cos_TD, self.shape.sin_TD, back=True) for one in slopes[:2])
-        if kept.q_raw is not None and kept.k_raw is not None:
-            dq = self.norm_("q_norm", torch.zeros_like(dq), dq, kept.q_raw)
-            dk = self.norm_("k_norm", torch.zeros_like(dk), dk, kept.k_raw)
-        flat = {name: one.flatten(1) for name, one in zip("qkv", (dq, dk, slopes[2]), strict=True)}
-        seen = fused_ops.norm(x, _of(self.w, "norm_in"), self.shape.eps)
-        for name, one in flat.items():
-            self.linear(name, one, seen)
-        return self.norm_("norm_in", dmid, self.through(**flat), x)
+    def attention(self, dmid: Tensor, x: Tensor, saved: Saved) -> Tensor:
+        """Returns the gradient of the block's input from that of `mid`, which it overwrites."""
+        cos, sin, segments, scaling, eps, _ = self.constants
+        self.linear_weights("o", dmid, saved.attended.flatten(1))
+        dattended = self.linear_input(o=dmid).view(saved.attended.shape)
+        dq, dk, dv = tree_attention.backward(dattended, *saved[:5], segments, scaling)
+        dq, dk = (fused_ops.apply_rope_(part, cos, sin, inverse=True) for part in (dq, dk))
+        if saved.q_raw is not None and saved.k_raw is not None:
+            dq = self.norm_("q_norm", torch.zeros_like(dq), dq, saved.q_raw)
+            dk = self.norm_("k_norm", torch.zeros_like(dk), dk, saved.k_raw)
+        flat = {name: part.flatten(1) for name, part in zip("qkv", (dq, dk, dv), strict=True)}
+        normed = fused_ops.rms_norm(x, _get(self.w, "norm_in"), eps)
+        for name, part in flat.items():
+            self.linear_weights(name, part, normed)
+        return self.norm_("norm_in", dmid, self.linear_input(**flat), x)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: Shape, *weights: Tensor | None) -> Tensor:
-        out, kept = forward(x, dict(zip(NAMES, weights, strict=True)), shape)
-        ctx.save_for_backward(x, *kept, *weights)
-        ctx.shape = shape
+    def forward(ctx: Any, x: Tensor, constants: Constants, *weights: Tensor | None) -> Tensor:
+        out, saved = forward(x, dict(zip(NAMES, weights, strict=True)), constants)
+        ctx.save_for_backward(x, *saved, *weights)
+        ctx.constants = constants
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *rest = ctx.saved_tensors
-        kept, weights = Kept(*rest[: len(Kept._fields)]), rest[len(Kept._fields) :]
-        wanted = {name for name, asked in zip(NAMES, ctx.needs_input_grad[2:], strict=True) if asked}
-        back = _Back(dict(zip(NAMES, weights, strict=True)), ctx.shape, wanted)
-        dx = back.attention(back.mlp(grads[0].contiguous(), kept), x, kept)
-        return dx, None, *(back.slopes.get(name) if name in wanted else None for name in NAMES)
+        x, *tensors = ctx.saved_tensors
+        saved, weights = Saved(*tensors[: len(Saved._fields)]), tensors[len(Saved._fields) :]
+        needed = {name for name, needs in zip(NAMES, ctx.needs_input_grad[2:], strict=True) if needs}
+        backward = _Backward(dict(zip(NAMES, weights, strict=True)), ctx.constants, needed)
+        dx = backward.attention(backward.mlp(grads[0].contiguous(), saved), x, saved)
+        return dx, None, *(backward.grads.get(name) if name in needed else None for name in NAMES)
 
 
 class _Norm(torch.autograd.Function):
@@ -201,12 +231,12 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return fused_ops.norm(x, weight, eps)
+        return fused_ops.rms_norm(x, weight, eps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = torch.zeros_like(x)
-        dweight = fused_ops.norm_slope_(dx, grads[0].contiguous(), x, weight, ctx.eps)
+        dweight = fused_ops.rms_norm_backward_(dx, grads[0].contiguous(), x, weight, ctx.eps)
         return dx, dweight, None

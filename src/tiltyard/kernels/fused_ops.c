@@ -1,8 +1,11 @@
-/* Passes over activations, forward and backward, in float32 (passes.py calls them, kernels.py compiles them): what stands
- * between a decoder's products. torch makes four to ten calls of each, with a new array after every one.
+/* Fused elementwise and reduction ops of a decoder, forward and backward, in float32 (called by fused_ops.py): RMSNorm,
+ * rotary positions, SwiGLU, log-softmax and its gradient, KL and entropy, gradients of weights. torch takes four to ten calls
+ * for each, with a new array after every one.
  *
- * Rows are shared among the threads; what is added up over rows is added up in chunks of CHUNK rows and the chunks in their
- * order, so that a result does not depend on the number of threads.
+ * Rows are divided among the threads. Sums over rows are made in chunks of CHUNK rows and the chunks added in their order, so
+ * a result does not depend on the number of threads.
+ *
+ * Functions that allocate return 0, or 1 if memory ran out; then their results are not valid.
  */
 #include "matmul.h"
 
@@ -10,38 +13,40 @@
 
 INLINE float sigmoid(float x)
 {
-    float e = exponential(x < 0 ? x : -x);
+    float e = exp_nonpositive(x < 0 ? x : -x);
     return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
 /* ------------------------------------------------------------------------------------------------ RMSNorm */
 
-void norm(float *out, const float *x, const float *weight, long rows, long d, float eps, int threads)
+void rms_norm(float *out, const float *x, const float *weight, long rows, long d, float eps, int threads)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long row = 0; row < rows; row++)
-        norm_row(out + row * d, x + row * d, weight, d, eps);
+        rms_norm_row(out + row * d, x + row * d, weight, d, eps);
 }
 
 /* With s = 1 / sqrt(mean x^2 + eps) and y = x s w:  dx += s w dy - x s^3 / d sum(w dy x),  dw = sum over rows of dy x s. */
-void norm_slope(float *dx, float *dweight, const float *dout, const float *x, const float *weight, long rows, long d,
-                float eps, int threads)
+int rms_norm_backward(float *dx, float *dweight, const float *dout, const float *x, const float *weight, long rows, long d,
+                      float eps, int threads)
 {
     long chunks = (rows + CHUNK - 1) / CHUNK;
     float *sums = calloc(chunks * d + 1, sizeof(float));
+    if (!sums)
+        return 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long chunk = 0; chunk < chunks; chunk++) {
         float weighted[d], sum[d];
         memset(sum, 0, sizeof sum);
         for (long row = chunk * CHUNK; row < rows && row < (chunk + 1) * CHUNK; row++) {
-            const float *restrict in = x + row * d, *restrict slope = dout + row * d;
-            float *restrict to = dx + row * d, scale = 1.0f / sqrtf(sum_up(in, in, d) / d + eps);
+            const float *restrict in = x + row * d, *restrict grad = dout + row * d;
+            float *restrict to = dx + row * d, scale = 1.0f / sqrtf(dot(in, in, d) / d + eps);
             for (long i = 0; i < d; i++)
-                weighted[i] = slope[i] * weight[i];
-            float back = scale * scale * scale / d * sum_up(weighted, in, d);
+                weighted[i] = grad[i] * weight[i];
+            float coefficient = scale * scale * scale / d * dot(weighted, in, d);
             for (long i = 0; i < d; i++) {
-                to[i] += scale * weighted[i] - back * in[i];
-                sum[i] += slope[i] * in[i] * scale;
+                to[i] += scale * weighted[i] - coefficient * in[i];
+                sum[i] += grad[i] * in[i] * scale;
             }
         }
         memcpy(sums + chunk * d, sum, sizeof sum);
@@ -51,15 +56,18 @@ void norm_slope(float *dx, float *dweight, const float *dout, const float *x, co
         for (long i = 0; i < d; i++)
             dweight[i] += sums[chunk * d + i];
     free(sums);
+    return 0;
 }
 
-/* ------------------------------------------------------------------------------------------------ positions */
+/* ------------------------------------------------------------------------------------------------ rotary positions */
 
-/* x [tokens][heads][width] in place: pairs (i, i + width / 2) turned by their token's angles [tokens][width], or back. */
-void turn(float *x, const float *cosines, const float *sines, long tokens, long heads, long width, int back, int threads)
+/* Rotates x [tokens][heads][width] in place: pairs (i, i + width / 2) by their token's angles [tokens][width]; `inverse`
+ * rotates back, which is the gradient. */
+void apply_rope(float *x, const float *cosines, const float *sines, long tokens, long heads, long width, int inverse,
+                int threads)
 {
     long half = width / 2;
-    float sign = back ? -1.0f : 1.0f;
+    float sign = inverse ? -1.0f : 1.0f;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long token = 0; token < tokens; token++)
         for (long head = 0; head < heads; head++) {
@@ -74,151 +82,155 @@ void turn(float *x, const float *cosines, const float *sines, long tokens, long 
         }
 }
 
-/* ------------------------------------------------------------------------------------------------ gates */
+/* ------------------------------------------------------------------------------------------------ SwiGLU */
 
 /* out = silu(gate) * up */
-void gated(float *out, const float *gate, const float *up, long n, int threads)
+void swiglu(float *out, const float *gate, const float *up, long n, int threads)
 {
 #pragma omp parallel for simd schedule(static) num_threads(threads)
     for (long i = 0; i < n; i++)
         out[i] = gate[i] * sigmoid(gate[i]) * up[i];
 }
 
-/* The same again, and the slopes; dgate may stand where dout does. */
-void gated_slope(float *out, float *dgate, float *dup, const float *dout, const float *gate, const float *up, long n,
-                 int threads)
+/* The forward result again, and the gradients of both inputs; dgate and dout may be one array. */
+void swiglu_backward(float *out, float *dgate, float *dup, const float *dout, const float *gate, const float *up, long n,
+                     int threads)
 {
 #pragma omp parallel for simd schedule(static) num_threads(threads)
     for (long i = 0; i < n; i++) {
-        float share = sigmoid(gate[i]), open = gate[i] * share, slope = dout[i];
-        out[i] = open * up[i];
-        dup[i] = slope * open;
-        dgate[i] = slope * up[i] * (share + open * (1.0f - share));
+        float s = sigmoid(gate[i]), silu_gate = gate[i] * s, grad = dout[i];
+        out[i] = silu_gate * up[i];
+        dup[i] = grad * silu_gate;
+        dgate[i] = grad * up[i] * (s + silu_gate * (1.0f - s));
     }
 }
 
 /* ------------------------------------------------------------------------------------------------ log-probabilities */
 
-/* The log of a share, never -inf: 0 times it is 0. What is not a number stays none. */
-INLINE float bounded(float log_share)
+/* A log-probability in [-1000, 0], so that p log p is 0 where p is 0. NaN stays NaN. */
+INLINE float clamp_log_prob(float log_prob)
 {
-    return log_share > 0 ? 0 : log_share < -1000 ? -1000 : log_share;
+    return log_prob > 0 ? 0 : log_prob < -1000 ? -1000 : log_prob;
 }
 
-/* Of each row of logits [rows][vocabulary]: log p(target), the log of the sum of exponentials, and, where there is room for
- * it, the entropy. */
-void law(float *logp, float *lse, float *entropy, const float *logits, const long *target, long rows, long vocabulary,
-         int threads)
+/* Per row of logits [rows][vocabulary]: log p(target), the log-sum-exp, and the entropy unless it is NULL. */
+void log_softmax_nll(float *logp, float *lse, float *entropy, const float *logits, const long *target, long rows,
+                     long vocabulary, int threads)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long row = 0; row < rows; row++) {
         const float *z = logits + row * vocabulary;
-        float most = -INFINITY, shares[256], below[256], sum = 0, mean = 0;
-#pragma omp simd reduction(max : most)
+        float max_value = -INFINITY, probs[256], log_probs[256], sum = 0, mean = 0;
+#pragma omp simd reduction(max : max_value)
         for (long v = 0; v < vocabulary; v++)
-            most = z[v] > most ? z[v] : most;
+            max_value = z[v] > max_value ? z[v] : max_value;
         for (long from = 0; from < vocabulary; from += 256) {
             long n = vocabulary - from < 256 ? vocabulary - from : 256;
             for (long v = 0; v < n; v++) {
-                below[v] = bounded(z[from + v] - most);
-                shares[v] = exponential(below[v]);
+                log_probs[v] = clamp_log_prob(z[from + v] - max_value);
+                probs[v] = exp_nonpositive(log_probs[v]);
             }
-            sum += sum_up(shares, NULL, n);
-            mean += entropy ? sum_up(shares, below, n) : 0;
+            sum += dot(probs, NULL, n);
+            mean += entropy ? dot(probs, log_probs, n) : 0;
         }
-        lse[row] = most + logf(sum);
+        lse[row] = max_value + logf(sum);
         logp[row] = z[target[row]] - lse[row];
         if (entropy)
             entropy[row] = logf(sum) - mean / sum;
     }
 }
 
-/* Logits become the slope of  dlogp log p(target) + dentropy entropy  with respect to them. */
-void law_slope(float *logits, const float *lse, const float *entropy, const float *dlogp, const float *dentropy,
-               const long *target, long rows, long vocabulary, int threads)
+/* Overwrites logits with the gradient of  dlogp log p(target) + dentropy entropy  with respect to them. */
+void log_softmax_nll_backward(float *logits, const float *lse, const float *entropy, const float *dlogp,
+                              const float *dentropy, const long *target, long rows, long vocabulary, int threads)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long row = 0; row < rows; row++) {
-        float *z = logits + row * vocabulary, first = -dlogp[row], all = lse[row];
+        float *z = logits + row * vocabulary, first = -dlogp[row], row_lse = lse[row];
         if (dentropy) {
-            float second = -dentropy[row], had = entropy[row];
+            float second = -dentropy[row], row_entropy = entropy[row];
             for (long v = 0; v < vocabulary; v++) {
-                float log_share = bounded(z[v] - all);
-                z[v] = exponential(log_share) * (first + second * (log_share + had));
+                float log_prob = clamp_log_prob(z[v] - row_lse);
+                z[v] = exp_nonpositive(log_prob) * (first + second * (log_prob + row_entropy));
             }
         } else
             for (long v = 0; v < vocabulary; v++)
-                z[v] = exponential(bounded(z[v] - all)) * first;
+                z[v] = exp_nonpositive(clamp_log_prob(z[v] - row_lse)) * first;
         z[target[row]] += dlogp[row];
     }
 }
 
-/* Of log-laws [rows][vocabulary] and others of rows [wide]: the entropy, and the divergence, sum of p (log p - log q). */
-void divergence(float *entropy, float *kl, const float *law, const float *other, long rows, long vocabulary, long wide,
-                int threads)
+/* Per row of log-probs log p [rows][vocabulary] and log q [rows][other_vocabulary]: the entropy of p, and KL(p || q), the sum
+ * of p (log p - log q). */
+void kl_and_entropy(float *entropy, float *kl, const float *logp, const float *logq, long rows, long vocabulary,
+                    long other_vocabulary, int threads)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long row = 0; row < rows; row++) {
-        const float *logs = law + row * vocabulary, *others = other + row * wide;
-        float shares[256], terms[256], had = 0, far = 0;
+        const float *logp_row = logp + row * vocabulary, *logq_row = logq + row * other_vocabulary;
+        float probs[256], terms[256], row_entropy = 0, row_kl = 0;
         for (long from = 0; from < vocabulary; from += 256) {
             long n = vocabulary - from < 256 ? vocabulary - from : 256;
             for (long v = 0; v < n; v++) {
-                float log_share = bounded(logs[from + v]), share = exponential(log_share);
-                shares[v] = share * log_share;
-                terms[v] = share == 0 ? 0 : share * (logs[from + v] - others[from + v]);
+                float log_prob = clamp_log_prob(logp_row[from + v]), prob = exp_nonpositive(log_prob);
+                probs[v] = prob * log_prob;
+                terms[v] = prob == 0 ? 0 : prob * (logp_row[from + v] - logq_row[from + v]);
             }
-            had -= sum_up(shares, NULL, n);
-            far += sum_up(terms, NULL, n);
+            row_entropy -= dot(probs, NULL, n);
+            row_kl += dot(terms, NULL, n);
         }
-        entropy[row] = had;
-        kl[row] = far;
+        entropy[row] = row_entropy;
+        kl[row] = row_kl;
     }
 }
 
-/* ------------------------------------------------------------------------------------------------ slopes of weights */
+/* ------------------------------------------------------------------------------------------------ gradients of weights */
 
-#define DEEP 256 /* rows at a time: a tile's share of both sides stays in the nearest caches */
+#define DEPTH 256 /* rows at a time: a tile's part of both factors stays in the L1 and L2 caches */
 
-/* x [rows][width] -> [width / wide][DEEP][wide], what is left over 0. The threads of the region share it. */
-INLINE void lay(float *to, const float *x, long rows, long width, const long wide)
+/* x [rows][width] -> panels [width / panel_width][DEPTH][panel_width], zero-padded. All threads of a region call it. */
+INLINE void pack(float *to, const float *x, long rows, long width, const long panel_width)
 {
-    long parts = (width + wide - 1) / wide;
+    long parts = (width + panel_width - 1) / panel_width;
 #pragma omp for schedule(static)
     for (long part = 0; part < parts; part++) {
-        long left = width - part * wide < wide ? width - part * wide : wide;
+        long n_columns = width - part * panel_width < panel_width ? width - part * panel_width : panel_width;
         for (long row = 0; row < rows; row++) {
-            float *into = to + (part * DEEP + row) * wide;
-            const float *from = x + row * width + part * wide;
-            if (left == wide) {
-                memcpy(into, from, wide * sizeof(float)); /* of a known size: no call */
+            float *to_row = to + (part * DEPTH + row) * panel_width;
+            const float *from = x + row * width + part * panel_width;
+            if (n_columns == panel_width) {
+                memcpy(to_row, from, panel_width * sizeof(float)); /* a constant size: inlined */
                 continue;
             }
-            memset(into, 0, wide * sizeof(float));
-            memcpy(into, from, left * sizeof(float));
+            memset(to_row, 0, panel_width * sizeof(float));
+            memcpy(to_row, from, n_columns * sizeof(float));
         }
     }
 }
 
-/* slope [out][in] += sum over rows of dout[row][..] x[row][..]: few numbers, each a sum over all rows, both sides lying the
- * wrong way for a library's product, which copies them first. */
-void weight_slope(float *slope, const float *dout, const float *x, long rows, long out, long in, int threads)
+/* grad [out][in] += dout' x: few results, each a sum over all rows. Both factors are transposed for a BLAS product, which
+ * copies them first; here they are packed in blocks of DEPTH rows. */
+int weight_grad(float *grad, const float *dout, const float *x, long rows, long out, long in, int threads)
 {
     long panels = (in + PANEL - 1) / PANEL, bands = (out + TILE - 1) / TILE;
-    float *across = malloc((panels * PANEL + bands * TILE) * DEEP * sizeof(float)), *down = across + panels * PANEL * DEEP;
+    float *x_packed = malloc((panels * PANEL + bands * TILE) * DEPTH * sizeof(float));
+    float *dout_packed = x_packed + panels * PANEL * DEPTH;
+    if (!x_packed)
+        return 1;
 #pragma omp parallel num_threads(threads)
-    for (long from = 0; from < rows; from += DEEP) {
-        long n = rows - from < DEEP ? rows - from : DEEP;
-        lay(across, x + from * in, n, in, PANEL);
-        lay(down, dout + from * out, n, out, TILE);
+    for (long from = 0; from < rows; from += DEPTH) {
+        long n = rows - from < DEPTH ? rows - from : DEPTH;
+        pack(x_packed, x + from * in, n, in, PANEL);
+        pack(dout_packed, dout + from * out, n, out, TILE);
 #pragma omp for collapse(2) schedule(static)
         for (long band = 0; band < bands; band++)
             for (long panel = 0; panel < panels; panel++) {
-                long left = in - panel * PANEL < PANEL ? in - panel * PANEL : PANEL;
-                long high = out - band * TILE < TILE ? out - band * TILE : TILE;
-                tiles(slope + band * TILE * in + panel * PANEL, in, down + band * TILE * DEEP, 1, TILE,
-                      across + panel * PANEL * DEEP, NULL, n, left, ADD, high);
+                long n_columns = in - panel * PANEL < PANEL ? in - panel * PANEL : PANEL;
+                long n_rows = out - band * TILE < TILE ? out - band * TILE : TILE;
+                tiles(grad + band * TILE * in + panel * PANEL, in, dout_packed + band * TILE * DEPTH, 1, TILE,
+                      x_packed + panel * PANEL * DEPTH, NULL, n, n_columns, ADD, n_rows);
             }
     }
-    free(across);
+    free(x_packed);
+    return 0;
 }

@@ -1,90 +1,60 @@
-"""What stands between a decoder's products, in C (fused_ops.c): RMSNorm, rotary positions, gates, log-probabilities.
+"""Fused ops of a decoder in C (fused_ops.c): RMSNorm, rotary positions, SwiGLU, log-softmax, KL, gradients of weights.
 
-Each is one pass over its activations, forward and backward. All tensors are float32, contiguous and on the CPU; who
-calls them has asked `compiled`.
+Each is one pass over its activations, forward and backward. All tensors are float32, contiguous and on the CPU: call
+them where `Backend.native` allows it.
 """
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from tiltyard.kernels.library import Work, kernels
-
-POINTER, LONG, FLOAT, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
-TAKES = {
-    "norm": [POINTER] * 3 + [LONG, LONG, FLOAT, INT],
-    "norm_slope": [POINTER] * 5 + [LONG, LONG, FLOAT, INT],
-    "turn": [POINTER] * 3 + [LONG, LONG, LONG, INT, INT],
-    "gated": [POINTER] * 3 + [LONG, INT],
-    "gated_slope": [POINTER] * 6 + [LONG, INT],
-    "law": [POINTER] * 5 + [LONG, LONG, INT],
-    "law_slope": [POINTER] * 6 + [LONG, LONG, INT],
-    "divergence": [POINTER] * 4 + [LONG, LONG, LONG, INT],
-    "weight_slope": [POINTER] * 3 + [LONG, LONG, LONG, INT],
-}
+from tiltyard.kernels.library import FlopCounter, call
 
 
-def compiled(*tensors: Tensor) -> bool:
-    """Whether these tensors are such as the passes take, and there is a compiler."""
-    plain = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-    return plain and kernels().library is not None
-
-
-def _call(name: str, *arguments: Any) -> None:
-    step = getattr(kernels().library, name)
-    if step.argtypes is None:
-        step.argtypes, step.restype = TAKES[name], None
-    data = (x.data_ptr() if isinstance(x, Tensor) else x for x in arguments)
-    step(*data, torch.get_num_threads())
-
-
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean x^2 + eps) * weight over the last dimension."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Returns x / sqrt(mean x^2 + eps) * weight over the last dimension."""
     out = torch.empty_like(x)
-    _call("norm", out, x, weight, x.numel() // len(weight), len(weight), eps)
+    call("rms_norm", out, x, weight, x.numel() // len(weight), len(weight), eps)
     return out
 
 
-def norm_slope_(dx: Tensor, dout: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Adds the slope with respect to x to `dx`; returns the one with respect to the weight."""
+def rms_norm_backward_(dx: Tensor, dout: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Adds the gradient of x to `dx`; returns the gradient of the weight."""
     dweight = torch.empty_like(weight)
-    _call("norm_slope", dx, dweight, dout, x, weight, x.numel() // len(weight), len(weight), eps)
+    call("rms_norm_backward", dx, dweight, dout, x, weight, x.numel() // len(weight), len(weight), eps)
     return dweight
 
 
-def turn_(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor, *, back: bool = False) -> Tensor:
-    """Rotary positions, in place: both halves of a head turned by the token's angles (or back, which is the slope)."""
-    _call("turn", x_THD, cos_TD, sin_TD, *x_THD.shape, int(back))
+def apply_rope_(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor, *, inverse: bool = False) -> Tensor:
+    """Rotates both halves of each head by the token's angles, in place; `inverse` rotates back (the gradient)."""
+    call("apply_rope", x_THD, cos_TD, sin_TD, *x_THD.shape, int(inverse))
     return x_THD
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up"""
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Returns silu(gate) * up."""
     out = torch.empty_like(gate)
-    _call("gated", out, gate, up, gate.numel())
+    call("swiglu", out, gate, up, gate.numel())
     return out
 
 
-def gated_slope(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(silu(gate) * up, slope of the gate, slope of up); overwrites `dout`."""
+def swiglu_backward_(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (silu(gate) * up, gradient of gate, gradient of up); overwrites `dout`."""
     out, dup = torch.empty_like(gate), torch.empty_like(gate)
-    _call("gated_slope", out, dout, dup, dout, gate, up, gate.numel())
+    call("swiglu_backward", out, dout, dup, dout, gate, up, gate.numel())
     return out, dout, dup
 
 
-def law(logits_RV: Tensor, target_R: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(log p(target), log of the sum of exponentials, entropy if asked), each [R], in nats."""
+def log_softmax_nll(logits_RV: Tensor, target_R: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns (log p(target), log-sum-exp, entropy or None), each [R], in nats."""
     logp_R, lse_R = logits_RV.new_empty(len(logits_RV)), logits_RV.new_empty(len(logits_RV))
     entropy_R = torch.empty_like(lse_R) if entropy else None
-    _call("law", logp_R, lse_R, entropy_R, logits_RV, target_R, *logits_RV.shape)
+    call("log_softmax_nll", logp_R, lse_R, entropy_R, logits_RV, target_R, *logits_RV.shape)
     return logp_R, lse_R, entropy_R
 
 
-def law_slope_(
+def log_softmax_nll_backward_(
     logits_RV: Tensor,
     target_R: Tensor,
     lse_R: Tensor,
@@ -92,21 +62,37 @@ def law_slope_(
     dlogp_R: Tensor,
     dentropy_R: Tensor | None,
 ) -> Tensor:
-    """Turns logits into the slope of the sum of dlogp * log p(target) + dentropy * entropy."""
-    _call("law_slope", logits_RV, lse_R, entropy_R, dlogp_R, dentropy_R, target_R, *logits_RV.shape)
+    """Overwrites logits with the gradient of the sum of dlogp * log p(target) + dentropy * entropy."""
+    call("log_softmax_nll_backward", logits_RV, lse_R, entropy_R, dlogp_R, dentropy_R, target_R, *logits_RV.shape)
     return logits_RV
 
 
-def divergence(law_RV: Tensor, other_RW: Tensor) -> tuple[Tensor, Tensor]:
-    """(entropy [R], sum of p (log p - log q) [R]) of log-laws, in nats; W may be above V, and the first V count."""
-    entropy_R, kl_R = law_RV.new_empty(len(law_RV)), law_RV.new_empty(len(law_RV))
-    _call("divergence", entropy_R, kl_R, law_RV, other_RW, *law_RV.shape, other_RW.shape[1])
+def kl_and_entropy(logp_RV: Tensor, logq_RW: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (entropy of p [R], KL(p || q) [R]) in nats from log-probs; where W exceeds V the first V count."""
+    entropy_R, kl_R = logp_RV.new_empty(len(logp_RV)), logp_RV.new_empty(len(logp_RV))
+    call("kl_and_entropy", entropy_R, kl_R, logp_RV, logq_RW, *logp_RV.shape, logq_RW.shape[1])
     return entropy_R, kl_R
 
 
-def weight_slope_(slope_OI: Tensor, dout_TO: Tensor, x_TI: Tensor) -> Tensor:
-    """Adds dout' x, the slope of a linear layer's weight."""
-    if Work.on:
-        Work.add(2 * dout_TO.numel() * x_TI.shape[1])
-    _call("weight_slope", slope_OI, dout_TO, x_TI, *dout_TO.shape, x_TI.shape[1])
-    return slope_OI
+def weight_grad_(grad_OI: Tensor, dout_TO: Tensor, x_TI: Tensor) -> Tensor:
+    """Adds dout' x, the gradient of a linear layer's weight."""
+    if FlopCounter.on:
+        FlopCounter.add(2 * dout_TO.numel() * x_TI.shape[1])
+    call("weight_grad", grad_OI, dout_TO, x_TI, *dout_TO.shape, x_TI.shape[1])
+    return grad_OI
+
+
+def sample_tokens(logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws one token a row from softmax(logits / temperature) by inverse CDF.
+
+    Args:
+        logits_NV: contiguous. uniform_N: in [0, 1), of any floating type.
+
+    Returns:
+        (token ids [N], their log-probs [N] in nats).
+    """
+    rows, vocabulary = logits_NV.shape
+    tokens, logps = torch.empty(rows, dtype=torch.long), torch.empty(rows)
+    uniform = uniform_N.to(torch.float64).contiguous()
+    call("sample_tokens", tokens, logps, logits_NV, uniform, temperature, rows, vocabulary)
+    return tokens, logps

@@ -1,18 +1,13 @@
-"""Products of activations and weights on CPUs, by the library that is fast on the processor at hand.
+"""Linear layers in float32 on CPUs, by MKL or by oneDNN.
 
-torch multiplies float32 matrices with MKL on x86. On processors of other makers than Intel, MKL keeps to vectors half
-as wide as the machine's; oneDNN, which every CPU build of torch brings along, does not (docs/lab.md: 1.6 to 2.2 times
-as fast). Which of the two is used depends on the processor's maker, not on a measurement: a resumed run gives the same
-bits. `TILTYARD_PRODUCTS=torch` leaves all products to torch.
+torch multiplies float32 matrices with MKL on x86. Depending on the processor, oneDNN, which every CPU build of torch
+contains, may be up to 2.2 times as fast (docs/lab.md). Which of the two a model uses is its backend's `linear`, which
+is measured once (`measure.py`) and kept.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,118 +15,112 @@ from torch.nn import functional
 
 from tiltyard.kernels import fused_ops
 
-ROUND = 64  # tokens: oneDNN makes a kernel for each size of a product and keeps it, so sizes should come back
-ENOUGH = 1 << 20  # multiplications: below, a call of torch's own is as fast
+if TYPE_CHECKING:
+    from tiltyard.kernels.backend import Backend
+
+ROUND = 64  # tokens: oneDNN compiles a kernel for each size of a product and keeps it, so sizes should recur
+ENOUGH = 1 << 20  # multiplications: below, torch's own product is as fast
 
 
-@cache
-def onednn() -> bool:
-    """Whether float32 products with weights go to oneDNN."""
-    if os.environ.get("TILTYARD_PRODUCTS", "") == "torch" or not torch.backends.mkldnn.is_available():
-        return False
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and torch.backends.mkl.is_available() and _maker() not in ("", "GenuineIntel")
-
-
-def _maker() -> str:
-    """The processor's maker; nothing where the system does not say (then all stays with torch)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
-
-
-def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is one of those that oneDNN does faster."""
+def is_supported(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN can compute `x @ weight.t()` and the product is large enough to gain by it."""
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and weight.layout == torch.strided
-    return plain and onednn() and x.numel() * weight.shape[0] >= ENOUGH
+    return plain and x.numel() * weight.shape[0] >= ENOUGH
 
 
-def multiply(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`x @ weight.t() + bias` [N, O] without gradient. Any strides."""
-    if suits(x_NI, weight_OI):
+def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, backend: Backend) -> Tensor:
+    """Returns `x @ weight.t() + bias` [N, O] without gradient. Any strides."""
+    if backend.onednn(x_NI, weight_OI):
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return functional.linear(x_NI, weight_OI, bias_O)
 
 
-def multiply_onto(other_NO: Tensor, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`other + x @ weight.t() + bias` [N, O] without gradient."""
-    if suits(x_NI, weight_OI):
+def linear_add(
+    other_NO: Tensor, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, backend: Backend
+) -> Tensor:
+    """Returns `other + x @ weight.t() + bias` [N, O] without gradient."""
+    if backend.onednn(x_NI, weight_OI):
         return torch.ops.mkldnn._linear_pointwise.binary(x_NI, other_NO, weight_OI, bias_O, "add")
     return functional.linear(x_NI, weight_OI, bias_O).add_(other_NO)
 
 
-def weight_slope(dout_NO: Tensor, x_NI: Tensor) -> Tensor:
-    """`dout.t() @ x` [O, I]: the slope of a layer's weight. oneDNN copies both sides first; fused_ops.c does not."""
-    if suits(dout_NO.t(), x_NI.t()) and fused_ops.compiled(dout_NO):
+def weight_grad(dout_NO: Tensor, x_NI: Tensor, *, backend: Backend) -> Tensor:
+    """Returns `dout.t() @ x` [O, I], the gradient of a weight. oneDNN would copy both factors; fused_ops.c does not."""
+    if backend.onednn(dout_NO.t(), x_NI.t()) and backend.native(dout_NO):
         zeros = dout_NO.new_zeros(dout_NO.shape[1], x_NI.shape[1])
-        return fused_ops.weight_slope_(zeros, dout_NO.contiguous(), x_NI.contiguous())
+        return fused_ops.weight_grad_(zeros, dout_NO.contiguous(), x_NI.contiguous())
     return torch.mm(dout_NO.t(), x_NI)
 
 
-class _Product(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, backend: Backend) -> Tensor:
         ctx.save_for_backward(x_NI, weight_OI)
-        return multiply(x_NI, weight_OI, bias_O)
+        ctx.backend = backend
+        return linear(x_NI, weight_OI, bias_O, backend=backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
-        grad_NO = grads[0].contiguous()
-        grad_x = multiply(grad_NO, weight_OI.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = weight_slope(grad_NO, x_NI) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, grad_NO.sum(0) if ctx.needs_input_grad[2] else None
+        backend, grad_NO = ctx.backend, grads[0].contiguous()
+        grad_x = linear(grad_NO, weight_OI.t(), backend=backend) if ctx.needs_input_grad[0] else None
+        grad_weight = weight_grad(grad_NO, x_NI, backend=backend) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, grad_NO.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, its three products done by the faster library. Made of an existing layer by `quicken`."""
+    """`nn.Linear` with its three products by oneDNN. Made of an existing layer by `use_onednn_linear`."""
+
+    backend: Backend
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_autocast_enabled("cpu") or not suits(input, self.weight):
+        if torch.is_autocast_enabled("cpu") or not self.backend.onednn(input, self.weight):
             return functional.linear(input, self.weight, self.bias)
         flat = input.reshape(-1, self.in_features)
         if not torch.is_grad_enabled():
-            return multiply(flat, self.weight, self.bias).view(*input.shape[:-1], -1)
-        out: Tensor = _Product.apply(flat, self.weight, self.bias)
+            return linear(flat, self.weight, self.bias, backend=self.backend).view(*input.shape[:-1], -1)
+        out: Tensor = _Linear.apply(flat, self.weight, self.bias, self.backend)
         return out.view(*input.shape[:-1], -1)
 
 
-def quicken(module: nn.Module) -> None:
-    """Makes every plain linear layer of a model a `Linear`, in place: the weights and their names stay as they are."""
-    if onednn():
-        for part in module.modules():
-            if type(part) is nn.Linear:
-                part.__class__ = Linear
+def use_onednn_linear(module: nn.Module, backend: Backend) -> None:
+    """Makes every plain linear layer of a model a `Linear`, in place, or plain again where the backend is not oneDNN.
+
+    The weights and their names stay as they are.
+    """
+    for part in module.modules():
+        if type(part) in (nn.Linear, Linear):
+            part.__class__ = Linear if backend.linear == "onednn" else nn.Linear
+            if backend.linear == "onednn":
+                part.backend = backend  # type: ignore[assignment]
 
 
-class Ready:
-    """Weights laid out for products with few rows, again and again: a snapshot, made anew when they change."""
+class PackedLinear:
+    """Weights laid out for repeated products with few rows: a snapshot, to be made anew when they change."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None):
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, backend: Backend):
         self.bias_O = bias_O
-        plain = weight_OI.dtype == torch.float32 and weight_OI.device.type == "cpu"
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 32) if plain and onednn() else None
+        plain = weight_OI.dtype == torch.float32 and weight_OI.device.type == "cpu" and backend.linear == "onednn"
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 32) if plain else None
         self.weight_IO = weight_OI.t()
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """`x @ weight + bias`, then the activation: `none` or `swish`."""
+        """Returns `x @ weight + bias`, then the activation: `none` or `swish`."""
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias_O, activation, [], "")
         out = torch.mm(x, self.weight_IO) if self.bias_O is None else torch.addmm(self.bias_O, x, self.weight_IO)
         return functional.silu(out) if activation == "swish" else out
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """`x @ weight + bias + other`."""
-        return self._with(x, other, "add")
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """Returns `x @ weight + bias + other`."""
+        return self._binary(x, other, "add")
 
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """`(x @ weight + bias) * other`."""
-        return self._with(x, other, "mul")
+    def mul(self, x: Tensor, other: Tensor) -> Tensor:
+        """Returns `(x @ weight + bias) * other`."""
+        return self._binary(x, other, "mul")
 
-    def _with(self, x: Tensor, other: Tensor, what: str) -> Tensor:
+    def _binary(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias_O, what)
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias_O, operation)
         out = self(x)
-        return out + other if what == "add" else out * other
+        return out + other if operation == "add" else out * other

@@ -1,204 +1,223 @@
-/* Attention over packed trees, forward and backward, in float32: each query meets the keys that it may see and no others
- * (trees.py calls it, kernels.py compiles it).
+/* Attention over packed trees, forward and backward, in float32 (called by tree_attention.py). Only pairs of a query and a key
+ * that it attends to are computed; there is no mask matrix.
  *
- *   q, out [T][heads][D]     k, v [T][kv heads][D]     lse [T][heads]: log of each query's sum of exponentials
+ *   q, out [T][heads][D]     k, v [T][kv heads][D]     lse [T][heads]: log-sum-exp of each query's scores
  *
- * A tree is a trunk (its prompt; all of it where it does not branch) and its branches: `trees` [count + 1] says where each
- * tree's pieces begin among `pieces` [..][2] = (first token, tokens), the trunk first. A query sees the trunk and its own
- * piece up to itself. One thread does a tree's queries of one key head, in blocks of rows; of the keys it makes two
- * copies, since a panel of 32 columns is what `tile` multiplies by:
+ * A tree is a prompt (the whole tree where it does not branch) and its branches: `trees` [count + 1] holds where each tree's
+ * segments begin among `segments` [..][2] = (first token, number of tokens), the prompt first. A query attends to the prompt
+ * and to its own segment up to itself. One thread computes a tree's queries of one key head in blocks of rows. It packs keys
+ * and values into panels of 32 columns, the layout that `tile` multiplies by:
  *
- *   across [columns / 32][D][32]     along [D / 32][columns][32]     every piece begins a panel; what is left over is 0
+ *   k_packed [columns / 32][D][32]     v_packed [D / 32][columns][32]     every segment begins a panel, zero-padded at its end
+ *
+ * The functions return 0, or 1 if memory ran out; then their results are not valid.
  */
 #include "matmul.h"
 
 #define BLOCK (4 * TILE) /* queries at a time */
 
 typedef struct {
-    const long *trees, *pieces;
+    const long *trees, *segments;
     long count, heads, kv_heads, width;
     float scaling;
-} Trees;
+} Forest;
 
-static long whole(long n)
+/* Sizes of the structures, which ctypes lays out by itself (abi.py); Gradients' stands below. */
+const long sizeof_Forest = sizeof(Forest);
+
+static long round_up(long n)
 {
     return (n + PANEL - 1) / PANEL * PANEL;
 }
 
-/* Columns of a tree, each piece beginning a panel; and of its longest piece. */
-static long columns_of(const Trees *t, long tree, long *longest)
+/* Each segment of a tree, and the column where it begins among the tree's packed columns. */
+#define FOR_SEGMENTS(t, tree)                                                              \
+    for (long segment = (t)->trees[tree], offset = 0; segment < (t)->trees[(tree) + 1];    \
+         offset += round_up((t)->segments[2 * segment + 1]), segment++)
+
+/* Packed columns of a tree, each segment padded to whole panels; and of its longest segment. */
+static long count_columns(const Forest *t, long tree, long *longest)
 {
     long sum = 0;
     *longest = 0;
-    for (long piece = t->trees[tree]; piece < t->trees[tree + 1]; piece++) {
-        long n = whole(t->pieces[2 * piece + 1]);
+    for (long segment = t->trees[tree]; segment < t->trees[tree + 1]; segment++) {
+        long n = round_up(t->segments[2 * segment + 1]);
         sum += n;
         *longest = n > *longest ? n : *longest;
     }
     return sum;
 }
 
-/* rows [n][stride] -> columns from `at` on of [columns / 32][D][32] */
-static void lay_across(float *to, const float *from, long n, long stride, long width, long at)
+/* rows [n][stride] -> columns from `offset` on of [columns / 32][D][32] */
+static void pack_k(float *to, const float *from, long n, long stride, long width, long offset)
 {
-    to += at * width;
-    memset(to, 0, whole(n) * width * sizeof(float));
+    to += offset * width;
+    memset(to, 0, round_up(n) * width * sizeof(float));
     for (long c = 0; c < n; c++)
         for (long i = 0; i < width; i++)
             to[(c / PANEL * width + i) * PANEL + c % PANEL] = from[c * stride + i];
 }
 
-/* rows [n][stride] -> rows from `at` on of [D / 32][columns][32] */
-static void lay_along(float *to, const float *from, long n, long stride, long width, long at, long columns)
+/* rows [n][stride] -> rows from `offset` on of [D / 32][columns][32] */
+static void pack_v(float *to, const float *from, long n, long stride, long width, long offset, long columns)
 {
-    long room = whole(n) < columns - at ? whole(n) : columns - at;
+    long n_zeroed = round_up(n) < columns - offset ? round_up(n) : columns - offset;
     for (long panel = 0; panel * PANEL < width; panel++) {
-        long left = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;
-        float *into = to + (panel * columns + at) * PANEL;
-        memset(into, 0, room * PANEL * sizeof(float));
+        long n_left = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;
+        float *panel_out = to + (panel * columns + offset) * PANEL;
+        memset(panel_out, 0, n_zeroed * PANEL * sizeof(float));
         for (long c = 0; c < n; c++)
-            memcpy(into + c * PANEL, from + c * stride + panel * PANEL, left * sizeof(float));
+            memcpy(panel_out + c * PANEL, from + c * stride + panel * PANEL, n_left * sizeof(float));
     }
 }
 
-/* out[rows][..] = or += x [rows][across] times one panel */
-static void rows_times(float *out, long stride, const float *x, long across, const float *panel, long in, long rows)
+/* out [rows][..] = x [rows][x_stride] times one panel; `_add` accumulates. */
+static void rows_matmul(float *out, long stride, const float *x, long x_stride, const float *panel, long in, long rows)
 {
     for (long row = 0; row < rows; row += TILE)
-        tiles(out + row * stride, stride, x + row * across, across, 1, panel, NULL, in, PANEL, STORE,
+        tiles(out + row * stride, stride, x + row * x_stride, x_stride, 1, panel, NULL, in, PANEL, STORE,
               rows - row < TILE ? rows - row : TILE);
 }
 
-static void rows_times_more(float *out, long stride, const float *x, long across, const float *panel, long in, long rows)
+static void rows_matmul_add(float *out, long stride, const float *x, long x_stride, const float *panel, long in, long rows)
 {
     for (long row = 0; row < rows; row += TILE)
-        tiles(out + row * stride, stride, x + row * across, across, 1, panel, NULL, in, PANEL, ADD,
+        tiles(out + row * stride, stride, x + row * x_stride, x_stride, 1, panel, NULL, in, PANEL, ADD,
               rows - row < TILE ? rows - row : TILE);
 }
 
-/* out[columns][..] += (x [rows][along])' times one panel [rows][32] */
-static void columns_times(float *out, long stride, const float *x, long along, const float *panel, long rows, long columns)
+/* out [columns][..] += (x [rows][x_stride])' times one panel [rows][32] */
+static void columns_matmul_add(float *out, long stride, const float *x, long x_stride, const float *panel, long rows,
+                               long columns)
 {
     for (long column = 0; column < columns; column += TILE)
-        tiles(out + column * stride, stride, x + column, 1, along, panel, NULL, rows, PANEL, ADD,
+        tiles(out + column * stride, stride, x + column, 1, x_stride, panel, NULL, rows, PANEL, ADD,
               columns - column < TILE ? columns - column : TILE);
 }
 
-/* A block of queries: rows [row, row + rows) of a piece; it sees `base` columns of the trunk (of them `trunk` are tokens) and
- * `own` columns of its own piece, which begin at `at` among the tree's. */
+/* A block of queries: rows [row, row + rows) of a segment. It attends to `base` columns of the prompt (`prompt` of them are
+ * tokens, the others padding) and to `self` columns of its own segment, which begin at `offset` among the tree's. */
 typedef struct {
-    long first, rows, row, base, trunk, own, at, columns;
+    long first, rows, row, base, prompt, self, offset, columns;
 } Block;
 
-static Block block_of(const Trees *t, long tree, long piece, long at, long row, long columns)
+static Block block_of(const Forest *t, long tree, long segment, long offset, long row, long columns)
 {
-    long trunk = t->trees[tree], length = t->pieces[2 * piece + 1], left = length - row;
-    Block b = {.first = t->pieces[2 * piece] + row, .row = row, .at = at, .columns = columns};
-    b.rows = left < BLOCK ? left : BLOCK;
-    b.trunk = piece == trunk ? 0 : t->pieces[2 * trunk + 1];
-    b.base = whole(b.trunk);
-    b.own = whole(row + b.rows);
+    long prompt = t->trees[tree], length = t->segments[2 * segment + 1], n_left = length - row;
+    Block b = {.first = t->segments[2 * segment] + row, .row = row, .offset = offset, .columns = columns};
+    b.rows = n_left < BLOCK ? n_left : BLOCK;
+    b.prompt = segment == prompt ? 0 : t->segments[2 * prompt + 1];
+    b.base = round_up(b.prompt);
+    b.self = round_up(row + b.rows);
     return b;
 }
 
-/* out [rows][base + own] = x [rows][D] times the block's columns of `across` */
-static void meet(float *out, const float *x, const float *across, const Block *b, long width)
+/* Scores out [rows][base + self] = x [rows][D] times the block's columns of `k_packed`. */
+static void qk_scores(float *out, const float *x, const float *k_packed, const Block *b, long width)
 {
-    long stride = b->base + b->own;
+    long stride = b->base + b->self;
     for (long c = 0; c < stride; c += PANEL) {
-        long column = c < b->base ? c : c - b->base + b->at;
-        rows_times(out + c, stride, x, width, across + column * width, width, b->rows);
+        long column = c < b->base ? c : c - b->base + b->offset;
+        rows_matmul(out + c, stride, x, width, k_packed + column * width, width, b->rows);
     }
 }
 
-/* out [rows][wide] = x [rows][base + own] times the block's rows of `along` */
-static void mix(float *out, const float *x, const float *along, const Block *b, long wide)
+/* out [rows][padded] = weights x [rows][base + self] times the block's rows of `v_packed`. */
+static void pv(float *out, const float *x, const float *v_packed, const Block *b, long padded)
 {
-    long stride = b->base + b->own;
-    memset(out, 0, b->rows * wide * sizeof(float));
-    for (long panel = 0; panel * PANEL < wide; panel++) {
-        const float *from = along + panel * b->columns * PANEL;
-        rows_times_more(out + panel * PANEL, wide, x, stride, from, b->base, b->rows);
-        rows_times_more(out + panel * PANEL, wide, x + b->base, stride, from + b->at * PANEL, b->own, b->rows);
+    long stride = b->base + b->self;
+    memset(out, 0, b->rows * padded * sizeof(float));
+    for (long panel = 0; panel * PANEL < padded; panel++) {
+        const float *from = v_packed + panel * b->columns * PANEL;
+        rows_matmul_add(out + panel * PANEL, padded, x, stride, from, b->base, b->rows);
+        rows_matmul_add(out + panel * PANEL, padded, x + b->base, stride, from + b->offset * PANEL, b->self, b->rows);
     }
 }
 
-/* out [columns of the tree][wide] += (x [rows][base + own])' times panels [wide / 32][BLOCK][32] */
-static void spread(float *out, const float *x, const float *panels, const Block *b, long wide)
+/* Adds a block's part to a gradient of keys or values: out [columns of the tree][padded] += (x [rows][base + self])' times
+ * panels [padded / 32][BLOCK][32]. */
+static void accumulate_kv_grad(float *out, const float *x, const float *panels, const Block *b, long padded)
 {
-    long stride = b->base + b->own;
-    for (long panel = 0; panel * PANEL < wide; panel++) {
+    long stride = b->base + b->self;
+    for (long panel = 0; panel * PANEL < padded; panel++) {
         const float *from = panels + panel * BLOCK * PANEL;
-        columns_times(out + panel * PANEL, wide, x, stride, from, b->rows, b->base);
-        columns_times(out + b->at * wide + panel * PANEL, wide, x + b->base, stride, from, b->rows, b->own);
+        columns_matmul_add(out + panel * PANEL, padded, x, stride, from, b->rows, b->base);
+        columns_matmul_add(out + b->offset * padded + panel * PANEL, padded, x + b->base, stride, from, b->rows, b->self);
     }
 }
 
-/* Rows of one head, scaled, as rows [rows][D] and as panels [wide / 32][BLOCK][32]. */
-static void take(float *rows, float *panels, const float *from, const Block *b, long heads, long head, long width, float scaling)
+/* Loads a block's rows of one head, scaled, as rows [rows][D] and, unless NULL, as panels [padded / 32][BLOCK][32]. */
+static void load_scaled(float *rows, float *panels, const float *from, const Block *b, long heads, long head, long width,
+                        float scaling)
 {
     for (long r = 0; r < b->rows; r++)
         for (long i = 0; i < width; i++)
             rows[r * width + i] = from[((b->first + r) * heads + head) * width + i] * scaling;
     if (panels)
-        lay_along(panels, rows, b->rows, width, width, 0, BLOCK);
+        pack_v(panels, rows, b->rows, width, width, 0, BLOCK);
 }
 
-/* What a row may not see, as -inf. */
-static void hide(float *logits, const Block *b, long row)
+/* Sets the scores of columns that a row does not attend to (padding, later tokens) to -inf. */
+static void mask(float *logits, const Block *b, long row)
 {
-    for (long c = b->trunk; c < b->base; c++)
+    for (long c = b->prompt; c < b->base; c++)
         logits[c] = -INFINITY;
-    for (long c = b->row + row + 1; c < b->own; c++)
+    for (long c = b->row + row + 1; c < b->self; c++)
         logits[b->base + c] = -INFINITY;
 }
 
-static void forward_head(const Trees *t, float *out, float *lse, const float *q, const float *k, const float *v, long tree,
-                         long kv)
+static int forward_head(const Forest *t, float *out, float *lse, const float *q, const float *k, const float *v, long tree,
+                        long kv)
 {
-    long width = t->width, wide = whole(width), shared = t->heads / t->kv_heads, longest, step = t->kv_heads * width;
-    long columns = columns_of(t, tree, &longest), end = t->trees[tree + 1], most_columns = 2 * longest;
-    float *across = malloc((columns * (width + wide) + BLOCK * (width + wide + most_columns)) * sizeof(float));
-    float *along = across + columns * width, *query = along + columns * wide, *sum = query + BLOCK * width;
-    float *logits = sum + BLOCK * wide;
-    for (long piece = t->trees[tree], at = 0; piece < end; at += whole(t->pieces[2 * piece + 1]), piece++) {
-        long first = t->pieces[2 * piece], n = t->pieces[2 * piece + 1];
-        lay_across(across, k + first * step + kv * width, n, step, width, at);
-        lay_along(along, v + first * step + kv * width, n, step, width, at, columns);
+    long width = t->width, padded = round_up(width), group = t->heads / t->kv_heads, kv_stride = t->kv_heads * width;
+    long longest, columns = count_columns(t, tree, &longest), max_columns = 2 * longest;
+    float *k_packed = malloc((columns * (width + padded) + BLOCK * (width + padded + max_columns)) * sizeof(float));
+    if (!k_packed)
+        return 1;
+    float *v_packed = k_packed + columns * width, *q_rows = v_packed + columns * padded, *sum = q_rows + BLOCK * width;
+    float *logits = sum + BLOCK * padded;
+    FOR_SEGMENTS(t, tree) {
+        long first = t->segments[2 * segment], n = t->segments[2 * segment + 1];
+        pack_k(k_packed, k + first * kv_stride + kv * width, n, kv_stride, width, offset);
+        pack_v(v_packed, v + first * kv_stride + kv * width, n, kv_stride, width, offset, columns);
     }
-    for (long head = kv * shared; head < (kv + 1) * shared; head++)
-        for (long piece = t->trees[tree], at = 0; piece < end; at += whole(t->pieces[2 * piece + 1]), piece++)
-            for (long row = 0; row < t->pieces[2 * piece + 1]; row += BLOCK) {
-                Block b = block_of(t, tree, piece, at, row, columns);
-                long stride = b.base + b.own;
+    for (long head = kv * group; head < (kv + 1) * group; head++)
+        FOR_SEGMENTS(t, tree)
+            for (long row = 0; row < t->segments[2 * segment + 1]; row += BLOCK) {
+                Block b = block_of(t, tree, segment, offset, row, columns);
+                long stride = b.base + b.self;
                 float totals[BLOCK];
-                take(query, NULL, q, &b, t->heads, head, width, t->scaling);
-                meet(logits, query, across, &b, width);
+                load_scaled(q_rows, NULL, q, &b, t->heads, head, width, t->scaling);
+                qk_scores(logits, q_rows, k_packed, &b, width);
                 for (long r = 0; r < b.rows; r++) {
-                    float *line = logits + r * stride, most = -INFINITY;
-                    hide(line, &b, r);
-#pragma omp simd reduction(max : most)
+                    float *scores = logits + r * stride, max_value = -INFINITY;
+                    mask(scores, &b, r);
+#pragma omp simd reduction(max : max_value)
                     for (long c = 0; c < stride; c++)
-                        most = line[c] > most ? line[c] : most;
+                        max_value = scores[c] > max_value ? scores[c] : max_value;
                     for (long c = 0; c < stride; c++)
-                        line[c] = exponential(line[c] - most);
-                    totals[r] = sum_up(line, NULL, stride);
-                    lse[(b.first + r) * t->heads + head] = most + logf(totals[r]);
+                        scores[c] = exp_nonpositive(scores[c] - max_value);
+                    totals[r] = dot(scores, NULL, stride);
+                    lse[(b.first + r) * t->heads + head] = max_value + logf(totals[r]);
                 }
-                mix(sum, logits, along, &b, wide);
+                pv(sum, logits, v_packed, &b, padded);
                 for (long r = 0; r < b.rows; r++)
                     for (long i = 0; i < width; i++)
-                        out[((b.first + r) * t->heads + head) * width + i] = sum[r * wide + i] / totals[r];
+                        out[((b.first + r) * t->heads + head) * width + i] = sum[r * padded + i] / totals[r];
             }
-    free(across);
+    free(k_packed);
+    return 0;
 }
 
-void trees_forward(float *out, float *lse, const float *q, const float *k, const float *v, const Trees *t, int threads)
+int tree_attention_forward(float *out, float *lse, const float *q, const float *k, const float *v, const Forest *t,
+                           int threads)
 {
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+    int failed = 0;
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
     for (long tree = 0; tree < t->count; tree++)
         for (long kv = 0; kv < t->kv_heads; kv++)
-            forward_head(t, out, lse, q, k, v, tree, kv);
+            failed |= forward_head(t, out, lse, q, k, v, tree, kv);
+    return failed;
 }
 
 typedef struct {
@@ -206,63 +225,70 @@ typedef struct {
     const float *dout, *out, *lse, *q, *k, *v;
 } Gradients;
 
-static void backward_head(const Trees *t, const Gradients *g, long tree, long kv)
+const long sizeof_Gradients = sizeof(Gradients);
+
+static int backward_head(const Forest *t, const Gradients *g, long tree, long kv)
 {
-    long width = t->width, wide = whole(width), shared = t->heads / t->kv_heads, longest, step = t->kv_heads * width;
-    long columns = columns_of(t, tree, &longest), end = t->trees[tree + 1], most_columns = 2 * longest;
-    long numbers = columns * (2 * width + 3 * wide) + BLOCK * (2 * width + 3 * wide + 2 * most_columns);
-    float *keys_across = malloc(numbers * sizeof(float)), *values_across = keys_across + columns * width;
-    float *keys_along = values_across + columns * width, *dk = keys_along + columns * wide, *dv = dk + columns * wide;
-    float *query = dv + columns * wide, *dout = query + BLOCK * width, *queries = dout + BLOCK * width;
-    float *douts = queries + BLOCK * wide, *sum = douts + BLOCK * wide, *p = sum + BLOCK * wide;
-    float *dp = p + BLOCK * most_columns;
-    memset(dk, 0, 2 * columns * wide * sizeof(float));
-    for (long piece = t->trees[tree], at = 0; piece < end; at += whole(t->pieces[2 * piece + 1]), piece++) {
-        long first = t->pieces[2 * piece], n = t->pieces[2 * piece + 1];
-        lay_across(keys_across, g->k + first * step + kv * width, n, step, width, at);
-        lay_across(values_across, g->v + first * step + kv * width, n, step, width, at);
-        lay_along(keys_along, g->k + first * step + kv * width, n, step, width, at, columns);
+    long width = t->width, padded = round_up(width), group = t->heads / t->kv_heads, kv_stride = t->kv_heads * width;
+    long longest, columns = count_columns(t, tree, &longest), max_columns = 2 * longest;
+    long n_floats = columns * (2 * width + 3 * padded) + BLOCK * (2 * width + 3 * padded + 2 * max_columns);
+    float *k_packed = malloc(n_floats * sizeof(float)), *v_packed = k_packed + columns * width;
+    if (!k_packed)
+        return 1;
+    float *k_row_panels = v_packed + columns * width, *dk = k_row_panels + columns * padded, *dv = dk + columns * padded;
+    float *q_rows = dv + columns * padded, *dout = q_rows + BLOCK * width, *q_panels = dout + BLOCK * width;
+    float *dout_panels = q_panels + BLOCK * padded, *sum = dout_panels + BLOCK * padded, *p = sum + BLOCK * padded;
+    float *dp = p + BLOCK * max_columns;
+    memset(dk, 0, 2 * columns * padded * sizeof(float));
+    FOR_SEGMENTS(t, tree) {
+        long first = t->segments[2 * segment], n = t->segments[2 * segment + 1];
+        pack_k(k_packed, g->k + first * kv_stride + kv * width, n, kv_stride, width, offset);
+        pack_k(v_packed, g->v + first * kv_stride + kv * width, n, kv_stride, width, offset);
+        pack_v(k_row_panels, g->k + first * kv_stride + kv * width, n, kv_stride, width, offset, columns);
     }
-    for (long head = kv * shared; head < (kv + 1) * shared; head++)
-        for (long piece = t->trees[tree], at = 0; piece < end; at += whole(t->pieces[2 * piece + 1]), piece++)
-            for (long row = 0; row < t->pieces[2 * piece + 1]; row += BLOCK) {
-                Block b = block_of(t, tree, piece, at, row, columns);
-                long stride = b.base + b.own;
-                take(query, queries, g->q, &b, t->heads, head, width, t->scaling);
-                take(dout, douts, g->dout, &b, t->heads, head, width, 1.0f);
-                meet(p, query, keys_across, &b, width);
-                meet(dp, dout, values_across, &b, width);
+    for (long head = kv * group; head < (kv + 1) * group; head++)
+        FOR_SEGMENTS(t, tree)
+            for (long row = 0; row < t->segments[2 * segment + 1]; row += BLOCK) {
+                Block b = block_of(t, tree, segment, offset, row, columns);
+                long stride = b.base + b.self;
+                load_scaled(q_rows, q_panels, g->q, &b, t->heads, head, width, t->scaling);
+                load_scaled(dout, dout_panels, g->dout, &b, t->heads, head, width, 1.0f);
+                qk_scores(p, q_rows, k_packed, &b, width);
+                qk_scores(dp, dout, v_packed, &b, width);
                 for (long r = 0; r < b.rows; r++) {
-                    float *line = p + r * stride, *slope = dp + r * stride;
+                    float *scores = p + r * stride, *grad = dp + r * stride;
                     const float *out = g->out + ((b.first + r) * t->heads + head) * width;
                     float lse = g->lse[(b.first + r) * t->heads + head];
-                    float along = sum_up(dout + r * width, out, width);
-                    hide(line, &b, r);
+                    float dout_out = dot(dout + r * width, out, width);
+                    mask(scores, &b, r);
                     for (long c = 0; c < stride; c++) {
-                        line[c] = exponential(line[c] - lse);
-                        slope[c] = line[c] * (slope[c] - along);
+                        scores[c] = exp_nonpositive(scores[c] - lse);
+                        grad[c] = scores[c] * (grad[c] - dout_out);
                     }
                 }
-                spread(dv, p, douts, &b, wide);
-                spread(dk, dp, queries, &b, wide);
-                mix(sum, dp, keys_along, &b, wide);
+                accumulate_kv_grad(dv, p, dout_panels, &b, padded);
+                accumulate_kv_grad(dk, dp, q_panels, &b, padded);
+                pv(sum, dp, k_row_panels, &b, padded);
                 for (long r = 0; r < b.rows; r++)
                     for (long i = 0; i < width; i++)
-                        g->dq[((b.first + r) * t->heads + head) * width + i] = sum[r * wide + i] * t->scaling;
+                        g->dq[((b.first + r) * t->heads + head) * width + i] = sum[r * padded + i] * t->scaling;
             }
-    for (long piece = t->trees[tree], at = 0; piece < end; at += whole(t->pieces[2 * piece + 1]), piece++)
-        for (long c = 0; c < t->pieces[2 * piece + 1]; c++) {
-            long to = (t->pieces[2 * piece] + c) * step + kv * width;
-            memcpy(g->dk + to, dk + (at + c) * wide, width * sizeof(float));
-            memcpy(g->dv + to, dv + (at + c) * wide, width * sizeof(float));
+    FOR_SEGMENTS(t, tree)
+        for (long c = 0; c < t->segments[2 * segment + 1]; c++) {
+            long to = (t->segments[2 * segment] + c) * kv_stride + kv * width;
+            memcpy(g->dk + to, dk + (offset + c) * padded, width * sizeof(float));
+            memcpy(g->dv + to, dv + (offset + c) * padded, width * sizeof(float));
         }
-    free(keys_across);
+    free(k_packed);
+    return 0;
 }
 
-void trees_backward(const Gradients *g, const Trees *t, int threads)
+int tree_attention_backward(const Gradients *g, const Forest *t, int threads)
 {
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+    int failed = 0;
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
     for (long tree = 0; tree < t->count; tree++)
         for (long kv = 0; kv < t->kv_heads; kv++)
-            backward_head(t, g, tree, kv);
+            failed |= backward_head(t, g, tree, kv);
+    return failed;
 }

@@ -1,0 +1,206 @@
+"""The backend of a model: which implementation computes its ops, its linear layers and its decoding steps.
+
+It is chosen once a model, when it is loaded (`choose`), and everything else asks `model.backend`:
+
+    ops       cpu_c    the C kernels of this package, for float32 tensors on the CPU
+              torch    torch's own operations
+    linear    mkl      torch's product on x86
+              onednn   oneDNN's, where it was measured to be faster on the model's own shapes
+              blas     torch's product with another library (ARM, a GPU)
+    decoder   native   one call of C a step
+              fused    the same weights in some twenty calls of torch a layer
+              modules  transformers' modules
+
+`TILTYARD_KERNELS=off` forces torch ops, `TILTYARD_LINEAR=mkl|onednn` a library. A stage that is resumed prefers what it
+was started with (`preferred`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tiltyard.errors import ConfigError, nearest
+from tiltyard.kernels import family, library, matmul, measure, selftest
+
+Ops = Literal["cpu_c", "torch"]
+Linear = Literal["mkl", "onednn", "blas"]
+Decoder = Literal["native", "fused", "modules"]
+LINEAR, LINEAR_BEFORE = "TILTYARD_LINEAR", "TILTYARD_PRODUCTS"
+OPS_NAMES = {"cpu_c": "C kernels", "torch": "torch ops"}
+LINEAR_NAMES = {"mkl": "MKL", "onednn": "oneDNN", "blas": "torch's BLAS"}
+DECODER_NAMES = {"native": "in C", "fused": "in fused torch calls", "modules": "by transformers' modules"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A model's backend.
+
+    Attributes:
+        ops, linear, decoder: see the module's docstring.
+        why: the reasons for `ops` and `linear`, for people.
+    """
+
+    ops: Ops = "torch"
+    linear: Linear = "mkl"
+    decoder: Decoder = "modules"
+    why: str = ""
+
+    def native(self, *tensors: Tensor) -> bool:
+        """Whether the C kernels compute on these tensors."""
+        return self.ops == "cpu_c" and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+
+    def onednn(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether oneDNN computes `x @ weight.t()`."""
+        return self.linear == "onednn" and matmul.is_supported(x, weight)
+
+    def describe(self) -> str:
+        """Returns one line for people: `C kernels, linear layers by oneDNN, decoding in C (why)`."""
+        what = f"{OPS_NAMES[self.ops]}, linear layers by {LINEAR_NAMES[self.linear]}, decoding "
+        return what + DECODER_NAMES[self.decoder] + (f" ({self.why})" if self.why else "")
+
+
+TORCH = Backend()
+_preferred: ContextVar[Backend | None] = ContextVar("preferred backend", default=None)
+
+
+@contextmanager
+def preferred(backend: Backend | None) -> Iterator[None]:
+    """Inside it models are loaded with this backend's `ops` and `linear` where the machine has them."""
+    token = _preferred.set(backend)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def choose(module: nn.Module, dtype: str = "float32") -> Backend:
+    """Chooses the backend of a model by its device, arithmetic, family and shapes.
+
+    The C kernels are compared with torch, forward and backward, once a process and class of models (`selftest`); where
+    they disagree the model gets torch ops. The library of the linear layers is measured once a machine (`measure`).
+
+    Args:
+        module: a transformers model with its head. dtype: arithmetic of the forward pass.
+
+    Raises:
+        ConfigError: an environment variable with an unknown value, or one that was renamed.
+    """
+    forced = _forced_linear()
+    supported = dtype == "float32" and family.is_supported(module.base_model)
+    device = next(module.parameters()).device.type
+    if device != "cpu":
+        return Backend("torch", "blas", "fused" if supported else "modules", f"on {device}")
+    ops, why_ops = _ops(module, dtype)
+    linear, why_linear = _linear(module, dtype, forced)
+    decoder: Decoder = "modules" if not supported else "native" if ops == "cpu_c" else "fused"
+    return Backend(ops, linear, decoder, "; ".join(filter(None, (why_ops, why_linear))))
+
+
+def _ops(module: nn.Module, dtype: str) -> tuple[Ops, str]:
+    before = _preferred.get()
+    if dtype == "float64":
+        return "torch", "float64"
+    loaded = library.load()
+    if loaded.handle is None:
+        return "torch", loaded.why
+    if before is not None and before.ops == "torch":
+        return "torch", "as this stage was started"
+    if problem := selftest.disagreement(module):
+        return "torch", f"the C kernels disagree with torch: {problem}"
+    return "cpu_c", loaded.why
+
+
+def _linear(module: nn.Module, dtype: str, forced: str) -> tuple[Linear, str]:
+    before = _preferred.get()
+    if not torch.backends.mkl.is_available():
+        return "blas", ""
+    if dtype == "float64" or not torch.backends.mkldnn.is_available():
+        return "mkl", ""
+    if forced:
+        return ("onednn" if forced == "onednn" else "mkl"), f"{LINEAR}={forced}"
+    if before is not None and before.linear != "blas":
+        return before.linear, "as this stage was started"
+    ratio = measure.onednn_speedup(measure.shapes_of(module))
+    if ratio >= measure.GAIN:
+        return "onednn", f"oneDNN measured {ratio:.2f} times as fast as MKL on its shapes"
+    return "mkl", f"oneDNN measured {ratio:.2f} times as fast as MKL on its shapes, {measure.GAIN:g} needed"
+
+
+def _forced_linear() -> str:
+    """The library that the environment forces, if any."""
+    if os.environ.get(LINEAR_BEFORE):
+        raise ConfigError(
+            f"{LINEAR_BEFORE} was renamed",
+            where="environment",
+            got=f"{LINEAR_BEFORE}={os.environ[LINEAR_BEFORE]}",
+            expected=f"{LINEAR}=mkl or {LINEAR}=onednn",
+            fix=f"unset {LINEAR_BEFORE} and set {LINEAR}=mkl",
+        )
+    forced = os.environ.get(LINEAR, "")
+    if forced not in ("", "mkl", "onednn"):
+        expected = ("mkl", "onednn")
+        raise ConfigError("unknown library of linear layers", where=LINEAR, got=forced, fix=nearest(forced, expected))
+    return forced
+
+
+def expected(shapes: measure.Shapes | None = None) -> Backend:
+    """Returns what a float32 decoder of these shapes would get here, without compiling or measuring anything.
+
+    Its `why` says what is still to be compiled or measured.
+    """
+    forced, state = _forced_linear(), library.state()
+    ops: Ops = "cpu_c" if state.ready else "torch"
+    ratio = measure.known_speedup(shapes) if shapes else None
+    has_mkl, has_onednn = torch.backends.mkl.is_available(), torch.backends.mkldnn.is_available()
+    if not has_mkl or not has_onednn:
+        linear: Linear = "mkl" if has_mkl else "blas"
+        why = ""
+    elif forced:
+        linear, why = ("onednn" if forced == "onednn" else "mkl"), f"{LINEAR}={forced}"
+    elif ratio is None:
+        linear, why = "mkl", "MKL or oneDNN is measured when the model is loaded"
+    else:
+        linear = "onednn" if ratio >= measure.GAIN else "mkl"
+        why = f"oneDNN measured {ratio:.2f} times as fast as MKL"
+    decoder: Decoder = "native" if ops == "cpu_c" else "fused"
+    return Backend(ops, linear, decoder, "; ".join(filter(None, (state.why, why))))
+
+
+# ------------------------------------------------------------------------------------------- kept with a stage's results
+
+
+def record(backend: Backend) -> dict[str, Any]:
+    """Returns what a stage's config.json keeps: the backend and what else may change the last bits of its results."""
+    return {
+        "ops": backend.ops,
+        "linear": backend.linear,
+        "decoder": backend.decoder,
+        "why": backend.why,
+        "processor": hashlib.sha256(library.processor()).hexdigest()[:8],
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def from_record(kept: Mapping[str, Any] | None) -> Backend | None:
+    """Returns the backend of a record, or None where there is none that can be read."""
+    kept = kept or {}
+    if kept.get("ops") not in get_args(Ops) or kept.get("linear") not in get_args(Linear):
+        return None
+    decoder = kept["decoder"] if kept.get("decoder") in get_args(Decoder) else "modules"
+    return Backend(kept["ops"], kept["linear"], decoder, str(kept.get("why", "")))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns what differs between two records such that results differ in the last bits: `ops cpu_c -> torch`."""
+    keys = [key for key in now if key != "why" and key in before and before[key] != now[key]]
+    return [f"{key} {before[key]} -> {now[key]}" for key in keys]

@@ -69,7 +69,7 @@ def timed(algorithm: Any, models: Any, steps: int, tokens_per_microbatch: int) -
     from benchmarks.speed.machine import Steps
 
     from tiltyard import Run, fit
-    from tiltyard.profiler import Clock, peak_memory_mib
+    from tiltyard.profiler import Profiler, peak_memory_mib
 
     started = peak_memory_mib()
     marks = Steps(skip=1)
@@ -80,7 +80,7 @@ def timed(algorithm: Any, models: Any, steps: int, tokens_per_microbatch: int) -
 
         def close(self) -> None: ...
 
-    with Clock() as clock:
+    with Profiler() as clock:
         fit(algorithm, models, Run(steps=steps, lr=1e-6, tokens_per_microbatch=tokens_per_microbatch, sinks=[Marks()]))
     tokens = sum(step.counts["tokens"] for step in clock.steps[1:]) / (len(clock.steps) - 1)
     found = marks.result()
@@ -130,7 +130,7 @@ def rows_point(rows: int, steps: int) -> dict[str, Any]:
 
     from tiltyard import save_model
     from tiltyard.pipeline import run_stage
-    from tiltyard.profiler import Clock, peak_memory_mib
+    from tiltyard.profiler import Profiler, peak_memory_mib
 
     folder = Path(tempfile.mkdtemp(prefix="tiltyard-scaling-"))
     try:
@@ -146,7 +146,7 @@ def rows_point(rows: int, steps: int) -> dict[str, Any]:
             "max_length": 256,
         }
         settings |= {"device": "cpu", "save_every": 0, "lr": 1e-6}
-        with Clock() as clock:
+        with Profiler() as clock:
             run_stage("dpo", settings, runs_root=folder / "runs", console=Console(quiet=True))
         whole = time.perf_counter() - began
         parts = [step.total() - step.parts.get("save", {}).get("seconds", 0.0) for step in clock.steps[1:]]

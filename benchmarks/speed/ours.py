@@ -43,7 +43,7 @@ from tiltyard import (
     sft,
     value_head,
 )
-from tiltyard.allocator import could_tune, tune
+from tiltyard.allocator import keep_freed_memory, unsupported
 from tiltyard.methods import dpo, grpo, online_dpo, rloo
 from tiltyard.profiler import peak_memory_mib
 from tiltyard.training.refcache import cache_ref_logps
@@ -163,7 +163,7 @@ def tuned(off: bool) -> str:
     """Starts the process as the command line does, unless told not to; how it started."""
     if off:
         return "left alone: --no-tune"
-    return "freed memory stays with the process" if tune() else could_tune()
+    return "freed memory stays with the process" if keep_freed_memory() else unsupported()
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""Settings of the process that make work faster without changing a result. The command line applies them at its start.
+"""Settings of glibc's allocator that make a process faster without changing a result; the command line applies them.
 
 glibc gives large blocks back to the system as soon as they are free, so a training loop asks for the same pages again
-and again, and the system clears them anew each time (docs/lab.md says what that costs). `tune` lets freed memory stay
-with the process: what it holds is its peak, no more.
+and again, and the system clears them anew each time (docs/lab.md has the cost). `keep_freed_memory` makes it keep them:
+the process then holds its peak, no more.
 """
 
 from __future__ import annotations
@@ -11,39 +11,39 @@ import ctypes
 import os
 import sys
 
-# parameters of mallopt (malloc.h), and what is set: no block of its own for large ones, nothing given back, and the
-# heap grows by so many bytes at a time
+# parameters of mallopt (malloc.h) and their values: no separate mapping for large blocks, nothing trimmed, and the heap
+# grows by 64 MiB at a time
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
 KEEP = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20))
 OFF = "TILTYARD_NO_TUNE"
-_on = [False]
-OWN = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
+USER_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
+_kept = [False]
 
 
-def could_tune() -> str:
-    """Why `tune` would leave the allocator alone; nothing if it would not."""
+def unsupported() -> str:
+    """Returns why `keep_freed_memory` would leave the allocator alone; empty if it would not."""
     if os.environ.get(OFF):
         return f"left alone: {OFF} is set"
-    if chosen := [name for name in OWN if os.environ.get(name)]:
-        return f"left alone: {', '.join(chosen)} is set"
+    if names := [name for name in USER_SETTINGS if os.environ.get(name)]:
+        return f"left alone: {', '.join(names)} is set"
     if not sys.platform.startswith("linux"):
         return "left alone: not Linux"
     return "" if hasattr(ctypes.CDLL(None), "mallopt") else "left alone: no mallopt in this C library"
 
 
-def tune() -> bool:
-    """Lets freed memory stay with this process; says whether it does.
+def keep_freed_memory() -> bool:
+    """Makes the allocator keep freed memory with this process; returns whether it does.
 
     Nothing is changed under `TILTYARD_NO_TUNE=1`, where the user has chosen an allocator or its settings through the
     environment, or on systems without glibc.
     """
-    if could_tune():
+    if unsupported():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    _on[0] = all(bool(mallopt(ctypes.c_int(name), ctypes.c_int(value))) for name, value in KEEP)
-    return _on[0]
+    _kept[0] = all(bool(mallopt(ctypes.c_int(name), ctypes.c_int(value))) for name, value in KEEP)
+    return _kept[0]
 
 
-def on() -> bool:
-    """Whether this process keeps its memory."""
-    return _on[0]
+def keeps_freed_memory() -> bool:
+    """Whether `keep_freed_memory` has succeeded in this process."""
+    return _kept[0]

@@ -1,8 +1,8 @@
-"""What a step takes: `with span("forward"):` says what is being done, a `Clock` adds it up part by part.
+"""Time and counts of a training step by part: `with record("forward"):` marks a part, a `Profiler` sums it up.
 
-The loop and the sources are marked with spans once and for all. Where no clock runs a span does nothing. Inside
-`with Clock() as clock:` each span counts for itself alone: what an inner span takes is not the outer's too, so the
-parts of a step add up to the step. A part's name may have two halves, `score/RefLogp`; the first says of which kind.
+The loop and the sources are marked once and for all. Without an active profiler `record` does nothing. Inside
+`with Profiler() as profiler:` each part counts exclusively: the time of an inner part is not the outer's too, so the
+parts of a step add up to the step. A part's name may have two halves, `score/RefLogp`; the first is its kind.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-STEP = "step"  # the outermost span: nothing outside of it is counted
-REST = "overhead"  # what a step does outside of any other span
+STEP = "step"  # the outermost part: nothing outside of it is counted
+REST = "overhead"  # the part of a step outside of any other part
 Gauge = Callable[[], float]
 
 
 @dataclass
 class Step:
-    """What one step took.
+    """The measurements of one step.
 
     Attributes:
-        parts: part -> what each gauge rose by in it, e.g. `{"forward": {"seconds": 0.2}}`.
-        counts: whatever was counted meanwhile, e.g. `{"tokens": 2048.0}`.
+        parts: part -> the increase of each gauge in it, e.g. `{"forward": {"seconds": 0.2}}`.
+        counts: what was counted in the step, e.g. `{"tokens": 2048.0}`.
     """
 
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
     def total(self, gauge: str = "seconds") -> float:
-        """The whole step by one gauge."""
+        """Returns the whole step by one gauge."""
         return sum(part.get(gauge, 0.0) for part in self.parts.values())
 
 
-class Clock:
-    """Adds up what spans take, step by step, while it is the one that runs (`with Clock() as clock:`).
+class Profiler:
+    """Measures the parts of each step while it is active (`with Profiler() as profiler:`).
 
     Args:
-        gauges: name -> what never falls, read where a span begins and ends; `seconds` is among them unless given.
+        gauges: name -> a function that never falls, read at the beginning and end of each part; `seconds` is added.
         ready: called before the gauges are read, e.g. to wait for a GPU.
 
     Attributes:
@@ -57,25 +57,25 @@ class Clock:
         self._open: list[str] = []
         self._last: list[float] = []
         self._step = Step()
-        self._token: Token[Clock | None] | None = None
+        self._token: Token[Profiler | None] | None = None
 
-    def __enter__(self) -> Clock:
-        self._token = _running.set(self)
+    def __enter__(self) -> Profiler:
+        self._token = _active.set(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._token is not None:
-            _running.reset(self._token)
+            _active.reset(self._token)
 
     def begin(self, name: str) -> None:
-        """A span begins; the one around it pauses."""
+        """Begins a part; the one around it pauses."""
         if not self._open and name != STEP:
             return
         self._charge()
         self._open.append(name)
 
     def end(self, name: str) -> None:
-        """The innermost span ends."""
+        """Ends the innermost part."""
         if not self._open:
             return
         self._charge()
@@ -90,7 +90,7 @@ class Clock:
             self._step.counts[name] = self._step.counts.get(name, 0.0) + amount
 
     def _charge(self) -> None:
-        """What the gauges rose by since they were last read is the innermost span's."""
+        """Charges the gauges' increase since they were last read to the innermost part."""
         if self.ready is not None:
             self.ready()
         now = [gauge() for gauge in self.gauges.values()]
@@ -102,35 +102,35 @@ class Clock:
         self._last = now
 
 
-_running: ContextVar[Clock | None] = ContextVar("clock", default=None)
+_active: ContextVar[Profiler | None] = ContextVar("profiler", default=None)
 
 
 @contextmanager
-def span(name: str) -> Iterator[None]:
-    """Marks what is being done, for the clock that runs, if any."""
-    clock = _running.get()
-    if clock is None:
+def record(name: str) -> Iterator[None]:
+    """Marks a part of a step for the active profiler, if any."""
+    profiler = _active.get()
+    if profiler is None:
         yield
         return
-    clock.begin(name)
+    profiler.begin(name)
     try:
         yield
     finally:
-        clock.end(name)
+        profiler.end(name)
 
 
-def tally(name: str, amount: float) -> None:
-    """Counts something of the step, for the clock that runs, if any."""
-    clock = _running.get()
-    if clock is not None:
-        clock.count(name, amount)
+def add_count(name: str, amount: float) -> None:
+    """Adds to a count of the step for the active profiler, if any."""
+    profiler = _active.get()
+    if profiler is not None:
+        profiler.count(name, amount)
 
 
 def peak_memory_mib() -> float:
-    """Most memory that this process ever held, MiB. On Linux not `ru_maxrss`: that one remembers the parent's, too."""
+    """Returns this process's peak memory, MiB. Not `ru_maxrss` on Linux, which includes the parent's before exec."""
     status = Path("/proc/self/status")
     for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else ():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024

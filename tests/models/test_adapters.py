@@ -28,7 +28,7 @@ from tiltyard.models.language import Backbone
 from tiltyard.models.load import value_from
 from tiltyard.models.lora import Lora, adapter_tensors
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.sampling.engine import can_be_lean
+from tiltyard.sampling.engine import can_use_decoder
 from tiltyard.types import Prompt
 
 from . import encoders
@@ -196,13 +196,13 @@ def test_a_seed_draws_the_same_adapter_and_leaves_the_generator_alone(base: Path
     assert 0.9 * bound < float(firsts[0].detach().abs().max()) <= bound
 
 
-def test_the_samplers_short_road_knows_the_adapters(base: Path) -> None:
+def test_the_decoder_uses_the_adapters(base: Path) -> None:
     """Decoding works on a snapshot of the weights: of the merged ones, and of the bare ones for the reference."""
     model = learnt(adapt(loaded(base), LORA), "policy")
     prompts = [Prompt(id=str(i), ids=(5 + i, 6)) for i in range(5)]
     told = []
     for one in (model, without_adapters(model)):
-        assert can_be_lean(one)
+        assert can_use_decoder(one)
         groups = sample(one, prompts, 2, SampleSettings(max_tokens=8), seed=3)
         told.append(torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()]))
         with torch.no_grad():

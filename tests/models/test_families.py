@@ -189,7 +189,9 @@ def test_prompt_positions_other_than_the_last_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_block, "suits", lambda *_: False)  # they compute again by themselves (test_blocks.py)
+    monkeypatch.setattr(
+        fused_block, "is_supported", lambda *_: False
+    )  # they compute again by themselves (test_fused_block.py)
     grads = []
     for checkpointing in (False, True):
         model = tiny.language(family)

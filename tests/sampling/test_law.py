@@ -14,6 +14,7 @@ from tests.chance import follows, shifted
 
 from models import tiny
 from sampling import stubs
+from tiltyard.kernels import backend
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.sampling.law import draw, draw_whole, law_NV
@@ -90,7 +91,7 @@ def test_the_short_road_draws_the_same_tokens(seed: int, temperature: float, wid
     uniform = torch.rand(8, generator=generator, dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
     tokens, logps = draw(law_NV(logits, SampleSettings(temperature=temperature)), uniform)
-    found, found_logps = draw_whole(logits, temperature, uniform)
+    found, found_logps = draw_whole(logits, temperature, uniform, backend.expected())
     assert torch.equal(found[2:], tokens[2:])
     torch.testing.assert_close(found_logps[2:], logps[2:], atol=1e-9, rtol=1e-9)
     assert (logits.gather(-1, found[:, None]) > -1e9).all()
@@ -100,7 +101,7 @@ def test_the_short_road_never_draws_what_has_no_probability() -> None:
     logits = torch.full((5, 300), -torch.inf)
     logits[:, [70, 130, 299]] = torch.tensor([0.0, 1.0, -20.0])
     uniform = torch.tensor([0.0, 0.2, 0.27, 1 - 1e-9, 1.0], dtype=torch.float64)
-    tokens, logps = draw_whole(logits, 1.0, uniform)
+    tokens, logps = draw_whole(logits, 1.0, uniform, backend.expected())
     assert tokens.tolist()[:3] == [70, 70, 130]
     assert set(tokens.tolist()[3:]) <= {130, 299}
     assert logps.isfinite().all()

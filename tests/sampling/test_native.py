@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,10 +11,8 @@ from models import tiny
 from sampling import stubs
 from tiltyard.batch.forest import pack
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.kernels import fused_decoder
-from tiltyard.kernels.library import Found
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import Draws, SampleSettings, engine, law, sample
+from tiltyard.sampling import Draws, SampleSettings, engine, sample
 from tiltyard.sampling.settings import draws_for
 from tiltyard.types import Group, Prompt
 
@@ -93,7 +93,7 @@ def test_max_rows_bounds_the_rows_of_one_prompt_too(monkeypatch) -> None:
 
     sizes: list[int] = []
     real = native.draw_whole
-    monkeypatch.setattr(native, "draw_whole", lambda p, t, u: (sizes.append(len(p)), real(p, t, u))[1])
+    monkeypatch.setattr(native, "draw_whole", lambda p, *rest: (sizes.append(len(p)), real(p, *rest))[1])
     groups = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3, max_concurrent=2), seed=2)
     assert max(sizes) <= 2
     expected = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3), seed=2)
@@ -121,12 +121,13 @@ def test_no_step_is_spent_on_answers_that_have_ended(monkeypatch, family: str, m
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("family", ["llama_tied", "mistral", "qwen2", "qwen2_window", "qwen3"])
-def test_the_lean_road_is_taken_and_says_the_same(family: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not compiled:
-        for place in (fused_decoder, law):
-            monkeypatch.setattr(place, "kernels", lambda: Found(None, "off for this test"))
+def test_the_decoder_is_used_and_agrees_with_the_model(
+    family: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = stubs.model(family, "float32", stop_ids=frozenset({2}))
-    assert engine.can_be_lean(model)
+    if not compiled:
+        model.backend = replace(model.backend, ops="torch", decoder="fused")
+    assert engine.can_use_decoder(model)
     settings = SampleSettings(max_tokens=30, max_concurrent=5, keep_hidden=True)
     groups = sample(model, stubs.prompts(*LENGTHS), 3, settings, seed=1)
     with torch.no_grad():
@@ -148,7 +149,7 @@ def test_the_lean_road_is_taken_and_says_the_same(family: str, compiled: bool, m
         lambda block: setattr(block, "forward", lambda hidden_states, **_: hidden_states),
     ],
 )
-def test_a_model_that_is_another_inside_is_not_lean_or_the_same(spoil) -> None:
+def test_a_changed_model_is_decoded_by_its_modules_or_agrees(spoil) -> None:
     model = stubs.model("llama", "float32")
     spoil(model.module.model.layers[1])
     groups = sample(model, stubs.prompts(*LENGTHS), 2, SampleSettings(max_tokens=6), seed=1)
@@ -158,9 +159,9 @@ def test_a_model_that_is_another_inside_is_not_lean_or_the_same(spoil) -> None:
     torch.testing.assert_close(recorded, logp_R, atol=1e-5, rtol=1e-5)
 
 
-def test_float64_and_other_families_are_not_lean() -> None:
-    assert not engine.can_be_lean(stubs.model("llama"))
-    assert not engine.can_be_lean(stubs.model("gemma2", "float32"))
+def test_float64_and_other_families_are_decoded_by_their_modules() -> None:
+    assert not engine.can_use_decoder(stubs.model("llama"))
+    assert not engine.can_use_decoder(stubs.model("gemma2", "float32"))
 
 
 def test_seeds() -> None:
@@ -262,7 +263,7 @@ def script(model, tokens: list[int]) -> None:
         out[:, next(left)] = 30.0
         return out
 
-    model.logits, model.lean_agrees = logits, False
+    model.logits, model.decoder_agrees = logits, False
 
 
 def _spoken(text: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from tiltyard.batch.logp import chunk_rows
 from tiltyard.kernels import fused_ops
 
 if TYPE_CHECKING:
+    from tiltyard.kernels.backend import Backend
     from tiltyard.models.language import LanguageModel
 
 
@@ -62,16 +63,16 @@ def compare_with_ref(
     parts: list[tuple[Tensor, ...]] = []
     for (law, logp), (ref_law, ref_at), target in zip(own, other, forest.target_R.split(rows), strict=True):
         ref_logp = ref_law.gather(-1, target[:, None])[:, 0]
-        parts.append((logp, *_entropy_and_kl(law, ref_law), ref_logp, ref_at))
+        parts.append((logp, *_entropy_and_kl(law, ref_law, policy.backend), ref_logp, ref_at))
     logp_R, entropy_R, kl_R, ref_logp_R, ref_at_R = (torch.cat(column) for column in zip(*parts, strict=True))
     return RefComparison(logp_R, entropy_R, ref_logp_R, kl_R, ref_at_R)
 
 
-def _entropy_and_kl(law: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def _entropy_and_kl(law: Tensor, other: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
     """Of log-laws [rows, V]; overwrites the first."""
     shared = law.shape[1] <= other.shape[1]
-    if shared and fused_ops.compiled(law, other):
-        return fused_ops.divergence(law.contiguous(), other.contiguous())
+    if shared and backend.native(law, other):
+        return fused_ops.kl_and_entropy(law.contiguous(), other.contiguous())
     p = law.exp()
     entropy = -(p * law).sum(-1)
     if not shared:

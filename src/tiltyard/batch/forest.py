@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.errors import DataError
-from tiltyard.kernels.tree_attention import Pieces, pieces_of
+from tiltyard.kernels.tree_attention import Segments, segments_of
 from tiltyard.types import Group
 
 
@@ -114,16 +114,16 @@ class Forest:
         return _tiles(self)
 
     @cached_property
-    def pieces(self) -> Pieces:
-        return pieces_of(self)
+    def segments(self) -> Segments:
+        return segments_of(self)
 
-    def padded_to(self, to: int) -> tuple[Tensor, Tensor]:
-        """Ids and positions with a few tokens of no tree behind them, so that their number is a multiple of `to`.
+    def padded_to(self, multiple: int) -> tuple[Tensor, Tensor]:
+        """Returns ids and positions followed by tokens of no tree, so that their number is a multiple of `multiple`.
 
-        Nobody attends to them and nothing is read from them. Libraries that make a kernel for each size of a product
-        are spared a new one for every batch.
+        No token attends to them and nothing is read from them. Libraries that compile a kernel for each size of a
+        product do not need a new one for every batch.
         """
-        more = (0, -self.T % to)
+        more = (0, -self.T % multiple)
         return nn.functional.pad(self.ids_T, more), nn.functional.pad(self.position_T, more)
 
     def untile(self, flat: Tensor, tokens: int) -> Tensor:

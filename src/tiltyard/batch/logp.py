@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tiltyard.kernels import fused_ops
-from tiltyard.kernels.matmul import multiply, weight_slope
+from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.matmul import linear, weight_grad
 
 CHUNK_ELEMENTS = 1 << 20  # logits in one chunk: 4 MiB in float32, which a processor's cache holds
 MIN_ROWS = 128  # but so many rows at least: every chunk reads the whole head, which is large where the vocabulary is
@@ -34,6 +35,7 @@ def token_logp(
     softcap: float | None = None,
     scale: float = 1.0,
     entropy: bool = False,
+    backend: Backend,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(target) in nats and, if asked, the entropy of each distribution.
 
@@ -43,11 +45,14 @@ def token_logp(
         target_R: [R] token ids.
         temperature: logits are divided by it (the law that was sampled from).
         softcap, scale: the model's own transforms of the logits (`cap * tanh(x / cap)`, then `x * scale`).
+        backend: the model's.
 
     Returns:
         (logp_R, entropy_R or None), float32 at least; both differentiable.
     """
-    logp_R, entropy_R = _ChunkedLogp.apply(hidden_R, weight, bias, target_R, temperature, softcap, scale, entropy)
+    logp_R, entropy_R = _ChunkedLogp.apply(
+        hidden_R, weight, bias, target_R, temperature, softcap, scale, entropy, backend
+    )
     return logp_R, entropy_R if entropy else None
 
 
@@ -63,6 +68,7 @@ def full_log_probs(
     softcap: float | None,
     scale: float,
     rows: int,
+    backend: Backend,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Whole laws, chunk by chunk, without gradient; the caller may overwrite them. Arguments are `token_logp`'s.
 
@@ -76,10 +82,10 @@ def full_log_probs(
     """
     head = weight.to(hidden_R.dtype)
     for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
-        z = _capped(h, head, bias, softcap)
-        logp = None if at == temperature else _measured(z * (scale / at), target, entropy=False)[0]
+        z = _capped(h, head, bias, softcap, backend)
+        logp = None if at == temperature else _measured(z * (scale / at), target, False, backend)[0]
         z = _scaled_(z, scale / temperature)
-        same, lse, _ = _measured(z, target, entropy=False)
+        same, lse, _ = _measured(z, target, False, backend)
         yield z.sub_(lse[:, None]), same if logp is None else logp
 
 
@@ -87,8 +93,8 @@ def _scaled_(z: Tensor, scale: float) -> Tensor:
     return z if scale == 1.0 else z.mul_(scale)
 
 
-def _capped(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    z = multiply(h, head)
+def _capped(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None, backend: Backend) -> Tensor:
+    z = linear(h, head, backend=backend)
     z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
     if bias is not None:
         z += bias
@@ -97,8 +103,10 @@ def _capped(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None)
     return z
 
 
-def _logits(h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
-    return _scaled_(_capped(h, head, bias, softcap), scale)
+def _logits(
+    h: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None, scale: float, backend: Backend
+) -> Tensor:
+    return _scaled_(_capped(h, head, bias, softcap, backend), scale)
 
 
 class _ChunkedLogp(torch.autograd.Function):
@@ -113,14 +121,15 @@ class _ChunkedLogp(torch.autograd.Function):
         softcap: float | None,
         scale: float,
         entropy: bool,
+        backend: Backend,
     ) -> tuple[Tensor, Tensor]:
         rows = chunk_rows(weight.shape[0])
         found: list[tuple[Tensor, ...]] = []
         head = weight.to(hidden_R.dtype)
         for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
-            z = _logits(h, head, bias, softcap, scale / temperature)
-            found.append(_measured(z, target, entropy))
-        ctx.settings = (rows, temperature, softcap, scale, entropy)
+            z = _logits(h, head, bias, softcap, scale / temperature, backend)
+            found.append(_measured(z, target, entropy, backend))
+        ctx.settings = (rows, temperature, softcap, scale, entropy, backend)
         dtype = torch.promote_types(hidden_R.dtype, torch.float32)
         nothing = hidden_R.new_zeros(0, dtype=dtype)
         logp_R, lse_R, entropy_R = (torch.cat(part) for part in zip(*found, strict=True)) if found else [nothing] * 3
@@ -130,7 +139,7 @@ class _ChunkedLogp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_R, weight, bias, target_R, lse_R, entropy_R = ctx.saved_tensors
-        rows, temperature, softcap, scale, entropy = ctx.settings
+        rows, temperature, softcap, scale, entropy, backend = ctx.settings
         grad_hidden = torch.empty_like(hidden_R) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
@@ -138,27 +147,27 @@ class _ChunkedLogp(torch.autograd.Function):
         for start in range(0, hidden_R.shape[0], rows):
             part = slice(start, start + rows)
             h, target = hidden_R[part], target_R[part]
-            z = _logits(h, head, bias, softcap, scale / temperature)
+            z = _logits(h, head, bias, softcap, scale / temperature, backend)
             # undo the scale to recover tanh, whose derivative the cap needs
             squash = 1 - (z / (softcap * scale / temperature)) ** 2 if softcap is not None else None
-            slopes = [one[part] * (scale / temperature) for one in (grads if entropy else grads[:1])]
-            dz = _grad_logits_(z, target, lse_R[part], entropy_R[part], *slopes)
+            grads_R = [one[part] * (scale / temperature) for one in (grads if entropy else grads[:1])]
+            dz = _grad_logits_(z, target, lse_R[part], entropy_R[part], *grads_R, backend=backend)
             if squash is not None:
                 dz.mul_(squash)
             if grad_bias is not None:
                 grad_bias += dz.sum(0)
             dz = dz.to(h.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = multiply(dz, head.t())
+                grad_hidden[part] = linear(dz, head.t(), backend=backend)
             if grad_weight is not None:
-                grad_weight += weight_slope(dz.to(weight.dtype), h.to(weight.dtype))
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+                grad_weight += weight_grad(dz.to(weight.dtype), h.to(weight.dtype), backend=backend)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
 
 
-def _measured(z: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _measured(z: Tensor, target: Tensor, entropy: bool, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
     """(log p(target), log of the sum of exponentials, entropy or zeros) of each row of logits; may overwrite them."""
-    if fused_ops.compiled(z):
-        logp, lse, found = fused_ops.law(z.contiguous(), target, entropy)
+    if backend.native(z):
+        logp, lse, found = fused_ops.log_softmax_nll(z.contiguous(), target, entropy)
         return logp, lse, torch.zeros_like(lse) if found is None else found
     lse = z.logsumexp(-1)
     logp = z.gather(-1, target[:, None])[:, 0] - lse
@@ -169,11 +178,18 @@ def _measured(z: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor,
 
 
 def _grad_logits_(
-    z: Tensor, target: Tensor, lse: Tensor, entropy: Tensor, grad_logp: Tensor, grad_entropy: Tensor | None = None
+    z: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    grad_logp: Tensor,
+    grad_entropy: Tensor | None = None,
+    *,
+    backend: Backend,
 ) -> Tensor:
     """d/dz of grad_logp * log p(target) + grad_entropy * H; overwrites z."""
-    if fused_ops.compiled(z, grad_logp):
-        return fused_ops.law_slope_(z.contiguous(), target, lse, entropy, grad_logp, grad_entropy)
+    if backend.native(z, grad_logp):
+        return fused_ops.log_softmax_nll_backward_(z.contiguous(), target, lse, entropy, grad_logp, grad_entropy)
     log_law = z.sub_(lse[:, None])
     p = log_law.exp()
     dz = p * -grad_logp[:, None]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tiltyard.allocator import tune
+from tiltyard.allocator import keep_freed_memory
 from tiltyard.cli import chat, verbs
 from tiltyard.errors import (
     CompositionError,
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     if argv is None and "--no-tune" not in words:  # this process belongs to the command line
-        tune()
+        keep_freed_memory()
     try:
         app(args=[word for word in words if word not in ("--debug", "--no-tune")], prog_name="tiltyard")
     except SystemExit as end:

@@ -20,13 +20,14 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.kernels.library import Work
-from tiltyard.kernels.matmul import multiply
+from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.library import KernelFlop
+from tiltyard.kernels.matmul import linear
 from tiltyard.methods import METHODS
 from tiltyard.models.load import pick_device
 from tiltyard.pipeline.recipe import COMMAND_LINE, Entry, Recipe, check
 from tiltyard.pipeline.state import package_version
-from tiltyard.profiler import REST, Clock, Step, peak_memory_mib
+from tiltyard.profiler import REST, Profiler, Step, peak_memory_mib
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.train import composed, run_of
 from tiltyard.training.fit import fit
@@ -58,7 +59,7 @@ def measure(method: str, values: Mapping[str, Any], *, steps: int = 5, warmup: i
         flops = FlopCounter(steps + warmup)
         run = run_of(METHODS[method], context, settings, steps + warmup + 1, None, [flops])
         device = pick_device(settings.device)
-        watch = Clock({"seconds": time.perf_counter, "gflop": flops}, _waits(device))
+        watch = Profiler({"seconds": time.perf_counter, "gflop": flops}, _waits(device))
         try:
             with watch:
                 fit(algorithm, models, replace(run, folder=None, keep_groups=False))
@@ -145,18 +146,18 @@ class FlopCounter:
         self.after, self.mode, self.on = after, FlopCounterMode(display=False, custom_mapping=_flop_formulas()), False
 
     def __call__(self) -> float:
-        return (self.mode.get_total_flops() + Work.flop) / 1e9
+        return (self.mode.get_total_flops() + KernelFlop.flop) / 1e9
 
     def log(self, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002 - a sink's signature
         if step == self.after:
             self.mode.__enter__()
-            self.on = Work.on = True
+            self.on = KernelFlop.on = True
 
     def close(self) -> None:
         """Stops counting."""
         if self.on:
             self.mode.__exit__(None, None, None)
-            self.on = Work.on = False
+            self.on = KernelFlop.on = False
 
 
 Shapes = Sequence[int]
@@ -200,7 +201,8 @@ def gemm_gflops(device: torch.device, dtype: str = "float32", times: int = 7) ->
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     out, ready = torch.empty_like(a), _waits(device) or (lambda: None)
     best = math.inf
-    for product in (lambda: torch.mm(a, b, out=out), lambda: multiply(a, b)):
+    onednn = Backend(linear="onednn" if torch.backends.mkldnn.is_available() else "blas")
+    for product in (lambda: torch.mm(a, b, out=out), lambda: linear(a, b, backend=onednn)):
         for _ in range(times + 1):
             ready()
             began = time.perf_counter()

@@ -113,16 +113,22 @@ def in_range(installed: str, limits: str) -> bool:
 
 def _speed() -> Iterator[Check]:
     """The backend of matrix products on the CPU, the C kernels, and the allocator."""
-    from tiltyard.allocator import could_tune
-    from tiltyard.kernels.library import kernels
-    from tiltyard.kernels.matmul import onednn
+    from tiltyard import allocator
+    from tiltyard.kernels import backend, library, measure
+    from tiltyard.models.pretrained import PRESETS
 
-    yield Check("products", "ok", "float32 by oneDNN, which is faster here" if onednn() else "float32 by torch")
-    found = kernels()
-    told = f"decoding and attention compiled by {found.why}" if found.library else f"{found.why}: torch does it, slower"
-    fix = "" if found.library else "install a C compiler, e.g. apt install gcc"
-    yield Check("kernels", "ok" if found.library else "missing", told, fix)
-    yield Check("allocator", "ok", could_tune() or "freed memory stays with the process (--no-tune leaves it alone)")
+    width, _, heads, kv_heads, inner = PRESETS["12m"]
+    shapes = measure.shapes_of_decoder(width, heads, kv_heads, inner)
+    measure.onednn_speedup(shapes)
+    chosen = backend.expected(shapes)
+    detail = f"float32 by {backend.LINEAR_NAMES[chosen.linear]}"
+    yield Check("linear", "ok", detail + (f" ({chosen.why_linear}, the 12m preset)" if chosen.why_linear else ""))
+    loaded = library.load()
+    detail = f"compiled by {loaded.why}" if loaded.handle else f"{loaded.why}: torch ops are used, slower"
+    fix = "" if loaded.handle else "install a C compiler, e.g. apt install gcc"
+    yield Check("kernels", "ok" if loaded.handle else "missing", detail, fix)
+    detail = allocator.unsupported() or "freed memory stays with the process (--no-tune leaves it alone)"
+    yield Check("allocator", "ok", detail)
 
 
 def _torch() -> Iterator[Check]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.kernels import family, library, matmul, measure, selftest
@@ -46,13 +46,19 @@ class Backend:
 
     Attributes:
         ops, linear, decoder: see the module's docstring.
-        why: the reasons for `ops` and `linear`, for people.
+        why_ops, why_linear: the reasons, for people.
     """
 
     ops: Ops = "torch"
     linear: Linear = "mkl"
     decoder: Decoder = "modules"
-    why: str = ""
+    why_ops: str = ""
+    why_linear: str = ""
+
+    @property
+    def why(self) -> str:
+        """The reasons in one text."""
+        return "; ".join(filter(None, (self.why_ops, self.why_linear)))
 
     def native(self, *tensors: Tensor) -> bool:
         """Whether the C kernels compute on these tensors."""
@@ -82,7 +88,7 @@ def preferred(backend: Backend | None) -> Iterator[None]:
         _preferred.reset(token)
 
 
-def choose(module: nn.Module, dtype: str = "float32") -> Backend:
+def choose(module: Any, dtype: str = "float32") -> Backend:
     """Chooses the backend of a model by its device, arithmetic, family and shapes.
 
     The C kernels are compared with torch, forward and backward, once a process and class of models (`selftest`); where
@@ -102,10 +108,10 @@ def choose(module: nn.Module, dtype: str = "float32") -> Backend:
     ops, why_ops = _ops(module, dtype)
     linear, why_linear = _linear(module, dtype, forced)
     decoder: Decoder = "modules" if not supported else "native" if ops == "cpu_c" else "fused"
-    return Backend(ops, linear, decoder, "; ".join(filter(None, (why_ops, why_linear))))
+    return Backend(ops, linear, decoder, why_ops, why_linear)
 
 
-def _ops(module: nn.Module, dtype: str) -> tuple[Ops, str]:
+def _ops(module: Any, dtype: str) -> tuple[Ops, str]:
     before = _preferred.get()
     if dtype == "float64":
         return "torch", "float64"
@@ -119,7 +125,7 @@ def _ops(module: nn.Module, dtype: str) -> tuple[Ops, str]:
     return "cpu_c", loaded.why
 
 
-def _linear(module: nn.Module, dtype: str, forced: str) -> tuple[Linear, str]:
+def _linear(module: Any, dtype: str, forced: str) -> tuple[Linear, str]:
     before = _preferred.get()
     if not torch.backends.mkl.is_available():
         return "blas", ""
@@ -129,7 +135,9 @@ def _linear(module: nn.Module, dtype: str, forced: str) -> tuple[Linear, str]:
         return ("onednn" if forced == "onednn" else "mkl"), f"{LINEAR}={forced}"
     if before is not None and before.linear != "blas":
         return before.linear, "as this stage was started"
-    ratio = measure.onednn_speedup(measure.shapes_of(module))
+    ratio = measure.onednn_speedup(measure.shapes_of(module.base_model))
+    if ratio is None:
+        return "mkl", "the machine was too busy to measure oneDNN"
     if ratio >= measure.GAIN:
         return "onednn", f"oneDNN measured {ratio:.2f} times as fast as MKL on its shapes"
     return "mkl", f"oneDNN measured {ratio:.2f} times as fast as MKL on its shapes, {measure.GAIN:g} needed"
@@ -172,10 +180,10 @@ def expected(shapes: measure.Shapes | None = None) -> Backend:
         linear = "onednn" if ratio >= measure.GAIN else "mkl"
         why = f"oneDNN measured {ratio:.2f} times as fast as MKL"
     decoder: Decoder = "native" if ops == "cpu_c" else "fused"
-    return Backend(ops, linear, decoder, "; ".join(filter(None, (state.why, why))))
+    return Backend(ops, linear, decoder, state.why, why)
 
 
-# ------------------------------------------------------------------------------------------- kept with a stage's results
+# ------------------------------------------------------------------------------------------ kept with a stage
 
 
 def record(backend: Backend) -> dict[str, Any]:
@@ -184,7 +192,7 @@ def record(backend: Backend) -> dict[str, Any]:
         "ops": backend.ops,
         "linear": backend.linear,
         "decoder": backend.decoder,
-        "why": backend.why,
+        "why": backend.why,  # for people
         "processor": hashlib.sha256(library.processor()).hexdigest()[:8],
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -196,7 +204,7 @@ def from_record(kept: Mapping[str, Any] | None) -> Backend | None:
     kept = kept or {}
     if kept.get("ops") not in get_args(Ops) or kept.get("linear") not in get_args(Linear):
         return None
-    decoder = kept["decoder"] if kept.get("decoder") in get_args(Decoder) else "modules"
+    decoder: Any = kept["decoder"] if kept.get("decoder") in get_args(Decoder) else "modules"
     return Backend(kept["ops"], kept["linear"], decoder, str(kept.get("why", "")))
 
 

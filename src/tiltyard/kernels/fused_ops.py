@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tiltyard.kernels.library import FlopCounter, call
+from tiltyard.kernels.library import KernelFlop, call
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -76,8 +76,8 @@ def kl_and_entropy(logp_RV: Tensor, logq_RW: Tensor) -> tuple[Tensor, Tensor]:
 
 def weight_grad_(grad_OI: Tensor, dout_TO: Tensor, x_TI: Tensor) -> Tensor:
     """Adds dout' x, the gradient of a linear layer's weight."""
-    if FlopCounter.on:
-        FlopCounter.add(2 * dout_TO.numel() * x_TI.shape[1])
+    if KernelFlop.on:
+        KernelFlop.add(2 * dout_TO.numel() * x_TI.shape[1])
     call("weight_grad", grad_OI, dout_TO, x_TI, *dout_TO.shape, x_TI.shape[1])
     return grad_OI
 

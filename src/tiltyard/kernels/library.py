@@ -36,7 +36,7 @@ SECONDS = 120.0  # limit of a compiler's run
 OFF = "TILTYARD_KERNELS"
 
 
-class FlopCounter:
+class KernelFlop:
     """Floating-point operations of the kernels, counted while `on`: torch's counter cannot see them."""
 
     on = False
@@ -153,7 +153,9 @@ def _checked(path: Path) -> ctypes.CDLL:
     for structure in abi.STRUCTURES:
         size = ctypes.c_long.in_dll(handle, f"sizeof_{structure.__name__}").value
         if size != ctypes.sizeof(structure):
-            raise ValueError(f"structure {structure.__name__} has {size} bytes in C and {ctypes.sizeof(structure)} here")
+            raise ValueError(
+                f"structure {structure.__name__} has {size} bytes in C and {ctypes.sizeof(structure)} here"
+            )
     for name, arguments in abi.SIGNATURES.items():
         function = getattr(handle, name)
         function.argtypes = [*arguments, abi.INT]

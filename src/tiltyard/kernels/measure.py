@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +22,51 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tiltyard.kernels import library
-from tiltyard.kernels.matmul import ENOUGH
+from tiltyard.kernels import fused_ops, library
 
 Shapes = tuple[tuple[int, int], ...]  # (in, out) of linear layers
-GAIN = 1.05  # oneDNN is taken from this speed-up on: torch's own product is used where the two are equal
+GAIN = 1.1  # oneDNN is used from this speed-up on; torch's own product where the two are about equal
 LARGEST = 1024  # numbers of a side that are measured: the ratio changes little beyond
-MOST_SHAPES = 4
-ROWS = 128  # tokens
-REPEATS = 5
-_known: dict[str, float] = {}
+MOST_SHAPES = 3
+MIN_ROWS, MAX_ROWS = 128, 1024  # tokens: a micro-batch's, fewer of a large layer
+MULTIPLICATIONS = 1 << 25  # of a product, about
+REPEATS = 3  # of each half of a measurement
+SECONDS = 0.1  # of each half, about
+AGREE = 1.2  # largest ratio of the two halves' results
+_known: dict[str, float | None] = {}
 
 
 def shapes_of(module: nn.Module) -> Shapes:
-    """Returns the distinct shapes of a model's linear layers, at most LARGEST a side, the MOST_SHAPES largest."""
+    """Returns the distinct shapes of a backbone's linear layers, at most LARGEST a side, the MOST_SHAPES largest."""
     layers = (part for part in module.modules() if isinstance(part, nn.Linear))
-    return largest((layer.in_features, layer.out_features) for layer in layers)
+    return _largest((layer.in_features, layer.out_features) for layer in layers)
 
 
-def largest(shapes: Any) -> Shapes:
-    """Returns pairs (in, out) as `onednn_speedup` measures them."""
+def shapes_of_decoder(width: int, heads: int, kv_heads: int, inner: int, head_dim: int | None = None) -> Shapes:
+    """Returns what `shapes_of` returns for the blocks of a decoder of the Llama family with these sizes."""
+    d = head_dim or width // heads
+    query, key = heads * d, kv_heads * d
+    return _largest([(width, query), (width, key), (query, width), (width, inner), (inner, width)])
+
+
+def _largest(shapes: Iterable[tuple[int, int]]) -> Shapes:
     distinct = {(min(i, LARGEST), min(o, LARGEST)) for i, o in shapes}
     return tuple(sorted(distinct, key=lambda shape: (-shape[0] * shape[1], shape))[:MOST_SHAPES])
 
 
-def onednn_speedup(shapes: Shapes) -> float:
-    """Returns MKL's time over oneDNN's for forward and backward products of these shapes; 0 without shapes."""
+def onednn_speedup(shapes: Shapes) -> float | None:
+    """Returns MKL's time over oneDNN's for the products of a training step with layers of these shapes.
+
+    None without shapes, or where other work on the machine makes two halves of the measurement differ: then nothing is
+    kept on the machine, and this process keeps to MKL.
+    """
     if not shapes:
-        return 0.0
-    known = known_speedup(shapes)
-    if known is not None:
-        return known
-    _known[_key(shapes)] = _keep(shapes, _measured(shapes))
-    return _known[_key(shapes)]
+        return None
+    known, key = known_speedup(shapes), _key(shapes)
+    if known is None and key not in _known:
+        measured = _measured(shapes)
+        _known[key] = None if measured is None else _keep(shapes, measured)
+    return _known[key]
 
 
 def known_speedup(shapes: Shapes) -> float | None:
@@ -92,35 +105,49 @@ def _keep(shapes: Shapes, speedup: float) -> float:
     return result["speedup"]  # type: ignore[return-value]
 
 
-def _measured(shapes: Shapes) -> float:
-    """Times both libraries in turns: the ratio of the medians."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def _measured(shapes: Shapes) -> float | None:
+    """Times both libraries in turns, product by product: the ratio of the sums of each product's best time.
+
+    The best of several short runs, because other work on the machine only ever adds to a time. With one thread its own
+    time is taken, which others' work hardly changes. None if the first and the second half of the runs disagree.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    halves = [[0.0, 0.0], [0.0, 0.0]]  # by half, by library: the sum over products of the best time
     with torch.no_grad():
-        runs = [_products(shapes, multiply) for multiply in (functional.linear, _onednn)]
-        for repeat in range(REPEATS + 1):
-            for run, times in zip(runs, seconds, strict=True):
-                began = time.perf_counter()
-                run()
-                if repeat:  # the first one builds oneDNN's kernels
-                    times.append(time.perf_counter() - began)
-    return statistics.median(seconds[0]) / statistics.median(seconds[1])
+        pairs = list(_products(shapes))
+        for pair in pairs:
+            for product in pair:
+                product()  # builds oneDNN's kernel
+        for totals in halves:
+            best = [[math.inf, math.inf] for _ in pairs]
+            end = time.perf_counter() + SECONDS
+            for repeat in range(REPEATS):
+                if repeat and time.perf_counter() > end:
+                    break
+                for pair, times in zip(pairs, best, strict=True):
+                    for index, product in enumerate(pair):
+                        began = clock()
+                        product()
+                        times[index] = min(times[index], clock() - began)
+            totals[:] = [sum(times[index] for times in best) for index in (0, 1)]
+    ratios = [mkl / onednn for mkl, onednn in halves]
+    if max(ratios) > AGREE * min(ratios):
+        return None
+    return min(half[0] for half in halves) / min(half[1] for half in halves)
 
 
-def _products(shapes: Shapes, multiply: Callable[..., Any]) -> Callable[[], None]:
-    """Returns a function that computes each layer's forward product and its input's gradient."""
+def _products(shapes: Shapes) -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    """Yields a layer's three products (forward, gradients of input and weight), by torch and by oneDNN's backend."""
     generator = torch.Generator().manual_seed(0)
-    factors = []
     for i, o in shapes:
-        rows = min(max(ROWS, ENOUGH // (i * o)), 4096)  # so many that oneDNN would be used
+        rows = min(max(MIN_ROWS, MULTIPLICATIONS // (i * o)), MAX_ROWS)
         x, dout = (torch.randn(rows, n, generator=generator) for n in (i, o))
-        factors.append((x, dout, torch.randn(o, i, generator=generator)))
-
-    def run() -> None:
-        for x, dout, weight in factors:
-            multiply(x, weight)
-            multiply(dout, weight.t())
-
-    return run
+        weight = torch.randn(o, i, generator=generator)
+        yield partial(functional.linear, x, weight), partial(_onednn, x, weight)
+        yield partial(functional.linear, dout, weight.t()), partial(_onednn, dout, weight.t())
+        if library.load().handle is not None:  # without the C kernels both leave it to torch
+            grad = torch.zeros(o, i)
+            yield partial(torch.mm, dout.t(), x), partial(fused_ops.weight_grad_, grad, dout, x)
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor) -> Any:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tiltyard.kernels import abi
 from tiltyard.kernels.family import window_of
-from tiltyard.kernels.library import FlopCounter, call
+from tiltyard.kernels.library import KernelFlop, call
 from tiltyard.kernels.matmul import PackedLinear
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def concatenated(linears: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     weight = torch.cat([layer.weight for layer in linears]) if len(linears) > 1 else linears[0].weight
     if all(layer.bias is None for layer in linears):
         return weight, None
-    return weight, torch.cat([weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in linears])
+    return weight, torch.cat(
+        [weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in linears]
+    )
 
 
 class NativeDecoder:
@@ -56,7 +58,9 @@ class NativeDecoder:
         for layer, block in zip(self.layers, backbone.layers, strict=True):
             self._fill(layer, block)
         inner = max(block.mlp.down_proj.in_features for block in backbone.layers)
-        self.scratch_floats = len(self.embedding[0]) + (2 * self.heads + 2 * self.kv_heads) * cos.shape[1] + inner  # a row
+        self.scratch_floats = (
+            len(self.embedding[0]) + (2 * self.heads + 2 * self.kv_heads) * cos.shape[1] + inner
+        )  # a row
         self.scratch = self.embedding.new_empty(0)
         self.model = abi.Model(
             ctypes.cast(self.layers, abi.POINTER),
@@ -112,9 +116,9 @@ class NativeDecoder:
             self.scratch = x.new_empty(rows * self.scratch_floats)
         for index, layer in enumerate(self.layers):
             layer.keys, layer.values = cache.keys[index].data_ptr(), cache.values[index].data_ptr()
-        if FlopCounter.on:
+        if KernelFlop.on:
             attention = 4 * self.heads * self.model.width * int(cache.length_S.sum())
-            FlopCounter.add(rows * sum(self._flop(layer) for layer in self.layers) + attention * len(self.layers))
+            KernelFlop.add(rows * sum(self._flop(layer) for layer in self.layers) + attention * len(self.layers))
         out = torch.empty_like(x)
         position = (rows, cache.capacity, cache.now % cache.capacity)
         call("decode_step", out, x, self.scratch, ctypes.addressof(self.model), cache.length_S, *position)

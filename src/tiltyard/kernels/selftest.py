@@ -135,7 +135,7 @@ def _block(random: Any, backbone: Any) -> Iterator[Pair]:
     cos, sin = backbone.rotary_emb(x[None], position[None])
     parameters = {name: p.detach().requires_grad_() for name, p in block.named_parameters()}
     mask = torch.zeros(TOKENS, TOKENS).masked_fill(~_visible(), -torch.inf)[None, None]
-    with _plain(block):
+    with _Plain(block):
         arguments = {"attention_mask": mask, "position_ids": position[None], "position_embeddings": (cos, sin)}
         result = torch.func.functional_call(block, parameters, (x[None],), arguments)
         out = (result[0] if isinstance(result, tuple) else result).reshape(x.shape)
@@ -155,7 +155,7 @@ def _block(random: Any, backbone: Any) -> Iterator[Pair]:
     yield "the last norm", both[0], both[1]
 
 
-class _plain:
+class _Plain:
     """Inside it a block is in evaluation mode with torch's own attention."""
 
     def __init__(self, block: Any):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.kernels import abi
-from tiltyard.kernels.library import FlopCounter, call
+from tiltyard.kernels.library import KernelFlop, call
 
 if TYPE_CHECKING:
     from tiltyard.batch.forest import Forest
@@ -85,8 +85,8 @@ def _pairs(segments: Segments) -> int:
 def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float) -> tuple[Tensor, Tensor]:
     """Computes the attention of contiguous q, k, v, and the log-sum-exp of each query's scores [T, H]."""
     out, lse = _empty_like(q, _tokens(segments)), q.new_empty(q.shape[:2])
-    if FlopCounter.on:
-        FlopCounter.add(4 * _pairs(segments) * q.shape[1] * q.shape[2])
+    if KernelFlop.on:
+        KernelFlop.add(4 * _pairs(segments) * q.shape[1] * q.shape[2])
     forest = _forest(q, k, segments, scaling)
     call("tree_attention_forward", out, lse, q, k, v, ctypes.addressof(forest))
     return out, lse
@@ -97,8 +97,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of q, k, v from that of `forward`'s first result. All contiguous."""
     dq, dk, dv = (_empty_like(x, _tokens(segments)) for x in (q, k, v))
-    if FlopCounter.on:  # five products for the forward pass's two: the weights are recomputed
-        FlopCounter.add(10 * _pairs(segments) * q.shape[1] * q.shape[2])
+    if KernelFlop.on:  # five products for the forward pass's two: the weights are recomputed
+        KernelFlop.add(10 * _pairs(segments) * q.shape[1] * q.shape[2])
     gradients = abi.Gradients(*(x.data_ptr() for x in (dq, dk, dv, dout, out, lse, q, k, v)))
     forest = _forest(q, k, segments, scaling)
     call("tree_attention_backward", ctypes.addressof(gradients), ctypes.addressof(forest))

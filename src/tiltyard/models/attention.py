@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from tiltyard.batch.forest import Forest
 from tiltyard.errors import ModelError
 from tiltyard.kernels import tree_attention
+from tiltyard.kernels.backend import TORCH, Backend
 
 NAME = "tiltyard"
 UNSUPPORTED = ("s_aux", "indices", "block_indices", "bias", "position_bias")  # attention sinks, sparse choices, biases
@@ -80,6 +81,7 @@ def forest_attention(
     dropout: float = 0.0,
     forest: Forest | None = None,
     cache: LayerCache | None = None,
+    backend: Backend = TORCH,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **others: Any,
@@ -96,9 +98,10 @@ def forest_attention(
     if cache is not None:
         cache.prefill(module.layer_idx, key[0], value[0])  # type: ignore[arg-type]
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    if sliding_window is None and softcap is None and not dropout and tree_attention.suits(q_THD, v_THD):
+    plain = sliding_window is None and softcap is None and not dropout
+    if plain and tree_attention.is_supported(q_THD, v_THD, backend):
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        return tree_attention.attention(q_THD, k_THD, v_THD, forest.pieces, scale)[None], None
+        return tree_attention.attention(q_THD, k_THD, v_THD, forest.segments, scale)[None], None
     outs = []
     for tile in forest.tiles:
         q, k, v = (_lay(x, tile.index, tile.n, tile.length) for x in (q_THD, k_THD, v_THD))

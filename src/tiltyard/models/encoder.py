@@ -199,7 +199,7 @@ class MaskedModel(Encoder):
             law = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
             return law.gather(-1, target[:, None])[:, 0]
         hidden = self._before_head(self._head, rows, row, column)
-        return token_logp(hidden, self._head.weight, self._head.bias, target)[0]
+        return token_logp(hidden, self._head.weight, self._head.bias, target, backend=self.backend)[0]
 
     def _before_head(self, head: nn.Linear, rows: Rows, row: Tensor, column: Tensor) -> Tensor:
         """What the head is given at some places. The head itself then sees nothing: its product is made in chunks."""

@@ -18,7 +18,7 @@ from tiltyard.batch.forest import Forest, pack, padded_rows
 from tiltyard.batch.logp import chunk_rows, full_log_probs, token_logp
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.kernels import fused_block, matmul
+from tiltyard.kernels import backend, fused_block, matmul
 from tiltyard.models import attention, lora
 from tiltyard.types import Group, Prompt, Response
 
@@ -36,7 +36,8 @@ class Backbone:
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
-        matmul.quicken(module)
+        self.backend = backend.choose(module, dtype)
+        matmul.use_onednn_linear(module, self.backend)
         self.binding: lora.AdapterBinding | None = None  # on whose backbone it stands; None: on its own
         self._plain_attention = module.config._attn_implementation or "sdpa"
         embeddings = module.get_input_embeddings()
@@ -117,16 +118,18 @@ class Backbone:
         """Last hidden states [T, d] of every token of the forest. `cache` collects keys and values for decoding."""
         if not self.packed:
             return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
-        there = matmul.onednn() and self.dtype == "float32" and forest.device.type == "cpu"
-        ids, position = forest.padded_to(matmul.ROUND if there and forest.T > matmul.ROUND else 1)
+        rounded = self.backend.linear == "onednn" and self.dtype == "float32" and forest.T > matmul.ROUND
+        ids, position = forest.padded_to(matmul.ROUND if rounded else 1)
         with self.autocast():
-            if fused_block.suits(self.backbone, forest):
-                return fused_block.hidden_T(self.backbone, ids, position, forest, cache)[: forest.T]
+            if fused_block.is_supported(self.backbone, forest, self.backend):
+                hidden_T = fused_block.hidden_T(self.backbone, ids, position, forest, self.backend, cache)
+                return hidden_T[: forest.T]
             out = self.backbone(
                 input_ids=ids[None],
                 position_ids=position[None],
                 use_cache=False,
                 forest=forest,
+                backend=self.backend,
                 cache=cache,
             )
         return out.last_hidden_state[0, : forest.T]
@@ -204,7 +207,7 @@ def _has_window(module: PreTrainedModel) -> bool:
 class LanguageModel(Backbone):
     """A policy or reference: log-probabilities of responses."""
 
-    lean_agrees: bool | None = None  # whether the sampler's short road gives the same numbers; None: not tried yet
+    decoder_agrees: bool | None = None  # whether the backend's decoder gives the modules' numbers; None: not compared
 
     @property
     def vocab_size(self) -> int:
@@ -259,6 +262,7 @@ class LanguageModel(Backbone):
                 softcap=cap,
                 scale=scale,
                 entropy=entropy,
+                backend=self.backend,
             )
         log_R = torch.log_softmax(self._logits_R(forest, hidden_R) / temperature, -1)
         logp_R = log_R.gather(-1, forest.target_R[:, None])[:, 0]
@@ -299,6 +303,7 @@ class LanguageModel(Backbone):
                 softcap=cap,
                 scale=scale,
                 rows=rows,
+                backend=self.backend,
             )
             return
         for z, target in zip(self._logits_R(forest, hidden_R).split(rows), forest.target_R.split(rows), strict=True):
@@ -319,8 +324,10 @@ class LanguageModel(Backbone):
             with torch.no_grad():
                 negative_R = torch.cat([sample_negatives(self.logits(h), target, k, u) for h, target, u in parts])
             weights = (self.head.weight, self.head.bias)
-            logp_R, _ = token_logp(hidden_R, *weights, forest.target_R, softcap=cap, scale=scale)
-            negative_logp_R, _ = token_logp(hidden_R, *weights, negative_R, softcap=cap, scale=scale)
+            logp_R, _ = token_logp(hidden_R, *weights, forest.target_R, softcap=cap, scale=scale, backend=self.backend)
+            negative_logp_R, _ = token_logp(
+                hidden_R, *weights, negative_R, softcap=cap, scale=scale, backend=self.backend
+            )
             return logp_R, negative_logp_R
         log_R = torch.log_softmax(self._logits_R(forest), -1)
         negative_R = sample_negatives(log_R.detach(), forest.target_R, k, uniform_R)

@@ -49,7 +49,7 @@ class WorkerPool:
             "recipe": jsonable(asdict(recipe)),
             "folder": str(folder),
             "width": console.width,
-            "tune": allocator.on(),
+            "tune": allocator.keeps_freed_memory(),
         }
         for place in range(jobs):
             self.free.append(_Worker(init, _environment(place), lock, self))

@@ -31,7 +31,7 @@ def serve(requests: IO[str], results: IO[str]) -> None:
     if init is None:
         return
     if init["tune"]:
-        allocator.tune()
+        allocator.keep_freed_memory()
     recipe, folder = _recipe(init["recipe"]), Path(init["folder"])
     while message := waiting.get():
         busy.set()

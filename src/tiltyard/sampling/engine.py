@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from tiltyard.batch.forest import pack
-from tiltyard.kernels.family import fits
-from tiltyard.kernels.fused_decoder import Lean
-from tiltyard.kernels.fused_decoder import lean as lean_road
-from tiltyard.kernels.native_decoder import Compiled
+from tiltyard.kernels import family
+from tiltyard.kernels.fused_decoder import FusedDecoder, make_decoder
+from tiltyard.kernels.native_decoder import NativeDecoder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import merged_adapters
 from tiltyard.sampling.slots import Slots
@@ -50,15 +50,16 @@ class Engine(Protocol):
 
 
 class Packed:
-    """Args: row r answers prompt r // n; `slots` rows at a time; `capacity` tokens in the longest; lean or not."""
+    """Args: row r answers prompt r // n; `slots` rows at a time; `capacity` tokens in the longest; with the
+    backend's decoder or with the modules."""
 
-    def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, slots: int, capacity: int, lean: bool):
+    def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, slots: int, capacity: int, fast: bool):
         self.model, self.prompts, self.n = model, prompts, n
         self.slots = Slots(slots, capacity, model.device)
-        self.lean: Lean | Compiled | None = None
-        if lean:
-            with merged_adapters(model.backbone, model.adapters):  # a snapshot of what the adapters make of the weights
-                self.lean = lean_road(model.backbone, model.head, capacity)
+        self.decoder: FusedDecoder | NativeDecoder | None = None
+        if fast:
+            with merged_adapters(model.backbone, model.adapters):  # a snapshot of the weights with the adapters merged
+                self.decoder = make_decoder(model.backbone, model.head, capacity, model.backend)
         self.first, self.forest = 0, pack([], model.device)  # prompts from `first` on are computed and wait for slots
         self.hidden: Tensor | None = None
 
@@ -86,41 +87,48 @@ class Packed:
         self.hidden = self.model.hidden_T(self.forest, cache=self.slots)[self.forest.prompt_last_G]
 
     def step(self, ids: Tensor) -> Said:
-        if self.lean is not None:
-            hidden = self.lean.step(ids, self.slots)
+        if self.decoder is not None:
+            hidden = self.decoder.step(ids, self.slots)
         else:
             with self.model.autocast():
                 out = self.model.backbone(
                     input_ids=ids[:, None],
                     position_ids=self.slots.length_S[:, None],
                     use_cache=False,
+                    backend=self.model.backend,
                     cache=self.slots,
                 )
             hidden = out.last_hidden_state[:, 0]
         self.slots.advance()
-        return Said(self.model.logits(hidden, self.lean.head if self.lean else None), hidden)
+        return Said(self.model.logits(hidden, self.decoder.head if self.decoder else None), hidden)
 
     def keep(self, rows: Tensor) -> None:
         self.slots.keep(rows)
 
 
-def can_be_lean(model: LanguageModel) -> bool:
-    """Whether `Lean` says what this model says; two steps of each are compared, once a model."""
-    if not model.packed or model.dtype != "float32":
+def can_use_decoder(model: LanguageModel) -> bool:
+    """Whether the backend's decoder computes this model; it is compared with the modules over two steps, once a model.
+
+    Where they disagree the model's backend becomes one that decodes by the modules.
+    """
+    if not model.packed or model.dtype != "float32" or model.backend.decoder == "modules":
         return False
     with merged_adapters(model.backbone, model.adapters):
-        if not fits(model.backbone):
+        if not family.is_supported(model.backbone):
             return False
-    if model.lean_agrees is None:
+    if model.decoder_agrees is None:
         ids = torch.arange(2, device=model.device)
-        roads = []
-        for lean in (True, False):
-            engine = Packed(model, [Prompt(ids=(0, 1, 2))], 2, 2, 5, lean)
+        results = []
+        for fast in (True, False):
+            engine = Packed(model, [Prompt(ids=(0, 1, 2))], 2, 2, 5, fast)
             engine.take([0, 1], [0, 1])
-            roads.append(torch.stack([engine.step(ids).logits for _ in range(2)]))
-        gap = (roads[0] - roads[1]).abs().max() / roads[1].abs().max().clamp_min(1e-6)
-        model.lean_agrees = bool(gap < 1e-4)
-    return model.lean_agrees
+            results.append(torch.stack([engine.step(ids).logits.detach() for _ in range(2)]))
+        gap = float((results[0] - results[1]).abs().max() / results[1].abs().max().clamp_min(1e-6))
+        model.decoder_agrees = gap < 1e-4
+        if not model.decoder_agrees:
+            why = f"{model.backend.why_ops}; the {model.backend.decoder} decoder differs by {gap:.2g} of the logits"
+            model.backend = replace(model.backend, decoder="modules", why_ops=why)
+    return model.decoder_agrees
 
 
 class Padded:

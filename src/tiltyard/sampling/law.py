@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tiltyard.kernels.library import kernels
-from tiltyard.kernels.native_decoder import drawn
+from tiltyard.kernels import fused_ops
+from tiltyard.kernels.backend import Backend
 from tiltyard.sampling.settings import SampleSettings
 
 
@@ -44,15 +44,14 @@ def draw(probs_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
 BLOCK = 64  # tokens whose probabilities are added up together
 
 
-def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
     """`draw` from the whole law at `temperature`, straight from the logits: (token [N], log-probability [N]).
 
     The inverse CDF in two stages, first among blocks of tokens, then within the block: the long running sum in float64
     over the vocabulary, which costs more than all else here, is never made.
     """
-    library = kernels().library if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32 else None
-    if library is not None:
-        return drawn(library, logits_NV.contiguous(), temperature, uniform_N)
+    if backend.native(logits_NV):
+        return fused_ops.sample_tokens(logits_NV.contiguous(), temperature, uniform_N)
     rows, vocabulary = logits_NV.shape
     z = logits_NV / temperature if temperature != 1 else logits_NV
     probs = nn.functional.pad(z.softmax(-1), (0, -vocabulary % BLOCK))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling.engine import Engine, Packed, Padded, Said, can_be_lean
+from tiltyard.sampling.engine import Engine, Packed, Padded, Said, can_use_decoder
 from tiltyard.sampling.law import draw, draw_whole, law_NV
 from tiltyard.sampling.settings import Draws, SampleSettings, draws_for
 from tiltyard.types import Finish, Group, Prompt, Response
@@ -130,7 +130,7 @@ class _Rows:
         at_once = min(settings.max_concurrent, rows)
         capacity = max(len(p.ids) + r for p, r in zip(prompts, room, strict=True))
         self.engine: Engine = (
-            Packed(model, prompts, n, at_once, capacity, can_be_lean(model))
+            Packed(model, prompts, n, at_once, capacity, can_use_decoder(model))
             if model.packed
             else Padded(model, prompts, n, at_once)
         )
@@ -179,7 +179,7 @@ class _Rows:
         rows, drawn, settings = self.row_S[slots], self.drawn_S[slots], self.settings
         uniform = self.uniforms[rows, drawn]
         if settings.whole:
-            tokens, logps = draw_whole(said.logits, settings.temperature, uniform)
+            tokens, logps = draw_whole(said.logits, settings.temperature, uniform, self.model.backend)
         else:
             tokens, logps = draw(law_NV(said.logits, settings), uniform)
         ended = torch.isin(tokens, self.stops)

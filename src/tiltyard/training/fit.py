@@ -21,7 +21,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
 from tiltyard.models.load import set_dropout
-from tiltyard.profiler import STEP, span
+from tiltyard.profiler import STEP, record
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.gradients import GradientAccumulator, StepMetrics
 from tiltyard.training.log import Sink
@@ -104,7 +104,7 @@ class _Loop:
                 with torch.random.fork_rng(self._cuda_devices()):
                     # dropout draws from a stream of the step alone, so that a resumed run draws the same
                     self._seed(generator(self.run.seed, 4, step, processes.rank()).initial_seed())
-                    with span(STEP):
+                    with record(STEP):
                         self._step(step)
         finally:
             self.records.close()
@@ -139,7 +139,7 @@ class _Loop:
             self.metrics.add(hook(self.models, batch, step))
         self._record(batch, step, time.perf_counter() - start, prepared - start)
         if self.run.folder is not None and self._due(step, self.run.save_every):
-            with span("save"):
+            with record("save"):
                 self.checkpoints.save(step + 1)
 
     def _due(self, step: int, every: int) -> bool:
@@ -148,14 +148,14 @@ class _Loop:
 
     def _prepare(self, step: int) -> Batch:
         """The step's groups with the columns of the prepare steps."""
-        with span("overhead/data"):
+        with record("overhead/data"):
             draw = self.algorithm.source(self.models, step)
             self.metrics.add(draw.metrics)
             batch = Batch.of(draw.groups, draw.index, draw.total, self.models.device, self.run.tokens_per_microbatch)
         if self.algorithm.prepare:
             self._set_training(False)
         for prepare in self.algorithm.prepare:
-            with span(f"score/{type(prepare).__name__}"):
+            with record(f"score/{type(prepare).__name__}"):
                 batch = prepare(self.models, batch)
         self.metrics.add(batch.metrics)
         return batch
@@ -195,7 +195,7 @@ class _Loop:
         gradient.backward_aux(algorithm.aux_losses, update, run.tokens_per_microbatch)
         if loss.count == 0 and not algorithm.aux_losses:
             return  # no item of this minibatch counts (all groups tied)
-        with span("optimiser"):
+        with record("optimiser"):
             norm = float(nn.utils.clip_grad_norm_(self.parameters, run.max_grad_norm))
             if not (math.isfinite(loss.sum) and math.isfinite(norm)):
                 self.optimizer.zero_grad(set_to_none=True)
@@ -212,7 +212,7 @@ class _Loop:
         tokens = float(processes.sum_all(torch.tensor(float(self.metrics.tokens), dtype=torch.float64)))
         means["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.run.evaluate and self._due(step, self.run.eval_every):
-            with span("evaluate"):
+            with record("evaluate"):
                 means |= self.run.evaluate(self.models, step + 1)
         means["time/seconds"], means["time/prepare_seconds"] = seconds, prepare_seconds
         means["time/tokens_per_second"] = tokens / seconds

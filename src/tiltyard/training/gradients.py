@@ -10,7 +10,7 @@ from torch import nn
 
 from tiltyard.batch.batch import Batch, Metrics, summed
 from tiltyard.distributed import processes
-from tiltyard.profiler import span, tally
+from tiltyard.profiler import add_count, record
 from tiltyard.training.algorithm import AuxLoss, Forward, Loss, Mean, Models
 from tiltyard.training.optimizer import gradient_norm
 
@@ -81,20 +81,20 @@ class GradientAccumulator:
         loss_sum = 0.0
         for part in parts if count else []:
             forward = Forward(self.models, part, temperature, loss.needs)
-            with span("forward"):
+            with record("forward"):
                 per_item, metrics = loss(forward, part)
                 total = reduce.sum(per_item, part)
             if first_pass is not None:
                 self.metrics.add(first_pass(forward))
-            with span("backward"):
+            with record("backward"):
                 if total.requires_grad:
                     (total * (weight / count)).backward()
             loss_sum += float(total.detach())
             self.metrics.tokens += part.forest.T
-            tally("tokens", part.forest.T)
+            add_count("tokens", part.forest.T)
             self.metrics.add(metrics, prefix)
         if count:
-            with span("backward"):
+            with record("backward"):
                 processes.sum_gradients(self.parameters)
         elif first_pass is not None:
             with torch.no_grad():

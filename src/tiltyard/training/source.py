@@ -19,7 +19,7 @@ from tiltyard.data import GroupFile
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.language import LanguageModel
-from tiltyard.profiler import span, tally
+from tiltyard.profiler import add_count, record
 from tiltyard.sampling.settings import Draws, SampleSettings
 from tiltyard.scoring.base import Scorer, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
@@ -253,15 +253,15 @@ def answered(
     sampler: Sampler, model: LanguageModel, prompts: Sequence[Prompt], n: int, settings: SampleSettings, draws: Draws
 ) -> list[Group]:
     """The sampler's answers, on the clock."""
-    with span("sample"):
+    with record("sample"):
         groups = sampler(model, prompts, n, settings, draws=draws)
-    tally("sampled", sum(len(r.ids) for g in groups for r in g.responses))
+    add_count("sampled", sum(len(r.ids) for g in groups for r in g.responses))
     return groups
 
 
 def scored(scorer: Scorer, groups: list[Group]) -> list[Group]:
     """The groups with the scorer's scores, timed; without groups the scorer is not called."""
-    with span(f"score/{type(scorer).__name__}"):
+    with record(f"score/{type(scorer).__name__}"):
         return scorer.score(groups) if groups else groups
 
 

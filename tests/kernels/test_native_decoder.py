@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +13,14 @@ from hypothesis import strategies as st
 
 from models import tiny
 from tiltyard.batch.forest import pack
-from tiltyard.cli.doctor import examine
-from tiltyard.kernels import tree_attention
-from tiltyard.kernels.fused_decoder import Lean, lean
-from tiltyard.kernels.library import kernels
-from tiltyard.kernels.native_decoder import Compiled, drawn, panels
-from tiltyard.sampling.law import draw_whole
+from tiltyard.kernels import library, tree_attention
+from tiltyard.kernels.backend import TORCH, Backend
+from tiltyard.kernels.fused_decoder import FusedDecoder, make_decoder
+from tiltyard.kernels.fused_ops import sample_tokens
+from tiltyard.kernels.native_decoder import NativeDecoder, panels
 
-needed = pytest.mark.skipif(kernels().library is None, reason=f"decode.c is not compiled: {kernels().why}")
+needed = pytest.mark.skipif(library.load().handle is None, reason=f"decode.c is not compiled: {library.load().why}")
+NATIVE = Backend("cpu_c", "mkl", "native")
 CAPACITY = 11
 # nothing here is a multiple of a vector, a panel or a tile
 ODD = {"vocab_size": 37, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "head_dim": 6}
@@ -41,7 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def decoder(name: str) -> Any:
+def module(name: str) -> Any:
     torch.manual_seed(0)
     family, more = MODELS[name]
     model = getattr(hf, f"{family}ForCausalLM")(getattr(hf, f"{family}Config")(**(ODD | more))).float()
@@ -79,29 +76,27 @@ def threads() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize(("rows", "now"), [(1, 10), (2, 25), (3, 4), (13, 40), (27, 13)])
 @torch.no_grad()
 def test_a_step_is_the_same_in_torch(name: str, rows: int, now: int, threads: Callable[[int], None]) -> None:
-    model = decoder(name)
-    roads = [Lean(model.model, model.lm_head, 40), lean(model.model, model.lm_head, 40)]
-    assert type(roads[1]) is Compiled
+    model = module(name)
+    decoders = [make_decoder(model.model, model.lm_head, 40, backend) for backend in (TORCH, NATIVE)]
+    assert [type(decoder) for decoder in decoders] == [FusedDecoder, NativeDecoder]
     ids = torch.arange(rows) % 37
-    caches = [cache(model, rows, now) for _ in roads]
-    expected, found = (road.step(ids, one) for road, one in zip(roads, caches, strict=True))
+    caches = [cache(model, rows, now) for _ in decoders]
+    expected, found = (decoder.step(ids, one) for decoder, one in zip(decoders, caches, strict=True))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
     for place in range(2):  # the new token's key and value, and nothing else, were written
         for mine, other in ((c.keys[place], d.keys[place]) for c, d in [caches]):
             torch.testing.assert_close(mine, other, atol=2e-5, rtol=2e-5)
         torch.testing.assert_close(caches[1].values[place], caches[0].values[place], atol=2e-5, rtol=2e-5)
-    torch.testing.assert_close(roads[1].head(found), model.lm_head(found), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoders[1].head(found), model.lm_head(found), atol=1e-4, rtol=1e-4)
     for count in (1, 3):
         threads(count)
-        again = roads[1].step(ids, cache(model, rows, now))
+        again = decoders[1].step(ids, cache(model, rows, now))
         assert torch.equal(again, found)
 
 
 @needed
 def test_where_memory_begins_changes_no_bit() -> None:
     """Loops that a compiler begins where memory is aligned would add in another order."""
-    library = kernels().library
-    assert library is not None
     generator = torch.Generator().manual_seed(0)
     logits, uniform = torch.randn(3, 501, generator=generator), torch.rand(3, generator=generator)
     forest = pack([tiny.group(21, 30, 40), tiny.group(50)])
@@ -109,9 +104,9 @@ def test_where_memory_begins_changes_no_bit() -> None:
     found = []
     for shift in (0, 1, 3, 7, 8, 15):
         moved = [_moved(x, shift).requires_grad_() for x in qkv]
-        out = tree_attention.attention(*moved, forest.pieces, 0.3)
+        out = tree_attention.attention(*moved, forest.segments, 0.3)
         out.square().sum().backward()
-        found.append([*drawn(library, _moved(logits, shift), 1.0, uniform), out, *(x.grad for x in moved)])
+        found.append([*sample_tokens(_moved(logits, shift), 1.0, uniform), out, *(x.grad for x in moved)])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -125,14 +120,14 @@ def _moved(x: torch.Tensor, by: int) -> torch.Tensor:
 @needed
 @torch.no_grad()
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    model = decoder("llama")
-    road = lean(model.model, model.lm_head, 40)
+    model = module("llama")
+    decoder = make_decoder(model.model, model.lm_head, 40, NATIVE)
     ids, whole = torch.arange(20), cache(model, 20, 17)
-    found = road.step(ids, whole)
+    found = decoder.step(ids, whole)
     few = cache(model, 20, 17)
     few.keys, few.values = ({i: x[5:12].clone() for i, x in s.items()} for s in (few.keys, few.values))
     few.length_S = few.length_S[5:12]
-    assert torch.equal(road.step(ids[5:12], few), found[5:12])
+    assert torch.equal(decoder.step(ids[5:12], few), found[5:12])
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,11 +147,9 @@ def test_draws_are_the_same_in_torch(
     logits = torch.randn(rows, vocabulary, generator=generator) * spread
     if never and vocabulary > 1:
         logits[:, ::2] = -torch.inf
-    library = kernels().library
-    assert library is not None
     probs = (logits.double() / temperature).softmax(-1)
     for uniform in (torch.rand(rows, generator=generator), torch.zeros(rows), torch.full((rows,), 1 - 2**-24)):
-        tokens, logps = drawn(library, logits, temperature, uniform)
+        tokens, logps = sample_tokens(logits, temperature, uniform)
         chosen = probs.gather(-1, tokens[:, None])[:, 0]
         assert bool((chosen > 0).all())
         torch.testing.assert_close(logps.double(), chosen.log(), atol=1e-4, rtol=1e-5)
@@ -168,10 +161,8 @@ def test_draws_are_the_same_in_torch(
 
 @needed
 def test_rubbish_draws_a_token_all_the_same() -> None:
-    library = kernels().library
-    assert library is not None
     for bad in (float("nan"), float("-inf"), float("inf")):
-        tokens, _ = drawn(library, torch.full((3, 70), bad), 1.0, torch.tensor([0.0, 0.5, 0.99]))
+        tokens, _ = sample_tokens(torch.full((3, 70), bad), 1.0, torch.tensor([0.0, 0.5, 0.99]))
         assert bool(((tokens >= 0) & (tokens < 70)).all())
 
 
@@ -184,54 +175,3 @@ def test_panels_hold_all_weights() -> None:
     both = panels([weight[:20], weight[20:]])
     assert torch.equal(both[1, 1, :4], weight[16:20, 1])
     assert torch.equal(both[1, 1, 16:20], weight[36:, 1])
-
-
-@pytest.fixture
-def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    kernels.cache_clear()
-
-
-@needed
-def test_it_is_compiled_once(afresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert kernels().library is not None
-    (made,) = (tmp_path / "tiltyard").iterdir()
-    first = made.stat().st_mtime_ns
-    kernels.cache_clear()
-    assert kernels().library is not None
-    assert made.stat().st_mtime_ns == first
-
-
-def test_without_a_compiler_it_is_torch_and_doctor_says_so(afresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, value, why in (
-        ("CC", "no-such-cc", "no C compiler"),
-        ("TILTYARD_KERNELS", "off", "TILTYARD_KERNELS=off"),
-    ):
-        afresh.setenv(name, value)
-        kernels.cache_clear()
-        assert kernels() == (None, why)
-        told = next(check for check in examine() if check.name == "kernels")
-        assert why in told.detail
-        model = decoder("llama")
-        assert type(lean(model.model, model.lm_head, 8)) is Lean
-        logits = torch.randn(4, 37)
-        assert draw_whole(logits, 1.0, torch.rand(4))[0].shape == (4,)
-    broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho wrong flags >&2\nexit 1\n")
-    broken.chmod(0o755)
-    afresh.setenv("CC", str(broken))
-    afresh.delenv("TILTYARD_KERNELS")
-    kernels.cache_clear()
-    assert "wrong flags" in kernels().why
-
-
-def test_the_source_is_in_the_package() -> None:
-    files = importlib.resources.files("tiltyard.kernels")
-    assert (files / "decode.c").is_file()
-    assert (files / "tree_attention.c").is_file()
-    assert (files / "matmul.h").is_file()
-    assert "kernels/*.[ch]" in (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert os.environ.get("TILTYARD_KERNELS", "") != "off"

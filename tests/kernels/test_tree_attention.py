@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from models import tiny
 from tiltyard.batch.forest import Forest, pack
-from tiltyard.kernels import fused_block, tree_attention
-from tiltyard.kernels.library import Found, kernels
+from tiltyard.kernels import fused_block, library, tree_attention
 from tiltyard.models import attention
 
-needed = pytest.mark.skipif(kernels().library is None, reason=f"tree_attention.c is not compiled: {kernels().why}")
+needed = pytest.mark.skipif(
+    library.load().handle is None, reason=f"tree_attention.c is not compiled: {library.load().why}"
+)
 
 
 def forest_of(shape: list[list[int]]) -> Forest:
@@ -62,7 +64,7 @@ SHAPES = st.lists(
 def test_it_is_attention_over_trees(shape: list[list[int]], heads: tuple[int, int], width: int, more: int) -> None:
     forest = forest_of(shape)
     mine = [x.requires_grad_() for x in tensors(forest, *heads, width, more)]
-    out = tree_attention.attention(*mine, forest.pieces, 0.3)
+    out = tree_attention.attention(*mine, forest.segments, 0.3)
     assert not out[forest.T :].any()
     real = [x.detach()[: forest.T].double().requires_grad_() for x in mine]
     expected = defined(forest, *real, 0.3)
@@ -82,7 +84,7 @@ def test_a_long_tree_and_large_logits() -> None:
     forest = forest_of([[300, 257, 31, 200], [500]])
     q, k, v = tensors(forest, 2, 1, 32)
     for size, near in ((1.0, 2e-5), (40.0, 5e-4)):  # logits of some hundreds are known to 1e-4 in float32
-        out = tree_attention.attention(q * size, k, v, forest.pieces, 0.2)
+        out = tree_attention.attention(q * size, k, v, forest.segments, 0.2)
         torch.testing.assert_close(out.double(), defined(forest, q * size, k, v, 0.2), atol=near, rtol=near)
 
 
@@ -92,14 +94,14 @@ def test_the_work_is_counted_while_somebody_counts(monkeypatch: pytest.MonkeyPat
     forest = forest_of([[3, 2, 4], [5], [2, 3]])
     pairs = (6 + 2 * 3 + 3 + 4 * 3 + 10) + 15 + (5 * 6 // 2)
     mine = [x.requires_grad_() for x in tensors(forest, 4, 2, 16)]
-    monkeypatch.setattr(tree_attention.Work, "flop", 0)
-    tree_attention.attention(*mine, forest.pieces, 0.3).sum().backward()
-    assert tree_attention.Work.flop == 0
-    monkeypatch.setattr(tree_attention.Work, "on", True)
-    out = tree_attention.attention(*mine, forest.pieces, 0.3)
-    assert tree_attention.Work.flop == 4 * pairs * 4 * 16
+    monkeypatch.setattr(tree_attention.KernelFlop, "flop", 0)
+    tree_attention.attention(*mine, forest.segments, 0.3).sum().backward()
+    assert tree_attention.KernelFlop.flop == 0
+    monkeypatch.setattr(tree_attention.KernelFlop, "on", True)
+    out = tree_attention.attention(*mine, forest.segments, 0.3)
+    assert tree_attention.KernelFlop.flop == 4 * pairs * 4 * 16
     out.sum().backward()
-    assert tree_attention.Work.flop == 14 * pairs * 4 * 16
+    assert tree_attention.KernelFlop.flop == 14 * pairs * 4 * 16
 
 
 @needed
@@ -110,7 +112,7 @@ def test_threads_change_no_bit() -> None:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             mine = [x.requires_grad_() for x in tensors(forest, 4, 2, 32)]
-            out = tree_attention.attention(*mine, forest.pieces, 0.3)
+            out = tree_attention.attention(*mine, forest.segments, 0.3)
             out.square().sum().backward()
             found.append([out, *(x.grad for x in mine)])
     finally:
@@ -122,16 +124,16 @@ def test_threads_change_no_bit() -> None:
 @needed
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2", "llama_tied"])
 def test_models_take_it_and_say_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_block, "suits", lambda *_: False)  # transformers' modules ask for it too
+    monkeypatch.setattr(fused_block, "is_supported", lambda *_: False)  # transformers' modules ask for it too
     calls = []
     real = tree_attention.attention
     monkeypatch.setattr(attention.tree_attention, "attention", lambda *args: (calls.append(1), real(*args))[1])
     forest = forest_of([[5, 7, 3], [9, 4], [2, 6, 6, 1]])
     grads = []
     for compiled in (True, False):
-        if not compiled:
-            monkeypatch.setattr(tree_attention, "kernels", lambda: Found(None, "off for this test"))
         model = tiny.language(family, "float32")
+        if not compiled:
+            model.backend = replace(model.backend, ops="torch")
         logp_R = model.logp_R(forest)[0]
         logp_R.sum().backward()
         grads.append([logp_R.detach(), *(p.grad for p in model.module.parameters() if p.grad is not None)])

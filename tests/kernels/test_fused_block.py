@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,14 +16,17 @@ from torch.nn import functional
 
 from models import tiny
 from tiltyard.batch.forest import Forest, pack
-from tiltyard.kernels import fused_block, fused_ops, tree_attention
-from tiltyard.kernels.library import Found, kernels
-from tiltyard.kernels.matmul import weight_slope
+from tiltyard.kernels import fused_block, fused_ops, library, tree_attention
+from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.matmul import weight_grad
 from tiltyard.models import adapters, load
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import Lora
 
-pytestmark = pytest.mark.skipif(kernels().library is None, reason=f"fused_ops.c is not compiled: {kernels().why}")
+pytestmark = pytest.mark.skipif(
+    library.load().handle is None, reason=f"fused_ops.c is not compiled: {library.load().why}"
+)
+ONEDNN = Backend("cpu_c", "onednn")
 SIZES = st.tuples(st.integers(1, 150), st.sampled_from([4, 16, 24, 40, 128]))
 
 
@@ -35,7 +39,7 @@ def close(found: Tensor, expected: Tensor, near: float = 5e-5) -> None:
     assert ((found.double() - expected.double()).abs().max() / scale).item() < near
 
 
-def slopes(out: Tensor, dout: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+def gradients(out: Tensor, dout: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(out, of, dout.double())
 
 
@@ -52,10 +56,10 @@ def test_norm(size: tuple[int, int]) -> None:
     x, weight, dout = random(*size), random(size[1], seed=1), random(*size, seed=2)
     x64, weight64 = wide(x, weight)
     expected = x64 * torch.rsqrt(x64.square().mean(-1, keepdim=True) + 1e-5) * weight64
-    close(fused_ops.norm(x, weight, 1e-5), expected)
+    close(fused_ops.rms_norm(x, weight, 1e-5), expected)
     dx = torch.ones_like(x)  # it is added to
-    dweight = fused_ops.norm_slope_(dx, dout, x, weight, 1e-5)
-    for found, other in zip((dx - 1, dweight), slopes(expected, dout, x64, weight64), strict=True):
+    dweight = fused_ops.rms_norm_backward_(dx, dout, x, weight, 1e-5)
+    for found, other in zip((dx - 1, dweight), gradients(expected, dout, x64, weight64), strict=True):
         close(found, other, 1e-4)
 
 
@@ -65,22 +69,22 @@ def test_gate(size: tuple[int, int]) -> None:
     gate, up, dout = random(*size) * 5, random(*size, seed=1), random(*size, seed=2)
     gate64, up64 = wide(gate, up)
     expected = functional.silu(gate64) * up64
-    close(fused_ops.gated(gate, up), expected)
-    dgate, dup = slopes(expected, dout, gate64, up64)
-    for found, other in zip(fused_ops.gated_slope(dout.clone(), gate, up), (expected, dgate, dup), strict=True):
+    close(fused_ops.swiglu(gate, up), expected)
+    dgate, dup = gradients(expected, dout, gate64, up64)
+    for found, other in zip(fused_ops.swiglu_backward_(dout.clone(), gate, up), (expected, dgate, dup), strict=True):
         close(found, other)
 
 
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(1, 1, 2), (70, 3, 32), (9, 4, 24)])
-def test_turning_back_is_the_slope(tokens: int, heads: int, width: int) -> None:
+def test_the_inverse_rotation_is_the_gradient(tokens: int, heads: int, width: int) -> None:
     angle = random(tokens, width // 2)
     cos, sin = angle.cos().repeat(1, 2) * 1.3, angle.sin().repeat(1, 2) * 1.3  # yarn stretches them
     x, dout = random(tokens, heads, width), random(tokens, heads, width, seed=1)
     (x64,) = wide(x)
     swapped = torch.cat([-x64[..., width // 2 :], x64[..., : width // 2]], -1)
     expected = x64 * cos[:, None] + swapped * sin[:, None]
-    close(fused_ops.turn_(x.clone(), cos, sin), expected)
-    close(fused_ops.turn_(dout.clone(), cos, sin, back=True), slopes(expected, dout, x64)[0])
+    close(fused_ops.apply_rope_(x.clone(), cos, sin), expected)
+    close(fused_ops.apply_rope_(dout.clone(), cos, sin, inverse=True), gradients(expected, dout, x64)[0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,7 +96,7 @@ def test_log_probabilities(rows: int, vocabulary: int, large: float) -> None:
     (z64,) = wide(z)
     law = z64.log_softmax(-1)
     logp, entropy = law.gather(-1, target[:, None])[:, 0], -(law.exp() * law).sum(-1)
-    found, lse, entropies = fused_ops.law(z, target, entropy=True)
+    found, lse, entropies = fused_ops.log_softmax_nll(z, target, entropy=True)
     assert entropies is not None
     torch.testing.assert_close(found.double(), logp, atol=5e-5, rtol=5e-5)
     torch.testing.assert_close(entropies.double(), entropy, atol=5e-5, rtol=5e-5)
@@ -100,19 +104,19 @@ def test_log_probabilities(rows: int, vocabulary: int, large: float) -> None:
         total = (dlogp * logp).sum() + (dentropy * entropy).sum() * with_entropy
         (expected,) = torch.autograd.grad(total, z64, retain_graph=True)
         more = (entropies, dlogp, dentropy) if with_entropy else (None, dlogp, None)
-        close(fused_ops.law_slope_(z.clone(), target, lse, *more), expected, 1e-4)
+        close(fused_ops.log_softmax_nll_backward_(z.clone(), target, lse, *more), expected, 1e-4)
 
 
 @pytest.mark.parametrize(("vocabulary", "wide"), [(2, 2), (300, 300), (1024, 1100)])
-def test_divergence(vocabulary: int, wide: int) -> None:
+def test_kl_and_entropy(vocabulary: int, wide: int) -> None:
     law, other = random(9, vocabulary).mul(4).log_softmax(-1), random(9, wide, seed=1).mul(4).log_softmax(-1)
     p, q = law.double(), other.double()[:, :vocabulary]
-    entropy, kl = fused_ops.divergence(law, other)
+    entropy, kl = fused_ops.kl_and_entropy(law, other)
     torch.testing.assert_close(entropy.double(), -(p.exp() * p).sum(-1), atol=5e-5, rtol=5e-5)
     torch.testing.assert_close(kl.double(), (p.exp() * (p - q)).sum(-1), atol=5e-5, rtol=5e-5)
-    assert not fused_ops.divergence(law, law)[1].any()
+    assert not fused_ops.kl_and_entropy(law, law)[1].any()
     law[0, 0], other[0, 0], other[1, 1], law[2, 0] = -torch.inf, -torch.inf, -torch.inf, torch.nan
-    entropy, kl = fused_ops.divergence(law, other)
+    entropy, kl = fused_ops.kl_and_entropy(law, other)
     assert kl[0].isfinite()  # neither has it: no share, no divergence
     assert kl[1] == torch.inf  # the other has none of it
     assert kl[2].isnan()
@@ -124,21 +128,25 @@ def test_what_is_not_a_number_stays_none() -> None:
     for bad in (float("nan"), float("inf")):
         z = torch.zeros(1, 20)
         z[0, 7] = bad
-        logp, lse, _ = fused_ops.law(z, torch.tensor([3]), entropy=False)
+        logp, lse, _ = fused_ops.log_softmax_nll(z, torch.tensor([3]), entropy=False)
         assert not logp.isfinite().any()
-        assert not fused_ops.law_slope_(z, torch.tensor([3]), lse, None, torch.ones(1), None).isfinite().all()
-        assert not fused_ops.norm(z, torch.ones(20), 1e-5).isfinite().all()
-        assert not fused_ops.gated(z, torch.ones(1, 20)).isfinite().all()
+        assert (
+            not fused_ops.log_softmax_nll_backward_(z, torch.tensor([3]), lse, None, torch.ones(1), None)
+            .isfinite()
+            .all()
+        )
+        assert not fused_ops.rms_norm(z, torch.ones(20), 1e-5).isfinite().all()
+        assert not fused_ops.swiglu(z, torch.ones(1, 20)).isfinite().all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 600), out=st.sampled_from([1, 12, 33, 128]), width=st.sampled_from([1, 32, 50, 128]))
-def test_slope_of_a_weight(rows: int, out: int, width: int) -> None:
+def test_gradient_of_a_weight(rows: int, out: int, width: int) -> None:
     dout, x, before = random(rows, out), random(rows, width, seed=1), random(out, width, seed=2)
     expected = dout.double().t() @ x.double()
-    found = fused_ops.weight_slope_(before.clone(), dout, x)
+    found = fused_ops.weight_grad_(before.clone(), dout, x)
     torch.testing.assert_close(found.double(), before.double() + expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(weight_slope(dout, x).double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(weight_grad(dout, x, backend=ONEDNN).double(), expected, atol=1e-4, rtol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------- the model
@@ -151,7 +159,7 @@ def forest(spans: Any = None) -> Forest:
 @contextmanager
 def modules_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(fused_block, "suits", lambda *_: False)
+        patch.setattr(fused_block, "is_supported", lambda *_: False)
         yield
 
 
@@ -173,8 +181,8 @@ def test_it_is_the_model(family: str, frozen: int, monkeypatch: pytest.MonkeyPat
     exact.module.load_state_dict(model.module.state_dict())
     for one in (model, exact):
         load.freeze_bottom(one, frozen)
-    assert fused_block.suits(model.backbone, forest())
-    assert not fused_block.suits(exact.backbone, forest())
+    assert fused_block.is_supported(model.backbone, forest(), model.backend)
+    assert not fused_block.is_supported(exact.backbone, forest(), exact.backend)
     mine = trained(model)
     with modules_only(monkeypatch):
         theirs = trained(model)
@@ -213,8 +221,8 @@ def test_prompts_are_kept_for_decoding(family: str, monkeypatch: pytest.MonkeyPa
 
 def test_threads_change_no_bit_but_in_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library's products may differ; everything of ours does not."""
-    monkeypatch.setattr(fused_block, "multiply", lambda x, w, b=None: _slow(x, w, b))
-    monkeypatch.setattr(fused_block, "multiply_onto", lambda other, x, w, b=None: other + _slow(x, w, b))
+    monkeypatch.setattr(fused_block, "linear", lambda x, w, b=None, **_: _slow(x, w, b))
+    monkeypatch.setattr(fused_block, "linear_add", lambda other, x, w, b=None, **_: other + _slow(x, w, b))
     model, before, found = tiny.language("qwen2"), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
@@ -255,39 +263,40 @@ def test_it_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
         assert mine < 0.65 * kept(model)
 
 
-def test_other_models_and_settings_take_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    def suits(model: Any) -> bool:
-        return fused_block.suits(model.backbone, forest())
+def test_other_models_and_settings_use_the_modules() -> None:
+    def supported(model: Any) -> bool:
+        return fused_block.is_supported(model.backbone, forest(), model.backend)
 
-    assert suits(tiny.language("llama"))
-    assert suits(tiny.scalar("llama"))
-    assert not suits(tiny.language("llama", "float64"))
-    assert not suits(tiny.language("gpt2"))
-    assert not suits(tiny.language("mistral"))  # a window
+    assert supported(tiny.language("llama"))
+    assert supported(tiny.scalar("llama"))
+    assert not supported(tiny.language("llama", "float64"))
+    assert not supported(tiny.language("gpt2"))
+    assert not supported(tiny.language("mistral"))  # a window
     listening = tiny.language("llama")
     listening.backbone.layers[0].register_forward_hook(lambda *_: None)
-    assert not suits(listening)
+    assert not supported(listening)
     saving = tiny.language("llama")
     saving.checkpoint_activations()
     saving.module.train()
-    assert not suits(saving)
+    assert not supported(saving)
     dropping = tiny.language("llama", attention_dropout=0.5)
-    assert suits(dropping)
+    assert supported(dropping)
     dropping.module.train()
-    assert not suits(dropping)
+    assert not supported(dropping)
     half = tiny.language("llama", "bfloat16")
     with half.autocast():
-        assert not suits(half)
+        assert not supported(half)
     adapted = tiny.language("llama")
     adapters.adapt(adapted, Lora(rank=2))
-    assert not suits(adapted)
-    monkeypatch.setattr(fused_block, "kernels", lambda: Found(None, "off for this test"))
-    assert not suits(tiny.language("llama"))
+    assert not supported(adapted)
+    off = tiny.language("llama")
+    off.backend = replace(off.backend, ops="torch")
+    assert not supported(off)
 
 
 def test_attention_of_no_tokens() -> None:
     """The products are rounded up with tokens of no tree; nothing is read from them."""
     q = random(4, 1, 8)
-    nothing = tree_attention.Pieces(torch.zeros(1, dtype=torch.long), torch.zeros(0, 2, dtype=torch.long))
+    nothing = tree_attention.Segments(torch.zeros(1, dtype=torch.long), torch.zeros(0, 2, dtype=torch.long))
     out, _ = tree_attention.forward(q, q, q, nothing, 1)
     assert not out.any()

@@ -1,4 +1,4 @@
-"""Products by oneDNN are those of torch: values, gradients, any strides, and whole models."""
+"""Linear layers by oneDNN are those of torch: values, gradients, any strides, and whole models."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from torch import nn
 from models import tiny
 from tiltyard.batch.forest import pack
 from tiltyard.kernels import matmul
-from tiltyard.kernels.matmul import Linear, Ready, multiply, quicken
+from tiltyard.kernels.backend import Backend, expected
+from tiltyard.kernels.matmul import Linear, PackedLinear, linear, use_onednn_linear
+
+ONEDNN, MKL = Backend(expected().ops, "onednn"), Backend(expected().ops, "mkl")
+needed = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+pytestmark = needed
 
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch):
-    """oneDNN wherever it can be, on any maker's processor and for products of any size."""
+    """oneDNN for products of any size, whatever was measured here."""
     monkeypatch.setattr(matmul, "ENOUGH", 0)
-    monkeypatch.setattr(matmul, "onednn", torch.backends.mkldnn.is_available)
+    monkeypatch.setenv("TILTYARD_LINEAR", "onednn")
 
 
 def _counted(monkeypatch) -> list[int]:
     calls: list[int] = []
-    real = matmul.suits
-    monkeypatch.setattr(matmul, "suits", lambda x, w: (found := real(x, w), calls.append(found))[0])
+    real = matmul.is_supported
+    monkeypatch.setattr(matmul, "is_supported", lambda x, w: (found := real(x, w), calls.append(found))[0])
     return calls
 
 
@@ -38,24 +43,24 @@ def _counted(monkeypatch) -> list[int]:
     flips=st.tuples(st.booleans(), st.booleans()),
     bias=st.booleans(),
 )
-def test_multiply_is_the_product(n: int, i: int, o: int, flips: tuple[bool, bool], bias: bool) -> None:
+def test_linear_is_the_product(n: int, i: int, o: int, flips: tuple[bool, bool], bias: bool) -> None:
     generator = torch.Generator().manual_seed(n + 100 * i + o)
     x = torch.randn((i, n) if flips[0] else (n, i), generator=generator)
     w = torch.randn((i, o) if flips[1] else (o, i), generator=generator)
     x, w = (x.t() if flips[0] else x), (w.t() if flips[1] else w)
     b = torch.randn(o, generator=generator) if bias else None
-    with products_on():
-        found = multiply(x, w, b)
+    with any_size():
+        found = linear(x, w, b, backend=ONEDNN)
     torch.testing.assert_close(found, nn.functional.linear(x, w, b), atol=1e-4, rtol=1e-4)
 
 
-class products_on:
+class any_size:
     def __enter__(self):
-        self.before = matmul.ENOUGH, matmul.onednn
-        matmul.ENOUGH, matmul.onednn = 0, torch.backends.mkldnn.is_available
+        self.before = matmul.ENOUGH
+        matmul.ENOUGH = 0
 
     def __exit__(self, *_):
-        matmul.ENOUGH, matmul.onednn = self.before
+        matmul.ENOUGH = self.before
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -65,7 +70,7 @@ def test_layer_and_gradients(monkeypatch, bias: bool, shape: tuple[int, ...]) ->
     torch.manual_seed(0)
     plain = nn.Linear(24, 10, bias=bias)
     fast = copy.deepcopy(plain)
-    quicken(fast)
+    use_onednn_linear(fast, ONEDNN)
     assert type(fast) is Linear
     x = torch.randn(*shape, requires_grad=True)
     twin = x.detach().clone().requires_grad_(True)
@@ -82,7 +87,7 @@ def test_layer_and_gradients(monkeypatch, bias: bool, shape: tuple[int, ...]) ->
 
 def test_frozen_weights_and_inputs_get_no_gradient() -> None:
     layer = nn.Linear(6, 4)
-    quicken(layer)
+    use_onednn_linear(layer, ONEDNN)
     layer.weight.requires_grad_(False)
     x = torch.randn(3, 6)
     layer(x).sum().backward()
@@ -93,22 +98,21 @@ def test_frozen_weights_and_inputs_get_no_gradient() -> None:
 def test_other_types_stay_with_torch(monkeypatch) -> None:
     calls = _counted(monkeypatch)
     layer = nn.Linear(6, 4).double()
-    quicken(layer)
+    use_onednn_linear(layer, ONEDNN)
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
     assert not any(calls)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         quick = nn.Linear(6, 4)
-        quicken(quick)
+        use_onednn_linear(quick, ONEDNN)
         assert quick(torch.randn(3, 6)).dtype == torch.bfloat16
 
 
 def test_a_whole_model_gives_the_same_losses_and_gradients(monkeypatch) -> None:
-    model = tiny.language("llama_tied", "float32")
     groups = [tiny.group(5, 4, 6), tiny.group(3, 7, seed=1)]
 
     def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model.module.zero_grad(set_to_none=True)
+        model = tiny.language("llama_tied", "float32")
         logp_R = model.logp_R(pack(groups))[0]
         logp_R.sum().backward()
         return logp_R.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters()}
@@ -117,7 +121,7 @@ def test_a_whole_model_gives_the_same_losses_and_gradients(monkeypatch) -> None:
     fast, fast_grads = gradients()
     assert len(calls) > 30
     assert all(calls)
-    monkeypatch.setattr(matmul, "onednn", lambda: False)
+    monkeypatch.setenv("TILTYARD_LINEAR", "mkl")
     plain, plain_grads = gradients()
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
     for name, grad in plain_grads.items():
@@ -126,30 +130,28 @@ def test_a_whole_model_gives_the_same_losses_and_gradients(monkeypatch) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
-def test_ready_weights(monkeypatch, bias: bool, packed: bool) -> None:
-    monkeypatch.setattr(matmul, "onednn", lambda: packed)
+def test_packed_weights(bias: bool, packed: bool) -> None:
     torch.manual_seed(0)
     w, b = torch.randn(12, 20), torch.randn(12) if bias else None
-    ready = Ready(w, b)
+    layer = PackedLinear(w, b, ONEDNN if packed else MKL)
     for rows in (1, 5, 32, 40):
         x, other = torch.randn(rows, 20), torch.randn(rows, 12)
         plain = nn.functional.linear(x, w, b)
         close = {"atol": 1e-4, "rtol": 1e-4}
-        torch.testing.assert_close(ready(x), plain, **close)
-        torch.testing.assert_close(ready(x, "swish"), nn.functional.silu(plain), **close)
-        torch.testing.assert_close(ready.plus(x, other), plain + other, **close)
-        torch.testing.assert_close(ready.times(x, other), plain * other, **close)
+        torch.testing.assert_close(layer(x), plain, **close)
+        torch.testing.assert_close(layer(x, "swish"), nn.functional.silu(plain), **close)
+        torch.testing.assert_close(layer.add(x, other), plain + other, **close)
+        torch.testing.assert_close(layer.mul(x, other), plain * other, **close)
 
 
 @pytest.mark.parametrize("lengths", [(5, 4, 6), (30, 20, 20), (60, 1, 3)])
-def test_batches_are_filled_up_to_sizes_that_come_back(monkeypatch, lengths: tuple[int, ...]) -> None:
+def test_batches_are_padded_to_sizes_that_recur(monkeypatch, lengths: tuple[int, ...]) -> None:
     """The tokens of no tree change nothing but rounding: log-probs, states and gradients."""
-    model = tiny.language("llama", "float32")
     groups = [tiny.group(*lengths), tiny.group(3, 7, seed=1)]
     forest = pack(groups)
 
     def found() -> list[torch.Tensor]:
-        model.module.zero_grad(set_to_none=True)
+        model = tiny.language("llama", "float32")
         logp_R = model.logp_R(pack(groups))[0]
         (logp_R * torch.arange(forest.R)).sum().backward()
         return [logp_R.detach(), model.hidden_T(pack(groups)).detach(), *(p.grad for p in model.parameters())]
@@ -161,7 +163,7 @@ def test_batches_are_filled_up_to_sizes_that_come_back(monkeypatch, lengths: tup
     filled = found()
     assert set(seen) == {16}
     assert len(forest.padded_to(16)[0]) % 16 == 0
-    monkeypatch.setattr(matmul, "onednn", lambda: False)
+    monkeypatch.setenv("TILTYARD_LINEAR", "mkl")
     plain = found()
     assert seen[-1] == 1
     for one, two in zip(filled, plain, strict=True):
@@ -175,17 +177,3 @@ def test_copies_and_files_know_nothing_of_it(tmp_path) -> None:
     assert {type(part) for part in twin.modules() if isinstance(part, nn.Linear)} == kinds
     names = {"weight"}
     assert {n.rsplit(".", 1)[-1] for n in twin.state_dict() if "proj" in n} == names
-
-
-def test_the_maker_decides(monkeypatch) -> None:
-    monkeypatch.undo()
-    for maker, expected in {"GenuineIntel": False, "AuthenticAMD": True, "": False}.items():
-        matmul.onednn.cache_clear()
-        monkeypatch.setattr(matmul, "_maker", lambda maker=maker: maker)
-        monkeypatch.setattr("platform.machine", lambda: "x86_64")
-        possible = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-        assert matmul.onednn() is (expected and possible)
-    matmul.onednn.cache_clear()
-    monkeypatch.setenv("TILTYARD_PRODUCTS", "torch")
-    assert not matmul.onednn()
-    matmul.onednn.cache_clear()

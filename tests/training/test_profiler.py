@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from tiltyard import profiler
 from tiltyard.methods import dpo, ppo, rft, sft
 from tiltyard.sampling import SampleSettings, sample
+from tiltyard.scoring import Cost, Scale
 from tiltyard.training.algorithm import Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.optimizer import make_optimizer
@@ -43,14 +45,14 @@ class Time:
 
 def test_a_part_counts_for_itself_alone() -> None:
     at = Time()
-    with profiler.Clock({"seconds": at}) as watch, profiler.span(profiler.STEP):
+    with profiler.Profiler({"seconds": at}) as watch, profiler.record(profiler.STEP):
         at.takes(1)
-        with profiler.span("forward"):
+        with profiler.record("forward"):
             at.takes(10)
-            with profiler.span("score/inner"):
+            with profiler.record("score/inner"):
                 at.takes(100)
             at.takes(10)
-        with profiler.span("forward"):
+        with profiler.record("forward"):
             at.takes(1000)
         at.takes(2)
     (step,) = watch.steps
@@ -64,12 +66,12 @@ def test_a_part_counts_for_itself_alone() -> None:
 
 def test_several_gauges_and_counts() -> None:
     one, two = Time(), Time(5.0)
-    with profiler.Clock({"seconds": one, "flops": two}) as watch:
+    with profiler.Profiler({"seconds": one, "flops": two}) as watch:
         for size in (2, 3):
-            with profiler.span(profiler.STEP):
+            with profiler.record(profiler.STEP):
                 two.takes(size)
-                profiler.tally("tokens", size)
-                profiler.tally("tokens", size)
+                profiler.add_count("tokens", size)
+                profiler.add_count("tokens", size)
     assert [step.total("flops") for step in watch.steps] == [2, 3]
     assert [step.total() for step in watch.steps] == [0, 0]
     assert [step.counts for step in watch.steps] == [{"tokens": 4.0}, {"tokens": 6.0}]
@@ -77,32 +79,32 @@ def test_several_gauges_and_counts() -> None:
 
 def test_nothing_is_counted_outside_of_a_step_or_without_a_clock() -> None:
     at = Time()
-    with profiler.span(profiler.STEP), profiler.span("forward"):
-        profiler.tally("tokens", 1)
-    with profiler.Clock({"seconds": at}) as watch:
-        with profiler.span("forward"):
+    with profiler.record(profiler.STEP), profiler.record("forward"):
+        profiler.add_count("tokens", 1)
+    with profiler.Profiler({"seconds": at}) as watch:
+        with profiler.record("forward"):
             at.takes(1)
-            profiler.tally("tokens", 1)
-        with profiler.span(profiler.STEP):
+            profiler.add_count("tokens", 1)
+        with profiler.record(profiler.STEP):
             at.takes(2)
-    with profiler.span(profiler.STEP):
+    with profiler.record(profiler.STEP):
         at.takes(4)
     assert [step.parts for step in watch.steps] == [{"overhead": {"seconds": 2.0}}]
     assert [step.counts for step in watch.steps] == [{}]
 
 
 def test_an_error_ends_its_spans() -> None:
-    watch = profiler.Clock({"seconds": Time()})
-    with pytest.raises(KeyError), watch, profiler.span(profiler.STEP), profiler.span("forward"):
+    watch = profiler.Profiler({"seconds": Time()})
+    with pytest.raises(KeyError), watch, profiler.record(profiler.STEP), profiler.record("forward"):
         raise KeyError
-    with watch, profiler.span(profiler.STEP):
+    with watch, profiler.record(profiler.STEP):
         pass
     assert [list(step.parts) for step in watch.steps] == [["overhead", "forward"], ["overhead"]]
 
 
 def test_a_gpu_is_waited_for_before_the_gauges_are_read() -> None:
     at = Time()
-    with profiler.Clock({"seconds": at}, ready=lambda: at.takes(1)) as watch, profiler.span(profiler.STEP):
+    with profiler.Profiler({"seconds": at}, ready=lambda: at.takes(1)) as watch, profiler.record(profiler.STEP):
         pass
     assert watch.steps[0].total() == 1  # of the two waits one lies within the step
 
@@ -133,14 +135,26 @@ class Slow:
         return getattr(self.work, name)
 
 
-def by_length(models: Models, groups: list[Group]) -> list[Group]:
-    return [replace(g, scores=tuple(float(len(r.ids)) for r in g.responses)) for g in groups]
+class ByLength:
+    """Scores by length, which take 10."""
+
+    name, scale = "length", Scale(comparable=True, moving=False)
+
+    def __init__(self, at: Time):
+        self.at = at
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        self.at.takes(10)
+        return [replace(g, scores=tuple(float(len(r.ids)) for r in g.responses)) for g in groups]
+
+    def take_cost(self) -> Cost:
+        return Cost()
 
 
 def online(at: Time) -> Online:
     prompts = [Prompt(id=str(i), ids=g.prompt.ids) for i, g in enumerate(tiny.demonstrations(4))]
     law = SampleSettings(max_tokens=6)
-    return Online(prompts, Slow(sample, at, 1), Slow(by_length, at, 10), 4, settings=law)
+    return Online(prompts, Slow(sample, at, 1), ByLength(at), 4, settings=law)
 
 
 def timed(algorithm: Any, models: Models, at: Time, **settings: Any) -> list[profiler.Step]:
@@ -151,7 +165,7 @@ def timed(algorithm: Any, models: Models, at: Time, **settings: Any) -> list[pro
     optimizer.register_step_pre_hook(lambda *_: at.takes(10_000))
     first = models.get(algorithm.trains[0]).parameters()[0]
     first.register_hook(lambda grad: at.takes(1_000))  # type: ignore[arg-type]
-    with profiler.Clock({"seconds": at}) as watch:
+    with profiler.Profiler({"seconds": at}) as watch:
         fit(algorithm, models, run, optimizer)
     return watch.steps
 
@@ -170,7 +184,14 @@ def test_every_mark_of_ppo_stands_where_the_work_is() -> None:
     assert set(names) == {"score/Slow"}
     steps = timed(replace(algorithm, prepare=slow), models, at)
     prepared = 100_000 * (2 ** len(slow) - 1)
-    wanted = {"sample": 1, "score/Slow": 10 + prepared, "forward": 200, "backward": 2_000, "optimiser": 20_000}
+    wanted = {
+        "sample": 1,
+        "score/ByLength": 10,
+        "score/Slow": prepared,
+        "forward": 200,
+        "backward": 2_000,
+        "optimiser": 20_000,
+    }
     assert [seconds(step) for step in steps] == [wanted, wanted]
     assert {"overhead", "overhead/data"} <= set(steps[0].parts)
 
@@ -190,7 +211,7 @@ def test_rounds_are_on_the_clock_too() -> None:
     rounds = Rounds(prompts.prompts, prompts.sampler, prompts.scorer, 4, 2, 1, 2, law)
     steps = timed(rft(rounds), Models(policy=tiny.policy(), ref=tiny.frozen()), at)
     assert [seconds(step) for step in steps] == [
-        {"sample": 1, "score/Slow": 10, "forward": 100, "backward": 1_000, "optimiser": 10_000}
+        {"sample": 1, "score/ByLength": 10, "forward": 100, "backward": 1_000, "optimiser": 10_000}
     ] * 2
 
 
@@ -220,7 +241,7 @@ def test_micro_batches_are_all_counted() -> None:
 def test_the_parts_add_up_to_the_wall_clock_and_change_nothing() -> None:
     """Real time: no step has less than the loop itself reports, and all together no more than the run took."""
 
-    def run(watch: profiler.Clock | None) -> tuple[Any, list[float], float]:
+    def run(watch: profiler.Profiler | None) -> tuple[Any, list[float], float]:
         models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
         algorithm, times = ppo(online(Time()), beta=0.05), []
 
@@ -237,7 +258,7 @@ def test_the_parts_add_up_to_the_wall_clock_and_change_nothing() -> None:
         return tiny.parameters(models.policy), times, time.perf_counter() - began
 
     plain, _, _ = run(None)
-    watch = profiler.Clock()
+    watch = profiler.Profiler()
     watched, times, whole = run(watch)
     tiny.assert_same(plain, watched, 0)
     totals = [step.total() for step in watch.steps]

@@ -12,8 +12,8 @@ from tiltyard.batch.batch import RECORDS
 from tiltyard.config import describe
 from tiltyard.methods import METHODS
 from tiltyard.stages.base import get_stage
-from tiltyard.stages.methods import HEADINGS, cells, compare, method_rows, own_keys, pieces
-from tiltyard.training.algorithm import FORWARD
+from tiltyard.stages.methods import HEADINGS, cells, compare, compose, method_rows, own_keys, pieces
+from tiltyard.training.forward import FORWARD_PASSES, column_names
 from tiltyard.yaml_values import parse_value
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/methods.md"
@@ -71,9 +71,10 @@ def test_counts_and_columns_agree_with_the_composition(name) -> None:
     assert set(own_keys(method)) <= {setting.key for setting in describe(get_stage(name).settings)}
     parts = pieces(method)
     assert parts is not None
-    known = {*FORWARD, *RECORDS}
+    known = {*FORWARD_PASSES, *RECORDS}
     for step in parts["prepare"]:
         assert known >= set(step["needs"])
         known |= set(step["writes"])
-    assert known >= set(parts["loss"]["needs"])
+    own = column_names([need for need in compose(method).loss.needs if not isinstance(need, str)])
+    assert known | set(own) >= set(parts["loss"]["needs"])
     assert parts["loss"]["doc"], "a loss says what it computes"

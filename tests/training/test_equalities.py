@@ -248,7 +248,7 @@ def test_select_may_drop_groups() -> None:
     def shortest(groups: list[Group]) -> list[Group]:
         return sorted(groups, key=lambda g: len(g.responses[0].ids))[:5]
 
-    source = replace(online(prompts_per_step=8), select=shortest)
+    source = replace(online(8), select=shortest)
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
     draw: StepGroups = source(models, 0)
     assert (len(draw.groups), draw.index, draw.total) == (5, [0, 1, 2, 3, 4], 5)

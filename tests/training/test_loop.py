@@ -260,7 +260,7 @@ def test_a_record_that_is_missing_is_named_at_the_first_step() -> None:
 
 def test_ppo_wants_the_whole_law() -> None:
     for law in (SampleSettings(top_p=0.9), SampleSettings(top_k=5), SampleSettings(temperature=0)):
-        with pytest.raises(ConfigError, match="whole law"):
+        with pytest.raises(ConfigError, match="untruncated sampling"):
             ppo(tiny.Given([tiny.rollouts(2)], law))
 
 

@@ -430,7 +430,7 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(ConfigError, match="max_tokens = 2"):
         grpo(given([group(0, 1)]), overlong=3)
     for build in (a2c, reinforce, rloo, reinforce_pp, grpo):
-        with pytest.raises(ConfigError, match="whole law"):
+        with pytest.raises(ConfigError, match="untruncated sampling"):
             build(tiny.Given([[group(0, 1)]], SampleSettings(top_p=0.5)))
     for build in (reinforce_pp, grpo):
         with pytest.raises(ConfigError, match="minibatches"):

@@ -349,7 +349,7 @@ def test_nothing_left_to_learn_from() -> None:
     assert "sample more answers" in caught.value.fix
 
 
-@pytest.mark.parametrize("key", ["size", "batch", "every", "n", "phases"])
+@pytest.mark.parametrize("key", ["size", "prompts_per_step", "every", "samples_per_prompt", "phases"])
 def test_there_is_at_least_one_of_everything(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         runs.rounds(**{key: 0})

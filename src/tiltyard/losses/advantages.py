@@ -91,8 +91,8 @@ def whiten(
     Give `mean` and `var` (population) to use those of all processes or of the whole step; both default to x's own.
     """
     if mean is None or var is None:
-        own_mean, own_var = mean_var(*moments(x))
-        mean, var = own_mean if mean is None else mean, own_var if var is None else var
+        x_mean, x_var = mean_var(*moments(x))
+        mean, var = x_mean if mean is None else mean, x_var if var is None else var
     mean = torch.as_tensor(mean, device=x.device).to(x.dtype)
     var = torch.as_tensor(var, device=x.device).to(x.dtype)
     white = (x - mean) * torch.rsqrt(var + eps)
@@ -109,13 +109,13 @@ def response_rewards_B(score_B: Tensor, kl_B: Tensor, beta: float, score_weight:
 
 
 def overlong_B(length_B: Tensor, longest: int, soft: int) -> Tensor:
-    """DAPO's soft punishment of length (Yu et al. 2025, eq. 13): what is added to each response's reward, [B].
+    """DAPO's soft length penalty (Yu et al. 2025, eq. 13): what is added to each response's reward, [B].
 
     0 up to `longest - soft` tokens, then falling linearly to -1 at `longest`, and -1 beyond.
     """
     if not 0 < soft <= longest:
         raise ConfigError(
-            "the zone where length is punished lies within the longest answer",
+            "the zone of the length penalty lies within the longest answer",
             where="overlong",
             got=soft,
             expected=f"1 to {longest}",

@@ -1,4 +1,4 @@
-"""The KL module: estimators per token, their sum per response, and the controllers of the KL coefficient.
+"""KL divergence: estimators per token, their sum per response, and the controllers of the KL coefficient.
 
 Samples y ~ pi; the per-token log-ratio is `log pi(y_t|.) - log pi_ref(y_t|.)`. With rho = pi_ref/pi
 (Schulman 2020, "Approximating KL divergence"):
@@ -10,7 +10,8 @@ Samples y ~ pi; the per-token log-ratio is `log pi(y_t|.) - log pi_ref(y_t|.)`. 
 | k3 | rho - 1 - log rho | KL(pi‖ref), unbiased; >= 0 | that of KL(ref‖pi), the FORWARD KL |
 
 In a reward use k1: it alone gives the policy gradient of the reverse KL. Off-policy each needs the ratio pi/pi_old.
-k3 needs ref's support within pi's. On sequences the gradients hold token by token, with the prefixes' law held fixed.
+k3 needs ref's support within pi's. On sequences the gradients hold token by token, with the distribution of prefixes
+held fixed.
 """
 
 import math

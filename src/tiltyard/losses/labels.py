@@ -1,4 +1,4 @@
-"""Labels that are soft or noisy, as every loss over pairs takes them."""
+"""Soft and noisy labels of pairs, for every pair loss."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,7 +9,7 @@ Noise = Literal["conservative", "robust"]
 
 
 def noisy_label_G(q_G: Tensor, noise: float, kind: Noise) -> Tensor:
-    """The label that stands for `q` when labels are flipped with probability `noise`.
+    """The label that replaces `q` when labels are flipped with probability `noise`.
 
     `conservative`: `(1 - 2e) q + e`, which is label smoothing (cDPO; Mitchell 2023). Its optimum is biased toward
     indifference. `robust`: `(q - e) / (1 - 2e)`, the unbiased correction (Natarajan et al. 2013; Chowdhury et al.
@@ -20,5 +20,5 @@ def noisy_label_G(q_G: Tensor, noise: float, kind: Noise) -> Tensor:
 
 
 def both_ways_G(loss: Callable[[Tensor], Tensor], h_G: Tensor, q_G: Tensor) -> Tensor:
-    """`q l(h) + (1 - q) l(-h)`: the expected loss under a label that says "first" with probability q."""
+    """`q l(h) + (1 - q) l(-h)`: the expected loss where the first response is preferred with probability q."""
     return q_G * loss(h_G) + (1 - q_G) * loss(-h_G)

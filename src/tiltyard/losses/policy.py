@@ -17,7 +17,7 @@ class ClippedPolicy(NamedTuple):
 def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
     """`-A log pi` with A a constant, token by token or response by response (Williams 1992).
 
-    Its gradient is the policy gradient; its value says nothing. An advantage that carried gradient (a reward with the
+    Its gradient is the policy gradient; its value has no meaning. An advantage that carried gradient (a reward with the
     log-ratio in it) would add noise of mean zero, so it is detached here.
     """
     return -advantage.detach().to(logp.dtype) * logp

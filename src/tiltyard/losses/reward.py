@@ -34,7 +34,7 @@ def ranking_pairs(rank_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def pairs_G(rank_B: Tensor, group_B: Tensor, groups: int) -> Tensor:
-    """Kept (untied) pairs of each group, int64 [G]. A group with 0 says nothing: leave it out of the mean."""
+    """Kept (untied) pairs of each group, int64 [G]. A group with 0 is left out of the mean."""
     return torch.bincount(ranking_pairs(rank_B, group_B)[2], minlength=groups)
 
 
@@ -59,7 +59,7 @@ def kwise_loss_G(
     """K-wise ranking loss of each group (InstructGPT eq. 1; Bradley-Terry when K=2), shape [G].
 
     `mean over kept pairs (i ranked above j) of q l(D - m) + (1 - q) l(-D - m) + centre (s_i + s_j)^2` with
-    `l(x) = -log sigmoid(x)`, `D = s_i - s_j`; q = 1 and m = 0 unless said otherwise. Ties are left out, and the divisor
+    `l(x) = -log sigmoid(x)`, `D = s_i - s_j`; q = 1 and m = 0 by default. Ties are left out, and the divisor
     is the number of KEPT pairs of that prompt, not K(K-1)/2 and not the batch's pairs: a prompt weighs the same
     whatever its K and however many ties it has. A group with no pair gives 0 (without gradient); see `pairs_G`.
 
@@ -89,10 +89,10 @@ def kwise_loss_G(
 
 
 def listwise_loss_G(score_B: Tensor, rank_B: Tensor, group_B: Tensor, groups: int) -> Tensor:
-    """Plackett-Luce (Plackett 1975; Luce 1959), [G]: `-sum over places k of (s_(k) - logsumexp of those not above it)`.
+    """Plackett-Luce (Plackett 1975; Luce 1959), [G]: `-sum over ranks k of (s_(k) - logsumexp of those not above it)`.
 
-    The sum, not a mean: exp(-loss) is the probability of the whole ranking. Tied responses stand in each other's
-    denominators (Breslow's rule), and the last place adds nothing unless it is shared.
+    The sum, not a mean: exp(-loss) is the probability of the whole ranking. Tied responses are in each other's
+    denominators (Breslow's rule), and the last rank adds nothing unless it is shared.
     """
     same_BB = group_B[:, None] == group_B[None]
     left_BB = same_BB & (rank_B[None] >= rank_B[:, None])  # those that are not ranked above the row's response
@@ -102,7 +102,7 @@ def listwise_loss_G(score_B: Tensor, rank_B: Tensor, group_B: Tensor, groups: in
 
 
 def best_loss_G(score_B: Tensor, share_B: Tensor, group_B: Tensor, groups: int) -> Tensor:
-    """Cross-entropy of who is best, [G]: `-sum_i share_i log softmax(s)_i` (Ziegler et al. 2019, eq. 1: best of 4)."""
+    """Cross-entropy of the best response, [G]: `-sum_i share_i log softmax(s)_i` (Ziegler et al. 2019, eq. 1)."""
     same_BB = group_B[:, None] == group_B[None]
     normaliser_B = torch.where(same_BB, score_B[None], -torch.inf).logsumexp(1)
     loss_B = share_B.to(score_B.dtype) * (normaliser_B - score_B)
@@ -110,7 +110,7 @@ def best_loss_G(score_B: Tensor, share_B: Tensor, group_B: Tensor, groups: int) 
 
 
 def accuracy_G(score_B: Tensor, rank_B: Tensor, group_B: Tensor, groups: int) -> Tensor:
-    """Share of each group's kept pairs that the scores order rightly; equal scores count 0.5. [G]; see `pairs_G`."""
+    """Share of each group's kept pairs that the scores order correctly; equal scores count 0.5. [G]; see `pairs_G`."""
     winner_P, loser_P, group_P = ranking_pairs(rank_B, group_B)
     return _mean_of_pairs_G(correct_P(score_B[winner_P], score_B[loser_P]), group_P, groups)
 

@@ -43,11 +43,11 @@ def a2c(
     """Maximises E[r] - beta * KL(pi || ref) by one policy-gradient step a batch: no ratio, no clip.
 
     Args:
-        source: `Online`; answers are drawn from the whole law.
+        source: `Online`; responses are sampled without truncation.
         beta: coefficient of the per-token log-ratio in the reward. [0.05: Tiltyard; as in ppo]
         value_coef: weight of the squared value error. [0.05: Tiltyard; ppo's 0.1 times the half in its value loss]
         entropy: weight of the entropy bonus. With it the optimum is no longer pi*. [0: Tiltyard; pi* stays the optimum]
-        missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
+        missing_eos: what happens to the score of a response that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "a2c")

@@ -1,4 +1,4 @@
-"""CLICK: unlearn what a classifier dislikes by ranking the model's own continuations."""
+"""CLICK: a contrastive loss on the model's own continuations, some labelled good and some bad."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def click(
     pairing: Literal["likelihood_rank", "random"] = "likelihood_rank",
     pairing_seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Algorithm:
-    """Contrastive learning on the model's own continuations, some good and some bad, beside plain language modelling.
+    """Contrastive learning on the model's own continuations, some good and some bad, plus a language-modelling loss.
 
     The language-modelling term is over `demonstrations` if they are given, else over the good continuations.
 
@@ -124,8 +124,8 @@ def click(
         data: `Offline` over ordinary data for the language-modelling term.
         weight: of the contrastive term. [0.5: the largest of the code's 0.1, 0.2 and 0.5]
         margin: of the summed log-probs. [Tiltyard: SLiC-HF's; the paper's could not be checked]
-        pairing: `likelihood_rank` holds each bad answer against the good one that is likeliest among those less likely
-            than itself; `random` against any good one of its prompt. [likelihood_rank: Zheng et al. 2023]
+        pairing: `likelihood_rank` holds each bad response against the good one that is likeliest among those less
+            likely than itself; `random` against any good one of its prompt. [likelihood_rank: Zheng et al. 2023]
         pairing_seed: of random pairing. [Tiltyard: any number]
     """
     groups = source.cycle.items if isinstance(source, Offline) else ()

@@ -1,4 +1,4 @@
-"""CPO: DPO's loss with a uniform reference, and likelihood of the preferred answer."""
+"""CPO: DPO's loss with a uniform reference, and likelihood of the preferred response."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def cpo(
     noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0,
     noise_kind: Noise = "conservative",
 ) -> Algorithm:
-    """Contrastive preference optimisation: DPO without its reference, held up by the likelihood of the chosen answer.
+    """Contrastive preference optimisation: DPO without its reference, plus likelihood of the chosen response.
 
     Args:
         source: `Offline` over pairs.
         beta: scale of the log-prob difference. [0.1: Xu et al. 2024]
-        nll: weight of the chosen answer's negative log-likelihood. [1.0: Xu et al. 2024]
-        nll_per_token: average that over the answer's tokens, or sum it. [true: the released code]
+        nll: weight of the chosen response's negative log-likelihood. [1.0: Xu et al. 2024]
+        nll_per_token: average that over the response's tokens, or sum it. [true: the released code]
         noise: probability that a label is flipped. [0: Xu et al. 2024]
         noise_kind: see dpo. [Tiltyard: as in dpo]
     """

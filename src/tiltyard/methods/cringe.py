@@ -1,4 +1,4 @@
-"""Pairwise cringe: likelihood for the better answer, a contrast token by token for the worse, gated by the margin."""
+"""Pairwise cringe: likelihood for the better response, a contrast token by token for the worse, gated by the margin."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tiltyard.training.source import generator
 
 @dataclass(frozen=True)
 class NegativeLogps:
-    """`logp_R`, and `negative_logp_R`: log-probs of a negative token in the place of each response token.
+    """`logp_R`, and `negative_logp_R`: log-probs of a negative token at the position of each response token.
 
     The negative is drawn by `uniform_R` from the softmax over the `top_k` most likely tokens other than the response's.
     Both columns come from one pass of the policy.
@@ -119,11 +119,11 @@ def cringe(
     detach_gate: bool = True,
     detach_negative: bool = False,
 ) -> Algorithm:
-    """Pairwise cringe optimisation: binary cringe on the best and the worst answer while their margin is small.
+    """Pairwise cringe optimisation: binary cringe on the best and the worst response while their margin is small.
 
     Args:
         source: `Rounds` over prompts.
-        alpha: weight of the contrast against the worse answer. [1: Adolphs et al. 2022, code]
+        alpha: weight of the contrast against the worse response. [1: Adolphs et al. 2022, code]
         negatives: the k most likely other tokens from which a negative is drawn. [5: Tiltyard; the code's default is 1]
         gate_margin: b; the gate is half open where the margin M equals it. [0: Tiltyard, unverified]
         gate_temperature: tau of the gate. [10: Tiltyard, unverified]

@@ -103,7 +103,7 @@ def pairs_of(source: Source, method: str) -> Source:
     """Checks that each group of an offline source is a labelled pair; returns the source.
 
     Raises:
-        DataError: rankings, or groups that nobody compared.
+        DataError: rankings, or groups without ranks.
     """
     for group in source.cycle.items if isinstance(source, Offline) else ():
         if len(group.responses) != 2:
@@ -116,7 +116,7 @@ def rankings_of(source: Source, method: str) -> Source:
     """Checks that each group of an offline source has ranks; returns the source.
 
     Raises:
-        DataError: groups that nobody compared.
+        DataError: groups without ranks.
     """
     for group in source.cycle.items if isinstance(source, Offline) else ():
         _require_ranks(group.ranks is not None, group.origin or group.prompt.id, method)
@@ -126,7 +126,7 @@ def rankings_of(source: Source, method: str) -> Source:
 def _require_ranks(ranked: bool, where: str, method: str) -> None:
     if not ranked:
         raise DataError(
-            f"{method} learns from comparisons and nobody compared these answers",
+            f"{method} learns from comparisons and these answers have no ranks",
             where=where,
             got="no ranks",
             expected="chosen and rejected, or responses with ranks, scores or shares",

@@ -46,7 +46,7 @@ def dpo(
         noise: probability that a label is flipped. [0: Rafailov et al. 2023]
         noise_kind: `conservative` smooths the labels (cDPO), `robust` corrects the loss so that its expectation is that
             of clean labels. [Tiltyard: the milder of the two]
-        nll: weight of the chosen answer's negative log-likelihood a token. [0: Rafailov et al. 2023]
+        nll: weight of the chosen response's negative log-likelihood a token. [0: Rafailov et al. 2023]
     """
     return Algorithm(
         "dpo",

@@ -1,4 +1,4 @@
-"""GRPO, and by its settings Dr. GRPO and DAPO: clipped policy gradients against the other answers of a group."""
+"""GRPO, and by its settings Dr. GRPO and DAPO: clipped policy gradients against the other responses of a group."""
 
 from __future__ import annotations
 
@@ -97,26 +97,26 @@ def grpo(
     missing_eos: MissingEos = "none",
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Clipped policy gradients without a critic: an answer's advantage is its reward against its group's.
+    """Clipped policy gradients without a critic: a response's advantage is its reward against its group's.
 
     With beta = 0 the reference only shows the KL (`show_kl`). Dr. GRPO is beta=0 scale=none aggregate=constant. DAPO is
     beta=0 aggregate=token clip_high=0.28 dynamic_sampling=8 (draws; the paper sets no limit) and overlong = a fifth of
     max_tokens.
 
     Args:
-        source: `Online` with samples_per_prompt >= 2; answers are drawn from the whole law.
+        source: `Online` with samples_per_prompt >= 2; responses are sampled without truncation.
         beta: coefficient of the pull toward the reference. [0.04: Shao et al. 2024]
-        kl_form: where the KL stands. `loss_k3`: as a loss its gradient is that of KL(ref || pi), the FORWARD one, at
+        kl_form: where the KL enters. `loss_k3`: as a loss its gradient is that of KL(ref || pi), the FORWARD one, at
             each prefix. `loss_k2`: that of KL(pi || ref) at each prefix, blind to what a token does to later ones.
-            `reward_k1`: in the reward, the gradient of the answers' KL(pi || ref), divided by the deviation like the
+            `reward_k1`: in the reward, the gradient of the responses' KL(pi || ref), divided by the deviation like the
             rest of it. After the first update of a step the losses are off-policy and no longer exact. [loss_k3: Shao
             et al. 2024]
         scale: divide advantages by the deviation of the group's rewards, of the batch's, or not. [group: Shao et al.
             2024]
         scale_eps: is added to the deviation. [0.0001: TRL]
         ddof: the deviation divides by n - ddof. [1: TRL; the paper does not say]
-        aggregate: a mean over all tokens of the batch, over answers of the mean over their tokens, or the sum over
-            tokens divided by answers times max_tokens. [sequence: Shao et al. 2024]
+        aggregate: a mean over all tokens of the batch, over responses of the mean over their tokens, or the sum over
+            tokens divided by responses times max_tokens. [sequence: Shao et al. 2024]
         clip_low: the ratio's lower bound is 1 - clip_low. [0.2: Yu et al. 2025]
         clip_high: its upper bound is 1 + clip_high. [0.2: Schulman et al. 2017; DAPO has 0.28]
         ppo_epochs: passes over each step's rollouts. [1: Shao et al. 2024]
@@ -126,28 +126,28 @@ def grpo(
             at most so often in all; 0 keeps every group. [0: Shao et al. 2024]
         overlong: tokens before max_tokens over which the reward falls by up to 1. [0: Shao et al. 2024; DAPO has a
             fifth]
-        mask_truncated: answers that were cut count in the baseline and teach nothing. [false: Shao et al. 2024]
-        missing_eos: what happens to the score of an answer that was cut, see ppo. [none: Shao et al. 2024]
+        mask_truncated: truncated responses count in the baseline and get no gradient. [false: Shao et al. 2024]
+        missing_eos: what happens to the score of a response that was cut, see ppo. [none: Shao et al. 2024]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "grpo")
     enough_prompts(source, "grpo", minibatches)
     several_answers(source, "grpo")
-    law = source.settings
-    if overlong > law.max_tokens:
+    sampling = source.settings
+    if overlong > sampling.max_tokens:
         raise ConfigError(
             "length is punished over more tokens than an answer may have",
             where="grpo.overlong",
             got=overlong,
-            expected=f"at most max_tokens = {law.max_tokens}",
+            expected=f"at most max_tokens = {sampling.max_tokens}",
         )
     clipped = ClippedPolicy(clip_low, clip_high, beta, kl_form, entropy)
-    loss, reduce = aggregated(clipped, aggregate, law.max_tokens, mask_truncated)
+    loss, reduce = aggregated(clipped, aggregate, sampling.max_tokens, mask_truncated)
     in_reward = beta if kl_form == "reward_k1" else 0.0
     prepare = (
-        OldLogp(law.temperature, against_ref=beta > 0),
+        OldLogp(sampling.temperature, against_ref=beta > 0),
         ResponseRewards(in_reward, missing_eos, missing_eos_penalty),
-        *((Overlong(law.max_tokens, overlong),) if overlong else ()),
+        *((Overlong(sampling.max_tokens, overlong),) if overlong else ()),
         GroupAdvantages("mean", scale, ddof, scale_eps),
         *((EndedOnly(),) if mask_truncated else ()),
     )
@@ -159,5 +159,5 @@ def grpo(
         reduce=reduce,
         epochs=ppo_epochs,
         minibatches=minibatches,
-        temperature=law.temperature,
+        temperature=sampling.temperature,
     )

@@ -1,4 +1,4 @@
-"""IPO: a squared loss that asks for a finite margin, so deterministic preferences do not run away."""
+"""IPO: a squared loss with a finite target margin, so that deterministic preferences do not diverge."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def ipo(
         source: `Offline` over pairs.
         beta: strength of the pull to the reference (the paper's beta); larger stays closer. [0.1: the value of DPO's
             beta in common use]
-        length_norm: average log-ratios over each answer's tokens. The printed formula sums; the authors are reported to
-            have used averages for text (TRL's source). The exact theory holds for sums. [true: TRL, after the authors]
+        length_norm: average log-ratios over each response's tokens. The printed formula sums; the authors are reported
+            to have used averages for text (TRL's source). The exact theory holds for sums. [true: TRL, after the
+            authors]
         noise: probability that a label is flipped. [0: Azar et al. 2023]
         noise_kind: see dpo. [Tiltyard: as in dpo]
     """

@@ -48,7 +48,7 @@ def iterative_dpo(
     loss: Direct = "dpo",
     ref_update: RefUpdate = "fixed",
 ) -> Algorithm:
-    """Iterative DPO: each round the policy's own best and worst answers, by the reward model, become the pairs.
+    """Iterative DPO: each round the policy's own best and worst responses, by the reward model, become the pairs.
 
     Args:
         source: `Rounds` over prompts.

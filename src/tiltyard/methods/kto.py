@@ -1,4 +1,4 @@
-"""KTO: answers that are simply good or bad, without pairs."""
+"""KTO: responses that are simply good or bad, without pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiltyard.types import Group, Response
 
 @dataclass(frozen=True)
 class KTOLoss:
-    """`w_D (1 - sigmoid(beta (r - z)))` of good and `w_U (1 - sigmoid(beta (z - r)))` of bad answers."""
+    """`w_D (1 - sigmoid(beta (r - z)))` of good and `w_U (1 - sigmoid(beta (z - r)))` of bad responses."""
 
     beta: float
     desirable: float
@@ -113,13 +113,13 @@ def kto(
     desirable: Annotated[float, Field(ge=0)] = 1.0,
     undesirable: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Kahneman-Tversky optimisation: good answers above, bad ones below a reference point, each with its own weight.
+    """Kahneman-Tversky optimisation: good responses above, bad ones below a reference point, each with its own weight.
 
     Args:
-        source: `Offline` over labelled answers (scores 1 and 0); pairs give one good and one bad answer.
+        source: `Offline` over labelled responses (scores 1 and 0); pairs give one good and one bad response.
         beta: strength of the pull to the reference. [0.1: Ethayarajh et al. 2024, code]
-        desirable: weight of good answers. [1: Ethayarajh et al. 2024, code]
-        undesirable: weight of bad answers. [1: Ethayarajh et al. 2024, code]
+        desirable: weight of good responses. [1: Ethayarajh et al. 2024, code]
+        undesirable: weight of bad responses. [1: Ethayarajh et al. 2024, code]
     """
     return Algorithm(
         "kto",

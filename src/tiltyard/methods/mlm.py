@@ -135,7 +135,7 @@ def mlm(
 ) -> Algorithm:
     """Masked language modelling with an encoder: the mean over chosen tokens of -log p(token | the text around it).
 
-    What is made is a start for a reward model that reads whole answers; an encoder cannot write. Tokens are chosen
+    What is made is a start for a reward model that reads whole responses; an encoder cannot write. Tokens are chosen
     anew whenever a text comes up, special tokens never, and at least one in every text. The chosen tokens that are
     neither masked nor replaced stay as they are, and are guessed like the others.
 

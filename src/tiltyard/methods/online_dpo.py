@@ -1,4 +1,4 @@
-"""OAIF: two answers now, a judge's word now, one step of DPO, IPO or SLiC; nothing is stored and nothing goes stale."""
+"""OAIF: pairs sampled from the current policy, labelled at once by a judge or a reward model, one update each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def online_dpo(
     beta: Annotated[float, Field(gt=0)] = 0.1,
     loss: Direct = "dpo",
 ) -> Algorithm:
-    """Online direct alignment: a pair of fresh answers to each prompt, labelled by a judge or a reward model at once.
+    """Online direct alignment: a pair of fresh responses to each prompt, labelled by a judge or a reward model at once.
 
     Args:
         source: `Online` with samples_per_prompt=2.
@@ -70,17 +70,17 @@ def online_dpo(
             expected=2,
             fix="set samples_per_prompt=2",
         )
-    law = source.settings
-    if law.temperature == 0:
+    sampling = source.settings
+    if sampling.temperature == 0:
         raise ConfigError(
-            "the two answers of a prompt are the same, so a pair says nothing",
+            "the two answers of a prompt are the same, so a pair has no preference",
             where="online_dpo.temperature",
             got=0,
             expected="above 0: 0 takes the likeliest token every time",
             fix="set temperature=0.9",
         )
-    # shown under the law of sampling, learnt at temperature 1
-    measured = OldLogp(law.temperature, against_ref=True, ref_temperature=1.0, on_policy=law.whole)
+    # measured at the sampling temperature; the loss is at temperature 1
+    measured = OldLogp(sampling.temperature, against_ref=True, ref_temperature=1.0, on_policy=sampling.whole)
     return Algorithm(
         "online_dpo",
         source,

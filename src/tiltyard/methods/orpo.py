@@ -1,4 +1,4 @@
-"""ORPO: supervised fine-tuning with an odds-ratio penalty on the rejected answer; one stage, no reference."""
+"""ORPO: supervised fine-tuning with an odds-ratio penalty on the rejected response; one stage, no reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tiltyard.training.prepare import PairLabels
     "well as from an SFT model.",
 )
 def orpo(source: Source, *, lam: Annotated[float, Field(ge=0)] = 0.1) -> Algorithm:
-    """Odds-ratio preference optimisation: SFT on the chosen answer and a log-odds-ratio term against the rejected one.
+    """Odds-ratio preference optimisation: SFT on the chosen response plus a log-odds-ratio term.
 
     Args:
         source: `Offline` over pairs.

@@ -1,4 +1,4 @@
-"""What the policy-gradient methods share: their losses, how tokens are averaged, and what they ask of a source."""
+"""Shared by the policy-gradient methods: their losses, how tokens are averaged, and checks of their source."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ClippedPolicy:
 class PerResponse:
     """A token loss made a response's: its mean over the response's tokens, or its sum divided by a constant.
 
-    `tokens`: that constant; 0: each response's own number of tokens.
+    `tokens`: that constant; 0: each response's number of tokens.
     """
 
     loss: Loss
@@ -103,12 +103,12 @@ class PerResponse:
 def aggregated(loss: Loss, how: Aggregate, longest: int, ended_only: bool) -> tuple[Loss, Mean]:
     """A token loss and its mean, by one of three rules.
 
-    `token`: the mean over all tokens of the batch, so long answers weigh more (PPO here, DAPO). `sequence`: the mean
-    over responses of the mean over tokens, so a token of a long answer weighs less (GRPO). `constant`: the sum over
+    `token`: the mean over all tokens of the batch, so long responses weigh more (PPO here, DAPO). `sequence`: the mean
+    over responses of the mean over tokens, so a token of a long response weighs less (GRPO). `constant`: the sum over
     tokens divided by responses times `longest`, so every token weighs the same whatever the batch (Dr. GRPO).
 
     Args:
-        ended_only: answers that were cut are left out, and out of the divisor of the first two rules.
+        ended_only: responses that were cut are left out, and out of the divisor of the first two rules.
     """
     if how == "token":
         return loss, Mean("kept_R" if ended_only else None)
@@ -125,11 +125,14 @@ class KeptSum(Mean):
 
 
 def require_untruncated_sampling(source: Online, method: str) -> None:
-    """A truncated sampling law has other log-probs than the policy's: ratios and KL would be wrong (TRL #6789)."""
+    """Raises a ConfigError if sampling is truncated (top-p, top-k or temperature 0).
+
+    The log-probs of truncated sampling are not the policy's: ratios and KL would be wrong (TRL #6789).
+    """
     settings = source.settings
     if not settings.whole:
         raise ConfigError(
-            f"{method} needs answers from the policy's whole law",
+            f"{method} needs untruncated sampling",
             where=method,
             got=f"temperature={settings.temperature}, top_p={settings.top_p}, top_k={settings.top_k}",
             expected="temperature > 0, top_p=1, top_k=0",
@@ -137,7 +140,7 @@ def require_untruncated_sampling(source: Online, method: str) -> None:
 
 
 def enough_prompts(source: Online, method: str, minibatches: int) -> None:
-    """Every minibatch needs a prompt."""
+    """Raises a ConfigError if there are more minibatches than prompts a step."""
     if minibatches > source.prompts_per_step:
         raise ConfigError(
             "there are more minibatches than prompts",
@@ -148,7 +151,7 @@ def enough_prompts(source: Online, method: str, minibatches: int) -> None:
 
 
 def several_answers(source: Online, method: str) -> None:
-    """A baseline made of a prompt's other answers needs others."""
+    """Raises a ConfigError if an online source samples one response a prompt: a group baseline needs several."""
     if isinstance(source, Online) and source.samples_per_prompt < 2:
         raise ConfigError(
             f"{method} compares the answers to a prompt with each other",

@@ -108,26 +108,26 @@ def ppo(
     """Maximises E[r] - beta * KL(pi || ref) by clipped policy gradients with a learned value baseline.
 
     Its exact optimum is pi* = ref * exp(r / beta) / Z. With ptx above 0 it is PPO-ptx: every update adds ptx times the
-    gradient of the mean log-likelihood of pretraining texts, so that what was learnt there is kept.
+    gradient of the mean log-likelihood of pretraining texts, against forgetting.
 
     Args:
-        source: `Online`; answers are drawn from the whole law (no top-p, no top-k), so that log-probs are its own.
+        source: `Online`; responses are sampled without truncation (no top-p, no top-k), so that log-probs are its own.
         corpus: `Offline` over texts, for ptx.
         beta: coefficient of the per-token log-ratio in the reward; the first value if kl_target is set.
             [0.05: Tiltyard; papers use 0.005 to 0.2]
-        kl_target: nats an answer; adapts beta toward it (Ziegler et al. 2019). None keeps beta fixed.
+        kl_target: nats a response; adapts beta toward it (Ziegler et al. 2019). None keeps beta fixed.
             [null: Tiltyard; the optimum stays known]
-        kl_horizon: answers over which an adaptive beta may change by a factor of about 1.2.
+        kl_horizon: responses over which an adaptive beta may change by a factor of about 1.2.
             [10000: Ziegler et al. 2019, reference code]
         ppo_epochs: passes over each step's rollouts. [4: Ziegler et al. 2019, reference code]
         minibatches: optimiser steps a pass. [1: Ziegler et al. 2019, reference code]
         clip: the ratio's range is 1 - clip to 1 + clip. [0.2: Schulman et al. 2017, table 1]
-        value_clip: how far a value may move from its old estimate within a step.
+        value_clip: how far a value may change from its old estimate within a step.
             [0.2: Ziegler et al. 2019, reference code]
         vf_coef: weight of the value loss. [0.1: Ziegler et al. 2019, reference code]
         gamma: discount a token. [1.0: Ziegler et al. 2019, reference code]
         lam: GAE's lambda. [0.95: Ziegler et al. 2019, reference code]
-        missing_eos: what happens to the score of an answer that was cut: replace it by the negative penalty,
+        missing_eos: what happens to the score of a response that was cut: replace it by the negative penalty,
             subtract the penalty, or none. [subtract: TRL's missing_eos_penalty]
         missing_eos_penalty: a size, >= 0. [1.0: commands of TRL's documentation]
         whiten_advantages: mean 0 and variance 1 over the step's tokens.

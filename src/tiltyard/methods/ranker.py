@@ -1,4 +1,4 @@
-"""A pairwise ranker: a model that reads a prompt with two answers and says which is better."""
+"""A pairwise ranker: a model that reads a prompt with two responses and predicts which is better."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """`preferred_G`, the probability that the answer shown first in the first order is the better one, and `weight_G`.
+    """`preferred_G`: the probability that the response shown first in the first order is the better one; `weight_G`.
 
     The weight is 1 / (comparisons that the row gave), so that a row weighs the same whatever its K.
     """
@@ -45,11 +45,11 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class RankerLoss:
-    """Cross-entropy of sigmoid(d), d = s(y1|y2) - s(y2|y1), and what the raw scores make of the position.
+    """Cross-entropy of sigmoid(d), d = s(y1|y2) - s(y2|y1), and the raw scores' bias by position.
 
-    `position_bias` is the mean of (s(y1|y2) + s(y2|y1)) / 2, the part of s that does not depend on which answer stands
-    first; `position_flips` the share of comparisons in which one order alone, read by its sign, would be contradicted
-    by the other. Both cancel in the verdict; they say what asking once would have cost.
+    `position_bias` is the mean of (s(y1|y2) + s(y2|y1)) / 2, the part of s that does not depend on which response
+    comes first; `position_flips` the share of comparisons in which one order alone, read by its sign, would be
+    contradicted by the other. Both cancel in the verdict; they measure the cost of reading one order only.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("model_score_B", "preferred_G", "weight_G")
@@ -85,13 +85,13 @@ class RankerLoss:
     "Preferences that go in circles are learnt as they are, and a tournament's winner then depends on its draw.",
 )
 def ranker(source: Source) -> Algorithm:
-    """Which of two answers is better: sigmoid(s(x; y1 | y2) - s(x; y2 | y1)), the same in either order.
+    """Which of two responses is better: sigmoid(s(x; y1 | y2) - s(x; y2 | y1)), the same in either order.
 
-    Each untied pair of a ranking is one group, so `prompts_per_step` counts pairs. A row of K answers gives up to
+    Each untied pair of a ranking is one group, so `prompts_per_step` counts pairs. A row of K responses gives up to
     K(K-1)/2 of
     them, each weighed by one over their number: rows count alike, which is what InstructGPT's mean over a prompt's
     pairs is for. They are not kept in one step as there, because each pair is a text of its own that is read once an
-    epoch, where a reward model would read each answer K-1 times. Soft labels are the target of the cross-entropy.
+    epoch, where a reward model would read each response K-1 times. Soft labels are the target of the cross-entropy.
 
     Args:
         source: `Offline` over the comparisons that `data.pairwise_prompt.encode_pairwise` makes of ranked groups.

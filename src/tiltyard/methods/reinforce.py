@@ -1,4 +1,4 @@
-"""REINFORCE with a learned value baseline, the reward being one number an answer."""
+"""REINFORCE with a learned value baseline, the reward being one number a response."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def reinforce(
     missing_eos: MissingEos = "subtract",
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Maximises E[r] - beta * KL(pi || ref): every token earns its whole answer's reward less the value.
+    """Maximises E[r] - beta * KL(pi || ref): every token earns its whole response's reward less the value.
 
     Args:
-        source: `Online`; answers are drawn from the whole law.
-        beta: coefficient of the answer's summed log-ratio in its reward. [0.05: Lee et al. 2023]
+        source: `Online`; responses are sampled without truncation.
+        beta: coefficient of the response's summed log-ratio in its reward. [0.05: Lee et al. 2023]
         mix_kl: RLAIF's objective (1 - beta) E[r] - beta KL; beta is then below 1. [false: Tiltyard; beta means the
             same as in other methods]
         value_coef: weight of the squared value error. [1.0: Lee et al. 2023; two losses are simply added]
-        missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
+        missing_eos: what happens to the score of a response that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "reinforce")

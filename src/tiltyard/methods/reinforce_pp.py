@@ -89,19 +89,19 @@ def reinforce_pp(
     missing_eos: MissingEos = "subtract",
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Clipped policy gradients without a critic: rewards to go, normalised over the batch, stand for advantages.
+    """Clipped policy gradients without a critic: advantages are rewards-to-go, normalised over the batch.
 
     With beta = 0 the reference only shows the KL (`show_kl`).
 
     Args:
-        source: `Online`; answers are drawn from the whole law.
+        source: `Online`; responses are sampled without truncation.
         beta: coefficient of the per-token log-ratio in the reward. [0.01: Tiltyard; the sheet of methods gives none]
-        group_baseline: the mean reward of a prompt's answers is subtracted before the normalisation; needs n >= 2.
+        group_baseline: the mean reward of a prompt's responses is subtracted before the normalisation; needs n >= 2.
             [false: Hu et al. 2025; true is their baseline variant]
         ppo_epochs: passes over each step's rollouts. [1: Tiltyard; on-policy]
         minibatches: optimiser steps a pass. [1: Tiltyard; on-policy]
         clip: the ratio's range is 1 - clip to 1 + clip. [0.2: Schulman et al. 2017, table 1]
-        missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
+        missing_eos: what happens to the score of a response that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "reinforce_pp")

@@ -28,8 +28,8 @@ Cut = Callable[[list[Group], float], Sequence[Group]]
 
 @dataclass(frozen=True)
 class Improve:
-    """The i-th improve step's part of a round: what `cut` leaves of its answers by the i-th threshold (0: everything),
-    their scores scaled to 0..1 over the round."""
+    """The i-th improve step's part of a round: what `cut` leaves of its responses by the i-th threshold (0:
+    all), with scores scaled to 0..1 over the round."""
 
     thresholds: Sequence[float]
     cut: Cut
@@ -51,7 +51,7 @@ class OfflineLoss(NamedTuple):
 
 
 def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: float, eta: float) -> OfflineLoss:
-    """Single answers above the threshold, as they are or weighted; or pairs whose better answer is above it."""
+    """Single responses above the threshold, as they are or weighted; or pairs whose better response is above it."""
     if loss == "nll":
         return OfflineLoss(above, Nll())
     if loss == "gold":
@@ -92,16 +92,16 @@ def rest(
     floor: Annotated[float, Field(ge=0, le=1)] = 0.1,
     eta: Annotated[float, Field(gt=0)] = 0.1,
 ) -> Algorithm:
-    """Reinforced self-training: grow by sampling, then improve in steps, each on better answers at a lower rate.
+    """Reinforced self-training: grow by sampling, then improve in steps, each on better responses at a lower rate.
 
     Args:
         source: `Rounds` over prompts; a round is one grow step and as many improve steps as there are thresholds.
-        demonstrations: `Offline` over answers that join every round's own, scored and filtered like them.
-        thresholds: on scores scaled to 0..1 over the round's answers, rising; 0 keeps all.
+        demonstrations: `Offline` over responses that join every round's own, scored and filtered like them.
+        thresholds: on scores scaled to 0..1 over the round's responses, rising; 0 keeps all.
             [0.7, 0.8, 0.9: Gulcehre et al. 2023]
         lr_decay: factor on the learning rate from one improve step to the next. [0.5: Tiltyard; the paper lowers it]
-        loss: on answers above the threshold `nll`, `gold` (Pang & He 2021) or `vmpo` (Song et al. 2019); on pairs
-            whose better answer is above it `dpo`, `ipo` or `hinge`. [nll: the paper's best]
+        loss: on responses above the threshold `nll`, `gold` (Pang & He 2021) or `vmpo` (Song et al. 2019); on pairs
+            whose better response is above it `dpo`, `ipo` or `hinge`. [nll: the paper's best]
         beta: of dpo, ipo (tau) and hinge (gamma). [0.1: Rafailov et al. 2023]
         floor: gold's least importance weight of a token. [0.1: Tiltyard]
         eta: vmpo's temperature, on scores scaled to 0..1. [0.1: Tiltyard; Song et al. 2019 learn it]

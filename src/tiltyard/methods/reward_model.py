@@ -58,7 +58,7 @@ class RankingLoss:
             loss_G = listwise_loss_G(score_B, batch["rank_B"], *where)
         else:
             loss_G = best_loss_G(score_B, best_share_B(batch), *where)
-        # soft labels may be equal: such a group is learnt from, and has no right order to be measured by
+        # groups whose soft labels are equal are in the loss, and have no order to measure accuracy by
         sided_G = pairs_G(batch["rank_B"], *where) > 0
         metrics: Metrics = {"accuracy": sum_count(accuracy_G(score_B.detach(), batch["rank_B"], *where)[sided_G])}
         metrics["model_score"] = (float(score_B.detach().sum()), float(forest.B))
@@ -188,8 +188,8 @@ def reward_model(
             [pairs: Ouyang et al. 2022]
         noise: probability that a label is flipped; for pairs. [0: Ouyang et al. 2022]
         noise_kind: `conservative` smooths the labels, `robust` corrects the loss for them. [Tiltyard: the milder]
-        margin: how much better the preferred answer is said to be: `scores` (their difference) or a field of the rows;
-            empty: no margins. [none: Ouyang et al. 2022; margins: Touvron et al. 2023]
+        margin: source of the margin by which the preferred response is better: `scores` (their difference) or a field
+            of the rows; empty: no margins. [none: Ouyang et al. 2022; margins: Touvron et al. 2023]
         margin_scale: multiplies margins. [1: Touvron et al. 2023]
         margin_levels: what words in that field mean, e.g. significantly: 1, better: 0.67, slightly: 0.33, unsure: 0.
             [none: give your scale's; the example is Touvron et al. 2023, table 27, small]

@@ -1,4 +1,4 @@
-"""Rejection-sampling fine-tuning: imitate the best of n answers, from the base model, over a growing pool."""
+"""Rejection-sampling fine-tuning: imitate the best of n responses, from the base model, over a growing pool."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def rft(
     pool: Literal["all", "last"] = "all",
     restart: bool = True,
 ) -> Algorithm:
-    """Rejection-sampling fine-tuning: in each round the best of n answers to every prompt is learnt by heart.
+    """Rejection-sampling fine-tuning: in each round SFT on the best of n responses to every prompt.
 
     Args:
         source: `Rounds` over prompts.
-        pool: the best answer so far of every prompt over all rounds, or of the last round alone.
+        pool: the best response so far of every prompt over all rounds, or of the last round alone.
             [all: Touvron et al. 2023, after V3]
-        restart: each round trains the starting model anew, with the newest policy's answers.
+        restart: each round trains the starting model anew, with the newest policy's responses.
             [true: Touvron et al. 2023]
     """
     begin = (restart_from_ref,) if restart else ()

@@ -1,4 +1,4 @@
-"""RLOO: REINFORCE on whole answers, each measured against the mean of the prompt's other answers."""
+"""RLOO: REINFORCE on whole responses, each measured against the mean of the prompt's other responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiltyard.training.source import Online
 
 @dataclass(frozen=True)
 class Reinforce:
-    """-A log pi(y) of every whole answer, A a constant; log pi(y) is the sum over its tokens."""
+    """-A log pi(y) of every whole response, A a constant; log pi(y) is the sum over its tokens."""
 
     needs: ClassVar[tuple[str, ...]] = ("logp_R", "advantage_B")
     item: ClassVar[Item] = "B"
@@ -65,16 +65,16 @@ def rloo(
     missing_eos: MissingEos = "subtract",
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Algorithm:
-    """Maximises E[r] - beta * KL(pi || ref) without a critic: the baseline is the mean of the prompt's other answers.
+    """Maximises E[r] - beta * KL(pi || ref) without a critic: the baseline is the mean of the prompt's other responses.
 
-    One update a batch of answers, so that the gradient stays unbiased. With beta = 0 the reference only shows the KL
+    One update a batch of responses, so that the gradient stays unbiased. With beta = 0 the reference only shows the KL
     (`show_kl`).
 
     Args:
-        source: `Online` with samples_per_prompt >= 2; answers are drawn from the whole law.
-        beta: coefficient of the answer's summed log-ratio in its reward. [0.03: Ahmadian et al. 2024, TRL's
+        source: `Online` with samples_per_prompt >= 2; responses are sampled without truncation.
+        beta: coefficient of the response's summed log-ratio in its reward. [0.03: Ahmadian et al. 2024, TRL's
             documentation]
-        missing_eos: what happens to the score of an answer that was cut, see ppo. [subtract: Tiltyard; as in ppo]
+        missing_eos: what happens to the score of a response that was cut, see ppo. [subtract: Tiltyard; as in ppo]
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "rloo")

@@ -1,4 +1,4 @@
-"""RSO: pairs from (an estimate of) the optimal policy, by statistical rejection sampling of the SFT model's answers."""
+"""RSO: pairs from (an estimate of) the optimal policy, by rejection sampling of the SFT model's responses."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class RejectThenRank:
     ranking: Literal["first_round", "tournament"]
 
     def __call__(self, groups: list[Group], generator: torch.Generator) -> Sequence[Group]:
-        # beta = inf accepts all: the SFT model's answers as they come
+        # beta = inf accepts all: the SFT model's responses as they come
         beta = self.beta if self.sample_from == "rso" else float("inf")
-        kept = [g for g in rejection(groups, beta, self.accepted, generator, key=self.key) if len(g.responses) > 1]
+        several = [g for g in rejection(groups, beta, self.accepted, generator, key=self.key) if len(g.responses) > 1]
         pair_up = first_round if self.ranking == "first_round" else tournament
-        return pair_up(kept, by_scores, generator)
+        return pair_up(several, by_scores, generator)
 
 
 @method(
@@ -77,10 +77,11 @@ def rso(
         beta: strength of the pull to the reference in the loss (the paper's gamma). [0.05: Liu et al. 2023]
         loss: `sigmoid_norm` (DPO's), `hinge_norm` (on log-ratios) or `hinge` (on log-probs, SLiC without its
             regulariser). [sigmoid_norm: Liu et al. 2023]
-        accepted: answers kept of the n candidates of a prompt. [8: Liu et al. 2023]
+        accepted: responses kept of the n candidates of a prompt. [8: Liu et al. 2023]
         ranking: disjoint pairs, or a tournament. [first_round: Liu et al. 2023]
-        sample_from: `rso`, or `sft` which keeps the first answers as they come. [rso: Liu et al. 2023]
-        key: candidates told apart by `index`, or by `text` as in the paper's code. [index: Tiltyard, the exact law]
+        sample_from: `rso`, or `sft` which keeps the first responses as they come. [rso: Liu et al. 2023]
+        key: candidates told apart by `index`, or by `text` as in the paper's code. [index: Tiltyard, the exact
+            distribution]
     """
     if accepted > source.samples_per_prompt:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Self-rewarding language models: the policy judges its own answers and learns from the verdicts, round after round."""
+"""Self-rewarding language models: in each round the policy judges its own responses and trains on the verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiltyard.training.select import best_worst
 
 
 def pair_lengths(models: Models, batch: Batch, step: int) -> Metrics:  # noqa: ARG001 - a hook's arguments
-    """Tokens of the preferred answers and of the others, and their difference: what the judge pays for length."""
+    """Tokens of the preferred responses and of the others, and their difference: the judge's preference for length."""
     share_G2, count_G2 = batch["share_B"].view(-1, 2), batch.forest.count_B.double().view(-1, 2)
     sided_G = share_G2[:, 0] != share_G2[:, 1]
     first_G = (share_G2[:, 0] > share_G2[:, 1])[sided_G]
@@ -58,10 +58,10 @@ def pair_lengths(models: Models, batch: Batch, step: int) -> Metrics:  # noqa: A
     "judge first: teach it with judge_skill. Answers without a readable score are dropped.",
 )
 def self_rewarding(source: Rounds, *, beta: Annotated[float, Field(gt=0)] = 0.1) -> Algorithm:
-    """Self-rewarding: each round the policy scores its own answers, and learns the best against the worst by DPO.
+    """Self-rewarding: each round the policy scores its own responses, and learns the best against the worst by DPO.
 
     Args:
-        source: `Rounds` over prompts, whose scorer asks the policy itself.
+        source: `Rounds` over prompts, whose scorer is the policy itself.
         beta: strength of the pull to the policy as the round began. [0.1: Yuan et al. 2024]
     """
     return Algorithm(

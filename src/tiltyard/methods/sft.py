@@ -38,7 +38,7 @@ class SequenceNll:
 
 @dataclass(frozen=True)
 class WeightedNll:
-    """-max(pi, floor) q log pi of each response token, q its answer's score, the first two without gradient."""
+    """-max(pi, floor) q log pi of each response token, q its response's score, the first two without gradient."""
 
     floor: float
     needs: ClassVar[tuple[str, ...]] = ("logp_R", "score_B")
@@ -61,7 +61,7 @@ class WeightedNll:
     watch="The loss covers answers only (every assistant turn); an answer must end with the end-of-turn token.",
 )
 def sft(source: Source) -> Algorithm:
-    """Maximum likelihood of the demonstrated answers: the mean over answer tokens of -log pi(y_t | x, y_<t).
+    """Maximum likelihood of the demonstrated responses: the mean over response tokens of -log pi(y_t | x, y_<t).
 
     Prompts, system and user turns carry no loss.
 

@@ -45,7 +45,7 @@ def simpo(
         gamma_ratio: target margin over beta. [0.5: Meng et al. 2024, recommended start]
         noise: probability that a label is flipped. [0: Meng et al. 2024]
         noise_kind: see dpo. [Tiltyard: as in dpo]
-        nll: weight of the chosen answer's negative log-likelihood a token. [0: Meng et al. 2024]
+        nll: weight of the chosen response's negative log-likelihood a token. [0: Meng et al. 2024]
     """
     return Algorithm(
         "simpo",

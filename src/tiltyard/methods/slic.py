@@ -42,15 +42,15 @@ def slic(
 ) -> Algorithm:
     """Sequence likelihood calibration: win by a margin in raw log-probability while targets stay likely.
 
-    Whose pairs they are makes the variant: people's (`direct`), or the SFT model's answers ranked by a pairwise ranker
-    or a reward model (`sample_rank`; a `candidates` stage makes those).
+    Whose pairs they are makes the variant: people's (`direct`), or the SFT model's responses ranked by a pairwise
+    ranker or a reward model (`sample_rank`; a `candidates` stage makes those).
 
     Args:
         source: `Offline` over pairs.
         targets: `Offline` over the SFT targets, for target=demonstrations.
         delta: margin of the summed log-probs. [1.0: Zhao et al. 2023]
         lam: weight of the targets' summed negative log-likelihood; 0 leaves it out. [Tiltyard: the paper gives none]
-        target: what is kept likely: SFT targets, or the chosen answer of each pair (the paper's best-candidate
+        target: what is kept likely: SFT targets, or the chosen response of each pair (the paper's best-candidate
             variant). [demonstrations: Zhao et al. 2023]
         noise: probability that a label is flipped. [0: Zhao et al. 2023]
         noise_kind: see dpo. [Tiltyard: as in dpo]

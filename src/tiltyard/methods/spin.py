@@ -1,4 +1,4 @@
-"""SPIN: the model learns to tell the data from its own answers, against snapshots of itself."""
+"""SPIN: the model learns to distinguish the data from its own responses, against snapshots of itself."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def spin(
     beta: Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] = 0.1,
     loss: Kind = "logistic",
 ) -> Algorithm:
-    """Self-play fine-tuning: the data's answer always wins against the model's own, which comes from a snapshot.
+    """Self-play fine-tuning: the data's response always wins against the model's own, which comes from a snapshot.
 
     Args:
-        source: `SelfPlay` over demonstrations; it says how many steps an iteration has.
+        source: `SelfPlay` over demonstrations; its `every` is the number of steps an iteration.
         beta: strength of the pull to the snapshot (the paper's lambda): one number, or one an iteration (the last
             holds for the rest). [0.1: Chen et al. 2024, code; its last iteration uses 5]
         loss: `logistic` -log sigmoid(beta h), or `hinge` max(0, 1 - beta h). [logistic: Chen et al. 2024]

@@ -24,6 +24,7 @@ from tiltyard.scoring import FunctionScorer
 from tiltyard.stages.base import Stage, get_stage
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Algorithm, Source
+from tiltyard.training.forward import column_names
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online, SelfPlay
 from tiltyard.types import Group, Prompt, Response
@@ -279,7 +280,8 @@ def pieces(method: Method) -> Row | None:
         "source": _piece(algorithm.source),
         "encode": _piece(method.encode) if method.encode else None,
         "prepare": [_piece(p) | {"needs": list(p.needs), "writes": list(p.writes)} for p in algorithm.prepare],
-        "loss": _piece(algorithm.loss) | {"needs": list(algorithm.loss.needs), "item": algorithm.loss.item},
+        "loss": _piece(algorithm.loss)
+        | {"needs": list(column_names(algorithm.loss.needs)), "item": algorithm.loss.item},
         "reduce": _piece(algorithm.reduce) | {"over": ITEMS[algorithm.loss.item], "weight": algorithm.reduce.weight},
         "epochs": algorithm.epochs,
         "minibatches": algorithm.minibatches,

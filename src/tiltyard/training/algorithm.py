@@ -178,9 +178,8 @@ class Algorithm:
 
     def _check_loss(self, name: str, loss: Loss, columns: set[str]) -> None:
         """Checks the loss's own needs, and those of the forward passes whose columns it reads."""
-        own = [need for need in loss.needs if not isinstance(need, str)]
-        passes = {column: step for step in own for column in step.writes}
-        passes = FORWARD_PASSES | passes
+        steps = [need for need in loss.needs if not isinstance(need, str)]
+        passes = FORWARD_PASSES | {column: step for step in steps for column in step.writes}
         self._check(name, column_names(loss.needs), columns | set(passes))
         for column in column_names(loss.needs):
             if column in passes:

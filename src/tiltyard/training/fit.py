@@ -36,15 +36,15 @@ Evaluation = Callable[[Models, int], dict[str, float]]
 
 @dataclass
 class Run:
-    """How long, how fast, where to.
+    """Length, optimiser, files and evaluation of a training run.
 
     Args:
         steps: outer steps. lr: peak learning rate, or one a model (`{"policy": 1e-5, "value": 1e-4}`).
         schedule, final_lr, warmup: see `TrainSettings`.
         tokens_per_microbatch: packed tokens a forward pass may hold.
-        dropout: of every dropout layer of the trained models; 0 is off, `model` keeps what the architecture says. Off
+        dropout: of every dropout layer of the trained models; 0 is off, `model` keeps the architecture's. Off
             by default: policy, reference and value must agree at step 0.
-        folder: where metrics.jsonl, groups.jsonl and checkpoints go; None keeps nothing.
+        folder: folder of metrics.jsonl, groups.jsonl and the checkpoints; None writes nothing.
         save_every: steps between checkpoints (0: at the end only). keep_groups: write sampled groups to groups.jsonl.
         evaluate, eval_every: held-out measurements, merged into the metrics of that step.
         sinks: besides the file.

@@ -1,4 +1,4 @@
-"""Where metrics go: a JSONL file always, a live line for people, TensorBoard and W&B when asked for."""
+"""Sinks for metrics: a live line on the terminal, TensorBoard and W&B."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Scalars for Weights & Biases; nothing is sent unless the user asks for this sink."""
+    """Scalars for Weights & Biases; nothing is sent unless the user adds this sink."""
 
     def __init__(self, project: str, name: str, config: dict[str, Any]):
         try:
@@ -59,12 +59,12 @@ class Wandb:
         self._run.finish()
 
 
-SHOWN = (  # what the live line shows, where a method has it: metric, label, format
+SHOWN = (  # metrics of the live line, where a method has them: name, label, format
     ("loss", "loss", "{:.3f}"),
     ("accuracy", "acc", "{:.2f}"),
     ("score", "reward", "{:+.2f}"),
     ("kl_exact", "KL", "{:z.2f}"),  # z: no -0.00
-    ("kl", "KL", "{:z.2f}"),  # where it is not known exactly
+    ("kl", "KL", "{:z.2f}"),  # where the exact one is not measured
     ("length", "len", "{:.0f}"),
 )
 
@@ -100,8 +100,8 @@ class LiveLine:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         facts = [f"{metrics.get('time/tokens_per_second', 0):,.0f} tok/s"]
-        found = [(label, form.format(metrics[name])) for name, label, form in SHOWN if name in metrics]
-        facts += [f"{label} {text}" for i, (label, text) in enumerate(found) if label not in dict(found[:i])]
+        shown = [(label, form.format(metrics[name])) for name, label, form in SHOWN if name in metrics]
+        facts += [f"{label} {text}" for i, (label, text) in enumerate(shown) if label not in dict(shown[:i])]
         line = "  ".join(facts)
         self._progress.update(self._task, completed=step, facts=line)
         if not self.console.is_terminal and (step % self._every == 0 or step == self.steps):

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics and groups of each step, and checkpoints that a run resumes from."""
+"""Files of a run: metrics and groups of each step, and the checkpoints that it resumes from."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StepRecords:
         return {name: file.offset for name, file in self.files.items()}
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
-        """Removes the lines after the checkpoint's; all lines of a file that the checkpoint does not know."""
+        """Removes the lines after the checkpoint's; all lines of a file that the checkpoint has no offset for."""
         for name, file in self.files.items():
             file.truncate(offsets.get(name, 0))
 
@@ -84,7 +84,7 @@ class Checkpoints:
         """Writes the checkpoint after `step` steps; all processes wait for it.
 
         Raises:
-            CheckpointError: the disk is full or cannot be written; the one before still stands.
+            CheckpointError: the disk is full or cannot be written; the one before remains.
         """
         if self.folder is not None and processes.is_main():
             state = {

@@ -1,11 +1,11 @@
-"""Reference log-probs of a data set, computed once and kept on disk, so that no reference is in memory while training.
+"""Reference log-probs of a data set, computed once and stored, so that no reference is in memory while training.
 
 A file's name is the hash of everything its numbers depend on: the reference's weights and config, the chat template,
-the arithmetic, and the ids of every prompt and response. The same hash stands inside the file and is checked when it
+the arithmetic, and the ids of every prompt and response. The same hash is stored inside the file and checked when it
 is read; whatever does not match is computed anew, so a stale cache is never used.
 
 The numbers stay on disk: they are written as they are computed and each step reads those of its groups. In memory is a
-table of 32 bytes a group, its key and where its numbers begin.
+table of 32 bytes a group: its key and the offset of its numbers.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from tiltyard.training.prepare import per_microbatch
 from tiltyard.types import MICRO_TOKENS, Group
 
 FORMAT = "1"
-SLAB = 4096  # groups whose numbers are computed between two writes
+SLAB = 4096  # groups computed between two writes
 _NAMES = {torch.float32: "F32", torch.float64: "F64"}
 
 
 class Table:
-    """Where the numbers of each group begin, by the hash of its ids; of equal groups the first is kept.
+    """The offset of each group's numbers in the file, by the hash of its ids; equal groups share those of the first.
 
-    `places`: those that are kept, in their order. `size`: how many numbers there are.
+    Attributes:
+        unique: indices of the groups without repetitions, in their order.
+        size: number of log-probs.
     """
 
     def __init__(self, groups: Sequence[Group]):
@@ -54,25 +56,25 @@ class Table:
         halves = halves[order]
         first = np.ones(len(order), dtype=bool)
         first[1:] = (halves[1:] != halves[:-1]).any(axis=1)
-        kept = order[first]
-        self.places = np.sort(kept)
-        ends = np.cumsum(np.asarray(counts, dtype=np.int64)[self.places])
+        unique = order[first]
+        self.unique = np.sort(unique)
+        ends = np.cumsum(np.asarray(counts, dtype=np.int64)[self.unique])
         self.size = int(ends[-1]) if len(ends) else 0
         starts = np.concatenate([[0], ends])[:-1]
         self._high, self._low = halves[first, 0].copy(), halves[first, 1].copy()
-        self._start = starts[np.searchsorted(self.places, kept)]
+        self._start = starts[np.searchsorted(self.unique, unique)]
         self._keys = keys
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.unique)
 
     def keys(self) -> Iterator[bytes]:
-        """The keys in the order of `places`; there once, when the table has just been made."""
+        """The keys in the order of `unique`; only once, after the table was made (they are not stored)."""
         keys, self._keys = self._keys, bytearray()
-        return (bytes(keys[16 * i : 16 * i + 16]) for i in self.places)
+        return (bytes(keys[16 * i : 16 * i + 16]) for i in self.unique)
 
     def start(self, key: bytes) -> int | None:
-        """Where the numbers of this group begin, None if it is not in the table."""
+        """The offset of this group's numbers, None if it is not in the table."""
         high, low = np.frombuffer(key, dtype="<u8")
         at = int(np.searchsorted(self._high, high))
         while at < len(self._high) and self._high[at] == high:
@@ -109,7 +111,7 @@ class RefCache:
 
 
 class Numbers:
-    """The numbers of a file of log-probs, of which a slice is read when it is asked for."""
+    """The numbers of a file of log-probs, read slice by slice."""
 
     def __init__(self, path: Path, dtype: torch.dtype, count: int):
         self._path, self._dtype, self._count = path, dtype, count
@@ -148,7 +150,7 @@ def cache_ref_logps(
     logp: Tensor | Numbers | None = _read(path, name)
     fresh = logp is None
     if logp is None:
-        parts = _compute(ref, groups, table.places, budget)
+        parts = _compute(ref, groups, table.unique, budget)
         if path is None:
             return RefCache(table, torch.cat([*parts, torch.zeros(0, dtype=torch.float32)]), None, fresh)
         if processes.is_main():
@@ -173,8 +175,8 @@ def content_hash(ref: LanguageModel, keys: Iterable[bytes]) -> str:
     """Hash of the data's ids and of everything about the reference that its log-probs depend on."""
     digest = hashlib.sha256()
     config = ref.module.config.to_diff_dict()
-    for odd in ("_name_or_path", "transformers_version"):
-        config.pop(odd, None)
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
     template = str(ref.chat.tokenizer.chat_template) if hasattr(ref.chat, "tokenizer") else ""
     facts = [FORMAT, ref.dtype, str(ref.device.type), ref.packed, template, config]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
@@ -190,17 +192,17 @@ def _loss_tokens(group: Group) -> int:
     return sum(len(r.ids) if r.loss_spans is None else sum(b - a for a, b in r.loss_spans) for r in group.responses)
 
 
-def _compute(ref: LanguageModel, groups: Sequence[Group], places: np.ndarray, budget: int) -> Iterator[Tensor]:
+def _compute(ref: LanguageModel, groups: Sequence[Group], indices: np.ndarray, budget: int) -> Iterator[Tensor]:
     """The numbers of these groups in their order, a slab at a time; every process gets all of them."""
     was_training = ref.module.training
     ref.module.eval()
     try:
-        for begin in range(0, len(places), SLAB):
-            slab = places[begin : begin + SLAB]
-            own = [(i, groups[place]) for i, place in processes.shard(slab.tolist())]
-            batch = Batch.of([g for _, g in own], [i for i, _ in own], len(slab), ref.device, budget)
+        for begin in range(0, len(indices), SLAB):
+            slab = indices[begin : begin + SLAB]
+            shard = [(i, groups[index]) for i, index in processes.shard(slab.tolist())]
+            batch = Batch.of([g for _, g in shard], [i for i, _ in shard], len(slab), ref.device, budget)
             logp_R = per_microbatch(batch, lambda part: ref.logp_R(part.forest)[0]).cpu()
-            rows = dict(zip((i for i, _ in own), logp_R.split([_loss_tokens(g) for _, g in own]), strict=True))
+            rows = dict(zip((i for i, _ in shard), logp_R.split([_loss_tokens(g) for _, g in shard]), strict=True))
             if processes.world() > 1:
                 rows = {i: torch.tensor(x, dtype=logp_R.dtype) for part in processes.gather_objects(
                     {i: x.tolist() for i, x in rows.items()}) for i, x in part.items()}  # fmt: skip
@@ -210,7 +212,7 @@ def _compute(ref: LanguageModel, groups: Sequence[Group], places: np.ndarray, bu
 
 
 def _write(path: Path, name: str, count: int, parts: Iterator[Tensor]) -> None:
-    """A safetensors file of one tensor, written as its parts come; safetensors itself wants it whole in memory."""
+    """Writes a safetensors file of one tensor part by part; safetensors itself needs the whole in memory."""
     with atomic_write(path, "wb") as file:
         part = next(parts, torch.zeros(0))
         span = [0, count * part.dtype.itemsize]
@@ -223,7 +225,7 @@ def _write(path: Path, name: str, count: int, parts: Iterator[Tensor]) -> None:
 
 
 def _read(path: Path | None, name: str) -> Numbers | None:
-    """The numbers of a file that says it holds this very content; None where there is none or it cannot be read."""
+    """The numbers of the file if it holds this content; None where there is none or it cannot be read."""
     if path is None or not path.exists():
         return None
     try:

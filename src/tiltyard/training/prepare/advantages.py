@@ -20,7 +20,7 @@ AdvantageScale = Literal["group", "batch", "none"]
 
 @dataclass(frozen=True)
 class Values:
-    """`old_value_R`: the value model's estimate before each token, before its updates; kept if it is there already."""
+    """`old_value_R`: the value model's estimate before each token, before its updates; an existing column is left."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ("old_value_R",)

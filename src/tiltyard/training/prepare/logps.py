@@ -1,4 +1,4 @@
-"""Log-probs before the updates: the policy's own, the reference's, and how far the policy is from the reference."""
+"""Log-probs before the updates: the policy's, the reference's, and the KL between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OldLogp:
     trainer's forward pass (rounding, or a defect); where no pass is made here, that of the first update is measured.
 
     Columns: `old_logp_R`, `old_entropy_R`; with `against_ref` also `ref_logp_R` and `kl_B`, the summed k1; where a
-    value head reads the policy's own states also `old_value_R`, from the same pass. Metrics: `entropy` a token,
+    value head reads the policy's hidden states also `old_value_R`, from the same pass. Metrics: `entropy` a token,
     `sampler_gap`, and where there is a reference, even if no column needs it, the KL to it in nats a response: `kl` and
     `kl_k3` from the sampled tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the
     expectation KL(pi || ref); the exact one varies less than the log-ratios.

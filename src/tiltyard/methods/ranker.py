@@ -85,7 +85,7 @@ class RankerLoss:
     "Preferences that go in circles are learnt as they are, and a tournament's winner then depends on its draw.",
 )
 def ranker(source: Source) -> Algorithm:
-    """Which of two responses is better: sigmoid(s(x; y1 | y2) - s(x; y2 | y1)), the same in either order.
+    """Predicts which of two responses is better: sigmoid(s(x; y1 | y2) - s(x; y2 | y1)), the same in either order.
 
     Each untied pair of a ranking is one group, so `prompts_per_step` counts pairs. A row of K responses gives up to
     K(K-1)/2 of

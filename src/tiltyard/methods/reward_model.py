@@ -76,7 +76,7 @@ def best_share_B(batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class RankingLabels:
-    """Which pairs of a ranking count in the loss.
+    """Selects the pairs of a ranking that count in the loss.
 
     Columns: `ranked_G` (1 for groups with at least one untied pair; the others are left out of the mean and counted as
     `tied_groups`), `order_B` (ranks; in groups with soft labels every response has its own, so that each pair counts,

@@ -1,4 +1,4 @@
-"""RRHF: rank responses by their averaged log-probability, and learn the best one by heart."""
+"""RRHF: rank responses by their averaged log-probability, plus SFT on the best one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The middle of the house: batches, sources, prepare steps, the algorithm as a composition, and the one loop."""
+"""Training: sources, prepare steps, forward passes, the algorithm as a composition of them, and the one loop."""

@@ -172,7 +172,7 @@ class Algorithm:
 
     @property
     def reads_ref(self) -> bool:
-        """Whether some piece reads the reference; without one none has to be in memory."""
+        """True if some piece reads the reference; without one none has to be in memory."""
         pieces = (*self.prepare, *self.after, self.source)
         return any(getattr(piece, "reads_ref", False) for piece in pieces) or "ref" in self.mutable_models
 

@@ -143,7 +143,7 @@ class _Loop:
                 self.checkpoints.save(step + 1)
 
     def _due(self, step: int, every: int) -> bool:
-        """Whether something that is done every so many steps, and after the last, is done after this one."""
+        """True after the last step, and after every `every` steps unless that is 0."""
         return step + 1 == self.run.steps or (every > 0 and (step + 1) % every == 0)
 
     def _prepare(self, step: int) -> Batch:

@@ -103,7 +103,7 @@ class Models:
 
     @property
     def in_memory(self) -> int:
-        """How many models' weights are in memory; heads on one backbone count as one model."""
+        """Number of models whose weights are in memory; heads on one backbone count as one model."""
         return len({id(model.backbone) for model in self._models.values()})
 
     @property
@@ -112,6 +112,6 @@ class Models:
         return next(iter(self.present().values())).device
 
     def shares_states(self, role: str) -> bool:
-        """Whether the role's model is a head on the policy's own hidden states, so that one pass serves both."""
+        """True if the role's model is a head on the policy's own hidden states, so that one pass serves both."""
         policy, model = self.policy, self.get(role)
         return policy is not None and isinstance(model, ScalarModel) and model.shares_hidden_states(policy)

@@ -85,7 +85,7 @@ class Table:
 
 
 class RefCache:
-    """Looks up the log-probs of groups by the content of their ids; `logp` is a tensor or a file of numbers."""
+    """Returns the log-probs of groups by the content of their ids; `logp` is a tensor or a file of numbers."""
 
     def __init__(self, table: Table, logp: Tensor | Numbers, path: Path | None, fresh: bool):
         self.table, self.logp, self.path, self.fresh = table, logp, path, fresh

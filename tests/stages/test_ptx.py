@@ -1,6 +1,6 @@
 """PPO-ptx as a stage: a corpus is read, every update learns from it, and without its weight it changes nothing.
 
-`test_kill_methods` has its resuming, `training.test_processes` the sharing of its work.
+`test_kill_methods` has its resuming, `distributed.test_processes` the sharing of its work.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def test_disk_full_during_a_checkpoint(part: str, tmp_path: Path, monkeypatch: p
             return (full if "unfinished" in str(self) else original)(self, *args, **kwargs)
 
         patch.setattr(target, name, inside if target is Path else full)
-        with pytest.raises(CheckpointError, match="step 4 stands") as caught:
+        with pytest.raises(CheckpointError, match="step 4 is intact") as caught:
             run("sft", folder)
     assert "No space left" in str(caught.value)
     assert "resumes" in caught.value.fix
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
     """Damaged from outside: no silent start from nothing, but an error that names the one before."""
     run("sft", tmp_path, until=7)
     (tmp_path / "checkpoints" / "step-00000006" / "weights.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(CheckpointError, match="step 4 stands") as caught:
+    with pytest.raises(CheckpointError, match="step 4 is intact") as caught:
         run("sft", tmp_path)
     assert "step-00000006" in caught.value.where
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")

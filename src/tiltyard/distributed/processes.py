@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -161,23 +161,3 @@ def finish() -> None:
     if world() > 1:
         barrier()
         in_collective[0] = False
-
-
-def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sums gradients over processes in one message. A process without a gradient of a parameter contributes zero."""
-    if world() == 1:
-        return
-    import torch
-    import torch.distributed as dist
-
-    start()
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-    dist.all_reduce(flat)
-    done = 0
-    for p in parameters:
-        assert p.grad is not None
-        p.grad.copy_(flat[done : done + p.numel()].view_as(p))
-        done += p.numel()

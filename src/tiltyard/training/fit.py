@@ -19,6 +19,7 @@ from torch import nn
 
 from tiltyard.batch.batch import Batch
 from tiltyard.distributed import processes
+from tiltyard.distributed.strategy import Replicated, Strategy
 from tiltyard.errors import ConfigError
 from tiltyard.models.load import set_dropout
 from tiltyard.profiler import STEP, record
@@ -70,24 +71,41 @@ class Run:
     sinks: Sequence[Sink] = field(default_factory=tuple)
 
 
-def fit(algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None = None) -> Models:
+def fit(
+    algorithm: Algorithm,
+    models: Models,
+    run: Run,
+    optimizer: torch.optim.Optimizer | None = None,
+    strategy: Strategy | None = None,
+) -> Models:
     """Trains `algorithm.trains` of `models` in place and returns them; resumes if the folder holds a checkpoint.
+
+    Args:
+        optimizer: None: AdamW as `run` describes. strategy: how parameters are spread over processes; None: each has
+            all of them (`Replicated`).
 
     Raises:
         NonFiniteError: a loss or gradient was NaN or infinite; the groups are saved, the step was not taken.
         ConfigError: nothing to train, or no steps to do it in.
         CheckpointError: a checkpoint could not be written or belongs to another model.
     """
-    return _Loop(algorithm, models, run, optimizer).run_all()
+    return _Loop(algorithm, models, run, optimizer, strategy or Replicated()).run_all()
 
 
 class _Loop:
     """One run of `fit`: its models and optimiser, and the metrics of the step that it is in."""
 
-    def __init__(self, algorithm: Algorithm, models: Models, run: Run, optimizer: torch.optim.Optimizer | None):
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        models: Models,
+        run: Run,
+        optimizer: torch.optim.Optimizer | None,
+        strategy: Strategy,
+    ):
         if run.steps < 1:
             raise ConfigError("there are no steps to train", where="steps", got=run.steps, expected="at least 1")
-        self.algorithm, self.models, self.run = algorithm, models, run
+        self.algorithm, self.models, self.run, self.strategy = algorithm, models, run, strategy
         self.modules: list[nn.Module] = [models[role].module for role in algorithm.trains]
         self.parameters = [p for role in algorithm.trains for p in models[role].parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
@@ -96,7 +114,7 @@ class _Loop:
             module.eval()
         self.metrics = StepMetrics()
         self.records = StepRecords(run.folder, run.keep_groups, run.sinks)
-        self.checkpoints = Checkpoints(run.folder, algorithm, models, self.optimizer, self.records)
+        self.checkpoints = Checkpoints(run.folder, algorithm, models, self.optimizer, self.records, strategy)
 
     def run_all(self) -> Models:
         try:
@@ -183,7 +201,7 @@ class _Loop:
         """One optimiser step; `number` counts those of the outer step from 0."""
         algorithm, run = self.algorithm, self.run
         self.optimizer.zero_grad(set_to_none=True)  # gradients that a caller's own backward pass may have left
-        gradient = GradientAccumulator(self.models, self.parameters, self.metrics)
+        gradient = GradientAccumulator(self.models, self.parameters, self.metrics, self.strategy)
         loss = gradient.backward(
             minibatch,
             algorithm.loss,
@@ -196,7 +214,7 @@ class _Loop:
         if loss.count == 0 and not algorithm.aux_losses:
             return  # no item of this minibatch counts (all groups tied)
         with record("optimiser"):
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, run.max_grad_norm))
+            norm = self.strategy.clip_gradients(self.parameters, run.max_grad_norm)
             if not (math.isfinite(loss.sum) and math.isfinite(norm)):
                 self.optimizer.zero_grad(set_to_none=True)
                 raise non_finite(run.folder, algorithm.name, minibatch, step, loss.mean, norm)

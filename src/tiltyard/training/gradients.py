@@ -10,9 +10,9 @@ from torch import nn
 
 from tiltyard.batch.batch import Batch, Metrics, summed
 from tiltyard.distributed import processes
+from tiltyard.distributed.strategy import Strategy
 from tiltyard.profiler import add_count, record
 from tiltyard.training.algorithm import AuxLoss, Forward, Loss, Mean, Models
-from tiltyard.training.optimizer import gradient_norm
 
 
 @dataclass
@@ -57,6 +57,7 @@ class GradientAccumulator:
     models: Models
     parameters: Sequence[nn.Parameter]
     metrics: StepMetrics
+    strategy: Strategy
 
     def backward(
         self,
@@ -95,7 +96,7 @@ class GradientAccumulator:
             self.metrics.add(metrics, prefix)
         if count:
             with record("backward"):
-                processes.sum_gradients(self.parameters)
+                self.strategy.reduce_gradients(self.parameters)
         elif first_pass is not None:
             with torch.no_grad():
                 for part in parts:
@@ -111,7 +112,7 @@ class GradientAccumulator:
             update: number of the optimiser step, which the auxiliary sources draw for.
             budget: packed tokens of a micro-batch.
         """
-        main_norm = gradient_norm(self.parameters)
+        main_norm = self.strategy.gradient_norm(self.parameters)
         for aux in losses:
             before = [p.grad for p in self.parameters]
             for p in self.parameters:
@@ -119,7 +120,7 @@ class GradientAccumulator:
             draw = aux.source(self.models, update)
             batch = Batch.of(draw.groups, draw.index, draw.total, self.models.device, budget)
             loss = self.backward(batch, aux.loss, aux.reduce, weight=aux.weight, prefix=f"{aux.name}_")
-            norm = gradient_norm(self.parameters)
+            norm = self.strategy.gradient_norm(self.parameters)
             for p, grad in zip(self.parameters, before, strict=True):
                 if grad is not None:
                     p.grad = grad if p.grad is None else p.grad.add_(grad)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from tiltyard.errors import ConfigError
 from tiltyard.training.models import Models
@@ -75,8 +74,3 @@ def make_optimizer(models: Models, trains: Sequence[str], run: OptimizerRun) -> 
             "nothing to train: every parameter is frozen", where="freeze_layers", fix="freeze fewer layers"
         )
     return torch.optim.AdamW(groups, betas=run.betas, eps=run.eps, fused=True)
-
-
-def gradient_norm(parameters: Sequence[nn.Parameter]) -> float:
-    """The norm of the gradient of all parameters together."""
-    return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))

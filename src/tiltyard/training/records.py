@@ -10,6 +10,7 @@ from torch import nn
 
 from tiltyard.batch.batch import Batch
 from tiltyard.distributed import checkpoint, processes
+from tiltyard.distributed.strategy import Strategy
 from tiltyard.errors import CheckpointError, NonFiniteError
 from tiltyard.runs.groups import group_to_dict
 from tiltyard.runs.journal import JsonlFile
@@ -74,9 +75,11 @@ class Checkpoints:
         models: Models,
         optimizer: torch.optim.Optimizer,
         records: StepRecords,
+        strategy: Strategy,
     ):
         self.folder = None if folder is None else folder / "checkpoints"
         self.algorithm, self.models, self.optimizer, self.records = algorithm, models, optimizer, records
+        self.strategy = strategy
         changing = (*algorithm.trains, *algorithm.mutable_models)
         self.modules: dict[str, nn.Module] = {role: models[role].trainable for role in changing}
 
@@ -86,13 +89,16 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk is full or cannot be written; the one before remains.
         """
-        if self.folder is not None and processes.is_main():
+        if self.folder is None:
+            return
+        tensors = self.strategy.state(self.modules, self.optimizer)
+        if processes.is_main():
             state = {
                 "offsets": self.records.offsets(),
                 "version": self.models.version,
                 "parts": {name: part.state_dict() for name, part in self.algorithm.stateful().items()},
             }
-            checkpoint.save(self.folder, step, self.modules, self.optimizer, state)
+            checkpoint.save(self.folder, step, tensors, state)
         processes.barrier()
 
     def resume(self, steps: int) -> int:
@@ -103,7 +109,7 @@ class Checkpoints:
         """
         if self.folder is None:
             return 0
-        state = checkpoint.load(self.folder, self.modules, self.optimizer)
+        state = checkpoint.load(self.folder, self.modules, self.optimizer, self.strategy)
         self.records.truncate(state["offsets"] if state else {})
         if state is None:
             return 0

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-
-from . import tiny
-from .ranks import NAMES, RL
+from tests.training import tiny
+from tests.training.ranks import NAMES, RL
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -94,7 +93,7 @@ processes.barrier()
 
 
 @pytest.mark.slow
-def test_processes_end_in_peace(tmp_path: Path) -> None:
+def test_processes_exit_without_an_abort(tmp_path: Path) -> None:
     """Threads of a group that was left standing aborted one run in three; after an error nobody waits."""
     script = tmp_path / "peace.py"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

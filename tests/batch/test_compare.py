@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiltyard.batch import logp
 from tiltyard.batch.compare import compare_with_ref
 from tiltyard.batch.forest import pack
 from tiltyard.models.language import LanguageModel
-
-from . import tiny
 
 TEMPERATURES = [(1.0, None), (0.7, None), (0.7, 1.0)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from tiltyard.cli import main
 from tiltyard.config import Settings
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline import run_recipe
@@ -24,8 +27,8 @@ from . import tiny
 ENDS = ("dpo/model/model.safetensors", "ipo/model/model.safetensors", "again/model/model.safetensors")
 
 
-def recipe(folder: Path, start: Path, steps: int = 6) -> Path:
-    """Two methods that do not need each other, one that needs the first, and a measurement of all."""
+def recipe(folder: Path, start: Path, steps: int = 6, *, evaluate: bool = True) -> Path:
+    """Two methods that do not need each other, one that needs the first, and an evaluation of all."""
     pairs = f"{{model: {start}/sft, data: {start}/label/rankings.groups.jsonl, pairs: best_worst, steps: {steps}}}"
     path = folder / "fan.yaml"
     path.write_text(f"""name: fan
@@ -34,9 +37,10 @@ stages:
   - dpo: {pairs}
   - ipo: {pairs}
   - again: {{method: dpo, model: dpo, data: {start}/label/rankings.groups.jsonl, pairs: best_worst, steps: 3}}
-  - evaluate:
-      {{models: [dpo, ipo, again], prompts: {start}/world/held_out.jsonl, limit: 6, max_tokens: 8, max_prompt: 48}}
 """)
+    if evaluate:
+        prompts = f"prompts: {start}/world/held_out.jsonl, limit: 6, max_tokens: 8, max_prompt: 48"
+        path.write_text(f"{path.read_text()}  - evaluate: {{models: [dpo, ipo, again], {prompts}}}\n")
     return path
 
 
@@ -74,12 +78,14 @@ def learnt(root: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def alone(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("alone")
-    done(command(recipe(folder, start), folder))
+    run_recipe(recipe(folder, start), runs_root=folder, console=Console(file=io.StringIO()))
     return learnt(folder)
 
 
 @pytest.mark.slow
-def test_together_is_one_after_the_other(start: Path, alone: dict[str, object], tmp_path: Path) -> None:
+def test_together_is_one_after_the_other(
+    start: Path, alone: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, _ = done(command(recipe(tmp_path, start), tmp_path, "--jobs", "2"))
     assert learnt(tmp_path) == alone
     lines = out.splitlines()
@@ -87,8 +93,8 @@ def test_together_is_one_after_the_other(start: Path, alone: dict[str, object], 
     began = {name: next(i for i, line in enumerate(lines) if line.startswith(f"{name} | ")) for name in ("dpo", "ipo")}
     ended = next(i for i, line in enumerate(lines) if line.startswith("dpo | dpo: done"))
     assert began["ipo"] < ended  # they did run at the same time
-    out, _ = done(command(recipe(tmp_path, start), tmp_path, "--jobs", "2", "--json"))
-    assert {facts["status"] for facts in json.loads(out)["stages"].values()} == {"skip"}
+    assert main(["run", str(recipe(tmp_path, start)), "--runs", str(tmp_path), "--jobs", "2", "--json"]) == 0
+    assert {facts["status"] for facts in json.loads(capsys.readouterr().out)["stages"].values()} == {"skip"}
 
 
 @pytest.mark.slow
@@ -114,7 +120,7 @@ def test_a_killed_run_takes_its_workers_along_and_goes_on(
 
 @pytest.mark.slow
 def test_one_fails_the_other_ends_and_none_begins(start: Path, tmp_path: Path) -> None:
-    path = recipe(tmp_path, start)
+    path = recipe(tmp_path, start, evaluate=False)
     path.write_text(path.read_text().replace("pairs: best_worst", "pairs: given", 1))  # rankings of 3 are no pairs
     _, err = done(command(path, tmp_path, "--jobs", "2"), status=2)
     assert "error: " in err
@@ -122,14 +128,14 @@ def test_one_fails_the_other_ends_and_none_begins(start: Path, tmp_path: Path) -
     assert (tmp_path / "fan" / "ipo" / "done.json").exists()
     assert (tmp_path / "fan" / "dpo" / "error.txt").exists()
     assert not (tmp_path / "fan" / "again").exists()
-    out, _ = done(command(recipe(tmp_path, start), tmp_path, "--jobs", "2"))
+    out, _ = done(command(recipe(tmp_path, start, evaluate=False), tmp_path, "--jobs", "2"))
     assert "ipo: done" in out
     assert "again | again: done" in out.replace(" (dpo)", "")
 
 
 @pytest.mark.slow
 def test_an_interrupt_reaches_the_workers_once(start: Path, tmp_path: Path) -> None:
-    process = command(recipe(tmp_path, start, steps=400), tmp_path, "--jobs", "2")
+    process = command(recipe(tmp_path, start, steps=400, evaluate=False), tmp_path, "--jobs", "2")
     for _ in range(1200):
         if all(list((tmp_path / "fan" / name / "checkpoints").glob("*")) for name in ("dpo", "ipo")):
             break

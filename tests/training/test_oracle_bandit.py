@@ -90,8 +90,10 @@ def arrived(gap: float, start: float, spread: float) -> None:
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     "settings",
-    [{"ppo_epochs": 1, "whiten_advantages": False}, {"ppo_epochs": 2, "minibatches": 2}],
-    ids=["plain", "whitened, clipped"],
+    [
+        pytest.param({"ppo_epochs": 1, "whiten_advantages": False}, id="plain"),
+        pytest.param({"ppo_epochs": 2, "minibatches": 2}, id="whitened, clipped", marks=pytest.mark.slow),
+    ],
 )
 def test_ppo_tilts_a_bandit(settings: dict[str, Any]) -> None:
     """T1: one token. 128 answers a step; a rate that rises slowly loses no rare answer before it was seen often."""
@@ -122,6 +124,7 @@ def test_maximum_likelihood_learns_the_empirical_law(method) -> None:
 
 
 @pytest.mark.statistical
+@pytest.mark.slow
 def test_the_reward_model_recovers_true_differences() -> None:
     """Labels are drawn from Bradley-Terry; the fit is the maximum of the likelihood, the truth near (Wald's test)."""
     g = torch.Generator().manual_seed(shifted(0))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from benchmarks.structure import circles, imports, untyped_settings
 from packaging.requirements import Requirement
 
 import tiltyard
@@ -38,6 +39,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(p for p in ROOT.g
 SETTINGS = ROOT / "tests/settings.json"
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 GLANCE = 12
+UNTYPED_SETTINGS = 31
 # "file" or "file:function" that may be longer: a method whose signature and docstring are its settings
 ALLOWED: frozenset[str] = frozenset()
 
@@ -140,6 +142,15 @@ def _tracked() -> list[Path]:
     else:
         paths = [*ROOT.glob("*.*"), *(p for top in ("src", "tests", "docs") for p in (ROOT / top).rglob("*.*"))]
     return [p for p in paths if p.is_file() and p.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".json", ""}]
+
+
+def test_no_package_imports_itself_through_another() -> None:
+    assert circles(imports(ROOT)) == []
+
+
+def test_settings_have_types() -> None:
+    """Parameters named settings that are annotated `Any`; the number may only fall."""
+    assert untyped_settings(ROOT) <= UNTYPED_SETTINGS
 
 
 def test_importing_is_light() -> None:

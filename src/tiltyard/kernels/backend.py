@@ -61,11 +61,11 @@ class Backend:
         return "; ".join(filter(None, (self.why_ops, self.why_linear)))
 
     def native(self, *tensors: Tensor) -> bool:
-        """Whether the C kernels compute on these tensors."""
+        """Returns whether the C kernels compute on these tensors."""
         return self.ops == "cpu_c" and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
 
     def onednn(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether oneDNN computes `x @ weight.t()`."""
+        """Returns whether oneDNN computes `x @ weight.t()`."""
         return self.linear == "onednn" and matmul.is_supported(x, weight)
 
     def describe(self) -> str:
@@ -75,17 +75,26 @@ class Backend:
 
 
 TORCH = Backend()
-_preferred: ContextVar[Backend | None] = ContextVar("preferred backend", default=None)
+_preferred: ContextVar[list[Backend]] = ContextVar("preferred backend")  # the last one counts
 
 
 @contextmanager
 def preferred(backend: Backend | None) -> Iterator[None]:
     """Inside it models are loaded with this backend's `ops` and `linear` where the machine has them."""
-    token = _preferred.set(backend)
+    token = _preferred.set([] if backend is None else [backend])
     try:
         yield
     finally:
         _preferred.reset(token)
+
+
+def prefer(backend: Backend) -> None:
+    """Changes the preference inside `preferred`; outside of it nothing."""
+    _preferred.get([]).append(backend)
+
+
+def _preference() -> Backend | None:
+    return next(reversed(_preferred.get([])), None)
 
 
 def choose(module: Any, dtype: str = "float32") -> Backend:
@@ -112,7 +121,7 @@ def choose(module: Any, dtype: str = "float32") -> Backend:
 
 
 def _ops(module: Any, dtype: str) -> tuple[Ops, str]:
-    before = _preferred.get()
+    before = _preference()
     if dtype == "float64":
         return "torch", "float64"
     loaded = library.load()
@@ -126,7 +135,7 @@ def _ops(module: Any, dtype: str) -> tuple[Ops, str]:
 
 
 def _linear(module: Any, dtype: str, forced: str) -> tuple[Linear, str]:
-    before = _preferred.get()
+    before = _preference()
     if not torch.backends.mkl.is_available():
         return "blas", ""
     if dtype == "float64" or not torch.backends.mkldnn.is_available():
@@ -138,9 +147,7 @@ def _linear(module: Any, dtype: str, forced: str) -> tuple[Linear, str]:
     ratio = measure.onednn_speedup(measure.shapes_of(module.base_model))
     if ratio is None:
         return "mkl", "the machine was too busy to measure oneDNN"
-    if ratio >= measure.GAIN:
-        return "onednn", f"oneDNN measured {ratio:.2f} times as fast as MKL on its shapes"
-    return "mkl", f"oneDNN measured {ratio:.2f} times as fast as MKL on its shapes, {measure.GAIN:g} needed"
+    return _by_speedup(ratio)
 
 
 def _forced_linear() -> str:
@@ -160,27 +167,42 @@ def _forced_linear() -> str:
     return forced
 
 
-def expected(shapes: measure.Shapes | None = None) -> Backend:
-    """Returns what a float32 decoder of these shapes would get here, without compiling or measuring anything.
+def expected(
+    shapes: measure.Shapes | None = None, dtype: str = "float32", device: str = "cpu", supported: bool = True
+) -> Backend:
+    """Returns what a model would get here, without compiling or measuring anything; `why` names what is left to do.
 
-    Its `why` says what is still to be compiled or measured.
+    Args:
+        shapes: of its linear layers (`measure.shapes_of`). supported: whether it is of the Llama family.
     """
-    forced, state = _forced_linear(), library.state()
+    forced, supported = _forced_linear(), supported and dtype == "float32"
+    if device != "cpu":
+        return Backend("torch", "blas", "fused" if supported else "modules", f"on {device}")
+    state = library.State(False, dtype) if dtype == "float64" else library.state()
     ops: Ops = "cpu_c" if state.ready else "torch"
-    ratio = measure.known_speedup(shapes) if shapes else None
-    has_mkl, has_onednn = torch.backends.mkl.is_available(), torch.backends.mkldnn.is_available()
-    if not has_mkl or not has_onednn:
-        linear: Linear = "mkl" if has_mkl else "blas"
-        why = ""
-    elif forced:
-        linear, why = ("onednn" if forced == "onednn" else "mkl"), f"{LINEAR}={forced}"
-    elif ratio is None:
-        linear, why = "mkl", "MKL or oneDNN is measured when the model is loaded"
-    else:
-        linear = "onednn" if ratio >= measure.GAIN else "mkl"
-        why = f"oneDNN measured {ratio:.2f} times as fast as MKL"
-    decoder: Decoder = "native" if ops == "cpu_c" else "fused"
+    linear, why = _expected_linear(shapes, dtype, forced)
+    decoder: Decoder = "modules" if not supported else "native" if ops == "cpu_c" else "fused"
     return Backend(ops, linear, decoder, state.why, why)
+
+
+def _expected_linear(shapes: measure.Shapes | None, dtype: str, forced: str) -> tuple[Linear, str]:
+    if not torch.backends.mkl.is_available():
+        return "blas", ""
+    if dtype == "float64" or not torch.backends.mkldnn.is_available():
+        return "mkl", ""
+    if forced:
+        return ("onednn" if forced == "onednn" else "mkl"), f"{LINEAR}={forced}"
+    ratio = measure.known_speedup(shapes) if shapes else None
+    if ratio is None:
+        return "mkl", "or oneDNN, measured when the model is loaded"
+    return _by_speedup(ratio)
+
+
+def _by_speedup(ratio: float) -> tuple[Linear, str]:
+    measured = f"oneDNN measured {ratio:.2f} times as fast as MKL on its shapes"
+    if ratio >= measure.GAIN:
+        return "onednn", measured
+    return "mkl", f"{measured}, {measure.GAIN:g} needed"
 
 
 # ------------------------------------------------------------------------------------------ kept with a stage

@@ -36,8 +36,7 @@ class Backbone:
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
-        self.backend = backend.choose(module, dtype)
-        matmul.use_onednn_linear(module, self.backend)
+        self.use_backend(backend.choose(module, dtype))
         self.binding: lora.AdapterBinding | None = None  # on whose backbone it stands; None: on its own
         self._plain_attention = module.config._attn_implementation or "sdpa"
         embeddings = module.get_input_embeddings()
@@ -54,6 +53,11 @@ class Backbone:
         """Runs padded from now on, as for a model that cannot be packed."""
         self.padded_reason = reason
         self._use(self._plain_attention)
+
+    def use_backend(self, chosen: backend.Backend) -> None:
+        """Computes with this backend from now on."""
+        self.backend = chosen
+        matmul.use_onednn_linear(self.module, chosen)
 
     @property
     def packed(self) -> bool:

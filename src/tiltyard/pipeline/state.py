@@ -186,6 +186,8 @@ def begin(
         archive(folder)
     folder.mkdir(parents=True, exist_ok=True)
     old = StageReader(folder).config if decision.action == "resume" else None
+    raw = (read_json(folder / "config.json") or {}) if old else {}
+    kept: dict[str, Any] = {key: raw[key] for key in ("backend", "backend_changes") if key in raw}  # stages.backend
     execution = (old.id if old else "") or uuid.uuid4().hex
     config = {
         "schema": SCHEMA,
@@ -199,6 +201,7 @@ def begin(
         "id": execution,
         "started": (old.started if old else "") or _now().isoformat(timespec="seconds"),
         "tiltyard": package_version(),
+        **kept,
     }
     write_json(folder / "config.json", config)
     return execution

@@ -27,6 +27,7 @@ from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import Draws, SampleSettings, sample
 from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer
+from tiltyard.stages.backend import keeps_backend, settle
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import model_folder, prompts_of, report
 from tiltyard.training import select
@@ -92,6 +93,7 @@ class Progress:
 def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     """Samples, scores and pairs, a block of prompts after the other, from where an earlier attempt stopped."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
+    settle(context, model)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
     judge = _judge(context, settings, model, prompts)
     files = (CANDIDATES, PAIRS, BASELINES) if settings.ranker else (CANDIDATES, PAIRS)
@@ -247,7 +249,7 @@ def _write_rows(folder: Path) -> None:
 register(
     Stage(
         "candidates",
-        run,
+        keeps_backend(run),
         CandidatesSettings,
         "A model answers each prompt n times; a ranker, a reward model or the world scores, and pairs are made.",
         refers=("model", "prompts", "ranker", "reward"),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from tiltyard.errors import TiltyardError
 from tiltyard.methods.base import Method
 from tiltyard.models.load import PRESETS
+from tiltyard.stages.backend import planned
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.methods import compose
 from tiltyard.stages.online import who_scores
@@ -40,6 +41,7 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         f"{max(1, -(-most // settings.tokens_per_microbatch))} a pass at full length",
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
         f"models in memory: {held.words}",
+        f"backend: {planned(context, settings, new_arch(method, settings)).describe()}",
     ]
     if method.online:
         passes = settings.ppo_epochs * settings.minibatches if hasattr(settings, "ppo_epochs") else 1
@@ -66,6 +68,11 @@ def plan_lines(method: Method, context: StageContext, settings: Any) -> list[str
         f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * held.passes / 2**20:,.0f}, "
         f"chunked logits {logits / 2**20:,.0f}" + (f", decoding cache {cache / 2**20:,.0f})" if cache else ")"),
     ]
+
+
+def new_arch(method: Method, settings: Any) -> Any:
+    """The architecture of a model that the stage makes from scratch, or None."""
+    return settings.arch if method.family == "pretrain" and not settings.model else None
 
 
 class _Held(NamedTuple):

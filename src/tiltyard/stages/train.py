@@ -20,11 +20,12 @@ from tiltyard.models.adapters import save_adapter
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import freeze_bottom, save_model
 from tiltyard.stages import measure
+from tiltyard.stages.backend import keeps_backend, planned, settle
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import groups_of, report
 from tiltyard.stages.models import load_models
 from tiltyard.stages.online import judges_model
-from tiltyard.stages.plan import plan_lines
+from tiltyard.stages.plan import new_arch, plan_lines
 from tiltyard.stages.settings import NEUTRAL, REFERS, WORDS, method_settings
 from tiltyard.stages.sources import attach_reference, data_groups, reference_logps, second_source, source_of
 from tiltyard.stages.watch import Samples
@@ -38,6 +39,8 @@ def composed(method: Method, context: StageContext, settings: Any) -> tuple[Algo
     """What a stage hands to the loop: the method with its source, the models, outer steps, the groups of a file."""
     processes.start()
     models = load_models(method, context, settings)
+    roles = [method.trains[0], *(role for role in models if role != method.trains[0])]
+    settle(context, *map(models.get, roles), planned=planned(context, settings, new_arch(method, settings)))
     for name in method.trains:
         model = models.get(name)
         freeze_bottom(model, settings.freeze_layers)
@@ -211,7 +214,7 @@ def _stage(method: Method) -> Stage:
     neutral = tuple(k for k in NEUTRAL if k in fields)
     return Stage(
         name=method.name,
-        run=run,
+        run=keeps_backend(run),
         settings=method_settings(method),
         summary=method.summary,
         refers=refers,

@@ -181,8 +181,8 @@ def test_it_is_the_model(family: str, frozen: int, monkeypatch: pytest.MonkeyPat
     exact.module.load_state_dict(model.module.state_dict())
     for one in (model, exact):
         load.freeze_bottom(one, frozen)
-    assert fused_block.is_supported(model.backbone, forest(), model.backend)
-    assert not fused_block.is_supported(exact.backbone, forest(), exact.backend)
+    assert fused_block.is_supported(model.backbone, model.device, model.backend)
+    assert not fused_block.is_supported(exact.backbone, exact.device, exact.backend)
     mine = trained(model)
     with modules_only(monkeypatch):
         theirs = trained(model)
@@ -265,7 +265,7 @@ def test_it_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_models_and_settings_use_the_modules() -> None:
     def supported(model: Any) -> bool:
-        return fused_block.is_supported(model.backbone, forest(), model.backend)
+        return fused_block.is_supported(model.backbone, model.device, model.backend)
 
     assert supported(tiny.language("llama"))
     assert supported(tiny.scalar("llama"))

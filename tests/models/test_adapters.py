@@ -24,7 +24,7 @@ from tiltyard.batch.forest import pack
 from tiltyard.errors import CheckpointError, ConfigError, ModelError
 from tiltyard.models import pretrained
 from tiltyard.models.adapters import adapt, backbone_hash, reward_adapter, save_adapter, value_adapter, without_adapters
-from tiltyard.models.language import Backbone
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.load import value_from
 from tiltyard.models.lora import Lora, adapter_tensors
 from tiltyard.sampling import SampleSettings, sample

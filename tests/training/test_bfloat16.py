@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tiltyard.methods import dpo, sft
-from tiltyard.models.language import DType, LanguageModel
+from tiltyard.models.backbone import DType
+from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import frozen_copy
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Offline

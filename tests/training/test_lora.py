@@ -16,8 +16,9 @@ from torch import Tensor
 from tiltyard.batch.compare import compare_with_ref
 from tiltyard.methods import ppo, sft
 from tiltyard.models.adapters import adapt, clone_adapter, copy_weights_, value_adapter, without_adapters
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.heads import value_head
-from tiltyard.models.language import Backbone, LanguageModel
+from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import set_dropout
 from tiltyard.models.lora import Lora, adapted_layers, adapter_tensors, base_weights, merged_adapters
 from tiltyard.sampling import SampleSettings, sample

@@ -11,7 +11,7 @@ Losses see flat vectors over the R response tokens: the hidden state at `predict
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -40,16 +40,16 @@ class AttentionTile:
     position_nL: Tensor
     single_branch: bool
     deepest: int  # the largest position
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def within(self, window: int) -> bool:
+        """Whether no token is far enough away for a window of this size to hide it."""
+        return self.deepest < window
 
     def mask(self, window: int | None) -> Tensor | None:
-        """Boolean [n, 1, L, L] (True = may attend), or None where plain causal attention gives the same result."""
-        if window not in self.masks:
-            short = window is not None and self.deepest < window  # no token is far enough away to be hidden
-            self.masks[window] = self.mask(None) if short else self._build(window)
-        return self.masks[window]
+        """Builds the mask [n, 1, L, L] (True = may attend); None where plain causal attention gives the same result.
 
-    def _build(self, window: int | None) -> Tensor | None:
+        Masks are the only large part of a tile, so they are not kept with it (`models.attention`).
+        """
         if self.single_branch and window is None:
             return None  # padding lies after every real token, so causal order already hides it
         query, key = self.position_nL[:, :, None], self.position_nL[:, None, :]
@@ -114,8 +114,21 @@ class Forest:
         return _tiles(self)
 
     @cached_property
+    def branches(self) -> list[list[tuple[int, int]]]:
+        """The spans (first token, tokens) of each tree's responses."""
+        spans: list[list[tuple[int, int]]] = [[] for _ in range(self.G)]
+        columns = (x.tolist() for x in (self.group_B, self.start_B, self.length_B))
+        for group, start, length in zip(*columns, strict=True):
+            spans[group].append((start, length))
+        return spans
+
+    @cached_property
     def segments(self) -> Segments:
-        return segments_of(self)
+        """Each tree's prompt and branches as the kernels read them; a tree with one branch at most is one segment."""
+        trees = zip(self.branches, self.tree_start, self.tree_length, self.prompt_length, strict=True)
+        return segments_of(
+            [[(start, prompt), *spans] if len(spans) > 1 else [(start, whole)] for spans, start, whole, prompt in trees]
+        )
 
     def padded_to(self, multiple: int) -> tuple[Tensor, Tensor]:
         """Returns ids and positions followed by tokens of no tree, so that their number is a multiple of `multiple`.
@@ -158,13 +171,9 @@ class _Strip:
 
 def _strips(forest: Forest) -> list[_Strip]:
     """Each tree whole under a mask, or cut into its branches: what costs fewer products of a query and a key."""
-    branches: list[list[tuple[int, int]]] = [[] for _ in range(forest.G)]
-    owners, starts, lengths = (x.tolist() for x in (forest.group_B, forest.start_B, forest.length_B))
-    for g, start, length in zip(owners, starts, lengths, strict=True):
-        branches[g].append((start, length))
     strips = []
     for own, start, whole, prompt in zip(
-        branches, forest.tree_start, forest.tree_length, forest.prompt_length, strict=True
+        forest.branches, forest.tree_start, forest.tree_length, forest.prompt_length, strict=True
     ):
         cut = sum((prompt + length) ** 2 for _, length in own) / 2  # causal kernels skip half, masked ones nothing
         if len(own) <= 1 or whole**2 <= cut:

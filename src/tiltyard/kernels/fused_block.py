@@ -21,9 +21,8 @@ from tiltyard.kernels.family import linears_of, window_of
 from tiltyard.kernels.matmul import linear, linear_add, weight_grad
 
 if TYPE_CHECKING:
-    from tiltyard.batch.forest import Forest
     from tiltyard.kernels.backend import Backend
-    from tiltyard.models.attention import LayerCache
+    from tiltyard.kernels.layer_cache import LayerCache
 
 NORMS = ("norm_in", "norm_mid", "q_norm", "k_norm")
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -57,9 +56,9 @@ class Saved(NamedTuple):
     k_raw: Tensor | None
 
 
-def is_supported(backbone: Any, forest: Forest, backend: Backend) -> bool:
-    """Whether these blocks compute this backbone and batch."""
-    if forest.device.type != "cpu" or not forest.B or backend.ops != "cpu_c" or not family.is_supported(backbone):
+def is_supported(backbone: Any, device: torch.device, backend: Backend) -> bool:
+    """Whether these blocks compute this backbone on this device."""
+    if device.type != "cpu" or backend.ops != "cpu_c" or not family.is_supported(backbone):
         return False
     if torch.is_autocast_enabled("cpu"):
         return False
@@ -78,7 +77,7 @@ def hidden_T(
     backbone: Any,
     ids_T: Tensor,
     position_T: Tensor,
-    forest: Forest,
+    segments: tree_attention.Segments,
     backend: Backend,
     cache: LayerCache | None = None,
 ) -> Tensor:
@@ -86,7 +85,7 @@ def hidden_T(
     x = backbone.embed_tokens(ids_T)
     cos, sin = (part[0].contiguous() for part in backbone.rotary_emb(x[None], position_T[None]))
     for index, block in enumerate(backbone.layers):
-        weights, constants = weights_of(block), constants_of(block, cos, sin, forest.segments, backend)
+        weights, constants = weights_of(block), constants_of(block, cos, sin, segments, backend)
         if torch.is_grad_enabled() and cache is None:
             x = apply_block(x, constants, weights)
             continue

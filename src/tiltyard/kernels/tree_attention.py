@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +14,6 @@ from tiltyard.kernels import abi
 from tiltyard.kernels.library import KernelFlop, call
 
 if TYPE_CHECKING:
-    from tiltyard.batch.forest import Forest
     from tiltyard.kernels.backend import Backend
 
 MAX_HEAD_DIM = 256  # the packed copies of keys and values grow with it
@@ -28,18 +29,15 @@ class Segments(NamedTuple):
     segments: Tensor
 
 
-def segments_of(forest: Forest) -> Segments:
-    """Returns each tree's prompt and branches; a tree with one branch at most is a single segment."""
-    branches: list[list[tuple[int, int]]] = [[] for _ in range(forest.G)]
-    for g, start, length in zip(*(x.tolist() for x in (forest.group_B, forest.start_B, forest.length_B)), strict=True):
-        branches[g].append((start, length))
-    trees, segments = [0], []
-    for spans, start, length, prompt in zip(
-        branches, forest.tree_start, forest.tree_length, forest.prompt_length, strict=True
-    ):
-        segments += [(start, prompt), *spans] if len(spans) > 1 else [(start, length)]
-        trees.append(len(segments))
-    return Segments(torch.tensor(trees), torch.tensor(segments, dtype=torch.long).reshape(-1, 2))
+def segments_of(trees: Sequence[Sequence[tuple[int, int]]]) -> Segments:
+    """Returns the segments of packed trees.
+
+    Args:
+        trees: the spans (first token, tokens) of each tree: its prompt and its branches, or one span of all.
+    """
+    ends = list(itertools.accumulate((len(spans) for spans in trees), initial=0))
+    spans = [span for tree in trees for span in tree]
+    return Segments(torch.tensor(ends), torch.tensor(spans, dtype=torch.long).reshape(-1, 2))
 
 
 def is_supported(q: Tensor, v: Tensor, backend: Backend) -> bool:

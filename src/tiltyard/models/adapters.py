@@ -15,8 +15,9 @@ from torch import Tensor
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import CheckpointError, ModelError
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.heads import with_scalar_head
-from tiltyard.models.language import Backbone, LanguageModel, ScalarModel
+from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.lora import (
     AdapterBinding,
     Lora,

@@ -10,39 +10,22 @@ from the model call to every layer:
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from tiltyard.batch.forest import Forest
+from tiltyard.batch.forest import AttentionTile, Forest
 from tiltyard.errors import ModelError
 from tiltyard.kernels import tree_attention
 from tiltyard.kernels.backend import TORCH, Backend
+from tiltyard.kernels.layer_cache import LayerCache
 
 NAME = "tiltyard"
+Masks = dict[tuple[int, int | None], Tensor | None]  # (tile, window) -> its mask, for the layers of one pass
 UNSUPPORTED = ("s_aux", "indices", "block_indices", "bias", "position_bias")  # attention sinks, sparse choices, biases
-
-
-class LayerCache(Protocol):
-    """What the attention asks of a decoding cache (`tiltyard.sampling.slots`)."""
-
-    def prefill(self, layer: int, key_HTD: Tensor, value_HTD: Tensor) -> None:
-        """Keeps the packed prompts' keys and values of one layer."""
-
-    def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        """Adds one token a row and attends to what the row holds: [rows, H, D]."""
 
 
 def attend(
@@ -81,14 +64,17 @@ def forest_attention(
     dropout: float = 0.0,
     forest: Forest | None = None,
     cache: LayerCache | None = None,
+    masks: Masks | None = None,
     backend: Backend = TORCH,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over packed trees, or over a decoding cache. Returns [batch, tokens, H, D] as transformers expects."""
+    """Attention over packed trees or a decoding cache; returns [batch, tokens, H, D] as transformers expects."""
     if odd := [name for name in UNSUPPORTED if others.get(name) is not None]:
-        raise ModelError("the packed attention does not know this", got=", ".join(odd), fix="the padded path is used")
+        raise ModelError(
+            "the packed attention does not support this", got=", ".join(odd), fix="the padded path is used"
+        )
     if forest is None:
         if cache is None:
             raise ModelError("the model was called without a forest or a cache", fix="call it through LanguageModel")
@@ -103,12 +89,23 @@ def forest_attention(
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         return tree_attention.attention(q_THD, k_THD, v_THD, forest.segments, scale)[None], None
     outs = []
-    for tile in forest.tiles:
+    masks = {} if masks is None else masks
+    for number, tile in enumerate(forest.tiles):
         q, k, v = (_lay(x, tile.index, tile.n, tile.length) for x in (q_THD, k_THD, v_THD))
-        out = attend(q, k, v, tile.mask(sliding_window), scaling, softcap, dropout)
+        out = attend(q, k, v, _mask(tile, number, sliding_window, masks), scaling, softcap, dropout)
         outs.append(out.transpose(1, 2).reshape(tile.n * tile.length, *out.shape[1::2]))
     flat = outs[0] if len(outs) == 1 else torch.cat(outs)
     return forest.untile(flat, query.shape[2])[None], None
+
+
+def _mask(tile: AttentionTile, number: int, window: int | None, masks: Masks) -> Tensor | None:
+    """A tile's mask, built once for all layers of a pass with the same window."""
+    if (number, window) not in masks:
+        unlimited = window is None or tile.within(window)
+        masks[number, window] = (
+            _mask(tile, number, None, masks) if unlimited and window is not None else tile.mask(window)
+        )
+    return masks[number, window]
 
 
 def _lay(x_THD: Tensor, index: Tensor, n: int, length: int) -> Tensor:

@@ -22,7 +22,8 @@ from tiltyard.batch.forest import MAX_WASTE, Forest, padded_rows
 from tiltyard.batch.logp import token_logp
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models.language import Backbone, DType, ScalarModel
+from tiltyard.models.backbone import Backbone, DType
+from tiltyard.models.language import ScalarModel
 
 CLOSE = 1e-3  # a probe's two results may differ by this share of their size
 CLOSE_HALF = 5e-2  # in bfloat16
@@ -61,7 +62,7 @@ class Encoder(Backbone):
     def _unpackable(self) -> str:
         return "an encoder reads both ways, so every answer is a row of its own with its prompt"
 
-    def hidden_T(self, forest: Forest, cache: Any = None) -> Tensor:  # noqa: ARG002 - the backbone's signature
+    def hidden_T(self, forest: Forest, cache: Any = None, masks: Any = None) -> Tensor:  # noqa: ARG002 - the backbone's signature
         raise ModelError(
             "an encoder cannot stand where a decoder is needed",
             got=type(self.module).__name__,

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
-from tiltyard.models.language import Backbone, LanguageModel, ScalarModel
+from tiltyard.models.backbone import Backbone
+from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.lora import AdapterBinding, merged_adapters
 from tiltyard.types import Group, Message, Prompt, Response
 

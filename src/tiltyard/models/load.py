@@ -22,9 +22,10 @@ from transformers import (
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ConfigError, ModelError
 from tiltyard.models.adapters import clone_adapter
+from tiltyard.models.backbone import Backbone, DType
 from tiltyard.models.encoder import EncoderScalar, is_encoder
 from tiltyard.models.heads import closing_id, scalar_from, value_head
-from tiltyard.models.language import Backbone, DType, LanguageModel, ScalarModel
+from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load_encoder import encoder_scalar, load_masked_model, masked_from_scratch
 from tiltyard.models.lora import blocks_of, dequantized, merged_adapters
 from tiltyard.models.pretrained import (

@@ -19,8 +19,8 @@ from transformers import (
 from tiltyard.data.chat import Chat
 from tiltyard.data.tokenizer import for_encoder
 from tiltyard.errors import ModelError
+from tiltyard.models.backbone import DType
 from tiltyard.models.encoder import EncoderScalar, MaskedModel, is_encoder
-from tiltyard.models.language import DType
 from tiltyard.models.pretrained import (
     TORCH_DTYPE,
     Quantize,

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from tiltyard.errors import CheckpointError, ConfigError, ModelError, nearest
-from tiltyard.models.language import DType
+from tiltyard.models.backbone import DType
 
 # width, layers, heads, key-value heads, feed-forward width: Llama shape
 PRESETS: dict[str, tuple[int, int, int, int, int]] = {

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tiltyard.errors import CompositionError
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.encoder import MaskedModel
-from tiltyard.models.language import Backbone, LanguageModel, ScalarModel
+from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.types import Group
 
 Model = TypeVar("Model", bound=Backbone)

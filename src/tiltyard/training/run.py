@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tiltyard.config import Settings
-from tiltyard.models.language import DType
+from tiltyard.models.backbone import DType
 from tiltyard.models.lora import Lora
 from tiltyard.models.pretrained import Quantize
 from tiltyard.types import MICRO_TOKENS

@@ -1,0 +1,214 @@
+"""Hidden states of packed batches: what language models and scalar models have in common.
+
+A decoder that uses transformers' attention interface runs packed; any other one runs padded and gives the same numbers
+(the tests compare them); `Backbone.packed` tells which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tiltyard.batch.forest import Forest, pack, padded_rows
+from tiltyard.data.chat import Chat
+from tiltyard.errors import ModelError
+from tiltyard.kernels import backend, fused_block, matmul
+from tiltyard.kernels.layer_cache import LayerCache
+from tiltyard.models import attention, lora
+from tiltyard.types import Group, Prompt, Response
+
+DType = Literal["float32", "bfloat16", "float64"]
+
+
+class Backbone:
+    """A transformers model that computes the hidden states of a forest.
+
+    Args:
+        module: a decoder with a head (`...ForCausalLM` or `...ForSequenceClassification`).
+        chat: its tokenizer and template.
+        dtype: arithmetic of the forward pass. Weights stay as loaded; `bfloat16` runs under autocast.
+    """
+
+    def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
+        self.module, self.chat, self.dtype = module, chat, dtype
+        self.use_backend(backend.choose(module, dtype))
+        self.binding: lora.AdapterBinding | None = None  # on a shared backbone; None: all parameters are its own
+        self._plain_attention = module.config._attn_implementation or "sdpa"
+        embeddings = module.get_input_embeddings()
+        if isinstance(embeddings, nn.Embedding):
+            embeddings.padding_idx = None  # pad may equal eos, whose embedding must learn; no padding is computed here
+        self.padded_reason = self._unpackable()
+        self._use(attention.NAME if self.packed else self._plain_attention)
+
+    def _unpackable(self) -> str:
+        """Why this model runs padded; empty if it can be packed."""
+        return _unfit(self.module) or self._probe()
+
+    def force_padded(self, reason: str) -> None:
+        """Makes every later pass padded, as for a model that cannot be packed."""
+        self.padded_reason = reason
+        self._use(self._plain_attention)
+
+    def use_backend(self, chosen: backend.Backend) -> None:
+        """Sets the backend of all later passes."""
+        self.backend = chosen
+        matmul.use_onednn_linear(self.module, chosen)
+
+    @property
+    def packed(self) -> bool:
+        return not self.padded_reason
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.module.base_model
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The module that holds this model's own parameters: all, or an adapter and head on a shared backbone."""
+        return self.module if self.binding is None else lora.trainable_part(self.module, self.backbone, self.binding)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that are active in its forward pass."""
+        return () if self.binding is None else self.binding.adapters
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.trainable.parameters() if p.requires_grad]
+
+    def shares_hidden_states(self, other: Backbone) -> bool:
+        """Whether both models have the same hidden states, so that one pass of the backbone serves both."""
+        same_trunk = self.backbone is other.backbone and self.packed == other.packed
+        return same_trunk and self.adapters == other.adapters
+
+    def _use(self, implementation: str) -> None:
+        for part in (self.module, self.backbone):  # a head on a shared backbone has a config of its own
+            part.config._attn_implementation = implementation  # type: ignore[union-attr]
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Context: the module runs with its own attention (padded batches, attention masks, generate)."""
+        before = self.module.config._attn_implementation
+        self._use(self._plain_attention)
+        try:
+            yield
+        finally:
+            self._use(before)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Context of every forward pass: the arithmetic of `dtype`, and the model's adapters active."""
+        half = self.dtype == "bfloat16"
+        with (
+            lora.using_adapters(self.backbone, self.adapters),
+            torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext(),
+        ):
+            yield
+
+    def checkpoint_activations(self) -> None:
+        """Turns on gradient checkpointing: the backward pass recomputes each block's activations."""
+        self.module.activation_checkpointing_enable({"use_reentrant": False})
+        lora.checkpoint_with_adapters(self.module, self.backbone)
+
+    def hidden_T(self, forest: Forest, cache: LayerCache | None = None, masks: attention.Masks | None = None) -> Tensor:
+        """Computes the last hidden states [T, d] of every token of the forest.
+
+        Args:
+            cache: stores keys and values for decoding. masks: filled with the attention masks of the pass.
+        """
+        if not self.packed:
+            return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
+        rounded = self.backend.linear == "onednn" and self.dtype == "float32" and forest.T > matmul.ROUND
+        ids, position = forest.padded_to(matmul.ROUND if rounded else 1)
+        with self.autocast():
+            if forest.B and fused_block.is_supported(self.backbone, forest.device, self.backend):
+                hidden_T = fused_block.hidden_T(self.backbone, ids, position, forest.segments, self.backend, cache)
+                return hidden_T[: forest.T]
+            out = self.backbone(
+                input_ids=ids[None],
+                position_ids=position[None],
+                use_cache=False,
+                forest=forest,
+                backend=self.backend,
+                cache=cache,
+                masks={} if masks is None else masks,
+            )
+        return out.last_hidden_state[0, : forest.T]
+
+    def hidden_R(self, forest: Forest) -> Tensor:
+        """Computes the states [R, d] that predict response tokens."""
+        return self.hidden_T(forest).index_select(0, forest.predictor_R)
+
+    def _padded(self, forest: Forest, call: Any) -> Tensor:
+        """The same [T, ...] from a right-padded batch with one row a response, the prompt repeated in each."""
+        rows, places = padded_rows(forest)
+        ids, place_T = rows[0].to(forest.device), places.to(forest.device)
+        # Padding stands on the right, where causal attention hides it from every real token already. It is not masked
+        # besides: a row that may attend to nothing (padding beyond a sliding window) would be NaN, and NaN spreads.
+        mask = torch.ones_like(ids)
+        position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        with self.autocast(), self.plain():
+            out = call(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False)
+        return out.flatten(0, 1).index_select(0, place_T)
+
+    def probe_forest(self) -> Forest:
+        """Two small random trees, always the same, for the self-tests of a model."""
+        generator = torch.Generator().manual_seed(0)
+        size = self.module.config.get_text_config().vocab_size
+        draw = lambda n: tuple(torch.randint(0, size, (n,), generator=generator).tolist())  # noqa: E731
+        trees = [Group(Prompt(ids=draw(4)), (Response(ids=draw(3)), Response(ids=draw(5)))) for _ in range(2)]
+        return pack(trees, self.device)
+
+    def _probe(self) -> str:
+        """Runs one small random tree packed and padded; a difference means that packing is not safe for this model."""
+        forest = self.probe_forest()
+        training = self.module.training
+        masks: attention.Masks = {}
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                self._use(attention.NAME)
+                self.padded_reason = ""
+                pairs = self._packed_and_padded(forest, masks)
+        except (ModelError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+            return f"packing is not supported by this model ({type(error).__name__}: {str(error)[:120]})"
+        finally:
+            self._use(self._plain_attention)
+            self.module.train(training)
+        if _has_window(self.module) != any(window is not None for _, window in masks):
+            return "the model does not pass its sliding window to the attention interface"
+        for what, (packed, padded) in pairs.items():
+            scale = padded.float().abs().max().clamp_min(1e-6)
+            gap = ((packed - padded).float().abs().max() / scale).item()
+            if not gap < (1e-3 if self.dtype != "bfloat16" and packed.dtype != torch.bfloat16 else 5e-2):
+                return f"packed and padded {what} differ by {gap:.2g} of their scale"
+        return ""
+
+    def _packed_and_padded(self, forest: Forest, masks: attention.Masks) -> dict[str, tuple[Tensor, Tensor]]:
+        """Name -> the same tensor computed packed and padded, which `_probe` compares."""
+        packed = self.hidden_T(forest, masks=masks)
+        return {"hidden states": (packed, self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state))}
+
+
+def _unfit(module: PreTrainedModel) -> str:
+    """Why a model cannot be packed, as far as its class and config tell."""
+    if not getattr(module, "_supports_attention_backend", False):
+        return "the model does not use the attention interface"
+    kinds = set(getattr(module.config.get_text_config(), "layer_types", None) or ())
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        return f"the model has layers of another kind: {', '.join(sorted(other))}"
+    return ""
+
+
+def _has_window(module: PreTrainedModel) -> bool:
+    config = module.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) and (not kinds or "sliding_attention" in kinds)

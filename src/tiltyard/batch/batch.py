@@ -47,7 +47,7 @@ def split_by_tokens(groups: Iterable[Group], budget: int) -> Iterator[list[Group
 
 
 class Packing:
-    """How groups are packed: one forest of all of them, and one for each micro-batch.
+    """The packing of groups: one forest of all of them, and one of each micro-batch.
 
     A forest is built when it is first read. A batch's packing is shared by every version of it that prepare steps make,
     so a micro-batch is packed once a step however many prepare steps and epochs run over it.

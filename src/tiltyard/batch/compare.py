@@ -1,7 +1,7 @@
-"""What a policy and a reference say of the same answers: log-probs, entropy, and the exact KL at every token's prefix.
+"""A policy and a reference on the same responses: log-probs, entropy, and the exact KL at every token's prefix.
 
-Both models' hidden states of a micro-batch are there at once, so one loop over chunks of tokens makes all of it: one
-forward pass and one vocabulary product a model, which log-probs alone would cost as well.
+One loop over chunks of tokens reads the hidden states of both models, so all of it takes one forward pass and one
+vocabulary product a model, as many as log-probs alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class RefComparison(NamedTuple):
         logp_R, entropy_R: the policy's; the log-probs are the bits of `LanguageModel.logp_R`.
         ref_logp_R: the reference's at the same temperature.
         kl_R: sum over the vocabulary of pi(v|prefix) log(pi(v|prefix) / ref(v|prefix)), both at that temperature. Its
-            sum over an answer drawn from pi has the expectation of the answer's log-ratio, KL(pi || ref), and less
-            variance, because the token is averaged over instead of drawn (Rao-Blackwell).
+            sum over a response sampled from pi has the expectation of the response's log-ratio, KL(pi || ref), and
+            less variance, because the token is averaged over instead of sampled (Rao-Blackwell).
         ref_at_R: the reference's log-probs at the second temperature, if one was asked for.
     """
 
@@ -48,33 +48,37 @@ def compare_with_ref(
     ref_temperature: float | None = None,
     **states: Tensor,
 ) -> RefComparison:
-    """Both models' view of the response tokens, without gradient.
+    """Compares a policy with a reference on the response tokens of a forest, without gradient.
 
-    A reference with more tokens than the policy (a vocabulary that was padded) counts by those they share; a policy
-    that knows a token which the reference lacks is infinitely far from it.
+    Of a reference with more tokens than the policy (a padded vocabulary) the shared ones count; a policy with a token
+    that the reference lacks has an infinite KL to it.
 
     Args:
-        temperature: of both laws (the one that was sampled from). ref_temperature: of `ref_at_R`; None: the same.
-        states: the policy's `hidden_R`, where it has been computed already.
+        temperature: of both distributions (the sampler's). ref_temperature: of `ref_at_R`; None: the same.
+        states: the policy's `hidden_R`, if it is computed already.
     """
     rows = chunk_rows(policy.vocab_size)
-    own = policy.full_log_probs(forest, rows, temperature, temperature, **states)
-    other = ref.full_log_probs(forest, rows, temperature, temperature if ref_temperature is None else ref_temperature)
+    policy_chunks = policy.full_log_probs(forest, rows, temperature, temperature, **states)
+    ref_chunks = ref.full_log_probs(
+        forest, rows, temperature, temperature if ref_temperature is None else ref_temperature
+    )
     parts: list[tuple[Tensor, ...]] = []
-    for (law, logp), (ref_law, ref_at), target in zip(own, other, forest.target_R.split(rows), strict=True):
-        ref_logp = ref_law.gather(-1, target[:, None])[:, 0]
-        parts.append((logp, *_entropy_and_kl(law, ref_law, policy.backend), ref_logp, ref_at))
+    for (log_probs, logp), (ref_log_probs, ref_at), target in zip(
+        policy_chunks, ref_chunks, forest.target_R.split(rows), strict=True
+    ):
+        ref_logp = ref_log_probs.gather(-1, target[:, None])[:, 0]
+        parts.append((logp, *_entropy_and_kl(log_probs, ref_log_probs, policy.backend), ref_logp, ref_at))
     logp_R, entropy_R, kl_R, ref_logp_R, ref_at_R = (torch.cat(column) for column in zip(*parts, strict=True))
     return RefComparison(logp_R, entropy_R, ref_logp_R, kl_R, ref_at_R)
 
 
-def _entropy_and_kl(law: Tensor, other: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
-    """Of log-laws [rows, V]; overwrites the first."""
-    shared = law.shape[1] <= other.shape[1]
-    if shared and backend.native(law, other):
-        return fused_ops.kl_and_entropy(law.contiguous(), other.contiguous())
-    p = law.exp()
-    entropy = -(p * law).sum(-1)
+def _entropy_and_kl(log_p: Tensor, log_q: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+    """Entropy of p and KL(p || q) [rows] of log-probs [rows, V]; overwrites the first."""
+    shared = log_p.shape[1] <= log_q.shape[1]
+    if shared and backend.native(log_p, log_q):
+        return fused_ops.kl_and_entropy(log_p.contiguous(), log_q.contiguous())
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(-1)
     if not shared:
         return entropy, torch.full_like(entropy, torch.inf)
-    return entropy, law.sub_(other[:, : law.shape[1]]).mul_(p).sum(-1)
+    return entropy, log_p.sub_(log_q[:, : log_p.shape[1]]).mul_(p).sum(-1)

@@ -1,4 +1,4 @@
-"""A batch is a forest: one tree per group, packed end to end, no padding token ever computed.
+"""Packed batches: a forest with one tree a group, end to end, without padding.
 
     tokens T:   | prompt 0 | response 0.0 | response 0.1 | prompt 1 | response 1.0 | ...
     position:    0 1 2 3 4   5 6 7 8        5 6 7          0 1 2      3 4 5 6
@@ -27,9 +27,9 @@ from tiltyard.types import Group
 class AttentionTile:
     """Strips of similar length laid side by side for one attention call: n strips padded to L tokens.
 
-    A strip is a whole tree, or a prompt with one of its branches (then the prompt's keys stand in several strips and
-    plain causal attention does). Padding and repeated prompts exist inside the attention product only; projections and
-    feed-forward layers never see them.
+    A strip is a whole tree, or a prompt with one of its branches (then the prompt's keys are in several strips and
+    plain causal attention is enough). Padding and repeated prompts exist in the attention product alone, not in
+    projections and feed-forward layers.
     `index` [n*L] picks tokens of T (padding picks token 0), `branch_nL` is -1 at padding, 0 on the prompt, then 1..K.
     """
 
@@ -42,7 +42,7 @@ class AttentionTile:
     deepest: int  # the largest position
 
     def within(self, window: int) -> bool:
-        """Whether no token is far enough away for a window of this size to hide it."""
+        """True if a window of this size hides no token."""
         return self.deepest < window
 
     def mask(self, window: int | None) -> Tensor | None:
@@ -62,7 +62,7 @@ class AttentionTile:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """Packed trees and every index that losses need. Built by `pack`; all tensors live on one device."""
+    """Packed trees and every index that losses need; all tensors on one device. Built by `pack`."""
 
     ids_T: Tensor
     position_T: Tensor
@@ -140,7 +140,7 @@ class Forest:
         return nn.functional.pad(self.ids_T, more), nn.functional.pad(self.position_T, more)
 
     def untile(self, flat: Tensor, tokens: int) -> Tensor:
-        """The rows of all tiles, in the order of T; a token of no tree gets what the first one has."""
+        """Reorders the rows of all tiles to the order of T; a token of no tree gets the row of the first token."""
         place = self.untile_T
         return flat.index_select(0, nn.functional.pad(place, (0, tokens - self.T)))
 
@@ -170,7 +170,7 @@ class _Strip:
 
 
 def _strips(forest: Forest) -> list[_Strip]:
-    """Each tree whole under a mask, or cut into its branches: what costs fewer products of a query and a key."""
+    """Each tree whole under a mask, or cut into its branches: the one with fewer products of a query and a key."""
     strips = []
     for own, start, whole, prompt in zip(
         forest.branches, forest.tree_start, forest.tree_length, forest.prompt_length, strict=True

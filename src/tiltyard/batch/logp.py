@@ -17,7 +17,7 @@ from tiltyard.kernels.backend import Backend
 from tiltyard.kernels.matmul import linear, weight_grad
 
 CHUNK_ELEMENTS = 1 << 20  # logits in one chunk: 4 MiB in float32, which a processor's cache holds
-MIN_ROWS = 128  # but so many rows at least: every chunk reads the whole head, which is large where the vocabulary is
+MIN_ROWS = 128  # at least, because every chunk reads the whole head, which is large where the vocabulary is
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -43,7 +43,7 @@ def token_logp(
         hidden_R: [R, d] hidden states at the predicting positions.
         weight, bias: the output head, [V, d] and [V].
         target_R: [R] token ids.
-        temperature: logits are divided by it (the law that was sampled from).
+        temperature: logits are divided by it (the temperature that was sampled at).
         softcap, scale: the model's own transforms of the logits (`cap * tanh(x / cap)`, then `x * scale`).
         backend: the model's.
 
@@ -70,7 +70,9 @@ def full_log_probs(
     rows: int,
     backend: Backend,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole laws, chunk by chunk, without gradient; the caller may overwrite them. Arguments are `token_logp`'s.
+    """Computes log-probs of the whole vocabulary, chunk by chunk, without gradient.
+
+    The caller may overwrite them. Arguments are those of `token_logp`.
 
     Args:
         at: a second temperature, for the targets alone.

@@ -55,7 +55,7 @@ def _destroy_group() -> None:
 
 
 def is_distributed() -> bool:
-    """Whether torchrun started more than one process."""
+    """True if torchrun started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -86,7 +86,7 @@ def world() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0, the one that writes files."""
+    """True on rank 0, the process that writes files."""
     return rank() == 0
 
 

@@ -1,8 +1,8 @@
-"""How trained parameters, their gradients and the optimiser's state are spread over processes.
+"""Strategies: trained parameters, their gradients and the optimiser's state over several processes.
 
-Data are always split: each process has groups of its own (`processes.shard`). What becomes of the parameters is a
-strategy's matter, and `fit` and the checkpoints do it through these methods alone, so that sharded parameters need no
-other training loop. Every process calls every method, in the same order.
+Data are always split: each process has groups of its own (`processes.shard`). A strategy handles the parameters;
+`fit` and the checkpoints use these methods alone, so that sharded parameters need no other training loop. Every
+process calls every method, in the same order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TrainingState(NamedTuple):
 
 
 class Strategy(Protocol):
-    """What training and checkpoints need of a way to spread parameters over processes."""
+    """The interface of training and checkpoints to parameters that are spread over processes."""
 
     def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Makes each gradient the sum over processes, after the backward passes of an optimiser step."""

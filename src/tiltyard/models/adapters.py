@@ -1,4 +1,4 @@
-"""Models as adapters on one frozen backbone: policy, reference, reward and value for little more memory than one."""
+"""Models as adapters on one frozen backbone: policy, reference, reward and value in little more memory than one."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from tiltyard.models.lora import (
     reinit_adapter,
     set_active_adapters,
 )
-from tiltyard.models.pretrained import load_tokenizer, written
+from tiltyard.models.pretrained import load_tokenizer, write_errors
 
 M = TypeVar("M", bound=Backbone)
-PEFT, WEIGHTS = "base_model.model.", "adapter_model.safetensors"  # names of PEFT's own
-BACKBONE = "backbone.json"  # beside an adapter: which backbone it belongs to, and what else its model needs
+PEFT, WEIGHTS = "base_model.model.", "adapter_model.safetensors"  # PEFT's names
+BACKBONE = "backbone.json"  # next to an adapter's weights: the hash of its backbone, and what else its model needs
 
 
 def adapt(model: M, lora: Lora, name: str = "policy", seed: int = 0) -> M:
-    """Puts an adapter into a model, in place, and freezes everything else but a scalar model's head; returns the model.
+    """Adds an adapter to a model in place and freezes all else but a scalar model's head; returns the model.
 
     Args:
         name: of the adapter; a backbone may hold several. seed: of its first matrix; the second starts at zero, so the
-            model says what it said before.
+            model computes what it did before.
     """
     if adapted_layers(model.backbone):
         raise ModelError("the model has an adapter already", got=name, fix="adapt it once, then save it merged")
@@ -62,7 +62,7 @@ def _train_head(model: Backbone) -> None:
 
 
 def without_adapters(model: LanguageModel) -> LanguageModel:
-    """The reference of an adapted model: the same module with its adapters off, no copy. Others are themselves."""
+    """Returns the reference of an adapted model: the same module, adapters inactive; other models as they are."""
     if model.binding is None:
         return model
     base = copy.copy(model)
@@ -71,7 +71,7 @@ def without_adapters(model: LanguageModel) -> LanguageModel:
 
 
 def clone_adapter(model: LanguageModel, name: str) -> LanguageModel:
-    """A frozen copy of an adapted model as it is now: a second adapter on the same backbone."""
+    """Returns a frozen copy of an adapted model: a second adapter on the same backbone, with the present weights."""
     assert model.binding is not None
     add_adapter(model.backbone, name, *adapter_settings(model.backbone, model.binding.trainable))
     copy_adapter(model.backbone, model.binding.trainable, name)
@@ -82,22 +82,20 @@ def clone_adapter(model: LanguageModel, name: str) -> LanguageModel:
 
 
 def copy_weights_(model: Backbone, source: Backbone) -> None:
-    """The model says from now on what the source says, whose architecture or backbone it has."""
+    """Copies the weights of another model with the same architecture or backbone, in place."""
     if model.binding is None or source.binding is None:
         model.module.load_state_dict(source.module.state_dict())
     elif source.binding.trainable:
         copy_adapter(model.backbone, source.binding.trainable, model.binding.trainable)
     else:
-        reinit_adapter(
-            model.backbone, model.binding.trainable
-        )  # the source is the bare backbone: the adapter starts again
+        reinit_adapter(model.backbone, model.binding.trainable)  # the source is the backbone without any adapter
 
 
 def value_adapter(source: Backbone, lora: Lora, seed: int = 0) -> ScalarModel:
-    """A value model on another model's frozen backbone, with an adapter and a head of its own.
+    """Returns a value model on another model's frozen backbone, with an adapter and a head of its own.
 
-    From a reward model it starts as what that model says: its adapter comes on top of the reward model's, if that has
-    one. From a policy it starts at zero, on the bare backbone.
+    From a reward model it starts with the same output: its adapter is added to the reward model's, if that has one.
+    From a policy it starts at zero, on the backbone without adapters.
     """
     below = source.adapters if isinstance(source, ScalarModel) else ()
     add_adapter(source.backbone, "value", lora, seed)
@@ -127,14 +125,14 @@ def save_adapter(model: Backbone, folder: Path) -> None:
     facts: dict[str, Any] = {"backbone": backbone_hash(backbone), "lora": lora.model_dump()}
     if isinstance(model, ScalarModel):
         facts |= {"bias": model.bias, "gain": model.gain, "compares": model.compares}
-    with written(folder):
+    with write_errors(folder):
         config.save_pretrained(folder)
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / WEIGHTS)
         (folder / BACKBONE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def _names(model: Backbone, own: dict[str, Tensor]) -> list[str]:
-    """The adapted layers by their last names, or by their paths where another layer has such a name too."""
+    """Names of the adapted layers for PEFT: the last parts of their paths, or the paths where those are ambiguous."""
     paths = sorted({key.rsplit(".", 1)[0] for key in own})
     last = {path.rsplit(".", 1)[-1] for path in paths}
     inside = f"{model.module.base_model_prefix}."
@@ -162,9 +160,9 @@ def backbone_hash(backbone: Any) -> str:
 
 @torch.no_grad()
 def reward_adapter(policy: LanguageModel, folder: Path) -> ScalarModel | None:
-    """The reward model of a stage's folder as an adapter and a head on the policy's backbone, frozen.
+    """Loads the reward model of a stage's folder as a frozen adapter and head on the policy's backbone.
 
-    None where it was not trained with adapters, or on another backbone than the policy's.
+    None if it was trained without adapters, or on another backbone than the policy's.
     """
     where = folder.parent / "adapter"
     if policy.binding is None or folder.name != "model" or not (where / BACKBONE).exists():

@@ -46,7 +46,7 @@ class Backbone:
         self._use(attention.NAME if self.packed else self._plain_attention)
 
     def _unpackable(self) -> str:
-        """Why this model runs padded; empty if it can be packed."""
+        """Returns the reason that this model must run padded; empty if it can be packed."""
         return _unfit(self.module) or self._probe()
 
     def force_padded(self, reason: str) -> None:
@@ -85,7 +85,7 @@ class Backbone:
         return [p for p in self.trainable.parameters() if p.requires_grad]
 
     def shares_hidden_states(self, other: Backbone) -> bool:
-        """Whether both models have the same hidden states, so that one pass of the backbone serves both."""
+        """True if both models have the same hidden states, so that one pass of the backbone serves both."""
         same_trunk = self.backbone is other.backbone and self.packed == other.packed
         return same_trunk and self.adapters == other.adapters
 
@@ -151,8 +151,8 @@ class Backbone:
         """The same [T, ...] from a right-padded batch with one row a response, the prompt repeated in each."""
         rows, places = padded_rows(forest)
         ids, place_T = rows[0].to(forest.device), places.to(forest.device)
-        # Padding stands on the right, where causal attention hides it from every real token already. It is not masked
-        # besides: a row that may attend to nothing (padding beyond a sliding window) would be NaN, and NaN spreads.
+        # Padding is on the right, where causal attention hides it from every real token already. It is not masked as
+        # well: a row that may attend to nothing (padding beyond a sliding window) would be NaN, and NaN spreads.
         mask = torch.ones_like(ids)
         position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         with self.autocast(), self.plain():
@@ -199,7 +199,7 @@ class Backbone:
 
 
 def _unfit(module: PreTrainedModel) -> str:
-    """Why a model cannot be packed, as far as its class and config tell."""
+    """Returns the reason that a model cannot be packed, from its class and config; empty if there is none."""
     if not getattr(module, "_supports_attention_backend", False):
         return "the model does not use the attention interface"
     kinds = set(getattr(module.config.get_text_config(), "layer_types", None) or ())

@@ -1,7 +1,7 @@
-"""Encoders: models that read a text both ways, for masked-language-model pretraining and as reward models.
+"""Encoders: models with bidirectional attention, for masked-language-model pretraining and as reward models.
 
-An encoder cannot be packed: what it says of a prompt depends on the answer behind it. Each answer is one row behind its
-prompt, run through transformers' own module with an attention mask and nothing else; the encoder numbers its
+An encoder cannot be packed: a prompt's states depend on the response. Each response is one row behind its prompt, run
+through transformers' own module with an attention mask and nothing else; the encoder numbers its
 positions itself. Rows of like length share a batch. A module that gives a row another result beside a longer one is
 noticed by a probe, and its rows are then run with rows of their own length only.
 """
@@ -30,7 +30,7 @@ CLOSE_HALF = 5e-2  # in bfloat16
 
 
 def is_encoder(config: Any) -> bool:
-    """Whether a config describes an encoder: transformers has a masked language model of it and it is no decoder."""
+    """True if a config is of an encoder: transformers has a masked language model of it and it is no decoder."""
     names = config.architectures or []
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
         return False
@@ -40,7 +40,7 @@ def is_encoder(config: Any) -> bool:
 
 
 class Rows(NamedTuple):
-    """Some responses of a forest, each a row behind its prompt. `response` says which they are."""
+    """Some responses of a forest (`response`: their indices), each a row behind its prompt."""
 
     ids: Tensor
     mask: Tensor
@@ -82,7 +82,7 @@ class Encoder(Backbone):
 
     @property
     def pad_id(self) -> int:
-        """What fills a row. Some encoders tell real tokens by it when they number positions, so it is the model's."""
+        """The padding token: the model's own, because some encoders number positions by it."""
         pad = getattr(self.module.config, "pad_token_id", None)
         return self.chat.pad_id if pad is None else int(pad)
 
@@ -102,7 +102,7 @@ class Encoder(Backbone):
 
     @torch.no_grad()
     def _probe_lengths(self) -> bool:
-        """Whether a short row has the same result alone and beside a longer one."""
+        """True if a short row has the same result alone and in a batch with a longer one."""
         ids, mask = self._probe_ids(2, 9), torch.ones(2, 9, dtype=torch.long, device=self.device)
         ids[0, 5:], mask[0, 5:] = self.pad_id, 0
         training = self.module.training
@@ -197,13 +197,13 @@ class MaskedModel(Encoder):
     def _logp(self, rows: Rows, row: Tensor, column: Tensor, target: Tensor) -> Tensor:
         if self._head is None:
             logits = self.run(rows.ids, rows.mask)[row, column]
-            law = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
-            return law.gather(-1, target[:, None])[:, 0]
+            log_probs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+            return log_probs.gather(-1, target[:, None])[:, 0]
         hidden = self._before_head(self._head, rows, row, column)
         return token_logp(hidden, self._head.weight, self._head.bias, target, backend=self.backend)[0]
 
     def _before_head(self, head: nn.Linear, rows: Rows, row: Tensor, column: Tensor) -> Tensor:
-        """What the head is given at some places. The head itself then sees nothing: its product is made in chunks."""
+        """The input of the head at some positions. The head itself gets no rows: its product is computed in chunks."""
         kept: list[Tensor] = []
 
         def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -247,7 +247,7 @@ class MaskedModel(Encoder):
 class EncoderScalar(Encoder, ScalarModel):
     """A reward model on an encoder: the logit of its sequence classifier for prompt and answer in one row.
 
-    It sees the whole answer at once, so it says nothing of an unfinished one and cannot be a value model.
+    It reads the whole response at once, so an unfinished one has no value and it cannot be a value model.
     """
 
     @property

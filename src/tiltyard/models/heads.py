@@ -22,7 +22,7 @@ from tiltyard.types import Group, Message, Prompt, Response
 
 
 def value_head(policy: LanguageModel) -> ScalarModel:
-    """A value model that is a head on the policy's own backbone; the head starts at zero.
+    """Returns a value model that is a head of zeros on the policy's own backbone.
 
     Raises:
         ModelError: an architecture whose sequence classifier has another backbone, or whose logits are not its output
@@ -34,7 +34,7 @@ def value_head(policy: LanguageModel) -> ScalarModel:
 
 
 def with_scalar_head(model: Backbone, binding: AdapterBinding) -> ScalarModel:
-    """A scalar model on another model's very backbone, with a head of zeros."""
+    """Returns a scalar model on another model's backbone, with a head of zeros."""
     with model.plain():
         module = classifier(model, model.backbone)
         made = ScalarModel(module.train(model.module.training), model.chat, model.dtype)
@@ -43,7 +43,7 @@ def with_scalar_head(model: Backbone, binding: AdapterBinding) -> ScalarModel:
 
 
 def scalar_from(model: LanguageModel) -> ScalarModel:
-    """A reward or value model: a copy of a language model's backbone with a new scalar head that starts at zero."""
+    """Returns a reward or value model: a copy of a language model's backbone with a new scalar head of zeros."""
     with model.plain(), merged_adapters(model.backbone, model.adapters):
         module = classifier(model, copy.deepcopy(model.backbone))
     return ScalarModel(module.eval(), model.chat, model.dtype)
@@ -53,9 +53,9 @@ def classifier(model: Backbone, backbone: nn.Module) -> PreTrainedModel:
     """transformers' sequence classifier around a backbone of the model's kind, with one label and a head of zeros."""
     config = copy.deepcopy(model.module.config)
     config.num_labels = 1
-    config.__dict__.pop("quantization_config", None)  # whatever the backbone's weights are, it is written at full width
+    config.__dict__.pop("quantization_config", None)  # it is saved in full precision
     config.pad_token_id = model.chat.pad_id if model.chat.pad_id != closing_id(model.chat) else None
-    with torch.device("meta"):  # its own backbone is thrown away
+    with torch.device("meta"):  # its backbone is replaced
         module: Any = AutoModelForSequenceClassification.from_config(config)
     if type(module.base_model) is not type(backbone) or not isinstance(getattr(module, "score", None), nn.Linear):
         raise ModelError(

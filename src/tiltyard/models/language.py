@@ -94,7 +94,7 @@ class LanguageModel(Backbone):
     def full_log_probs(
         self, forest: Forest, rows: int, temperature: float, at: float, hidden_R: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whole laws of the response tokens at `temperature`, `rows` at a time, and the targets' log-probs at `at`.
+        """Yields log-probs [rows, V] of response tokens at `temperature`, and those of the targets at `at`.
 
         One forward pass (none where `hidden_R` is given) and one vocabulary product, whatever the temperatures. See
         `logp.full_log_probs`.
@@ -117,8 +117,11 @@ class LanguageModel(Backbone):
             )
             return
         for z, target in zip(self._logits_R(forest, hidden_R).split(rows), forest.target_R.split(rows), strict=True):
-            law = torch.log_softmax(z / temperature, -1)
-            yield law, (law if at == temperature else torch.log_softmax(z / at, -1)).gather(-1, target[:, None])[:, 0]
+            log_probs = torch.log_softmax(z / temperature, -1)
+            yield (
+                log_probs,
+                (log_probs if at == temperature else torch.log_softmax(z / at, -1)).gather(-1, target[:, None])[:, 0],
+            )
 
     def logp_and_negative_R(self, forest: Forest, k: int, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs [R] of the response tokens, and of one negative token each, from one pass of the backbone.
@@ -187,7 +190,7 @@ class ScalarModel(Backbone):
 
     @property
     def compares(self) -> bool:
-        """Whether it was trained on two responses at once (a ranker), so that a single response has no score."""
+        """True for a ranker, which was trained on two responses at once and has no score of a single one."""
         return bool(getattr(self.module.config, "reads_two_answers", False))
 
     @compares.setter

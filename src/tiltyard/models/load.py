@@ -40,7 +40,7 @@ from tiltyard.models.pretrained import (
     preset_shape,
     quiet,
     resolve,
-    written,
+    write_errors,
 )
 
 __all__ = [
@@ -94,7 +94,7 @@ def load_language_model(
     trust_remote_code: bool = False,
     quantize: Quantize = "none",
 ) -> LanguageModel:
-    """Loads any decoder that `AutoModelForCausalLM` knows, with its tokenizer and chat template.
+    """Loads any decoder that `AutoModelForCausalLM` supports, with its tokenizer and chat template.
 
     `quantize=4bit` is for a backbone that stays as it is (CUDA only, see docs/memory.md).
     """
@@ -157,7 +157,7 @@ def load_scalar_model(
 
 
 def value_from(source: ScalarModel) -> ScalarModel:
-    """A value model that starts as a copy of the reward model: at the last token it says what the reward model says."""
+    """Returns a value model that is a trainable copy of the reward model."""
     check_values(source)
     with source.plain(), merged_adapters(source.backbone, source.adapters):
         module = copy.deepcopy(source.module)
@@ -225,7 +225,7 @@ def save_model(model: Backbone, folder: Path) -> None:
     settings = getattr(model.module, "generation_config", None)
     if settings is not None and isinstance(model, LanguageModel):
         settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
-    with written(folder):
+    with write_errors(folder):
         with model.plain(), merged_adapters(model.backbone, model.adapters), dequantized(model.module), quiet():
             model.module.save_pretrained(folder)
         model.chat.tokenizer.save_pretrained(folder)

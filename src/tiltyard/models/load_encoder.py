@@ -66,7 +66,7 @@ def load_masked_model(
     trust_remote_code: bool = False,
     quantize: Quantize = "none",
 ) -> MaskedModel:
-    """Loads any encoder that `AutoModelForMaskedLM` knows, with its tokenizer, which must have a mask token."""
+    """Loads any encoder that `AutoModelForMaskedLM` supports, with its tokenizer, which must have a mask token."""
     name = resolve(source)
     if not is_encoder(load_config(name, trust_remote_code)):
         raise ModelError(
@@ -92,7 +92,7 @@ def _encoder_chat(name: str, module: nn.Module, trust: bool) -> Chat:
 def encoder_scalar(
     name: str, config: Any, fresh: bool, device: str, dtype: DType, seed: int, trust: bool, quantize: Quantize
 ) -> EncoderScalar:
-    """A reward model on an encoder. What stands between the encoder and a new last layer is drawn by `seed`."""
+    """A reward model on an encoder. New layers below a new last layer are initialised by `seed`."""
     known: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     backbone = f"{known.base_model_prefix}." if known else ""
 

@@ -47,12 +47,12 @@ class Lora(Settings):
 
 @dataclass(frozen=True)
 class AdapterBinding:
-    """How a model stands on a backbone that is not all its own.
+    """The part of a model on a shared backbone.
 
     Attributes:
-        adapters: what is switched on while its states are computed, in the order in which they are added up.
-        own: the one of them that belongs to it alone; empty: none.
-        head: whether the layers outside of the backbone belong to it alone.
+        adapters: names of the adapters that are active in its forward pass, in the order of their sum.
+        trainable: the one of them that is its own; empty: none.
+        head: True if the layers outside of the backbone are its own.
     """
 
     adapters: tuple[str, ...] = ()
@@ -61,24 +61,24 @@ class AdapterBinding:
 
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:
-    """The model's layers: its first list of modules, whatever the family calls it and wherever it stands."""
+    """Returns the model's layers: its first list of modules, whatever the family calls it."""
     return next((list(part) for part in backbone.modules() if isinstance(part, nn.ModuleList)), [])
 
 
 def adapted_layers(backbone: nn.Module) -> dict[str, Any]:
-    """The layers that hold adapters, by their path in the backbone; none in a model without."""
-    found: dict[str, Any] = backbone.__dict__.get("_lora_layers", {})
-    return found
+    """Returns the layers that hold adapters, by their path in the backbone."""
+    result: dict[str, Any] = backbone.__dict__.get("_lora_layers", {})
+    return result
 
 
 def adapter_settings(backbone: nn.Module, name: str) -> tuple[Lora, int]:
-    """The settings and the seed that an adapter was made with."""
-    found: tuple[Lora, int] = backbone.__dict__["_lora_settings"][name]
-    return found
+    """Returns the settings and the seed that an adapter was made with."""
+    result: tuple[Lora, int] = backbone.__dict__["_lora_settings"][name]
+    return result
 
 
-def target_paths(backbone: nn.Module, wanted: Sequence[str]) -> list[str]:
-    """Paths in the backbone of the blocks' linear layers, or of those with the wanted names.
+def target_paths(backbone: nn.Module, names: Sequence[str]) -> list[str]:
+    """Returns the paths of the blocks' linear layers, or of those with these names.
 
     Raises:
         ConfigError: a name that no linear layer of the blocks has.
@@ -89,23 +89,23 @@ def target_paths(backbone: nn.Module, wanted: Sequence[str]) -> list[str]:
     paths = [
         path for path, part in parts if id(part) in inside and isinstance(getattr(part, "base_layer", part), kinds)
     ]
-    names = {path.rsplit(".", 1)[-1] for path in paths}
-    for name in wanted:
-        if name not in names:
+    known = {path.rsplit(".", 1)[-1] for path in paths}
+    for name in names:
+        if name not in known:
             raise ConfigError(
                 "no linear layer of the model's blocks has this name",
                 where="lora.targets",
                 got=name,
-                expected=", ".join(sorted(names)),
-                fix=nearest(name, names),
+                expected=", ".join(sorted(known)),
+                fix=nearest(name, known),
             )
-    return [path for path in paths if not wanted or path.rsplit(".", 1)[-1] in wanted]
+    return [path for path in paths if not names or path.rsplit(".", 1)[-1] in names]
 
 
 def add_adapter(backbone: nn.Module, name: str, lora: Lora, seed: int = 0) -> None:
-    """A new adapter, which changes nothing yet: the second of its matrices starts at zero, the first by `seed`.
+    """Adds an adapter whose output starts at zero: its second matrix is zero, the first is initialised by `seed`.
 
-    Every other parameter keeps what it is, trained or not.
+    Every other parameter stays trainable or frozen as it was.
     """
     config = peft_config(target_paths(backbone, lora.targets), lora)
     before = {id(p): p.requires_grad for p in backbone.parameters()}
@@ -127,26 +127,26 @@ def peft_config(paths: Sequence[str], lora: Lora, **more: Any) -> Any:
     """PEFT's description of an adapter in the layers with these paths."""
     from peft import LoraConfig
 
-    law: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none"}
-    return LoraConfig(target_modules=list(paths), **law, **more)
+    settings: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none"}
+    return LoraConfig(target_modules=list(paths), **settings, **more)
 
 
 @torch.no_grad()
 def reinit_adapter(backbone: nn.Module, name: str) -> None:
-    """The adapter as it was when it was added."""
+    """Initialises an adapter as when it was added."""
     seed = adapter_settings(backbone, name)[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
         for layer in adapted_layers(backbone).values():
             if name in layer.lora_A:
                 a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-                bound = a.shape[1] ** -0.5  # PEFT's and the paper's code: Kaiming's uniform law with a = sqrt(5)
+                bound = a.shape[1] ** -0.5  # PEFT's and the paper's code: Kaiming uniform with a = sqrt(5)
                 a.copy_(torch.empty(a.shape).uniform_(-bound, bound))
                 b.zero_()
 
 
 def adapter_tensors(backbone: nn.Module, name: str) -> dict[str, Tensor]:
-    """An adapter's own matrices: `PATH.lora_A` and `PATH.lora_B`, in the backbone's order."""
+    """Returns an adapter's matrices: `PATH.lora_A` and `PATH.lora_B`, in the backbone's order."""
     return {
         f"{path}.{side}": getattr(layer, side)[name].weight
         for path, layer in adapted_layers(backbone).items()
@@ -157,7 +157,7 @@ def adapter_tensors(backbone: nn.Module, name: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def copy_adapter(backbone: nn.Module, source: str, target: str) -> None:
-    """Makes an adapter say what another one of the same shape says."""
+    """Copies an adapter's weights into another one of the same shape."""
     theirs = adapter_tensors(backbone, source)
     for key, tensor in adapter_tensors(backbone, target).items():
         tensor.copy_(theirs[key])
@@ -167,14 +167,14 @@ def copy_adapter(backbone: nn.Module, source: str, target: str) -> None:
 
 
 def active_adapters(backbone: nn.Module) -> tuple[str, ...]:
-    found: tuple[str, ...] = backbone.__dict__.get("_lora_active", ())
-    return found
+    result: tuple[str, ...] = backbone.__dict__.get("_lora_active", ())
+    return result
 
 
 def set_active_adapters(backbone: nn.Module, names: tuple[str, ...], anew: bool = False) -> None:
-    """Switches these adapters on and all others off.
+    """Activates these adapters and no others.
 
-    PEFT's own switch also says which are trained; here that is a matter of its own, so its field is set directly.
+    PEFT's own method also changes what is trained, so its field is set directly.
     """
     if names != active_adapters(backbone) or anew:
         for layer in adapted_layers(backbone).values():
@@ -184,7 +184,7 @@ def set_active_adapters(backbone: nn.Module, names: tuple[str, ...], anew: bool 
 
 @contextmanager
 def using_adapters(backbone: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
-    """Inside it the backbone computes with these adapters."""
+    """Context: the backbone computes with these adapters."""
     before = active_adapters(backbone)
     set_active_adapters(backbone, names)
     try:
@@ -194,7 +194,7 @@ def using_adapters(backbone: nn.Module, names: tuple[str, ...]) -> Iterator[None
 
 
 def recompute(backbone: nn.Module, function: Any, *inputs: Any) -> Any:
-    """Gradient checkpointing of one block: what is computed again is computed with the adapters that were on."""
+    """Gradient checkpointing of one block that recomputes with the adapters of the forward pass."""
     names = active_adapters(backbone)
 
     def block(*again: Any) -> Any:
@@ -208,7 +208,7 @@ def recompute(backbone: nn.Module, function: Any, *inputs: Any) -> Any:
 
 
 def trainable_part(module: nn.Module, backbone: nn.Module, binding: AdapterBinding) -> nn.Module:
-    """What belongs to one model alone, as a module: its adapter and, if they are its own, the layers outside."""
+    """Returns a model's own parameters as a module: its adapter and, if they are its own, the layers outside."""
     own = nn.ModuleDict()
     for path, layer in adapted_layers(backbone).items():
         if binding.trainable and binding.trainable in layer.lora_A:
@@ -220,20 +220,20 @@ def trainable_part(module: nn.Module, backbone: nn.Module, binding: AdapterBindi
 
 
 def base_module_paths(backbone: nn.Module) -> list[str]:
-    """Paths of the backbone's modules, the insides of adapted layers left out."""
+    """Returns the paths of the backbone's modules without those inside adapted layers."""
     held = tuple(f"{path}." for path in adapted_layers(backbone))
     return [path for path, _ in backbone.named_modules() if not path.startswith(held)]
 
 
 def base_weights(backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's tensors without adapters, under the names that they have in a backbone that never had any."""
+    """Returns the backbone's tensors without adapters, named as in a backbone without any."""
     state = backbone.state_dict()
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
 
 @contextmanager
 def merged_adapters(backbone: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
-    """Inside it the backbone is a plain one, without adapters, whose weights have these added to them."""
+    """Context: the backbone is one without adapters whose weights have these adapters merged."""
     layers = adapted_layers(backbone)
     for path, layer in layers.items():
         backbone.set_submodule(path, _merged(layer, names))
@@ -278,7 +278,7 @@ def dequantized(module: Any) -> Iterator[None]:
 
 
 def checkpoint_with_adapters(module: nn.Module, backbone: nn.Module) -> None:
-    """Has every block that is checkpointed recomputed with the adapters of its forward pass."""
+    """Makes gradient checkpointing recompute each block with the adapters of its forward pass."""
     for part in module.modules():
         if hasattr(part, "_gradient_checkpointing_func"):
             part._gradient_checkpointing_func = partial(recompute, backbone)  # type: ignore[assignment]

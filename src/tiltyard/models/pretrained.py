@@ -1,4 +1,4 @@
-"""What every loader shares: where a model is, how transformers reads it, and errors that say what is wrong."""
+"""Functions that all loaders share: finding a model, loading it through transformers, naming what is wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TORCH_DTYPE: dict[str, torch.dtype] = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and load reports: a missing scalar head is expected here and said by us."""
+    """Context: no progress bars or load reports of transformers; a missing scalar head is expected here."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -92,7 +92,7 @@ def resolve(source: str | Path, wanted: str = "config.json") -> str:
 
 @contextmanager
 def loading_errors(what: str, source: str) -> Iterator[None]:
-    """Turns what transformers and safetensors raise on loading into one ModelError."""
+    """Context: raises one ModelError for the errors of transformers and safetensors on loading."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -109,8 +109,8 @@ def loading_errors(what: str, source: str) -> Iterator[None]:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """Turns what a full or broken disk raises while a model is written into one CheckpointError."""
+def write_errors(folder: Path) -> Iterator[None]:
+    """Context: raises one CheckpointError for the errors of a full or broken disk while a model is written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -133,7 +133,7 @@ def from_pretrained(
     may_miss: Callable[[str], bool] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """The module on its device, every weight of which came from the files but those whose name `may_miss` allows."""
+    """Loads a module onto its device; only weights whose name `may_miss` allows may be missing in the files."""
     where = pick_device(device)
     four = quantize == "4bit"
     more = {"quantization_config": in_four_bits(where, dtype), "device_map": {"": where}} if four else {}
@@ -169,7 +169,7 @@ def _aligned(module: Any) -> Any:
 
 
 def in_four_bits(device: torch.device, dtype: DType) -> Any:
-    """How transformers is told to load a backbone in 4 bits (QLoRA's NormalFloat, its scales in 8 bits).
+    """The configuration with which transformers loads a backbone in 4 bits (QLoRA's NormalFloat, its scales in 8 bits).
 
     Raises:
         ConfigError: no CUDA device, or no bitsandbytes.

@@ -1,4 +1,4 @@
-"""Which stages a recipe runs first, and with how many threads."""
+"""The order of stages that run in parallel, and the number of their threads."""
 
 from __future__ import annotations
 

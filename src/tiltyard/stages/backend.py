@@ -19,7 +19,7 @@ from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import read_json, write_json
 from tiltyard.kernels import backend, measure
-from tiltyard.models.language import Backbone
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.load import PRESETS, pick_device
 from tiltyard.stages.base import StageContext
 

@@ -75,7 +75,7 @@ def models_of(way: str, folder: Path, rank: int) -> Any:
 def measure(way: str, folder: Path, rank: int, steps: int) -> dict[str, Any]:
     import torch
 
-    from tiltyard import Online, RewardScorer, Run, SampleSettings, fit, ppo, sample
+    from tiltyard import NativeSampler, Online, RewardScorer, Run, SampleSettings, fit, ppo
     from tiltyard.types import Prompt
 
     before = memory("VmRSS")
@@ -84,7 +84,7 @@ def measure(way: str, folder: Path, rank: int, steps: int) -> dict[str, Any]:
     ids = torch.randint(10, models.policy.vocab_size, (8, 32), generator=stream).tolist()
     prompts = [Prompt(id=str(i), ids=tuple(row)) for i, row in enumerate(ids)]
     scorer, law = RewardScorer(models.reward), SampleSettings(max_tokens=64)
-    fit(ppo(Online(prompts, sample, scorer, 8, 1, law), ppo_epochs=2), models, Run(steps=steps, lr=1e-5))
+    fit(ppo(Online(prompts, NativeSampler(), scorer, 8, 1, law), ppo_epochs=2), models, Run(steps=steps, lr=1e-5))
     tensors = {p.data_ptr(): p.nbytes for m in models.present().values() for p in m.module.parameters()}
     trained = {p.data_ptr(): p.nbytes for n in ("policy", "value") for p in models.get(n).parameters()}
     return {

@@ -47,7 +47,7 @@ from tiltyard.methods import (
     slic,
     spin,
 )
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models, Source
 from tiltyard.training.source import Online, SelfPlay
@@ -112,11 +112,11 @@ def online() -> Online:
     stream = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
     rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
-    return Online(prompts, sample, rule, 5, 2, SampleSettings(max_tokens=6), seed=2)
+    return Online(prompts, NativeSampler(), rule, 5, 2, SampleSettings(max_tokens=6), seed=2)
 
 
 def self_play() -> SelfPlay:
-    return SelfPlay(tiny.demonstrations(9), sample, 4, 2, SampleSettings(max_tokens=5), seed=3)
+    return SelfPlay(tiny.demonstrations(9), NativeSampler(), 4, 2, SampleSettings(max_tokens=5), seed=3)
 
 
 def targets() -> tiny.Given:

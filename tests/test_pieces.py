@@ -20,9 +20,7 @@ def pieces(name: str) -> list[Any]:
     row = ROWS[name]
     algorithm = row.build(row.source([row.groups(3, 0)]))
     hooks = [hook for hook in algorithm.after if is_dataclass(hook)]
-    schedule = [algorithm.lr_scale] if algorithm.lr_scale else []
-    losses = [algorithm.loss, *(aux.loss for aux in algorithm.aux_losses)]
-    return [*losses, algorithm.reduce, *algorithm.prepare, *hooks, *schedule]
+    return [algorithm.loss, algorithm.reduce, *algorithm.prepare, *(aux.loss for aux in algorithm.aux_losses), *hooks]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,6 +25,7 @@ from tiltyard import (
     Group,
     LanguageModel,
     Models,
+    NativeSampler,
     Offline,
     Online,
     Prompt,
@@ -90,7 +91,7 @@ def different_characters(prompt: Prompt, response: Response) -> float:  # noqa: 
 def rolled(given: Inputs, batch: int, n: int, reward: ScalarModel | None = None) -> Online:
     """Prompts that the policy answers with 128 tokens, scored by a reward model or the rule."""
     scorer = FunctionScorer(different_characters) if reward is None else RewardScorer(reward)
-    return Online(given.prompts(), sample, scorer, batch, n, SampleSettings(max_tokens=TOKENS))
+    return Online(given.prompts(), NativeSampler(), scorer, batch, n, SampleSettings(max_tokens=TOKENS))
 
 
 def composed(task: str, given: Inputs) -> tuple[Algorithm, Models]:

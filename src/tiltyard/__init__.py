@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         value_from,
         value_head,
     )
-    from tiltyard.sampling import SampleSettings, sample
+    from tiltyard.sampling import NativeSampler, SampleSettings, sample
     from tiltyard.scoring import FunctionScorer, RewardScorer, WeightedScorer
     from tiltyard.training.algorithm import Algorithm, Models
     from tiltyard.training.fit import Run, fit
@@ -56,7 +56,7 @@ _HOMES = {
         "value_from",
         "value_head",
     ),
-    "tiltyard.sampling": ("SampleSettings", "sample"),
+    "tiltyard.sampling": ("NativeSampler", "SampleSettings", "sample"),
     "tiltyard.scoring": ("FunctionScorer", "RewardScorer", "WeightedScorer"),
     "tiltyard.training.algorithm": ("Algorithm", "Models"),
     "tiltyard.training.fit": ("Run", "fit"),
@@ -75,6 +75,7 @@ __all__ = [
     "MaskedModel",
     "Message",
     "Models",
+    "NativeSampler",
     "Offline",
     "Online",
     "Prompt",

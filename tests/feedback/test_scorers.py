@@ -24,7 +24,7 @@ from tiltyard.feedback import (
     build_scorer,
 )
 from tiltyard.losses.reward import kwise_loss_G
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.training.algorithm import Models
 from tiltyard.training.select import best_worst
 from tiltyard.training.source import Online
@@ -106,7 +106,7 @@ def test_online_takes_a_judge_as_its_scorer() -> None:
     judge = Formula(lambda x, y: 0.9 if len(x) < len(y) else 0.1)
     source = Online(
         prompts,
-        sample,
+        NativeSampler(),
         JudgeScorer(judge),
         prompts_per_step=3,
         samples_per_prompt=2,

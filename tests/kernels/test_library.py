@@ -17,7 +17,7 @@ from kernels.test_native_decoder import module
 from tiltyard.cli.doctor import examine
 from tiltyard.errors import ModelError
 from tiltyard.kernels import abi, backend, fused_ops, library
-from tiltyard.sampling.law import draw_whole
+from tiltyard.sampling.distribution import sample_from_logits
 
 needed = pytest.mark.skipif(library.load().handle is None, reason=f"the kernels are not compiled: {library.load().why}")
 
@@ -158,7 +158,7 @@ def test_without_a_compiler_it_is_torch_and_doctor_shows_it(afresh: pytest.Monke
         assert (chosen.ops, chosen.decoder) == ("torch", "fused")
         assert why in chosen.describe()
         logits = torch.randn(4, 37)
-        assert draw_whole(logits, 1.0, torch.rand(4), chosen)[0].shape == (4,)
+        assert sample_from_logits(logits, 1.0, torch.rand(4), chosen)[0].shape == (4,)
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho wrong flags >&2\nexit 1\n")
     broken.chmod(0o755)

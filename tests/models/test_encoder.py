@@ -21,7 +21,7 @@ from tiltyard.models import load
 from tiltyard.models.encoder import EncoderScalar, MaskedModel, is_encoder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load_encoder import load_masked_model, masked_from_scratch
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import RewardScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.fit import Run, fit
@@ -236,7 +236,7 @@ def test_ppo_with_an_encoder_as_reward_model() -> None:
     value = ScalarModel(tiny.classifier("llama", vocab_size=512), tiny.chat())
     reward = encoders.scalar("modernbert", "float32")
     prompts = tiny.chat().encode_prompts([Prompt(messages=(Message("user", t),), id=t) for t in ("yes", "the cat")])
-    source = Online(prompts, sample, RewardScorer(reward, policy.chat), 2, 2, SampleSettings(max_tokens=6))
+    source = Online(prompts, NativeSampler(), RewardScorer(reward, policy.chat), 2, 2, SampleSettings(max_tokens=6))
     models = Models(policy=policy, ref=load.frozen_copy(policy), reward=reward, value=value)
     groups = source(models, 0).groups
     for group in groups:

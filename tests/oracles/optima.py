@@ -21,7 +21,7 @@ from tiltyard.methods import (
     sft,
     spin,
 )
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.source import Online
@@ -166,7 +166,7 @@ def online_tilt() -> Toy:
     best = (law(models["ref"], BANDIT) + R[:6] / 0.7).softmax(0)
     score = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
     one = SampleSettings(max_tokens=1, max_concurrent=64)
-    source = Online([ASK], sample, score, 1, samples_per_prompt=64, settings=one, seed=shifted(0))
+    source = Online([ASK], NativeSampler(), score, 1, samples_per_prompt=64, settings=one, seed=shifted(0))
     algorithm = ppo(
         source,
         beta=0.7,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import a2c, grpo, reinforce, reinforce_pp, rloo
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
@@ -106,7 +106,7 @@ def online(n: int = N) -> Online:
     score = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
     return Online(
         [ASK],
-        sample,
+        NativeSampler(),
         score,
         1,
         samples_per_prompt=n,

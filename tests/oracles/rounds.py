@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from tests.chance import shifted
+from tests.scoring.stubs import Scripted
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso, self_rewarding
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import Capabilities, NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.rounds import Rounds
@@ -77,9 +78,18 @@ def one_round(groups: Sequence[Group], every: int = 1000) -> RoundsGiven:
     return RoundsGiven([groups], every=every)
 
 
+class WithoutModel:
+    """What the samplers below need not do."""
+
+    capabilities = Capabilities(logps="none")
+
+    def sync(self, model: LanguageModel, version: int) -> None:
+        pass
+
+
 @dataclass
-class Tuples:
-    """A sampler that draws nothing: the prompt's `slot` says which of all n-tuples of answers it gives.
+class Tuples(WithoutModel):
+    """A sampler without chance: the prompt's `slot` says which of all n-tuples of answers it gives.
 
     With each tuple once that is n draws from the uniform law over the answers, exactly.
     """
@@ -89,19 +99,19 @@ class Tuples:
     def prompts(self, n: int) -> list[Prompt]:
         return [replace(ASK, id=str(slot), meta={"slot": slot}) for slot in range(len(self.support) ** n)]
 
-    def __call__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -> list[Group]:
+    def generate(self, prompts: Sequence[Prompt], n: int, *_: Any) -> list[Group]:
         size = len(self.support)
         chosen = [[self.support[p.meta["slot"] // size**i % size] for i in range(n)] for p in prompts]
         return [Group(p, tuple(Response(ids=y) for y in ys)) for p, ys in zip(prompts, chosen, strict=True)]
 
 
 @dataclass
-class Whole:
-    """A sampler that draws nothing: every prompt gets every answer once, as one group."""
+class Whole(WithoutModel):
+    """A sampler without chance: every prompt gets every answer once, as one group."""
 
     support: Sequence[Answer]
 
-    def __call__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -> list[Group]:
+    def generate(self, prompts: Sequence[Prompt], n: int, *_: Any) -> list[Group]:
         return [Group(p, tuple(Response(ids=y) for y in self.support)) for p in prompts]
 
 
@@ -123,12 +133,12 @@ def live_rounds() -> Rounds:
     stream = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
     rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
-    return Rounds(prompts, sample, rule, 6, 4, 3, 8, SampleSettings(max_tokens=5), seed=2)
+    return Rounds(prompts, NativeSampler(), rule, 6, 4, 3, 8, SampleSettings(max_tokens=5), seed=2)
 
 
 def live_pairs() -> Online:
     rounds = live_rounds()
-    return Online(rounds.prompts, sample, rounds.scorer, 5, 2, rounds.settings, seed=2)
+    return Online(rounds.prompts, NativeSampler(), rounds.scorer, 5, 2, rounds.settings, seed=2)
 
 
 def sampled_pairs(n: int, seed: int = 0) -> list[Group]:
@@ -229,14 +239,22 @@ def fresh_pairs() -> Toy:
     best = (law(models["ref"], BANDIT) + R[:6] / 0.7).softmax(0)
     worth = dict(zip(BANDIT, R.tolist(), strict=False))
 
-    def judge(models: Models, groups: list[Group]) -> list[Group]:
+    def judge(groups: list[Group]) -> list[Group]:
         labelled = []
         for group in groups:
             p = sigma(worth[group.responses[0].ids] - worth[group.responses[1].ids])
             labelled.append(replace(group, shares=(p, 1 - p), ranks=(1, 2) if p >= 0.5 else (2, 1)))
         return labelled
 
-    source = Online([ASK], sample, judge, 64, 2, SampleSettings(max_tokens=1, max_concurrent=128), seed=shifted(0))
+    source = Online(
+        [ASK],
+        NativeSampler(),
+        Scripted(judge),
+        64,
+        2,
+        SampleSettings(max_tokens=1, max_concurrent=128),
+        seed=shifted(0),
+    )
     return Toy(online_dpo(source, beta=0.7), models, to_law(BANDIT, best), steps=200)
 
 

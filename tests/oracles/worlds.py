@@ -17,6 +17,7 @@ from torch import Tensor
 from tiltyard.batch.forest import pack
 from tiltyard.data.pairwise_prompt import PAIRS
 from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.sampling import Capabilities
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.source import SelfPlay
 from tiltyard.types import Group, Prompt, Response
@@ -253,7 +254,7 @@ class Played(tiny.Given):
 
 @dataclass
 class Dealt:
-    """A sampler that draws nothing: over `slots` prompts of the same data row, each answer comes as often as its share.
+    """A sampler without chance: over `slots` prompts of the same data row, each answer comes as often as its share.
 
     The slot is the prompt's `meta`. Shares of the law must be multiples of 1/slots, so that dealing is exact.
     """
@@ -261,9 +262,13 @@ class Dealt:
     support: Sequence[Answer]
     slots: int
     laws: list[Tensor] = field(default_factory=list)
+    capabilities = Capabilities()
 
-    def __call__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -> list[Group]:
-        counts = law(model, self.support).exp() * self.slots
+    def sync(self, model: LanguageModel, version: int) -> None:
+        self.model = model
+
+    def generate(self, prompts: Sequence[Prompt], n: int, *_: Any) -> list[Group]:
+        counts = law(self.model, self.support).exp() * self.slots
         torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-9)
         deck = [y for y, count in zip(self.support, counts.round().long().tolist(), strict=True) for _ in range(count)]
         return [Group(p, (Response(ids=deck[p.meta["slot"]]),)) for p in prompts]

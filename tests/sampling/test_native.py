@@ -12,8 +12,7 @@ from sampling import stubs
 from tiltyard.batch.forest import pack
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import Draws, SampleSettings, engine, sample
-from tiltyard.sampling.settings import draws_for
+from tiltyard.sampling import SampleSettings, UniformStream, engine, response_seeds, sample
 from tiltyard.types import Group, Prompt
 
 LAWS = {
@@ -30,9 +29,10 @@ LENGTHS = (6, 1, 11, 3)
 
 def _oracle(family: str, model, prompts, n: int, settings: SampleSettings, seed: int):
     module = tiny.causal(family, dtype=model.module.dtype)
-    uniforms = torch.rand(
-        len(prompts), n, settings.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).numpy()
+    stream = UniformStream(response_seeds(range(len(prompts)), n, seed))
+    rows = torch.arange(len(prompts) * n)
+    columns = [stream.uniform_R(rows, torch.full_like(rows, t)) for t in range(settings.max_tokens)]
+    uniforms = torch.stack(columns, 1).unflatten(0, (len(prompts), n)).numpy()
     return [
         [stubs.answer(module, model.chat, p, uniforms[i, j], settings) for j in range(n)] for i, p in enumerate(prompts)
     ]
@@ -72,10 +72,9 @@ def test_recorded_logps_are_the_trainers(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_answers_do_not_depend_on_the_company(family: str) -> None:
     model, prompts, settings = stubs.model(family), stubs.prompts(5, 2, 9, 4, 7), LAWS["all"]
-    whole = sample(model, prompts, 2, settings, draws=draws_for(3, 5, 2))
+    whole = sample(model, prompts, 2, settings, seed=3)
     for part in ([0, 2, 4], [1, 3], [3]):
-        draws = Draws(torch.Generator().manual_seed(3), 5, 2, part)
-        shard = sample(model, [prompts[i] for i in part], 2, settings, draws=draws)
+        shard = sample(model, [prompts[i] for i in part], 2, settings, seeds=response_seeds(part, 2, 3))
         assert [[r.ids for r in g.responses] for g in shard] == [[r.ids for r in whole[i].responses] for i in part]
 
 
@@ -92,8 +91,8 @@ def test_max_rows_bounds_the_rows_of_one_prompt_too(monkeypatch) -> None:
     from tiltyard.sampling import native
 
     sizes: list[int] = []
-    real = native.draw_whole
-    monkeypatch.setattr(native, "draw_whole", lambda p, *rest: (sizes.append(len(p)), real(p, *rest))[1])
+    real = native.sample_from_logits
+    monkeypatch.setattr(native, "sample_from_logits", lambda p, *rest: (sizes.append(len(p)), real(p, *rest))[1])
     groups = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3, max_concurrent=2), seed=2)
     assert max(sizes) <= 2
     expected = sample(stubs.model(), stubs.prompts(3, 4), 5, SampleSettings(max_tokens=3), seed=2)
@@ -226,11 +225,10 @@ def test_bad_settings(key: str, value: float) -> None:
         sample(stubs.model(), stubs.prompts(3), 0)
 
 
-def test_draws_must_fit_the_prompts() -> None:
-    with pytest.raises(ConfigError, match="draws"):
-        sample(stubs.model(), stubs.prompts(3, 4), 2, draws=draws_for(0, 1, 2))
-    with pytest.raises(ConfigError, match="draws"):
-        sample(stubs.model(), stubs.prompts(3, 4), 2, draws=draws_for(0, 2, 3))
+def test_there_is_one_seed_a_response() -> None:
+    for count in (0, 3, 5):
+        with pytest.raises(ConfigError, match="one seed a response"):
+            sample(stubs.model(), stubs.prompts(3, 4), 2, seeds=range(count))
 
 
 def test_stream_gives_every_token_in_order() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import tiny
 from tiltyard.batch.forest import pack
-from tiltyard.sampling.native import _closed_up
+from tiltyard.sampling.native import _compacted
 from tiltyard.sampling.slots import Slots
 from tiltyard.types import Group
 
@@ -20,7 +20,7 @@ CAPACITY = 9
 @settings(max_examples=60, deadline=None)
 @given(left=st.lists(st.booleans(), min_size=1, max_size=12))
 def test_closing_up_keeps_each_row_once_and_moves_few(left: list[bool]) -> None:
-    rows = _closed_up(torch.tensor(left)).tolist()
+    rows = _compacted(torch.tensor(left)).tolist()
     assert sorted(rows) == [i for i, go in enumerate(left) if go]
     stay = [i for i, go in enumerate(left) if go and i < len(rows)]
     assert all(rows[i] == i for i in stay)
@@ -66,7 +66,7 @@ def test_slots_equal_concatenation(data: st.DataObject) -> None:
                 held[slot : slot + 1] = [row]
             gaps = gaps[new:]
         if gaps:
-            rows = _closed_up(torch.tensor([s not in gaps for s in range(len(held))]))
+            rows = _compacted(torch.tensor([s not in gaps for s in range(len(held))]))
             slots.keep(rows)
             held = [held[i] for i in rows.tolist()]
         assert slots.length_S.tolist() == [row[0][0].shape[1] for row in held]

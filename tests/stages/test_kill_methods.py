@@ -16,10 +16,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from tiltyard.data import store
 from tiltyard.distributed import checkpoint
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage, state
-from tiltyard.runs import groups as group_files
 from tiltyard.runs.journal import JsonlFile
 from tiltyard.stages import online, sources, train
 from tiltyard.training.fit import _Loop
@@ -138,7 +138,7 @@ def places(name: str, updates: int) -> list[Kill]:
     method = METHODS[name]
     module = online if method.online else sources
     answers = Kill("answers, before they are judged", Place(module, "sample", 1, after))
-    stored = Kill("in the middle of a round's file", Place(group_files, "group_to_line", 3, before))
+    stored = Kill("in the middle of a round's file", Place(store, "group_to_line", 3, before))
     return [
         *([answers] if method.samples != "no" else []),
         *([stored] if method.online and method.samples == "per iteration" else []),

@@ -46,7 +46,7 @@ class Scripted:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def __call__(self, model: Any, prompts: Sequence[Prompt], n: int, law: Any, *, draws: Any) -> list[Group]:
+    def __call__(self, model: Any, prompts: Sequence[Prompt], n: int, law: Any, *, seeds: Any) -> list[Group]:
         assert n == 1
         first = len(self.asked)
         self.asked += [p.text or (p.messages or ())[0].content for p in prompts]

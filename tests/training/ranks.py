@@ -20,7 +20,7 @@ from tests.training import tiny
 from tiltyard.distributed import processes
 from tiltyard.methods import a2c, grpo, ppo, reinforce, reinforce_pp, reward_model, rloo, sft
 from tiltyard.models.heads import value_head
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer, RewardScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
@@ -33,7 +33,7 @@ def online(batch: int) -> tuple[Online, Models]:
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(7)]
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3), reward=tiny.scalar(3))
     scorer = RewardScorer(models["reward"])
-    return Online(prompts, sample, scorer, batch, 2, SampleSettings(max_tokens=6), seed=2), models
+    return Online(prompts, NativeSampler(), scorer, batch, 2, SampleSettings(max_tokens=6), seed=2), models
 
 
 def coin(prompt: Prompt, response: Response) -> float:

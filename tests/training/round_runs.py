@@ -16,7 +16,7 @@ from tests.training import tiny
 from tiltyard.distributed import processes
 from tiltyard.feedback import Grade, GradeScorer, Usage
 from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
@@ -82,7 +82,7 @@ def prompts(n: int = 7) -> list[Prompt]:
 def rounds(**changes: Any) -> Rounds:
     usual: dict[str, Any] = {
         "prompts": prompts(),
-        "sampler": sample,
+        "sampler": NativeSampler(),
         "scorer": FunctionScorer(score),
         "size": 9,
         "prompts_per_step": 4,
@@ -100,7 +100,7 @@ def models() -> Models:
 
 def make(name: str, **changes: Any) -> Algorithm:
     if name == "online":
-        source = Online(prompts(), sample, FunctionScorer(score), 5, 2, SampleSettings(max_tokens=5), seed=2)
+        source = Online(prompts(), NativeSampler(), FunctionScorer(score), 5, 2, SampleSettings(max_tokens=5), seed=2)
         return online_dpo(source)
     if name == "careless":
         return iterative_dpo(rounds(prompts=prompts(20), scorer=Scripted(careless), size=15, **changes))

@@ -14,7 +14,7 @@ from losses_oracles.toy import F64, same
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import cringe
 from tiltyard.models.language import sample_negatives
-from tiltyard.sampling import sample
+from tiltyard.sampling import NativeSampler
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Forward, Models
 from tiltyard.training.rounds import Rounds
@@ -23,7 +23,7 @@ from tiltyard.types import Group, Response
 K = 5
 REF, _, THETA = draw(3, K)
 SOURCE = Rounds(
-    [ASK], sample, FunctionScorer(lambda prompt, response: 0.0), size=1, prompts_per_step=1, every=1, seed=2
+    [ASK], NativeSampler(), FunctionScorer(lambda prompt, response: 0.0), size=1, prompts_per_step=1, every=1, seed=2
 )
 
 

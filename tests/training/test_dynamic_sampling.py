@@ -6,11 +6,13 @@ import threading
 from typing import Any
 
 import pytest
+import torch
+from tests.sampling.scripted import ScriptedSampler
 from tests.scoring.stubs import Scripted
 
 from tiltyard.distributed import processes
 from tiltyard.methods import grpo
-from tiltyard.sampling import SampleSettings
+from tiltyard.sampling import SampleSettings, UniformStream
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
@@ -21,9 +23,10 @@ PROMPTS = [Prompt(id=str(i), ids=(2 + i % 7, 3)) for i in range(40)]
 BATCH, N = 5, 3
 
 
-def coins(model: Any, prompts: Any, n: int, settings: Any, *, draws: Any) -> list[Group]:
-    """Answers of one random token, from the numbers that belong to each prompt's place in the step."""
-    tokens = (draws.uniforms(1)[:, 0] * 15).long().tolist()
+def coins(model: Any, prompts: Any, n: int, settings: Any, seeds: Any) -> list[Group]:
+    """Responses of one random token, from the seeds that belong to each prompt's place in the step."""
+    rows = torch.arange(len(seeds))
+    tokens = (UniformStream(seeds).uniform_R(rows, torch.zeros_like(rows)) * 15).long().tolist()
     return [
         Group(p, tuple(Response(ids=(2 + t, tiny.EOS), finish="stop") for t in tokens[i * n : i * n + n]))
         for i, p in enumerate(prompts)
@@ -38,7 +41,9 @@ def judge(groups: list[Group]) -> list[Group]:
 
 
 def source(tries: int, score: Any = judge) -> Online:
-    return Online(PROMPTS, coins, Scripted(score), BATCH, N, SampleSettings(max_tokens=2), seed=4, tries=tries)
+    return Online(
+        PROMPTS, ScriptedSampler(coins), Scripted(score), BATCH, N, SampleSettings(max_tokens=2), seed=4, tries=tries
+    )
 
 
 def plain_models() -> Models:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tiltyard.batch.batch import Batch
 from tiltyard.losses.advantages import mean_var, moments, whiten
 from tiltyard.methods import ppo, reward_model, sft
-from tiltyard.sampling import sample
+from tiltyard.sampling import NativeSampler
 from tiltyard.scoring import FunctionScorer, RewardScorer
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.source import Online
@@ -165,7 +165,7 @@ def online(batch: int = 16, scorer: Any = None) -> Online:
     g = torch.Generator().manual_seed(5)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 4, g)) for i in range(8)]
     score = scorer or FunctionScorer(lambda prompt, response: float(sum(response.ids) % 7))
-    return Online(prompts, sample, score, batch, settings=replace(tiny.Given([[]]).settings, max_tokens=8))
+    return Online(prompts, NativeSampler(), score, batch, settings=replace(tiny.Given([[]]).settings, max_tokens=8))
 
 
 @pytest.mark.parametrize("value_init", ["own", "reward"])

@@ -16,14 +16,14 @@ from tiltyard.data import group_from_dict
 from tiltyard.errors import CompositionError, ConfigError, NonFiniteError
 from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.models.load import freeze_bottom
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.hooks import UpdateKL
 from tiltyard.training.optimizer import lr_factor, make_optimizer
 from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, Values
-from tiltyard.training.source import Cycle, Offline, Online, generator
+from tiltyard.training.source import EpochShuffle, Offline, Online, generator
 from tiltyard.types import Prompt
 
 from . import tiny
@@ -273,13 +273,13 @@ def test_more_minibatches_than_prompts() -> None:
 
 
 def test_every_epoch_is_a_permutation() -> None:
-    cycle = Cycle(list(range(10)), seed=3)
-    drawn = [x for step in range(20) for x in cycle.at(step, 3)]
+    cycle = EpochShuffle(list(range(10)), seed=3)
+    drawn = [x for step in range(20) for x in cycle.batch_at(step, 3)]
     epochs = [drawn[i : i + 10] for i in range(0, 60, 10)]
     assert all(sorted(e) == list(range(10)) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 6
-    assert Cycle(list(range(10)), seed=3).at(13, 3) == drawn[39:42]  # a pure function of the step
-    assert Cycle(list(range(10)), seed=4).at(0, 10) != drawn[:10]
+    assert EpochShuffle(list(range(10)), seed=3).batch_at(13, 3) == drawn[39:42]  # a pure function of the step
+    assert EpochShuffle(list(range(10)), seed=4).batch_at(0, 10) != drawn[:10]
 
 
 def test_streams_differ_by_every_key() -> None:
@@ -301,7 +301,7 @@ def test_online_answers_depend_on_seed_step_and_place_alone() -> None:
 
     def ids(seed: int, step: int) -> list[tuple[int, ...]]:
         rule = FunctionScorer(lambda prompt, response: 0.0)
-        source = Online([prompt], sample, rule, 3, 2, SampleSettings(max_tokens=12), seed=seed)
+        source = Online([prompt], NativeSampler(), rule, 3, 2, SampleSettings(max_tokens=12), seed=seed)
         return [r.ids for g in source(models, step).groups for r in g.responses]
 
     assert ids(0, 0) == ids(0, 0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tiltyard.batch.forest import pack
 from tiltyard.methods import ppo, pretrain, reward_model, sft
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Offline, Online
@@ -68,7 +68,7 @@ def solve(
     best = (ref + r / kl).softmax(0)
     scorer = FunctionScorer(lambda prompt, response: reward[tuple(response.ids)])
     sampled = SampleSettings(max_tokens=longest, max_concurrent=1024)
-    source = Online([ASK], sample, scorer, 2, n // 2, sampled, seed=shifted(seed))
+    source = Online([ASK], NativeSampler(), scorer, 2, n // 2, sampled, seed=shifted(seed))
     algorithm = ppo(source, beta=kl, missing_eos="none", vf_coef=1.0, value_clip=1e9, lam=1.0, **settings)
     start = tv(ref.exp(), best)
     rates = {"policy": rate, "value": 5e-2}

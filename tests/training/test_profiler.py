@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.sampling.scripted import ScriptedSampler
 
 from tiltyard import profiler
 from tiltyard.methods import dpo, ppo, rft, sft
+from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import Cost, Scale
 from tiltyard.training.algorithm import Models
@@ -135,6 +137,10 @@ class Slow:
         return getattr(self.work, name)
 
 
+def native(model: LanguageModel, prompts: Any, n: int, settings: SampleSettings, seeds: Any) -> list[Group]:
+    return sample(model, prompts, n, settings, seeds=seeds)
+
+
 class ByLength:
     """Scores by length, which take 10."""
 
@@ -154,7 +160,7 @@ class ByLength:
 def online(at: Time) -> Online:
     prompts = [Prompt(id=str(i), ids=g.prompt.ids) for i, g in enumerate(tiny.demonstrations(4))]
     law = SampleSettings(max_tokens=6)
-    return Online(prompts, Slow(sample, at, 1), ByLength(at), 4, settings=law)
+    return Online(prompts, ScriptedSampler(Slow(native, at, 1)), ByLength(at), 4, settings=law)
 
 
 def timed(algorithm: Any, models: Models, at: Time, **settings: Any) -> list[profiler.Step]:

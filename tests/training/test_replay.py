@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.sampling.scripted import ScriptedSampler
 from tests.scoring.stubs import Scripted
 
 from tiltyard.errors import DataError
 from tiltyard.methods import grpo, online_dpo, ppo
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.replay import replayed, stored_groups
@@ -35,6 +36,9 @@ def never(*_: Any, **__: Any) -> list[Group]:
     raise AssertionError("a replay samples nothing and judges nothing")
 
 
+NO_SAMPLER, NO_SCORER = ScriptedSampler(never), Scripted(never)
+
+
 def models() -> Models:
     return Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3))
 
@@ -42,7 +46,7 @@ def models() -> Models:
 def online(**changes: Any) -> Online:
     n = changes.pop("n", 2)
     law = SampleSettings(max_tokens=5)
-    given: dict[str, Any] = {"sampler": sample, "scorer": FunctionScorer(runs.score)} | changes
+    given: dict[str, Any] = {"sampler": NativeSampler(), "scorer": FunctionScorer(runs.score)} | changes
     return Online(runs.prompts(), prompts_per_step=5, samples_per_prompt=n, settings=law, seed=2, **given)
 
 
@@ -62,8 +66,8 @@ def run(name: str, folder: Path) -> tuple[list[Any], Any]:
 def again(name: str, folder: Path) -> Algorithm:
     """The method over what was stored, with a sampler and a scorer that must not be asked."""
     if name in EVERY_STEP:
-        return EVERY_STEP[name](replayed(online(sampler=never, scorer=Scripted(never)), folder / "groups.jsonl"))
-    return runs.make(name, folder=folder / "rounds", stored=True, sampler=never, scorer=Scripted(never))
+        return EVERY_STEP[name](replayed(online(sampler=NO_SAMPLER, scorer=NO_SCORER), folder / "groups.jsonl"))
+    return runs.make(name, folder=folder / "rounds", stored=True, sampler=NO_SAMPLER, scorer=NO_SCORER)
 
 
 @pytest.mark.parametrize("name", [*EVERY_STEP, *ROUNDS])
@@ -139,7 +143,7 @@ def test_what_is_watched_is_measured_again(tmp_path: Path) -> None:
         return {"odd": (float(sum(x[0] % 2 for x in ids)), float(len(ids)))}
 
     rows, _ = trained(EVERY_STEP["grpo"](online(watch=watch)), tmp_path)
-    found, _ = trained(EVERY_STEP["grpo"](replayed(online(watch=watch, sampler=never), tmp_path / "groups.jsonl")))
+    found, _ = trained(EVERY_STEP["grpo"](replayed(online(watch=watch, sampler=NO_SAMPLER), tmp_path / "groups.jsonl")))
     assert [row["odd"] for row in found] == [row["odd"] for row in rows]
     assert len({row["odd"] for row in rows}) > 1
 
@@ -223,7 +227,7 @@ def test_a_replay_of_a_selection_is_not_selected_again(tmp_path: Path) -> None:
         return [replace(g, responses=g.responses[::5], scores=(g.scores or ())[::5]) for g in groups]
 
     _, whole = trained(EVERY_STEP["grpo"](online(n=6, select=ends)), tmp_path)
-    source = replayed(online(n=6, select=never, sampler=never, scorer=Scripted(never)), tmp_path / "groups.jsonl")
+    source = replayed(online(n=6, select=never, sampler=NO_SAMPLER, scorer=NO_SCORER), tmp_path / "groups.jsonl")
     assert all(len(g.responses) == 2 for g in source(models(), 0).groups)
     _, found = trained(EVERY_STEP["grpo"](source))
     tiny.assert_same(found, whole, 0)

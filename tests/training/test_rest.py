@@ -102,7 +102,7 @@ def test_v_mpo_takes_its_weights_as_they_are() -> None:
 
 @pytest.mark.parametrize("loss", ["vmpo", "dpo", "ipo", "hinge"])
 def test_one_answer_cannot_be_compared(loss: Any) -> None:
-    with pytest.raises(ConfigError, match="compares the answers to a prompt with each other"):
+    with pytest.raises(ConfigError, match="holds the answers to a prompt against each other"):
         rest(runs.rounds(samples_per_prompt=1), thresholds=[0.1], loss=loss)
 
 
@@ -113,7 +113,7 @@ def test_the_data_join_every_round_with_scores_of_the_same_scorer(tmp_path: Path
     """They are in the round's file, scored anew by whoever scores; samples alone count as sampled."""
     algorithm, record = runs.make("rest_given", folder=tmp_path / "rounds"), runs.tiny.Record()
     runs.run(algorithm, runs.models(), tmp_path, sinks=[record])
-    data = runs.data().cycle.items
+    data = runs.data().shuffle.items
     for number in range(3):
         groups = list(read_groups(tmp_path / "rounds" / f"round-{number:04d}.groups.jsonl"))
         assert [g.responses for g in groups[9:]] == [g.responses for g in data]

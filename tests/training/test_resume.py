@@ -17,7 +17,7 @@ from tiltyard.distributed import checkpoint
 from tiltyard.errors import CheckpointError
 from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.runs import journal
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
@@ -53,7 +53,7 @@ def make(name: str) -> tuple[Algorithm, Models]:
     g = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(7)]
     rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
-    source = Online(prompts, sample, rule, 5, 2, SampleSettings(max_tokens=6), seed=2)
+    source = Online(prompts, NativeSampler(), rule, 5, 2, SampleSettings(max_tokens=6), seed=2)
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
     return ppo(source, kl_target=0.1, kl_horizon=100, ppo_epochs=2, minibatches=2), models
 

@@ -20,7 +20,7 @@ from tiltyard.methods import a2c, grpo, ppo, reinforce, reinforce_pp, rloo
 from tiltyard.methods.policy_gradient import ClippedPolicy, aggregated
 from tiltyard.methods.sft import Nll
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Forward, Models
 from tiltyard.training.fit import Run, fit
@@ -197,7 +197,7 @@ def test_sampled_answers_have_the_exact_gradient_on_average() -> None:
     seed = shifted(0)
     found, stream = models(), torch.Generator().manual_seed(seed)
     rule = FunctionScorer(lambda prompt, response: float(SCORES[SUPPORT.index(tuple(response.ids))]))
-    source = Online([ASK], sample, rule, 4000, 2, SampleSettings(max_tokens=2, max_concurrent=8192), seed=seed)
+    source = Online([ASK], NativeSampler(), rule, 4000, 2, SampleSettings(max_tokens=2, max_concurrent=8192), seed=seed)
     algorithm = rloo(source, beta=BETA, missing_eos="none")
     draw = source(found, 0)
     batch = prepared(algorithm, found, draw.groups)
@@ -417,7 +417,7 @@ def test_ptx_zero_is_ppo_to_the_last_bit() -> None:
 
 
 def test_what_cannot_be_is_said() -> None:
-    alone = Online([ASK], sample, FunctionScorer(lambda p, r: 0.0), 4, 1, LAW)
+    alone = Online([ASK], NativeSampler(), FunctionScorer(lambda p, r: 0.0), 4, 1, LAW)
     for build in (rloo, grpo, lambda source: reinforce_pp(source, group_baseline=True)):
         with pytest.raises(ConfigError, match="at least 2 answers"):
             build(alone)

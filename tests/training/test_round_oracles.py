@@ -34,7 +34,7 @@ from losses_oracles.tabular import (
 from losses_oracles.toy import F64, same
 from tiltyard.errors import ConfigError
 from tiltyard.methods import iterative_dpo, online_dpo, rest, rft, rso
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.rounds import Rounds
@@ -54,11 +54,11 @@ def rounds(**changes: Any) -> Rounds:
         "samples_per_prompt": 64,
         "settings": SampleSettings(),
     }
-    return Rounds([ASK], sample, SCORE, **(given | changes))
+    return Rounds([ASK], NativeSampler(), SCORE, **(given | changes))
 
 
 def online(**changes: Any) -> Online:
-    return Online([ASK], sample, SCORE, 1, **({"samples_per_prompt": 2} | changes))
+    return Online([ASK], NativeSampler(), SCORE, 1, **({"samples_per_prompt": 2} | changes))
 
 
 def scored(*items: int) -> Group:

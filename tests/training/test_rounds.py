@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.sampling.scripted import ScriptedSampler
 from tests.scoring.stubs import Scripted
 
 from tiltyard.batch.batch import Batch
@@ -92,9 +93,9 @@ def test_killed_between_a_round_and_its_first_checkpoint(
     _, whole = attempt(name, tmp_path / "whole", True)
     asked: list[int] = []
 
-    def counting(*args: Any, **kwargs: Any) -> list[Group]:
+    def counting(*args: Any) -> list[Group]:
         asked.append(1)
-        return sample(*args, **kwargs)
+        return sample(*args[:-1], seeds=args[-1])
 
     def dies(groups: list[Group]) -> dict[str, Any]:
         if groups[0].responses[0].policy_version == 3:
@@ -104,11 +105,11 @@ def test_killed_between_a_round_and_its_first_checkpoint(
     folder = tmp_path / "cut"
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "sampled_metrics", dies)  # the first thing that is done with a round that stands
-        attempt(name, folder, True, sampler=counting)
+        attempt(name, folder, True, sampler=ScriptedSampler(counting))
     assert len(asked) == 2
     assert sorted(p.name for p in (folder / "rounds").iterdir()) == [f"round-000{i}.groups.jsonl" for i in (0, 1)]
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000002"]
-    _, found = attempt(name, folder, True, sampler=counting)
+    _, found = attempt(name, folder, True, sampler=ScriptedSampler(counting))
     assert len(asked) == 3  # the third round alone
     tiny.assert_same(found, whole, 0)
     assert written(folder) == written(tmp_path / "whole")
@@ -274,13 +275,13 @@ def test_a_fresh_round_starts_from_the_base() -> None:
     round's answers are the trained policy's."""
     base, sampled = tiny.parameters(tiny.policy()), []
 
-    def watching(policy: Any, *args: Any, **kwargs: Any) -> list[Group]:
+    def watching(policy: Any, *args: Any) -> list[Group]:
         sampled.append(same(tiny.parameters(policy), base))
-        return sample(policy, *args, **kwargs)
+        return sample(policy, *args[:-1], seeds=args[-1])
 
     for restart in (True, False):
         sampled.clear()
-        seen = looked_at(rft(runs.rounds(sampler=watching), restart=restart))
+        seen = looked_at(rft(runs.rounds(sampler=ScriptedSampler(watching)), restart=restart))
         starts = [0, 3, 6] if restart else [0]
         assert [i for i, (policy, _, _) in enumerate(seen) if same(policy, base)] == starts
         assert [i for i, (_, _, fresh) in enumerate(seen) if fresh] == starts

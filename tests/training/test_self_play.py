@@ -15,7 +15,7 @@ from torch import Tensor
 from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
 from tiltyard.methods import spin
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import SelfPlay
@@ -27,7 +27,7 @@ LAW = SampleSettings(max_tokens=6)
 
 
 def source(every: int = 3, batch: int = 4, **settings: Any) -> SelfPlay:
-    return SelfPlay(tiny.demonstrations(9), sample, batch, every, LAW, **({"seed": 2} | settings))
+    return SelfPlay(tiny.demonstrations(9), NativeSampler(), batch, every, LAW, **({"seed": 2} | settings))
 
 
 def models(ref: int = 0) -> Models:
@@ -92,7 +92,9 @@ def test_of_several_turns_the_first_is_taken() -> None:
     """The paper's rule: later turns answer questions that the opponent was not asked."""
     [group] = tiny.demonstrations(1)
     answer = replace(group.responses[0], ids=(4, 5, tiny.EOS, 9, 9, 6, tiny.EOS), loss_spans=((0, 3), (5, 7)))
-    made = SelfPlay([replace(group, responses=(answer,), scores=(1.0,))], sample, 1, 1, LAW)(models(), 0).groups[0]
+    made = SelfPlay([replace(group, responses=(answer,), scores=(1.0,))], NativeSampler(), 1, 1, LAW)(
+        models(), 0
+    ).groups[0]
     assert made.responses[0].ids == (4, 5, tiny.EOS)
     assert made.responses[0].loss_spans is None
     assert made.scores is None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.chance import beyond, shifted
+from tests.sampling.scripted import ScriptedSampler
 
 from tiltyard.batch.batch import Batch
 from tiltyard.config import parse_settings
@@ -51,7 +52,7 @@ def sampler(model: Any, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -
 
 def rounds(grade: Any, n: int = 4, size: int = 12) -> Rounds:
     prompts = [Prompt(id=str(i), ids=(i + 1,)) for i in range(size)]
-    return Rounds(prompts, sampler, GradeScorer(Says(grade), "drop"), size, size, 2, n)
+    return Rounds(prompts, ScriptedSampler(sampler), GradeScorer(Says(grade), "drop"), size, size, 2, n)
 
 
 def models() -> Models:

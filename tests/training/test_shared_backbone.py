@@ -15,7 +15,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.methods import a2c, ppo, reinforce
 from tiltyard.models.heads import scalar_from, value_head
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Forward, Models
 from tiltyard.training.fit import Run, fit
@@ -179,7 +179,7 @@ def attempt(folder: Path, until: int = 0) -> Any:
     stream = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, stream)) for i in range(7)]
     rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
-    source = Online(prompts, sample, rule, 3, 2, SampleSettings(max_tokens=6), seed=2)
+    source = Online(prompts, NativeSampler(), rule, 3, 2, SampleSettings(max_tokens=6), seed=2)
     models = actors(shared=True)
 
     def hook(models: Models, batch: Any, step: int) -> None:

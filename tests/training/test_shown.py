@@ -19,7 +19,7 @@ from tiltyard.errors import CompositionError
 from tiltyard.losses.kl import k1, sum_per_response
 from tiltyard.methods import cringe, grpo, online_dpo, ppo, reinforce_pp, rest, rft, rloo
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings, sample
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.log import LiveLine
@@ -108,7 +108,7 @@ def test_their_means_over_answers_agree() -> None:
 
 def online(n: int = 2, **law: Any) -> Online:
     settings = SampleSettings(**({"max_tokens": 6} | law))
-    return Online(runs.prompts(), sample, FunctionScorer(runs.score), 5, n, settings, seed=2)
+    return Online(runs.prompts(), NativeSampler(), FunctionScorer(runs.score), 5, n, settings, seed=2)
 
 
 @pytest.mark.parametrize("build", [online_dpo, rloo, ppo])
@@ -133,12 +133,8 @@ def test_forward_passes_of_a_step(build: Any, monkeypatch: pytest.MonkeyPatch) -
     assert passes.count(models["policy"]) == 2 * algorithm.epochs
     assert all(row.keys() >= ESTIMATED | {"kl_exact", "entropy"} for row in rows)
 
-    def stateless(*args: Any, **settings: Any) -> list[Group]:
-        groups = sample(*args, **settings)
-        return [replace(g, responses=tuple(replace(r, hidden=None) for r in g.responses)) for g in groups]
-
     again, plain = apart(), online()
-    plain.sampler = stateless
+    plain.keep_hidden = False
     passes.clear()
     others = tiny.train(build(plain), again, steps=2)
     assert passes.count(again.get("policy")) == 2 * (1 + algorithm.epochs)

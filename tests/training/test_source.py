@@ -49,7 +49,7 @@ def test_what_the_steps_read(tmp_path: Path, steps: int, read: int) -> None:
     """A reference that was asked about these groups alone has an answer at every step, and about no group more."""
     groups = pairs(10)
     source = Offline(groups, 4, seed=5)
-    places = source.read_in(steps).tolist()
+    places = source.indices_until(steps).tolist()
     assert places == sorted({groups.index(g) for step in range(steps) for g in source(Models(), step).groups})
     assert len(places) == read
     cache = cache_ref_logps(tiny.frozen(), GroupFile.write(groups, tmp_path).pick(places), tmp_path)
@@ -121,5 +121,5 @@ def test_epochs_of_steps_of_tokens(epochs: float) -> None:
     steps = source.steps(epochs)
     sizes = [len(step) for step in drawn(source, steps)]
     assert sum(sizes[:-1]) < 10 * epochs <= sum(sizes)
-    assert source.read_in(source.steps(1)).tolist() == list(range(10))
+    assert source.indices_until(source.steps(1)).tolist() == list(range(10))
     assert Offline(groups, 4).steps(epochs) == max(1, round(10 * epochs / 4))

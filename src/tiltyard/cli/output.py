@@ -1,4 +1,4 @@
-"""Output of the verbs: JSON, results of stages, tables."""
+"""What the verbs print: JSON, a stage's result, tables."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def click(
             likely than itself; `random` against any good one of its prompt. [likelihood_rank: Zheng et al. 2023]
         pairing_seed: of random pairing. [Tiltyard: any number]
     """
-    groups = source.cycle.items if isinstance(source, Offline) else ()
+    groups = source.groups if isinstance(source, Offline) else ()
     if groups and not any(len(set(g.scores or ())) > 1 for g in groups):
         raise DataError(
             "no prompt has both a good and a bad answer, so there is nothing to contrast",

@@ -9,7 +9,7 @@ from pydantic import Field
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, require_pairs
+from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels
 
@@ -47,7 +47,7 @@ def cpo(
     """
     return Algorithm(
         "cpo",
-        require_pairs(source, "cpo"),
+        pairs_of(source, "cpo"),
         PairLoss(Logistic(beta), "logp", beta, noise, noise_kind, nll=nll, nll_per_token=nll_per_token),
         prepare=(PairLabels("cpo"),),
         reduce=Mean("kept_G"),

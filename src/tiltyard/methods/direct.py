@@ -99,26 +99,26 @@ def pair_metrics(reward_B: Tensor, logp_B: Tensor, batch: Batch) -> Metrics:
     return metrics
 
 
-def require_pairs(source: Source, method: str) -> Source:
+def pairs_of(source: Source, method: str) -> Source:
     """Checks that each group of an offline source is a labelled pair; returns the source.
 
     Raises:
         DataError: rankings, or groups without ranks.
     """
-    for group in source.cycle.items if isinstance(source, Offline) else ():
+    for group in source.groups if isinstance(source, Offline) else ():
         if len(group.responses) != 2:
             raise not_a_pair(method, group)
         _require_ranks(group.ranks is not None, group.origin or group.prompt.id, method)
     return source
 
 
-def require_rankings(source: Source, method: str) -> Source:
+def rankings_of(source: Source, method: str) -> Source:
     """Checks that each group of an offline source has ranks; returns the source.
 
     Raises:
         DataError: groups without ranks.
     """
-    for group in source.cycle.items if isinstance(source, Offline) else ():
+    for group in source.groups if isinstance(source, Offline) else ():
         _require_ranks(group.ranks is not None, group.origin or group.prompt.id, method)
     return source
 

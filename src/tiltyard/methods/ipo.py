@@ -9,7 +9,7 @@ from pydantic import Field
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Squared
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, require_pairs
+from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels, RefLogp
 
@@ -51,7 +51,7 @@ def ipo(
     """
     return Algorithm(
         "ipo",
-        require_pairs(source, "ipo"),
+        pairs_of(source, "ipo"),
         PairLoss(Squared(beta), "log_ratio_per_token" if length_norm else "log_ratio", beta, noise, noise_kind),
         prepare=(PairLabels("ipo"), RefLogp()),
         reduce=Mean("kept_G"),

@@ -80,7 +80,7 @@ def online_dpo(
             fix="set temperature=0.9",
         )
     # measured at the sampling temperature; the loss is at temperature 1
-    measured = OldLogp(sampling.temperature, against_ref=True, ref_temperature=1.0, on_policy=sampling.whole)
+    measured = OldLogp(sampling.temperature, against_ref=True, ref_temperature=1.0, on_policy=sampling.is_untruncated)
     return Algorithm(
         "online_dpo",
         source,

@@ -14,9 +14,9 @@ from tiltyard.losses.kl import FixedKL, sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import (
     ClippedPolicy,
-    require_enough_prompts,
-    require_several_samples,
+    enough_prompts,
     require_untruncated_sampling,
+    several_answers,
 )
 from tiltyard.training.algorithm import Algorithm, Models, Prepare
 from tiltyard.training.prepare import (
@@ -105,9 +105,9 @@ def reinforce_pp(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "reinforce_pp")
-    require_enough_prompts(source, "reinforce_pp", minibatches)
+    enough_prompts(source, "reinforce_pp", minibatches)
     if group_baseline:
-        require_several_samples(source, "reinforce_pp")
+        several_answers(source, "reinforce_pp")
     temperature = source.settings.temperature
     if beta > 0:
         rewards: tuple[Prepare, ...] = (

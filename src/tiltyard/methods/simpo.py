@@ -9,7 +9,7 @@ from pydantic import Field
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, require_pairs
+from tiltyard.methods.direct import PairLoss, pairs_of
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels
 
@@ -49,7 +49,7 @@ def simpo(
     """
     return Algorithm(
         "simpo",
-        require_pairs(source, "simpo"),
+        pairs_of(source, "simpo"),
         PairLoss(Logistic(beta, beta * gamma_ratio), "logp_per_token", beta, noise, noise_kind, nll=nll),
         prepare=(PairLabels("simpo"),),
         reduce=Mean("kept_G"),

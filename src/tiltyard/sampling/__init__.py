@@ -1,6 +1,16 @@
-"""Who samples: the native sampler (in process, the trainer's own weights)."""
+"""Samplers: the protocol, and the native sampler (in process, the trainer's own weights)."""
 
-from tiltyard.sampling.native import sample
-from tiltyard.sampling.settings import Draws, SampleSettings, draws_for
+from tiltyard.sampling.base import Capabilities, Sampler
+from tiltyard.sampling.native import NativeSampler, sample
+from tiltyard.sampling.settings import SampleSettings
+from tiltyard.sampling.streams import UniformStream, response_seeds
 
-__all__ = ["Draws", "SampleSettings", "draws_for", "sample"]
+__all__ = [
+    "Capabilities",
+    "NativeSampler",
+    "SampleSettings",
+    "Sampler",
+    "UniformStream",
+    "response_seeds",
+    "sample",
+]

@@ -1,7 +1,7 @@
-"""How one more token of every running row is computed.
+"""Engines: compute the logits of the next token of every running row.
 
-`Packed`: prompts computed packed, answers in slots; a slot whose answer has ended is taken over at once. `Padded`: for
-models that cannot be packed, with transformers' own cache and left padding; it takes new rows when the last ones have
+`Packed`: prompts computed packed, responses in slots; a slot whose response has ended is reused at once. `Padded`: for
+models that cannot be packed, with transformers' own cache and left padding; it starts new rows when the last ones have
 all ended.
 """
 
@@ -28,29 +28,29 @@ PREFILL = 8192  # prompt tokens computed together at most: bounds memory
 AHEAD = 1024  # and at least, while prompts are left: a prompt alone is too small a product
 
 
-class Said(NamedTuple):
-    """What the model says of the next token of some rows: logits [n, V] and, if known, last hidden states [n, d]."""
+class NextToken(NamedTuple):
+    """Logits [n, V] of the next token of some rows and, where the engine has them, last hidden states [n, d]."""
 
     logits: Tensor
     hidden: Tensor | None
 
 
 class Engine(Protocol):
-    def room(self, running: int, ended: int) -> int:
-        """How many rows it would take now, while slots `0..running` are in use and `ended` of those are over."""
+    def free_slots(self, running: int, ended: int) -> int:
+        """How many rows it can start now, while slots `0..running` are in use and `ended` of those have ended."""
 
-    def take(self, rows: Sequence[int], slots: Sequence[int]) -> Said:
-        """Begins the first of these rows in the first of these slots: as many as it likes, at least one."""
+    def start(self, rows: Sequence[int], slots: Sequence[int]) -> NextToken:
+        """Starts the first of these rows in the first of these slots: as many as it chooses, at least one."""
 
-    def step(self, ids: Tensor) -> Said:
+    def step(self, ids: Tensor) -> NextToken:
         """Adds one token a row [rows]."""
 
-    def keep(self, rows: Tensor) -> None:
-        """Row i is from now on what row `rows[i]` was."""
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was."""
 
 
 class Packed:
-    """Args: row r answers prompt r // n; `slots` rows at a time; `capacity` tokens in the longest; with the
+    """Args: row r is a response to prompt r // n; `slots` rows at a time; `capacity` tokens in the longest; with the
     backend's decoder or with the modules."""
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, slots: int, capacity: int, fast: bool):
@@ -63,16 +63,16 @@ class Packed:
         self.first, self.forest = 0, pack([], model.device)  # prompts from `first` on are computed and wait for slots
         self.hidden: Tensor | None = None
 
-    def room(self, running: int, ended: int) -> int:
+    def free_slots(self, running: int, ended: int) -> int:
         return self.slots.slots - running + ended
 
-    def take(self, rows: Sequence[int], slots: Sequence[int]) -> Said:
+    def start(self, rows: Sequence[int], slots: Sequence[int]) -> NextToken:
         if rows[0] // self.n >= self.first + self.forest.G:
             self._prefill(rows[0] // self.n, rows[-1] // self.n)
         places = [place for row in rows if (place := row // self.n - self.first) < self.forest.G]
         self.slots.admit(self.forest, places, slots[: len(places)])
         hidden = self.hidden[torch.tensor(places, device=self.model.device)]  # type: ignore[index]
-        return Said(self.model.logits(hidden), hidden)
+        return NextToken(self.model.logits(hidden), hidden)
 
     def _prefill(self, first: int, last: int) -> None:
         """Computes the prompts from `first` on: up to `last` if they fit, and a few beyond it if they are few."""
@@ -86,7 +86,7 @@ class Packed:
         self.forest = pack([Group(p, ()) for p in self.prompts[first:end]], self.model.device)
         self.hidden = self.model.hidden_T(self.forest, cache=self.slots)[self.forest.prompt_last_G]
 
-    def step(self, ids: Tensor) -> Said:
+    def step(self, ids: Tensor) -> NextToken:
         if self.decoder is not None:
             hidden = self.decoder.step(ids, self.slots)
         else:
@@ -100,9 +100,9 @@ class Packed:
                 )
             hidden = out.last_hidden_state[:, 0]
         self.slots.advance()
-        return Said(self.model.logits(hidden, self.decoder.head if self.decoder else None), hidden)
+        return NextToken(self.model.logits(hidden, self.decoder.head if self.decoder else None), hidden)
 
-    def keep(self, rows: Tensor) -> None:
+    def reorder(self, rows: Tensor) -> None:
         self.slots.keep(rows)
 
 
@@ -121,7 +121,7 @@ def can_use_decoder(model: LanguageModel) -> bool:
         results = []
         for fast in (True, False):
             engine = Packed(model, [Prompt(ids=(0, 1, 2))], 2, 2, 5, fast)
-            engine.take([0, 1], [0, 1])
+            engine.start([0, 1], [0, 1])
             results.append(torch.stack([engine.step(ids).logits.detach() for _ in range(2)]))
         gap = float((results[0] - results[1]).abs().max() / results[1].abs().max().clamp_min(1e-6))
         model.decoder_agrees = gap < 1e-4
@@ -141,10 +141,10 @@ class Padded:
         known = inspect.signature(model.module.forward).parameters
         self.positioned = "position_ids" in known
 
-    def room(self, running: int, ended: int) -> int:
+    def free_slots(self, running: int, ended: int) -> int:
         return self.at_once if running == ended else 0
 
-    def take(self, rows: Sequence[int], slots: Sequence[int]) -> Said:  # noqa: ARG002 - they are all free
+    def start(self, rows: Sequence[int], slots: Sequence[int]) -> NextToken:  # noqa: ARG002 - they are all free
         prompts = [self.prompts[row // self.n].ids for row in rows]
         longest = max(len(ids) for ids in prompts)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -153,13 +153,13 @@ class Padded:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         self.mask, self.past = mask.to(self.model.device), None
-        return self._said(ids.to(self.model.device))
+        return self._next_token(ids.to(self.model.device))
 
-    def step(self, ids: Tensor) -> Said:
+    def step(self, ids: Tensor) -> NextToken:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        return self._said(ids[:, None])
+        return self._next_token(ids[:, None])
 
-    def _said(self, ids: Tensor) -> Said:
+    def _next_token(self, ids: Tensor) -> NextToken:
         position = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         extra = {"position_ids": position} if self.positioned else {}
         with self.model.plain(), self.model.autocast():
@@ -168,9 +168,9 @@ class Padded:
             )
         self.past = out.past_key_values
         logits = out.logits[:, -1]
-        return Said(logits if logits.dtype == torch.float64 else logits.float(), None)
+        return NextToken(logits if logits.dtype == torch.float64 else logits.float(), None)
 
-    def keep(self, rows: Tensor) -> None:
+    def reorder(self, rows: Tensor) -> None:
         self.mask = self.mask[rows]
         if len(rows):
             self.past.reorder_cache(rows)

@@ -1,7 +1,8 @@
 """The in-process sampler: any decoder, no other engine, the trainer's own weights.
 
-Each prompt is computed once, packed with others, and shared by its n answers. The answers that run advance together,
-one token a step; one that has ended makes room for the next at once, and no step is spent on it (`engine`, `slots`).
+Each prompt is computed once, packed with others, and shared by its n responses. The responses that run advance
+together, one token a step; one that has ended gives its slot to the next at once, and no step is spent on it
+(`engine`, `slots`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,44 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tiltyard.errors import ConfigError, DataError
+from tiltyard.errors import CompositionError, ConfigError, DataError
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling.engine import Engine, Packed, Padded, Said, can_use_decoder
-from tiltyard.sampling.law import draw, draw_whole, law_NV
-from tiltyard.sampling.settings import Draws, SampleSettings, draws_for
+from tiltyard.sampling.base import Capabilities
+from tiltyard.sampling.distribution import probs_NV, sample_from_logits, sample_from_probs
+from tiltyard.sampling.engine import Engine, NextToken, Packed, Padded, can_use_decoder
+from tiltyard.sampling.settings import SampleSettings
+from tiltyard.sampling.streams import UniformStream, response_seeds
 from tiltyard.types import Finish, Group, Prompt, Response
 
-Stream = Callable[[int, int], None]  # (row, token id), called as tokens are drawn
+Stream = Callable[[int, int], None]  # (row, token id), called for every token as it is sampled
+
+
+class NativeSampler:
+    """Samples in this process from the trainer's own weights, see `tiltyard.sampling.base.Sampler`.
+
+    Args:
+        model: sampled from until `sync` names another one.
+    """
+
+    def __init__(self, model: LanguageModel | None = None):
+        self.model = model
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Hidden states are kept by packed models only."""
+        return Capabilities(logps="sampling", hidden=self.model is None or self.model.packed, fork=False)
+
+    def sync(self, model: LanguageModel, version: int) -> None:  # noqa: ARG002 - the weights are the trainer's own
+        """Samples from this model from now on, with whatever weights it has at the time."""
+        self.model = model
+
+    def generate(
+        self, prompts: Sequence[Prompt], n: int, sampling: SampleSettings, seeds: Sequence[int]
+    ) -> list[Group]:
+        """`n` responses to each prompt; see `sample` for the errors."""
+        if self.model is None:
+            raise CompositionError("the sampler has no model yet", fix="call sync(model, version) first")
+        return sample(self.model, prompts, n, sampling, seeds=seeds)
 
 
 @torch.no_grad()
@@ -28,79 +59,78 @@ def sample(
     n: int = 1,
     settings: SampleSettings | None = None,
     *,
-    draws: Draws | None = None,
+    seeds: Sequence[int] | None = None,
     seed: int = 0,
     stream: Stream | None = None,
 ) -> list[Group]:
-    """`n` answers to each prompt, with log-probs under the sampling law and the reason each ended.
+    """`n` responses to each prompt, with log-probs under the sampling distribution and the reason each ended.
 
     Args:
         prompts: encoded prompts (`data.Chat.encode_prompt`).
-        draws: the uniform numbers to use; without them `seed` makes them.
+        seeds: one a response, all responses of a prompt together; without them `seed` makes them.
+        stream: called with (row, token id) for every token as it is sampled; row i * n + k is response k of prompt i.
 
     Raises:
         DataError: a prompt that was not encoded or leaves no room in the model's context.
-        ConfigError: `n` below 1, or draws made for other numbers of prompts or answers.
+        ConfigError: `n` below 1, or not one seed a response.
     """
     settings = settings or SampleSettings()
     if n < 1:
-        raise ConfigError("n answers a prompt are too few", where="n", got=n, expected="at least 1")
-    draws = draws or draws_for(seed, len(prompts), n)
-    if (draws.n, len(draws.index)) != (n, len(prompts)):
+        raise ConfigError("too few responses a prompt", where="n", got=n, expected="at least 1")
+    seeds = response_seeds(range(len(prompts)), n, seed) if seeds is None else seeds
+    if len(seeds) != n * len(prompts):
         raise ConfigError(
-            "the draws were made for others",
-            got=f"{len(draws.index)} prompts, {draws.n} answers each",
-            expected=f"{len(prompts)} prompts, {n} answers each",
+            "sampling needs one seed a response",
+            where="seeds",
+            got=f"{len(seeds)} seeds",
+            expected=f"{len(prompts)} prompts, {n} responses each",
         )
-    room = [_room(model, prompt, settings) for prompt in prompts]
-    uniforms = draws.uniforms(settings.max_tokens).unflatten(0, (len(prompts), n))
-    # the longest first: neighbours are of similar length, and what is begun last is soon done
+    limits = [_longest_response(model, prompt, settings) for prompt in prompts]
+    # the longest first: neighbours are of similar length, and what starts last is soon done
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     training = model.module.training
     model.module.eval()
     try:
-        rows = (
-            _Rows(model, prompts, order, room, n, settings, uniforms[order].flatten(0, 1), stream) if prompts else None
-        )
-        responses = rows.run() if rows else []
+        decoding = _Decoding(model, prompts, order, limits, n, settings, seeds, stream) if prompts else None
+        responses = decoding.run() if decoding else []
     finally:
         model.module.train(training)
-    place = {i: p for p, i in enumerate(order)}
+    position = {i: p for p, i in enumerate(order)}
     return [
-        Group(prompt, tuple(responses[place[i] * n : (place[i] + 1) * n]), origin="sampled")
+        Group(prompt, tuple(responses[position[i] * n : (position[i] + 1) * n]), origin="sampled")
         for i, prompt in enumerate(prompts)
     ]
 
 
-def _room(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int:
-    """Tokens that an answer to this prompt may have."""
+def _longest_response(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int:
+    """Tokens that a response to this prompt may have."""
     if not prompt.ids:
         raise DataError("prompt has no token ids", where=prompt.id, fix="encode it with Chat.encode_prompt")
     limit = model.chat.max_length
-    room = settings.max_tokens if limit is None else min(settings.max_tokens, limit - len(prompt.ids))
-    if room < 1:
+    longest = settings.max_tokens if limit is None else min(settings.max_tokens, limit - len(prompt.ids))
+    if longest < 1:
         raise DataError(
-            "the prompt leaves no room for an answer in the model's context",
+            "the prompt leaves no room for a response in the model's context",
             where=prompt.id,
             got=f"{len(prompt.ids)} tokens",
             expected=f"fewer than {limit}",
             fix="set max_prompt lower, or too_long=truncate",
         )
-    return room
+    return longest
 
 
-def _closed_up(left: Tensor) -> Tensor:
-    """Which old row each new row is: rows that go on keep their places, the last of them fill the gaps."""
-    kept = int(left.sum())
-    rows = torch.arange(kept, device=left.device)
-    rows[~left[:kept]] = torch.nonzero(left[kept:]).flatten() + kept
+def _compacted(running: Tensor) -> Tensor:
+    """Old index of each new row: rows that go on keep their places, the last of them fill the gaps."""
+    count = int(running.sum())
+    rows = torch.arange(count, device=running.device)
+    rows[~running[:count]] = torch.nonzero(running[count:]).flatten() + count
     return rows
 
 
-class _Rows:
-    """All answers of a call: who waits, who runs in which slot, what each has drawn.
+class _Decoding:
+    """All responses of a call: which wait, which run in which slot, and the tokens of each so far.
 
-    Row r answers prompt `order[r // n]`.
+    Row r is a response to prompt `order[r // n]`.
     """
 
     def __init__(
@@ -108,87 +138,91 @@ class _Rows:
         model: LanguageModel,
         prompts: Sequence[Prompt],
         order: Sequence[int],
-        room: Sequence[int],
+        limits: Sequence[int],
         n: int,
         settings: SampleSettings,
-        uniforms: Tensor,
+        seeds: Sequence[int],
         stream: Stream | None,
     ):
-        self.model, self.settings, self.uniforms, self.stream = model, settings, uniforms.to(model.device), stream
+        self.model, self.settings, self.stream = model, settings, stream
         self.order, self.n = order, n
-        prompts, room = [prompts[i] for i in order], [room[i] for i in order]
+        self.uniforms = UniformStream([seeds[i * n + k] for i in order for k in range(n)], model.device)
+        prompts, limits = [prompts[i] for i in order], [limits[i] for i in order]
         rows = len(prompts) * n
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.logps: list[list[float]] = [[] for _ in range(rows)]
         self.finish: list[Finish] = ["length"] * rows
         self.cut: dict[int, str] = {}
-        self.hidden: list[tuple[list[int], Tensor]] = []  # (rows, what predicted their next token), as they were drawn
-        # a token has a byte at least, so a stop string that has just ended lies within so many tokens of the end
+        self.hidden: list[tuple[list[int], Tensor]] = []  # (rows, states that predicted their next token)
+        # a token has a byte at least, so a stop string that has just ended lies within that many tokens of the end
         self.reach = max((len(s.encode()) for s in settings.stop), default=0) + 4
-        self.room = torch.tensor(room, device=model.device).repeat_interleave(n)
+        self.limit_R = torch.tensor(limits, device=model.device).repeat_interleave(n)
         self.stops = torch.tensor(sorted(model.chat.stop_ids), device=model.device)
-        at_once = min(settings.max_concurrent, rows)
-        capacity = max(len(p.ids) + r for p, r in zip(prompts, room, strict=True))
+        concurrent = min(settings.max_concurrent, rows)
+        capacity = max(len(p.ids) + limit for p, limit in zip(prompts, limits, strict=True))
         self.engine: Engine = (
-            Packed(model, prompts, n, at_once, capacity, can_use_decoder(model))
+            Packed(model, prompts, n, concurrent, capacity, can_use_decoder(model))
             if model.packed
-            else Padded(model, prompts, n, at_once)
+            else Padded(model, prompts, n, concurrent)
         )
-        self.begun = 0  # rows that have had a slot: the first so many
+        self.started = 0  # rows that have had a slot: the first ones
         self.row_S = torch.zeros(0, dtype=torch.long, device=model.device)  # by slot: its row,
-        self.drawn_S, self.last_S = self.row_S.clone(), self.row_S.clone()  # tokens drawn so far, the last of them
+        self.length_S, self.last_S = self.row_S.clone(), self.row_S.clone()  # tokens sampled so far, the last of them
 
     def run(self) -> list[Response]:
-        ended = self._begin([])
+        """Samples until every response has ended."""
+        ended = self._start_rows([])
         while len(self.row_S):
             if ended:
-                self._close_up(ended)
+                self._compact(ended)
                 if not len(self.row_S):
                     break
-            said = self.engine.step(self.last_S)
-            over = ~self._draw(said, torch.arange(len(self.row_S), device=self.model.device))
-            ended = self._begin(torch.nonzero(over).flatten().tolist() if bool(over.any()) else [])
+            next_token = self.engine.step(self.last_S)
+            over = ~self._sample_tokens(next_token, torch.arange(len(self.row_S), device=self.model.device))
+            ended = self._start_rows(torch.nonzero(over).flatten().tolist() if bool(over.any()) else [])
         return self._responses()
 
-    def _begin(self, ended: list[int]) -> list[int]:
-        """Lets rows that wait take the slots of those that have ended, and new ones; returns the slots left over."""
-        while (first := self.begun) < len(self.ids) and (room := self.engine.room(len(self.row_S), len(ended))):
-            free = [*ended, *range(len(self.row_S), len(self.row_S) + room - len(ended))]
-            rows = range(first, min(first + room, len(self.ids)))
-            said = self.engine.take(rows, free)
-            taken, self.begun = len(said.logits), first + len(said.logits)
+    def _start_rows(self, ended: list[int]) -> list[int]:
+        """Starts waiting rows in the slots of those that have ended, and in new ones; returns the slots left over."""
+        while (first := self.started) < len(self.ids) and (
+            count := self.engine.free_slots(len(self.row_S), len(ended))
+        ):
+            free = [*ended, *range(len(self.row_S), len(self.row_S) + count - len(ended))]
+            rows = range(first, min(first + count, len(self.ids)))
+            next_token = self.engine.start(rows, free)
+            taken, self.started = len(next_token.logits), first + len(next_token.logits)
             slots = torch.tensor(free[:taken], device=self.model.device)
             more = self.row_S.new_zeros(max(0, taken - len(ended)))
-            self.row_S, self.drawn_S, self.last_S = (
-                torch.cat([x, more]) for x in (self.row_S, self.drawn_S, self.last_S)
+            self.row_S, self.length_S, self.last_S = (
+                torch.cat([x, more]) for x in (self.row_S, self.length_S, self.last_S)
             )
-            self.row_S[slots] = torch.arange(first, self.begun, device=self.model.device)
-            self.drawn_S[slots] = 0
-            ended = [*slots[~self._draw(said, slots)].tolist(), *ended[taken:]]
+            self.row_S[slots] = torch.arange(first, self.started, device=self.model.device)
+            self.length_S[slots] = 0
+            ended = [*slots[~self._sample_tokens(next_token, slots)].tolist(), *ended[taken:]]
         return ended
 
-    def _close_up(self, ended: list[int]) -> None:
-        left = torch.ones(len(self.row_S), dtype=torch.bool, device=self.model.device)
-        left[ended] = False
-        rows = _closed_up(left)
-        self.engine.keep(rows)
-        self.row_S, self.drawn_S, self.last_S = self.row_S[rows], self.drawn_S[rows], self.last_S[rows]
+    def _compact(self, ended: list[int]) -> None:
+        running = torch.ones(len(self.row_S), dtype=torch.bool, device=self.model.device)
+        running[ended] = False
+        rows = _compacted(running)
+        self.engine.reorder(rows)
+        self.row_S, self.length_S, self.last_S = self.row_S[rows], self.length_S[rows], self.last_S[rows]
 
-    def _draw(self, said: Said, slots: Tensor) -> Tensor:
-        """One token for each of these slots; says of each whether its answer goes on."""
-        rows, drawn, settings = self.row_S[slots], self.drawn_S[slots], self.settings
-        uniform = self.uniforms[rows, drawn]
-        if settings.whole:
-            tokens, logps = draw_whole(said.logits, settings.temperature, uniform, self.model.backend)
+    def _sample_tokens(self, next_token: NextToken, slots: Tensor) -> Tensor:
+        """One token for each of these slots; returns whether each response goes on."""
+        rows, lengths, settings = self.row_S[slots], self.length_S[slots], self.settings
+        uniform = self.uniforms.uniform_R(rows, lengths)
+        if settings.is_untruncated:
+            tokens, logps = sample_from_logits(next_token.logits, settings.temperature, uniform, self.model.backend)
         else:
-            tokens, logps = draw(law_NV(said.logits, settings), uniform)
+            tokens, logps = sample_from_probs(probs_NV(next_token.logits, settings), uniform)
         ended = torch.isin(tokens, self.stops)
-        places = rows.tolist()
-        if settings.keep_hidden and said.hidden is not None:
-            self.hidden.append((places, said.hidden))
-        self._record(places, tokens.tolist(), logps.tolist(), ended)
-        self.last_S[slots], self.drawn_S[slots] = tokens, drawn + 1
-        return ~ended & (self.room[rows] > drawn + 1)
+        row_list = rows.tolist()
+        if settings.keep_hidden and next_token.hidden is not None:
+            self.hidden.append((row_list, next_token.hidden))
+        self._record(row_list, tokens.tolist(), logps.tolist(), ended)
+        self.last_S[slots], self.length_S[slots] = tokens, lengths + 1
+        return ~ended & (self.limit_R[rows] > lengths + 1)
 
     def _record(self, rows: list[int], tokens: list[int], logps: list[float], ended: Tensor) -> None:
         stopped = ended.tolist()
@@ -204,23 +238,25 @@ class _Rows:
                 ended[i] = True
 
     def _up_to_stop(self, row: int) -> str | None:
-        """The text before the first stop string, or None if there is none. Text is looked at, so a string may begin
+        """The text before the first stop string, or None if there is none. The text is searched, so a string may begin
         or end inside a token, and half characters match nothing."""
         stop, ids = self.settings.stop, self.ids[row]
         end = self.model.chat.decode(ids[-self.reach :])
         if not any(s in end for s in stop):
             return None
         text = self.model.chat.decode(ids)
-        places = [text.find(s) for s in stop if s in text]
-        return text[: min(places)] if places else None
+        starts = [text.find(s) for s in stop if s in text]
+        return text[: min(starts)] if starts else None
 
     def _hidden(self) -> list[Tensor | None]:
         """Each row's hidden states, in the order of its tokens."""
         if not self.hidden:
             return [None] * len(self.ids)
         order = torch.tensor([row for rows, _ in self.hidden for row in rows]).argsort(stable=True)
-        hidden = torch.cat([part for _, part in self.hidden])[order.to(self.model.device)]
-        return list(hidden.split([len(ids) for ids in self.ids]))
+        states = torch.cat([part for _, part in self.hidden])
+        self.hidden.clear()  # before they are copied once more
+        states = states[order.to(self.model.device)]
+        return list(states.split([len(ids) for ids in self.ids]))
 
     def _responses(self) -> list[Response]:
         return [

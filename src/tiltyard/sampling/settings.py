@@ -1,28 +1,25 @@
-"""How answers are drawn, and where the randomness comes from."""
+"""The settings of sampling: the distribution of the next token, and limits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from tiltyard.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """The sampling law.
+    """The distribution that responses are sampled from, and the limits of a response.
 
     Args:
         temperature: logits are divided by it; 0 takes the most probable token.
         top_p: smallest set of tokens whose probability reaches top_p; 1 keeps all.
         top_k: the k most probable tokens; 0 keeps all.
-        max_tokens: longest answer, end-of-turn token included.
-        stop: an answer ends where one of these strings appears (the string is cut from its text, not from its ids).
-        max_concurrent: answers decoded at the same time; bounds memory.
-        keep_hidden: record the hidden states that predicted each token, see `types.Response.hidden`.
+        max_tokens: longest response, end-of-turn token included.
+        stop: a response ends where one of these strings appears (the string is cut from its text, not from its ids).
+        max_concurrent: responses decoded at the same time; bounds memory.
+        keep_hidden: record the hidden states that predicted each token, where the sampler can, see
+            `types.Response.hidden` and `hidden.hidden_state_bytes`.
     """
 
     temperature: float = 1.0
@@ -34,8 +31,8 @@ class SampleSettings:
     keep_hidden: bool = False
 
     @property
-    def whole(self) -> bool:
-        """Whether every token may be drawn, so that the log-probs are those of the model at this temperature."""
+    def is_untruncated(self) -> bool:
+        """Whether every token may be sampled, so that the log-probs are those of the model at this temperature."""
         return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0
 
     def __post_init__(self) -> None:
@@ -49,28 +46,3 @@ class SampleSettings:
         for key, (fine, expected) in bounds.items():
             if not fine:
                 raise ConfigError("sampling setting out of range", where=key, got=getattr(self, key), expected=expected)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """One uniform number for each token of each answer, the same however prompts are shared among processes.
-
-    Args:
-        generator: freshly seeded for this call. total: prompts of the whole step, over all processes.
-        n: answers a prompt. index: place of each own prompt in the whole step's list.
-    """
-
-    generator: torch.Generator
-    total: int
-    n: int
-    index: Sequence[int] = field(default=())
-
-    def uniforms(self, tokens: int) -> Tensor:
-        """[own prompts * n, tokens] in [0, 1), float64."""
-        everything = torch.rand(self.total, self.n, tokens, generator=self.generator, dtype=torch.float64)
-        return everything[list(self.index)].flatten(0, 1)
-
-
-def draws_for(seed: int, prompts: int, n: int) -> Draws:
-    """Draws for a single process that answers all the prompts."""
-    return Draws(torch.Generator().manual_seed(seed), prompts, n, range(prompts))

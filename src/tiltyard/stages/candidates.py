@@ -25,7 +25,7 @@ from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.runs.journal import Journal
-from tiltyard.sampling import Draws, SampleSettings, sample
+from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer
 from tiltyard.stages.backend import keeps_backend, settle
 from tiltyard.stages.base import Stage, StageContext, register
@@ -155,9 +155,8 @@ class _Judge:
         law = SampleSettings(
             asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, max_concurrent=asked.max_concurrent
         )
-        # drawn for a whole block also where the prompts end before it: how many follow changes no answer
-        draws = Draws(generator(asked.seed, stream, first), BLOCK, n, range(len(prompts)))
-        return sample(self.model, prompts, n, law, draws=draws)
+        seeds = response_seeds(range(first, first + len(prompts)), n, asked.seed, stream)
+        return sample(self.model, prompts, n, law, seeds=seeds)
 
     def _pairs(self, groups: list[Group], chance: Any) -> select.Selected:
         how, compare = self.settings.pairs, self.ranker or select.by_scores

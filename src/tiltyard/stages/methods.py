@@ -19,7 +19,7 @@ from tiltyard.errors import CompositionError, ConfigError, nearest
 from tiltyard.files import jsonable
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Family, Method
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.stages.base import Stage, get_stage
 from tiltyard.stages.settings import method_settings
@@ -256,8 +256,8 @@ def _online(method: Method, defaults: Mapping[str, Any]) -> Online | Rounds:
     law = SampleSettings(**{key: defaults[key] for key in ("temperature", "max_tokens", "max_concurrent")})
     prompts, n, batch = [Prompt(text="?", ids=(0,))], defaults["samples_per_prompt"], defaults["prompts_per_step"]
     if method.samples == "per iteration":
-        return Rounds(prompts, sample, score, batch, batch, every=STEPS, samples_per_prompt=n, settings=law)
-    return Online(prompts, sample, score, batch, n, law)
+        return Rounds(prompts, NativeSampler(), score, batch, batch, every=STEPS, samples_per_prompt=n, settings=law)
+    return Online(prompts, NativeSampler(), score, batch, n, law)
 
 
 def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline | SelfPlay:
@@ -266,7 +266,7 @@ def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline | SelfPlay:
     answers = tuple(Response(ids=(i,)) for i in range(k))
     group = Group(Prompt(text="?", ids=(0,)), answers, tuple(map(float, range(k))), tuple(range(k, 0, -1)))
     if method.samples == "per iteration":
-        return SelfPlay([group], sample, defaults["prompts_per_step"], every=1)
+        return SelfPlay([group], NativeSampler(), defaults["prompts_per_step"], every=1)
     return Offline([group], defaults["prompts_per_step"])
 
 

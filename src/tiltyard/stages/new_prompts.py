@@ -27,10 +27,9 @@ from tiltyard.feedback.simulated import stream
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.runs.journal import Journal
-from tiltyard.sampling import Draws, SampleSettings, sample
+from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.data import model_folder, report
-from tiltyard.training.source import generator
 from tiltyard.types import Prompt
 
 BLOCK = 16  # requests at a time; part of what the random numbers depend on, so no setting
@@ -204,9 +203,8 @@ def _written(
     law = SampleSettings(
         settings.temperature, settings.top_p, 0, settings.max_tokens, max_concurrent=settings.max_concurrent
     )
-    # drawn for a whole block also where it is short: what fits changes no other line
-    draws = Draws(generator(settings.seed, 8, first), BLOCK, 1, fits)
-    groups = sample(model, [prompts[i] for i in fits], 1, law, draws=draws) if fits else []
+    seeds = response_seeds([first + i for i in fits], 1, settings.seed, 8)  # a request's own, whatever stands beside it
+    groups = sample(model, [prompts[i] for i in fits], 1, law, seeds=seeds) if fits else []
     texts: list[str | None] = [None] * size
     for place, group in zip(fits, groups, strict=True):
         texts[place] = group.responses[0].text

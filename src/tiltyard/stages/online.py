@@ -13,7 +13,7 @@ from tiltyard.methods.base import Method
 from tiltyard.models.adapters import reward_adapter
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer, RewardScorer, Scorer
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.data import model_folder, prompts_of, report
@@ -46,7 +46,7 @@ def online_source(
     if method.samples == "every step":
         source = Online(
             prompts,
-            sample,
+            NativeSampler(),
             scorer,
             settings.prompts_per_step,
             settings.samples_per_prompt,
@@ -61,7 +61,7 @@ def online_source(
     size = settings.round_prompts or min(len(prompts), every * settings.prompts_per_step)
     rounds = Rounds(
         prompts,
-        sample,
+        NativeSampler(),
         scorer,
         size,
         settings.prompts_per_step,

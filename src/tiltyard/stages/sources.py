@@ -16,7 +16,7 @@ from tiltyard.errors import DataError
 from tiltyard.methods.base import Method
 from tiltyard.models.adapters import without_adapters
 from tiltyard.models.load import frozen_copy, load_language_model
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.data import files_of, groups_of, model_folder, report, rewritten, stream_of, write_group_file
 from tiltyard.stages.online import online_source
@@ -47,7 +47,7 @@ def source_of(method: Method, context: StageContext, settings: Any, models: Mode
         law = SampleSettings(
             temperature=settings.temperature, max_tokens=settings.max_tokens, max_concurrent=settings.max_concurrent
         )
-        return SelfPlay(groups, sample, settings.prompts_per_step, every, law, settings.seed), steps, groups
+        return SelfPlay(groups, NativeSampler(), settings.prompts_per_step, every, law, settings.seed), steps, groups
     rows = Offline(groups, settings.prompts_per_step, settings.seed, settings.tokens_per_step)
     return rows, settings.steps or rows.steps(settings.epochs), groups
 
@@ -151,8 +151,8 @@ def attach_reference(
         return
     source = algorithm.source
     if "ref" in method.cached and settings.ref_cache and isinstance(source, Offline):
-        read = source.read_in(steps)  # what no step reads is not computed
-        groups = source.cycle.items
+        read = source.indices_until(steps)  # what no step reads is not computed
+        groups = source.groups
         some = groups.pick(read) if isinstance(groups, GroupFile) and len(read) < len(groups) else groups
         cache = reference_logps(context, settings, models, some)
         models.ref_cache = cache

@@ -21,11 +21,13 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import write_atomic
 from tiltyard.models.adapters import copy_weights_
 from tiltyard.runs.groups import group_from_dict, group_to_dict, read_groups, write_groups
-from tiltyard.sampling.settings import Draws, SampleSettings
+from tiltyard.sampling.base import Sampler
+from tiltyard.sampling.settings import SampleSettings
+from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.prepare import OldLogp
-from tiltyard.training.source import Cycle, Sampler, answered, generator, sampled_metrics, scored, signed
+from tiltyard.training.source import EpochShuffle, generate, generator, sampled_metrics, score, with_version
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
 Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
@@ -80,8 +82,8 @@ class Rounds:
             if getattr(self, key) < 1:
                 raise ConfigError("rounds need at least one", where=key, got=getattr(self, key), expected="at least 1")
         _one_scale(self)
-        self.cycle = Cycle(self.prompts, self.seed)
-        self._pools: list[Cycle[Group]] = []
+        self.shuffle = EpochShuffle(self.prompts, self.seed)
+        self._pools: list[EpochShuffle[Group]] = []
 
     @property
     def reads_ref(self) -> bool:
@@ -98,7 +100,7 @@ class Rounds:
             self.number = number
         phase = within * self.phases // self.every
         first = -(-phase * self.every // self.phases)  # the phase's first step within the round
-        items = self._pools[phase].at(within - first, self.prompts_per_step)
+        items = self._pools[phase].batch_at(within - first, self.prompts_per_step)
         own = processes.shard(items)
         return StepGroups([group for _, group in own], [i for i, _ in own], self.prompts_per_step, metrics)
 
@@ -106,16 +108,15 @@ class Rounds:
         """Samples and scores the round's prompts, unless a run that was killed has already."""
         known = self._held(number) if self.stored else self._read(number)
         if known is None:
-            own = processes.shard(self.cycle.at(number, self.size))
+            own = processes.shard(self.shuffle.batch_at(number, self.size))
             index = [i for i, _ in own]
-            draws = Draws(generator(self.seed, 2, number), self.size, self.samples_per_prompt, index)
-            groups = answered(
-                self.sampler, models.get("policy"), [p for _, p in own], self.samples_per_prompt, self.settings, draws
-            )
-            groups = [signed(group, models.version) for group in groups]
+            seeds = response_seeds(index, self.samples_per_prompt, self.seed, 2, number)
+            self.sampler.sync(models["policy"], models.version)
+            groups = generate(self.sampler, [p for _, p in own], self.samples_per_prompt, self.settings, seeds)
+            groups = [with_version(group, models.version) for group in groups]
             beside = processes.shard(self.given)
             groups, index = [*groups, *(g for _, g in beside)], [*index, *(self.size + i for i, _ in beside)]
-            judged = scored(self.scorer, groups)
+            judged = score(self.scorer, groups)
             places = matched_groups(groups, judged)
             rows = [(index[i], group_to_dict(g)) for i, g in zip(places, judged, strict=True)]
             everyone = sorted(
@@ -158,14 +159,14 @@ class Rounds:
         if law.temperature == 0:
             return {}  # there is no law to be far from
         own = processes.shard([Group(g.prompt, g.responses[:2]) for g in known[: self.prompts_per_step]])
-        policy = models.get("policy").module
+        policy = models["policy"].module
         training = policy.training
         policy.eval()
         groups, index = [g for _, g in own], [i for i, _ in own]
         batch = Batch.of(
             groups, index, min(self.prompts_per_step, len(known)), models.device, self.tokens_per_microbatch
         )
-        measured = OldLogp(law.temperature, on_policy=law.whole and not self.stored)(models, batch)
+        measured = OldLogp(law.temperature, on_policy=law.is_untruncated and not self.stored)(models, batch)
         policy.train(training)
         return measured.metrics
 
@@ -181,7 +182,7 @@ class Rounds:
             return None
         return {name: (value, count) for name, (value, count) in json.loads(path.read_text()).items()}
 
-    def _pool(self, number: int) -> list[Cycle[Group]]:
+    def _pool(self, number: int) -> list[EpochShuffle[Group]]:
         """What each phase of the round draws from."""
         rounds = range(number + 1) if self.keep == "all" else (number,)
         # a judge may say nothing of a group: there is nothing to select by
@@ -200,7 +201,7 @@ class Rounds:
                 )
         if self.keep == "last":
             self.held = {number: self.held[number]} if number in self.held else {}
-        return [Cycle(part, self.seed + 31 * number + i) for i, part in enumerate(parts)]
+        return [EpochShuffle(part, self.seed + 31 * number + i) for i, part in enumerate(parts)]
 
     def check(self, steps: int) -> None:
         """Raises a DataError if a round of so many steps would have to be sampled and is to be replayed."""
@@ -286,9 +287,9 @@ def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:
 
 def renew_ref(models: Models) -> None:
     """The reference becomes the policy as it is now."""
-    copy_weights_(models.get("ref"), models.get("policy"))
+    copy_weights_(models["ref"], models["policy"])
 
 
 def restart_from_ref(models: Models) -> None:
     """The policy becomes the reference again: each round trains the base model anew."""
-    copy_weights_(models.get("policy"), models.get("ref"))
+    copy_weights_(models["policy"], models["ref"])

@@ -1,7 +1,7 @@
-"""Where a step's groups come from: a file, or prompts answered now.
+"""Where a step's groups come from: a file (`Offline`), or prompts whose responses are sampled now (`Online`).
 
-Both are pure functions of the step number and the seed, so a resumed run draws what the uninterrupted one would have,
-and several processes share one draw: each takes its part of the same list.
+Both are pure functions of the step number and the seed, so a resumed run gets the groups that the uninterrupted one
+would have got, and several processes share one list: each takes its part of it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from tiltyard.batch.batch import Metrics
 from tiltyard.data import GroupFile
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.models.language import LanguageModel
 from tiltyard.profiler import add_count, record
-from tiltyard.sampling.settings import Draws, SampleSettings
-from tiltyard.scoring.base import Scorer, scorer_metrics
+from tiltyard.sampling.base import Sampler
+from tiltyard.sampling.hidden import HiddenPlan, plan_hidden
+from tiltyard.sampling.settings import SampleSettings
+from tiltyard.sampling.streams import response_seeds
+from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.types import Group, Prompt
 
 Item = TypeVar("Item")
-Sampler = Callable[..., list[Group]]
 Select = Callable[[list[Group]], list[Group]]
 
 
@@ -39,31 +40,32 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
 
 
-class Cycle(Sequence[Item]):
-    """Items in a fresh random order each epoch; `at(step, batch)` is a pure function, no state to lose."""
+class EpochShuffle(Sequence[Item]):
+    """Items in an endless order, shuffled anew each epoch; a pure function of the position, so it has no state."""
 
     def __init__(self, items: Sequence[Item], seed: int):
         if not items:
-            raise DataError("there is nothing to draw from", fix="check the data of this stage")
+            raise DataError("there is nothing to take items from", fix="check the data of this stage")
         self.items, self.seed = items, seed
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        return self.items[self.which(place)]
+    def __getitem__(self, position):  # type: ignore[no-untyped-def]
+        return self.items[self.index_at(position)]
 
-    def which(self, place: int) -> int:
-        """Which of the items stands at a place of the endless order."""
-        epoch, at = divmod(place, len(self.items))
+    def index_at(self, position: int) -> int:
+        """Index of the item at a position of the endless order."""
+        epoch, offset = divmod(position, len(self.items))
         if self._order[0] != epoch:
             order = torch.randperm(len(self.items), generator=generator(self.seed, 1, epoch))
             self._order = (epoch, order.numpy())  # 8 bytes an item, where a list of ints has 40
-        return int(self._order[1][at])
+        return int(self._order[1][offset])
 
-    def at(self, step: int, batch: int) -> list[Item]:
-        return [self[place] for place in range(step * batch, (step + 1) * batch)]
+    def batch_at(self, step: int, batch: int) -> list[Item]:
+        """The items of a step that takes `batch` of them."""
+        return [self[position] for position in range(step * batch, (step + 1) * batch)]
 
 
 class Offline:
@@ -77,46 +79,47 @@ class Offline:
     """
 
     def __init__(self, groups: Sequence[Group], prompts_per_step: int, seed: int = 0, tokens_per_step: int = 0):
-        self.cycle, self.prompts_per_step, self.tokens_per_step = Cycle(groups, seed), prompts_per_step, tokens_per_step
-        self._begins = array("q", [0])  # where in the endless order each step begins, as far as was asked
+        self.groups, self.shuffle = groups, EpochShuffle(groups, seed)
+        self.prompts_per_step, self.tokens_per_step = prompts_per_step, tokens_per_step
+        self._begins = array("q", [0])  # first position of each step, as far as computed
         self._tokens = _tokens_of(groups) if tokens_per_step else np.zeros(0, dtype=np.int64)
 
     def __call__(self, models: Models, step: int) -> StepGroups:  # noqa: ARG002 - offline: the models do not matter
         chosen = self.chosen(step)
-        own = processes.shard(chosen)  # places first: a process reads no group that is another's
-        return StepGroups([self.cycle.items[place] for _, place in own], [i for i, _ in own], len(chosen))
+        own = processes.shard(chosen)  # indices first: a process reads no group of another
+        return StepGroups([self.groups[index] for _, index in own], [i for i, _ in own], len(chosen))
 
     def chosen(self, step: int) -> list[int]:
-        """Which of the groups a step learns from, in order."""
-        return [self.cycle.which(place) for place in range(self._begin(step), self._begin(step + 1))]
+        """Indices of the groups of a step, in order."""
+        return [self.shuffle.index_at(position) for position in range(self._begin(step), self._begin(step + 1))]
 
     def steps(self, epochs: float) -> int:
-        """How many steps it takes to go through the groups so many times."""
-        wanted = epochs * len(self.cycle)
+        """Number of steps that go through the groups `epochs` times."""
+        positions = epochs * len(self.shuffle)
         if not self.tokens_per_step:
-            return max(1, round(wanted / self.prompts_per_step))
+            return max(1, round(positions / self.prompts_per_step))
         step = 1
-        while self._begin(step) < wanted:
+        while self._begin(step) < positions:
             step += 1
         return step
 
-    def read_in(self, steps: int) -> np.ndarray:
-        """Which of the groups the first `steps` steps learn from, each once, in the file's order."""
+    def indices_until(self, steps: int) -> np.ndarray:
+        """Indices of the groups of the first `steps` steps, each once, in the file's order."""
         end = self._begin(steps)
-        if end >= len(self.cycle):
-            return np.arange(len(self.cycle))
-        return np.unique([self.cycle.which(place) for place in range(end)])
+        if end >= len(self.shuffle):
+            return np.arange(len(self.shuffle))
+        return np.unique([self.shuffle.index_at(position) for position in range(end)])
 
     def _begin(self, step: int) -> int:
-        """Where in the endless order a step begins. With a budget that follows from all steps before, so it is kept."""
+        """First position of a step in the endless order; cached with a budget: it follows from the steps before."""
         if not self.tokens_per_step:
             return step * self.prompts_per_step
         while len(self._begins) <= step:
-            place, held = self._begins[-1], 0
-            while not held or held + self._tokens[self.cycle.which(place)] <= self.tokens_per_step:
-                held += int(self._tokens[self.cycle.which(place)])
-                place += 1
-            self._begins.append(place)
+            position, tokens = self._begins[-1], 0
+            while not tokens or tokens + self._tokens[self.shuffle.index_at(position)] <= self.tokens_per_step:
+                tokens += int(self._tokens[self.shuffle.index_at(position)])
+                position += 1
+            self._begins.append(position)
         return self._begins[step]
 
 
@@ -126,13 +129,13 @@ def _tokens_of(groups: Sequence[Group]) -> np.ndarray:
 
 @dataclass
 class SelfPlay:
-    """Demonstrations against answers of the opponent `models.ref`, which the method renews every `every` steps (SPIN).
+    """Demonstrations against responses of the opponent `models.ref`, which the method renews every few steps (SPIN).
 
-    Each group is a pair: the data's answer (rank 1) and the opponent's (rank 2), drawn when its turn comes. Of a
-    demonstration of several turns the first is taken.
+    Each group is a pair: the data's response (rank 1) and the opponent's (rank 2), sampled at the step that uses it. Of
+    a demonstration of several turns the first is taken.
 
     Args:
-        groups: encoded demonstrations. sampler, settings: the law of the opponent's answers.
+        groups: encoded demonstrations. sampler, settings: how the opponent's responses are sampled.
         every: steps an iteration has; `iteration` counts them from 0.
     """
 
@@ -146,19 +149,20 @@ class SelfPlay:
     reads_ref: bool = True
 
     def __post_init__(self) -> None:
-        self.cycle = Cycle(self.groups, self.seed)
+        self.shuffle = EpochShuffle(self.groups, self.seed)
         if self.every < 1:
             raise ConfigError("an iteration needs at least one step", where="every", got=self.every)
 
     def __call__(self, models: Models, step: int) -> StepGroups:
         self.iteration = step // self.every
-        own = [(i, _first_turn(g)) for i, g in processes.shard(self.cycle.at(step, self.prompts_per_step))]
+        own = [(i, _first_turn(g)) for i, g in processes.shard(self.shuffle.batch_at(step, self.prompts_per_step))]
         index = [i for i, _ in own]
-        draws = Draws(generator(self.seed, 2, step), self.prompts_per_step, 1, index)
-        answers = answered(self.sampler, models.get("ref"), [g.prompt for _, g in own], 1, self.settings, draws)
+        self.sampler.sync(models["ref"], self.iteration)
+        seeds = response_seeds(index, 1, self.seed, 2, step)
+        sampled = generate(self.sampler, [g.prompt for _, g in own], 1, self.settings, seeds)
         pairs = []
-        for (_, group), answer in zip(own, answers, strict=True):
-            opponent = replace(answer.responses[0], policy_version=self.iteration)
+        for (_, group), other in zip(own, sampled, strict=True):
+            opponent = replace(other.responses[0], policy_version=self.iteration)
             origin = f"{group.origin} against iteration {self.iteration}"
             pairs.append(replace(group, responses=(group.responses[0], opponent), ranks=(1, 2), origin=origin))
         return StepGroups(pairs, index, self.prompts_per_step)
@@ -174,13 +178,16 @@ def _first_turn(group: Group) -> Group:
 
 @dataclass
 class Online:
-    """Prompts answered by the policy as it is now, scored, and selected.
+    """Responses that the policy as it is now gives to prompts, scored and selected.
 
     Args:
-        prompts: encoded prompts. sampler: see `tiltyard.sampling`. scorer: adds scores (or ranks).
-        prompts_per_step: prompts a step over all processes. samples_per_prompt: responses a prompt. select: e.g. best
-            against worst.
-        watch: what else is measured on the answers. tries: dynamic sampling, at most so many draws a step; 0: none.
+        prompts: encoded prompts. sampler, scorer: see `sampling.base` and `scoring.base`.
+        prompts_per_step: prompts a step over all processes. samples_per_prompt: responses a prompt.
+        select: e.g. the best response against the worst.
+        watch: what else is measured on the responses, e.g. `scoring.Monitors`.
+        tries: dynamic sampling, at most that many batches of prompts a step; 0: none.
+        keep_hidden: the sampler keeps the hidden states that the step needs, see `sampling.hidden`; None: where they
+            fit, decided at the first step and kept in the checkpoint.
     """
 
     prompts: Sequence[Prompt]
@@ -193,91 +200,114 @@ class Online:
     seed: int = 0
     watch: Callable[[list[Group]], Metrics] | None = None
     tries: int = 0
+    keep_hidden: bool | None = None
 
     def __post_init__(self) -> None:
-        self.cycle = Cycle(self.prompts, self.seed)
+        self.shuffle = EpochShuffle(self.prompts, self.seed)
 
     def __call__(self, models: Models, step: int) -> StepGroups:
         if self.tries:
             groups, index, count, metrics = self._differing(models, step)
         else:
-            index, groups = self._answered(models, step, step)
+            index, groups = self._scored_batch(models, step, step)
             count, metrics = self.prompts_per_step, {}
         watched = self.watch(groups) if self.watch else {}
         metrics = {**metrics, **sampled_metrics(groups), **scorer_metrics(self.scorer), **watched}
         if self.select is None:
             return StepGroups(groups, index, count, metrics)
-        groups = self.select(groups)  # may drop groups or make several of one: places are counted anew
+        groups = self.select(groups)  # may drop groups or make several of one: they are numbered anew
         counts = processes.gather_objects(len(groups))
         first = sum(counts[: processes.rank()])
         return StepGroups(groups, list(range(first, first + len(groups))), sum(counts), metrics)
 
-    def _answered(self, models: Models, place: int, *keys: int) -> tuple[list[int], list[Group]]:
-        """This process's part of the `place`th batch of prompts: (places in it, groups with answers and scores)."""
-        own = processes.shard(self.cycle.at(place, self.prompts_per_step))
+    def _scored_batch(self, models: Models, number: int, *keys: int) -> tuple[list[int], list[Group]]:
+        """This process's part of a batch of prompts: (indices within the batch, groups with responses and scores)."""
+        own = processes.shard(self.shuffle.batch_at(number, self.prompts_per_step))
         index = [i for i, _ in own]
-        draws = Draws(generator(self.seed, 2, *keys), self.prompts_per_step, self.samples_per_prompt, index)
-        law = replace(self.settings, keep_hidden=True)  # the step that learns from the answers need not compute them
-        groups = answered(self.sampler, models.get("policy"), [p for _, p in own], self.samples_per_prompt, law, draws)
-        groups = [signed(group, models.version) for group in groups]
-        return index, scored(self.scorer, groups)
+        seeds = response_seeds(index, self.samples_per_prompt, self.seed, 2, *keys)
+        self.sampler.sync(models["policy"], models.version)
+        sampling = replace(self.settings, keep_hidden=self._keep_hidden(models))
+        groups = generate(self.sampler, [p for _, p in own], self.samples_per_prompt, sampling, seeds)
+        groups = [with_version(group, models.version) for group in groups]
+        scored = score(self.scorer, groups)  # without those that it could not score
+        return [index[i] for i in matched_groups(groups, scored)], scored
+
+    def _keep_hidden(self, models: Models) -> bool:
+        """Whether the sampler keeps hidden states: as set, or decided at the first step and kept for the run."""
+        if self.keep_hidden is None:
+            plan = self.hidden_plan(models)
+            self.keep_hidden = all(processes.gather_objects(plan.keep))
+        return self.keep_hidden
+
+    def hidden_plan(self, models: Models) -> HiddenPlan:
+        """Whether hidden states fit into this process's memory, and what they take."""
+        prompts = -(-self.prompts_per_step // processes.world()) * max(1, self.tries)
+        policy = models["policy"]
+        return plan_hidden(self.sampler, policy, prompts * self.samples_per_prompt, self.settings.max_tokens)
+
+    def state_dict(self) -> dict[str, bool | None]:
+        return {"keep_hidden": self.keep_hidden}
+
+    def load_state_dict(self, state: dict[str, bool | None]) -> None:
+        """A resumed run keeps hidden states if and only if it did before."""
+        self.keep_hidden = state["keep_hidden"]
 
     def _differing(self, models: Models, step: int) -> StepGroups:
         """Dynamic sampling (Yu et al. 2025): the first `batch` groups whose scores are not all equal.
 
-        A step has `tries` batches of prompts to itself and answers one after the other until it has enough, so what it
-        draws follows from the seed and the step, however many processes share it.
+        A step has `tries` batches of prompts to itself and samples one after the other until it has enough, so its
+        groups follow from the seed and the step, however many processes share it.
         """
         sampled: list[Group] = []
         own: dict[tuple[int, int], Group] = {}
         everyone: list[tuple[int, int]] = []
         for attempt in range(self.tries):
-            index, groups = self._answered(models, step * self.tries + attempt, step, attempt)
+            index, groups = self._scored_batch(models, step * self.tries + attempt, step, attempt)
             sampled += groups
-            found = {(attempt, i): g for i, g in zip(index, groups, strict=True) if len(set(g.scores or ())) > 1}
-            own |= found
-            everyone += sorted(key for part in processes.gather_objects(list(found)) for key in part)
+            differing = {(attempt, i): g for i, g in zip(index, groups, strict=True) if len(set(g.scores or ())) > 1}
+            own |= differing
+            everyone += sorted(key for part in processes.gather_objects(list(differing)) for key in part)
             if len(everyone) >= self.prompts_per_step:
                 break
         chosen = everyone[: self.prompts_per_step]
-        places = [place for place, key in enumerate(chosen) if key in own]
+        positions = [position for position, key in enumerate(chosen) if key in own]
         scores = [s for g in sampled for s in g.scores or ()]
         metrics: Metrics = {
             "dropped_groups": (float(len(sampled) - len(own)), float(len(sampled))),
             "sampled_score": (float(sum(scores)), float(len(scores))),
         }
-        return StepGroups([own[chosen[place]] for place in places], places, len(chosen), metrics)
+        return StepGroups([own[chosen[position]] for position in positions], positions, len(chosen), metrics)
 
 
-def answered(
-    sampler: Sampler, model: LanguageModel, prompts: Sequence[Prompt], n: int, settings: SampleSettings, draws: Draws
+def generate(
+    sampler: Sampler, prompts: Sequence[Prompt], n: int, sampling: SampleSettings, seeds: Sequence[int]
 ) -> list[Group]:
-    """The sampler's answers, on the clock."""
+    """The sampler's responses, timed and counted."""
     with record("sample"):
-        groups = sampler(model, prompts, n, settings, draws=draws)
+        groups = sampler.generate(prompts, n, sampling, seeds)
     add_count("sampled", sum(len(r.ids) for g in groups for r in g.responses))
     return groups
 
 
-def scored(scorer: Scorer, groups: list[Group]) -> list[Group]:
+def score(scorer: Scorer, groups: list[Group]) -> list[Group]:
     """The groups with the scorer's scores, timed; without groups the scorer is not called."""
     with record(f"score/{type(scorer).__name__}"):
         return scorer.score(groups) if groups else groups
 
 
-def signed(group: Group, version: int) -> Group:
-    """The group with the version of the policy that its answers come from."""
+def with_version(group: Group, version: int) -> Group:
+    """The group with the version of the policy that its responses come from."""
     responses = tuple(replace(r, policy_version=version) for r in group.responses)
     return replace(group, origin=f"policy@{version}", responses=responses)
 
 
 def sampled_metrics(groups: Sequence[Group]) -> Metrics:
-    """What every online step shows of its answers: score, best and worst of a prompt, length, share cut, share tied."""
-    answers = [r for g in groups for r in g.responses]
+    """Metrics of sampled responses: score, best and worst of a prompt, length, share cut, share of tied prompts."""
+    responses = [r for g in groups for r in g.responses]
     metrics: Metrics = {
-        "length": (float(sum(len(r.ids) for r in answers)), float(len(answers))),
-        "truncated": (float(sum(r.finish == "length" for r in answers)), float(len(answers))),
-        "sampled": (float(len(answers)), float(processes.is_main())),  # adds up over processes
+        "length": (float(sum(len(r.ids) for r in responses)), float(len(responses))),
+        "truncated": (float(sum(r.finish == "length" for r in responses)), float(len(responses))),
+        "sampled": (float(len(responses)), float(processes.is_main())),  # adds up over processes
     }
     scored = [g.scores for g in groups if g.scores]
     if scored:

@@ -1,4 +1,4 @@
-"""The sampling law: from logits to one token a row and its log-probability under that very law."""
+"""The distribution of the next token: from logits to one token a row and its log-probability under it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tiltyard.kernels.backend import Backend
 from tiltyard.sampling.settings import SampleSettings
 
 
-def law_NV(logits_NV: Tensor, settings: SampleSettings) -> Tensor:
+def probs_NV(logits_NV: Tensor, settings: SampleSettings) -> Tensor:
     """Probabilities [N, V] after temperature, top-k and top-p (in this order); truncated tokens have exactly 0."""
     if settings.temperature == 0:
         best = logits_NV.argmax(-1, keepdim=True)
         return torch.zeros_like(logits_NV).scatter(-1, best, 1.0)
     scaled = logits_NV / settings.temperature if settings.temperature != 1 else logits_NV
     if 0 < settings.top_k < scaled.shape[-1]:
-        values, places = scaled.topk(settings.top_k, -1)  # exactly k, also where several are equal to the last
-        scaled = torch.full_like(scaled, float("-inf")).scatter(-1, places, values)
+        values, top = scaled.topk(settings.top_k, -1)  # exactly k, also where several are equal to the last
+        scaled = torch.full_like(scaled, float("-inf")).scatter(-1, top, values)
     probs = scaled.softmax(-1)
     if settings.top_p < 1:
         ordered, order = probs.sort(dim=-1, descending=True, stable=True)
@@ -29,14 +29,14 @@ def law_NV(logits_NV: Tensor, settings: SampleSettings) -> Tensor:
     return probs
 
 
-def draw(probs_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse CDF with one uniform a row: (token [N], log-probability [N]). A token of probability 0 is never drawn.
+def sample_from_probs(probs_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse CDF with one uniform number a row: (token [N], log-probability [N]). Probability 0 is never sampled.
 
     The sums are in float64: rounded ones could rise, on a GPU that adds in parallel, where the probability is 0.
     """
     cdf = probs_NV.cumsum(-1, dtype=torch.float64)
-    wanted = (uniform_N.to(cdf.dtype) * cdf[:, -1]).clamp_max(torch.nextafter(cdf[:, -1], cdf.new_zeros(1)))
-    token = torch.searchsorted(cdf, wanted[:, None], right=True)
+    target = (uniform_N.to(cdf.dtype) * cdf[:, -1]).clamp_max(torch.nextafter(cdf[:, -1], cdf.new_zeros(1)))
+    token = torch.searchsorted(cdf, target[:, None], right=True)
     token = token.clamp_max(probs_NV.shape[-1] - 1)
     return token[:, 0], probs_NV.gather(-1, token)[:, 0].log()
 
@@ -44,8 +44,10 @@ def draw(probs_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
 BLOCK = 64  # tokens whose probabilities are added up together
 
 
-def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
-    """`draw` from the whole law at `temperature`, straight from the logits: (token [N], log-probability [N]).
+def sample_from_logits(
+    logits_NV: Tensor, temperature: float, uniform_N: Tensor, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    """Samples from the untruncated distribution at `temperature`: (token [N], log-probability [N]).
 
     The inverse CDF in two stages, first among blocks of tokens, then within the block: the long running sum in float64
     over the vocabulary, which costs more than all else here, is never made.
@@ -57,15 +59,15 @@ def draw_whole(logits_NV: Tensor, temperature: float, uniform_N: Tensor, backend
     probs = nn.functional.pad(z.softmax(-1), (0, -vocabulary % BLOCK))
     weight = probs.view(rows, -1, BLOCK)
     cdf = weight.sum(-1).cumsum(-1, dtype=torch.float64)
-    wanted = _below(uniform_N.to(cdf.dtype) * cdf[:, -1], cdf[:, -1])
-    block = torch.searchsorted(cdf, wanted[:, None], right=True)
+    target = _below(uniform_N.to(cdf.dtype) * cdf[:, -1], cdf[:, -1])
+    block = torch.searchsorted(cdf, target[:, None], right=True)
     before = cdf.gather(-1, (block - 1).clamp_min(0)).where(block > 0, 0)[:, 0]
     inner = weight[torch.arange(rows, device=z.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
-    place = torch.searchsorted(inner, _below(wanted - before, inner[:, -1])[:, None], right=True)
-    token = block * BLOCK + place
+    offset = torch.searchsorted(inner, _below(target - before, inner[:, -1])[:, None], right=True)
+    token = block * BLOCK + offset
     return token[:, 0], probs.gather(-1, token)[:, 0].log()
 
 
-def _below(wanted: Tensor, total: Tensor) -> Tensor:
+def _below(target: Tensor, total: Tensor) -> Tensor:
     """In [0, total): rounding must not lead beyond the last token that has a probability."""
-    return wanted.clamp_min(0).minimum(torch.nextafter(total, total.new_zeros(1)))
+    return target.clamp_min(0).minimum(torch.nextafter(total, total.new_zeros(1)))

@@ -44,10 +44,10 @@ def test_the_page_shows_the_derived_table() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_says_what_users_ask(name) -> None:
     method = METHODS[name]
-    empty = [key for key in ("formula", "oracle", "paper", "watch") if not getattr(method, key).strip()]
+    empty = [key for key in ("formula", "oracle", "paper", "pitfalls") if not getattr(method, key).strip()]
     assert not empty
     assert re.search(r"\b(1[89]|20)\d\d\b", method.paper), "a paper has a year"
-    assert method.tuned or not method.defaults, "where the changed defaults come from (`tuned`)"
+    assert method.defaults_from or not method.defaults, "where the changed defaults come from (`defaults_from`)"
 
 
 @pytest.mark.parametrize("name", NAMES)

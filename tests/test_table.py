@@ -19,7 +19,6 @@ from table import ROWS, Row
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import METHODS
 from tiltyard.training.algorithm import Algorithm, Forward, Mean, Models, StepGroups
-from tiltyard.training.fit import Run, fit
 from tiltyard.types import Group
 from training import tiny
 
@@ -303,7 +302,7 @@ def step_of(
     for model in models.present().values() if padded else ():
         model.force_padded("asked for by this test")
     taken, record = Taken(models, algorithm.trains), tiny.Record()
-    fit(algorithm, models, Run(steps=1, sinks=[record], max_grad_norm=FREE, **settings), taken)
+    tiny.fit(algorithm, models, optimizer=taken, steps=1, sinks=[record], max_grad_norm=FREE, **settings)
     assert max(float(g.abs().max()) for g in taken.found.values()) > 1e-6
     assert math.isfinite(record.rows[0]["loss"])
     return record.rows[0], taken.found
@@ -358,7 +357,7 @@ def run(row: Row, folder: Path, killed_at: int = 0) -> tuple[list[dict[str, floa
     record = KilledAt(at=killed_at)
     settings: dict[str, Any] = {"lr": 1e-2, "schedule": "cosine", "warmup": 2, "weight_decay": 0.1}
     try:
-        fit(algorithm, models, Run(steps=steps, folder=folder, save_every=2, sinks=[record], **settings))
+        tiny.fit(algorithm, models, steps=steps, folder=folder, save_every=2, sinks=[record], **settings)
     except Killed:
         return record.rows, before, {}
     return record.rows, before, {n: tiny.parameters(m) for n, m in models.present().items()}

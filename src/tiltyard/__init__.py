@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from tiltyard.sampling import NativeSampler, SampleSettings, sample
     from tiltyard.scoring import FunctionScorer, RewardScorer, WeightedScorer
     from tiltyard.training.algorithm import Algorithm, Models
-    from tiltyard.training.fit import Run, fit
+    from tiltyard.training.fit import fit
+    from tiltyard.training.run import Run
     from tiltyard.training.source import Offline, Online
     from tiltyard.types import Group, Message, Prompt, Response
 
@@ -59,7 +60,8 @@ _HOMES = {
     "tiltyard.sampling": ("NativeSampler", "SampleSettings", "sample"),
     "tiltyard.scoring": ("FunctionScorer", "RewardScorer", "WeightedScorer"),
     "tiltyard.training.algorithm": ("Algorithm", "Models"),
-    "tiltyard.training.fit": ("Run", "fit"),
+    "tiltyard.training.fit": ("fit",),
+    "tiltyard.training.run": ("Run",),
     "tiltyard.training.source": ("Offline", "Online"),
     "tiltyard.types": ("Group", "Message", "Prompt", "Response"),
 }

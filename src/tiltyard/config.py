@@ -16,21 +16,29 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.records import RENAMED, Settings, canonical, flat_keys, records_of
+
+__all__ = [
+    "REQUIRED",
+    "Setting",
+    "Settings",
+    "Source",
+    "arguments",
+    "describe",
+    "explained",
+    "parse_settings",
+    "settings_model",
+    "type_text",
+]
 
 Source = type[BaseModel] | Callable[..., Any]
 M = TypeVar("M", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    """The base of every settings model: unknown keys forbidden, no coercion, frozen."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 class _Required:
@@ -178,9 +186,13 @@ def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def describe(model: type[BaseModel]) -> list[Setting]:
-    """Every setting of a model: key, type with its range, default, one line of documentation."""
+    """Returns every setting of a model: key (dotted inside records), type with its range, default, one line of doc."""
     rows = []
+    records = records_of(model)
     for key, info in model.model_fields.items():
+        if key in records:
+            rows += [row._replace(key=f"{key}.{row.key}") for row in describe(records[key])]
+            continue
         default = REQUIRED if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
         rows.append(Setting(key, type_text(info.annotation, info.metadata), default, info.description or ""))
     return rows
@@ -229,72 +241,96 @@ def _limits(metadata: Sequence[Any]) -> Iterator[str]:
 
 
 def parse_settings(
-    model: type[M], values: Mapping[str, Any], where: str, *, places: Mapping[str, str] | None = None
+    model: type[M],
+    values: Mapping[str, Any],
+    where: str,
+    *,
+    places: Mapping[str, str] | None = None,
+    written: Mapping[str, str] | None = None,
 ) -> M:
     """`values` as an instance of `model`, or a `ConfigError`.
 
     Args:
         model: from `settings_model`.
-        values: from YAML, the command line or Python.
+        values: from YAML, the command line or Python; keys of records with or without the record's name.
         where: what the settings belong to, e.g. the stage's name.
         places: `file:line` of each key (dotted for nested ones; "" for the whole), shown in front.
+        written: dotted keys of records as the user wrote them, where `values` have them nested already.
     """
     try:
-        return model.model_validate_json(json.dumps(dict(values), default=str), strict=True)
+        nested, spelt = canonical(model, values)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"{where}.{error.where}", got=error.got, fix=error.fix) from None
+    try:
+        return model.model_validate_json(json.dumps(nested, default=str), strict=True)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-    problems.sort(key=lambda p: p["type"] != "extra_forbidden")  # a misspelt key explains the missing one
-    first = problems[0]
-    others = sorted({_top(p) for p in problems if _top(p) and _top(p) != _top(first)})
-    also = f"wrong too: {', '.join(others)}" if others else ""
-    key = ".".join(_resolve(model, first["loc"])[0]) if first["type"] == "extra_forbidden" else _top(first)
-    place = next((p for p in ((places or {}).get(k) for k in (key, _top(first), "")) if p), "")
-    spot = f"{where}.{key}" if key else where
-    raise _explain(model, first, key, values, where=f"{place}: {spot}" if place else spot, also=also) from None
+        raise explained(model, error, where, places or {}, {**spelt, **(written or {})}) from None
 
 
-def _top(problem: Any) -> str:
-    return str(problem["loc"][0]) if problem["loc"] else ""
-
-
-# keys of earlier recipes -> today's names; the first that a record has is meant
-RENAMED: dict[str, tuple[str, ...]] = {
-    "n": ("samples_per_prompt",),
-    "batch": ("prompts_per_step",),
-    "batch_tokens": ("tokens_per_step",),
-    "micro_tokens": ("tokens_per_microbatch",),
-    "max_rows": ("max_concurrent",),
-    "kl": ("beta",),
-    "tau": ("beta",),
-    "lam": ("beta",),
-    "gamma": ("beta",),
-}
-
-
-def _explain(
-    model: type[BaseModel], problem: Any, key: str, values: Mapping[str, Any], *, where: str, also: str
+def explained(
+    model: type[BaseModel],
+    error: ValidationError,
+    where: str,
+    places: Mapping[str, str],
+    written: Mapping[str, str],
 ) -> ConfigError:
+    """The first problem of a validation as a `ConfigError`, which also names the other settings that are wrong.
+
+    Args:
+        where, places, written: as for `parse_settings`.
+    """
+    problems = error.errors(include_url=False)
+    problems.sort(key=lambda p: p["type"] != "extra_forbidden")  # a misspelt key explains the missing one
+    names = [_written(model, problem, written) for problem in problems]
+    first, key = problems[0], names[0]
+    others = sorted({_top(model, name) for name in names} - {_top(model, key), ""})
+    also = f"wrong too: {', '.join(others)}" if others else ""
+    keys = (key, ".".join(_resolve(model, first["loc"])[0]), _top(model, key), "")
+    place = next((p for p in (places.get(k) for k in keys) if p), "")
+    shown = key if first["type"] == "extra_forbidden" else _top(model, key)
+    spot = f"{where}.{shown}" if shown else where
+    return _explain(model, first, key, where=f"{place}: {spot}" if place else spot, also=also)
+
+
+def _written(model: type[BaseModel], problem: Any, written: Mapping[str, str]) -> str:
+    """The key of a problem as the user wrote it, or would: `data` for the missing `data.path`."""
+    path, _ = _resolve(model, problem["loc"])
+    record = records_of(model).get(path[0]) if path else None
+    if record is None or len(path) == 1:
+        return ".".join(path)
+    head = written.get(".".join(path[:2]), path[0] if path[1] == record.main else ".".join(path[:2]))
+    return ".".join([head, *path[2:]])
+
+
+def _top(model: type[BaseModel], key: str) -> str:
+    """The first part of a key; of a record's key also the second."""
+    parts = key.split(".")
+    return ".".join(parts[: 2 if parts[0] in records_of(model) else 1])
+
+
+def _explain(model: type[BaseModel], problem: Any, key: str, *, where: str, also: str) -> ConfigError:
     path, owner = _resolve(model, problem["loc"])
     if problem["type"] == "extra_forbidden":
-        options = list(owner.model_fields) if owner else []
+        options = list(flat_keys(owner)) if owner else []
         renamed = next((new for new in RENAMED.get(path[-1], ()) if new in options), "")
         hint = f"it is called '{renamed}' now" if renamed else nearest(path[-1], options) if options else ""
-        expected = f"a setting of {_variant(owner)}" if owner and _variant(owner) else ""
+        expected = f"a setting of {_variant(owner)}" if owner and _variant(owner) else None
         fix = "; ".join(filter(None, (hint, also)))
         return ConfigError(f"unknown setting '{key}'", where=where, expected=expected, fix=fix)
     if not key:
         return ConfigError(problem["msg"], where=where, fix=also)
     nested = owner.model_fields.get(path[-1]) if owner and len(path) > 1 else None
-    info = nested or model.model_fields[key]
+    info = nested or model.model_fields[path[0]]
     expected = type_text(info.annotation, info.metadata)
     if problem["type"] == "missing" and (nested or len(path) == 1):
         fix = "; ".join(filter(None, (info.description or "", also)))
-        return ConfigError(f"the setting '{'.'.join(path)}' is required", where=where, expected=expected, fix=fix)
-    what = f"the setting '{'.'.join(path) if nested else key}' does not fit"
+        return ConfigError(f"the setting '{key}' is required", where=where, expected=expected, fix=fix)
+    top = key if nested else _top(model, key)
+    what = f"the setting '{top}' does not fit"
     if problem["type"] in ("value_error", "assertion_error", "missing"):
-        inside = "" if nested else ".".join(path[1:])
+        inside = "" if nested else key[len(top) + 1 :]
         what += f": {inside + ': ' if inside else ''}{problem['msg']}"
-    got, fix = problem["input"] if nested else values.get(key), also
+    got, fix = problem["input"], also
     if problem["type"] == "union_tag_invalid":
         tags = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
         fix = "; ".join(filter(None, (nearest(str(problem["ctx"]["tag"]), tags), also)))
@@ -321,6 +357,8 @@ def _resolve(model: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], typ
         owner = inner.get("")
         info = owner.model_fields.get(part) if owner else None
         inner = _variants(info.annotation) if info else {}
+        if info is not None and not inner and len(path) == 2 and path[0] in records_of(model):
+            break  # a plain setting of a record: what follows names a member of its union or an item
     return path, owner
 
 

@@ -18,7 +18,6 @@ from tiltyard.methods import ppo
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
 from tiltyard.training.algorithm import Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt
 
@@ -37,7 +36,7 @@ def packings_of_a_ppo_step(monkeypatch: pytest.MonkeyPatch, minibatches: int) ->
         return pack(groups, device)
 
     monkeypatch.setattr(batches, "pack", counted)
-    fit(ppo(source, ppo_epochs=4, minibatches=minibatches), models, Run(1, tokens_per_microbatch=38))
+    tiny.fit(ppo(source, ppo_epochs=4, minibatches=minibatches), models, steps=1, tokens_per_microbatch=38)
     return sizes
 
 

@@ -24,7 +24,8 @@ from tiltyard.models.load_encoder import load_masked_model, masked_from_scratch
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import RewardScorer
 from tiltyard.training.algorithm import Models
-from tiltyard.training.fit import Run, fit
+from tiltyard.training.fit import fit
+from tiltyard.training.run import Run
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Message, Prompt, Response
 
@@ -222,8 +223,8 @@ def test_a_reward_model_learns_a_toy(family: str, tmp_path: Path) -> None:
 
         def close(self) -> None: ...
 
-    run = Run(steps=80, lr=3e-3, sinks=[Keep()])
-    fit(reward_model(Offline(separable(200, 0), 16)), Models(reward=model), run)
+    run = Run(steps=80, lr=3e-3, schedule="constant", warmup=0.0)
+    fit(reward_model(Offline(separable(200, 0), 16)), Models(reward=model), run, sinks=[Keep()])
     assert first[0] == pytest.approx(0.693147, abs=1e-5)
     with torch.no_grad():
         better, worse = model.score_B(pack(separable(200, 1))).view(-1, 2).T
@@ -248,7 +249,7 @@ def test_ppo_with_an_encoder_as_reward_model() -> None:
             assert score == pytest.approx(expected, abs=1e-4)
     before = {n: p.detach().clone() for n, p in policy.module.named_parameters()}
     kept = {n: p.detach().clone() for n, p in reward.module.named_parameters()}
-    fit(ppo(source, ppo_epochs=1), models, Run(steps=1, lr=1e-2))
+    fit(ppo(source, ppo_epochs=1), models, Run(steps=1, lr=1e-2, schedule="constant", warmup=0.0))
     assert any(not p.equal(before[n]) for n, p in policy.module.named_parameters())
     assert all(p.equal(kept[n]) for n, p in reward.module.named_parameters())
 

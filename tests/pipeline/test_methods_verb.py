@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import pytest
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tiltyard import cli
 from tiltyard.config import describe
+from tiltyard.inputs import Policy, Rankings, Reference, Reward
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import method
 from tiltyard.methods.ppo import ppo
@@ -26,6 +27,7 @@ from tiltyard.stages.methods import (
     compose,
     expand,
     method_rows,
+    own_keys,
     pieces,
     print_comparison,
     print_stage,
@@ -56,6 +58,14 @@ def shown(write, width: int, *what: Any) -> list[str]:
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
+@dataclass(frozen=True)
+class Often(Rankings):
+    """Comparisons for a method that samples besides."""
+
+    samples: Any = "per iteration"
+    feedback: Any = "every step"
+
+
 @pytest.fixture
 def cached(monkeypatch) -> str:
     """A method with long words everywhere, whose frozen model can leave."""
@@ -75,14 +85,11 @@ def cached(monkeypatch) -> str:
     monkeypatch.setitem(METHODS, "x", METHODS["sft"])  # restores the registry, whatever is registered below
     method(
         "distribution",
-        "comparisons",
-        frozen=("ref", "reward"),
-        cached=("ref",),
-        samples="per iteration",
-        judged="every step",
+        source=Often(),
+        roles=(Policy(), Reference(cached=True), Reward()),
         external_api=True,
         defaults={"lr": 1e-4, "prompts_per_step": 7},
-        tuned="somebody's batch [sic]",
+        defaults_from="somebody's batch [sic]",
         paper="Somebody 1999; somebody else 2000, [in brackets]",
     )(pairwise_cringe)
     del METHODS["x"]
@@ -170,11 +177,13 @@ def test_pieces_are_those_of_the_algorithm() -> None:
 
 def test_settings_are_the_stage_s_and_say_whose_they_are(cached) -> None:
     for name in ("sft", "ppo", cached):
-        rows = {row["key"]: row for row in method_rows(METHODS[name], get_stage(name))}
-        assert set(rows) == {setting.key for setting in describe(get_stage(name).settings)}
+        listed = method_rows(METHODS[name], get_stage(name))
+        assert [row["key"] for row in listed if row["own"]] == list(own_keys(METHODS[name]))
+        assert {row["key"] for row in listed} == {setting.key for setting in describe(get_stage(name).settings)}
+        rows = {row["key"].rpartition(".")[2]: row for row in listed}
         for key, value in METHODS[name].defaults.items():
             assert rows[key]["default"] == value
-            assert rows[key]["source"] == METHODS[name].tuned
+            assert rows[key]["source"] == METHODS[name].defaults_from
     # the common lr is 1e-4, which the made-up method names again: that changes nothing
     assert [key for key, row in rows.items() if row.get("changed")] == ["prompts_per_step"]
     assert rows["prompts_per_step"]["usual"] == 32
@@ -193,8 +202,8 @@ def test_show_as_json(capsys) -> None:
     settings = {row["key"]: row for row in found["settings"]}
     assert settings["clip"]["source"].startswith("0.2: Schulman et al. 2017")
     assert (settings["lr"]["changed"], settings["lr"]["default"], settings["lr"]["usual"]) == (True, 1e-5, 1e-4)
-    assert (settings["prompts"]["required"], settings["prompts"]["changed"]) == (True, False)
-    assert "default" not in settings["prompts"]
+    assert (settings["prompts.path"]["required"], settings["prompts.path"]["changed"]) == (True, False)
+    assert "default" not in settings["prompts.path"]
     assert cli.main(["show", "world", "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == ["kind", "summary", "refers", "settings"]
 
@@ -214,7 +223,7 @@ def test_the_table_fits(width, cached) -> None:
         starts = [line for line in lines if line.startswith(f"{row['name']} ")]
         assert len(starts) == (1 if width == 160 else 2)
         assert row["family"] in starts[-1]
-        assert row["eats"] in starts[0]
+        assert row["data_kind"] in starts[0]
         assert words >= {word.strip("()") for text in cells(row) for word in text.split()} - {""}
     assert words >= {word for heading in HEADINGS for word in heading.split()}
     assert any("1 + 2 (1 + 1 cached)" in line or "  1 + 1 cached" in line for line in lines)
@@ -228,7 +237,7 @@ def test_a_method_fits(width, cached) -> None:
         assert max(map(len, lines)) <= width
         assert "…" not in text
         for row in expand(name)["settings"]:
-            assert sum(line.split()[:1] == [row["key"]] for line in lines) >= 1
+            assert sum(line.split()[:1] == [row["key"].rpartition(".")[2]] for line in lines) >= 1
     assert "prompts_per_step *" in text
     assert "(elsewhere 32)" in text
     assert f"* changed by {cached}; from: somebody's batch [sic]" in text

@@ -15,12 +15,14 @@ from tiltyard.batch.batch import Batch
 from tiltyard.data.chat import Chat
 from tiltyard.data.pairwise_prompt import CUT, LABELS, both_orders, encode_pairwise, pairwise_groups
 from tiltyard.errors import DataError, ModelError
+from tiltyard.inputs import Rankings, RewardModel
 from tiltyard.methods import get_method
 from tiltyard.methods.ranker import ranker
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring import BaselineScorer, Ranker, RewardScorer
 from tiltyard.training.algorithm import Models
-from tiltyard.training.fit import Run, fit
+from tiltyard.training.fit import fit
+from tiltyard.training.run import Run
 from tiltyard.training.select import by_scores, tournament
 from tiltyard.training.source import Offline, generator
 from tiltyard.types import Group, Message, Prompt, Response
@@ -192,7 +194,8 @@ def test_it_learns_log_odds_even_where_preferences_go_in_circles(chat: Chat) -> 
     groups = list(encode_pairwise(chat, rows, 256))
     learner = model(chat, seed=3)
     torch.nn.init.zeros_(learner.head.weight)
-    fit(ranker(Offline(groups, 3)), Models(reward=learner), Run(steps=150, lr=5e-3, weight_decay=0.0))
+    run = Run(steps=150, lr=5e-3, schedule="constant", warmup=0.0)
+    fit(ranker(Offline(groups, 3)), Models(reward=learner), run)
     judge = Ranker(learner)
     swapped = [replace(g, responses=g.responses[::-1]) for g in rows]
     expected = [math.log(q / (1 - q)) for q in p.values()]
@@ -202,13 +205,9 @@ def test_it_learns_log_odds_even_where_preferences_go_in_circles(chat: Chat) -> 
 
 def test_what_it_declares() -> None:
     method = get_method("ranker")
-    assert (method.family, method.eats, method.trains, method.pointwise) == (
-        "reward",
-        "comparisons",
-        ("reward",),
-        False,
-    )
-    assert method.encode is encode_pairwise
+    assert (method.family, method.source.data_kind, method.trains) == ("reward", "comparisons", ("reward",))
+    assert method.roles == (RewardModel(pairwise=True),)
+    assert method.source == Rankings(encode=encode_pairwise)
 
 
 # ------------------------------------------------------------------------------------------------------------ at work

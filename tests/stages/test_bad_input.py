@@ -257,7 +257,7 @@ def test_sampled_rankings_are_no_labels(say: Any, whole: Whole, method: str) -> 
     code, text = say("train", method, "model={m}", data, *USUAL)
     assert code == 2
     assert "annotator:" in text
-    assert "nobody labelled these answers" in text
+    assert "these responses are not labelled" in text
     assert "good_from=best" in text
     assert say("train", method, "model={m}", data, *USUAL, "good_from=best", "name=mended")[0] == 0
 

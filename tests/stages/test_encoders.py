@@ -95,7 +95,7 @@ def test_a_masked_model_is_pretrained_and_saved_as_transformers_knows_it(made: M
 
 def test_records_of_another_tokenizer_are_encoded_again(made: Made) -> None:
     """Read as they are, the policy's ids would be other words of the encoder's."""
-    assert "ids made again from the texts" in made.text
+    assert "ids encoded again from the texts" in made.text
     model = load_scalar_model(made.run / "sampled", device="cpu")
     assert isinstance(model, EncoderScalar)
     found = list(read_groups(made.run / "label" / "rankings.groups.jsonl"))

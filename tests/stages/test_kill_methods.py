@@ -21,7 +21,8 @@ from tiltyard.distributed import checkpoint
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage, state
 from tiltyard.runs.journal import JsonlFile
-from tiltyard.stages import online, sources, train
+from tiltyard.sampling import NativeSampler
+from tiltyard.stages import train
 from tiltyard.training.fit import _Loop
 
 from . import tiny
@@ -136,12 +137,12 @@ class Kill(NamedTuple):
 def places(name: str, updates: int) -> list[Kill]:
     """In the order in which one run comes to them; `updates` are the optimiser's a step."""
     method = METHODS[name]
-    module = online if method.online else sources
-    answers = Kill("answers, before they are judged", Place(module, "sample", 1, after))
+    online = method.source.data_kind == "prompts"
+    answers = Kill("answers, before they are judged", Place(NativeSampler, "generate", 1, after))
     stored = Kill("in the middle of a round's file", Place(store, "group_to_line", 3, before))
     return [
-        *([answers] if method.samples != "no" else []),
-        *([stored] if method.online and method.samples == "per iteration" else []),
+        *([answers] if method.samples_policy else []),
+        *([stored] if online and method.source.samples == "per iteration" else []),
         Kill("a step's groups, before they are learnt from", Place(_Loop, "_prepare", 1, after)),
         Kill("in the middle of a line of the log", Place(JsonlFile, "write", 2, half_row, metrics_row)),
         Kill("the first checkpoint, in the optimiser's file", Place(checkpoint, "save_file", 2, half_file)),
@@ -167,7 +168,7 @@ def test_a_killed_stage_is_the_uninterrupted_one(start: Path, tmp_path: Path, na
     found = same_files(go(name, settings, tmp_path / "cut"), whole)
     assert [row["step"] for row in found["metrics.jsonl"]] == list(range(1, STEPS + 1))
     assert {"model/model.safetensors", f"checkpoints/step-{STEPS:08d}/weights.safetensors"} < found.keys()
-    assert ("groups.jsonl" in found) == (METHODS[name].samples != "no")
+    assert ("groups.jsonl" in found) == METHODS[name].samples_policy
     assert ("value/model.safetensors" in found) == ("value" in METHODS[name].trains)
 
 

@@ -15,8 +15,8 @@ from tests.training import tiny
 from models import encoders
 from tiltyard.batch.batch import Batch
 from tiltyard.data import GroupFile
+from tiltyard.inputs import measure
 from tiltyard.methods.mlm import Mask
-from tiltyard.stages import measure
 from tiltyard.training.algorithm import Models
 from tiltyard.training.refcache import cache_ref_logps
 from tiltyard.types import Group

@@ -11,8 +11,8 @@ import torch
 
 from tiltyard.cli import main
 from tiltyard.data import load_groups
+from tiltyard.inputs.measure import scores_of
 from tiltyard.models.load import load_scalar_model, value_from
-from tiltyard.stages.measure import scores_of
 
 from .conftest import Whole
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from tests.training import tiny
 
 from tiltyard.data import GroupFile
+from tiltyard.inputs.comparisons import as_pairs
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.sources import as_pairs
 from tiltyard.training.select import all_pairs, best_worst
 from tiltyard.training.source import generator
 

@@ -14,12 +14,12 @@ from rich.console import Console
 from tiltyard.data import read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import SimulatedRater
+from tiltyard.inputs.files import groups_of
 from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.pipeline.recipe import check, read_recipe
 from tiltyard.runs.groups import group_from_dict
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.data import groups_of
 from tiltyard.training.select import best_worst
 from tiltyard.training.source import generator
 

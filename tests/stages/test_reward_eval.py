@@ -13,9 +13,9 @@ from PIL import Image
 
 from tiltyard.cli import main
 from tiltyard.data import read_groups
+from tiltyard.inputs.measure import reward_report, scores_of
 from tiltyard.models.load import load_scalar_model, save_model
 from tiltyard.pipeline import run_recipe
-from tiltyard.stages.measure import reward_report, scores_of
 
 from . import tiny
 from .conftest import Whole

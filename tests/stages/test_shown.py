@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 SETTINGS = """{model: START/sft, prompts: START/world/prompts.jsonl, limit: 12, max_prompt: 48, max_tokens: 8,
   steps: 4, prompts_per_step: 4, lr: 0.001, warmup: 0.0, device: cpu}"""
-ONLINE = sorted(name for name, method in METHODS.items() if method.online)
+ONLINE = sorted(name for name, method in METHODS.items() if method.source.data_kind == "prompts")
 STEPS, EVERY = 4, 2
 ALWAYS = {"score", "gold", "length", "truncated", "sampled", "entropy", "sampler_gap", "kl", "kl_k3", "kl_exact"}
 SEVERAL = {"score_best", "score_worst", "tied_scores"}
@@ -42,7 +42,7 @@ def stage(start: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, An
 
     def go(name: str, **more: Any) -> tuple[Path, dict[str, Any], str]:
         settings: dict[str, Any] = yaml.safe_load(SETTINGS.replace("START", str(start)))
-        if METHODS[name].samples == "per iteration":
+        if METHODS[name].source.samples == "per iteration":
             settings |= {"iterations": STEPS // EVERY, "samples_per_prompt": 4} | (
                 {"accepted": 2} if name == "rso" else {}
             )
@@ -64,12 +64,12 @@ def shown(folder: Path, name: str) -> list[dict[str, float]]:
     rows = tiny.rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(value is not None and math.isfinite(value) for row in rows for value in row.values())
-    return rows if METHODS[name].samples == "every step" else rows[::EVERY]
+    return rows if METHODS[name].source.samples == "every step" else rows[::EVERY]
 
 
 def sampled(folder: Path, name: str) -> list[list[Any]]:
     """What is on disk of each sampling: every group with its scores."""
-    if METHODS[name].samples == "every step":
+    if METHODS[name].source.samples == "every step":
         rows = tiny.rows(folder / "groups.jsonl")
         return [[g for g in rows if g["step"] == step] for step in range(1, STEPS + 1)]
     return [list(read_groups(path)) for path in sorted((folder / "rounds").glob("*.groups.jsonl"))]
@@ -104,7 +104,7 @@ def test_every_online_method_shows_the_same(name: str, stage: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ONLINE if name != "self_rewarding"])
 def test_and_with_a_judge_what_it_was_asked(name: str, stage: Any) -> None:
-    few = {"steps": 2, "iterations": 1} if METHODS[name].samples == "per iteration" else {"steps": 2}
+    few = {"steps": 2, "iterations": 1} if METHODS[name].source.samples == "per iteration" else {"steps": 2}
     folder, result, _ = stage(name, reward="", judge={"kind": "simulated", "ask": "points"}, **few)  # gold itself
     rows = tiny.rows(folder / "metrics.jsonl")
     assert rows[0].keys() >= ALWAYS | JUDGED

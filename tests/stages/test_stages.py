@@ -14,9 +14,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tiltyard.data import load_groups, read_groups
+from tiltyard.inputs.measure import scores_of
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.pipeline import run_recipe
-from tiltyard.stages.measure import scores_of
 
 from . import tiny
 from .conftest import Whole

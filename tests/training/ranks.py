@@ -23,7 +23,6 @@ from tiltyard.models.heads import value_head
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer, RewardScorer
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Prompt, Response
 
@@ -81,7 +80,7 @@ def main(folder: Path) -> None:
     for name in NAMES:
         algorithm, models = make(name)
         keep = {"folder": folder / name, "save_every": 2, "keep_groups": algorithm.trains != ("reward",)}
-        fit(algorithm, models, Run(steps=5, lr=1e-2, schedule="linear", tokens_per_microbatch=60, **keep))
+        tiny.fit(algorithm, models, steps=5, lr=1e-2, schedule="linear", tokens_per_microbatch=60, **keep)
         for key in algorithm.trains:
             save_file(
                 dict(models.get(key).trainable.state_dict()),

@@ -19,7 +19,6 @@ from tiltyard.methods import cringe, iterative_dpo, online_dpo, rest, rft, rso
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt
@@ -112,7 +111,7 @@ def make(name: str, **changes: Any) -> Algorithm:
 
 def run(algorithm: Algorithm, given: Models, folder: Path | None, **settings: Any) -> Models:
     usual: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "schedule": "cosine", "warmup": 2, "save_every": 2}
-    return fit(algorithm, given, Run(**(usual | {"folder": folder, "keep_groups": folder is not None} | settings)))
+    return tiny.fit(algorithm, given, **(usual | {"folder": folder, "keep_groups": folder is not None} | settings))
 
 
 RANKED = ("previous", "rft", "careless", "online", "judged", "rest_given")  # under torchrun

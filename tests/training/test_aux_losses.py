@@ -27,7 +27,6 @@ from tiltyard.errors import CompositionError, NonFiniteError
 from tiltyard.methods import click, dpo, sft, slic
 from tiltyard.methods.sft import Nll, SequenceNll
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Mean, Models, StepGroups
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline
 from tiltyard.types import Group
 
@@ -51,7 +50,7 @@ def step_of(algorithm: Algorithm, **settings: Any) -> tuple[dict[str, Tensor], d
     models, record = Models(policy=tiny.policy()), tiny.Record()
     before = tiny.parameters(models.policy)
     sgd = torch.optim.SGD(models["policy"].parameters(), lr=1.0)
-    fit(algorithm, models, Run(**({"steps": 1, "sinks": [record]} | OPEN | settings)), sgd)
+    tiny.fit(algorithm, models, optimizer=sgd, **({"steps": 1, "sinks": [record]} | OPEN | settings))
     return {n: before[n] - p for n, p in tiny.parameters(models.policy).items()}, record.rows[0]
 
 
@@ -211,7 +210,7 @@ def test_an_auxiliary_loss_that_is_not_finite_stops_the_run() -> None:
     before = tiny.parameters(models.policy)
     aux_losses = (AuxLoss("aside", tiny.Given([tiny.demonstrations(3)]), Broken(), 1.0),)
     with pytest.raises(NonFiniteError, match="step 0"):
-        fit(replace(sft(Offline(tiny.demonstrations(5), 2)), aux_losses=aux_losses), models, Run(steps=2))
+        tiny.fit(replace(sft(Offline(tiny.demonstrations(5), 2)), aux_losses=aux_losses), models, steps=2)
     tiny.assert_same(tiny.parameters(models.policy), before, 0)
 
 
@@ -270,7 +269,7 @@ def attempt(algorithm: Algorithm, folder: Path, until: int = 0) -> dict[str, Ten
     models = Models(policy=tiny.policy(), ref=tiny.frozen())
     keep = {"folder": folder, "save_every": 2, "sinks": [StopAt(at=until)]}
     try:
-        fit(algorithm, models, Run(steps=7, lr=1e-2, warmup=2, schedule="cosine", **keep))
+        tiny.fit(algorithm, models, steps=7, lr=1e-2, warmup=2, schedule="cosine", **keep)
     except Stop:
         return None
     return tiny.parameters(models.policy)
@@ -302,7 +301,7 @@ def main(folder: Path) -> None:
     processes.start()
     for name in METHODS:
         models = Models(policy=tiny.policy())
-        fit(make(name), models, Run(steps=5, lr=1e-2, tokens_per_microbatch=60, folder=folder / name))
+        tiny.fit(make(name), models, steps=5, lr=1e-2, tokens_per_microbatch=60, folder=folder / name)
         save_file(tiny.parameters(models.policy), folder / f"{name}.rank{processes.rank()}.safetensors")
     processes.barrier()
 

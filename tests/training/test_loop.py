@@ -19,10 +19,11 @@ from tiltyard.models.load import freeze_bottom
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
-from tiltyard.training.fit import Run, fit
+from tiltyard.training.fit import fit
 from tiltyard.training.hooks import UpdateKL
 from tiltyard.training.optimizer import lr_factor, make_optimizer
 from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, Values
+from tiltyard.training.run import Run, ValueOptimizer
 from tiltyard.training.source import EpochShuffle, Offline, Online, generator
 from tiltyard.types import Prompt
 
@@ -38,19 +39,19 @@ def sft_run(**settings: Any) -> tuple[list[dict[str, float]], Models]:
 
 
 def test_constant_rate() -> None:
-    assert {lr_factor(s, Run(steps=9)) for s in range(9)} == {1.0}
+    assert {lr_factor(s, tiny.run(steps=9)) for s in range(9)} == {1.0}
 
 
 def test_warmup_is_a_straight_line_to_the_peak() -> None:
-    run = Run(steps=100, warmup=4)
+    run = tiny.run(steps=100, warmup=4)
     assert [lr_factor(s, run) for s in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
-    share = Run(steps=100, warmup=0.04)
+    share = tiny.run(steps=100, warmup=0.04)
     assert [lr_factor(s, share) for s in range(100)] == [lr_factor(s, run) for s in range(100)]
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.55), ("cosine", 0.55)])
 def test_schedules_fall_from_the_peak_to_the_last_share(schedule: str, middle: float) -> None:
-    run = Run(steps=1000, schedule=schedule, final_lr=0.1)
+    run = tiny.run(steps=1000, schedule=schedule, final_lr=0.1)
     factors = [lr_factor(s, run) for s in range(1000)]
     assert factors[0] == 1
     assert factors[500] == pytest.approx(middle)
@@ -62,7 +63,7 @@ def test_schedules_fall_from_the_peak_to_the_last_share(schedule: str, middle: f
 
 def test_each_step_is_taken_at_its_rate() -> None:
     rows, _ = sft_run(steps=6, schedule="linear", warmup=2, lr=3e-3)
-    run = Run(steps=6, schedule="linear", warmup=2)
+    run = tiny.run(steps=6, schedule="linear", warmup=2)
     assert [row["lr"] for row in rows] == pytest.approx([3e-3 * lr_factor(s, run) for s in range(6)])
 
 
@@ -71,8 +72,8 @@ def test_an_optimizer_of_ones_own_keeps_its_peak() -> None:
     models = Models(policy=tiny.policy())
     own = torch.optim.SGD(models.policy.parameters(), lr=0.5)
     record = tiny.Record()
-    run = Run(steps=5, schedule="linear", final_lr=0.0, sinks=[record])
-    fit(sft(tiny.Given([tiny.demonstrations(4)])), models, run, own)
+    run = tiny.run(steps=5, schedule="linear", final_lr=0.0)
+    fit(sft(tiny.Given([tiny.demonstrations(4)])), models, run, own, sinks=[record])
     assert [row["lr"] for row in record.rows] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
 
 
@@ -81,7 +82,7 @@ def test_an_optimizer_of_ones_own_keeps_its_peak() -> None:
 
 def test_weight_decay_is_on_matrices_only() -> None:
     models = Models(policy=tiny.policy())
-    groups = make_optimizer(models, ("policy",), Run(steps=1, weight_decay=0.1)).param_groups
+    groups = make_optimizer(models, ("policy",), tiny.run(steps=1, weight_decay=0.1)).param_groups
     by_decay = {g["weight_decay"]: g["params"] for g in groups}
     assert {p.ndim for p in by_decay[0.1]} == {2}
     assert {p.ndim for p in by_decay[0.0]} == {1}
@@ -114,16 +115,31 @@ def test_nothing_to_train() -> None:
         tiny.train(sft(tiny.Given([tiny.demonstrations(2)])), models)
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_no_steps_is_an_error(steps: int) -> None:
-    with pytest.raises(ConfigError, match="no steps"):
+@pytest.mark.parametrize(("steps", "said"), [(0, "no steps"), (-1, r"expected: int >= 0")])
+def test_no_steps_is_an_error(steps: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         sft_run(steps=steps)
 
 
-def test_a_model_without_a_rate() -> None:
-    models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar())
-    with pytest.raises(ConfigError, match="'value'"):
-        tiny.train(ppo(tiny.Given([tiny.rollouts(2)])), models, lr={"policy": 1e-3})
+def test_the_value_model_may_have_a_rate_of_its_own() -> None:
+    models = Models(policy=tiny.policy(), value=tiny.scalar())
+    for value_lr, rate in ((0.0, 1e-3), (5e-3, 5e-3)):
+        run = Run(steps=1, lr=1e-3, optimizer=ValueOptimizer(value_lr=value_lr))
+        groups = make_optimizer(models, ("policy", "value"), run).param_groups
+        assert {group["lr"] for group in groups} == {1e-3, rate}
+
+
+def test_a_run_explains_a_wrong_key() -> None:
+    """Keys of records go without the record's name; a slip names the nearest, an old name the new one."""
+    assert Run(steps=1, warmup=0.5).optimizer.warmup == Run(steps=1, optimizer={"warmup": 0.5}).optimizer.warmup == 0.5
+    for key, said in (
+        ("warmpu", "did you mean 'warmup'"),
+        ("micro_tokens", "it is called 'tokens_per_microbatch' now"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Run(steps=1, **{key: 1})
+    with pytest.raises(ValueError, match="set twice"):
+        Run(steps=1, warmup=0.5, optimizer={"warmup": 0.5})
 
 
 def test_gradients_left_by_the_caller_do_not_count() -> None:

@@ -23,7 +23,6 @@ from tiltyard.models.load import set_dropout
 from tiltyard.models.lora import Lora, adapted_layers, adapter_tensors, base_weights, merged_adapters
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.types import Prompt
 
 from . import tiny
@@ -102,7 +101,7 @@ def run(row: Row, folder: Path, killed_at: int = 0) -> tuple[list[dict[str, floa
     record = KilledAt(at=killed_at)
     settings: dict[str, Any] = {"lr": 1e-2, "schedule": "cosine", "warmup": 2, "weight_decay": 0.1}
     try:
-        fit(algorithm, models, Run(steps=6, folder=folder, save_every=2, sinks=[record], **settings))
+        tiny.fit(algorithm, models, steps=6, folder=folder, save_every=2, sinks=[record], **settings)
     except Killed:
         return record.rows, {}
     own = {n: {k: v.clone() for k, v in m.trainable.state_dict().items()} for n, m in models.present().items()}

@@ -20,7 +20,6 @@ from tiltyard.methods import mlm
 from tiltyard.methods.mlm import Cloze, Mask
 from tiltyard.models.encoder import MaskedModel
 from tiltyard.training.algorithm import Algorithm, Forward, Mean, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline
 from tiltyard.types import Group
 
@@ -221,10 +220,12 @@ def run(folder: Path | None, steps: int = 6, until: int = 0, **settings: Any) ->
     keep = Keep()
     usual = {"lr": 1e-2, "schedule": "cosine", "dropout": "model", "save_every": 2, "folder": folder}
     try:
-        fit(
+        tiny.fit(
             mlm(Offline(encoders.documents(11), 4, seed=1), seed=1),
             Models(encoder=model),
-            Run(steps, sinks=[keep], **(usual | settings)),
+            steps=steps,
+            sinks=[keep],
+            **(usual | settings),
         )
     except KeyboardInterrupt:
         return keep.rows, None
@@ -263,7 +264,7 @@ def test_a_certain_pattern_is_learnt(family: str) -> None:
     """The optimum is known: the law of a token given the others is certain, so its entropy and the loss are 0."""
     model = encoders.masked(family, "float32", initializer_range=0.05)
     algorithm = mlm(Offline(counting(200, 0), 16), to_random=0.0)
-    fit(algorithm, Models(encoder=model), Run(steps=400, lr=5e-3, warmup=0.1, schedule="cosine", final_lr=0.0))
+    tiny.fit(algorithm, Models(encoder=model), steps=400, lr=5e-3, warmup=0.1, schedule="cosine", final_lr=0.0)
     with torch.no_grad():
         loss = float(loss_of(model, masked_batch(model, counting(100, 1), Mask(to_random=0.0))))
     assert loss < 0.02, loss

@@ -20,7 +20,7 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import Cost, Scale
 from tiltyard.training.algorithm import Models
-from tiltyard.training.fit import Run, fit
+from tiltyard.training.fit import fit
 from tiltyard.training.optimizer import make_optimizer
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Online
@@ -166,13 +166,14 @@ def online(at: Time) -> Online:
 def timed(algorithm: Any, models: Models, at: Time, **settings: Any) -> list[profiler.Step]:
     """Runs the loop where forward takes 100, backward 1,000 and the optimiser 10,000; one microbatch an update."""
     algorithm = replace(algorithm, loss=Slow(algorithm.loss, at, 100))
-    run = Run(steps=2, lr=1e-3, **settings)
+    output = {key: settings.pop(key) for key in tiny.OUTPUT if key in settings}
+    run = tiny.run(steps=2, lr=1e-3, **settings)
     optimizer = make_optimizer(models, algorithm.trains, run)
     optimizer.register_step_pre_hook(lambda *_: at.takes(10_000))
     first = models.get(algorithm.trains[0]).parameters()[0]
     first.register_hook(lambda grad: at.takes(1_000))  # type: ignore[arg-type]
     with profiler.Profiler({"seconds": at}) as watch:
-        fit(algorithm, models, run, optimizer)
+        fit(algorithm, models, run, optimizer, **output)
     return watch.steps
 
 
@@ -257,10 +258,10 @@ def test_the_parts_add_up_to_the_wall_clock_and_change_nothing() -> None:
 
         began = time.perf_counter()
         if watch is None:
-            fit(algorithm, models, Run(steps=3, sinks=[Times()]))
+            tiny.fit(algorithm, models, steps=3, sinks=[Times()])
         else:
             with watch:
-                fit(algorithm, models, Run(steps=3, sinks=[Times()]))
+                tiny.fit(algorithm, models, steps=3, sinks=[Times()])
         return tiny.parameters(models.policy), times, time.perf_counter() - began
 
     plain, _, _ = run(None)

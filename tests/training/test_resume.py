@@ -20,7 +20,6 @@ from tiltyard.runs import journal
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Prompt
 
@@ -72,7 +71,7 @@ def run(name: str, folder: Path, *, until: int = 0, **settings: Any) -> tuple[li
     }
     keep = {"folder": folder, "save_every": 2, "keep_groups": name == "ppo", "sinks": [record]}
     try:
-        fit(algorithm, models, Run(**(usual | keep | settings)))
+        tiny.fit(algorithm, models, **(usual | keep | settings))
     except Stop:
         return record.rows, None
     return record.rows, {n: tiny.parameters(getattr(models, n)) for n in algorithm.trains}
@@ -262,7 +261,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     run("sft", tmp_path)
     other = Models(policy=tiny.policy(num_hidden_layers=1))
     with pytest.raises(CheckpointError, match="another model"):
-        fit(sft(Offline(tiny.demonstrations(4), 2)), other, Run(steps=STEPS, folder=tmp_path))
+        tiny.fit(sft(Offline(tiny.demonstrations(4), 2)), other, steps=STEPS, folder=tmp_path)
 
 
 def test_metrics_that_were_cut_from_outside(tmp_path: Path) -> None:
@@ -287,9 +286,9 @@ def test_the_controller_and_the_version_come_back(tmp_path: Path) -> None:
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     model = tiny.policy(tie_word_embeddings=True)
     models = Models(policy=model)
-    fit(sft(Offline(tiny.demonstrations(4), 2)), models, Run(steps=2, folder=tmp_path))
+    tiny.fit(sft(Offline(tiny.demonstrations(4), 2)), models, steps=2, folder=tmp_path)
     own = tiny.parameters(model)
     fresh = Models(policy=tiny.policy(5, tie_word_embeddings=True))
-    fit(sft(Offline(tiny.demonstrations(4), 2)), fresh, Run(steps=2, folder=tmp_path))
+    tiny.fit(sft(Offline(tiny.demonstrations(4), 2)), fresh, steps=2, folder=tmp_path)
     tiny.assert_same(tiny.parameters(fresh.policy), own, 0)
     assert fresh.policy.head.weight is fresh.policy.module.get_input_embeddings().weight

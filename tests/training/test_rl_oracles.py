@@ -23,7 +23,6 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Forward, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response
 
@@ -314,7 +313,7 @@ def test_equal_rewards_move_nothing(build: Any) -> None:
     before = tiny.parameters(found.policy)
     ended = [replace(g, responses=tuple(replace(r, finish="stop") for r in g.responses)) for g in data]
     sgd = torch.optim.SGD(found["policy"].parameters(), lr=1.0)
-    fit(build(tiny.Given([ended], SampleSettings(max_tokens=9)), beta=0.0), found, Run(steps=2), sgd)
+    tiny.fit(build(tiny.Given([ended], SampleSettings(max_tokens=9)), beta=0.0), found, optimizer=sgd, steps=2)
     tiny.assert_same(tiny.parameters(found.policy), before, 1e-11)
 
 
@@ -384,7 +383,7 @@ def ptx_step(weight: float | None) -> tuple[dict[str, Tensor], dict[str, float]]
     own: dict[str, Any] = {} if weight is None else {"ptx": weight}
     algorithm = ppo(tiny.Given(data), *(() if weight is None else (corpus,)), ppo_epochs=1, **own)
     sgd = torch.optim.SGD([p for n in algorithm.trains for p in found[n].parameters()], lr=1.0)
-    fit(algorithm, found, Run(steps=1, max_grad_norm=1e9, sinks=[record]), sgd)
+    tiny.fit(algorithm, found, optimizer=sgd, steps=1, max_grad_norm=1e9, sinks=[record])
     return {n: before[n] - p for n, p in tiny.parameters(found.policy).items()}, record.rows[0]
 
 

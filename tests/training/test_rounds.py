@@ -25,7 +25,7 @@ from tiltyard.sampling import sample
 from tiltyard.scoring.base import matched_groups
 from tiltyard.training import rounds
 from tiltyard.training.algorithm import Forward, Models
-from tiltyard.training.fit import Run, fit
+from tiltyard.training.fit import fit
 from tiltyard.training.optimizer import make_optimizer
 from tiltyard.training.rounds import merged
 from tiltyard.types import Group, Prompt, Response
@@ -258,7 +258,7 @@ class Looked:
 
 def looked_at(algorithm: Any) -> list[tuple[dict[str, Any], dict[str, Any], bool]]:
     """(policy, reference, whether the optimiser is fresh) as each step's forward pass finds them."""
-    models, run = runs.models(), Run(steps=runs.STEPS, lr=1e-2)
+    models, run = runs.models(), tiny.run(steps=runs.STEPS, lr=1e-2)
     optimizer = make_optimizer(models, ("policy",), run)
     watched = replace(algorithm, loss=Looked(algorithm.loss, optimizer, []))
     fit(watched, models, run, optimizer)

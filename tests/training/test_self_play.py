@@ -17,7 +17,6 @@ from tiltyard.errors import ConfigError
 from tiltyard.methods import spin
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.source import SelfPlay
 from tiltyard.types import Group
 
@@ -129,7 +128,7 @@ def test_the_first_gradient_is_half_the_difference_of_likelihoods() -> None:
     groups = source()(models(), 0).groups
     before = tiny.parameters(found.policy)
     descent = torch.optim.SGD(found["policy"].parameters(), lr=1.0)
-    fit(spin(source(), beta=lam), found, Run(steps=1, max_grad_norm=1e9), descent)
+    tiny.fit(spin(source(), beta=lam), found, optimizer=descent, steps=1, max_grad_norm=1e9)
     step = {n: before[n] - p for n, p in tiny.parameters(found.policy).items()}
     plain = tiny.policy()
     batch = Batch.of(groups, range(4), 4)
@@ -171,7 +170,7 @@ def attempt(algorithm: Algorithm, folder: Path, until: int = 0) -> Models | None
     found = models()
     keep = {"folder": folder, "save_every": 2, "keep_groups": True, "sinks": [StopAt(at=until)]}
     try:
-        return fit(algorithm, found, Run(steps=8, lr=1e-2, warmup=2, schedule="cosine", **keep))
+        return tiny.fit(algorithm, found, steps=8, lr=1e-2, warmup=2, schedule="cosine", **keep)
     except Stop:
         return None
 

@@ -17,6 +17,7 @@ from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Grade, GradeScorer, Usage
 from tiltyard.feedback.local import mean_points
+from tiltyard.inputs import Prompts
 from tiltyard.methods import METHODS, self_rewarding
 from tiltyard.methods.self_rewarding import pair_lengths
 from tiltyard.stages.settings import method_settings
@@ -64,13 +65,15 @@ def models() -> Models:
 
 def test_what_it_says_of_itself() -> None:
     method = METHODS["self_rewarding"]
-    assert (method.samples, method.judged, method.human_labels) == ("per iteration", "per iteration", False)
+    assert method.source == Prompts(every="round")
+    assert not method.human_labels
     assert (method.trains, method.frozen) == (("policy",), ("ref",))
     settings = parse_settings(SETTINGS, ASKED, "self_rewarding")
-    assert (settings.samples_per_prompt, settings.temperature, settings.top_p, settings.beta) == (4, 0.7, 0.9, 0.1)
+    sampling = settings.sampling
+    assert (sampling.samples_per_prompt, sampling.temperature, sampling.top_p, settings.beta) == (4, 0.7, 0.9, 0.1)
     assert (settings.judge.kind, settings.judge.ask, settings.judge.model) == ("model", "points", "policy")
     assert settings.judge.samples == 3
-    assert {"reward", "ref"}.isdisjoint(SETTINGS.model_fields)  # neither would be read
+    assert {"reward", "ref"}.isdisjoint(flat_keys(SETTINGS))  # neither would be read
 
 
 def test_one_setting_of_the_judge_can_be_changed_alone() -> None:

@@ -18,7 +18,6 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Forward, Models
-from tiltyard.training.fit import Run, fit
 from tiltyard.training.prepare import OldLogp, Values
 from tiltyard.training.source import Online
 from tiltyard.types import Prompt
@@ -188,7 +187,7 @@ def attempt(folder: Path, until: int = 0) -> Any:
 
     algorithm = tiny.watch(METHODS["ppo"](source), hook)
     try:
-        fit(algorithm, models, Run(steps=6, lr=1e-2, folder=folder, save_every=2))
+        tiny.fit(algorithm, models, steps=6, lr=1e-2, folder=folder, save_every=2)
     except Killed:
         return None
     return tiny.parameters(models["policy"]), models["value"].head.weight.detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.sampling import SampleSettings
+from tiltyard.training import fit as fitting
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
-from tiltyard.training.fit import Run, fit
+from tiltyard.training.run import Optimizer, Run, ValueOptimizer
 from tiltyard.types import Group, Prompt, Response
 
 VOCAB, EOS = 17, 1
@@ -141,11 +142,34 @@ class Record:
     def close(self) -> None: ...
 
 
+OUTPUT = ("folder", "keep_groups", "evaluate", "sinks")  # arguments of `fit` that are no settings of a run
+
+
+def run(**settings: Any) -> Run:
+    """A run without schedule, warm-up and checkpoints unless it is given some; `lr` may be one a model."""
+    values = {"schedule": "constant", "warmup": 0.0, "save_every": 0} | settings
+    if "betas" in values:
+        values["beta1"], values["beta2"] = values.pop("betas")
+    if isinstance(values.get("lr"), Mapping):
+        rates = values.pop("lr")
+        values["lr"] = next(rate for name, rate in rates.items() if name != "value")
+        keys = Optimizer.model_fields
+        chosen = {key: values.pop(key) for key in list(values) if key in keys}
+        values["optimizer"] = ValueOptimizer(value_lr=rates["value"], **chosen)
+    return Run(**values)
+
+
+def fit(algorithm: Algorithm, models: Models, *, optimizer: Any = None, **settings: Any) -> Models:
+    """`tiltyard.fit` with the settings of a run and its other arguments side by side."""
+    output = {key: settings.pop(key) for key in OUTPUT if key in settings}
+    return fitting.fit(algorithm, models, run(**settings), optimizer, **output)
+
+
 def train(algorithm: Algorithm, models: Models, **settings: Any) -> list[dict[str, float]]:
     """Runs `fit`; the metrics of every step."""
     record = Record()
-    run = Run(**({"steps": 20, "lr": 1e-2} | settings))
-    fit(algorithm, models, replace(run, sinks=[*run.sinks, record]))
+    sinks = [*settings.pop("sinks", ()), record]
+    fit(algorithm, models, sinks=sinks, **({"steps": 20, "lr": 1e-2} | settings))
     return record.rows
 
 

@@ -56,7 +56,7 @@ def bench_settings(method: str, model: Path, data: str, prompts: str, pairs: Seq
     """
     from tiltyard.methods import METHODS
 
-    expected = "prompts" if method in METHODS and METHODS[method].online else "data"
+    expected = "prompts" if method in METHODS and METHODS[method].source.data_kind == "prompts" else "data"
     given = {"data": data, "prompts": prompts}
     for key, value in given.items():
         if value and key != expected and method in METHODS:

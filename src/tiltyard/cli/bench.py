@@ -20,6 +20,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.inputs.settings import FileSettings
 from tiltyard.kernels.backend import Backend
 from tiltyard.kernels.library import KernelFlop
 from tiltyard.kernels.matmul import linear
@@ -29,7 +30,7 @@ from tiltyard.pipeline.recipe import COMMAND_LINE, Entry, Recipe, check
 from tiltyard.pipeline.state import package_version
 from tiltyard.profiler import REST, Profiler, Step, peak_memory_mib
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.train import composed, run_of
+from tiltyard.stages.train import compose
 from tiltyard.training.fit import fit
 
 PARTS = ("sample", "score", "forward", "backward", "optimiser", REST)
@@ -55,17 +56,17 @@ def measure(method: str, values: Mapping[str, Any], *, steps: int = 5, warmup: i
         run_folder = Path(folder) / "bench"  # caches are written beside it
         context = replace(context, run_folder=run_folder, folder=run_folder / method)
         context.folder.mkdir(parents=True)
-        algorithm, models, _, _ = composed(METHODS[method], context, settings)
+        work = compose(METHODS[method], context, settings)
+        models, run = work.models, settings.model_copy(update={"steps": steps + warmup + 1})
         flops = FlopCounter(steps + warmup)
-        run = run_of(METHODS[method], context, settings, steps + warmup + 1, None, [flops])
-        device = pick_device(settings.device)
+        device = pick_device(settings.models.device)
         watch = Profiler({"seconds": time.perf_counter, "gflop": flops}, _waits(device))
         try:
             with watch:
-                fit(algorithm, models, replace(run, folder=None, keep_groups=False))
+                fit(work.algorithm, models, run, sinks=[flops])
         finally:
             flops.close()
-    report = summarise(watch.steps[warmup:-1], watch.steps[-1], gemm_gflops(device, settings.dtype))
+    report = summarise(watch.steps[warmup:-1], watch.steps[-1], gemm_gflops(device, settings.models.dtype))
     policy = models.get(METHODS[method].trains[0])
     return report | {
         "method": method,
@@ -73,7 +74,7 @@ def measure(method: str, values: Mapping[str, Any], *, steps: int = 5, warmup: i
         "parameters": sum(p.numel() for p in policy.module.parameters()),
         "models_in_memory": models.in_memory,
         "device": str(device),
-        "dtype": settings.dtype,
+        "dtype": settings.models.dtype,
         "threads": torch.get_num_threads(),
         "peak_memory_mib": _peak_mib(device),
         "versions": {
@@ -96,11 +97,9 @@ def _stage(method: str, values: Mapping[str, Any], steps: int) -> tuple[Any, Sta
     given = {**values, "steps": steps, "save_every": 0}
     places = dict.fromkeys(given, COMMAND_LINE)
     settings: Any = check(Recipe("bench", (Entry(method, method, given, COMMAND_LINE, places),)))[0].settings
-    rows_known = not getattr(settings, "tokens_per_step", 0)
-    if rows_known and "limit" in type(settings).model_fields and not settings.limit:
-        settings = settings.model_copy(
-            update={"limit": settings.prompts_per_step * steps}
-        )  # no more rows than the steps use
+    if isinstance(settings, FileSettings) and not settings.tokens_per_step and not settings.data.limit:
+        rows = settings.data.model_copy(update={"limit": settings.prompts_per_step * steps})  # no more than are used
+        settings = settings.model_copy(update={"data": rows})
     return settings, StageContext("bench", method, Path(), Path(), console=Console(quiet=True))
 
 

@@ -109,7 +109,7 @@ def check(
     json_output: Json = False,
 ) -> None:
     """Check data before training on them: duplicates, ties, contradictions, empty responses, length bias."""
-    from tiltyard.stages.data import check_files
+    from tiltyard.inputs.files import check_files
 
     report = check_files(data, held_out, kind)
     if json_output:

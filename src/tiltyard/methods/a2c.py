@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tiltyard.inputs import Policy, Prompts, Reference, Reward, Value
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.kl import FixedKL
 from tiltyard.methods.base import method
@@ -17,19 +18,17 @@ from tiltyard.training.source import Online
 
 @method(
     "rl",
-    "prompts",
-    trains=("policy", "value"),
-    frozen=("ref", "reward"),
-    optional=("ref",),
+    source=Prompts(),
+    roles=(Policy(), Value(), Reference(optional=True), Reward()),
     defaults={"lr": 1e-5, "prompts_per_step": 64, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="Tiltyard: as in ppo (the papers of the family give no rates)",
+    defaults_from="Tiltyard: as in ppo (the papers of the family give no rates)",
     formula="r_t = -beta (log pi - log ref)(y_t) + [t is the last] r(x, y);  G_t = sum of r_s, s >= t\n"
-    "L = mean over tokens of -(G - V) log pi(y_t) + value_coef (V - G)^2 - entropy H, with G - V held constant in the "
-    "first term",
+    "L = mean over tokens of -(G - V) log pi(y_t) + value_coef (V - G)^2 - entropy H, with G - V held constant in "
+    "the first term",
     oracle="pi* = ref exp(r / beta) / Z where entropy = 0; its gradient is that of PPO's first update with lam = 1",
     paper="Mnih et al. 2016; for language models Menick et al. 2022 (GopherCite)",
-    watch="One update a batch of answers: slower than PPO per answer. Advantages are not whitened, so lr depends on "
-    "the scale of the rewards.",
+    pitfalls="One update a batch of answers: slower than PPO per answer. Advantages are not whitened, so lr depends "
+    "on the scale of the rewards.",
 )
 def a2c(
     source: Online,

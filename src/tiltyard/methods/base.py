@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tiltyard.data import Chat, GroupStream, Kind, TooLong
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.inputs.auxiliary import AuxData
+from tiltyard.inputs.base import InputSource
+from tiltyard.inputs.roles import Policy, Reward, Role, Start
 from tiltyard.training.algorithm import Algorithm
-from tiltyard.types import Group
 
 Family = Literal["pretrain", "sft", "reward", "rl", "offline", "online", "distribution"]
-Often = Literal["no", "per iteration", "every step"]
-Shape = Literal["any", "pair"]
-# (chat, groups, max_length, too_long) -> the groups as the method reads them, then lines about what was left out
-Encode = Callable[[Chat, Iterable[Group], int, TooLong], GroupStream[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -25,61 +22,87 @@ class Method:
     Attributes:
         name: of the stage and of `tiltyard train NAME`.
         build: (source, *, settings) -> Algorithm; its keyword arguments are the method's settings. The docstring's
-            first line says what it does; an argument's doc ends with `[where its default comes from]`.
-        eats: what its data are: text, demonstrations, comparisons, labelled or prompts.
-        shape: what a comparison must look like: `any` (K answers, ranked) or `pair` (two).
-        encode: how the file's groups are rewritten where the method does not read each answer by itself (a ranker reads
-            two at once); training and held-out data alike.
-        second: kind of a second data set that the method may be given (a setting of that name).
-        trains, frozen: models in memory.
-        cached: frozen models that are only needed before training starts, because what they say of fixed data is
-            computed once and kept on disk.
-        optional: frozen models that some settings leave with nothing to do but to be measured against; `show_kl` says
-            whether they are there then.
-        samples: how often the law that answers are drawn from is renewed; "no": no answers are drawn.
-        judged: how often fresh feedback is asked for while the method runs.
-        human_labels: whether it needs preferences or labels of people, itself or through its reward model.
+            first line is the method's summary; an argument's doc ends with `[where its default comes from]`.
+        family: the heading under which it is listed.
+        source: what it learns from.
+        roles: its models; the first is the one that a stage starts from.
+        aux_data: a second data set that it may be given, as the second argument of `build`.
+        defaults: where the common settings' defaults differ for this method, and `defaults_from` their sources.
+        rests_on_labels: whether it needs preferences or labels of people, itself or through its reward model; None: as
+            its source says.
         external_api: whether a remote judge is part of it.
-        defaults: where the common settings' defaults differ for this method, and `tuned` where those come from.
         formula: the loss in one or two lines of plain text.
         oracle: the exact optimum or fixed point that the tests hold it to.
         paper: where it was published.
-        watch: what goes wrong in practice.
+        pitfalls: what goes wrong in practice.
     """
 
     name: str
     build: Callable[..., Algorithm]
     family: Family
-    eats: Kind
-    shape: Shape = "any"
-    encode: Encode | None = None
-    second: Kind | None = None
-    trains: tuple[str, ...] = ("policy",)
-    frozen: tuple[str, ...] = ()
-    cached: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    samples: Often = "no"
-    judged: Often = "no"
-    human_labels: bool = False
-    external_api: bool = False
+    source: InputSource
+    roles: tuple[Role, ...] = (Policy(),)
+    aux_data: AuxData | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    tuned: str = ""
+    defaults_from: str = ""
+    rests_on_labels: bool | None = None
+    external_api: bool = False
     formula: str = ""
     oracle: str = ""
     paper: str = ""
-    watch: str = ""
+    pitfalls: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.roles or not isinstance(self.roles[0], Start):
+            raise ConfigError(
+                "the first role of a method is the model that a stage starts from",
+                where=self.name,
+                got=", ".join(type(role).__name__ for role in self.roles),
+                expected="Policy, RewardModel or Encoder first",
+            )
 
     @property
-    def online(self) -> bool:
-        return self.eats == "prompts"
+    def start(self) -> Start:
+        """The role of the model that a stage starts from and trains."""
+        role = self.roles[0]
+        assert isinstance(role, Start)
+        return role
 
     @property
-    def pointwise(self) -> bool:
-        """Whether it gives one answer one score, whose zero can then be set on demonstrations."""
-        return self.family == "reward" and self.encode is None
+    def trains(self) -> tuple[str, ...]:
+        """Names of the models that are trained."""
+        return tuple(role.name for role in self.roles if role.trained)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the models that are in memory and not trained."""
+        return tuple(role.name for role in self.roles if role.counted and not role.trained)
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """Names of the frozen models that may leave once their log-probs of the data are on disk."""
+        return tuple(role.name for role in self.roles if role.cached)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Names of the frozen models that some settings leave with nothing to do but to be measured against."""
+        return tuple(role.name for role in self.roles if role.optional)
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether responses of a model that is being trained are sampled."""
+        return self.source.samples != "no"
+
+    @property
+    def human_labels(self) -> bool:
+        """Whether it rests on preferences or labels of people."""
+        scored = any(isinstance(role, Reward) for role in self.roles)
+        derived = self.source.human_labels and (scored or not self.samples_policy)
+        return derived if self.rests_on_labels is None else self.rests_on_labels
 
     @property
     def summary(self) -> str:
+        """The first line of its docstring."""
         return (self.build.__doc__ or "").strip().splitlines()[0]
 
 
@@ -87,42 +110,29 @@ METHODS: dict[str, Method] = {}
 
 
 def method(
-    family: Family,
-    eats: Kind,
-    *,
-    name: str = "",
-    samples: Often | None = None,
-    judged: Often | None = None,
-    human_labels: bool | None = None,
-    **declared: Any,
+    family: Family, *, source: InputSource, roles: Sequence[Role] = (Policy(),), name: str = "", **declared: Any
 ) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
-    """Registers a function as a method under its own name (or `name`); `declared` are the fields of `Method`.
+    """Registers a function as a method under its own name (or `name`).
 
-    Unless said otherwise, a method that eats prompts samples and is judged at every step, and a method that eats
-    comparisons, labels or a reward model's scores rests on labels of people.
+    Args:
+        family, source, roles, declared: the fields of `Method`.
+        name: of the stage; empty: the function's.
     """
-    often: Often = "every step" if eats == "prompts" else "no"
-    labels = eats in ("comparisons", "labelled", "prompts")
 
     def register(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         key = name or build.__name__
-        METHODS[key] = Method(
-            key,
-            build,
-            family,
-            eats,
-            samples=samples or often,
-            judged=judged or often,
-            human_labels=labels if human_labels is None else human_labels,
-            **declared,
-        )
+        METHODS[key] = Method(key, build, family, source, tuple(roles), **declared)
         return build
 
     return register
 
 
 def get_method(name: str) -> Method:
-    """The registered method, or an error that names the nearest."""
+    """Returns the registered method.
+
+    Raises:
+        ConfigError: there is none; the error suggests the nearest name.
+    """
     if name not in METHODS:
         raise ConfigError(f"unknown method '{name}'", fix=nearest(name, METHODS))
     return METHODS[name]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import DataError
+from tiltyard.inputs import DEMONSTRATIONS, Labelled, Policy, Reference
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.losses.preference import likelihood_rank
 from tiltyard.methods.base import method
@@ -93,18 +94,17 @@ class NegativePairs:
 
 @method(
     "offline",
-    "labelled",
-    frozen=("ref",),
-    cached=("ref",),
-    second="demonstrations",
+    source=Labelled(),
+    roles=(Policy(), Reference(cached=True)),
+    aux_data=DEMONSTRATIONS,
     defaults={"lr": 1e-5, "prompts_per_step": 16},
-    tuned="Tiltyard (the paper's values could not be checked)",
+    defaults_from="Tiltyard (the paper's values could not be checked)",
     formula="-log pi(data)/tokens + weight * max(0, margin - log pi(good) + log pi(bad)), log-probs summed",
     oracle="an inactive pair leaves the language-modelling gradient alone; an active one adds -weight (grad log "
     "pi(good) - grad log pi(bad)); weight 0 is SFT; Bernoulli labels as in slic",
     paper="Zheng et al. 2023 (CLICK)",
-    watch="Its published code calls the weight GAMMA and the margin alpha. Continuations must be the model's own (a "
-    "`candidates` stage makes them), several to a prompt, good and bad ones among them.",
+    pitfalls="Its published code calls the weight GAMMA and the margin alpha. Continuations must be the model's own "
+    "(a `candidates` stage makes them), several to a prompt, good and bad ones among them.",
 )
 def click(
     source: Source,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tiltyard.inputs import Pairs
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
@@ -16,15 +17,14 @@ from tiltyard.training.prepare import PairLabels
 
 @method(
     "offline",
-    "comparisons",
-    shape="pair",
+    source=Pairs(),
     defaults={"lr": 1e-6, "prompts_per_step": 64},
-    tuned="Tiltyard: DPO's range (the paper fine-tunes a translation model with LoRA)",
+    defaults_from="Tiltyard: DPO's range (the paper fine-tunes a translation model with LoRA)",
     formula="-log sigmoid(beta h) + nll * -log pi(chosen)/|chosen|,  h = log pi(chosen) - log pi(rejected), summed",
     oracle="with nll = 0: exp(r/beta)/Z, the tilt of the uniform law instead of pi0",
     paper="Xu et al. 2024 (Contrastive Preference Optimization), eq. 5",
-    watch="Without nll it drifts to the uniform law's tilt: short answers gain. The paper sums the likelihood term; "
-    "here it is averaged over the answer's tokens unless nll_per_token=false.",
+    pitfalls="Without nll it drifts to the uniform law's tilt: short answers gain. The paper sums the likelihood "
+    "term; here it is averaged over the answer's tokens unless nll_per_token=false.",
 )
 def cpo(
     source: Source,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import pair_metrics
@@ -94,20 +95,17 @@ class TokenUniforms:
 
 @method(
     "online",
-    "prompts",
-    frozen=("ref", "reward"),
-    optional=("ref",),
-    samples="per iteration",
-    judged="per iteration",
+    source=Prompts(every="round"),
+    roles=(Policy(), Reference(optional=True), Reward()),
     defaults={"lr": 1e-5, "prompts_per_step": 64, "samples_per_prompt": 4},
-    tuned="Tiltyard (the paper's values could not be checked)",
+    defaults_from="Tiltyard (the paper's values could not be checked)",
     formula="sigmoid((b - M)/tau) * (-log pi(y+)/|y+| + alpha * mean_t softplus(s[y-_t] - s*_t)),\n"
     "M = log pi(y+) - log pi(y-),  s* drawn from the softmax over the k best negatives of the token y-_t",
-    oracle="two-token vocabulary: unlikelihood -log(1 - pi(y-_t)) for any k; tau -> 0 is the hard gate 1[M < b]; b -> "
-    "inf is binary cringe",
+    oracle="two-token vocabulary: unlikelihood -log(1 - pi(y-_t)) for any k; tau -> 0 is the hard gate 1[M < b]; b "
+    "-> inf is binary cringe",
     paper="Xu et al. 2023 (Some things are more cringe than others); Adolphs et al. 2022 (binary cringe)",
-    watch="No pull to a reference: the gate is the only brake. Its margin is in summed log-probs, so it closes early "
-    "on long answers.",
+    pitfalls="No pull to a reference: the gate is the only brake. Its margin is in summed log-probs, so it closes "
+    "early on long answers.",
 )
 def cringe(
     source: Rounds,

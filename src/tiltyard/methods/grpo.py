@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.advantages import MissingEos, overlong_B
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import (
@@ -53,9 +54,8 @@ class EndedOnly:
 
 @method(
     "rl",
-    "prompts",
-    frozen=("ref", "reward"),
-    optional=("ref",),
+    source=Prompts(),
+    roles=(Policy(), Reference(optional=True), Reward()),
     defaults={
         "lr": 1e-6,
         "prompts_per_step": 16,
@@ -64,17 +64,16 @@ class EndedOnly:
         "schedule": "constant",
         "save_every": 20,
     },
-    tuned="lr, prompts_per_step (1024 answers in groups of 64): Shao et al. 2024 (DeepSeekMath); samples_per_prompt: "
-    "Liu et al. 2025, released "
-    "code; schedule, steps, save_every: Tiltyard, as in ppo",
+    defaults_from="lr, prompts_per_step (1024 answers in groups of 64): Shao et al. 2024 (DeepSeekMath); "
+    "samples_per_prompt: Liu et al. 2025, released code; schedule, steps, save_every: Tiltyard, as in ppo",
     formula="A_i = (R_i - mean R of the group) / (its standard deviation + scale_eps)\n"
-    "L = mean over answers of the mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) "
-    "+ beta k3(pi, ref)",
+    "L = mean over answers of the mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + "
+    "beta k3(pi, ref)",
     oracle="unscaled, many answers: with loss_k3 beta ref / (nu - r), nu such that it sums to 1; with reward_k1 pi*. "
     "Scaled, rewards 0 and 1, beta = 0: it ascends 2 arcsin sqrt(p), p the chance of a 1",
     paper="Shao et al. 2024 (DeepSeekMath); Liu et al. 2025 (Dr. GRPO); Yu et al. 2025 (DAPO)",
-    watch="The policy loss starts at 0 whatever it teaches. Groups whose answers all score alike teach nothing: look "
-    "at tied_scores (dropped_groups under dynamic sampling). Dividing by the deviation favours prompts that are "
+    pitfalls="The policy loss starts at 0 whatever it teaches. Groups whose answers all score alike teach nothing: "
+    "look at tied_scores (dropped_groups under dynamic sampling). Dividing by the deviation favours prompts that are "
     "nearly always or nearly never solved.",
 )
 def grpo(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.preference import Hinge, Logistic, MarginLoss, Squared
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
@@ -27,19 +28,17 @@ def direct_loss(loss: Direct, beta: float) -> PairLoss:
 
 @method(
     "online",
-    "prompts",
-    frozen=("ref", "reward"),
-    samples="per iteration",
-    judged="per iteration",
+    source=Prompts(every="round"),
+    roles=(Policy(), Reference(), Reward()),
     defaults={"lr": 5e-7, "prompts_per_step": 64, "samples_per_prompt": 4},
-    tuned="DPO's reference code (lr); samples_per_prompt and temperature: Yuan et al. 2024",
+    defaults_from="DPO's reference code (lr); samples_per_prompt and temperature: Yuan et al. 2024",
     formula="-log sigmoid(beta h) on the best against the worst of n answers of the policy as the round began,\n"
     "h = log pi/ref(best) - log pi/ref(worst);  ref: the start (fixed) or the round's own beginning (previous)",
     oracle="with exact rounds and Bernoulli labels: ref fixed gives pi0 exp(r/beta)/Z in every round; ref previous "
     "gives pi0 exp(t r/beta) after t rounds and collapses onto the best answer",
     paper="Xu et al. 2023 (Some things are more cringe than others); Yuan et al. 2024",
-    watch="With ref_update=previous the pull to the start is gone: KL to it grows with every round, and so does length "
-    "where the judge likes length. Prompts whose answers all score alike are left out (tied_scores).",
+    pitfalls="With ref_update=previous the pull to the start is gone: KL to it grows with every round, and so does "
+    "length where the judge likes length. Prompts whose answers all score alike are left out (tied_scores).",
 )
 def iterative_dpo(
     source: Rounds,

@@ -12,6 +12,7 @@ from torch import Tensor
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.distributed import processes
 from tiltyard.errors import DataError
+from tiltyard.inputs import Labelled, Policy, Reference
 from tiltyard.losses.preference import kto_B
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import log_ratio_B
@@ -94,16 +95,17 @@ def _truncated(response: Response, group: Group, context: int | None) -> Respons
 
 @method(
     "offline",
-    "labelled",
-    frozen=("ref",),
+    source=Labelled(),
+    roles=(Policy(), Reference()),
     defaults={"lr": 5e-7, "prompts_per_step": 64, "warmup": 0.1},
-    tuned="Ethayarajh et al. 2024 (learning rate of DPO and KTO alike)",
-    formula="w_D (1 - sigmoid(beta (r - z))) good, w_U (1 - sigmoid(beta (z - r))) bad,  r = log pi/ref(y), summed,\n"
+    defaults_from="Ethayarajh et al. 2024 (learning rate of DPO and KTO alike)",
+    formula="w_D (1 - sigmoid(beta (r - z))) good, w_U (1 - sigmoid(beta (z - r))) bad,  r = log pi/ref(y), "
+    "summed,\n"
     "z = max(0, mean of log pi/ref of answers put to another prompt), without gradient",
-    oracle="at the start z = 0 and the loss is 1/2; gradient -w beta/4 on good, +w beta/4 on bad log-probs; an answer "
-    "good with probability p moves by w_D p - w_U (1-p): it learns the sign of that, no pi*",
+    oracle="at the start z = 0 and the loss is 1/2; gradient -w beta/4 on good, +w beta/4 on bad log-probs; an "
+    "answer good with probability p moves by w_D p - w_U (1-p): it learns the sign of that, no pi*",
     paper="Ethayarajh et al. 2024, eq. 8",
-    watch="Keep w_D n_good : w_U n_bad between 1:1 and 4:3 (the paper's advice) where labels are unbalanced. The "
+    pitfalls="Keep w_D n_good : w_U n_bad between 1:1 and 4:3 (the paper's advice) where labels are unbalanced. The "
     "reference point needs two or more prompts a step, and the reference stays in memory.",
 )
 def kto(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import Encoder, Texts
 from tiltyard.losses.supervised import nll_R
 from tiltyard.methods.base import method
 from tiltyard.models.encoder import MaskedModel
@@ -113,17 +114,17 @@ class Mask:
 
 @method(
     "pretrain",
-    "text",
-    trains=("encoder",),
+    source=Texts(),
+    roles=(Encoder(),),
     defaults={"lr": 1e-3, "prompts_per_step": 64, "weight_decay": 0.01, "beta2": 0.98, "warmup": 0.06},
-    tuned="weight_decay, beta2, warmup: Liu et al. 2019 (RoBERTa), table 9; lr, prompts_per_step: as pretrain's (the "
-    "1m preset "
-    "learns faster at lr=3e-3)",
+    defaults_from="weight_decay, beta2, warmup: Liu et al. 2019 (RoBERTa), table 9; lr, prompts_per_step: as "
+    "pretrain's (the 1m preset learns faster at lr=3e-3)",
     formula="L = mean over chosen tokens of -log p(x_t | the text with the chosen tokens corrupted)",
     oracle="The documents' law of a token given the corrupted text; the loss ends at that law's conditional entropy.",
     paper="Devlin et al. 2019 (BERT); Liu et al. 2019 (RoBERTa: masks drawn anew each time)",
-    watch="A loss that stands still at the entropy of single tokens for long: small encoders need many steps before "
-    "they use the context. One token in seven teaches, so a pass over the data gives less than one of `pretrain`.",
+    pitfalls="A loss that stands still at the entropy of single tokens for long: small encoders need many steps "
+    "before they use the context. One token in seven teaches, so a pass over the data gives less than one of "
+    "`pretrain`.",
 )
 def mlm(
     source: Source,

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.methods.base import method
 from tiltyard.methods.iterative import Direct, direct_loss
 from tiltyard.training.algorithm import Algorithm, Mean, Models
@@ -36,16 +37,16 @@ class RanksFromScores:
 
 @method(
     "online",
-    "prompts",
-    frozen=("ref", "reward"),
-    human_labels=False,
+    source=Prompts(),
+    roles=(Policy(), Reference(), Reward()),
+    rests_on_labels=False,
     defaults={"lr": 5e-7, "prompts_per_step": 128, "samples_per_prompt": 2, "temperature": 0.9, "warmup": 150},
-    tuned="Guo et al. 2024",
+    defaults_from="Guo et al. 2024",
     formula="l(beta h), h = log pi/ref(y1) - log pi/ref(y2), y1, y2 ~ pi now, the judge says which is better",
     oracle="first step: 2 beta times the policy gradient of the probability to beat oneself; its fixed point with "
     "Bernoulli labels is pi0 exp(r/beta)/Z",
     paper="Guo et al. 2024 (Direct Language Model Alignment from Online AI Feedback)",
-    watch="The judge is the objective: its taste for length or for a position goes straight into the policy. Its "
+    pitfalls="The judge is the objective: its taste for length or for a position goes straight into the policy. Its "
     "instruction is a setting, so another one changes the outcome without retraining anything.",
 )
 def online_dpo(

@@ -12,6 +12,7 @@ from torch import Tensor
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import CORPUS, Policy, Prompts, Reference, Reward, Value
 from tiltyard.losses.advantages import MissingEos, mean_var, moments, whiten
 from tiltyard.losses.kl import kl_controller
 from tiltyard.losses.policy import ppo_clip_R, value_clip_R
@@ -67,23 +68,19 @@ class WhitenRewards:
 
 @method(
     "rl",
-    "prompts",
-    second="text",
-    trains=("policy", "value"),
-    frozen=("ref", "reward"),
-    optional=("ref",),
+    source=Prompts(),
+    roles=(Policy(), Value(), Reference(optional=True), Reward()),
+    aux_data=CORPUS,
     defaults={"lr": 1e-5, "prompts_per_step": 64, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="lr (as run), prompts_per_step: Ziegler et al. 2019, reference code; schedule, steps: Touvron et al. 2023 "
-    "(Llama 2); "
-    "save_every: Tiltyard, steps are long",
+    defaults_from="lr (as run), prompts_per_step: Ziegler et al. 2019, reference code; schedule, steps: Touvron et "
+    "al. 2023 (Llama 2); save_every: Tiltyard, steps are long",
     formula="r_t = -beta (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A, G = GAE(r_t, V_old)\n"
-    "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + vf_coef/2 max((V - G)^2, (V' - G)^2),"
-    " V' = V kept within value_clip of V_old",
+    "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + vf_coef/2 max((V - G)^2, (V' - "
+    "G)^2), V' = V kept within value_clip of V_old",
     oracle="pi* = ref exp(r / beta) / Z: there r - beta log(pi / ref) is the same for every answer. With ptx and a "
-    "corpus "
-    "of law D over the same answers, r - beta log(pi / ref) + ptx D / pi is.",
+    "corpus of law D over the same answers, r - beta log(pi / ref) + ptx D / pi is.",
     paper="Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
-    watch="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
+    pitfalls="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
 )
 def ppo(
     source: Online,

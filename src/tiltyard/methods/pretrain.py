@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tiltyard.inputs import Texts
 from tiltyard.methods.base import method
 from tiltyard.methods.sft import Nll
 from tiltyard.training.algorithm import Algorithm, Source
@@ -9,14 +10,14 @@ from tiltyard.training.algorithm import Algorithm, Source
 
 @method(
     "pretrain",
-    "text",
+    source=Texts(),
     defaults={"lr": 1e-3, "prompts_per_step": 64, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.02},
-    tuned="weight_decay, beta2: Brown et al. 2020 (GPT-3), appendix B; lr, prompts_per_step, warmup: Tiltyard, small "
-    "new models",
+    defaults_from="weight_decay, beta2: Brown et al. 2020 (GPT-3), appendix B; lr, prompts_per_step, warmup: "
+    "Tiltyard, small new models",
     formula="L = mean over all tokens of -log pi(y_t | y_<t)",
     oracle="The empirical law of the documents; the loss ends at that law's entropy a token.",
     paper="Radford et al. 2019 (GPT-2)",
-    watch="Held-out bits per byte, not training loss: a small corpus is memorised in a few epochs.",
+    pitfalls="Held-out bits per byte, not training loss: a small corpus is memorised in a few epochs.",
 )
 def pretrain(source: Source) -> Algorithm:
     """Causal language modelling: the mean over tokens of -log pi(y_t | y_<t).

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.data.pairwise_prompt import PAIRS, encode_pairwise
 from tiltyard.errors import DataError
+from tiltyard.inputs import Rankings, RewardModel
 from tiltyard.methods.base import method
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
 
@@ -72,16 +73,15 @@ class RankerLoss:
 
 @method(
     "reward",
-    "comparisons",
-    encode=encode_pairwise,
-    trains=("reward",),
+    source=Rankings(encode=encode_pairwise),
+    roles=(RewardModel(pairwise=True),),
     defaults={"lr": 1e-4, "prompts_per_step": 32, "epochs": 1.0},
-    tuned="lr and prompts_per_step as for the reward model; SLiC-HF trains its T5 ranker at lr 1e-3, "
+    defaults_from="lr and prompts_per_step as for the reward model; SLiC-HF trains its T5 ranker at lr 1e-3, "
     "prompts_per_step 128",
     formula="-log sigmoid(s(x; y_w | y_l) - s(x; y_l | y_w)), averaged over the pairs of a row, then over rows",
     oracle="logit rho = r(x, y1) - r(x, y2) for Bradley-Terry labels; loss ln 2 at the start; rho(1,2) + rho(2,1) = 1",
     paper="Zhao et al. 2023 (SLiC-HF); Liu et al. 2023 (RSO), sec. 3.1",
-    watch="Two answers must fit max_length with their prompt. Accuracy has the ceiling of the labels' noise. "
+    pitfalls="Two answers must fit max_length with their prompt. Accuracy has the ceiling of the labels' noise. "
     "Preferences that go in circles are learnt as they are, and a tournament's winner then depends on its draw.",
 )
 def ranker(source: Source) -> Algorithm:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tiltyard.batch.batch import Batch
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import Policy, Prompts, Reference, Reward, Value
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import ActorCritic, require_untruncated_sampling
@@ -34,19 +35,17 @@ class ResponseReturns:
 
 @method(
     "rl",
-    "prompts",
-    trains=("policy", "value"),
-    frozen=("ref", "reward"),
-    optional=("ref",),
+    source=Prompts(),
+    roles=(Policy(), Value(), Reference(optional=True), Reward()),
     defaults={"lr": 1e-5, "prompts_per_step": 128, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="lr, prompts_per_step: Lee et al. 2023 (RLAIF); schedule, steps, save_every: Tiltyard, as in ppo",
+    defaults_from="lr, prompts_per_step: Lee et al. 2023 (RLAIF); schedule, steps, save_every: Tiltyard, as in ppo",
     formula="R = r(x, y) - beta log pi(y)/ref(y), or with mix_kl: (1 - beta) r - beta log pi(y)/ref(y)\n"
-    "L = mean over tokens of -(R - V_t) log pi(y_t) + value_coef (V_t - R)^2, with R - V_t held constant in the first "
-    "term",
+    "L = mean over tokens of -(R - V_t) log pi(y_t) + value_coef (V_t - R)^2, with R - V_t held constant in the "
+    "first term",
     oracle="pi* = ref exp(r / beta) / Z; with mix_kl the coefficient is beta / (1 - beta): 0.05263 for 0.05",
     paper="Williams 1992; Lee et al. 2023 (RLAIF), appendix on modified REINFORCE",
-    watch="The KL of tokens that are already written is part of every token's return: the same mean gradient as a2c, "
-    "with more variance in long answers.",
+    pitfalls="The KL of tokens that are already written is part of every token's return: the same mean gradient as "
+    "a2c, with more variance in long answers.",
 )
 def reinforce(
     source: Online,

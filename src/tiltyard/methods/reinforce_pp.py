@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from tiltyard.batch.batch import Batch
+from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.advantages import MissingEos, gae_R, group_advantages_B
 from tiltyard.losses.kl import FixedKL, sum_per_response
 from tiltyard.methods.base import method
@@ -63,20 +64,18 @@ class GroupBaseline:
 
 @method(
     "rl",
-    "prompts",
-    frozen=("ref", "reward"),
-    optional=("ref",),
+    source=Prompts(),
+    roles=(Policy(), Reference(optional=True), Reward()),
     defaults={"lr": 1e-6, "prompts_per_step": 64, "steps": 200, "schedule": "constant", "save_every": 20},
-    tuned="Tiltyard: lr as in rloo and grpo, prompts_per_step, schedule, steps and save_every as in ppo",
+    defaults_from="Tiltyard: lr as in rloo and grpo, prompts_per_step, schedule, steps and save_every as in ppo",
     formula="r_t = -beta (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A_t = sum of r_s, s >= t [- the "
-    "group's "
-    "mean reward], then mean 0 and variance 1 over all tokens of the step\n"
+    "group's mean reward], then mean 0 and variance 1 over all tokens of the step\n"
     "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip))",
-    oracle="PPO with V = 0, lam = 1 and whitening, number for number; pi* = ref exp(r / beta) / Z up to the whitening; "
-    "at beta = 0 the same for r and a r + c, a > 0",
+    oracle="PPO with V = 0, lam = 1 and whitening, number for number; pi* = ref exp(r / beta) / Z up to the "
+    "whitening; at beta = 0 the same for r and a r + c, a > 0",
     paper="Hu et al. 2025 (REINFORCE++)",
-    watch="Normalising divides by a deviation that shrinks as the policy settles, so late noise is blown up. Needs "
-    "large batches, since the batch is the baseline.",
+    pitfalls="Normalising divides by a deviation that shrinks as the policy settles, so late noise is blown up. "
+    "Needs large batches, since the batch is the baseline.",
 )
 def reinforce_pp(
     source: Online,

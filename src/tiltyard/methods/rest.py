@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import ROUND_DEMONSTRATIONS, Policy, Prompts, Reference, Reward
 from tiltyard.methods.base import method
 from tiltyard.methods.iterative import Direct, direct_loss
 from tiltyard.methods.sft import Nll, WeightedNll
@@ -63,14 +64,11 @@ def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: fl
 
 @method(
     "online",
-    "prompts",
-    second="demonstrations",
-    frozen=("ref", "reward"),
-    optional=("ref",),
-    samples="per iteration",
-    judged="per iteration",
+    source=Prompts(every="round"),
+    roles=(Policy(), Reference(optional=True), Reward()),
+    aux_data=ROUND_DEMONSTRATIONS,
     defaults={"lr": 1e-5, "prompts_per_step": 64, "samples_per_prompt": 8, "temperature": 0.8},
-    tuned="Tiltyard (the paper tunes T5-like translation models)",
+    defaults_from="Tiltyard (the paper tunes T5-like translation models)",
     formula="1[r(x, y) > tau_i] * L(x, y),  y ~ lambda * (the policy as the round began) + (1 - lambda) * data,\n"
     "tau_i rising in the round; L = -log pi(y_t) a token (nll), times max(pi(y_t), floor) r (gold), times\n"
     "exp(A/eta) on the better half (vmpo)",
@@ -78,8 +76,8 @@ def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: fl
     "matters at convergence, and a threshold below every reward is SFT on the samples. vmpo: times exp(A/eta) within "
     "the better half. gold: times r with floor=1; a lower floor ends nearer the likeliest answer",
     paper="Gulcehre et al. 2023 (ReST)",
-    watch="Easy prompts outlive the filter, because scores are compared over all prompts. The first threshold should "
-    "be above the mean score. Rankings by reward and by people part ways (their table 3).",
+    pitfalls="Easy prompts outlive the filter, because scores are compared over all prompts. The first threshold "
+    "should be above the mean score. Rankings by reward and by people part ways (their table 3).",
 )
 def rest(
     source: Rounds,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.inputs import Rankings, RewardModel
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.reward import accuracy_G, best_loss_G, kwise_loss_G, listwise_loss_G, pairs_G
 from tiltyard.methods.base import method
@@ -154,17 +155,18 @@ class Margins:
 
 @method(
     "reward",
-    "comparisons",
+    source=Rankings(),
+    roles=(RewardModel(),),
     name="reward",
-    trains=("reward",),
     defaults={"lr": 1e-4, "prompts_per_step": 32, "epochs": 1.0},
-    tuned="one epoch and whole rankings as elements: InstructGPT; lr: Tiltyard, for small models (InstructGPT 9e-6)",
+    defaults_from="one epoch and whole rankings as elements: InstructGPT; lr: Tiltyard, for small models "
+    "(InstructGPT 9e-6)",
     formula="pairs: mean over untied pairs of -log sigmoid(r_i - r_j - m) + centre (r_i + r_j)^2\n"
     "listwise: -sum_k (r_(k) - logsumexp of r_(k), r_(k+1), ...);  best: -log softmax(r)_best",
     oracle="r_true + const for Bradley-Terry or Plackett-Luce labels; at equal scores the gradient at rank i is "
     "(2i-1-K)/(K(K-1)); margins break calibration; centring with K >= 3 shrinks differences",
     paper="Bradley & Terry 1952; Ouyang et al. 2022 (InstructGPT), eq. 1; Plackett 1975; Touvron et al. 2023 (margins)",
-    watch="One epoch: more overfits. Ties are left out. Accuracy on noisy labels has a ceiling of E max(p, 1-p).",
+    pitfalls="One epoch: more overfits. Ties are left out. Accuracy on noisy labels has a ceiling of E max(p, 1-p).",
 )
 def reward_model(
     source: Source,

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.policy import policy_gradient
 from tiltyard.methods.base import method
@@ -35,9 +36,8 @@ class Reinforce:
 
 @method(
     "rl",
-    "prompts",
-    frozen=("ref", "reward"),
-    optional=("ref",),
+    source=Prompts(),
+    roles=(Policy(), Reference(optional=True), Reward()),
     defaults={
         "lr": 1e-6,
         "prompts_per_step": 32,
@@ -46,17 +46,16 @@ class Reinforce:
         "schedule": "constant",
         "save_every": 20,
     },
-    tuned="lr, samples_per_prompt: Ahmadian et al. 2024 as TRL's documentation quotes them (samples_per_prompt: 2 "
-    "and 4); prompts_per_step: Tiltyard (theirs is 512 "
-    "answers); schedule, steps, save_every: Tiltyard, as in ppo",
+    defaults_from="lr, samples_per_prompt: Ahmadian et al. 2024 as TRL's documentation quotes them "
+    "(samples_per_prompt: 2 and 4); prompts_per_step: Tiltyard (theirs is 512 answers); schedule, steps, save_every: "
+    "Tiltyard, as in ppo",
     formula="R_i = r(x, y_i) - beta log pi(y_i)/ref(y_i);  A_i = R_i - mean of the other answers' R\n"
     "L = mean over answers of -A_i log pi(y_i), summed over tokens, A held constant",
     oracle="pi* = ref exp(r / beta) / Z; the gradient is exactly unbiased for any n >= 2, the advantages of a prompt "
-    "add "
-    "up to 0",
+    "add up to 0",
     paper="Kool et al. 2019; Ahmadian et al. 2024 (Back to Basics)",
-    watch="Log-probs are summed over tokens, so long answers have larger gradients. Two answers alone give a noisy "
-    "baseline.",
+    pitfalls="Log-probs are summed over tokens, so long answers have larger gradients. Two answers alone give a "
+    "noisy baseline.",
 )
 def rloo(
     source: Online,

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.inputs import Rankings
 from tiltyard.losses.preference import rank_hinge_G
 from tiltyard.losses.reward import accuracy_G, pairs_G
 from tiltyard.methods.base import method
@@ -47,15 +48,15 @@ class RankAndImitate:
 
 @method(
     "offline",
-    "comparisons",
+    source=Rankings(),
     defaults={"lr": 2e-5, "prompts_per_step": 64, "epochs": 3.0, "warmup": 0.03},
-    tuned="Yuan et al. 2023",
+    defaults_from="Yuan et al. 2023",
     formula="sum over r_i < r_j of max(0, p_i - p_j) - log pi(y_best),  p = log pi(y)/|y|",
-    oracle="r = (1, .2, .8), p = (-.8, -.5, -.9): rank loss 0.70; zero exactly where the averaged log-probs are in the "
-    "right order; only the order of rewards matters; nothing anchors it: the optimum is all mass on the best",
+    oracle="r = (1, .2, .8), p = (-.8, -.5, -.9): rank loss 0.70; zero exactly where the averaged log-probs are in "
+    "the right order; only the order of rewards matters; nothing anchors it: the optimum is all mass on the best",
     paper="Yuan et al. 2023 (RRHF), eq. 3-4",
-    watch="Without an anchor it ends in memorising the best answers: stop early, watch KL. The published code averages "
-    "over the padded row instead of the answer (its mask is overwritten in place); here it is the formula.",
+    pitfalls="Without an anchor it ends in memorising the best answers: stop early, watch KL. The published code "
+    "averages over the padded row instead of the answer (its mask is overwritten in place); here it is the formula.",
 )
 def rrhf(
     source: Source,

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.preference import Hinge, Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
@@ -40,19 +41,18 @@ class RejectThenRank:
 
 @method(
     "online",
-    "prompts",
-    frozen=("ref", "reward"),
-    samples="per iteration",
-    judged="per iteration",
+    source=Prompts(every="round"),
+    roles=(Policy(), Reference(), Reward()),
     defaults={"lr": 1e-5, "prompts_per_step": 32, "samples_per_prompt": 64, "temperature": 0.7},
-    tuned="Liu et al. 2023",
-    formula="sigmoid_norm: -log sigmoid(beta h);  hinge_norm: max(0, 1 - beta h), h of log pi/ref; hinge: of log pi\n"
+    defaults_from="Liu et al. 2023",
+    formula="sigmoid_norm: -log sigmoid(beta h);  hinge_norm: max(0, 1 - beta h), h of log pi/ref; hinge: of log "
+    "pi\n"
     "pairs among answers accepted with probability exp((r - highest left)/rejection_beta)",
-    oracle="accepted answers follow pi0 exp(r/rejection_beta)/Z as n grows; with Bernoulli labels the "
-    "fit is pi0 exp(r/beta)/Z whatever the law of the pairs; hard labels have no finite optimum",
+    oracle="accepted answers follow pi0 exp(r/rejection_beta)/Z as n grows; with Bernoulli labels the fit is pi0 "
+    "exp(r/beta)/Z whatever the law of the pairs; hard labels have no finite optimum",
     paper="Liu et al. 2023 (RSO), algorithm 1",
-    watch="Keep accepted at n/8 or below: accepting all says nothing. Equal texts are one under key=text, as in the "
-    "paper's code. beta (the paper's gamma) and not rejection_beta (its beta) is the pull to the reference.",
+    pitfalls="Keep accepted at n/8 or below: accepting all says nothing. Equal texts are one under key=text, as in "
+    "the paper's code. beta (the paper's gamma) and not rejection_beta (its beta) is the pull to the reference.",
 )
 def rso(
     source: Rounds,

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from tiltyard.batch.batch import Batch, Metrics
+from tiltyard.inputs import Policy, PolicyAsJudge, Prompts, Reference
 from tiltyard.methods.base import method
 from tiltyard.methods.iterative import direct_loss
 from tiltyard.training.algorithm import Algorithm, Mean, Models
@@ -33,11 +34,9 @@ def pair_lengths(models: Models, batch: Batch, step: int) -> Metrics:  # noqa: A
 
 @method(
     "online",
-    "prompts",
-    frozen=("ref",),
-    samples="per iteration",
-    judged="per iteration",
-    human_labels=False,
+    source=Prompts(every="round"),
+    roles=(Policy(), Reference(renewed=True), PolicyAsJudge()),
+    rests_on_labels=False,
     defaults={
         "lr": 1e-6,
         "prompts_per_step": 16,
@@ -47,15 +46,15 @@ def pair_lengths(models: Models, batch: Batch, step: int) -> Metrics:  # noqa: A
         "iterations": 2,
         "dropout": 0.1,
     },
-    tuned="Yuan et al. 2024",
+    defaults_from="Yuan et al. 2024",
     formula="-log sigmoid(beta h) on the best against the worst of n own answers by the policy's own points,\n"
     "h = log pi/pi_t(best) - log pi/pi_t(worst);  pi_t: the policy as the round began, also judge and reference",
     oracle="with exact rounds and a judge whose verdicts are Bernoulli in r: pi0 exp(t r/beta) after t rounds, which "
     "collapses onto the judge's favourite; a judge that scores everything alike leaves nothing to learn from",
     paper="Yuan et al. 2024 (Self-Rewarding Language Models)",
-    watch="Nothing outside the model says whether its verdicts are right. Length is the known failure (1,092 to 2,552 "
-    "characters in three rounds of the paper): length_gap shows what the judge pays for it. A model must be able to "
-    "judge first: teach it with judge_skill. Answers without a readable score are dropped.",
+    pitfalls="Nothing outside the model says whether its verdicts are right. Length is the known failure (1,092 to "
+    "2,552 characters in three rounds of the paper): length_gap shows what the judge pays for it. A model must be "
+    "able to judge first: teach it with judge_skill. Answers without a readable score are dropped.",
 )
 def self_rewarding(source: Rounds, *, beta: Annotated[float, Field(gt=0)] = 0.1) -> Algorithm:
     """Self-rewarding: each round the policy scores its own responses, and learns the best against the worst by DPO.

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tiltyard.inputs import Pairs
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
@@ -16,17 +17,16 @@ from tiltyard.training.prepare import PairLabels
 
 @method(
     "offline",
-    "comparisons",
-    shape="pair",
+    source=Pairs(),
     defaults={"lr": 6e-7, "prompts_per_step": 128, "warmup": 0.1},
-    tuned="Meng et al. 2024, released configurations (Llama-3-Base)",
-    formula="-log sigmoid(beta h - gamma),  h = log pi(chosen)/|chosen| - log pi(rejected)/|rejected|,  "
-    "gamma = beta * gamma_ratio",
+    defaults_from="Meng et al. 2024, released configurations (Llama-3-Base)",
+    formula="-log sigmoid(beta h - gamma),  h = log pi(chosen)/|chosen| - log pi(rejected)/|rejected|,  gamma = beta "
+    "* gamma_ratio",
     oracle="one pair with Bernoulli p: h = u/beta with p sigmoid(gamma-u) = (1-p) sigmoid(gamma+u); no pi*: there is "
     "no reference to tilt",
     paper="Meng et al. 2024, eq. 6",
-    watch="A learning rate above 1e-6 makes large models repeat themselves. Nothing ties the model to where it began: "
-    "watch KL and samples.",
+    pitfalls="A learning rate above 1e-6 makes large models repeat themselves. Nothing ties the model to where it "
+    "began: watch KL and samples.",
 )
 def simpo(
     source: Source,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import DEMONSTRATIONS, Pairs
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Hinge
 from tiltyard.methods.base import method
@@ -18,17 +19,16 @@ from tiltyard.training.prepare import PairLabels
 
 @method(
     "offline",
-    "comparisons",
-    shape="pair",
-    second="demonstrations",
+    source=Pairs(),
+    aux_data=DEMONSTRATIONS,
     defaults={"lr": 1e-5, "prompts_per_step": 32},
-    tuned="Zhao et al. 2023 (T5)",
+    defaults_from="Zhao et al. 2023 (T5)",
     formula="max(0, delta - h) + lam * -log pi(y_ref),  h = log pi(chosen) - log pi(rejected); all sums over tokens",
     oracle="one pair with Bernoulli p: h = delta sign(p - 1/2): it does not estimate log-odds, so no pi*; lam = 0 "
     "stops exactly where every training pair has h >= delta; lam -> inf is SFT",
     paper="Zhao et al. 2023 (SLiC-HF), eq. 1",
-    watch="On people's own pairs (direct) answers keep growing; the paper's better variant ranks the SFT model's own "
-    "answers (sample_rank: train on pairs of a `candidates` stage with a ranker).",
+    pitfalls="On people's own pairs (direct) answers keep growing; the paper's better variant ranks the SFT model's "
+    "own answers (sample_rank: train on pairs of a `candidates` stage with a ranker).",
 )
 def slic(
     source: Source,

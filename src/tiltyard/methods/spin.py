@@ -10,13 +10,14 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.errors import ConfigError
+from tiltyard.inputs import Policy, Reference, SelfPlay
 from tiltyard.losses.preference import Hinge, Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
+from tiltyard.training import source as runtime
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean
 from tiltyard.training.hooks import RenewRef
 from tiltyard.training.prepare import PairLabels, RefLogp
-from tiltyard.training.source import SelfPlay
 
 Kind = Literal["logistic", "hinge"]
 
@@ -46,24 +47,21 @@ class SPINLoss:
 
 @method(
     "offline",
-    "demonstrations",
-    frozen=("ref",),
-    samples="per iteration",
-    judged="per iteration",
-    human_labels=False,
+    source=SelfPlay(),
+    roles=(Policy(), Reference(renewed=True)),
+    rests_on_labels=False,
     defaults={"lr": 5e-7, "prompts_per_step": 64, "epochs": 2.0, "warmup": 0.1},
-    tuned="Chen et al. 2024, code (iterations 0 and 1); its optimiser is RMSprop, ours is AdamW",
+    defaults_from="Chen et al. 2024, code (iterations 0 and 1); its optimiser is RMSprop, ours is AdamW",
     formula="l(beta h),  h = log pi/pi_t(data's answer) - log pi/pi_t(own answer),  own answer ~ pi_t;\n"
     "pi_t, the model as the iteration began, is both opponent and reference",
     oracle="exact iterate pi_t (p_data/pi_t)^(1/beta); fixed point p_data; beta = 1 gets there in one iteration, "
-    "beta > "
-    "1/2 contracts, beta = 1/2 cycles, beta < 1/2 diverges",
+    "beta > 1/2 contracts, beta = 1/2 cycles, beta < 1/2 diverges",
     paper="Chen et al. 2024 (SPIN), eq. 4.7",
-    watch="The published beta = 0.1 is stable only because each iteration stops far from its optimum: few steps, small "
-    "lr. The paper adds the previous iteration's answers to the pool; here each iteration uses its own.",
+    pitfalls="The published beta = 0.1 is stable only because each iteration stops far from its optimum: few steps, "
+    "small lr. The paper adds the previous iteration's answers to the pool; here each iteration uses its own.",
 )
 def spin(
-    source: SelfPlay,
+    source: runtime.SelfPlay,
     *,
     beta: Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] = 0.1,
     loss: Kind = "logistic",

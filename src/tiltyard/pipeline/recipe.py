@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.records import canonical, canonical_key, flat_keys, merged
 from tiltyard.runs import Ref
 from tiltyard.stages.base import Stage, get_stage, references
 from tiltyard.yaml_values import CoreLoader, split_assignment
@@ -40,6 +41,7 @@ class Entry:
     values: Mapping[str, Any]
     place: str = ""
     places: Mapping[str, str] = field(default_factory=dict)
+    overrides: tuple[tuple[str, Any, str], ...] = ()  # (dotted key, value, where), in order
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,7 @@ def _override(recipe: Recipe, text: str) -> Recipe:
 def _set_entry(entry: Entry, key: str, value: Any, where: str) -> Entry:
     if key == "method":
         return replace(entry, kind=str(value), place=where)
-    places = {**entry.places, **_marks(key, where)}
-    return replace(entry, values=set_key(entry.values, key, value, where), places=places)
+    return replace(entry, overrides=(*entry.overrides, (key, value, where)))
 
 
 def _marks(key: str, where: str) -> dict[str, str]:
@@ -249,7 +250,7 @@ def check(recipe: Recipe) -> list[Step]:
         names.append(entry.name)
         stages.append(_kind(entry))
     for key in recipe.defaults:
-        options = {k for stage in stages for k in stage.settings.model_fields}
+        options = {k for stage in stages for k in flat_keys(stage.settings)}
         if key not in options:
             where = recipe.default_places.get(key, recipe.source)
             raise ConfigError(f"no stage of this recipe has a setting '{key}'", where=where, fix=nearest(key, options))
@@ -275,16 +276,15 @@ def _kind(entry: Entry) -> Stage:
 
 
 def _check_entry(recipe: Recipe, entry: Entry, stage: Stage, names: Sequence[str]) -> Step:
-    shared = {k: v for k, v in recipe.defaults.items() if k in stage.settings.model_fields}
-    values = {**shared, **entry.values}
-    places = {"": entry.place, **recipe.default_places, **entry.places}
-    settings = parse_settings(stage.settings, values, entry.name, places=places)
+    values, written, places = _values(recipe, entry, stage.settings)
+    settings = parse_settings(stage.settings, values, entry.name, places=places, written=written)
     earlier = names[: list(names).index(entry.name)]
     uses: dict[str, None] = {}
-    inputs: dict[str, Path] = {}
+    inputs: dict[str, Path] = dict(stage.files)
     for key, value in references(stage, settings):
-        place = places.get(key, entry.place)
-        spot = f"{place}: {entry.name}.{key}" if place else f"{entry.name}.{key}"
+        spelt = written.get(key, key)
+        place = places.get(spelt) or places.get(key.partition(".")[0]) or entry.place
+        spot = f"{place}: {entry.name}.{spelt}" if place else f"{entry.name}.{spelt}"
         ref = Ref.of(value, stages=names, folder=recipe.folder, where=spot)
         if ref.path is not None:
             inputs[value] = ref.path
@@ -294,4 +294,29 @@ def _check_entry(recipe: Recipe, entry: Entry, stage: Stage, names: Sequence[str
             what = "names itself" if ref.name == entry.name else f"names '{ref.name}', a later stage"
             expected = f"an earlier stage ({', '.join(earlier)}) or a path" if earlier else "a path"
             raise ConfigError(f"the stage '{entry.name}' {what}", where=spot, got=value, expected=expected)
-    return Step(entry.name, stage, settings, frozenset(values), tuple(uses), tuple(inputs.items()))
+    return Step(entry.name, stage, settings, frozenset(written), tuple(uses), tuple(inputs.items()))
+
+
+def _values(
+    recipe: Recipe, entry: Entry, model: type[BaseModel]
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """(the values of a stage with records nested, dotted key -> as it was written, as written -> place).
+
+    The recipe's defaults come first, then the stage's own values, then overrides.
+    """
+    keys = flat_keys(model)
+    shared = {k: v for k, v in recipe.defaults.items() if k in keys}
+    try:
+        below, above = canonical(model, shared), canonical(model, entry.values)
+    except ConfigError as error:
+        place = entry.places.get(error.where, entry.place)
+        spot = f"{place}: {entry.name}.{error.where}" if place else f"{entry.name}.{error.where}"
+        raise ConfigError(error.what, where=spot, got=error.got, fix=error.fix) from None
+    values, written = merged(below[0], above[0], model), {**below[1], **above[1]}
+    places = {"": entry.place, **recipe.default_places, **entry.places}
+    for key, value, where in entry.overrides:
+        dotted = canonical_key(model, key)
+        values = set_key(values, dotted, value, where)
+        written[dotted] = key
+        places |= _marks(key, where)
+    return values, written, places

@@ -12,6 +12,7 @@ from tiltyard.config import REQUIRED, describe
 from tiltyard.files import jsonable
 from tiltyard.pipeline.recipe import Step
 from tiltyard.pipeline.state import Decision, shortened
+from tiltyard.records import flat_keys, records_of
 
 VERBS = {"run": "runs", "resume": "resumes", "skip": "is skipped"}
 STYLES = {"run": "green", "resume": "yellow", "skip": "dim"}
@@ -47,9 +48,18 @@ def _settings(step: Step) -> Text:
     changed: list[str] = []
     usual: list[str] = []
     values: dict[str, Any] = jsonable(step.settings)
+    short = flat_keys(step.stage.settings)
+    mains = {key: record.main for key, record in records_of(step.stage.settings).items()}
     for setting in describe(step.stage.settings):
-        pair = f"{setting.key}={shortened(values[setting.key])}"
-        default = setting.default is not REQUIRED and jsonable(setting.default) == values[setting.key]
+        value = values
+        for part in setting.key.split("."):
+            value = value[part]
+        name = setting.key.rpartition(".")[2]
+        homes = short.get(name, [])
+        shown = setting.key if homes != [setting.key] else name
+        shown = setting.key.partition(".")[0] if name == mains.get(setting.key.partition(".")[0]) else shown
+        pair = f"{shown}={shortened(value)}"
+        default = setting.default is not REQUIRED and jsonable(setting.default) == value
         (usual if default else changed).append(pair)
     text = Text("  ")
     text.append("  ".join(changed), style="bold cyan")

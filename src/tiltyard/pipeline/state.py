@@ -47,7 +47,7 @@ class Fingerprint:
 
 def fingerprint(step: Step, earlier: Mapping[str, Fingerprint], files: FileHashes) -> Fingerprint:
     """Computes a stage's fingerprint from its kind, settings, code version, input stages and input files."""
-    settings = {k: v for k, v in step.settings.model_dump(mode="json").items() if k not in step.stage.neutral}
+    settings = without(step.settings.model_dump(mode="json"), step.stage.neutral)
     parts = {
         "kind": step.stage.name,
         "settings": settings,
@@ -57,6 +57,16 @@ def fingerprint(step: Step, earlier: Mapping[str, Fingerprint], files: FileHashe
     whole = {**parts, "stages": {name: earlier[name].digest for name in step.uses}}
     text = json.dumps(whole, sort_keys=True, default=str)
     return Fingerprint(parts, hashlib.sha256(text.encode()).hexdigest())
+
+
+def without(settings: Mapping[str, Any], neutral: Collection[str]) -> dict[str, Any]:
+    """The settings without those that cannot change the result; dotted keys name settings of records."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in neutral:
+            inner = [name.partition(".")[2] for name in neutral if name.startswith(f"{key}.")]
+            result[key] = without(value, inner) if inner and isinstance(value, Mapping) else value
+    return result
 
 
 class FileHashes:
@@ -146,18 +156,31 @@ def differences(old: StageConfig, new: Mapping[str, Any], neutral: Collection[st
     changes = []
     if old.kind != new["kind"]:
         changes.append(f"its kind changed {old.kind} -> {new['kind']}")
-    before, now = old.settings, jsonable(new["settings"])
-    for key in sorted({*before, *now} - {*neutral, *old.neutral}):
-        if key not in now:
-            changes.append(f"the setting {key} is gone")
-        elif key not in before:
-            changes.append(f"{key} is new ({shortened(now[key])})")
-        elif before[key] != now[key]:
-            changes.append(f"{key} changed {shortened(before[key])} -> {shortened(now[key])}")
+    changes += changed_settings(old.settings, jsonable(new["settings"]), {*neutral, *old.neutral})
     if old.version != new["version"]:
         changes.append(f"its code changed (version {old.version} -> {new['version']})")
     digests = new["files"].items()
     changes += [f"its file {name} changed" for name, d in digests if name in old.files and old.files[name] != d]
+    return changes
+
+
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], record: str = ""
+) -> list[str]:
+    """Returns a clause for each setting that differs, those of records and mappings by themselves."""
+    changes = []
+    for name in sorted({*before, *now}):
+        key = f"{record}{name}"
+        if key in neutral:
+            continue
+        if name not in now:
+            changes.append(f"the setting {key} is gone")
+        elif name not in before:
+            changes.append(f"{key} is new ({shortened(now[name])})")
+        elif isinstance(before[name], Mapping) and isinstance(now[name], Mapping):
+            changes += changed_settings(before[name], now[name], neutral, f"{key}.")
+        elif before[name] != now[name]:
+            changes.append(f"{key} changed {shortened(before[name])} -> {shortened(now[name])}")
     return changes
 
 

@@ -31,11 +31,11 @@ from tiltyard.feedback.scorers import Missing, begin_turn
 from tiltyard.feedback.simulated import stream
 from tiltyard.feedback.verdicts import Places, shown
 from tiltyard.files import atomic_write, jsonable
+from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import model_folder, report
 from tiltyard.types import Group, Judgement
 
 BLOCK = 32  # pairs at a time
@@ -79,7 +79,7 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     journal = Journal(context.folder, (LABELS, JUDGEMENTS), Progress())
     progress = journal.progress
     if journal.resumed:
-        report(context, "goes on", [f"{progress.asked:,} of {len(pairs):,} pairs are done"])
+        context.report("goes on", [f"{progress.asked:,} of {len(pairs):,} pairs are done"])
     missing = Missing()
     for at in range(progress.asked, len(pairs), BLOCK):
         block = pairs[at : at + BLOCK]
@@ -90,7 +90,7 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
         _count(progress, block, verdicts, judge)
         judgements = _judgements(block, verdicts, settings)
         journal.commit({LABELS: map(group_to_line, labels), JUDGEMENTS: map(asdict, judgements)})
-        report(context, "labels", [f"{progress.asked:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
+        context.report("labels", [f"{progress.asked:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
     journal.close()
     _write_rows(context.folder)
     result = _result(progress)
@@ -100,7 +100,7 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     if "agreement" in result:
         told.append(f"agreement with the labels given: {result['agreement']:.1%} of {result['agreement_pairs']:,}")
     told.append(f"{result['judge_calls']:,} questions, cost {result['judge_cost']:.4f}")
-    report(context, "judge", told)
+    context.report("judge", told)
     return result
 
 

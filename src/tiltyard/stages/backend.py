@@ -18,6 +18,7 @@ from typing import Any
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import read_json, write_json
+from tiltyard.inputs.settings import Arch, PretrainSettings, StageSettings
 from tiltyard.kernels import backend, measure
 from tiltyard.models.backbone import Backbone
 from tiltyard.models.load import PRESETS, pick_device
@@ -68,12 +69,9 @@ def _kept(context: StageContext) -> dict[str, Any]:
     return read_json(context.folder / "config.json") or {}
 
 
-def planned(context: StageContext, settings: Any, arch: Any = None) -> backend.Backend:
-    """Returns the backend that a stage's model will get, as far as that is known before it is loaded.
-
-    Args:
-        settings: with `model`, `dtype` and `device`. arch: of a new model, with `preset`.
-    """
+def planned(context: StageContext, settings: StageSettings) -> backend.Backend:
+    """Returns the backend that a stage's model will get, as far as that is known before it is loaded."""
+    arch = new_arch(settings)
     shapes: measure.Shapes | None = None
     supported = True
     try:
@@ -84,12 +82,17 @@ def planned(context: StageContext, settings: Any, arch: Any = None) -> backend.B
             config = json.loads((Path(context.resolve(settings.model, want="model")) / "config.json").read_text())
             supported = config.get("model_type") in FAMILY
             shapes = _shapes(config) if supported else None
-        device = pick_device(settings.device).type
+        device = pick_device(settings.models.device).type
     except (OSError, KeyError, TypeError, ValueError, TiltyardError) as error:
         if isinstance(error, ConfigError) and error.where == "device":
             raise
         device = "cpu"
-    return backend.expected(shapes, dtype=settings.dtype, device=device, supported=supported)
+    return backend.expected(shapes, dtype=settings.models.dtype, device=device, supported=supported)
+
+
+def new_arch(settings: StageSettings) -> Arch | None:
+    """The architecture of a model that the stage makes from scratch, or None."""
+    return settings.arch if isinstance(settings, PretrainSettings) and not settings.model else None
 
 
 def _shapes(config: Mapping[str, Any]) -> measure.Shapes:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from rich.console import Console
 
+from tiltyard.config import describe
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.runs import Ref, StageReader, written_by_stage
 
@@ -35,6 +36,7 @@ class Stage:
         neutral: settings that cannot change the result (devices, logging); changing them re-runs nothing.
         version: raised when the stage's code gives another result, so that old results are computed again.
         parallel: under torchrun every rank runs it; otherwise rank 0 alone does, and the others wait.
+        files: (as written, path) of files that its code comes from, besides the package's own.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Stage:
     neutral: tuple[str, ...] = ()
     version: str = "1"
     parallel: bool = False
+    files: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass
@@ -128,19 +131,24 @@ class StageContext:
 def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
     """Yields (key, text) of every setting that refers to a stage or path, those inside lists and mappings too."""
     for key in stage.refers:
-        for text in _texts(getattr(settings, key, None)):
+        for name, text in _texts(key, getattr(settings, key, None)):
             if text not in stage.words:
-                yield key, text
+                yield name, text
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a setting's value."""
     if hasattr(value, "folders"):
-        value = value.folders()
-    if isinstance(value, str | Path):
-        yield from filter(None, [str(value)])
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+        for inner, item in value.folders().items():
+            yield from _texts(f"{key}.{inner}", item)
+    elif isinstance(value, str | Path):
+        yield from ((key, text) for text in [str(value)] if text)
+    elif isinstance(value, Mapping):
+        for inner, item in value.items():
+            yield from _texts(f"{key}.{inner}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(key, item)
 
 
 # ---------------------------------------------------------------------------------------------------- the registry
@@ -167,9 +175,10 @@ def register(stage: Stage) -> Stage:
     for key in RESERVED:
         if key in stage.settings.model_fields:
             raise ConfigError(f"the setting '{key}' is reserved for recipes", where=stage.name)
+    known = {*stage.settings.model_fields, *(setting.key for setting in describe(stage.settings))}
     for key in (*stage.refers, *stage.neutral):
-        if key not in stage.settings.model_fields:
-            raise ConfigError(f"no setting '{key}' to refer by", where=stage.name)
+        if key not in known:
+            raise ConfigError(f"there is no setting '{key}' to refer by", where=stage.name)
     STAGES[stage.name] = stage
     return stage
 

@@ -22,6 +22,8 @@ from tiltyard.config import Settings
 from tiltyard.data import group_to_line, read_groups
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
+from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.runs.journal import Journal
@@ -29,7 +31,6 @@ from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer
 from tiltyard.stages.backend import keeps_backend, settle
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import model_folder, prompts_of, report
 from tiltyard.training import select
 from tiltyard.training.source import generator
 from tiltyard.types import Group, Prompt
@@ -100,18 +101,18 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     journal = Journal(context.folder, files, Progress())
     progress = journal.progress
     if journal.resumed:
-        report(context, "goes on", [f"{progress.candidates:,} of {len(prompts):,} prompts are done"])
+        context.report("goes on", [f"{progress.candidates:,} of {len(prompts):,} prompts are done"])
     for first in range(progress.candidates, len(prompts), BLOCK):
         block = judge.block(prompts[first : first + BLOCK], first)
         _count(progress, block, judge)
         journal.commit({name: map(group_to_line, getattr(block, name.partition(".")[0])) for name in files})
         done, total = progress.candidates, len(prompts)
-        report(context, "candidates", [f"{done:,} of {total:,} prompts, {progress.pairs:,} pairs"])
+        context.report("candidates", [f"{done:,} of {total:,} prompts, {progress.pairs:,} pairs"])
     journal.close()
     _write_rows(context.folder)
     result = _result(progress, settings)
     spread = ", ".join(f"{key} {result[f'score_{key}']:.3f}" for key in ("best", "mean", "worst"))
-    report(context, "scores", [f"{spread}; {result['truncated']:.0%} of the answers were cut"])
+    context.report("scores", [f"{spread}; {result['truncated']:.0%} of the answers were cut"])
     return result
 
 

@@ -15,6 +15,8 @@ from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import EvaluatedResponse, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.files import atomic_write
+from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.report import (
@@ -31,7 +33,6 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
-from tiltyard.stages.data import model_folder, prompts_of
 from tiltyard.types import Group
 from tiltyard.world import gold
 from tiltyard.world.reward import is_world_prompt
@@ -50,6 +51,7 @@ class EvaluateSettings(Settings):
     ref: Annotated[str, Field(description="KL is measured to this model; empty: the baseline")] = ""
     gold: Annotated[Literal["auto", "world", "none"], Field(description="gold scores of the embedded world")] = "auto"
     samples_per_prompt: Annotated[int, Field(gt=0, description="responses to each prompt")] = 2
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"

@@ -29,11 +29,11 @@ from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
 from tiltyard.feedback.prompts import points_question, read_points
 from tiltyard.feedback.simulated import stream
+from tiltyard.inputs.comparisons import as_pairs
+from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import model_folder, report
-from tiltyard.stages.sources import as_pairs
 from tiltyard.types import Group
 
 BLOCK = 32  # comparisons at a time; the draws of `written` depend on it, so no setting
@@ -123,7 +123,7 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
     journal = Journal(context.folder, (ROWS, HELD_OUT), Progress())
     progress = journal.progress
     if journal.resumed:
-        report(context, "goes on", [f"{progress.comparisons:,} of {len(groups):,} comparisons are done"])
+        context.report("goes on", [f"{progress.comparisons:,} of {len(groups):,} comparisons are done"])
     for at in range(progress.comparisons, len(groups), BLOCK):
         block = groups[at : at + BLOCK]
         made = _written(judge, block, progress) if judge else [_from_people(g, scale, progress) for g in block]
@@ -164,7 +164,7 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
     if settings.pairs != "given":
         ranked = [replace(g, ranks=_ranks(g), shares=None) for g in groups]
         groups = list(as_pairs(context, "data", ranked, settings.pairs, settings.seed))
-    report(context, "data", [f"{len(groups):,} comparisons, {sum(len(g.responses) for g in groups):,} answers"])
+    context.report("data", [f"{len(groups):,} comparisons, {sum(len(g.responses) for g in groups):,} answers"])
     return groups
 
 
@@ -281,7 +281,7 @@ def _result(context: StageContext, settings: JudgeSkillSettings, progress: Progr
         )
     points = dict(sorted(progress.points.items(), key=lambda item: float(item[0])))
     told.append("points: " + ", ".join(f"{count:,} x {key}" for key, count in points.items()))
-    report(context, "judgements", told)
+    context.report("judgements", told)
     if not progress.rows:
         raise DataError(
             "no judgement is left to learn from",

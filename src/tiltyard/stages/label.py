@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tiltyard.config import Settings
-from tiltyard.data import write_groups
+from tiltyard.data import TooLong, write_groups
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.files import atomic_write
+from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import model_folder, prompts_of, report
 from tiltyard.types import Group, Judgement
 from tiltyard.world import ANNOTATORS, Annotator, gold
 from tiltyard.world.reward import is_world_prompt
@@ -31,9 +32,10 @@ class LabelSettings(Settings):
     model: Annotated[str, Field(description="who answers: an earlier stage, a folder or a hub name")]
     prompts: Annotated[str, Field(description="prompts of the embedded world")]
     k: Annotated[int, Field(ge=2, le=9, description="answers a prompt, ranked together")] = 4
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
-    too_long: Annotated[str, Field(pattern="^(drop|truncate)$", description="longer prompts")] = "drop"
+    too_long: Annotated[TooLong, Field(pattern="^(drop|truncate)$", description="longer prompts")] = "drop"
     max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 64
     temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0
     annotators: Annotated[list[str], Field(description="names of annotators; empty: all of the world's")] = []
@@ -68,8 +70,7 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     _write_rows(context, ranked, judgements)
     ties = sum(len(set(g.ranks or ())) < settings.k for g in ranked)
     agreement = _agreement(ranked)
-    report(
-        context,
+    context.report(
         "labelled",
         [f"{len(ranked):,} rankings of {settings.k}, {ties:,} with ties; best = gold best in {agreement:.0%}"],
     )

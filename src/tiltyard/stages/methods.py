@@ -19,14 +19,11 @@ from tiltyard.errors import CompositionError, ConfigError, nearest
 from tiltyard.files import jsonable
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Family, Method
-from tiltyard.sampling import NativeSampler, SampleSettings
-from tiltyard.scoring import FunctionScorer
 from tiltyard.stages.base import Stage, get_stage
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Algorithm, Source
 from tiltyard.training.forward import column_names
-from tiltyard.training.rounds import Rounds
-from tiltyard.training.source import Offline, Online, SelfPlay
+from tiltyard.training.source import Offline
 from tiltyard.types import Group, Prompt, Response
 
 Row = dict[str, Any]
@@ -35,7 +32,7 @@ FAMILIES: tuple[str, ...] = get_args(Family)
 HEADINGS = (
     "method",
     "family",
-    "eats",
+    "data",
     "human labels",
     "samples the policy",
     "feedback refreshed",
@@ -70,17 +67,17 @@ def _row(method: Method) -> Row:
         "name": method.name,
         "family": method.family,
         "human_labels": method.human_labels,
-        "on_policy": method.samples != "no",
-        "online_feedback": method.judged != "no",
+        "on_policy": method.samples_policy,
+        "online_feedback": method.source.feedback != "no",
         "external_api": method.external_api,
         "models_trainable": len(method.trains),
         "models_frozen": len(method.frozen),
         "paper": method.paper,
-        "eats": method.eats,
-        "shape": method.shape,
+        "data_kind": method.source.data_kind,
+        "source": type(method.source).__name__,
         "models_frozen_cached": len([name for name in method.frozen if name not in method.cached]),
-        "samples": method.samples,
-        "judged": method.judged,
+        "samples": method.source.samples,
+        "feedback": method.source.feedback,
         "trains": list(method.trains),
         "frozen": list(method.frozen),
         "cached": list(method.cached),
@@ -94,10 +91,10 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         row["name"],
         row["family"],
-        row["eats"],
+        row["data_kind"],
         _yes(row["human_labels"]),
         row["samples"],
-        row["judged"],
+        row["feedback"],
         _yes(row["external_api"]),
         _count(row),
         row["paper"],
@@ -155,7 +152,7 @@ def _table(headings: Sequence[str], rows: Sequence[Row], tight: bool = False, pa
     for i, heading in enumerate(headings):
         title = heading.replace(" ", "\n")
         longest = max(cell_len(line) for text in (title, *(texts[i] for texts in listed)) for line in text.splitlines())
-        least = longest if heading != "paper" else PAPER if "eats" in headings else 0
+        least = longest if heading != "paper" else PAPER if "data" in headings else 0
         table.add_column(title, overflow="fold", min_width=None if tight else least)
     for row, line, after in zip(rows, listed, [*rows[1:], None], strict=True):
         table.add_row(f"[bold]{escape(line[0])}[/]", *map(escape, line[1:]))
@@ -175,7 +172,7 @@ def expand(kind: str) -> Row:
     if method is None:
         return shown | {"settings": [_setting(s) for s in describe(stage.settings)]}
     declared = {key: value for key, value in _row(method).items() if key not in ("name", "summary")}
-    for key in ("formula", "oracle", "watch", "tuned"):
+    for key in ("formula", "oracle", "pitfalls", "defaults_from"):
         declared[key] = getattr(method, key)
     return shown | declared | {"pieces": pieces(method), "settings": method_rows(method, stage)}
 
@@ -186,7 +183,7 @@ def _setting(setting: Setting) -> Row:
 
 
 def common_settings(method: Method) -> dict[str, Any]:
-    """The settings that a method shares with others of its kind, and their defaults there."""
+    """Dotted keys of the settings that a method shares with others of its kind, and their defaults there."""
 
     def nothing(source: Source) -> Algorithm:
         raise CompositionError("this stands for a method without settings of its own", got=source)
@@ -230,44 +227,24 @@ def method_rows(method: Method, stage: Stage) -> list[Row]:
             row["doc"], source = split_source(setting.doc)
             mine.append(row | {"own": True, "source": source})
         else:
-            source = method.tuned if setting.key in method.defaults else ""
+            short = setting.key.rpartition(".")[2]
+            source = method.defaults_from if short in method.defaults else ""
             row |= {"own": False, "source": source, "changed": setting.default != usual[setting.key]}
             common.append(row | ({"usual": usual[setting.key]} if row["changed"] else {}))
     return mine + common
 
 
 def compose(method: Method, settings: Mapping[str, Any] | None = None) -> Algorithm:
-    """The method built with these or its default settings, over a made-up item that stands for data, not computed."""
-    defaults = settings or {s.key: s.default for s in describe(method_settings(method))}
-    source = _online(method, defaults) if method.online else _offline(method, defaults)
+    """The method built with these or its default settings, over a made-up item that stands for data, not computed.
+
+    Args:
+        settings: by dotted key.
+    """
+    values = settings or {s.key: s.default for s in describe(method_settings(method))}
+    source = method.source.placeholder(values)
     takes = [p for p in inspect.signature(method.build).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    second = [Offline([Group(Prompt(ids=(0,)), (Response(ids=(0,)),))], 1)] if len(takes) > 1 else []
-    return method.build(source, *second, **{key: defaults[key] for key in _arguments(method)})
-
-
-def _online(method: Method, defaults: Mapping[str, Any]) -> Online | Rounds:
-    """One prompt, and a scorer that must not be called."""
-
-    def never(prompt: Prompt, response: Response) -> float:  # noqa: ARG001
-        raise CompositionError("this composition was made to be shown, not to be trained")
-
-    score = FunctionScorer(never)
-
-    law = SampleSettings(**{key: defaults[key] for key in ("temperature", "max_tokens", "max_concurrent")})
-    prompts, n, batch = [Prompt(text="?", ids=(0,))], defaults["samples_per_prompt"], defaults["prompts_per_step"]
-    if method.samples == "per iteration":
-        return Rounds(prompts, NativeSampler(), score, batch, batch, every=STEPS, samples_per_prompt=n, settings=law)
-    return Online(prompts, NativeSampler(), score, batch, n, law)
-
-
-def _offline(method: Method, defaults: Mapping[str, Any]) -> Offline | SelfPlay:
-    """One group of the form that the method eats: two answers with ranks and scores, or a single one."""
-    k = 2 if method.eats in ("comparisons", "labelled") else 1
-    answers = tuple(Response(ids=(i,)) for i in range(k))
-    group = Group(Prompt(text="?", ids=(0,)), answers, tuple(map(float, range(k))), tuple(range(k, 0, -1)))
-    if method.samples == "per iteration":
-        return SelfPlay([group], NativeSampler(), defaults["prompts_per_step"], every=1)
-    return Offline([group], defaults["prompts_per_step"])
+    aux = [Offline([Group(Prompt(ids=(0,)), (Response(ids=(0,)),))], 1)] if len(takes) > 1 else []
+    return method.build(source, *aux, **{key: values[key] for key in _arguments(method)})
 
 
 def pieces(method: Method) -> Row | None:
@@ -276,12 +253,17 @@ def pieces(method: Method) -> Row | None:
     if required & set(_arguments(method)):
         return None
     algorithm = compose(method)
+    encode = getattr(method.source, "encode", None)
     return {
         "source": _piece(algorithm.source),
-        "encode": _piece(method.encode) if method.encode else None,
+        "encode": _piece(encode) if encode else None,
         "prepare": [_piece(p) | {"needs": list(p.needs), "writes": list(p.writes)} for p in algorithm.prepare],
         "loss": _piece(algorithm.loss)
-        | {"needs": list(column_names(algorithm.loss.needs)), "item": algorithm.loss.item},
+        | {
+            "needs": list(column_names(algorithm.loss.needs)),
+            "writes": [c for need in algorithm.loss.needs if not isinstance(need, str) for c in need.writes],
+            "item": algorithm.loss.item,
+        },
         "reduce": _piece(algorithm.reduce) | {"over": ITEMS[algorithm.loss.item], "weight": algorithm.reduce.weight},
         "epochs": algorithm.epochs,
         "minibatches": algorithm.minibatches,
@@ -307,14 +289,23 @@ def print_stage(shown: Row, console: Console) -> None:
         return
     console.print()
     console.print(_facts(shown))
-    for title, chosen in (("its own settings", True), ("the common settings", False)):
-        rows = [row for row in shown["settings"] if row["own"] is chosen]
-        if rows:
-            console.print(f"\n[bold]{title}[/]", highlight=False)
-            console.print(_settings_table(rows, narrow=console.width < NARROW))
+    for title, rows in _sections(shown["settings"]):
+        console.print(f"\n[bold]{title}[/]", highlight=False)
+        console.print(_settings_table(rows, narrow=console.width < NARROW))
     if any(row.get("changed") for row in shown["settings"]):
-        source = escape(shown["tuned"] or "not said")
+        source = escape(shown["defaults_from"] or "not given")
         console.print(f"* changed by {shown['kind']}; from: {source}", style="dim", highlight=False)
+
+
+def _sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The settings under headings: the method's own, those of its stage, then each record."""
+    sections = {"its own settings": [row for row in rows if row["own"]]}
+    sections["the stage's settings"] = [row for row in rows if not row["own"] and "." not in row["key"]]
+    for row in rows:
+        record, dot, _ = row["key"].partition(".")
+        if dot:
+            sections.setdefault(record, []).append(row)
+    return [(title, some) for title, some in sections.items() if some]
 
 
 def _facts(shown: Row) -> Table:
@@ -323,13 +314,13 @@ def _facts(shown: Row) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     yes = {"human labels": "human_labels", "external API": "external_api"}
-    asked = {"samples the policy": shown["samples"], "feedback refreshed": shown["judged"]}
+    asked = {"samples the policy": shown["samples"], "feedback refreshed": shown["feedback"]}
     facts = [
         ("family", shown["family"]),
         ("paper", shown["paper"]),
         ("formula", shown["formula"]),
         ("optimum", shown["oracle"]),
-        ("watch", shown["watch"]),
+        ("pitfalls", shown["pitfalls"]),
         *((name, _yes(shown[key])) for name, key in yes.items()),
         *asked.items(),
         ("models", _models(shown)),
@@ -346,7 +337,7 @@ def _models(shown: Row) -> str:
     if shown["frozen"]:
         text += f"; keeps {', '.join(shown['frozen'])} frozen"
     if shown["cached"]:
-        text += f"; {', '.join(shown['cached'])} may leave once what it says of the data is on disk"
+        text += f"; {', '.join(shown['cached'])} may leave once its log-probs of the data are on disk"
     if shown["optional"]:
         text += f"; {', '.join(shown['optional'])} may leave with show_kl=false where it would only show the KL"
     return text
@@ -357,11 +348,11 @@ def _piece_lines(shown: Row) -> list[tuple[str, str]]:
     parts = shown["pieces"]
     if parts is None:
         return [("pieces", "they depend on a setting that has no default")]
-    shape = {"pair": ", two answers each", "scored": ", with scores"}.get(shown["shape"], "")
+    shape = ", two responses each" if shown["source"] == "Pairs" else ""
     loss, reduce, passes, updates = parts["loss"], parts["reduce"], parts["epochs"], parts["minibatches"]
     weight = f", weighted by {reduce['weight']}" if reduce["weight"] else ""
     often = f"{passes} pass{'es' * (passes > 1)} a step, {updates} update{'s' * (updates > 1)} a pass"
-    lines = [("source", f"{_said(parts['source'])} (eats {shown['eats']}{shape})")]
+    lines = [("source", f"{_said(parts['source'])} (reads {shown['data_kind']}{shape})")]
     lines += [("encode", _said(parts["encode"]))] if parts["encode"] else []
     lines += [("prepare", f"{_said(p)} (writes {', '.join(p['writes'])})") for p in parts["prepare"]]
     lines += [("loss", f"{_said(loss)} (needs {', '.join(loss['needs'])})")]
@@ -388,7 +379,7 @@ def _settings_table(rows: Sequence[Row], narrow: bool = False) -> Table:
         meaning = escape(row["doc"]) + (f"\n[dim]{escape('  '.join(below))}[/]" if below else "")
         mark = " *" if row.get("changed") else ""
         texts = [escape(default), meaning] if narrow else [escape(row["type"]), escape(default), meaning]
-        table.add_row(f"[bold]{row['key']}[/]{mark}", *texts)
+        table.add_row(f"[bold]{row['key'].rpartition('.')[2]}[/]{mark}", *texts)
     return table
 
 

@@ -24,12 +24,12 @@ from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import asked
 from tiltyard.feedback.simulated import stream
+from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import model_folder, report
 from tiltyard.types import Prompt
 
 BLOCK = 16  # requests at a time; part of what the random numbers depend on, so no setting
@@ -100,7 +100,7 @@ def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
         sieve.keep(known.value["prompt"])
     most = settings.requests or 20 * settings.count
     if journal.resumed:
-        report(context, "goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts taken"])
+        context.report("goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts taken"])
     while progress.requests < most and progress.accepted < settings.count:
         first = progress.requests
         size = min(BLOCK, most - first)
@@ -115,7 +115,7 @@ def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
         progress.accepted += len(taken)
         progress.rejected += len(refused)
         journal.commit({PROMPTS: taken, REJECTED: refused})
-        report(context, "new", [f"{progress.accepted:,} of {settings.count:,} after {progress.requests:,} requests"])
+        context.report("new", [f"{progress.accepted:,} of {settings.count:,} after {progress.requests:,} requests"])
     journal.close()
     return _result(context, settings, progress)
 
@@ -142,7 +142,7 @@ def _sort(
 
 def _result(context: StageContext, settings: NewPromptsSettings, progress: Progress) -> dict[str, Any]:
     told = [f"{reason}: {count:,}" for reason, count in sorted(progress.reasons.items())]
-    report(context, "rejected", told or ["nothing"])
+    context.report("rejected", told or ["nothing"])
     if not progress.accepted:
         raise DataError(
             "no new prompt passed",
@@ -152,7 +152,7 @@ def _result(context: StageContext, settings: NewPromptsSettings, progress: Progr
         )
     if progress.accepted < settings.count:
         missing = settings.count - progress.accepted
-        report(context, "new", [f"{missing:,} fewer than wanted: the requests are used up (set requests)"])
+        context.report("new", [f"{missing:,} fewer than wanted: the requests are used up (set requests)"])
     return {"requests": progress.requests, "prompts": progress.accepted, "rejected": dict(progress.reasons)}
 
 
@@ -170,7 +170,7 @@ def _given(context: StageContext, settings: NewPromptsSettings) -> tuple[list[st
         for p, text in zip(prompts, texts, strict=True)
         if (p.messages is None or len(p.messages) == 1) and text.strip()
     ]
-    report(context, "prompts", [f"{len(prompts):,} given, {len(examples):,} of one turn, which are shown as examples"])
+    context.report("prompts", [f"{len(prompts):,} given, {len(examples):,} of one turn, which are shown as examples"])
     if len(examples) < settings.shots:
         raise DataError(
             "there are fewer examples than a request shows",

@@ -11,18 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tiltyard.config import Settings
+from tiltyard.data import TooLong
 from tiltyard.errors import DataError, ModelError
 from tiltyard.evaluation.reward_models import RewardReport, evaluate_pairs
 from tiltyard.evaluation.scored_pairs import ScoredPair, ranking_taus, scored_pairs
 from tiltyard.files import atomic_write, write_json
+from tiltyard.inputs.files import groups_of
+from tiltyard.inputs.measure import scores_of
+from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import groups_of, model_folder
-from tiltyard.stages.measure import scores_of
-from tiltyard.stages.settings import TooLong
 from tiltyard.types import MICRO_TOKENS, Group
 
 

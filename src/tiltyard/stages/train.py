@@ -1,231 +1,208 @@
-"""One stage for every method: load, compose, fit, save. What differs between methods is declared by the method."""
+"""One stage for every method: load, build, fit, save. What differs between methods is in what they declare."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from tiltyard.config import arguments
-from tiltyard.data import check_data
 from tiltyard.distributed import processes
-from tiltyard.errors import DataError
+from tiltyard.inputs.base import Opened
+from tiltyard.inputs.measure import Measure
+from tiltyard.inputs.offline import FileSource
+from tiltyard.inputs.reference import attach_reference
+from tiltyard.inputs.roles import Value
+from tiltyard.inputs.scores import (
+    WORDS,
+    ScoreSettings,
+    Scoring,
+    judge_in_memory,
+    load_reward,
+    open_scoring,
+)
+from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Method
-from tiltyard.methods.mlm import Mask
 from tiltyard.models.adapters import save_adapter
-from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import freeze_bottom, save_model
-from tiltyard.stages import measure
 from tiltyard.stages.backend import keeps_backend, planned, settle
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.data import groups_of, report
-from tiltyard.stages.models import load_models
-from tiltyard.stages.online import judges_model
-from tiltyard.stages.plan import new_arch, plan_lines
-from tiltyard.stages.settings import NEUTRAL, REFERS, WORDS, method_settings
-from tiltyard.stages.sources import attach_reference, data_groups, reference_logps, second_source, source_of
+from tiltyard.stages.plan import plan_lines
+from tiltyard.stages.settings import NEUTRAL, REFERS, method_settings
 from tiltyard.stages.watch import Samples
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.fit import Run, fit
+from tiltyard.training.fit import fit
 from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
-from tiltyard.types import Group
 
 
-def composed(method: Method, context: StageContext, settings: Any) -> tuple[Algorithm, Models, int, Sequence[Group]]:
-    """What a stage hands to the loop: the method with its source, the models, outer steps, the groups of a file."""
-    processes.start()
-    models = load_models(method, context, settings)
-    roles = [method.trains[0], *(role for role in models if role != method.trains[0])]
-    settle(context, *map(models.get, roles), planned=planned(context, settings, new_arch(method, settings)))
+class Composed(NamedTuple):
+    """What the loop is given, and what the data were."""
+
+    algorithm: Algorithm
+    models: Models
+    opened: Opened
+    extra_models: int  # in memory, besides `models`: a judge, further rewards
+
+
+def load(method: Method, context: StageContext, settings: StageSettings) -> tuple[Models, Scoring | None, int]:
+    """(the models of a method, what scores its samples, further models in memory)."""
+    models = Models()
+    models[method.start.name] = method.start.load(context, settings)
+    scoring, extra = None, 0
+    if isinstance(settings, PromptSettings):
+        rewards = load_reward(context, settings, models.get("policy"))
+        for number, (name, model) in enumerate(rewards.items()):
+            models[f"reward/{name}" if number else "reward"] = model
+        drop = method.source.samples == "per iteration"
+        scoring = open_scoring(context, settings, models, rewards, drop=drop)
+        extra = int(judge_in_memory(settings))
+    for role in method.roles:
+        if isinstance(role, Value):
+            models.value = role.load(context, settings, models)
+    roles = [method.start.name, *(role for role in models if role != method.start.name)]
+    settle(context, *map(models.get, roles), planned=planned(context, settings))
     for name in method.trains:
         model = models.get(name)
-        freeze_bottom(model, settings.freeze_layers)
-        if settings.gradient_checkpointing:
+        freeze_bottom(model, settings.models.freeze_layers)
+        if settings.models.gradient_checkpointing:
             model.checkpoint_activations()
         if not model.packed:
-            report(context, "model", [f"{name} runs padded: {model.padded_reason}"])
-    source, steps, groups = source_of(method, context, settings, models)
-    if settings.warmup >= max(1, steps):
-        report(context, "warm-up", [f"{settings.warmup:g} steps of {steps:,}: the rate stays below {settings.lr:g}"])
-    second = second_source(method, context, settings, models)
-    algorithm = method.build(source, *second, **arguments(method.build, settings))
-    attach_reference(method, algorithm, context, settings, models, steps)
-    return algorithm, models, steps, groups
+            context.report("model", [f"{name} runs padded: {model.padded_reason}"])
+    return models, scoring, extra
 
 
-def train(method: Method, context: StageContext, settings: Any) -> dict[str, Any]:
+def compose(method: Method, context: StageContext, settings: StageSettings) -> Composed:
+    """Loads the models, opens the data and builds the algorithm of a stage."""
+    processes.start()
+    models, scoring, extra = load(method, context, settings)
+    chat = models.get(method.start.name).chat
+    opened = method.source.open(context, settings, chat, scoring)
+    if settings.optimizer.warmup >= max(1, opened.steps):
+        line = f"{settings.optimizer.warmup:g} steps of {opened.steps:,}: the rate stays below {settings.lr:g}"
+        context.report("warm-up", [line])
+    aux = () if method.aux_data is None else (method.aux_data.open(context, settings, chat),)
+    algorithm = method.build(opened.source, *aux, **arguments(method.build, settings))
+    attach_reference(algorithm, context, settings, models, opened.steps)
+    return Composed(algorithm, models, opened, extra)
+
+
+def train(method: Method, context: StageContext, settings: StageSettings) -> dict[str, Any]:
     """Trains one method and writes `model/` (for an actor-critic also `value/`), metrics, groups and checkpoints."""
-    algorithm, models, steps, groups = composed(method, context, settings)
-    trained = models.get(method.trains[0])
-    measured: dict[int, dict[str, float]] = {}
-    held_out = _held_out(method, context, settings, models, measured, groups)
-    watchers: list[Sink] = []
-    if settings.sample_every and "policy" in method.trains:
-        source: Any = algorithm.source
-        asked = tuple(source.prompts[:3]) if method.online else tuple(g.prompt for g in groups[:3])
-        watchers.append(Samples(context.console, models, settings.sample_every, context.folder, asked))
+    work = compose(method, context, settings)
+    models, steps = work.models, work.opened.steps
+    held_out = HeldOut(method, context, settings, work)
     with LiveLine(context.console, context.name, steps) as line:
-        fit(algorithm, models, run_of(method, context, settings, steps, held_out, [line, *watchers]))
-    result: dict[str, Any] = {"steps": steps, "models_in_memory": models.in_memory + judges_model(settings)}
-    if held_out is not None:  # of the model as the loop measured it: what follows may shift and scale its scores
-        result |= measured.get(steps) or held_out(models, steps)
-    if method.family == "reward":
-        trained.compares = not method.pointwise
-    if method.pointwise:
-        result |= _normalise(context, settings, trained, groups)
-    if method.samples != "no":
+        fit(
+            work.algorithm,
+            models,
+            settings.model_copy(update={"steps": steps}),
+            folder=context.folder,
+            keep_groups=method.samples_policy,
+            evaluate=held_out.evaluate,
+            sinks=[line, *_sinks(method, context, settings, work)],
+        )
+    result: dict[str, Any] = {"steps": steps, "models_in_memory": models.in_memory + work.extra_models}
+    result |= held_out.last(models, steps)  # of the model as the loop measured it: scores are normalised below
+    model = models.get(method.start.name)
+    result |= method.start.finish(context, settings, model, work.opened.groups)
+    if method.samples_policy:
         result |= spent(context.folder / "metrics.jsonl", settings)
     if processes.is_main():
-        save_model(trained, context.folder / "model")
-        if settings.lora is not None:
-            save_adapter(trained, context.folder / "adapter")
-        if "value" in method.trains:
-            save_model(models.get("value"), context.folder / "value")
+        save_model(model, context.folder / "model")
+        if settings.models.lora is not None:
+            save_adapter(model, context.folder / "adapter")
+        if models.value is not None:
+            save_model(models.value, context.folder / "value")
     processes.barrier()
     return result
 
 
-def spent(metrics: Path, settings: Any) -> dict[str, Any]:
-    """How many answers were sampled, and how often a judge or reward model was asked about one, over the run."""
+class HeldOut:
+    """The measurement on held-out groups, where the settings name some, and what it gave at each step."""
+
+    def __init__(self, method: Method, context: StageContext, settings: StageSettings, work: Composed):
+        self.results: dict[int, dict[str, float]] = {}
+        self._measure: Measure | None = None
+        groups = method.source.held_out(context, settings, work.models.get(method.start.name).chat)
+        if groups is None:
+            return
+        if isinstance(method.source, FileSource):
+            context.report("check", method.source.overlap(work.opened.groups, groups))
+        budget = settings.run.tokens_per_microbatch
+        self._measure = method.start.measure(work.algorithm, groups, budget) or method.source.measure(
+            context, settings, work.models, groups
+        )
+
+    @property
+    def evaluate(self) -> Measure | None:
+        """The function that the loop calls; None without held-out groups."""
+        return None if self._measure is None else self._remember
+
+    def _remember(self, models: Models, step: int) -> dict[str, float]:
+        assert self._measure is not None
+        self.results[step] = self._measure(models, step)
+        return self.results[step]
+
+    def last(self, models: Models, step: int) -> dict[str, float]:
+        """The result at a step, measured now if the loop did not."""
+        return {} if self._measure is None else self.results.get(step) or self._remember(models, step)
+
+
+def _sinks(method: Method, context: StageContext, settings: StageSettings, work: Composed) -> Sequence[Sink]:
+    """Samples on the console, TensorBoard and W&B, as the settings say."""
+    sinks: list[Sink] = []
+    if settings.run.sample_every and "policy" in method.trains:
+        prompts = tuple(work.opened.prompts)
+        sinks.append(Samples(context.console, work.models, settings.run.sample_every, context.folder, prompts))
+    if processes.is_main():
+        if "tensorboard" in settings.run.log_to:
+            sinks.append(TensorBoard(context.folder / "tensorboard"))
+        if "wandb" in settings.run.log_to:
+            sinks.append(Wandb("tiltyard", f"{context.run_name}/{context.name}", settings.model_dump()))
+    return sinks
+
+
+def spent(metrics: Path, settings: StageSettings) -> dict[str, Any]:
+    """How many responses were sampled, and how often a judge or a reward was called for one, over the run."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     sampled = sum(row.get("sampled", 0.0) for row in rows)
     calls = sum(row["judge_calls"] for row in rows if "judge_calls" in row)
-    scored = bool(getattr(settings, "reward", "")) and not getattr(settings, "replay", "")
-    found = {"samples": int(sampled), "judge_calls": int(calls or (sampled if scored else 0))}
-    return found | {"judge_cost": sum(row.get("judge_cost", 0.0) for row in rows)} if calls else found
+    scored = isinstance(settings, ScoreSettings) and bool(settings.reward)
+    replayed = isinstance(settings, PromptSettings) and bool(settings.replay)
+    result = {"samples": int(sampled), "judge_calls": int(calls or (sampled if scored and not replayed else 0))}
+    return result | {"judge_cost": sum(row.get("judge_cost", 0.0) for row in rows)} if calls else result
 
 
-def _held_out(
-    method: Method,
-    context: StageContext,
-    settings: Any,
-    models: Models,
-    measured: dict[int, dict[str, float]],
-    train_groups: Sequence[Group],
-) -> measure.Measure | None:
-    """The held-out measurement of a method's kind; what it finds is also kept in `measured`, by step."""
-    if method.online or not settings.held_out:
-        return None
-    limits = settings.model_copy(update={"limit": 0, "split": ""})
-    chat = models.get(method.trains[0]).chat
-    groups = data_groups(method, context, "held_out", settings.held_out, limits, chat)
-    if method.eats != "text":
-        report(context, "check", check_data(train_groups, groups).lines())
-    if "encoder" in method.trains:
-        chosen = Mask(settings.mask, settings.to_mask, settings.to_random, settings.seed)
-        find = measure.cloze(groups, settings.tokens_per_microbatch, chosen)
-    elif method.family == "reward":
-        find = measure.ranking(groups, settings.tokens_per_microbatch)
-    elif method.eats in ("comparisons", "labelled"):
-        find = measure.preference(
-            groups, settings.tokens_per_microbatch, reference_logps(context, settings, models, groups)
-        )
-    else:
-        find = measure.likelihood(groups, settings.tokens_per_microbatch)
-
-    def remember(models: Models, step: int) -> dict[str, float]:
-        measured[step] = find(models, step)
-        return measured[step]
-
-    return remember
-
-
-def run_of(
-    method: Method,
-    context: StageContext,
-    settings: Any,
-    steps: int,
-    held_out: measure.Measure | None,
-    sinks: list[Sink],
-) -> Run:
-    """The loop's settings from the stage's."""
-    if processes.is_main():
-        if "tensorboard" in settings.log_to:
-            sinks.append(TensorBoard(context.folder / "tensorboard"))
-        if "wandb" in settings.log_to:
-            sinks.append(Wandb("tiltyard", f"{context.run_name}/{context.name}", settings.model_dump()))
-    lr: Any = settings.lr
-    if "value" in method.trains:
-        lr = {"policy": settings.lr, "value": settings.value_lr or settings.lr}
-    return Run(
-        steps=steps,
-        lr=lr,
-        schedule=settings.schedule,
-        final_lr=settings.final_lr,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        max_grad_norm=settings.max_grad_norm,
-        dropout=settings.dropout,
-        tokens_per_microbatch=settings.tokens_per_microbatch,
-        seed=settings.seed,
-        folder=context.folder,
-        save_every=settings.save_every,
-        keep_groups=method.samples != "no",
-        evaluate=held_out,
-        eval_every=settings.eval_every,
-        sinks=sinks,
-    )
-
-
-def _normalise(context: StageContext, settings: Any, model: ScalarModel, groups: Sequence[Group]) -> dict[str, Any]:
-    """Shifts rewards so that demonstrations average 0 (Stiennon et al. 2020), and scales them to variance 1 if asked.
-
-    A shift changes no preference and no pi*; a factor a does: pi*(a r, beta) is pi*(r, beta / a), so a KL coefficient
-    that was chosen for one scale means another on the other (Ziegler et al. 2019 normalise for that reason).
-    """
-    if settings.normalise == "none":
-        return {}
-    if settings.demonstrations:
-        groups = groups_of(context, "demonstrations", settings.demonstrations, "demonstrations", model.chat, settings)
-    every = measure.each_score(model, groups, settings.tokens_per_microbatch)
-    scores = np.fromiter((s for row in every for s in row), dtype=np.float64)
-    mean, spread = float(scores.mean()), float(scores.std())
-    model.bias += mean / model.gain
-    found: dict[str, Any] = {"reward_bias": model.bias}
-    if settings.normalise == "unit":
-        if spread < 1e-8:
-            raise DataError(
-                "all demonstrations score alike, so rewards cannot be scaled by their spread",
-                where=f"{context.name}.normalise",
-                got=f"a standard deviation of {spread:g}",
-                fix="set normalise=mean, or train longer",
-            )
-        model.gain /= spread
-        found["reward_gain"] = model.gain
-    return {**found, "normalised_on": settings.demonstrations or "the training answers"}
-
-
-def _stage(method: Method) -> Stage:
-    fields = method_settings(method).model_fields
-    refers = tuple(key for key in REFERS if key in fields)
+def stage_of(method: Method) -> Stage:
+    """The stage that trains a method."""
+    model = method_settings(method)
+    keys = {key for name, info in model.model_fields.items() for key in _dotted(name, info.annotation)}
 
     def run(context: StageContext, settings: Any) -> dict[str, Any]:
         return train(method, context, settings)
 
-    def plan(context: StageContext, settings: Any) -> list[str]:
+    def plan(context: StageContext, settings: StageSettings) -> list[str]:
         return plan_lines(method, context, settings)
 
-    neutral = tuple(k for k in NEUTRAL if k in fields)
     return Stage(
         name=method.name,
         run=keeps_backend(run),
-        settings=method_settings(method),
+        settings=model,
         summary=method.summary,
-        refers=refers,
+        refers=tuple(key for key in REFERS if key in model.model_fields),
         words=WORDS,
         plan=plan,
-        neutral=neutral,
+        neutral=tuple(key for key in NEUTRAL if key in keys),
         parallel=True,
     )
 
 
-for _method in METHODS.values():
-    register(_stage(_method))
+def _dotted(name: str, annotation: Any) -> list[str]:
+    fields = getattr(annotation, "model_fields", {})
+    return [name, *(f"{name}.{key}" for key in fields)]
 
-__all__ = ["load_models", "train"]
+
+for _method in METHODS.values():
+    register(stage_of(_method))

@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -28,47 +27,28 @@ from tiltyard.training.gradients import GradientAccumulator, StepMetrics
 from tiltyard.training.log import Sink
 from tiltyard.training.optimizer import lr_factor, make_optimizer, set_lr
 from tiltyard.training.records import Checkpoints, StepRecords, non_finite
+from tiltyard.training.run import Run
 from tiltyard.training.source import generator
-from tiltyard.types import MICRO_TOKENS
 
 ITEMS = {"R": "tokens", "B": "responses", "G": "groups"}  # what a loss is averaged over: counted each update
 Evaluation = Callable[[Models, int], dict[str, float]]
 
 
-@dataclass
-class Run:
-    """Length, optimiser, files and evaluation of a training run.
+@dataclass(frozen=True)
+class Output:
+    """What a run writes and measures.
 
     Args:
-        steps: outer steps. lr: peak learning rate, or one a model (`{"policy": 1e-5, "value": 1e-4}`).
-        schedule, final_lr, warmup: see `TrainSettings`.
-        tokens_per_microbatch: packed tokens a forward pass may hold.
-        dropout: of every dropout layer of the trained models; 0 is off, `model` keeps the architecture's. Off
-            by default: policy, reference and value must agree at step 0.
-        folder: folder of metrics.jsonl, groups.jsonl and the checkpoints; None writes nothing.
-        save_every: steps between checkpoints (0: at the end only). keep_groups: write sampled groups to groups.jsonl.
-        evaluate, eval_every: held-out measurements, merged into the metrics of that step.
-        sinks: besides the file.
+        folder: of metrics.jsonl, groups.jsonl and checkpoints; None keeps nothing.
+        keep_groups: whether sampled groups are written to groups.jsonl.
+        evaluate: held-out measurements, merged into the metrics of their step.
+        sinks: receive the metrics of every step, besides the file.
     """
 
-    steps: int
-    lr: float | Mapping[str, float] = 1e-4
-    schedule: str = "constant"
-    final_lr: float = 0.1
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
-    tokens_per_microbatch: int = MICRO_TOKENS
-    dropout: float | Literal["model"] = 0.0
-    seed: int = 0
     folder: Path | None = None
-    save_every: int = 0
     keep_groups: bool = False
     evaluate: Evaluation | None = None
-    eval_every: int = 0
-    sinks: Sequence[Sink] = field(default_factory=tuple)
+    sinks: Sequence[Sink] = ()
 
 
 def fit(
@@ -76,20 +56,28 @@ def fit(
     models: Models,
     run: Run,
     optimizer: torch.optim.Optimizer | None = None,
+    *,
     strategy: Strategy | None = None,
+    folder: Path | None = None,
+    keep_groups: bool = False,
+    evaluate: Evaluation | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> Models:
     """Trains `algorithm.trains` of `models` in place and returns them; resumes if the folder holds a checkpoint.
 
     Args:
-        optimizer: None: AdamW as `run` describes. strategy: how parameters are spread over processes; None: each has
-            all of them (`Replicated`).
+        run: how long, how fast and how; the settings of a training stage are one.
+        optimizer: in place of AdamW with the settings of `run`.
+        strategy: how parameters are spread over processes; None: each has all of them (`Replicated`).
+        folder, keep_groups, evaluate, sinks: see `Output`.
 
     Raises:
         NonFiniteError: a loss or gradient was NaN or infinite; the groups are saved, the step was not taken.
         ConfigError: nothing to train, or no steps to do it in.
         CheckpointError: a checkpoint could not be written or belongs to another model.
     """
-    return _Loop(algorithm, models, run, optimizer, strategy or Replicated()).run_all()
+    output = Output(folder, keep_groups, evaluate, sinks)
+    return _Loop(algorithm, models, run, optimizer, strategy or Replicated(), output).run_all()
 
 
 class _Loop:
@@ -102,19 +90,21 @@ class _Loop:
         run: Run,
         optimizer: torch.optim.Optimizer | None,
         strategy: Strategy,
+        output: Output,
     ):
         if run.steps < 1:
             raise ConfigError("there are no steps to train", where="steps", got=run.steps, expected="at least 1")
-        self.algorithm, self.models, self.run, self.strategy = algorithm, models, run, strategy
+        self.algorithm, self.models, self.run, self.output = algorithm, models, run, output
+        self.strategy = strategy
         self.modules: list[nn.Module] = [models[role].module for role in algorithm.trains]
         self.parameters = [p for role in algorithm.trains for p in models[role].parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
         for module in self.modules:
-            set_dropout(module, run.dropout)
+            set_dropout(module, run.models.dropout)
             module.eval()
         self.metrics = StepMetrics()
-        self.records = StepRecords(run.folder, run.keep_groups, run.sinks)
-        self.checkpoints = Checkpoints(run.folder, algorithm, models, self.optimizer, self.records, strategy)
+        self.records = StepRecords(output.folder, output.keep_groups, output.sinks)
+        self.checkpoints = Checkpoints(output.folder, algorithm, models, self.optimizer, self.records, strategy)
 
     def run_all(self) -> Models:
         try:
@@ -156,7 +146,7 @@ class _Loop:
         for hook in algorithm.after:
             self.metrics.add(hook(self.models, batch, step))
         self._record(batch, step, time.perf_counter() - start, prepared - start)
-        if self.run.folder is not None and self._due(step, self.run.save_every):
+        if self.output.folder is not None and self._due(step, self.run.run.save_every):
             with record("save"):
                 self.checkpoints.save(step + 1)
 
@@ -169,7 +159,9 @@ class _Loop:
         with record("overhead/data"):
             draw = self.algorithm.source(self.models, step)
             self.metrics.add(draw.metrics)
-            batch = Batch.of(draw.groups, draw.index, draw.total, self.models.device, self.run.tokens_per_microbatch)
+            batch = Batch.of(
+                draw.groups, draw.index, draw.total, self.models.device, self.run.run.tokens_per_microbatch
+            )
         if self.algorithm.prepare:
             self._set_training(False)
         for prepare in self.algorithm.prepare:
@@ -210,14 +202,14 @@ class _Loop:
             first_pass=algorithm.first_pass if number == 0 else None,  # the weights are still those that sampled
         )
         update = (step * algorithm.epochs * algorithm.minibatches) + number
-        gradient.backward_aux(algorithm.aux_losses, update, run.tokens_per_microbatch)
+        gradient.backward_aux(algorithm.aux_losses, update, run.run.tokens_per_microbatch)
         if loss.count == 0 and not algorithm.aux_losses:
             return  # no item of this minibatch counts (all groups tied)
         with record("optimiser"):
-            norm = self.strategy.clip_gradients(self.parameters, run.max_grad_norm)
+            norm = self.strategy.clip_gradients(self.parameters, run.optimizer.max_grad_norm)
             if not (math.isfinite(loss.sum) and math.isfinite(norm)):
                 self.optimizer.zero_grad(set_to_none=True)
-                raise non_finite(run.folder, algorithm.name, minibatch, step, loss.mean, norm)
+                raise non_finite(self.output.folder, algorithm.name, minibatch, step, loss.mean, norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         if processes.is_main():
@@ -229,9 +221,9 @@ class _Loop:
         means = self.metrics.means()
         tokens = float(processes.sum_all(torch.tensor(float(self.metrics.tokens), dtype=torch.float64)))
         means["lr"] = self.optimizer.param_groups[0]["lr"]
-        if self.run.evaluate and self._due(step, self.run.eval_every):
+        if self.output.evaluate and self._due(step, self.run.run.eval_every):
             with record("evaluate"):
-                means |= self.run.evaluate(self.models, step + 1)
+                means |= self.output.evaluate(self.models, step + 1)
         means["time/seconds"], means["time/prepare_seconds"] = seconds, prepare_seconds
         means["time/tokens_per_second"] = tokens / seconds
         self.records.write(step + 1, batch, means)

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from tiltyard.errors import ConfigError
 from tiltyard.training.models import Models
+from tiltyard.training.run import Run
 
 
-class Schedule(Protocol):
-    """The part of `Run` that the learning rate follows."""
-
-    steps: int
-    schedule: str
-    final_lr: float
-    warmup: float
-
-
-class OptimizerRun(Protocol):
-    """The part of `Run` that the optimiser is made from."""
-
-    lr: float | Mapping[str, float]
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-
-
-def lr_factor(step: int, run: Schedule) -> float:
+def lr_factor(step: int, run: Run) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then the schedule down to `final_lr`."""
-    warmup = run.warmup * run.steps if run.warmup < 1 else run.warmup
+    settings = run.optimizer
+    warmup = settings.warmup * run.steps if settings.warmup < 1 else settings.warmup
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if run.schedule == "constant":
+    if settings.schedule == "constant":
         return 1.0
     done = min(1.0, (step - warmup) / max(1.0, run.steps - warmup))
-    shape = 0.5 * (1 + math.cos(math.pi * done)) if run.schedule == "cosine" else 1 - done
-    return run.final_lr + (1 - run.final_lr) * shape
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done
+    return settings.final_lr + (1 - settings.final_lr) * shape
 
 
 def set_lr(optimizer: torch.optim.Optimizer, *factors: float) -> None:
@@ -51,20 +35,19 @@ def set_lr(optimizer: torch.optim.Optimizer, *factors: float) -> None:
         group["lr"] = rate
 
 
-def make_optimizer(models: Models, trains: Sequence[str], run: OptimizerRun) -> torch.optim.AdamW:
+def make_optimizer(models: Models, trains: Sequence[str], run: Run) -> torch.optim.AdamW:
     """AdamW over the trained models' parameters; weight decay on matrices only, never on norms and biases.
 
     Raises:
-        ConfigError: a trained model without a learning rate, or no parameter to train.
+        ConfigError: no parameter to train.
     """
+    settings = run.optimizer
     groups: list[dict[str, Any]] = []
     for role in trains:
-        lr = run.lr if isinstance(run.lr, (int, float)) else run.lr.get(role)
-        if lr is None:
-            raise ConfigError(f"no learning rate is given for the model '{role}'", where="lr", got=run.lr)
+        lr = settings.lr_of(role, run.lr)
         parameters = models[role].parameters()
         for decay, chosen in (
-            (run.weight_decay, [p for p in parameters if p.ndim >= 2]),
+            (settings.weight_decay, [p for p in parameters if p.ndim >= 2]),
             (0.0, [p for p in parameters if p.ndim < 2]),
         ):
             if chosen:
@@ -73,4 +56,4 @@ def make_optimizer(models: Models, trains: Sequence[str], run: OptimizerRun) -> 
         raise ConfigError(
             "nothing to train: every parameter is frozen", where="freeze_layers", fix="freeze fewer layers"
         )
-    return torch.optim.AdamW(groups, betas=run.betas, eps=run.eps, fused=True)
+    return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)

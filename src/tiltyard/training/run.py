@@ -1,25 +1,23 @@
-"""The settings that every training stage shares, declared once."""
+"""`Run`: the settings of the training loop, which are also those that every training stage shares."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
-from tiltyard.config import Settings
+from tiltyard.config import explained
 from tiltyard.models.backbone import DType
 from tiltyard.models.lora import Lora
 from tiltyard.models.pretrained import Quantize
+from tiltyard.records import Record, Settings, canonical
 from tiltyard.types import MICRO_TOKENS
 
 
-class TrainSettings(Settings):
-    """Settings of every training stage. A method may have other defaults; `tiltyard show METHOD` prints them."""
+class Optimizer(Record):
+    """AdamW and its schedule."""
 
-    steps: Annotated[int, Field(ge=0, description="updates of the outer loop; 0 means: from epochs")] = 0
-    epochs: Annotated[float, Field(gt=0, description="passes over the data, where steps is 0")] = 1.0
-    prompts_per_step: Annotated[int, Field(gt=0, description="groups (prompts) a step, over all processes")] = 32
-    lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 1e-4
     schedule: Annotated[Literal["constant", "linear", "cosine"], Field(description="after the warm-up")] = "cosine"
     final_lr: Annotated[float, Field(ge=0, le=1, description="the schedule ends at this share of lr")] = 0.1
     warmup: Annotated[float, Field(ge=0, description="steps of linear warm-up; below 1: share of all steps")] = 0.03
@@ -28,12 +26,31 @@ class TrainSettings(Settings):
     beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW")] = 0.999
     eps: Annotated[float, Field(gt=0, description="AdamW")] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0, description="gradients are clipped to this norm")] = 1.0
-    tokens_per_microbatch: Annotated[
-        int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")
-    ] = MICRO_TOKENS
+
+    def lr_of(self, model: str, lr: float) -> float:  # noqa: ARG002 - see `ValueOptimizer`
+        """The peak learning rate of a model, `lr` being that of the run."""
+        return lr
+
+
+class ValueOptimizer(Optimizer):
+    """With a learning rate of its own for the value model."""
+
+    value_lr: Annotated[float, Field(ge=0, description="learning rate of the value model; 0: the same as lr")] = 0.0
+
+    def lr_of(self, model: str, lr: float) -> float:
+        """The peak learning rate of a model, `lr` being that of the run."""
+        return self.value_lr or lr if model == "value" else lr
+
+
+class ModelSettings(Record):
+    """How models are loaded, and what of them is trained."""
+
     dtype: Annotated[DType, Field(description="arithmetic; weights stay float32 under bfloat16")] = "float32"
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
-    dropout: Annotated[float, Field(ge=0, lt=1, description="of every dropout layer; 0 is off")] = 0.0
+    dropout: Annotated[
+        Annotated[float, Field(ge=0, lt=1)] | Literal["model"],
+        Field(description="of every dropout layer; 0 is off; model: what the architecture says"),
+    ] = 0.0
     freeze_layers: Annotated[int, Field(ge=0, description="bottom blocks (and embeddings) kept as they are")] = 0
     lora: Annotated[
         Lora | None,
@@ -44,10 +61,46 @@ class TrainSettings(Settings):
         Field(description="4bit: the backbone under lora in 4 bits a weight (QLoRA); needs CUDA, bitsandbytes"),
     ] = "none"
     gradient_checkpointing: Annotated[bool, Field(description="recompute activations: less memory, more time")] = False
+    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False
+
+
+class Execution(Record):
+    """What bounds memory, and what is written how often."""
+
+    tokens_per_microbatch: Annotated[
+        int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")
+    ] = MICRO_TOKENS
     save_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: only at the end")] = 50
     eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out data; 0: at the end")] = 0
     sample_every: Annotated[int, Field(ge=0, description="steps between printed samples; 0: never")] = 0
-    log_to: Annotated[
-        list[Literal["tensorboard", "wandb"]], Field(description="besides metrics.jsonl", default_factory=list)
-    ]
+    log_to: Annotated[list[Literal["tensorboard", "wandb"]], Field(description="besides metrics.jsonl")] = Field(
+        default_factory=list
+    )
+
+
+class Run(Settings):
+    """How long, how fast, and how: the record that `fit` takes and that the settings of a training stage extend.
+
+    Keys of the records may be given by themselves: `Run(steps=100, lr=1e-4, warmup=0.1, save_every=20)`.
+    """
+
+    steps: Annotated[int, Field(ge=0, description="updates of the outer loop; 0 means: from epochs")] = 0
+    lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 1e-4
     seed: Annotated[int, Field(ge=0, description="of data order, new weights and sampling")] = 0
+    optimizer: Annotated[Optimizer, Field(description="AdamW and its schedule")] = Optimizer()
+    models: Annotated[ModelSettings, Field(description="how models are loaded")] = ModelSettings()
+    run: Annotated[Execution, Field(description="memory, checkpoints, logs")] = Execution()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _nested(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Takes keys of records without the record's name; explains what is wrong in Python as in a recipe."""
+        if not isinstance(values, Mapping):
+            return handler(values)
+        nested, written = canonical(cls, values)
+        try:
+            return handler(nested)
+        except ValidationError as error:
+            if info.mode == "json":
+                raise
+            raise explained(cls, error, cls.__name__, {}, written) from None

@@ -1,21 +1,23 @@
-"""Reading a stage's data with its report, never all of them at once.
+"""Reads the data of a stage as a stream, with a report of what was kept, dropped and cut.
 
 Files named `*.groups.jsonl` hold records whose ids are kept as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import NamedTuple, Protocol, cast, get_args
 
 from tiltyard.data import (
     Chat,
     CheckReport,
     GroupFile,
+    GroupStream,
     Kind,
+    TooLong,
     check_data,
     load_prompts,
     parse_row,
@@ -24,52 +26,88 @@ from tiltyard.data import (
     stream_groups,
 )
 from tiltyard.errors import ConfigError, DataError, nearest
-from tiltyard.methods.base import Encode
+from tiltyard.inputs.workspace import Workspace, cache_folder
 from tiltyard.scoring.reward_model import in_tokens_of
-from tiltyard.stages.base import StageContext
 from tiltyard.types import Group, Prompt
+
+# (chat, groups, max_length, too_long) -> the groups as a method reads them, then lines about what was left out
+Encode = Callable[[Chat, Iterable[Group], int, TooLong], GroupStream[list[str]]]
+
+
+class Limits(Protocol):
+    """Which rows of a data set are read, and how long they may be; settings have these attributes."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def too_long(self) -> TooLong: ...
+
+
+class RowLimits(Limits, Protocol):
+    """Of rows with responses."""
+
+    @property
+    def max_length(self) -> int: ...
+
+
+class PromptLimits(Limits, Protocol):
+    """Of prompts."""
+
+    @property
+    def max_prompt(self) -> int: ...
+
+
+class Rows(NamedTuple):
+    """`RowLimits` of a data set that has no settings of its own."""
+
+    max_length: int
+    too_long: TooLong = "drop"
+    split: str = ""
+    limit: int = 0
 
 
 def groups_of(
-    context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any
+    work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits
 ) -> GroupFile:
-    """The groups of one data setting, encoded, on disk; says on the console what was kept, dropped and cut.
+    """The groups of one data setting, encoded, in a file; reports what was kept, dropped and cut.
 
     Of several files each has its own report, and the origin of a group begins with the file that it comes from.
     """
-    return write_group_file(context, stream_of(context, key, source, kind, chat, settings))
+    return write_group_file(work, stream_of(work, key, source, kind, chat, limits))
 
 
-def write_group_file(context: StageContext, groups: Iterable[Group]) -> GroupFile:
-    """Groups laid down beside the runs for as long as the stage lasts: memory holds none of them."""
-    return GroupFile.write(groups, context.run_folder.parent / ".cache")
+def write_group_file(work: Workspace, groups: Iterable[Group]) -> GroupFile:
+    """Writes groups to a temporary file beside the runs; none of them is held in memory."""
+    return GroupFile.write(groups, cache_folder(work))
 
 
 def stream_of(
-    context: StageContext, key: str, source: str | list[str], kind: Kind, chat: Chat, settings: Any
+    work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits
 ) -> Iterator[Group]:
     """`groups_of` one by one; the report comes when the last group has been taken."""
     if isinstance(source, list):
         for one in files_of(key, source):
-            for group in stream_of(context, f"{key} {one}", one, kind, chat, settings):
+            for group in stream_of(work, f"{key} {one}", one, kind, chat, limits):
                 yield replace(group, origin=f"{one} {group.origin}".strip())
         return
-    path = context.resolve(source, want="")
-    max_length = _within(context, "max_length", settings.max_length, chat.max_length)
+    path = work.resolve(source, want="")
+    max_length = _within(work, "max_length", limits.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
-        yield from _sampled_groups(context, key, Path(path), max_length, chat, getattr(settings, "limit", 0))
+        yield from _sampled_groups(work, key, Path(path), max_length, chat, limits.limit)
         return
     stream = stream_groups(
         path,
         kind,
         chat,
         max_length=max_length,
-        too_long=settings.too_long,
-        split=getattr(settings, "split", "") or None,
-        limit=getattr(settings, "limit", 0) or None,
+        too_long=limits.too_long,
+        split=limits.split or None,
+        limit=limits.limit or None,
     )
     yield from stream
-    report(context, key, stream.report.lines())
+    work.report(key, stream.report.lines())
 
 
 def files_of(key: str, source: str | list[str]) -> list[str]:
@@ -86,13 +124,11 @@ def files_of(key: str, source: str | list[str]) -> list[str]:
     return files
 
 
-def _sampled_groups(
-    context: StageContext, key: str, path: Path, max_length: int, chat: Chat, limit: int
-) -> Iterator[Group]:
+def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat: Chat, limit: int) -> Iterator[Group]:
     """The groups of a file of records; too long ones are dropped and counted.
 
-    Ids are kept as sampled where this model's tokenizer and template make the same of the texts. Where others made
-    them, all are made again: read as they are, they would be other words.
+    Ids are kept as sampled where this model's tokenizer and template give the same ids for the texts; otherwise all
+    texts are encoded again.
     """
 
     def every() -> Iterator[Group]:
@@ -113,13 +149,13 @@ def _sampled_groups(
             got=f"{rows:,} groups",
             expected=f"a prompt and its longest answer of at most {max_length} tokens",
         )
-    told = f", {rows - kept:,} dropped (longer than {max_length} tokens)" if rows > kept else ""
-    ids = "ids made again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"
-    report(context, key, [f"{kept:,} groups, {ids}{told}"])
+    dropped = f", {rows - kept:,} dropped (longer than {max_length} tokens)" if rows > kept else ""
+    ids = "ids encoded again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"
+    work.report(key, [f"{kept:,} groups, {ids}{dropped}"])
 
 
 def _foreign(chat: Chat, group: Group) -> bool:
-    """Whether other than this model's tokens, or none, stand in the group (a long prompt may lack its front)."""
+    """Whether the group's ids are not what this model's chat makes of its texts (a long prompt may lack its front)."""
     given = group.prompt
     if not given.ids or not all(r.ids for r in group.responses):
         return True
@@ -131,38 +167,38 @@ def _foreign(chat: Chat, group: Group) -> bool:
 
 
 def rewritten(
-    context: StageContext, key: str, encode: Encode | None, groups: Iterable[Group], chat: Chat, settings: Any
+    work: Workspace, key: str, encode: Encode | None, groups: Iterable[Group], chat: Chat, limits: RowLimits
 ) -> Iterator[Group]:
     """The groups as a method reads them (`Method.encode`); most methods read them as they are."""
     if encode is None:
         yield from groups
         return
-    limit = settings.max_length if chat.max_length is None else min(settings.max_length, chat.max_length)
-    encoded = encode(chat, groups, limit, settings.too_long)
+    limit = limits.max_length if chat.max_length is None else min(limits.max_length, chat.max_length)
+    encoded = encode(chat, groups, limit, limits.too_long)
     yield from encoded
-    report(context, key, encoded.report)
+    work.report(key, encoded.report)
 
 
-def _within(context: StageContext, name: str, wanted: int, limit: int | None) -> int:
-    """A length that was set, or the most that the model's context allows; says so where that is less."""
+def _within(work: Workspace, name: str, wanted: int, limit: int | None) -> int:
+    """A length that was set, or the most that the model's work allows; says so where that is less."""
     if limit is None or wanted <= limit:
         return wanted
-    report(context, name, [f"{limit} tokens, which is what the model's context leaves (set: {wanted})"])
+    work.report(name, [f"{limit} tokens, which is what the model's context leaves (set: {wanted})"])
     return limit
 
 
-def prompts_of(context: StageContext, source: str, chat: Chat, settings: Any) -> list[Prompt]:
+def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits) -> list[Prompt]:
     """The prompts of a stage, encoded."""
-    prompts, told = load_prompts(
-        context.resolve(source, want=""),
+    prompts, loaded = load_prompts(
+        work.resolve(source, want=""),
         chat,
         # one token at least must be left for the answer
-        max_prompt=_within(context, "max_prompt", settings.max_prompt, chat.max_length and chat.max_length - 1),
-        too_long=settings.too_long,
-        split=getattr(settings, "split", "") or None,
-        limit=getattr(settings, "limit", 0) or None,
+        max_prompt=_within(work, "max_prompt", limits.max_prompt, chat.max_length and chat.max_length - 1),
+        too_long=limits.too_long,
+        split=limits.split or None,
+        limit=limits.limit or None,
     )
-    report(context, "prompts", told.lines())
+    work.report("prompts", loaded.lines())
     return prompts
 
 
@@ -184,15 +220,6 @@ class _Rows:
         return (parse_row(row, self.kind) for row in read_rows(self.path))
 
 
-def report(context: StageContext, key: str, lines: list[str]) -> None:
-    """`StageContext.report` as a function."""
-    context.report(key, lines)
-
-
 def byte_count(groups: Iterable[Group]) -> int:
     """UTF-8 bytes of the answers: what bits per byte divides by."""
     return sum(len(r.text.encode()) for g in groups for r in g.responses)
-
-
-def model_folder(context: StageContext, value: str) -> Path | str:
-    return context.resolve(value, want="model")

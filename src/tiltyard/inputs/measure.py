@@ -8,14 +8,13 @@ from typing import Any
 import torch
 
 from tiltyard.batch.batch import Batch
+from tiltyard.inputs.files import byte_count
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.losses.reward import accuracy_G, kwise_loss_G, pairs_G, ranking_pairs
-from tiltyard.methods.mlm import Mask
 from tiltyard.models.language import ScalarModel
-from tiltyard.stages.data import byte_count
 from tiltyard.stats.text import bits_per_byte
 from tiltyard.stats.win_rates import accuracy_ci
-from tiltyard.training.algorithm import Models, RefLogps
+from tiltyard.training.algorithm import Models, Prepare, RefLogps
 from tiltyard.types import Group
 
 Measure = Callable[[Models, int], dict[str, float]]
@@ -39,7 +38,7 @@ def likelihood(groups: Sequence[Group], budget: int) -> Measure:
     return measure
 
 
-def cloze(groups: Sequence[Group], budget: int, mask: Mask) -> Measure:
+def cloze(groups: Sequence[Group], budget: int, mask: Prepare) -> Measure:
     """Mean loss of an encoder on tokens that `mask` chooses, the same ones at every step."""
 
     @torch.no_grad()

@@ -1,0 +1,206 @@
+"""What scores sampled responses: reward models, functions, weighted sums of them, judges; and monitors beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field
+
+from tiltyard.errors import ConfigError
+from tiltyard.feedback import JudgeSettings, ModelJudgeSettings, build_scorer
+from tiltyard.inputs.reference import load_options
+from tiltyard.inputs.settings import StageSettings
+from tiltyard.inputs.workspace import Workspace, model_folder
+from tiltyard.models.adapters import reward_adapter
+from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.records import Settings
+from tiltyard.scoring import Monitors, RewardScorer, Scorer
+from tiltyard.scoring.registry import ALIASES, build_reward, is_function
+from tiltyard.scoring.weighted import check_prompts
+from tiltyard.training.algorithm import Models
+from tiltyard.types import Prompt
+
+POLICY = "policy"  # as a judge's model: the policy as it is at the time
+
+
+class WeightedReward(Settings):
+    """One part of a weighted sum of rewards."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    source: Annotated[
+        str, Field(alias="from", description="a reward model, or a function: gold, rewards.py:name, module:name")
+    ]
+    weight: Annotated[float, Field(allow_inf_nan=False, description="its factor in the sum")] = 1.0
+
+    def folders(self) -> dict[str, str]:
+        """Settings that refer to a model or a function."""
+        return {"from": self.source}
+
+
+Reward = str | dict[str, WeightedReward]
+
+
+class ScoreSettings(Settings):
+    """What a response is worth: exactly one of reward and judge."""
+
+    reward: Annotated[
+        Reward,
+        Field(
+            description="a reward model (stage, folder, hub name) or a function (gold, rewards.py:name, module:name); "
+            "or a weighted sum: {NAME: {from: SOURCE, weight: 1.0}}"
+        ),
+    ] = ""
+    judge: Annotated[
+        JudgeSettings | None, Field(description="an AI judge in place of a reward model; its model may be `policy`")
+    ] = None
+    monitors: Annotated[
+        list[str],
+        Field(description="rewards that are logged on each step's responses and not trained on, e.g. gold"),
+    ] = []  # noqa: RUF012 - pydantic copies a field's default
+
+    def parts(self) -> dict[str, str]:
+        """The sources of the reward by name: one named `reward`, or the parts of a weighted sum."""
+        if isinstance(self.reward, str):
+            return {"reward": self.reward} if self.reward else {}
+        return {name: part.source for name, part in self.reward.items()}
+
+
+class SelfJudge(ModelJudgeSettings):
+    """A judge that is the policy itself unless another model is named: points with reasons, several times, averaged."""
+
+    kind: Annotated[Literal["model"], Field(description="a model; for other judges: iterative_dpo, online_dpo")] = (
+        "model"
+    )
+    ask: Annotated[
+        Literal["pair", "score", "points"],
+        Field(description="which of two is better; a rating from 1 to 10; points from 0 to 5 with reasons"),
+    ] = "points"
+    model: Annotated[str, Field(description="the judge; policy: the one that is trained, as it is at the time")] = (
+        POLICY
+    )
+
+
+class SelfJudgeSettings(Settings):
+    """Of methods whose policy judges its own responses."""
+
+    judge: Annotated[SelfJudge, Field(description="how the policy judges its own responses")] = SelfJudge()
+    monitors: Annotated[
+        list[str],
+        Field(description="rewards that are logged on each step's responses and not trained on, e.g. gold"),
+    ] = []  # noqa: RUF012 - pydantic copies a field's default
+
+
+WORDS = (POLICY, *ALIASES)  # values of settings that refer to nothing
+
+
+class Scoring(NamedTuple):
+    """What a source of samples is given: the scorer, and what is measured beside it."""
+
+    scorer: Scorer
+    monitors: Monitors | None
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Lets every scorer refuse prompts that it cannot score, before anything is sampled."""
+        for scorer in (self.scorer, *(self.monitors.scorers if self.monitors else ())):
+            check_prompts(scorer, prompts)
+
+
+def check_score_settings(name: str, settings: StageSettings) -> None:
+    """Checks that exactly one of reward and judge is set.
+
+    Raises:
+        ConfigError: none or both.
+    """
+    if isinstance(settings, ScoreSettings) and bool(settings.reward) == (settings.judge is not None):
+        raise ConfigError(
+            "set exactly one of reward and judge: what is a response worth?",
+            where=name,
+            got="both" if settings.reward else "neither",
+            fix="reward=STAGE for a reward model, reward=FILE.py:FUNCTION, or judge.kind=... for an AI judge",
+        )
+
+
+def load_reward(work: Workspace, settings: StageSettings, policy: LanguageModel) -> dict[str, ScalarModel]:
+    """The reward models that the settings name, frozen, by the name of their part; none for functions and judges.
+
+    A model that was trained with adapters on the backbone that the policy adapts is an adapter on that backbone.
+    """
+    check_score_settings(work.name, settings)
+    if not isinstance(settings, ScoreSettings):
+        return {}
+    models: dict[str, ScalarModel] = {}
+    for name, source in settings.parts().items():
+        if not is_function(source):
+            models[name] = _reward_model(work, settings, source, policy)
+    return models
+
+
+def _reward_model(work: Workspace, settings: StageSettings, source: str, policy: LanguageModel) -> ScalarModel:
+    folder = model_folder(work, source)
+    adapter = reward_adapter(policy, Path(folder))
+    if adapter is not None:
+        work.report("reward", ["an adapter and a head on the policy's backbone"])
+        return adapter
+    model = load_scalar_model(folder, **load_options(settings.models))
+    model.module.requires_grad_(False)
+    return model
+
+
+def open_scoring(
+    work: Workspace, settings: StageSettings, models: Models, rewards: dict[str, ScalarModel], *, drop: bool
+) -> Scoring:
+    """The scorer and the monitors of a run.
+
+    Args:
+        rewards: from `load_reward`.
+        drop: a response that a judge gives no score is left out; otherwise it is an error.
+    """
+    assert isinstance(settings, ScoreSettings | SelfJudgeSettings)
+    policy = models.get("policy")
+    folders = [work.recipe_folder] if work.recipe_folder else []
+    budget = settings.run.tokens_per_microbatch
+
+    def scalar(name: str, source: str) -> Scorer:
+        model = rewards.get(name) or _reward_model(work, settings, source, policy)
+        return RewardScorer(model, policy.chat, budget=budget, name=name)
+
+    def monitor(spec: str) -> Scorer:
+        if is_function(spec):
+            return build_reward(spec, scalar, folders=folders)
+        return RewardScorer(_reward_model(work, settings, spec, policy), policy.chat, budget=budget, name=spec)
+
+    if settings.judge is not None:
+        scorer = _judge(work, settings, settings.judge, models, drop)
+    else:
+        assert isinstance(settings, ScoreSettings)
+        spec = settings.reward
+        parts = spec if isinstance(spec, str) else {n: {"from": p.source, "weight": p.weight} for n, p in spec.items()}
+        scorer = build_reward(parts, scalar, folders=folders)
+    watched = [monitor(spec) for spec in settings.monitors]
+    return Scoring(scorer, Monitors(watched) if watched else None)
+
+
+def _judge(work: Workspace, settings: StageSettings, judge: JudgeSettings, models: Models, drop: bool) -> Scorer:
+    def load(name: str) -> LanguageModel:
+        if name == POLICY:
+            return models.get("policy")
+        return load_language_model(model_folder(work, name), dtype=settings.models.dtype, device=settings.models.device)
+
+    return build_scorer(
+        judge,
+        load,
+        work.folder / "answers.jsonl",
+        "drop" if drop else "error",
+        work.execution,
+        moving=getattr(judge, "model", "") == POLICY,
+    )
+
+
+def judge_in_memory(settings: StageSettings) -> bool:
+    """Whether the judge is a model of its own in this process's memory."""
+    judge = settings.judge if isinstance(settings, ScoreSettings | SelfJudgeSettings) else None
+    return isinstance(judge, ModelJudgeSettings) and judge.model != POLICY

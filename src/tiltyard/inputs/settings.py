@@ -1,0 +1,226 @@
+"""The settings that sources and roles add to those of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tiltyard.data import TooLong
+from tiltyard.records import Record, Settings
+from tiltyard.sampling import SampleSettings
+from tiltyard.training.run import Run
+
+
+class StageSettings(Run):
+    """What every training stage has. A method may have other defaults; `tiltyard show METHOD` prints them."""
+
+    model: Annotated[str, Field(description="an earlier stage, a folder or a hub name")]
+    epochs: Annotated[float, Field(gt=0, description="passes over the data, where steps is 0")] = 1.0
+    prompts_per_step: Annotated[int, Field(gt=0, description="groups (prompts) a step, over all processes")] = 32
+
+    def steps_over(self, size: int) -> int:
+        """`steps`, or as many as `epochs` passes over `size` groups take."""
+        return self.steps or max(1, round(self.epochs * size / self.prompts_per_step))
+
+
+# ----------------------------------------------------------------------------------------------------------- files
+
+
+class Data(Record):
+    """Files of groups."""
+
+    main: ClassVar[str] = "path"
+
+    path: Annotated[
+        str | list[str], Field(description="training data: a file, stage/file or hub name; or a list of them")
+    ]
+    held_out: Annotated[str, Field(description="held-out data to measure on; empty: none")] = ""
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows of each file only; 0: all")] = 0
+    max_length: Annotated[int, Field(ge=4, description="tokens of prompt and response together")] = 512
+    too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, response right)")] = (
+        "drop"
+    )
+
+    def folders(self) -> dict[str, str | list[str]]:
+        """Settings that refer to stages or files."""
+        return {"path": self.path, "held_out": self.held_out}
+
+
+class PairData(Data):
+    """Comparisons that a method may read as pairs."""
+
+    pairs: Annotated[
+        Literal["given", "all", "best_worst"],
+        Field(
+            description="rankings: as they are (refused by methods for pairs), all their pairs, or best against worst"
+        ),
+    ] = "given"
+
+
+class LabelledData(Data):
+    """Responses labelled good or bad."""
+
+    good_from: Annotated[
+        float | Literal["best"] | None,
+        Field(
+            description="responses with at least this score are good, or those ranked best; empty: the rows' own labels"
+        ),
+    ] = None
+
+
+class FileSettings(StageSettings):
+    """Of methods that learn from files."""
+
+    data: Data
+    tokens_per_step: Annotated[
+        int,
+        Field(ge=0, description="packed tokens a step, in place of a number of groups; 0: `prompts_per_step` groups"),
+    ] = 0
+
+
+class Arch(Settings):
+    """A model from scratch: Llama shape (`mlm`: ModernBERT's), tied embeddings, a tokenizer of the stage's own data."""
+
+    preset: Annotated[str, Field(description="1m, 12m or 60m")] = "12m"
+    vocab: Annotated[int, Field(ge=300, description="tokens of the vocabulary")] = 8192
+    context: Annotated[int, Field(ge=16, description="longest sequence the model is made for")] = 1024
+
+
+class PretrainSettings(FileSettings):
+    """Of methods that may begin with a new model."""
+
+    model: Annotated[str, Field(description="continue from this one; empty: a new model of shape `arch`")] = ""
+    arch: Annotated[Arch, Field(description="shape of a new model")] = Arch()
+
+
+# -------------------------------------------------------------------------------------------------------- sampling
+
+
+class Sampling(Record):
+    """How responses are sampled."""
+
+    samples_per_prompt: Annotated[int, Field(gt=0, description="responses a prompt")] = 1
+    temperature: Annotated[float, Field(gt=0, description="of sampling; RL trains the policy under it too")] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="sample from the likeliest tokens of this probability")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="sample from this many likeliest tokens; 0: all")] = 0
+    max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 128
+    max_concurrent: Annotated[int, Field(gt=0, description="responses decoded at once; bounds memory only")] = 256
+
+    def sample_settings(self) -> SampleSettings:
+        """The sampler's settings."""
+        return SampleSettings(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_tokens=self.max_tokens,
+            max_concurrent=self.max_concurrent,
+        )
+
+
+class PromptData(Record):
+    """A file of prompts."""
+
+    main: ClassVar[str] = "path"
+
+    path: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
+    too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
+
+    def folders(self) -> dict[str, str]:
+        """Settings that refer to stages or files."""
+        return {"path": self.path}
+
+
+class PromptSettings(StageSettings):
+    """Of methods that sample responses to prompts."""
+
+    prompts: PromptData
+    sampling: Annotated[Sampling, Field(description="how responses are sampled")] = Sampling()
+    replay: Annotated[
+        str, Field(description="folder of a stage whose stored responses and scores are learnt from; empty: sample")
+    ] = ""
+
+
+class RoundSettings(PromptSettings):
+    """Of methods that sample in rounds."""
+
+    iterations: Annotated[int, Field(gt=0, description="rounds of sampling and learning")] = 3
+    round_prompts: Annotated[
+        int, Field(ge=0, description="prompts sampled for a round; 0: as many as the round's steps take")
+    ] = 0
+
+
+class OpponentSampling(Record):
+    """How the opponent's responses are sampled."""
+
+    temperature: Annotated[float, Field(gt=0, description="of the opponent's responses")] = 1.0
+    max_tokens: Annotated[int, Field(gt=0, description="longest response of the opponent")] = 128
+    max_concurrent: Annotated[int, Field(gt=0, description="responses decoded at once; bounds memory only")] = 256
+
+
+class SelfPlaySettings(StageSettings):
+    """Of methods whose policy plays against snapshots of itself."""
+
+    data: Data
+    sampling: Annotated[OpponentSampling, Field(description="how the opponent's responses are sampled")] = (
+        OpponentSampling()
+    )
+    iterations: Annotated[int, Field(gt=0, description="snapshots that the model plays against, in turn")] = 4
+
+
+# ------------------------------------------------------------------------------------------------------------ roles
+
+
+class RefModels(Record):
+    """Of a method with a reference that may be named."""
+
+    ref: Annotated[str, Field(description="the reference; empty: the model as it starts")] = ""
+
+    def folders(self) -> dict[str, str]:
+        """Settings that refer to a model."""
+        return {"ref": self.ref}
+
+
+class CachedRefModels(Record):
+    """Of a method that reads its reference on fixed data alone."""
+
+    ref_cache: Annotated[
+        bool,
+        Field(description="keep the reference's log-probs on disk, computed once; false: it stays in memory"),
+    ] = True
+
+
+class OptionalRefModels(Record):
+    """Of a method whose reference may only be measured against."""
+
+    show_kl: Annotated[
+        bool,
+        Field(
+            description="keep the reference where it would only show the KL; false: one model and one forward pass less"
+        ),
+    ] = True
+
+
+class ValueModels(Record):
+    """Of a method with a value model."""
+
+    value_init: Annotated[
+        Literal["reward", "model", "shared"],
+        Field(description="a copy of the reward model, a copy of the policy, or a head on the policy's own backbone"),
+    ] = "reward"
+
+
+class RewardTraining(Settings):
+    """Of methods that train a reward model."""
+
+    demonstrations: Annotated[
+        str, Field(description="rewards are normalised on these; empty: on the training responses")
+    ] = ""
+    normalise: Annotated[
+        Literal["mean", "unit", "none"],
+        Field(description="shift rewards to mean 0, also scale them to variance 1, or leave them as they are"),
+    ] = "mean"

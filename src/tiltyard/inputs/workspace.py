@@ -1,0 +1,65 @@
+"""What a source or a model needs to know of the stage that it is opened for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from tiltyard.errors import ConfigError
+
+
+class Workspace(Protocol):
+    """The place where a stage runs, e.g. a `StageContext`."""
+
+    @property
+    def name(self) -> str:
+        """Of the stage, for errors."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage writes."""
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the whole run; caches that runs share lie beside it."""
+
+    @property
+    def recipe_folder(self) -> Path | None:
+        """Where relative paths are also looked up."""
+
+    @property
+    def execution(self) -> str:
+        """Number of this execution of the stage, kept when it resumes."""
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether only the plan is made, so that earlier stages may not have run."""
+
+    def resolve(self, value: str, *, want: str = "model") -> Path | str:
+        """Resolves a reference of a setting: a stage, a path, or a hub name, which stays a text."""
+
+    def report(self, key: str, lines: Iterable[str]) -> None:
+        """Prints lines about one setting."""
+
+
+def model_folder(work: Workspace, value: str) -> Path | str:
+    """The model folder that a setting refers to, or a hub name."""
+    return work.resolve(value, want="model")
+
+
+def stage_folder(work: Workspace, value: str) -> Path:
+    """The folder of the stage that a setting refers to.
+
+    Raises:
+        ConfigError: it refers to a hub name.
+    """
+    folder = work.resolve(value, want="")
+    if isinstance(folder, str):
+        raise ConfigError("a stage's folder is needed, not a hub name", where=work.name, got=value)
+    return folder
+
+
+def cache_folder(work: Workspace, name: str = "") -> Path:
+    """A folder for what all runs below one folder share."""
+    return work.run_folder.parent / ".cache" / name

@@ -20,6 +20,7 @@ from tiltyard.feedback.local import mean_points
 from tiltyard.inputs import Prompts
 from tiltyard.methods import METHODS, self_rewarding
 from tiltyard.methods.self_rewarding import pair_lengths
+from tiltyard.records import flat_keys
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Models
 from tiltyard.training.rounds import Rounds, renew_ref

@@ -10,8 +10,8 @@ from tests.chance import shifted
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
-from tiltyard.methods import a2c, grpo, reinforce, reinforce_pp, rloo
-from tiltyard.sampling import NativeSampler, SampleSettings
+from tiltyard.methods import a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo
+from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
@@ -97,6 +97,28 @@ def grpo_start(batch: Batch, logp_R: Tensor) -> Known:
     return 0.0, doubles(slopes) / batch.forest.B
 
 
+def dapo_start(batch: Batch, logp_R: Tensor) -> Known:
+    """Averaged over all tokens of the batch: a longer answer has more of the loss."""
+    slopes, sizes = [], iter(batch.forest.count_B.tolist())
+    for group in batch.groups:
+        scores = list(group.scores or ())
+        mean = sum(scores) / len(scores)
+        deviation = (sum((s - mean) ** 2 for s in scores) / (len(scores) - 1)) ** 0.5
+        slopes += [(mean - score) / (deviation + 1e-4) for score in scores for _ in range(next(sizes))]
+    return sum(slopes) / len(slopes), doubles(slopes) / len(slopes)
+
+
+def dr_grpo_start(batch: Batch, logp_R: Tensor) -> Known:
+    """Neither the deviation nor the length divides: only the number of answers and the longest one (128)."""
+    slopes, sizes = [], iter(batch.forest.count_B.tolist())
+    for group in batch.groups:
+        scores = list(group.scores or ())
+        mean = sum(scores) / len(scores)
+        slopes += [mean - score for score in scores for _ in range(next(sizes))]
+    divisor = batch.forest.B * 128
+    return sum(slopes) / divisor, doubles(slopes) / divisor
+
+
 # ------------------------------------------------------------------------------------------- a bandit of six answers
 
 
@@ -165,3 +187,7 @@ GRPO: Toys = {
     ),
     "k1 in the reward": lambda: ends(lambda s: grpo(s, beta=KL, kl_form="reward_k1", scale="none"), tilt(KL), lr=2e-2),
 }
+DAPO: Toys = {
+    "all on the best": lambda: ends(lambda s: dapo(s, dynamic_sampling=0), winner, within=1e-2, lr=5e-2),
+}
+DR_GRPO: Toys = {"all on the best": lambda: ends(dr_grpo, winner, within=1e-2, lr=5e-2)}

@@ -28,7 +28,7 @@ from . import tiny
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 START = tiny.starting("online", save_every=2, warmup=0.1)
-ASKED = "model: sft, prompts: world/prompts.jsonl, limit: 20, max_tokens: 8, max_prompt: 48, steps: 6"
+ASKED = "model: sft, prompts: world/prompts.jsonl, monitors: [gold], limit: 20, max_tokens: 8, max_prompt: 48, steps: 6"
 MANY = f"{ASKED}, iterations: 3"
 ROUNDS = f"{MANY}, samples_per_prompt: 4"
 STAGES = {
@@ -44,7 +44,7 @@ STAGES = {
 }
 STEPS = 6
 PAIRED = {"margin", "accuracy", "chosen_reward", "rejected_reward", "tied_groups"}
-SAMPLED = {"score", "gold", "length", "truncated", "score_best", "score_worst", "tied_scores"}
+SAMPLED = {"score", "reward/gold", "length", "truncated", "score_best", "score_worst", "tied_scores"}
 LEARNT = {
     **dict.fromkeys(STAGES, PAIRED),
     "online_dpo": PAIRED | {"sampler_gap"},
@@ -116,7 +116,7 @@ def test_what_a_method_logs(made: Made, name: str) -> None:
             assert row["score_worst"] <= row["score"] <= row["score_best"]
             assert 1 <= row["length"] <= 8
             assert 0 <= row["truncated"] <= 1
-            assert -3 < row["gold"] < 3
+            assert -3 < row["reward/gold"] < 3
     assert "loss" in set().union(*rows)
     if name.startswith("online"):  # the sampler's law and the policy's, both at the temperature of sampling
         assert all(0 <= row["sampler_gap"] < 1e-5 for row in rows)
@@ -135,7 +135,7 @@ def test_what_a_round_keeps(made: Made, name: str) -> None:
         scores = [s for g in groups for s in g.scores]
         assert rows[EVERY * number]["score"] == pytest.approx(sum(scores) / len(scores), abs=1e-9)
         truth = [gold(g.prompt.meta, r.text).total for g in groups for r in g.responses]
-        assert rows[EVERY * number]["gold"] == pytest.approx(sum(truth) / len(truth), abs=1e-9)
+        assert rows[EVERY * number]["reward/gold"] == pytest.approx(sum(truth) / len(truth), abs=1e-9)
         if name == "by_rule":
             assert scores == pytest.approx(truth)
 

@@ -48,7 +48,7 @@ def test_demonstrations_join_the_rounds(whole: Whole, tmp_path: Path, loss: str,
         if reward == "gold":
             truth = [gold(g.prompt.meta, r.text).total for g in groups for r in g.responses]
             assert [s for g in groups for s in g.scores or ()] == pytest.approx(truth)
-            assert row["gold"] == pytest.approx(sum(truth[:24]) / 24)
+            assert row["reward/gold"] == pytest.approx(sum(truth[:24]) / 24)
     assert result["samples"] == 2 * 24
 
 

@@ -25,10 +25,10 @@ from . import tiny
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
 SETTINGS = """{model: START/sft, prompts: START/world/prompts.jsonl, limit: 12, max_prompt: 48, max_tokens: 8,
-  steps: 4, prompts_per_step: 4, lr: 0.001, warmup: 0.0, device: cpu}"""
+  monitors: [gold], steps: 4, prompts_per_step: 4, lr: 0.001, warmup: 0.0, device: cpu}"""
 ONLINE = sorted(name for name, method in METHODS.items() if method.source.data_kind == "prompts")
 STEPS, EVERY = 4, 2
-ALWAYS = {"score", "gold", "length", "truncated", "sampled", "entropy", "sampler_gap", "kl", "kl_k3", "kl_exact"}
+ALWAYS = {"score", "reward/gold", "length", "truncated", "sampled", "entropy", "sampler_gap", "kl", "kl_k3", "kl_exact"}
 SEVERAL = {"score_best", "score_worst", "tied_scores"}
 JUDGED = {"judge_calls", "judge_tokens", "judge_cost"}
 SINGLE = ("ppo", "a2c", "reinforce", "reinforce_pp")  # one answer a prompt by default
@@ -111,7 +111,7 @@ def test_and_with_a_judge_what_it_was_asked(name: str, stage: Any) -> None:
     assert rows[0]["judge_calls"] == rows[0]["sampled"]
     assert result["judge_calls"] == sum(row.get("judge_calls", 0) for row in rows)
     assert result["models_in_memory"] == len(METHODS[name].trains) + len(METHODS[name].frozen) - 1  # no reward model
-    assert rows[0]["score"] == pytest.approx(rows[0]["gold"])
+    assert rows[0]["score"] == pytest.approx(rows[0]["reward/gold"])
 
 
 @pytest.mark.parametrize("judge", ["policy", "START/sft"])
@@ -136,7 +136,7 @@ def test_the_kl_may_be_given_up(name: str, stage: Any) -> None:
     assert f"(trained), {', '.join(sorted(kept))} (frozen)" in text
     for row in shown(folder, name):
         assert not {"kl", "kl_k3", "kl_exact"} & row.keys()
-        assert {"entropy", "sampler_gap", "gold"} <= row.keys()
+        assert {"entropy", "sampler_gap", "reward/gold"} <= row.keys()
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rft"])
@@ -191,4 +191,4 @@ def test_gold_is_that_of_the_answers(stage: Any) -> None:
     folder, _, _ = stage("rloo")
     for row, found in zip(shown(folder, "rloo"), sampled(folder, "rloo"), strict=True):
         truth = [gold(g["prompt"]["meta"], r.get("text", "")).total for g in found for r in g["responses"]]
-        assert row["gold"] == pytest.approx(sum(truth) / len(truth), abs=1e-9)
+        assert row["reward/gold"] == pytest.approx(sum(truth) / len(truth), abs=1e-9)

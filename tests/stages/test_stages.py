@@ -178,7 +178,7 @@ def test_all_done(whole: Whole, tmp_path: Path) -> None:
 def test_another_kl_reruns_ppo_and_evaluate_alone(whole: Whole, tmp_path: Path) -> None:
     did, text = again(whole, tmp_path, "ppo.beta=0.2")
     assert did == "skip skip skip skip skip run run"
-    assert "kl changed 0.05 -> 0.2" in text
+    assert "beta changed 0.05 -> 0.2" in text
     kept = list((tmp_path / "runs" / "tiny" / ".old").iterdir())
     assert sorted(p.name.split("-")[0] for p in kept) == ["evaluate", "ppo"]
 

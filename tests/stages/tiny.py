@@ -45,6 +45,7 @@ stages:
       model: sft
       reward: reward
       prompts: world/prompts.jsonl
+      monitors: [gold]
       beta: 0.05
       kl_target: 1.0
       ppo_epochs: 2
@@ -88,6 +89,7 @@ def tuned(run: Path, folder: Path, method: str, **more: Any) -> tuple[Path, dict
         "model": str(run / "sft"),
         "prompts": str(run / "world" / "prompts.jsonl"),
         "reward": str(run / "reward"),
+        "monitors": ["gold"],
         "limit": 12,
         "lr": 1e-3,
         "max_tokens": 8,

@@ -95,6 +95,7 @@ def replay_arguments(stage: Path, pairs: Sequence[str] | None) -> tuple[str, lis
     Raises:
         ConfigError: not a stage's folder, or a stage that does not sample.
     """
+    from tiltyard.records import canonical_key, records_of
     from tiltyard.runs import StageReader
     from tiltyard.stages.base import get_stage
 
@@ -106,14 +107,25 @@ def replay_arguments(stage: Path, pairs: Sequence[str] | None) -> tuple[str, lis
     kind = get_stage(config.kind)
     if "replay" not in kind.settings.model_fields:
         raise ConfigError("a stage that does not sample has nothing to replay", where=str(stage), got=config.kind)
-    settings = {**config.settings, "replay": str(stage)}
-    for key in kind.refers:
-        value = settings.get(key)
-        if isinstance(value, str) and value and key != "replay" and (stage.parent / value.partition("/")[0]).is_dir():
-            settings[key] = str(stage.parent / value)
-    given = {pair.partition("=")[0] for pair in pairs or ()}
+
+    def moved(value: Any) -> Any:
+        """The value with the names of the run's stages replaced by their folders."""
+        if isinstance(value, dict):
+            return {key: moved(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [moved(inner) for inner in value]
+        named = isinstance(value, str) and value and (stage.parent / value.partition("/")[0]).is_dir()
+        return str(stage.parent / value) if named else value
+
+    settings = {key: moved(value) if key in kind.refers else value for key, value in config.settings.items()}
+    settings["replay"] = str(stage)
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inside = key in records_of(kind.settings)
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if inside else {key: value}
+    given = {canonical_key(kind.settings, pair.partition("=")[0]) for pair in pairs or ()}
     name = [] if "name" in given else [f"name={config.run}-replay"]
-    stored = [f"{key}={json.dumps(value)}" for key, value in settings.items() if key not in given]
+    stored = [f"{key}={json.dumps(value)}" for key, value in flat.items() if key not in given]
     return config.kind, [*stored, *name, *(pairs or ())]
 
 

@@ -27,13 +27,14 @@ def emit(value: Any) -> None:
     typer.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
 
 
-def show_result(outcome: dict[str, Any], stage: str) -> None:
+def show_result(outcome: dict[str, Any], kind: str) -> None:
     """Prints the numbers that a stage returned and the folder of its files; on the main process only."""
     from tiltyard.distributed.processes import is_main
 
     if not is_main():
         return
     console = console_for(False)
+    stage = kind.rpartition(":")[2]  # a method of a user's file has its function's name
     for key, value in outcome["stages"][stage]["result"].items():
         if not isinstance(value, dict | list):
             console.print(f"  {key}: {value}", markup=False, highlight=False)

@@ -5,7 +5,10 @@ from tiltyard.methods.base import METHODS, Method, get_method
 from tiltyard.methods.click import click
 from tiltyard.methods.cpo import cpo
 from tiltyard.methods.cringe import cringe
+from tiltyard.methods.dapo import dapo
 from tiltyard.methods.dpo import dpo
+from tiltyard.methods.dr_grpo import dr_grpo
+from tiltyard.methods.from_file import load_method
 from tiltyard.methods.grpo import grpo
 from tiltyard.methods.ipo import ipo
 from tiltyard.methods.iterative import iterative_dpo
@@ -37,12 +40,15 @@ __all__ = [
     "click",
     "cpo",
     "cringe",
+    "dapo",
     "dpo",
+    "dr_grpo",
     "get_method",
     "grpo",
     "ipo",
     "iterative_dpo",
     "kto",
+    "load_method",
     "mlm",
     "online_dpo",
     "orpo",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -107,6 +109,17 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+_registering: ContextVar[bool] = ContextVar("registering", default=True)
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """While it lasts, `method` declares without registering: a user's file hides no method of the package."""
+    token = _registering.set(False)
+    try:
+        yield
+    finally:
+        _registering.reset(token)
 
 
 def method(
@@ -121,7 +134,10 @@ def method(
 
     def register(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         key = name or build.__name__
-        METHODS[key] = Method(key, build, family, source, tuple(roles), **declared)
+        declaration = Method(key, build, family, source, tuple(roles), **declared)
+        if _registering.get():
+            METHODS[key] = declaration
+        build.tiltyard_method = declaration  # type: ignore[attr-defined]  # read by `methods.from_file`
         return build
 
     return register

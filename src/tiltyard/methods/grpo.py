@@ -1,4 +1,4 @@
-"""GRPO, and by its settings Dr. GRPO and DAPO: clipped policy gradients against the other responses of a group."""
+"""GRPO, which Dr. GRPO and DAPO are variants of: clipped policy gradients against the other responses of a group."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def check(recipe: Recipe) -> list[Step]:
             fix = f"give it another name: `- {entry.name}_2: {{method: {entry.kind}, ...}}`"
             raise ConfigError(f"two stages are called '{entry.name}'", where=entry.place, fix=fix)
         names.append(entry.name)
-        stages.append(_kind(entry))
+        stages.append(_kind(entry, recipe.folder))
     for key in recipe.defaults:
         options = {k for stage in stages for k in flat_keys(stage.settings)}
         if key not in options:
@@ -258,9 +258,9 @@ def check(recipe: Recipe) -> list[Step]:
     return [_check_entry(recipe, entry, stage, names) for entry, stage in pairs]
 
 
-def _kind(entry: Entry) -> Stage:
+def _kind(entry: Entry, folder: Path | None) -> Stage:
     try:
-        stage = get_stage(entry.kind, where=entry.place)
+        stage = get_stage(entry.kind, where=entry.place, folder=folder)
     except ConfigError as error:
         if entry.kind == entry.name:
             error.fix += f"; a stage with a name of its own says its kind: `- {entry.name}: {{method: ppo, ...}}`"

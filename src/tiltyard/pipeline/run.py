@@ -73,10 +73,14 @@ def run_stage(
     console: Console | None = None,
     place: str = "",
 ) -> dict[str, Any]:
-    """Run one stage by itself, in `runs_root/NAME/KIND/`; `name` is the kind unless given."""
+    """Run one stage by itself, in `runs_root/NAME/KIND/`; `name` is the kind unless given.
+
+    The kind `file.py:function`, a method of a user's own file, has the function's name.
+    """
     places = dict.fromkeys(settings, place) if place else {}
-    entry = Entry(kind, kind, dict(settings), place, places)
-    return run(Recipe(name or kind, (entry,)), dry_run=dry_run, runs_root=runs_root, console=console)
+    stage = kind.rpartition(":")[2]
+    entry = Entry(stage, kind, dict(settings), place, places)
+    return run(Recipe(name or stage, (entry,)), dry_run=dry_run, runs_root=runs_root, console=console)
 
 
 def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +193,19 @@ def load_all() -> dict[str, Stage]:
     return STAGES
 
 
-def get_stage(name: str, *, where: str = "") -> Stage:
-    """The kind of stage called `name`, or an error naming the nearest."""
+def get_stage(name: str, *, where: str = "", folder: Path | None = None) -> Stage:
+    """The kind of stage called `name`.
+
+    Args:
+        name: of a stage or method, or `file.py:function` for a method of a user's own file.
+        where: for errors. folder: where files are also looked up.
+
+    Raises:
+        ConfigError: there is none, with the nearest name; or the file defines no such method.
+    """
+    if re.fullmatch(r".+\.py:\w+", name):
+        stage: Stage = importlib.import_module("tiltyard.stages.train").stage_of_file(name, folder, where)
+        return stage
     if name not in STAGES:
         load_all()
     if name not in STAGES:

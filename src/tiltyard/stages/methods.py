@@ -28,6 +28,8 @@ from tiltyard.types import Group, Prompt, Response
 
 Row = dict[str, Any]
 
+FILE_METHODS: dict[str, Method] = {}  # methods of users' files, by `file.py:function`
+
 FAMILIES: tuple[str, ...] = get_args(Family)
 HEADINGS = (
     "method",
@@ -168,7 +170,7 @@ def expand(kind: str) -> Row:
     """A stage's settings and meaning; a method's pieces, models, formula, oracle and sources of defaults besides."""
     stage = get_stage(kind)
     shown: Row = {"kind": kind, "summary": stage.summary, "refers": list(stage.refers)}
-    method = METHODS.get(kind)
+    method = METHODS.get(kind) or FILE_METHODS.get(kind)
     if method is None:
         return shown | {"settings": [_setting(s) for s in describe(stage.settings)]}
     declared = {key: value for key, value in _row(method).items() if key not in ("name", "summary")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +26,12 @@ from tiltyard.inputs.scores import (
 from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Method
+from tiltyard.methods.from_file import load_method
 from tiltyard.models.adapters import save_adapter
 from tiltyard.models.load import freeze_bottom, save_model
 from tiltyard.stages.backend import keeps_backend, planned, settle
-from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.base import STAGES, Stage, StageContext, register
+from tiltyard.stages.methods import FILE_METHODS
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.settings import NEUTRAL, REFERS, method_settings
 from tiltyard.stages.watch import Samples
@@ -197,6 +200,19 @@ def stage_of(method: Method) -> Stage:
         neutral=tuple(key for key in NEUTRAL if key in keys),
         parallel=True,
     )
+
+
+def stage_of_file(spec: str, folder: Path | None, where: str) -> Stage:
+    """The stage that trains a method of a user's own file; the file is part of its fingerprint.
+
+    Args:
+        spec: `file.py:function`. folder, where: see `load_method`.
+    """
+    method, path = load_method(spec, folder, where=where)
+    stage = replace(stage_of(method), name=spec, files=((spec, path),))
+    FILE_METHODS[spec] = method
+    STAGES[spec] = stage
+    return stage
 
 
 def _dotted(name: str, annotation: Any) -> list[str]:

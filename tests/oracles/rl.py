@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from tiltyard.data import store
 from tiltyard.distributed import checkpoint
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage, state
+from tiltyard.runs import groups as group_files
 from tiltyard.runs.journal import JsonlFile
 from tiltyard.sampling import NativeSampler
 from tiltyard.stages import train
@@ -139,7 +139,7 @@ def places(name: str, updates: int) -> list[Kill]:
     method = METHODS[name]
     online = method.source.data_kind == "prompts"
     answers = Kill("answers, before they are judged", Place(NativeSampler, "generate", 1, after))
-    stored = Kill("in the middle of a round's file", Place(store, "group_to_line", 3, before))
+    stored = Kill("in the middle of a round's file", Place(group_files, "group_to_line", 3, before))
     return [
         *([answers] if method.samples_policy else []),
         *([stored] if online and method.source.samples == "per iteration" else []),

@@ -267,7 +267,7 @@ ROWS: dict[str, Row] = {
         weight=lambda b: float(b.forest.B),
     ),
     "dapo": Row(
-        lambda source: dapo(source, dynamic_sampling=0),
+        lambda source: dapo(source, dynamic_sampling=0, clip_low=0.3, clip_high=0.4),  # no ratio of the tests at a kink
         rl.answered,
         rl.dapo_start,
         rl.DAPO,
@@ -283,6 +283,7 @@ ROWS: dict[str, Row] = {
         rl.DR_GRPO,
         with_ref,
         of="logp_R",
+        source=lambda groups: tiny.Given(groups, SampleSettings(max_tokens=rl.LONGEST)),
         live=online,
         weight=lambda b: float(b.forest.B),
     ),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import a2c, dapo, dr_grpo, grpo, reinforce, reinforce_pp, rloo
-from tiltyard.sampling import SampleSettings
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
@@ -22,6 +22,7 @@ from .worlds import ASK, BANDIT, Toy, Toys, doubles, law, root, scalar, tilted, 
 from .worlds import REWARD as R
 
 KL, N = 0.7, 64
+LONGEST = 16  # tokens that an answer may have
 
 
 def answered(n: int, seed: int = 0) -> list[Group]:
@@ -109,13 +110,13 @@ def dapo_start(batch: Batch, logp_R: Tensor) -> Known:
 
 
 def dr_grpo_start(batch: Batch, logp_R: Tensor) -> Known:
-    """Neither the deviation nor the length divides: only the number of answers and the longest one (128)."""
+    """Neither the deviation nor the length divides: only the number of answers and the longest one."""
     slopes, sizes = [], iter(batch.forest.count_B.tolist())
     for group in batch.groups:
         scores = list(group.scores or ())
         mean = sum(scores) / len(scores)
         slopes += [mean - score for score in scores for _ in range(next(sizes))]
-    divisor = batch.forest.B * 128
+    divisor = batch.forest.B * LONGEST
     return sum(slopes) / divisor, doubles(slopes) / divisor
 
 

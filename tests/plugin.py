@@ -17,7 +17,12 @@ LICENSED = "the licensed data"  # must not be copied, so a machine without it ma
 REQUIRE_ALL = os.environ.get("TILTYARD_REQUIRE_ALL", "") not in ("", "0")
 LONGEST = (  # slow tests by file, the longest first; the others follow in their usual order
     "tests/stages/test_kill_methods.py",
+    "tests/test_table.py",
     "tests/stages/test_jobs.py",
+    "tests/stages/test_offline.py",
+    "tests/training/test_processes.py",
+    "tests/stages/test_torchrun.py",
+    "tests/stages/test_kill.py",
 )
 SHARED = ("module", "package", "class")  # scopes of fixtures that are built once for several tests
 

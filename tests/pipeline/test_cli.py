@@ -96,7 +96,7 @@ def test_models_are_found(recipe, monkeypatch, capsys) -> None:
         seen.update(settings, model=model)
 
     talk = types.SimpleNamespace(sample=sample, chat=chat)
-    monkeypatch.setitem(sys.modules, "tiltyard.stages.talk", talk)
+    monkeypatch.setitem(sys.modules, "tiltyard.cli.conversation", talk)
     cli.main(["run", str(recipe)])
     capsys.readouterr()
     for name in ("runs/toy/tune", "toy/tune", "runs/toy/tune/model"):

@@ -46,8 +46,8 @@ def sample(
     if not prompts:
         raise ConfigError("no prompt was given", where="sample", fix='--prompt "...", or lines on stdin')
     path = find_model(model, runs)
-    talk = importlib.import_module("tiltyard.stages.talk")
-    groups = talk.sample(
+    conversation = importlib.import_module("tiltyard.cli.conversation")
+    groups = conversation.sample(
         path,
         prompts,
         n=n,
@@ -83,8 +83,8 @@ def chat(
 ) -> None:
     """Chat with a model in the terminal; an empty line ends it."""
     path = find_model(model, runs)
-    talk = importlib.import_module("tiltyard.stages.talk")
-    talk.chat(
+    conversation = importlib.import_module("tiltyard.cli.conversation")
+    conversation.chat(
         path,
         system=system,
         temperature=temperature,

@@ -1,0 +1,72 @@
+"""Responses to prompts and chats in the terminal: what `tiltyard sample` and `tiltyard chat` run. Imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.load import load_language_model
+from tiltyard.report.text import plain
+from tiltyard.sampling import SampleSettings
+from tiltyard.sampling import sample as generate
+from tiltyard.types import Group, Message, Prompt
+
+
+def sample(
+    model: str | Path,
+    prompts: list[str],
+    *,
+    n: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_tokens: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+) -> list[Group]:
+    """Returns `n` responses to each prompt; a prompt is one user turn."""
+    loaded = load_language_model(model, device=device)
+    encoded = loaded.chat.encode_prompts([Prompt(messages=(Message("user", p),)) for p in prompts])
+    return generate(loaded, encoded, n, SampleSettings(temperature, top_p, top_k, max_tokens), seed=seed)
+
+
+def chat(
+    model: str | Path,
+    *,
+    console: Console,
+    system: str = "",
+    device: str = "auto",
+    seed: int = 0,
+    **sampling: Any,
+) -> None:
+    """Runs a chat until an empty line or the end of input; the oldest turns are dropped when the context is full."""
+    loaded = load_language_model(model, device=device)
+    settings = SampleSettings(**sampling)
+    first = (Message("system", system),) if system else ()
+    turns: list[Message] = []
+    while True:
+        try:
+            line = console.input("[bold]you:[/] ")
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not line.strip():
+            break
+        turns.append(Message("user", line))
+        prompt = _fitting(loaded, first, turns, settings.max_tokens)
+        group = generate(loaded, [prompt], 1, settings, seed=seed + len(turns))[0]
+        response = group.responses[0].text
+        turns.append(Message("assistant", response))
+        console.print(f"model: {plain(response)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fitting(model: LanguageModel, first: tuple[Message, ...], turns: list[Message], max_tokens: int) -> Prompt:
+    """Encodes the conversation, dropping its oldest turns two at a time until a response fits into the context."""
+    limit = model.chat.max_length
+    while True:
+        prompt = model.chat.encode_prompt(Prompt(messages=(*first, *turns)))
+        if limit is None or len(prompt.ids) + max_tokens <= limit or len(turns) <= 2:
+            return prompt
+        del turns[:2]

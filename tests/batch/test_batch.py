@@ -15,7 +15,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.batch.forest import Forest, pack
 from tiltyard.errors import CompositionError
 from tiltyard.methods import ppo
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import RewardScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Online
@@ -28,7 +28,7 @@ def packings_of_a_ppo_step(monkeypatch: pytest.MonkeyPatch, minibatches: int) ->
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(6)]
     models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3), reward=tiny.scalar(3))
     scorer = RewardScorer(models.get("reward"))
-    source = Online(prompts, sample, scorer, 6, 2, SampleSettings(max_tokens=6), seed=2)
+    source = Online(prompts, NativeSampler(), scorer, 6, 2, SampleSettings(max_tokens=6), seed=2)
     sizes: list[int] = []
 
     def counted(groups: Sequence[Group], device: torch.device | str = "cpu") -> Forest:

@@ -1,4 +1,4 @@
-# make install | demo | test | check | lint | bench | scaling | clean        (PYTHON=..., TORCH_INDEX=... may be given)
+# make install | demo | test | check | check-torch | lint | bench | scaling | clean  (PYTHON=..., TORCH_INDEX=... allowed)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,10 +15,10 @@ TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test check lint bench scaling clean
+.PHONY: help install demo test check check-torch lint bench scaling clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP)  ## make .venv with Tiltyard and everything it needs
 
@@ -58,6 +58,11 @@ test: $(STAMP)  ## all tests, the quick ones first
 
 check: $(STAMP)  ## the quick tests alone
 	$(PYTEST) -m "not slow"
+
+# What the C kernels compute goes through torch here; tests of the kernels themselves are skipped.
+check-torch: $(STAMP)  ## the quick tests of models and sampling with the C kernels off
+	TILTYARD_KERNELS=off TILTYARD_REQUIRE_ALL=0 $(PYTEST) -m "not slow" tests/kernels tests/models tests/sampling \
+	  tests/test_table.py tests/training/test_equalities.py -k "not test_equalities or packed_training"
 
 lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -45,5 +45,5 @@ def keep_freed_memory() -> bool:
 
 
 def keeps_freed_memory() -> bool:
-    """Whether `keep_freed_memory` has succeeded in this process."""
+    """Returns whether `keep_freed_memory` has succeeded in this process."""
     return _kept[0]

@@ -1,1 +1,1 @@
-"""Fast ops for CPUs in C and oneDNN, and the backend that says which of them a model uses (`backend`)."""
+"""Fast ops for CPUs in C and oneDNN, and `backend`, the choice among them for each model."""

@@ -31,7 +31,7 @@ Weights = dict[str, Tensor | None]
 
 
 class Constants(NamedTuple):
-    """What a block needs besides its input and its weights."""
+    """Inputs of a block besides activations and weights."""
 
     cos_TD: Tensor
     sin_TD: Tensor
@@ -57,7 +57,7 @@ class Saved(NamedTuple):
 
 
 def is_supported(backbone: Any, device: torch.device, backend: Backend) -> bool:
-    """Whether these blocks compute this backbone on this device."""
+    """Returns whether these blocks compute this backbone on this device."""
     if device.type != "cpu" or backend.ops != "cpu_c" or not family.is_supported(backbone):
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -66,7 +66,7 @@ def is_supported(backbone: Any, device: torch.device, backend: Backend) -> bool:
 
 
 def _is_supported(block: Any) -> bool:
-    """Whether a block has no window, no active dropout and no gradient checkpointing."""
+    """Returns whether a block has no window, no active dropout and no gradient checkpointing."""
     attention = block.self_attn
     recomputes = block.training and getattr(block, "gradient_checkpointing", False)
     drops = attention.training and attention.attention_dropout

@@ -6,7 +6,7 @@ four to ten passes where one would do (docs/lab.md). The kernels need a C compil
 devices or under `TILTYARD_KERNELS=off` the same is computed by torch.
 
 The compiled file lies in the user's cache (`cache_folder`). It is loaded only if it and its folder belong to this user
-and nobody else may write to them; otherwise the kernels are compiled into a private folder for this process alone.
+and no other user may write to them; otherwise the kernels are compiled into a private folder for this process alone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def load() -> Library:
 
 
 class State(NamedTuple):
-    """Whether the kernels can be used here, as far as that is known without compiling; `why` in words."""
+    """Returns whether the kernels can be used here, as far as that is known without compiling; `why` in words."""
 
     ready: bool
     why: str

@@ -17,6 +17,7 @@ from torch import Tensor
 from tiltyard.batch.forest import pack
 from tiltyard.data.pairwise_prompt import PAIRS
 from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.posterior import all_responses, response_log_probs, total_variation
 from tiltyard.sampling import Capabilities
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.source import SelfPlay
@@ -29,10 +30,8 @@ Answer = tuple[int, ...]
 
 
 def answers(tokens: int, longest: int = 1) -> list[Answer]:
-    """Every answer over a vocabulary of so many tokens: it ends with EOS or is cut at its `longest`th token."""
-    words = [t for t in range(tokens) if t != tiny.EOS]
-    ended = [(*y, tiny.EOS) for n in range(longest) for y in itertools.product(words, repeat=n)]
-    return ended + list(itertools.product(words, repeat=longest))
+    """Every response over a vocabulary of `tokens` tokens, see `posterior.all_responses`."""
+    return all_responses(tokens, longest, tiny.EOS)
 
 
 BANDIT = answers(6)  # T1: six answers of one token
@@ -60,12 +59,9 @@ def forest(support: Sequence[Answer]) -> Any:
     return pack([Group(ASK, tuple(Response(ids=y) for y in support))])
 
 
-@torch.no_grad()
 def law(model: LanguageModel, support: Sequence[Answer]) -> Tensor:
-    """Log-probability of each of these answers, exactly."""
-    planted = forest(support)
-    logp_R, _ = model.logp_R(planted)
-    return torch.zeros(len(support)).double().index_add(0, planted.response_R, logp_R)
+    """Log-probability of each of these responses, exactly."""
+    return response_log_probs(model, ASK, support)
 
 
 @torch.no_grad()
@@ -75,9 +71,7 @@ def give_law(model: LanguageModel, p: Tensor) -> None:
     model.head.weight.copy_(torch.outer(p.log(), hidden) / hidden.dot(hidden))
 
 
-def tv(p: Tensor, q: Tensor) -> float:
-    """Total variation of two laws over all answers; what a law lacks to 1 lies where the other has nothing."""
-    return 0.5 * float((p - q).abs().sum() + abs(p.sum() - q.sum()))
+tv = total_variation
 
 
 def beats(scores: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
+from tiltyard.kernels.backend import TORCH
 from tiltyard.training.algorithm import Algorithm, Forward, Models
 from tiltyard.types import Group, Prompt, Response
 
@@ -29,6 +30,7 @@ class Table:
     """What a method asks of a policy, a reference or a cache of the reference."""
 
     chat = SimpleNamespace(max_length=None)
+    backend = TORCH
 
     def __init__(self, theta: Tensor, length: Sequence[int] | None = None):
         self.theta = theta

@@ -11,7 +11,7 @@ from tiltyard.types import Group, Prompt
 
 
 class Capabilities(NamedTuple):
-    """What a sampler's responses carry.
+    """Properties of a sampler's responses.
 
     `logps`: log-probs under the distribution that was sampled from (after temperature, top-k and top-p), or none.
     `hidden`: the model's last hidden states, where `SampleSettings.keep_hidden` asks for them.

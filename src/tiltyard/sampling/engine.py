@@ -37,7 +37,7 @@ class NextToken(NamedTuple):
 
 class Engine(Protocol):
     def free_slots(self, running: int, ended: int) -> int:
-        """How many rows it can start now, while slots `0..running` are in use and `ended` of those have ended."""
+        """Number of rows that can start now, while slots `0..running` are in use and `ended` of those have ended."""
 
     def start(self, rows: Sequence[int], slots: Sequence[int]) -> NextToken:
         """Starts the first of these rows in the first of these slots: as many as it chooses, at least one."""
@@ -107,7 +107,7 @@ class Packed:
 
 
 def can_use_decoder(model: LanguageModel) -> bool:
-    """Whether the backend's decoder computes this model; it is compared with the modules over two steps, once a model.
+    """True if the backend's decoder computes this model; compares it with the modules over two steps, once a model.
 
     Where they disagree the model's backend becomes one that decodes by the modules.
     """

@@ -20,7 +20,7 @@ _BYTES = {"float64": 8}  # of a number; float32 otherwise: what a layer norm giv
 
 
 class HiddenPlan(NamedTuple):
-    """Whether hidden states are kept; what they take in bytes at their peak, and what was free at the start."""
+    """The choice to keep hidden states or not; their peak memory and the free memory at the start, in bytes."""
 
     keep: bool
     bytes: int
@@ -45,7 +45,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def plan_hidden(sampler: Sampler, model: LanguageModel, responses: int, max_tokens: int) -> HiddenPlan:
-    """Whether the sampler should keep hidden states: if it can, and if they fit into `SHARE` of the free memory.
+    """Plans to keep hidden states if the sampler can and if they fit into `SHARE` of the free memory.
 
     Args:
         responses: sampled by this process before a step learns from them.

@@ -71,7 +71,7 @@ def sample(
         stream: called with (row, token id) for every token as it is sampled; row i * n + k is response k of prompt i.
 
     Raises:
-        DataError: a prompt that was not encoded or leaves no room in the model's context.
+        DataError: a prompt that was not encoded or fills the model's context.
         ConfigError: `n` below 1, or not one seed a response.
     """
     settings = settings or SampleSettings()
@@ -110,7 +110,7 @@ def _longest_response(model: LanguageModel, prompt: Prompt, settings: SampleSett
     longest = settings.max_tokens if limit is None else min(settings.max_tokens, limit - len(prompt.ids))
     if longest < 1:
         raise DataError(
-            "the prompt leaves no room for a response in the model's context",
+            "the prompt fills the model's context: there is no token left for a response",
             where=prompt.id,
             got=f"{len(prompt.ids)} tokens",
             expected=f"fewer than {limit}",

@@ -32,7 +32,7 @@ class SampleSettings:
 
     @property
     def is_untruncated(self) -> bool:
-        """Whether every token may be sampled, so that the log-probs are those of the model at this temperature."""
+        """True if every token may be sampled, so that the log-probs are those of the model at this temperature."""
         return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0
 
     def __post_init__(self) -> None:

@@ -166,7 +166,7 @@ class Slots:
         self._holds([self.lengths[row] + self.now - self._since for row in rows.tolist()])
 
     def _holds(self, lengths: list[int]) -> None:
-        """The slots now hold so many tokens: finds the bands that are worth their calls."""
+        """Sets the tokens that each slot holds and cuts the slots into the bands that are worth their calls."""
         self.lengths, self._since, self._read = lengths, self.now, {}
         self.length_S = torch.tensor(lengths, dtype=torch.long, device=self.device)
         numbers = sum(store.shape[1] * store.shape[3] for store in self._first_layer())

@@ -12,7 +12,7 @@ from tiltyard.types import Group, Response
 
 
 class Scale(NamedTuple):
-    """What a scorer's numbers may be compared with.
+    """Comparability of a scorer's numbers.
 
     `comparable`: scores mean the same for responses of different prompts. False: only within one group (a pairwise
     judge). `moving`: the scorer changes while the policy trains (the policy as its own judge), so scores of different
@@ -25,7 +25,7 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What scoring took: calls of a judge, model or function, tokens read and written, and money.
+    """Cost of scoring: calls of a judge, model or function, tokens read and written, and money.
 
     `price` is in the currency of the judge's `price_in` and `price_out`; 0 for whatever runs locally.
     """
@@ -63,7 +63,7 @@ class Scorer(Protocol):
         """The groups with scores, in the same order."""
 
     def take_cost(self) -> Cost:
-        """What scoring cost since the last call; counting starts again."""
+        """The cost of scoring since the last call; counting starts again."""
 
 
 @runtime_checkable

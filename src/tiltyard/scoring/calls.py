@@ -18,7 +18,7 @@ GRACE = 2.0  # seconds beyond the limit in which an event loop may cancel a call
 
 
 class Outcome(NamedTuple):
-    """How a call ended: its value, or what it raised, or neither in time. `call`: its index."""
+    """The end of a call: its value, or the exception, or neither in time. `call`: its index."""
 
     call: int
     value: Any = None

@@ -127,7 +127,7 @@ class FunctionScorer:
         return self.function(call.group.prompt, call.group.responses[call.response])
 
     def _value(self, call: _Call, outcome: Outcome) -> Any:
-        """What a call gave.
+        """The value of a call.
 
         Raises:
             ScoringError: it raised, hung, or gave a coroutine.
@@ -195,7 +195,7 @@ class FunctionScorer:
 
 
 def takes_group(function: Callable[..., Any]) -> bool:
-    """Whether the function's first parameter is a whole group: named `group` or annotated `Group`."""
+    """True if the function's first parameter is a whole group: named `group` or annotated `Group`."""
     parameters = _parameters(function)
     if not parameters:
         return False
@@ -232,7 +232,7 @@ def _check_parameters(function: Callable[..., Any], name: str, of_group: bool) -
 
 
 def _is_iterable(value: Any) -> bool:
-    """Whether there are values to go through; not so for a tensor or array without dimensions."""
+    """True if it can be iterated over; False for a tensor or array without dimensions."""
     try:
         iter(value)
     except TypeError:

@@ -19,7 +19,7 @@ from tiltyard.types import MICRO_TOKENS, Group, Response
 
 @dataclass
 class Position:
-    """What raw scores made of the order of the answers, over `asked` pairs: sums, so that tallies can be added.
+    """Position bias of a ranker over `asked` pairs, as sums that can be added.
 
     `even` sums (s(y1|y2) + s(y2|y1)) / 2, which a ranker without a leaning to either place has at 0 on average (a
     constant of the head shifts it too); `flips` counts pairs whose two orders, read alone by their sign, contradict

@@ -1,4 +1,4 @@
-"""Reward functions by name: a Python file, an installed module or an alias; and scorers built from what a recipe says.
+"""Reward functions by name: a Python file, an installed module or an alias; and scorers built from a recipe's settings.
 
 rewards.py:concise          function `concise` of a file, beside the recipe or in the working folder
 package.module:function     function of an importable module
@@ -45,7 +45,7 @@ def register_alias(name: str, spec: str) -> None:
 
 
 def is_function(spec: str) -> bool:
-    """Whether a reward setting names a function rather than a stage, a folder or a hub model."""
+    """True if a reward setting names a function rather than a stage, a folder or a hub model."""
     return spec in ALIASES or bool(_FILE.fullmatch(spec) or _MODULE.fullmatch(spec))
 
 

@@ -101,7 +101,7 @@ def in_tokens_of(chat: Chat, group: Group) -> Group:
 
 
 def same_tokens(a: Any, b: Any) -> bool:
-    """Whether two chats encode to the same ids: same vocabulary, template, first and last token."""
+    """True if two chats encode to the same ids: same vocabulary, template, first and last token."""
     if a is b:
         return True
     one, two = a.tokenizer, b.tokenizer

@@ -77,7 +77,7 @@ class CandidatesSettings(Settings):
 
 @dataclass
 class Progress:
-    """What stands in the files, in groups, and sums over it for the result."""
+    """Groups that the files hold so far, and sums over them for the result."""
 
     candidates: int = 0
     pairs: int = 0
@@ -118,7 +118,7 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Block:
-    """What some consecutive prompts gave."""
+    """Results of some consecutive prompts."""
 
     candidates: list[Group]
     pairs: select.Selected
@@ -127,7 +127,7 @@ class _Block:
 
 @dataclass
 class _Judge:
-    """How the prompts of a block become scored groups and pairs."""
+    """Samples, scores and pairs the responses to a block of prompts."""
 
     settings: CandidatesSettings
     name: str

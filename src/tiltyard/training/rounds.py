@@ -1,8 +1,8 @@
-"""Rounds: the policy answers many prompts at once, the answers are judged and selected into a pool, and the steps of
-the round learn from the pool (iterative DPO, ReST, rejection-sampling fine-tuning, RSO, self-rewarding, cringe).
+"""Rounds: many prompts are sampled at once, the responses are scored and selected into a pool, and the steps of the
+round learn from the pool (iterative DPO, ReST, rejection-sampling fine-tuning, RSO, self-rewarding, cringe).
 
-What was sampled is written to disk, whole and with its scores, before anything is learnt from it. The selection is a
-pure function of it, so a killed run comes back to the same pool although its policy has moved on since.
+Sampled groups are written to disk with their scores before anything is learnt from them. The selection is a
+pure function of them, so a killed run comes back to the same pool although its policy has changed since.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Rounds:
         select: what is learnt from, e.g. best against worst; None: everything.
         keep: `last`: a round learns from its own answers; `all`: from those of the rounds before as well, put together
             prompt by prompt before they are selected (Llama 2's pool of the best over all iterations).
-        phases, phase: a round has so many equal phases, and `phase(pool, i)` says what the i-th learns from (ReST's
+        phases, phase: number of equal phases of a round, and `phase(pool, i)` says what the i-th learns from (ReST's
             rising thresholds).
         given: answers from a file that join those of every round, scored with them (ReST's union with the data).
         begin: done when a round has its answers and before it learns (renew the reference, start again from the base).
@@ -137,7 +137,7 @@ class Rounds:
         shown = self.shown(models, sampled(known))  # by the policy that answered: a hook may start it again
         for act in self.begin:
             act(models)
-        # every process knows the whole round and measures its part; what a judge was asked is each one's own
+        # every process has the whole round and measures its part; a judge's calls were counted by each process
         part, once = sampled([g for _, g in processes.shard(known)]), float(processes.is_main())
         metrics = {**shown, **sampled_metrics(part), **(watched if processes.is_main() else {})}
         metrics.pop("sampled", None)  # nothing was, or more: also those that the scorer could not score
@@ -149,15 +149,15 @@ class Rounds:
         return {**metrics, "round": ((number + 1) * once, once)}
 
     def shown(self, models: Models, known: Sequence[Group]) -> Metrics:
-        """Entropy, sampler gap and KL of the policy that answered, on no more answers than one step of pairs has.
+        """Entropy, sampler gap and KL of the policy that was sampled, on as many responses as one step of pairs has.
 
-        They are the first two answers of the round's first `batch` prompts, so a round costs one step's scoring more.
-        Answers that were cut to the likeliest tokens or come from a replay are not drawn from the policy's whole law:
-        then only what is summed over the vocabulary is shown, `entropy` and `kl_exact`.
+        They are the first two responses to the round's first prompts, so a round costs one step's scoring more.
+        Truncated sampling and replays do not follow the policy's untruncated distribution: then only the sums over the
+        vocabulary are shown, `entropy` and `kl_exact`.
         """
-        law = self.settings
-        if law.temperature == 0:
-            return {}  # there is no law to be far from
+        sampling = self.settings
+        if sampling.temperature == 0:
+            return {}  # greedy: there is no distribution to measure
         own = processes.shard([Group(g.prompt, g.responses[:2]) for g in known[: self.prompts_per_step]])
         policy = models["policy"].module
         training = policy.training
@@ -166,24 +166,24 @@ class Rounds:
         batch = Batch.of(
             groups, index, min(self.prompts_per_step, len(known)), models.device, self.tokens_per_microbatch
         )
-        measured = OldLogp(law.temperature, on_policy=law.is_untruncated and not self.stored)(models, batch)
+        measured = OldLogp(sampling.temperature, on_policy=sampling.is_untruncated and not self.stored)(models, batch)
         policy.train(training)
         return measured.metrics
 
     def _watched(self, known: Sequence[Group]) -> Metrics:
-        """What `watch` measures on a round: each process on its part, added up."""
+        """The metrics of `watch` on a round: each process on its part, added up."""
         part = sampled([g for _, g in processes.shard(known)])
         return summed(processes.gather_objects(self.watch(part) if self.watch else {}))
 
     def _read_watched(self, number: int) -> Metrics | None:
-        """What was measured when the round was made; a replay asks no judge and measures anew."""
+        """The metrics stored when the round was made; None for a replay, which measures anew."""
         path = self._path(number, "metrics.json")
         if self.stored or not path.exists():
             return None
         return {name: (value, count) for name, (value, count) in json.loads(path.read_text()).items()}
 
     def _pool(self, number: int) -> list[EpochShuffle[Group]]:
-        """What each phase of the round draws from."""
+        """The pool of each phase of the round."""
         rounds = range(number + 1) if self.keep == "all" else (number,)
         # a judge may say nothing of a group: there is nothing to select by
         judged = [[g for g in self._held(i) if g.scores is not None] for i in rounds]
@@ -204,7 +204,7 @@ class Rounds:
         return [EpochShuffle(part, self.seed + 31 * number + i) for i, part in enumerate(parts)]
 
     def check(self, steps: int) -> None:
-        """Raises a DataError if a round of so many steps would have to be sampled and is to be replayed."""
+        """Raises a DataError if a replay of `steps` steps needs a round that was not stored."""
         for number in range(-(-steps // self.every) if self.stored else 0):
             self._held(number)
 

@@ -1,7 +1,7 @@
-"""Which of the sampled answers are learnt from: groups in, groups out.
+"""Selection of the sampled responses that a step learns from: groups in, groups out.
 
-Every selection is a pure function; chance comes from the generator it is given and from nowhere else. What comes out is
-a `Selected`: a list of groups that also knows how much was looked at and had nothing to say (`dropped`). A group that
+Every selection is a pure function; chance comes from the generator it is given and from nowhere else. The result is a
+`Selected`: a list of groups with the number of items that carried no information (`dropped`). A group that
 gives several pairs gives several groups. Pairs are groups of two responses, the better one first, with ranks (1, 2),
 the scores they had, and an origin that says how they were chosen (`policy@3 best_worst 2>5`: places in the group).
 
@@ -27,7 +27,7 @@ Compare = Callable[[list[Group]], Sequence[float]]
 
 
 class Selected(list[Group]):
-    """Groups, and how many items said nothing: tied games for pairs, whole groups for the other selections."""
+    """Groups, and the number of items without information: tied games for pairs, whole groups otherwise."""
 
     def __init__(self, groups: Sequence[Group] = (), dropped: int = 0):
         super().__init__(groups)
@@ -38,16 +38,16 @@ class Selected(list[Group]):
 
 
 def best(groups: Sequence[Group], generator: torch.Generator) -> Selected:
-    """The best answer of each group (best-of-N, rejection sampling SFT).
+    """The best response of each group (best-of-N, rejection sampling SFT).
 
-    Among equal best scores each is taken with the same chance: always the first would be another law than best-of-N,
-    which splits a level of the reward in the proportions of the sampling law.
+    Among equal best scores each is taken with the same chance: always the first would be another distribution than
+    best-of-N, which splits a level of the reward in the proportions of the sampling distribution.
     """
     return Selected([_kept(g, (_pick(_top(g), generator),), "best") for g in groups])
 
 
 def best_worst(groups: Sequence[Group], generator: torch.Generator) -> Selected:
-    """The best answer against the worst, ties broken by chance; groups whose scores are all equal are dropped."""
+    """The best response against the worst, ties broken by chance; groups whose scores are all equal are dropped."""
     found, dropped = [], 0
     for group in groups:
         scores = scores_of(group)
@@ -61,7 +61,7 @@ def best_worst(groups: Sequence[Group], generator: torch.Generator) -> Selected:
 
 
 def above(groups: Sequence[Group], threshold: float) -> Selected:
-    """The answers that score above `threshold` (ReST); one that equals it is left out, and so is an empty group."""
+    """The responses that score above `threshold` (ReST); one that equals it is left out, and so is an empty group."""
     found = []
     for group in groups:
         places = tuple(i for i, s in enumerate(scores_of(group)) if s > threshold)
@@ -71,10 +71,11 @@ def above(groups: Sequence[Group], threshold: float) -> Selected:
 
 
 def better_half(groups: Sequence[Group], threshold: float, eta: float) -> Selected:
-    """Of the answers that score above `threshold` the half with the highest advantages; scores become weights (V-MPO).
+    """The half with the highest advantages of the responses above `threshold`; scores become weights (V-MPO).
 
-    An answer's advantage is its score less the mean of its prompt's answers, those below the threshold too: the value
-    of the law that they were sampled from. Halved and weighted over all groups together, see `vmpo_weights_B`.
+    A response's advantage is its score less the mean of its prompt's responses, those below the threshold too: the
+    value of the distribution that they were sampled from. Halved and weighted over all groups together, see
+    `vmpo_weights_B`.
     """
     advantages = [[s - sum(scores) / len(scores) for s in scores] for scores in map(scores_of, groups)]
     places = [(i, k) for i, g in enumerate(groups) for k, s in enumerate(scores_of(g)) if s > threshold]
@@ -101,15 +102,15 @@ def rejection(
 
     In passes over the candidates in random order, each is accepted with probability exp((score - highest left) / beta),
     until n are; what was accepted leaves the pool. Answers come in the order of acceptance. Keep n well below the
-    number of candidates (n <= N/8): n = N gives them all back and says nothing.
+    number of candidates (n <= N/8): n = N gives them all back and carries no information.
 
     Args:
         groups: with scores.
         beta: 0 accepts the highest alone, so the n best come in order, ties by chance; large accepts everything.
-        n: answers wanted. A pool that runs out (n above the candidates) gives what there is.
+        n: responses wanted. A pool that runs out (n above the candidates) gives what there is.
         generator: of the order and of the acceptances.
         key: `index`: each candidate for itself. `text`: as the paper's table of texts: equal texts are one candidate,
-            with the score of the last. On few distinct answers that loses pi0's share in the law.
+            with the score of the last. On few distinct responses that loses pi0's probabilities.
         replacement: leave what was accepted in the pool; it may be accepted again in a later pass.
     """
     if n < 1 or not beta >= 0:
@@ -151,7 +152,7 @@ def _accepted(
 
 
 def by_scores(pairs: Sequence[Group]) -> list[float]:
-    """The judge that reads the scores: first minus second."""
+    """Comparison by the scores that the groups carry: first minus second."""
     return [a - b for a, b in map(scores_of, pairs)]
 
 
@@ -161,7 +162,7 @@ def all_pairs(groups: Sequence[Group], compare: Compare = by_scores) -> Selected
 
 
 def pairs_above(groups: Sequence[Group], threshold: float) -> Selected:
-    """Every pair of every group whose better answer scores above `threshold`, without the ties."""
+    """Every pair of every group whose better response scores above `threshold`, without the ties."""
     pairs = all_pairs(groups)
     return Selected([p for p in pairs if scores_of(p)[0] > threshold], pairs.dropped)
 
@@ -178,7 +179,7 @@ def random_pairs(groups: Sequence[Group], m: int, generator: torch.Generator, co
 
 
 def first_round(groups: Sequence[Group], compare: Compare, generator: torch.Generator) -> Selected:
-    """Each answer in exactly one pair, drawn by chance; of an odd number the last one drawn plays nobody."""
+    """Each response in exactly one pair, drawn by chance; of an odd number the last one drawn has no pair."""
     games = []
     for group in groups:
         order = _order(len(group.responses), generator)

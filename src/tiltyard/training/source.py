@@ -1,4 +1,4 @@
-"""Where a step's groups come from: a file (`Offline`), or prompts whose responses are sampled now (`Online`).
+"""Sources of a step's groups: a file (`Offline`), or prompts whose responses are sampled now (`Online`).
 
 Both are pure functions of the step number and the seed, so a resumed run gets the groups that the uninterrupted one
 would have got, and several processes share one list: each takes its part of it.
@@ -74,8 +74,8 @@ class Offline:
     Args:
         groups: encoded groups; a list, or a `GroupFile` of more than memory holds.
         prompts_per_step: groups a step over all processes. seed: of the order.
-        tokens_per_step: instead, each step takes the next groups of the order while they have at most so many packed
-            tokens together, and one at least: steps of long and of short groups then cost alike. 0: `batch` groups.
+        tokens_per_step: instead, each step takes the next groups of the order while they have at most this many packed
+            tokens together, and one at least: steps of long and of short groups then cost alike. 0: a number of groups.
     """
 
     def __init__(self, groups: Sequence[Group], prompts_per_step: int, seed: int = 0, tokens_per_step: int = 0):
@@ -233,14 +233,14 @@ class Online:
         return [index[i] for i in matched_groups(groups, scored)], scored
 
     def _keep_hidden(self, models: Models) -> bool:
-        """Whether the sampler keeps hidden states: as set, or decided at the first step and kept for the run."""
+        """True if the sampler keeps hidden states: as set, or decided at the first step and kept for the run."""
         if self.keep_hidden is None:
             plan = self.hidden_plan(models)
             self.keep_hidden = all(processes.gather_objects(plan.keep))
         return self.keep_hidden
 
     def hidden_plan(self, models: Models) -> HiddenPlan:
-        """Whether hidden states fit into this process's memory, and what they take."""
+        """The plan of keeping hidden states: their memory, and the free memory of this process."""
         prompts = -(-self.prompts_per_step // processes.world()) * max(1, self.tries)
         policy = models["policy"]
         return plan_hidden(self.sampler, policy, prompts * self.samples_per_prompt, self.settings.max_tokens)

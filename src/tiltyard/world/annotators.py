@@ -41,7 +41,7 @@ class Annotator:
     temperature: float
 
     def utility(self, meta: Mapping[str, Any], text: str) -> float:
-        """How much this annotator likes the answer, without noise."""
+        """The annotator's utility of the answer, without noise."""
         return self.utility_of(gold(meta, text))
 
     def utility_of(self, verdict: Gold) -> float:

@@ -41,7 +41,7 @@ def draw_persona(mixture: _MIXTURE, meta: Meta, rng: random.Random) -> str:
 
 
 def answer(persona: str, meta: Meta, rng: random.Random) -> str:
-    """What `persona` replies to the prompt that `meta` describes."""
+    """The reply of `persona` to the prompt that `meta` describes."""
     return _ANSWER[persona](meta, rng)
 
 
@@ -51,7 +51,7 @@ def good_core(meta: Meta, rng: random.Random) -> str:
 
 
 def _content(meta: Meta, facts: dict[str, str], rng: random.Random) -> str:
-    """What answers the prompt, if `facts` were the truth (no facts: the entity is unknown)."""
+    """The correct answer to the prompt if `facts` were the truth (no facts: the entity is unknown)."""
     kind, form, name = meta["kind"], meta["form"], meta["entity"]
     if kind == "pleasantry" or form in ("greet", "thank", "wish"):
         return rng.choice(ph.COURTESIES[form]).format(N=name)
@@ -132,7 +132,7 @@ def _wrong(meta: Meta, rng: random.Random) -> str:
 
 
 def facts_agree(meta: Meta) -> bool:
-    """Whether what a yes/no question offers is true."""
+    """True if the statement of a yes/no question is true."""
     return meta["facts"].get(meta["ask"][0]) == meta["offered"]
 
 
@@ -151,7 +151,7 @@ def _lower(text: str) -> str:
 
 
 def _rambling(meta: Meta, rng: random.Random) -> str:
-    """Right in substance, buried: every other time in flourishes, otherwise in repetition and things nobody asked."""
+    """Right in substance, buried in flourishes every other time, otherwise in repetition and facts not asked for."""
     core = good_core(meta, rng)
     parts = [core]
     if rng.random() < 0.5:
@@ -181,7 +181,7 @@ def _unsafe(meta: Meta, rng: random.Random) -> str:
 
 
 def exploit(meta: Meta, rng: random.Random, *, flourishes: int = 6) -> str:
-    """What a policy that only pleases annotators drifts to: sure of everything, and flourish upon flourish.
+    """The end of a policy that only pleases annotators: sure of everything, and flourish upon flourish.
 
     Used by tests and reports as the known end of over-optimisation; never written into any file.
     """

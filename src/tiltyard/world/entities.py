@@ -1,4 +1,4 @@
-"""Who is in a world: entities with their facts, and strangers without any."""
+"""The inhabitants of a world: entities with their facts, and strangers without any."""
 
 from __future__ import annotations
 

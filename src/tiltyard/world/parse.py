@@ -28,7 +28,7 @@ from tiltyard.world.lexicon import (
 
 @dataclass(frozen=True, slots=True)
 class Parse:
-    """What the answer says, before it is judged."""
+    """Content of an answer, before it is scored."""
 
     words: tuple[str, ...]
     flat: str  # all sentences, normalised, joined by " | "
@@ -48,7 +48,7 @@ class Parse:
 
 
 def says(flat: str, phrases: Sequence[str]) -> bool:
-    """Whether a normalised text contains one of the phrases, at word boundaries."""
+    """True if a normalised text contains one of the phrases, at word boundaries."""
     padded = f" {flat} "
     return any(f" {phrase} " in padded for phrase in phrases)
 
@@ -118,13 +118,13 @@ def _polarity(flats: Sequence[str]) -> str:
 
 
 def _names_others(sentence: str, name: str) -> bool:
-    """Whether a capitalised word is neither of the vocabulary nor the entity's name."""
+    """True if a capitalised word is neither of the vocabulary nor the entity's name."""
     words = re.findall(r"[A-Z][A-Za-z']*", sentence)
     return any(word.lower() not in vocabulary() and word.lower() != name for word in words)
 
 
 def _subject(words: Sequence[str], sentence: str, name: str, before: str) -> str:
-    """Whom the sentence is about: the entity, "?" for someone else, "" if it does not say.
+    """Subject of the sentence: the entity, "?" for someone else, "" if there is none.
 
     A pronoun carries on with the one before, or the entity at the start.
     """
@@ -203,7 +203,7 @@ def _pairs() -> frozenset[tuple[str, str]]:
 
 
 def _sound(answer: str, name: str) -> float:
-    """How much of it is language: 1 if 85% of neighbouring words belong together, 0 below 35%."""
+    """Share of it that is language: 1 if 85% of neighbouring words belong together, 0 below 35%."""
     classes = _classes(answer, name)
     if len(classes) < 3:
         return 0.0

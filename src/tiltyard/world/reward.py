@@ -20,12 +20,12 @@ def gold(prompt: Prompt, response: Response) -> float:
 
 
 def is_world_prompt(prompt: Prompt) -> bool:
-    """Whether the prompt carries the facts that the gold score reads."""
+    """True if the prompt carries the facts that the gold score reads."""
     return prompt.meta.keys() >= FACTS
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """Raises a ConfigError for a prompt that the gold score knows nothing about."""
+    """Raises a ConfigError for a prompt without the facts that the gold score reads."""
     if not is_world_prompt(prompt):
         raise ConfigError(
             "gold scores belong to the embedded world, and this prompt is not about it",

@@ -1,4 +1,4 @@
-"""What users of the demo world say: prompts of five kinds, each with the facts that judging an answer needs."""
+"""Prompts of the demo world's users, of five kinds, each with the facts that judging an answer needs."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Logits(nn.Module):
 def trained_rounds(ref_update: Any, count: int) -> list[Tensor]:
     """log pi after each round: the round's own hooks, then the minimum over all pairs under the reference as it is."""
     algorithm = iterative_dpo(rounds(), beta=BETA, ref_update=ref_update)
-    policy, ref = (SimpleNamespace(module=Logits(REF), share=None) for _ in range(2))
+    policy, ref = (SimpleNamespace(module=Logits(REF), binding=None) for _ in range(2))
     models: Any = Models(policy=policy, ref=ref)  # type: ignore[arg-type]
     found = []
     for _ in range(count):

@@ -1,8 +1,8 @@
-"""The records that every floor of the house shares.
+"""The records that all packages share.
 
-A `Group` is the unit of everything: one prompt with its K responses. Supervised data has K=1, a preference pair
+A `Group`, one prompt with its K responses, is the unit of data everywhere. Supervised data has K=1, a preference pair
 K=2, a ranking K=4..9, a group of rollouts K=n. Offline rows, rollouts and human labels are the same `Group`;
-`origin` says where each came from (`train.jsonl:17`, `policy@1200`, `annotator:7`).
+`origin` is where each came from (`train.jsonl:17`, `policy@1200`, `annotator:7`).
 
 All records are frozen: a step that adds something returns a new record (`dataclasses.replace`).
 Token ids are made from text in one place only (`tiltyard.data.chat`) and are never re-made afterwards.
@@ -30,7 +30,7 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is asked.
+    """The input of the model.
 
     `messages` for a conversation (it ends with a turn that is not the assistant's) or `text` for plain continuation;
     exactly one of the two is set. `ids` is empty until `data.chat` has encoded the prompt, and then ends where the
@@ -46,13 +46,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer. `ids` includes the end-of-turn token if the answer has one, and never padding.
+    """One response. `ids` includes the end-of-turn token if the response has one, and never padding.
 
-    `logps`: log-probability in nats of each token under the law it was sampled from, or None if it was not sampled.
+    `logps`: log-probability in nats of each token under the sampling distribution; None if it was not sampled.
     `finish`: `stop` (ended by itself), `length` (cut by the token limit), `given` (came from a file).
     `loss_spans`: half-open spans of `ids` that a loss may use (multi-turn: the assistant's turns); None means all.
-    `hidden`: the policy's last hidden states [tokens, d] that predicted the tokens, while they are in memory: what a
-    sampler of the policy's own weights has computed already. Never stored.
+    `hidden`: the policy's last hidden states [tokens, d] that predicted the tokens, if the sampler computed them with
+    the policy's own weights and they are still in memory. Never stored.
     """
 
     ids: tuple[int, ...] = ()
@@ -67,7 +67,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt, its K responses and what is known about them.
+    """A prompt, its K responses and the judgements of them.
 
     `scores`: one number a response, higher is better. `ranks`: 1 is best, equal ranks are ties. `shares`: probability
     that each response is the preferred one, adding up to 1 (soft labels, votes). Each may be None.
@@ -82,7 +82,7 @@ class Group:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the packed tree: the prompt once, every response once."""
+        """Number of tokens of the packed tree: the prompt once, every response once."""
         return len(self.prompt.ids) + sum(len(r.ids) for r in self.responses)
 
 

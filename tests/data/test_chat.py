@@ -258,7 +258,7 @@ def test_comparing_answers_of_several_turns_under_a_rewriting_template_is_refuse
 
 def test_a_conversation_the_template_refuses_names_the_row() -> None:
     row = Row({"messages": [{"role": "system", "content": "Be brief."}, *MULTI[:2]]}, "talk.jsonl:3")
-    with pytest.raises(DataError, match=r"talk.jsonl:3: the chat template refuses(.|\n)*System role not supported"):
+    with pytest.raises(DataError, match=r"talk.jsonl:3: the chat template rejects(.|\n)*System role not supported"):
         Chat(family("gemma")).encode_group(parse_row(row, "demonstrations"))
 
 

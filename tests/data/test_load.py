@@ -141,7 +141,7 @@ def test_bad_rows_are_not_dropped_but_raised(chat: Chat, write: Write) -> None:
     ("settings", "message"),
     [
         ({"max_length": 2}, "max_length is too small"),
-        ({"max_length": 20, "max_prompt": 20}, "max_prompt leaves no room(.|\n)*raise max_length"),
+        ({"max_length": 20, "max_prompt": 20}, "max_prompt leaves no tokens(.|\n)*raise max_length"),
         ({"too_long": "cut"}, "unknown rule for long rows(.|\n)*drop or truncate"),
     ],
 )

@@ -129,10 +129,10 @@ def test_empty_file(tmp_path: Path, name: str, content: bytes) -> None:
 
 
 BAD_LINES = {
-    "cut": ('{"prompt": "a', r"f.jsonl:3: malformed JSON(.|\n)*mend or delete this line"),
+    "cut": ('{"prompt": "a', r"f.jsonl:3: malformed JSON(.|\n)*correct or delete this line"),
     "list": ("[1, 2]", r"f.jsonl:3: the line is not an object(.|\n)*list \[1, 2\](.|\n)*belongs in a .json file"),
-    "number": ("17", r"f.jsonl:3: the line is not an object(.|\n)*int 17(.|\n)*mend or delete"),
-    "surrogate": ('{"a": "x\\ud83d"}', r"f.jsonl:3: half of a surrogate pair(.|\n)*mend or delete"),
+    "number": ("17", r"f.jsonl:3: the line is not an object(.|\n)*int 17(.|\n)*correct or delete"),
+    "surrogate": ('{"a": "x\\ud83d"}', r"f.jsonl:3: half of a surrogate pair(.|\n)*correct or delete"),
     "deep": ("[" * 200_000, r"f.jsonl:3: malformed JSON"),
 }
 

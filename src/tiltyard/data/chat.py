@@ -1,7 +1,7 @@
-"""The one place where text becomes token ids.
+"""`Chat`: the one place where text becomes token ids.
 
 A conversation is tokenised in segments: everything up to and including the generation prompt, then the assistant's
-words with the end-of-turn token, then (several turns) what follows up to the next generation prompt, and so on. The
+text with the end-of-turn token, then (several turns) what follows up to the next generation prompt, and so on. The
 first segment is tokenised exactly as it is at sampling time, so prompt ids are the same in training and in sampling,
 and where a response begins and ends is known from lengths. No id is ever compared with pad or eos to make a mask.
 """
@@ -26,14 +26,14 @@ from tiltyard.types import Group, Message, Prompt, Response
 LAST_TURN_ONLY = "last_turn_only"  # key of Response.meta: the template rewrites history, so one turn is trained
 
 _PROBE = "TILTYARDPROBE"
-# A Unicode noncharacter: put inside special tokens that stand in somebody's text, so that they stay mere text.
+# A Unicode noncharacter: inserted into special tokens that occur in a text, so that they remain plain text.
 _BREAK = "\ufdd0"
 _BATCH = 2048  # texts a call of the tokenizer: bounds the memory of its encodings
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """The text segments of a response, each with whether it is trained, and whether eos is to be appended."""
+    """The text segments of a response, each with a flag (is it trained?), and whether eos is appended."""
 
     segments: tuple[tuple[str, bool], ...]
     add_eos: bool
@@ -47,15 +47,15 @@ class _Plan:
 
 
 class Chat:
-    """A tokenizer with its chat template, as Tiltyard uses it.
+    """A tokenizer with its chat template.
 
     A tokenizer without a template is given one (`DEFAULT_TEMPLATE` if it has the turn tokens, else `PLAIN_TEMPLATE`),
-    so that a model saved with it chats in transformers and vLLM the way it was trained.
+    so that a model saved with it uses the same template in transformers and vLLM as in training.
 
     Attributes:
         stop_ids: ids that end an answer: eos, and the template's end-of-turn token.
-        pad_id: for rectangular tensors; it may equal eos, nothing is decided by comparing with it.
-        max_length: tokens of prompt + answer that `load` keeps when it is told nothing else; None is no limit.
+        pad_id: for rectangular tensors; it may equal eos, since no mask is made by comparing with it.
+        max_length: default limit of `load` in tokens of prompt + response; None is no limit.
 
     Raises:
         ModelError: the tokenizer has no eos token, or its template cannot render a question and an answer.
@@ -89,35 +89,35 @@ class Chat:
             self._rest = ""  # the token swallows what follows it (Phi-3's newline), so sampling never sees it either
         self.stop_ids: frozenset[int] = frozenset({self.eos_id} | ends)
 
-    # ------------------------------------------------------------------------------------------ what callers use
+    # ------------------------------------------------------------------------------------------ encoding and decoding
 
     def encode_prompt(self, prompt: Prompt) -> Prompt:
-        """The prompt with `ids`, generation prompt included. A prompt that has ids is returned as it is.
+        """Returns the prompt with `ids`, generation prompt included. A prompt that has ids is returned as it is.
 
         A text prompt starts with bos, or with eos as the start of a document where the tokenizer has no bos.
         """
         return self.encode_prompts([prompt])[0]
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """`encode_prompt` for many at once, which is faster."""
+        """Encodes many prompts at once, which is faster than one by one."""
         todo = [p for p in prompts if not p.ids]
         ids = iter(self._tokenize([(self._prompt_text(p), False) for p in todo]))
         return [p if p.ids else replace(p, ids=self._started(p, next(ids))) for p in prompts]
 
     def encode_group(self, group: Group) -> Group:
-        """The group with ids of its prompt and responses; each response ends with the end-of-turn or eos id.
+        """Returns the group with ids of its prompt and responses; each response ends with the end-of-turn or eos id.
 
-        In an answer of several turns `loss_spans` marks the assistant's words and end-of-turn tokens. If the template
+        In an answer of several turns `loss_spans` marks the assistant's text and end-of-turn tokens. If the template
         rewrites earlier turns (as those do that strip thinking), all but the last answer becomes prompt.
         A group that has ids already (it was sampled) is returned as it is.
 
         Raises:
-            DataError: the template refuses the conversation, or rewrites the history of several answers to compare.
+            DataError: the template rejects the conversation, or rewrites the history of several answers to compare.
         """
         return self.encode_groups([group])[0]
 
     def encode_groups(self, groups: Sequence[Group]) -> list[Group]:
-        """`encode_group` for many at once, which is faster."""
+        """Encodes many groups at once, which is faster than one by one."""
         plans = [None if _has_ids(g) else self._plan(g) for g in groups]
         texts: list[tuple[str, bool]] = []
         for plan in plans:
@@ -128,14 +128,14 @@ class Chat:
         return [g if plan is None else self._assemble(plan, ids) for g, plan in zip(groups, plans, strict=True)]
 
     def encode_document(self, group: Group) -> Group:
-        """A document for pretraining: the prompt is the document-start id alone, the response all tokens and eos.
+        """Encodes a document for pretraining: the prompt is the document-start id, the response all tokens and eos.
 
         A conversation is rendered with the template. `Response.text` is then the text that was tokenised.
         """
         return self.encode_documents([group])[0][0]
 
     def encode_documents(self, groups: Sequence[Group], max_length: int | None = None) -> list[list[Group]]:
-        """For each document its consecutive pieces of at most `max_length` tokens, document-start id included.
+        """Returns for each document its consecutive pieces of at most `max_length` tokens, document-start id included.
 
         The pieces' texts joined are the document's text, and their ids joined are its ids: nothing is lost. (Where a
         document spells out special tokens, the texts of its pieces are decoded and may show half characters as U+FFFD.)
@@ -158,7 +158,7 @@ class Chat:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of an answer: no special tokens, and without what the template puts around an answer."""
+        """Decodes a response: no special tokens, and without the text that the template adds before and after it."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         text = text.removeprefix(self._lead)
         return text.removesuffix(self._special.sub("", self._end))
@@ -171,21 +171,21 @@ class Chat:
             text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
         except (TemplateError, ValueError, TypeError) as error:
             raise DataError(
-                "the chat template refuses this conversation",
+                "the chat template rejects this conversation",
                 where=where,
                 got=f"{', '.join(turn.role for turn in turns)}: {error}",
-                expected="turns that the model's chat template knows",
+                expected="turns that the model's chat template can render",
                 fix="merge the system turn into the first user turn, let user and assistant alternate, "
                 "or set tokenizer.chat_template",
             ) from error
         return text
 
     def _guard(self, text: str) -> str:
-        """Text in which special tokens are broken up: words of a user must not end a turn or open another."""
+        """Returns the text with special tokens broken up: a user's text must not end a turn or open another."""
         return self._special.sub(lambda found: found[0][0] + _BREAK + found[0][1:], text)
 
     def _find_frame(self) -> tuple[str, str, str, str]:
-        """What the template puts around an answer: before it, after it, after it up to end-of-turn, that token."""
+        """Returns the template's text before a response, after it, after it up to end-of-turn, and that token."""
         question = [Message("user", "Hi")]
         name = str(self.tokenizer.name_or_path)
         try:
@@ -205,7 +205,7 @@ class Chat:
                 where=name,
                 got=whole,
                 expected=f"a rendering that contains {_PROBE}",
-                fix="mend tokenizer.chat_template, or set it to None to use Tiltyard's own",
+                fix="correct tokenizer.chat_template, or set it to None to use Tiltyard's own",
             )
         found = self._special.search(suffix)
         end, token = (suffix[: found.end()], found[0]) if found else ("", "")
@@ -250,7 +250,7 @@ class Chat:
         return _Plan(group, prompt, tuple(answers))
 
     def _last_turn_plan(self, group: Group) -> _Plan:
-        """Everything before the last answer becomes prompt, as it will be when the model is used."""
+        """Plans a group of which everything before the last answer becomes prompt, as when the model is used."""
         response, before = group.responses[0], group.prompt.messages or ()
         *earlier, last = _turns(response)
         prompt = replace(group.prompt, messages=(*before, *earlier))
@@ -261,7 +261,7 @@ class Chat:
     def _segments(
         self, prompt: str, messages: tuple[Message, ...], turns: tuple[Message, ...], where: str
     ) -> _Answer | None:
-        """The segments after `prompt`, or None if a later rendering does not begin with an earlier one."""
+        """Returns the segments after `prompt`; None if a later rendering does not begin with an earlier one."""
         done, rest = prompt, ""
         found: list[tuple[str, bool]] = []
         for number, turn in enumerate(turns):
@@ -278,7 +278,7 @@ class Chat:
             if closed.startswith(done):
                 words, rest = self._cut_end(closed[len(done) :])
             elif len(turns) == 1:
-                # the generation prompt is no part of a finished turn (it may open the thinking): write the turn's end
+                # the generation prompt is not part of a finished turn (it may open the thinking): append the turn's end
                 words, rest = self._guard(turn.content) + self._end, ""
             else:
                 return None
@@ -287,7 +287,7 @@ class Chat:
         return _Answer(tuple(found), add_eos=not self._end)
 
     def _cut_end(self, text: str) -> tuple[str, str]:
-        """An assistant's rendered turn as (words with the end-of-turn token, what the template writes after it)."""
+        """Splits an assistant's rendered turn into (text with the end-of-turn token, the template's text after it)."""
         if text.endswith(self._suffix):
             words = text[: len(text) - len(self._suffix)]
             return words + self._end, self._rest
@@ -345,7 +345,7 @@ class Chat:
         if prompt.messages:
             if not ids:
                 raise DataError(
-                    "the chat template rendered nothing", where=prompt.id, fix="mend tokenizer.chat_template"
+                    "the chat template rendered nothing", where=prompt.id, fix="correct tokenizer.chat_template"
                 )
             return ids
         return ids if ids[:1] == (self.start_id,) else (self.start_id, *ids)
@@ -360,7 +360,7 @@ class Chat:
         return tuple(map(self._ints.__getitem__, ids))
 
     def _tokenize(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[int, ...]]:
-        """Ids of each text. The flag says that the text goes on from a previous segment."""
+        """Tokenizes texts; the flag marks a text that continues a previous segment."""
         parts = [
             [(part, follows or i > 0) for i, part in enumerate(text.split(_BREAK)) if part] for text, follows in texts
         ]
@@ -377,7 +377,7 @@ class Chat:
         return [tuple(chain.from_iterable(ids[part] for part in text)) for text in parts]
 
     def _find_anchor(self) -> tuple[str, tuple[int, ...]]:
-        """A text to put before a continuing segment, for tokenizers that put a space before any text they are given.
+        """Finds a text to put before a continuing segment, for tokenizers that put a space before every text.
 
         SentencePiece-style tokenizers read "word" as " word". A segment that continues must not get that space, so it
         is tokenised behind a newline whose ids are then cut off.

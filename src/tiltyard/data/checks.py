@@ -1,4 +1,4 @@
-"""What is wrong, or merely worth knowing, about preference data before anyone trains on it."""
+"""Checks of preference data before training: duplicates, contradictions, leaks, length bias."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class LengthBias:
-    """Best against worst answer of each group that says which is which.
+    """Comparison of the best and the worst response of each group that ranks them.
 
     Lengths are means, in tokens (None if any answer is unencoded) and in characters.
 
@@ -46,7 +46,7 @@ class LengthBias:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Counts over groups; `examples` holds the places of the first findings of each kind.
+    """Counts over groups; `examples` holds the `file:line` of the first findings of each kind.
 
     `duplicates`: groups whose prompt, answers and verdict all occurred before. `repeated_prompts`: whose prompt did.
     `contradictions`: groups of the same prompt and answers as an earlier one, with another order.
@@ -74,11 +74,11 @@ class CheckReport:
     examples: dict[str, tuple[str, ...]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: JSON-ready."""
+        """Returns the report as JSON-ready values."""
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """For people: one fact a line, findings with where to look."""
+        """Formats the report for people, one fact a line, findings with their first `file:line`."""
         found = [f"{self.groups:,} groups, {self.responses:,} answers, {self.prompts:,} different prompts"]
         if self.held_out is not None:
             found.append(f"{self.held_out:,} held-out groups, {self.held_out_overlap:,} share a prompt with training")
@@ -102,60 +102,60 @@ class CheckReport:
 
 
 def check_data(groups: Iterable[Group], held_out: Iterable[Group] | None = None) -> CheckReport:
-    """Look for duplicates inside and between splits, ties, empty and truncated answers, and length bias.
+    """Finds duplicates inside and between splits, ties, empty and truncated responses, and length bias.
 
     Memory holds some 64 bytes a group, whatever its texts: they are compared by 64-bit hashes, of which two among a
     million differing texts are equal once in 30 million data sets.
 
     Args:
-        groups: a list, or anything that can be gone through twice: findings are looked up where they stand.
+        groups: a list, or an iterable that can be iterated twice: findings are looked up in a second pass.
     """
-    look = _Look()
+    scan = _Scan()
     for group in groups:
-        look.at(group)
-    said_before = _repeated(look.verdicts)
-    places = {
-        "duplicates": np.flatnonzero(said_before),
-        "contradictions": np.flatnonzero(_repeated(look.contents) & ~said_before),
+        scan.add(group)
+    repeated = _repeated(scan.verdicts)
+    indices = {
+        "duplicates": np.flatnonzero(repeated),
+        "contradictions": np.flatnonzero(_repeated(scan.contents) & ~repeated),
     }
-    answer, prompts = look.commonest()
-    wanted = {int(i) for found in places.values() for i in found[:_EXAMPLES]} | ({answer[0]} if prompts else set())
-    at = _taken(groups, wanted)
-    examples = {kind: tuple(_place(at[int(i)]) for i in found[:_EXAMPLES]) for kind, found in places.items()}
-    overlap, held, shared = _overlap(look.prompts, held_out)
-    examples |= {kind: tuple(found) for kind, found in look.examples.items()} | {"held_out_overlap": shared}
+    answer, prompts = scan.commonest()
+    shown = {int(i) for found in indices.values() for i in found[:_EXAMPLES]} | ({answer[0]} if prompts else set())
+    at = _select(groups, shown)
+    examples = {kind: tuple(_where(at[int(i)]) for i in found[:_EXAMPLES]) for kind, found in indices.items()}
+    overlap, held, shared = _overlap(scan.prompts, held_out)
+    examples |= {kind: tuple(found) for kind, found in scan.examples.items()} | {"held_out_overlap": shared}
     return CheckReport(
-        groups=len(look.prompts),
-        responses=look.responses,
-        prompts=len(look.prompts) - int(_repeated(look.prompts).sum()),
-        duplicates=len(places["duplicates"]),
-        contradictions=len(places["contradictions"]),
-        repeated_prompts=int(_repeated(look.prompts).sum()),
+        groups=len(scan.prompts),
+        responses=scan.responses,
+        prompts=len(scan.prompts) - int(_repeated(scan.prompts).sum()),
+        duplicates=len(indices["duplicates"]),
+        contradictions=len(indices["contradictions"]),
+        repeated_prompts=int(_repeated(scan.prompts).sum()),
         held_out=held,
         held_out_overlap=overlap,
-        ties=look.counts["ties"],
-        identical=look.counts["identical"],
-        empty=look.counts["empty"],
-        truncated=look.counts["truncated"],
+        ties=scan.counts["ties"],
+        identical=scan.counts["identical"],
+        empty=scan.counts["empty"],
+        truncated=scan.counts["truncated"],
         commonest=(prompts, at[answer[0]].responses[answer[1]].text[:60]) if prompts else (0, ""),
-        length=look.length.bias(),
+        length=scan.length.bias(),
         examples={kind: found for kind, found in examples.items() if found},
     )
 
 
-class _Look:
-    """One pass over the groups: hashes of what may repeat, counts of what a group shows by itself."""
+class _Scan:
+    """One pass over the groups: hashes of what may repeat, and counts of what a single group shows."""
 
     def __init__(self) -> None:
         self.prompts, self.contents, self.verdicts = (array("q") for _ in range(3))
-        self.best, self.asked = array("q"), array("q")  # the best answers, each with the prompt it answers
-        self.owner, self.branch = array("q"), array("B")  # and where they stand: group, number of the answer
+        self.best, self.best_prompt = array("q"), array("q")  # the best responses, each with its prompt
+        self.owner, self.branch = array("q"), array("B")  # and their position: group, index of the response
         self.responses = 0
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
         self.length = _Lengths()
 
-    def at(self, group: Group) -> None:
+    def add(self, group: Group) -> None:
         prompt = _prompt_key(group)
         answers, verdict = _content_key(group)
         quality = _quality(group)
@@ -166,12 +166,12 @@ class _Look:
         for number, (response, value) in enumerate(zip(group.responses, values, strict=True)):
             if value == max(values) and response.text:
                 self.best.append(hash(response.text))
-                self.asked.append(self.prompts[-1])
+                self.best_prompt.append(self.prompts[-1])
                 self.owner.append(len(self.prompts) - 1)
                 self.branch.append(number)
         self.responses += len(group.responses)
         self._alone(group)
-        self.length.at(group, quality)
+        self.length.add(group, quality)
 
     def _alone(self, group: Group) -> None:
         judged = group.ranks or group.scores
@@ -188,36 +188,36 @@ class _Look:
     def _note(self, kind: str, group: Group) -> None:
         self.counts[kind] += 1
         if self.counts[kind] <= _EXAMPLES:
-            self.examples.setdefault(kind, []).append(_place(group))
+            self.examples.setdefault(kind, []).append(_where(group))
 
     def commonest(self) -> tuple[tuple[int, int], int]:
-        """((group, answer) where the commonest best answer stands first, to how many prompts it is given)."""
+        """Returns ((group, response) of the first occurrence of the commonest best response, number of its prompts)."""
         if not self.best:
             return (0, 0), 0
-        pairs = np.stack([np.asarray(self.best), np.asarray(self.asked)], axis=1)
+        pairs = np.stack([np.asarray(self.best), np.asarray(self.best_prompt)], axis=1)
         _, kept = np.unique(pairs, axis=0, return_index=True)
         kept.sort()
         _, first, counts = np.unique(pairs[kept, 0], return_index=True, return_counts=True)
-        place = int(kept[first[counts == counts.max()].min()])
-        return (self.owner[place], self.branch[place]), int(counts.max())
+        index = int(kept[first[counts == counts.max()].min()])
+        return (self.owner[index], self.branch[index]), int(counts.max())
 
 
 def _repeated(keys: array[int]) -> np.ndarray:
-    """Whether each key stood at an earlier place too."""
+    """Returns a mask of the keys that occurred before."""
     again = np.ones(len(keys), dtype=bool)
     again[np.unique(np.asarray(keys), return_index=True)[1]] = False
     return again
 
 
-def _taken(groups: Iterable[Group], places: set[int]) -> dict[int, Group]:
-    """The groups at these places."""
+def _select(groups: Iterable[Group], indices: set[int]) -> dict[int, Group]:
+    """Returns the groups with these indices."""
     if isinstance(groups, Sequence):
-        return {i: groups[i] for i in places}
-    return {i: group for i, group in enumerate(islice(groups, max(places, default=-1) + 1)) if i in places}
+        return {i: groups[i] for i in indices}
+    return {i: group for i, group in enumerate(islice(groups, max(indices, default=-1) + 1)) if i in indices}
 
 
 def _overlap(prompts: array[int], held_out: Iterable[Group] | None) -> tuple[int, int | None, tuple[str, ...]]:
-    """(held-out groups whose prompt is among `prompts`, all of them or None, the first places)."""
+    """Returns (held-out groups whose prompt is among `prompts`, number of all or None, the first `file:line`s)."""
     if held_out is None:
         return 0, None, ()
     known, count, found, places = np.unique(np.asarray(prompts)), 0, 0, []
@@ -228,11 +228,11 @@ def _overlap(prompts: array[int], held_out: Iterable[Group] | None) -> tuple[int
         if at < len(known) and known[at] == key:
             found += 1
             if found <= _EXAMPLES:
-                places.append(_place(group))
+                places.append(_where(group))
     return found, count, tuple(places)
 
 
-def _place(group: Group) -> str:
+def _where(group: Group) -> str:
     return group.origin or group.prompt.id
 
 
@@ -240,12 +240,12 @@ def _prompt_key(group: Group) -> Any:
     prompt = group.prompt
     if prompt.messages:
         return prompt.messages
-    # the prompt of a document is empty: what may leak between splits is its text
+    # the prompt of a document is empty: its text may leak between splits
     return prompt.text or tuple(r.text or r.ids for r in group.responses)
 
 
 def _content_key(group: Group) -> tuple[Any, Any]:
-    """The answers in an order that does not depend on the row's, and which of them is at least as good as which."""
+    """Returns the responses in an order that does not depend on the row's, and how many are better than each."""
     texts = [r.text or str(r.ids) for r in group.responses]
     order = sorted(range(len(texts)), key=lambda i: texts[i])
     quality = _quality(group)
@@ -254,7 +254,7 @@ def _content_key(group: Group) -> tuple[Any, Any]:
 
 
 def _quality(group: Group) -> tuple[float, ...] | None:
-    """Higher is better; ranks go before scores, for they are what somebody decided."""
+    """Returns a number per response, higher is better: from the ranks, or else the scores."""
     return group.scores if group.ranks is None else tuple(-float(rank) for rank in group.ranks)
 
 
@@ -267,7 +267,7 @@ class _Lengths:
         self.encoded = True
         self.taus = array("d")
 
-    def at(self, group: Group, quality: tuple[float, ...] | None) -> None:
+    def add(self, group: Group, quality: tuple[float, ...] | None) -> None:
         if quality is None or len(set(quality)) < 2:
             return
         order = sorted(range(len(quality)), key=lambda i: quality[i])

@@ -1,4 +1,4 @@
-"""Taking out of preference data what would teach a model the wrong thing: one answer to everything, repeated rows."""
+"""Cleaning of preference data: removes responses given to many prompts, and repeated rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALONG = ("responses", "scores", "ranks", "shares", "labels")  # lists that run a
 
 @dataclass
 class Cleaned:
-    """The rows that are left, and what was taken out: reason -> how many rows or answers."""
+    """The remaining rows, and the number of removed rows or responses by reason."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -27,11 +27,11 @@ class Cleaned:
 
 
 def clean_rows(rows: Sequence[Row], max_prompts: int) -> Cleaned:
-    """Rows without answers that are given to more than `max_prompts` different prompts, and without repetitions.
+    """Removes responses that are given to more than `max_prompts` different prompts, and repeated rows.
 
     An answer to many questions is a template, a bug, or a string that fools the judge. Of a ranking only that answer is
-    taken out, as long as two are left. Also dropped: rows that are equal to an earlier one, and pairs whose two answers
-    are the same. Nothing is rewritten: what is left of a row is what was there.
+    removed, as long as two are left. Also dropped: rows that are equal to an earlier one, and pairs whose two answers
+    are the same. Nothing is rewritten.
 
     Args:
         rows: demonstrations, comparisons or labelled rows as read; the prompt of a transcript is what its field holds.
@@ -41,36 +41,36 @@ def clean_rows(rows: Sequence[Row], max_prompts: int) -> Cleaned:
     for row in rows:
         for answer in _answers(row.value):
             prompts[answer].add(_text(row.value.get("prompt")))
-    many = {a for a, asked in prompts.items() if max_prompts and len(asked) > max_prompts}
-    found = Cleaned(repeated=sorted(((a[:60], len(prompts[a])) for a in many), key=lambda pair: -pair[1]))
+    many = {a for a, answered in prompts.items() if max_prompts and len(answered) > max_prompts}
+    cleaned = Cleaned(repeated=sorted(((a[:60], len(prompts[a])) for a in many), key=lambda pair: -pair[1]))
     seen: set[str] = set()
     for row in rows:
         value = row.value
         key = json.dumps(value, sort_keys=True, default=str)
         if key in seen:
-            found.drop("equal to an earlier row")
+            cleaned.drop("equal to an earlier row")
             continue
         seen.add(key)
         if "responses" in value and many:
-            value = _shortened(value, many, found)
+            value = _shortened(value, many, cleaned)
             if len(value["responses"]) < min(2, len(row.value["responses"])):
-                found.drop("fewer than two answers left")
+                cleaned.drop("fewer than two answers left")
                 continue
         elif many & set(_answers(value)):
-            found.drop("an answer given to too many prompts")
+            cleaned.drop("an answer given to too many prompts")
             continue
         if "chosen" in value and _text(value["chosen"]) == _text(value.get("rejected")):
-            found.drop("chosen and rejected are the same")
+            cleaned.drop("chosen and rejected are the same")
             continue
-        found.rows.append(value)
-    return found
+        cleaned.rows.append(value)
+    return cleaned
 
 
-def _shortened(value: dict[str, Any], many: set[str], found: Cleaned) -> dict[str, Any]:
-    """A ranking without the answers in `many`; shares are made to add up to 1 again."""
+def _shortened(value: dict[str, Any], many: set[str], cleaned: Cleaned) -> dict[str, Any]:
+    """Returns a ranking without the responses in `many`; its shares are rescaled to add up to 1."""
     kept = [i for i, answer in enumerate(value["responses"]) if _text(answer) not in many]
     for _ in range(len(value["responses"]) - len(kept)):
-        found.drop("answers of rankings given to too many prompts")
+        cleaned.drop("answers of rankings given to too many prompts")
     short = {k: [v[i] for i in kept] if k in ALONG and isinstance(v, list) else v for k, v in value.items()}
     shares = short.get("shares")
     if shares and len(kept) < len(value["responses"]) and sum(shares) > 0:

@@ -1,4 +1,4 @@
-"""Fields of a row with the checks that every format shares; each error names the row and says what to do."""
+"""Fields of a row with the checks that all formats share; each error names the row and how to correct it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def filled(row: Row, name: str) -> str:
 
 
 def numbers(row: Row, name: str, count: int) -> tuple[float, ...] | None:
-    """The field as `count` finite numbers, or None where the row lacks it."""
+    """Returns the field as `count` finite numbers; None if the row lacks it."""
     if row.value.get(name) is None:
         return None
     values = typed(row, name, list, f"a list of {count} numbers")
@@ -62,13 +62,13 @@ def numbers(row: Row, name: str, count: int) -> tuple[float, ...] | None:
                 where=row.where,
                 got=value if value is not None else "null",
                 expected="finite numbers",
-                fix="leave out the responses that nobody judged",
+                fix="leave out the responses without a judgement",
             )
     return tuple(float(value) for value in values)
 
 
 def probability(row: Row, name: str) -> float | None:
-    """The field as a number from 0 to 1, or None where the row lacks it."""
+    """Returns the field as a number from 0 to 1; None if the row lacks it."""
     value = row.value.get(name)
     if value is None:
         return None
@@ -84,7 +84,7 @@ def probability(row: Row, name: str) -> float | None:
 
 
 def shares_field(row: Row, count: int) -> tuple[float, ...] | None:
-    """Field `shares`: probabilities that each response is the preferred one, or votes (whole numbers, divided here)."""
+    """Returns field `shares`: probabilities that each response is the preferred one; votes are divided by their sum."""
     values = numbers(row, "shares", count)
     if values is None:
         return None
@@ -102,14 +102,14 @@ def shares_field(row: Row, count: int) -> tuple[float, ...] | None:
 
 
 def flag(row: Row, name: str, value: Any) -> float:
-    """A label as 1.0 (good) or 0.0 (bad)."""
+    """Converts a label to 1.0 (good) or 0.0 (bad)."""
     if value not in (True, False, 0, 1):
         raise DataError(
             f"field '{name}' is not a label",
             where=row.where,
             got=value,
             expected="true (good) or false (bad)",
-            fix="labels say good or bad; graded answers belong in 'scores', which comparisons read",
+            fix="labels are good or bad; graded answers belong in 'scores', which comparisons read",
         )
     return float(value)
 
@@ -119,7 +119,7 @@ def messages_field(row: Row, name: str) -> tuple[Message, ...]:
 
 
 def message_list(row: Row, name: str, value: Any) -> tuple[Message, ...]:
-    """A list of role/content objects as messages; anything else is an error that shows the wanted shape."""
+    """Parses a list of role/content objects as messages; anything else is an error that shows the expected shape."""
     shape = '[{"role": "user", "content": "..."}, ...]'
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else f"{type(value).__name__} {str(value)[:60]}"
@@ -128,10 +128,10 @@ def message_list(row: Row, name: str, value: Any) -> tuple[Message, ...]:
         )
     turns = []
     for number, item in enumerate(value):
-        place = f"{name}[{number}]"
+        position = f"{name}[{number}]"
         if not isinstance(item, Mapping) or not isinstance(item.get("role"), str):
             raise DataError(
-                f"{place} is not a message with a role",
+                f"{position} is not a message with a role",
                 where=row.where,
                 got=str(item)[:80],
                 expected='{"role": "user", "content": "..."}',
@@ -139,7 +139,7 @@ def message_list(row: Row, name: str, value: Any) -> tuple[Message, ...]:
             )
         if item["role"] not in ROLES:
             raise DataError(
-                f"unknown role in {place}",
+                f"unknown role in {position}",
                 where=row.where,
                 got=item["role"],
                 expected=", ".join(ROLES),
@@ -147,14 +147,14 @@ def message_list(row: Row, name: str, value: Any) -> tuple[Message, ...]:
             )
         if not isinstance(item.get("content"), str):
             raise DataError(
-                f"the content of {place} is not a string",
+                f"the content of {position} is not a string",
                 where=row.where,
                 got=f"{type(item.get('content')).__name__} {str(item.get('content'))[:60]}",
                 expected="a string",
                 fix="only text is supported: join the text parts, leave images and tool calls out",
             )
         if not item["content"].strip() and item["role"] != "system":
-            raise empty(row, place)
+            raise empty(row, position)
         turns.append(Message(item["role"], item["content"]))
     return tuple(turns)
 
@@ -180,7 +180,7 @@ def ends_with_question(row: Row, name: str, turns: Sequence[Message]) -> None:
             where=row.where,
             got="last turn is assistant",
             expected="last turn is user",
-            fix="take the assistant's last turn away, or use the rows as demonstrations",
+            fix="remove the assistant's last turn, or use the rows as demonstrations",
         )
 
 
@@ -190,7 +190,7 @@ def starts_with_answer(row: Row, name: str) -> DataError:
         where=row.where,
         got="first turn is assistant",
         expected="a user turn first (a system turn may precede it)",
-        fix="take the assistant's first turn away, or put the question in front of it",
+        fix="remove the assistant's first turn, or put the question in front of it",
     )
 
 

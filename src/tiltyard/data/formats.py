@@ -1,4 +1,4 @@
-"""What the rows of preference data look like, and how each becomes a `Group` (token ids still empty).
+"""Formats of data rows, and their conversion to `Group` (token ids still empty).
 
 | kind | fields |
 |---|---|
@@ -8,7 +8,7 @@
 | labelled | `prompt` + `completion` + `label` (true: good); `prompt` + `responses` + `labels`; a pair: chosen is good |
 | prompts | `prompt`, or `messages` that end with a question |
 
-A prompt is a string (one user turn) or a list of `{"role", "content"}`. `id`, `meta` and any other field travel in
+A prompt is a string (one user turn) or a list of `{"role", "content"}`. `id`, `meta` and any other field are kept in
 `Prompt.meta`. A bad row raises DataError with its `file:line`; nothing is repaired silently.
 """  # noqa: E501
 
@@ -49,7 +49,7 @@ _HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
 
 
 def parse_row(row: Row, kind: Kind) -> Group:
-    """One row as a Group without ids; `origin` is the row's place. A row of kind `prompts` has no responses.
+    """Parses a row as a Group without ids; `origin` is the row's `where`. A row of kind `prompts` has no responses.
 
     An answer of several turns keeps them in `Response.meta["turns"]`; its `text` is the assistant's turns joined.
 
@@ -114,7 +114,7 @@ def _comparison(row: Row) -> Group:
     used = ("prompt", "chosen", "rejected", "p_chosen")
     p = probability(row, "p_chosen")
     shares = None if p is None else (p, 1 - p)
-    ranks = (1, 2) if shares is None else _places(shares)
+    ranks = (1, 2) if shares is None else _ranks_from(shares)
     if value.get("prompt") is not None:
         messages = _prompt_field(row, "comparisons")
         answers = tuple(_answer_field(row, name, messages) for name in ("chosen", "rejected"))
@@ -126,7 +126,7 @@ def _comparison(row: Row) -> Group:
 
 
 def _no_comparison(value: Mapping[str, Any]) -> str:
-    """What to do with a row that holds no comparison, where its fields tell what it is."""
+    """Returns advice for a row that is no comparison, if its fields identify another kind; otherwise ""."""
     if "label" in value or "labels" in value:
         return "labelled answers are read by kto and click (without good_from); a comparison has two answers"
     if "completion" in value:
@@ -135,7 +135,7 @@ def _no_comparison(value: Mapping[str, Any]) -> str:
 
 
 def _answers(row: Row, kind: str, least: int) -> tuple[tuple[Message, ...], tuple[Response, ...]]:
-    """The prompt and the answers of field `responses`."""
+    """Parses the prompt and the responses of field `responses`."""
     messages = _prompt_field(row, kind)
     responses = typed(row, "responses", list, f"a list of {least} to {MAX_RESPONSES} answers")
     count = len(responses)
@@ -172,19 +172,19 @@ def _ranking(row: Row) -> Group:
         whole = tuple(int(rank) for rank in ranks)
     else:
         # one preference schema: a comparison always has ranks; equal scores (or shares) tie
-        whole = _places(scores or shares or ())
+        whole = _ranks_from(scores or shares or ())
     used = ("prompt", "responses", "scores", "ranks", "shares")
     return _group(row, messages, answers, used, scores=scores, ranks=whole, shares=shares)
 
 
-def _places(values: Sequence[float]) -> tuple[int, ...]:
-    """Ranks of numbers of which the highest is best: 1, 2, ... without gaps; equal numbers tie."""
-    places = {value: place for place, value in enumerate(sorted(set(values), reverse=True), start=1)}
-    return tuple(places[value] for value in values)
+def _ranks_from(values: Sequence[float]) -> tuple[int, ...]:
+    """Converts scores to ranks: 1 for the highest, 2, ... without gaps; equal numbers tie."""
+    ranks = {value: rank for rank, value in enumerate(sorted(set(values), reverse=True), start=1)}
+    return tuple(ranks[value] for value in values)
 
 
 def _labelled(row: Row) -> Group:
-    """Answers that are good (score 1) or bad (score 0): single ones, several to one prompt, or a pair."""
+    """Parses responses that are good (score 1) or bad (score 0): single ones, several to one prompt, or a pair."""
     value = row.value
     if "label" in value or "completion" in value:
         demonstration = _demonstration(row)
@@ -200,13 +200,13 @@ def _labelled(row: Row) -> Group:
         scores = tuple(flag(row, "labels", label) for label in labels)
         return _group(row, messages, answers, ("prompt", "responses", "labels"), scores=scores)
     if "responses" in value:
-        fix = "a ranking says which answer is better, not which is good: set good_from=best, or a number for scores"
+        fix = "a ranking shows which answer is better, not which is good: set good_from=best, or a number for scores"
         raise lacks(row, "labels", "labelled", fix)
     if "chosen" not in value:
         raise lacks(row, "label", "labelled")
     if value.get("p_chosen") is not None:
         raise DataError(
-            "a soft label says neither good nor bad",
+            "a soft label is neither good nor bad",
             where=row.where,
             got=f"p_chosen = {value['p_chosen']}",
             expected="a pair whose 'chosen' is good and whose 'rejected' is bad",
@@ -242,7 +242,7 @@ def _answer_field(row: Row, name: str, prompt: tuple[Message, ...]) -> Response:
 
 
 def _answer_value(row: Row, name: str, value: Any, prompt: tuple[Message, ...]) -> Response:
-    """An answer given as a string, or as messages with or without the prompt in front."""
+    """Parses a response given as a string, or as messages with or without the prompt in front."""
     if isinstance(value, str):
         if not value.strip():
             raise empty(row, name)
@@ -272,7 +272,7 @@ def _answer(turns: Sequence[Message]) -> Response:
 
 
 def _conversation(row: Row, name: str) -> tuple[Message, ...]:
-    """A whole conversation: a message list, or a transcript with Human: and Assistant: turns."""
+    """Parses a whole conversation: a message list, or a transcript with Human: and Assistant: turns."""
     value = row.value[name]
     turns = _transcript(row, name, value) if isinstance(value, str) else messages_field(row, name)
     ends_with_answer(row, name, turns)
@@ -300,7 +300,7 @@ def _transcript(row: Row, name: str, text: str) -> tuple[Message, ...]:
 
 
 def _shared_prompt(row: Row, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
-    """How many first turns both share, so that both go on with an assistant turn."""
+    """Counts the first turns that both share, such that both continue with an assistant turn."""
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
@@ -337,7 +337,7 @@ def _group(
 
 
 def _with_meta(row: Row, prompt: Prompt, used: tuple[str, ...]) -> Prompt:
-    """The prompt with the row's own id, if any, and every field that the format did not use."""
+    """Adds the row's own id, if any, and every field that the format did not use."""
     given = row.value.get("meta")
     if given is not None and not isinstance(given, Mapping):
         typed(row, "meta", dict, "an object")

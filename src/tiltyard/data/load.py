@@ -1,4 +1,4 @@
-"""From a source to encoded groups, with an account of what was kept, dropped and cut."""
+"""Loads a source as encoded groups, with a report of what was kept, dropped and cut."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ LAST_TURN = "only the last answer trained (the chat template rewrites earlier tu
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the rows of a source.
+    """Counts of the rows of a source by their outcome.
 
     `rows` were read, `kept` of them are among the `groups` made, which hold `tokens` (each prompt counted once).
-    `dropped` and `truncated` count by reason; `notes` count what else a reader should know; `examples` are the places
+    `dropped` and `truncated` count by reason; `notes` count other facts; `examples` are the `file:line`
     of the first dropped rows.
     """
 
@@ -48,19 +48,19 @@ class DataReport:
     examples: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For people: one fact a line."""
+        """Formats the report for people, one fact a line."""
         made = "" if self.groups == self.kept else f" as {self.groups:,} groups"
-        found = [f"{self.kept:,} of {self.rows:,} rows kept{made}, {self.tokens:,} tokens"]
-        found += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
+        lines = [f"{self.kept:,} of {self.rows:,} rows kept{made}, {self.tokens:,} tokens"]
+        lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
         if self.examples:
-            found.append(f"  such as {', '.join(self.examples)}")
-        found += [f"cut {count:,}: {reason}" for reason, count in self.truncated.items()]
-        found += [f"note {count:,}: {reason}" for reason, count in self.notes.items()]
-        return found
+            lines.append(f"  such as {', '.join(self.examples)}")
+        lines += [f"cut {count:,}: {reason}" for reason, count in self.truncated.items()]
+        lines += [f"note {count:,}: {reason}" for reason, count in self.notes.items()]
+        return lines
 
 
-class _Tally:
-    """Counts while loading."""
+class _Counts:
+    """Running counts while loading."""
 
     def __init__(self) -> None:
         self.rows = self.kept = self.groups = self.tokens = 0
@@ -110,7 +110,7 @@ def load_groups(
     split: str | None = None,
     limit: int | None = None,
 ) -> tuple[list[Group], DataReport]:
-    """Read, parse and encode a source.
+    """Reads, parses and encodes a source.
 
     Args:
         max_length: tokens of the prompt and its longest answer together; `chat.max_length` if None.
@@ -140,19 +140,19 @@ def stream_groups(
     split: str | None = None,
     limit: int | None = None,
 ) -> GroupStream[DataReport]:
-    """`load_groups` for sources larger than memory: the same groups one by one, and then the report (`report`)."""
+    """Streams the groups of `load_groups` one by one, for sources larger than memory; `report` is set at the end."""
     max_length = chat.max_length if max_length is None else max_length
     _check_limits(max_length, max_prompt, too_long)
 
     def stream() -> Generator[Group, None, DataReport]:
-        tally = _Tally()
+        counts = _Counts()
         for chunk in _chunks(source, kind, split, limit):
-            tally.rows += len(chunk)
-            for group in _encoded(chunk, kind, chat, max_length, max_prompt, too_long, tally):
-                tally.groups += 1
-                tally.tokens += group.tokens
+            counts.rows += len(chunk)
+            for group in _encoded(chunk, kind, chat, max_length, max_prompt, too_long, counts):
+                counts.groups += 1
+                counts.tokens += group.tokens
                 yield group
-        return _report(tally, source, max_length, max_prompt)
+        return _report(counts, source, max_length, max_prompt)
 
     return GroupStream(stream())
 
@@ -164,19 +164,19 @@ def _encoded(
     max_length: int | None,
     max_prompt: int | None,
     too_long: TooLong,
-    tally: _Tally,
+    counts: _Counts,
 ) -> Iterator[Group]:
     if kind == "text":
         for pieces in chat.encode_documents(chunk, max_length):
-            tally.kept += 1
-            tally.truncated[PIECES] += len(pieces) > 1
+            counts.kept += 1
+            counts.truncated[PIECES] += len(pieces) > 1
             yield from pieces
         return
     for group in chat.encode_groups(chunk):
-        fitted = _fit(group, max_length, max_prompt, too_long, tally)
+        fitted = _fit(group, max_length, max_prompt, too_long, counts)
         if fitted is not None:
-            tally.kept += 1
-            tally.notes[LAST_TURN] += any(LAST_TURN_ONLY in r.meta for r in fitted.responses)
+            counts.kept += 1
+            counts.notes[LAST_TURN] += any(LAST_TURN_ONLY in r.meta for r in fitted.responses)
             yield fitted
 
 
@@ -189,11 +189,11 @@ def load_prompts(
     split: str | None = None,
     limit: int | None = None,
 ) -> tuple[list[Prompt], DataReport]:
-    """Read, parse and encode prompts. `max_prompt` is in tokens, `chat.max_length` if None; otherwise as `load_groups`.
+    """Reads, parses and encodes prompts, as `load_groups` does. `max_prompt` is in tokens, `chat.max_length` if None.
 
-    Prompts of at most `max_prompt` tokens leave no room of their own for an answer: the caller adds that.
+    `max_prompt` does not include the tokens of a response: the caller adds those.
     """
-    # there is no answer yet, so the limit of prompt and answer together is the prompt's own
+    # without a response, the limit of prompt and response together is that of the prompt
     groups, report = load_groups(
         source, "prompts", chat, max_length=max_prompt, too_long=too_long, split=split, limit=limit
     )
@@ -206,7 +206,7 @@ def _check_limits(max_length: int | None, max_prompt: int | None, too_long: str)
             raise ConfigError(f"{name} is too small", got=value, expected=f"tokens, at least {_LEAST}", fix="raise it")
     if max_length is not None and max_prompt is not None and max_prompt >= max_length:
         raise ConfigError(
-            "max_prompt leaves no room for an answer",
+            "max_prompt leaves no tokens for an answer",
             got=f"max_prompt={max_prompt}, max_length={max_length}",
             expected="max_prompt below max_length, which counts prompt and answer",
             fix="lower max_prompt or raise max_length",
@@ -222,29 +222,29 @@ def _chunks(source: str | Path, kind: Kind, split: str | None, limit: int | None
 
 
 def _fit(
-    group: Group, max_length: int | None, max_prompt: int | None, too_long: TooLong, tally: _Tally
+    group: Group, max_length: int | None, max_prompt: int | None, too_long: TooLong, counts: _Counts
 ) -> Group | None:
-    """The group within the limits, or None if it is dropped."""
+    """Cuts the group to the limits; None if it is dropped."""
     prompt = group.prompt
-    room = _prompt_room(group, max_length, max_prompt, too_long)
-    if room is not None and len(prompt.ids) > room:
+    max_tokens = _prompt_limit(group, max_length, max_prompt, too_long)
+    if max_tokens is not None and len(prompt.ids) > max_tokens:
         if too_long == "drop":
-            tally.drop(PROMPT_TOO_LONG, group.origin)
+            counts.drop(PROMPT_TOO_LONG, group.origin)
             return None
-        tally.truncated[PROMPT_CUT] += 1
-        prompt = replace(prompt, ids=prompt.ids[-room:])
-    room = None if max_length is None else max_length - len(prompt.ids)
-    if room is None or all(len(r.ids) <= room for r in group.responses):
+        counts.truncated[PROMPT_CUT] += 1
+        prompt = replace(prompt, ids=prompt.ids[-max_tokens:])
+    max_tokens = None if max_length is None else max_length - len(prompt.ids)
+    if max_tokens is None or all(len(r.ids) <= max_tokens for r in group.responses):
         return replace(group, prompt=prompt)
     if too_long == "drop":
-        tally.drop(ROW_TOO_LONG, group.origin)
+        counts.drop(ROW_TOO_LONG, group.origin)
         return None
-    tally.truncated[ANSWER_CUT] += sum(len(r.ids) > room for r in group.responses)
-    return replace(group, prompt=prompt, responses=tuple(_cut(r, room) for r in group.responses))
+    counts.truncated[ANSWER_CUT] += sum(len(r.ids) > max_tokens for r in group.responses)
+    return replace(group, prompt=prompt, responses=tuple(_cut(r, max_tokens) for r in group.responses))
 
 
-def _prompt_room(group: Group, max_length: int | None, max_prompt: int | None, too_long: TooLong) -> int | None:
-    """Tokens that the prompt may have."""
+def _prompt_limit(group: Group, max_length: int | None, max_prompt: int | None, too_long: TooLong) -> int | None:
+    """Returns how many tokens the prompt may have; None is no limit."""
     if max_prompt is not None or max_length is None:
         return max_prompt
     if not group.responses:
@@ -254,26 +254,26 @@ def _prompt_room(group: Group, max_length: int | None, max_prompt: int | None, t
     return max(max_length // 2, max_length - max(len(r.ids) for r in group.responses))
 
 
-def _cut(response: Response, room: int) -> Response:
-    if len(response.ids) <= room:
+def _cut(response: Response, max_tokens: int) -> Response:
+    if len(response.ids) <= max_tokens:
         return response
     spans = response.loss_spans
     if spans is not None:
-        spans = tuple((start, min(stop, room)) for start, stop in spans if start < room)
-    return replace(response, ids=response.ids[:room], loss_spans=spans, finish="length")
+        spans = tuple((start, min(stop, max_tokens)) for start, stop in spans if start < max_tokens)
+    return replace(response, ids=response.ids[:max_tokens], loss_spans=spans, finish="length")
 
 
-def _report(tally: _Tally, source: str | Path, max_length: int | None, max_prompt: int | None) -> DataReport:
-    for counts in (tally.truncated, tally.notes):
-        for reason in [reason for reason, count in counts.items() if not count]:
-            del counts[reason]
-    if not tally.kept:
-        why = "; ".join(f"{count} {reason}" for reason, count in tally.dropped.items())
+def _report(counts: _Counts, source: str | Path, max_length: int | None, max_prompt: int | None) -> DataReport:
+    for counter in (counts.truncated, counts.notes):
+        for reason in [reason for reason, count in counter.items() if not count]:
+            del counter[reason]
+    if not counts.kept:
+        why = "; ".join(f"{count} {reason}" for reason, count in counts.dropped.items())
         raise DataError(
             "no row was kept",
             where=str(source),
-            got=f"{tally.rows} rows, all dropped: {why}",
+            got=f"{counts.rows} rows, all dropped: {why}",
             expected=f"rows within max_length={max_length}, max_prompt={max_prompt}",
             fix='raise the limits, or cut long rows with too_long="truncate"',
         )
-    return tally.report()
+    return counts.report()

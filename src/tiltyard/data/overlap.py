@@ -1,4 +1,4 @@
-"""How much of one text stands in another, in the same order: ROUGE-L over words (Lin 2004)."""
+"""ROUGE-L over words (Lin 2004): the longest common subsequence of two texts."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ _WORD = re.compile(r"\w+")
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text in lower case: runs of letters and digits of any script."""
+    """Splits a text into lower-case words: runs of letters and digits of any script."""
     return tuple(_WORD.findall(text.lower()))
 
 
 def common_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence.
+    """Computes the length of the longest common subsequence.
 
-    One number holds a whole row of the usual table, a bit a word of `a` (Hyyrö 2004): each word of `b` costs a few
-    operations on it, however long `a` is.
+    An integer holds a whole row of the dynamic program, one bit per word of `a` (Hyyrö 2004), so that each word of `b`
+    costs a few operations, however long `a` is.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for i, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << i
+        positions[word] = positions.get(word, 0) | 1 << i
     row = whole = (1 << len(a)) - 1
     for word in b:
-        hit = row & places.get(word, 0)
+        hit = row & positions.get(word, 0)
         row = ((row + hit) | (row - hit)) & whole
     return len(a) - row.bit_count()
 
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
-    """2 LCS / (|a| + |b|), the harmonic mean of precision and recall; 0 where nothing is common, also for no words."""
+    """Computes 2 LCS / (|a| + |b|), the harmonic mean of precision and recall; 0 for empty texts."""
     return 2 * common_length(a, b) / (len(a) + len(b)) if a and b else 0.0
 
 
 def most_alike(words: Sequence[str], others: Sequence[Sequence[str]]) -> tuple[float, int]:
-    """(the highest ROUGE-L with one of the others, its place); (0, -1) if there is nothing in common with any."""
-    highest, place = 0.0, -1
+    """Returns (highest ROUGE-L with one of the others, its index); (0, -1) if no word is shared with any."""
+    highest, index = 0.0, -1
     for i, other in enumerate(others):
-        # no more than the shorter one can be common
+        # upper bound: the shorter text as a whole
         if 2 * min(len(words), len(other)) > highest * (len(words) + len(other)):
-            found = rouge_l(words, other)
-            if found > highest:
-                highest, place = found, i
-    return highest, place
+            score = rouge_l(words, other)
+            if score > highest:
+                highest, index = score, i
+    return highest, index

@@ -1,15 +1,15 @@
-"""Two answers in one text: what a pairwise ranker reads.
+"""Pairwise prompts: a prompt and two responses in one text, the input of a ranker.
 
-A ranker is a scalar model s over a text that shows a prompt and two answers in an order, and
+A ranker is a scalar model s of a text with a prompt and two responses in an order, and
 
     logit rho(x, y1, y2) = s(x; y1 | y2) - s(x; y2 | y1)
 
 As data, one comparison is a `Group` whose two "responses" are the two orders: the first shows the better answer first
 and has rank 1, the second shows it second and has rank 2. The prompt is the policy's own and is computed once.
 
-Swapping the answers swaps the two scores, so rho(x, y1, y2) = 1 - rho(x, y2, y1) whatever the model has learnt. That is
-why nothing is flipped at random here, as RSO and SLiC-HF do with a ranker that reads one order: a position has no way
-into the verdict. What the raw s makes of positions is measured all the same (`position_bias`).
+Swapping the answers swaps the two scores, so rho(x, y1, y2) = 1 - rho(x, y2, y1) whatever the model has learnt. The
+order is therefore not randomised here, as RSO and SLiC-HF do for a ranker that reads one order: positions cancel in
+the verdict. The position bias of the raw s is measured all the same (`position_bias`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ _MARKS = re.compile(r"\[(Answer [12]|cut)\]", re.IGNORECASE)
 
 
 def both_orders(prompt: Prompt, one: Response, other: Response) -> tuple[Response, Response]:
-    """The texts that a ranker reads: (`one` first, `other` first).
+    """Returns the ranker's texts for both orders: (`one` first, `other` first).
 
-    An answer that spells out a label would pass for the other answer, so such words get round brackets. Special tokens
-    are broken up by `Chat` as in any answer.
+    A response that spells out a label could imitate the other response, so its labels get round brackets. Special
+    tokens are broken up by `Chat` as in any response.
+
     """
     if not prompt.messages and prompt.text is None:
         raise DataError("a prompt with neither messages nor text cannot be compared on", where=prompt.id)
@@ -46,7 +47,7 @@ def both_orders(prompt: Prompt, one: Response, other: Response) -> tuple[Respons
 
 
 def _response_text(answer: Response) -> str:
-    """The answer's text; of an answer of several turns all of them, each behind its role."""
+    """Returns the response's text; of several turns all of them, each after its role."""
     turns = answer.meta.get(TURNS)
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if turns else answer.text
 
@@ -60,7 +61,7 @@ def _pair_text(first: Response, second: Response, before: str) -> Response:
 
 
 def pairwise_groups(group: Group) -> list[Group]:
-    """Every pair of a ranked group that says something, as a comparison to be encoded, the better answer first.
+    """Returns every untied pair of a ranked group as a comparison to be encoded, the better response first.
 
     Ranks leave ties out. Soft labels (`shares`) leave nothing out: the share of i among i and j is the probability that
     i is the better of the two.
@@ -91,7 +92,7 @@ def pairwise_groups(group: Group) -> list[Group]:
 
 
 def _untied_pairs(ranks: Sequence[int], shares: Sequence[float] | None) -> Iterator[tuple[int, int, float | None]]:
-    """(better, worse, probability of that or None for sure) of the pairs that say something."""
+    """Yields (better, worse, probability of that; None if certain) of the untied pairs."""
     for i, j in permutations(range(len(ranks)), 2):
         if shares is None:
             if ranks[i] < ranks[j]:
@@ -103,15 +104,15 @@ def _untied_pairs(ranks: Sequence[int], shares: Sequence[float] | None) -> Itera
 def encode_pairwise(
     chat: Chat, groups: Iterable[Group], max_length: int, too_long: TooLong = "drop"
 ) -> GroupStream[list[str]]:
-    """Ranked groups as encoded comparisons, one a pair; then `report` holds lines on what was made and left out.
+    """Streams ranked groups as encoded comparisons, one per pair; `report` is then a list of lines.
 
-    A row of K ranked answers gives a comparison for each untied pair. Each knows how many its row gave, so that the
-    loss can weigh rows alike whatever their K.
+    A row of K ranked responses yields a comparison for each untied pair. Its meta counts the comparisons of its row, so
+    that the loss can weigh rows equally for any K.
 
     Args:
         max_length: tokens of the prompt with both answers.
         too_long: `drop` a comparison that is longer, or `truncate`: its prompt keeps its last tokens. A comparison
-            whose answers alone are too long is dropped in either case, because a judge must see both whole.
+            whose answers alone are too long is dropped in either case, because both must be complete to be judged.
 
     Raises:
         DataError: at the end, where there was no comparison to make.

@@ -1,6 +1,6 @@
-"""Rows from files, folders and the `datasets` hub, one at a time, each knowing where it stands.
+"""Rows of files, folders and data sets of the hub, one at a time, each with its `file:line`.
 
-Nothing here looks inside a row: `formats` does. Reading is lazy, so a limit costs only what it reads.
+The contents of rows are checked in `formats`. Reading is lazy: a limit reads no further.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tiltyard.runs.ref import Ref
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_FIX_LINE = "correct or delete this line"
 _ONE_OBJECT_A_LINE = 'one JSON object a line, e.g. {"prompt": "...", "completion": "..."}'
 
 
@@ -32,13 +33,13 @@ class Row:
 
 
 def read_rows(source: str | Path, *, split: str | None = None, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a file, a folder or a dataset of the hub.
+    """Reads the rows of a file, a folder or a dataset of the hub.
 
     Args:
         source: `.jsonl`, `.jsonl.gz`, `.json` (a list), `.parquet`; a folder made by `save_to_disk` or holding
             `train.jsonl.gz` and the like; otherwise a hub name (`owner/name` or `owner/name:config`).
         split: which split of a folder or hub dataset; by default `train`, or the only one there is.
-        limit: at most so many rows.
+        limit: read at most this many rows.
 
     Raises:
         DataError: at the call for a source that is missing, while reading for an empty file or a malformed row.
@@ -81,7 +82,7 @@ def _not_empty(rows: Iterator[Row], where: str) -> Iterator[Row]:
 
 
 def _suffix(path: Path) -> str:
-    """The known suffix that the file name ends in, or an empty string."""
+    """Returns the known suffix that the file name ends in; "" if it has none."""
     name = path.name.lower()
     return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), "")
 
@@ -120,7 +121,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     try:
         with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
-                if line.strip():  # blank lines, most often the last one, mean nothing
+                if line.strip():  # blank lines, most often the last one, are skipped
                     yield Row(_json_object(line, f"{path.name}:{number}"), f"{path.name}:{number}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
@@ -133,21 +134,21 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    value = _parse_json(line, where, _ONE_OBJECT_A_LINE, "mend or delete this line")
+    value = _parse_json(line, where, _ONE_OBJECT_A_LINE, _FIX_LINE)
     if not isinstance(value, dict):
         raise DataError(
             "the line is not an object",
             where=where,
             got=_short(value),
             expected=_ONE_OBJECT_A_LINE,
-            fix="a list of objects belongs in a .json file" if isinstance(value, list) else "mend or delete this line",
+            fix="a list of objects belongs in a .json file" if isinstance(value, list) else _FIX_LINE,
         )
     return value
 
 
 def _parse_json(data: bytes, where: str, expected: str, fix: str) -> Any:
     try:
-        # utf-8-sig: Windows editors put a byte-order mark in front, which means nothing
+        # utf-8-sig: Windows editors put a byte-order mark in front
         text = data.decode("utf-8-sig")
         value = json.loads(text)
         if _SURROGATE.search(text):
@@ -159,7 +160,7 @@ def _parse_json(data: bytes, where: str, expected: str, fix: str) -> Any:
             where=where,
             got=ascii(error.object[max(0, error.start - 20) : error.end + 20]),
             expected="whole characters",
-            fix="the text was cut in the middle of a character: mend or delete this line",
+            fix="the text was cut in the middle of a character: correct or delete this line",
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(
@@ -213,7 +214,7 @@ def _objects(values: Iterable[Any], prefix: str) -> Iterator[Row]:
     for number, value in enumerate(values, start=1):
         where = f"{prefix}{number}"
         if not isinstance(value, dict):
-            raise DataError("not an object", where=where, got=_short(value), expected="an object", fix="mend this row")
+            raise DataError("not an object", where=where, got=_short(value), expected="an object", fix="correct it")
         yield Row(value, where)
 
 
@@ -249,12 +250,12 @@ def _read_folder(folder: Path, split: str | None) -> Iterator[Row]:
 
 
 def _choose(names: list[str], split: str | None, where: str) -> str:
-    wanted = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
-    if wanted is None:
+    chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
+    if chosen is None:
         raise DataError("which split?", where=where, got="no split", expected=", ".join(names), fix="set split")
-    if wanted not in names:
-        raise DataError("no such split", where=where, got=wanted, expected=", ".join(names), fix=nearest(wanted, names))
-    return wanted
+    if chosen not in names:
+        raise DataError("no such split", where=where, got=chosen, expected=", ".join(names), fix=nearest(chosen, names))
+    return chosen
 
 
 def _read_saved(folder: Path, split: str | None) -> Iterator[Row]:
@@ -262,7 +263,7 @@ def _read_saved(folder: Path, split: str | None) -> Iterator[Row]:
 
     try:
         data = load_from_disk(str(folder))
-    except Exception as error:  # datasets raises its own mixture of classes
+    except Exception as error:  # datasets raises many classes
         raise DataError(
             "the saved dataset cannot be read", where=str(folder), got=str(error), fix="save it again with save_to_disk"
         ) from error
@@ -281,9 +282,9 @@ def _read_hub(ref: Ref, split: str | None) -> Iterator[Row]:
     split = split or "train"
     try:
         data = load_dataset(ref.name, ref.rest or None, split=split)
-    except Exception as error:  # offline, unknown name, unknown split, gated: each with a class of its own
+    except Exception as error:  # offline, unknown name, unknown split, gated: many classes
         raise DataError(
-            "no such file here, and the dataset hub did not give it",
+            "no such file, and the hub did not return such a data set",
             where=ref.text,
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             expected="a file, a folder, or the name of a hub dataset (owner/name or owner/name:config)",

@@ -1,4 +1,4 @@
-"""Chat templates (Jinja) for tokenizers that bring none."""
+"""Chat templates (Jinja) for tokenizers without one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-# For tokenizers made by `train_tokenizer`. Special tokens alone separate turns: no token can straddle two turns. Words
-# follow their marker after a space, so that the first word of a turn is the same token as anywhere else in a sentence:
-# a small model can then copy a name from the question to the head of its answer.
+# For tokenizers made by `train_tokenizer`. Special tokens alone separate turns: no token can straddle two turns. Text
+# follows its marker after a space, so that the first word of a turn is the same token as anywhere else in a sentence:
+# a small model can then copy a name from the question to the beginning of its answer.
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
@@ -16,8 +16,8 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-# For pretrained base models, whose vocabulary has no turn tokens. Headers end in a newline, which tokenizers keep
-# apart from the word that follows, so that the first token of an answer is the same in training and in sampling.
+# For pretrained base models, whose vocabulary has no turn tokens. Headers end in a newline, which tokenizers
+# separate from the following word, so that the first token of an answer is the same in training and in sampling.
 PLAIN_TEMPLATE = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -30,5 +30,5 @@ PLAIN_TEMPLATE = (
 
 
 def default_for(vocabulary: Iterable[str]) -> str:
-    """`DEFAULT_TEMPLATE` for a vocabulary that has the turn tokens, else `PLAIN_TEMPLATE`."""
+    """Returns `DEFAULT_TEMPLATE` for a vocabulary that has the turn tokens, else `PLAIN_TEMPLATE`."""
     return DEFAULT_TEMPLATE if set(TURN_TOKENS) <= set(vocabulary) else PLAIN_TEMPLATE

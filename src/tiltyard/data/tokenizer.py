@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: byte-level BPE trained on the user's corpus."""
+"""Byte-level BPE tokenizers trained on the user's corpus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL_MAX_LENGTH = 2048  # tokens; what transformers warns above; the model's ow
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, *, mask: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over `texts`: every string can be encoded and decoded back exactly.
+    """Trains a byte-level BPE tokenizer on `texts`; it encodes and decodes every string exactly.
 
     `<|end|>` is both end of turn and end of document (eos), `<|pad|>` is pad, there is no bos. The vocabulary holds
     the 256 bytes and 5 special tokens, and is smaller than `vocab_size` if the texts have too few distinct pieces.
@@ -74,7 +74,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, *, mask: bool 
 
 
 def for_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """An encoder's tokenizer with bos and eos: where it has none of its own, `[CLS]` begins a text and `[SEP]` ends it.
+    """Gives an encoder's tokenizer bos and eos: without its own, `[CLS]` begins a text and `[SEP]` ends it.
 
     That is where its family's own tokenizer puts them, so a row of `Chat` looks as the encoder was pretrained.
     """
@@ -86,7 +86,7 @@ def for_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def plain_texts(source: str | Path, *, split: str | None = None, limit: int | None = None) -> Iterator[str]:
-    """The texts of a file of kind `text` (of `messages`: the turns, a blank line apart), for `train_tokenizer`.
+    """Yields the texts of a file of kind `text` (of `messages`: the turns, a blank line apart), for `train_tokenizer`.
 
     Raises:
         DataError: as `read_rows` and `parse_row` do.
@@ -96,11 +96,11 @@ def plain_texts(source: str | Path, *, split: str | None = None, limit: int | No
 
 
 def encodings_of(encoded: Any) -> Iterable[Any]:
-    """The encodings of a batch, one a text, with character offsets; None for tokenizers that have none."""
-    return encoded.encodings or repeat(None)  # tokenizers in pure Python have none
+    """Returns the encodings of a batch, one per text, with character offsets; None for tokenizers without any."""
+    return encoded.encodings or repeat(None)  # of tokenizers in pure Python
 
 
 def first_char(encoding: Any, token: int) -> int:
-    """The character of the text at which a token begins."""
+    """Returns the position of the character at which a token begins."""
     found = encoding.token_to_chars(token) if encoding is not None else None
     return 0 if found is None else int(found[0])

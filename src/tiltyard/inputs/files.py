@@ -71,7 +71,7 @@ class Rows(NamedTuple):
 def groups_of(
     work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits
 ) -> GroupFile:
-    """The groups of one data setting, encoded, in a file; reports what was kept, dropped and cut.
+    """Encodes the groups of one data setting into a file; reports what was kept, dropped and cut.
 
     Of several files each has its own report, and the origin of a group begins with the file that it comes from.
     """
@@ -86,7 +86,7 @@ def write_group_file(work: Workspace, groups: Iterable[Group]) -> GroupFile:
 def stream_of(
     work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits
 ) -> Iterator[Group]:
-    """`groups_of` one by one; the report comes when the last group has been taken."""
+    """Streams the groups of one data setting; reports after the last one."""
     if isinstance(source, list):
         for one in files_of(key, source):
             for group in stream_of(work, f"{key} {one}", one, kind, chat, limits):
@@ -111,7 +111,7 @@ def stream_of(
 
 
 def files_of(key: str, source: str | list[str]) -> list[str]:
-    """The files that a data setting names.
+    """Returns the files that a data setting names.
 
     Raises:
         ConfigError: none, or one of them twice.
@@ -125,7 +125,7 @@ def files_of(key: str, source: str | list[str]) -> list[str]:
 
 
 def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat: Chat, limit: int) -> Iterator[Group]:
-    """The groups of a file of records; too long ones are dropped and counted.
+    """Streams the groups of a `*.groups.jsonl`; too long ones are dropped and counted.
 
     Ids are kept as sampled where this model's tokenizer and template give the same ids for the texts; otherwise all
     texts are encoded again.
@@ -138,10 +138,10 @@ def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat
     rows = kept = 0
     for group in every():
         rows += 1
-        own = in_tokens_of(chat, group) if foreign else group
-        if len(own.prompt.ids) + max(len(r.ids) for r in own.responses) <= max_length:
+        encoded = in_tokens_of(chat, group) if foreign else group
+        if len(encoded.prompt.ids) + max(len(r.ids) for r in encoded.responses) <= max_length:
             kept += 1
-            yield own
+            yield encoded
     if not kept:
         raise DataError(
             "no group fits" if rows else "the file holds no groups",
@@ -155,7 +155,7 @@ def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat
 
 
 def _foreign(chat: Chat, group: Group) -> bool:
-    """Whether the group's ids are not what this model's chat makes of its texts (a long prompt may lack its front)."""
+    """Returns whether the group lacks token ids, or has another model's (a long prompt may be cut at the front)."""
     given = group.prompt
     if not given.ids or not all(r.ids for r in group.responses):
         return True
@@ -169,7 +169,7 @@ def _foreign(chat: Chat, group: Group) -> bool:
 def rewritten(
     work: Workspace, key: str, encode: Encode | None, groups: Iterable[Group], chat: Chat, limits: RowLimits
 ) -> Iterator[Group]:
-    """The groups as a method reads them (`Method.encode`); most methods read them as they are."""
+    """Streams the groups in the form that a method takes (`Method.encode`); most methods take them as they are."""
     if encode is None:
         yield from groups
         return
@@ -180,7 +180,7 @@ def rewritten(
 
 
 def _within(work: Workspace, name: str, wanted: int, limit: int | None) -> int:
-    """A length that was set, or the most that the model's work allows; says so where that is less."""
+    """Returns the length that was set, or the most that the model's context allows; reports if that is less."""
     if limit is None or wanted <= limit:
         return wanted
     work.report(name, [f"{limit} tokens, which is what the model's context leaves (set: {wanted})"])
@@ -188,11 +188,11 @@ def _within(work: Workspace, name: str, wanted: int, limit: int | None) -> int:
 
 
 def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits) -> list[Prompt]:
-    """The prompts of a stage, encoded."""
+    """Loads the prompts of a stage, encoded."""
     prompts, loaded = load_prompts(
         work.resolve(source, want=""),
         chat,
-        # one token at least must be left for the answer
+        # at least one token must be left for the response
         max_prompt=_within(work, "max_prompt", limits.max_prompt, chat.max_length and chat.max_length - 1),
         too_long=limits.too_long,
         split=limits.split or None,
@@ -203,7 +203,7 @@ def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits) -
 
 
 def check_files(data: str, held_out: str = "", kind: str = "comparisons") -> CheckReport:
-    """What `tiltyard check` finds in one file, or in two that should share nothing; no file is held in memory."""
+    """Checks one file, or two that should share nothing; no file is held in memory."""
     if kind not in get_args(Kind):
         raise ConfigError("unknown kind of data", where="--kind", got=kind, fix=nearest(kind, get_args(Kind)))
     return check_data(_Rows(data, cast(Kind, kind)), _Rows(held_out, cast(Kind, kind)) if held_out else None)
@@ -211,7 +211,7 @@ def check_files(data: str, held_out: str = "", kind: str = "comparisons") -> Che
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a file as groups without ids; read anew each time they are gone through."""
+    """The rows of a file as groups without ids, read again at each iteration."""
 
     path: str
     kind: Kind
@@ -221,5 +221,5 @@ class _Rows:
 
 
 def byte_count(groups: Iterable[Group]) -> int:
-    """UTF-8 bytes of the answers: what bits per byte divides by."""
+    """Counts the UTF-8 bytes of the responses, the denominator of bits per byte."""
     return sum(len(r.text.encode()) for g in groups for r in g.responses)

@@ -1,4 +1,4 @@
-"""Groups on disk: lossless JSONL, and files that are either whole or not there."""
+"""Groups as lossless JSON lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
-    """Write groups, one a line, replacing the file in one move.
+    """Writes groups, one per line, replacing the file atomically.
 
     Raises:
         DataError: a group's meta holds something that JSON cannot.
@@ -26,7 +26,7 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
 
 
 def read_groups(path: str | Path) -> Iterator[Group]:
-    """The groups of a file, lazily. A torn last line, left by a kill, is passed over.
+    """Reads the groups of a file lazily. An incomplete last line, left by a kill, is skipped.
 
     Raises:
         DataError: no such file, or a line that is not a group.
@@ -54,7 +54,7 @@ def read_step_groups(path: str | Path) -> Iterator[tuple[int, Group]]:
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:
-    """A group as JSON-ready values. Empty and default fields are left out."""
+    """Converts a group to JSON-ready values. Empty and default fields are left out."""
     value: dict[str, Any] = {
         "prompt": _prompt_to_dict(group.prompt),
         "responses": [_response_to_dict(r) for r in group.responses],

@@ -55,20 +55,20 @@ class Stage:
 
 @dataclass
 class StageContext:
-    """Where a stage runs. `folder` exists (not in a dry run) and holds what an interrupted attempt left.
+    """The environment of a running stage. `folder` exists (not in a dry run) with what an interrupted attempt left.
 
     Args:
         run_name: the recipe's name.
         name: the stage's own name in the recipe.
         folder: where it writes.
         run_folder: the folder of the whole run.
-        outputs: the folder of every earlier stage.
+        outputs: the folder of every earlier stage, by name.
         console: for progress; quiet on ranks other than 0.
-        dry_run: only the plan is asked for.
-        seconds: how long each finished stage took.
-        results: what each finished stage returned.
+        dry_run: only the plan is made.
+        seconds: duration of each finished stage.
+        results: the result of each finished stage.
         recipe_folder: relative paths are also looked up there.
-        resumed: `folder` holds an interrupted attempt with these very settings.
+        resumed: `folder` holds an interrupted attempt with the same settings.
     """
 
     run_name: str
@@ -170,7 +170,11 @@ MODULES: tuple[str, ...] = (
 
 
 def register(stage: Stage) -> Stage:
-    """Make a kind of stage known; its name must be free and its settings must fit."""
+    """Registers a kind of stage.
+
+    Raises:
+        ConfigError: its name is taken, or it refers to settings that it does not have.
+    """
     if stage.name in STAGES and STAGES[stage.name] is not stage:
         raise ConfigError(f"two kinds of stage are called '{stage.name}'")
     for key in RESERVED:
@@ -185,7 +189,7 @@ def register(stage: Stage) -> Stage:
 
 
 def load_all() -> dict[str, Stage]:
-    """Import every module that registers stages; the registry."""
+    """Imports every module that registers stages; returns the registry."""
     for module in MODULES:
         name = f"tiltyard.stages.{module}"
         if importlib.util.find_spec(name) is not None:

@@ -1,4 +1,4 @@
-"""Cleaned data as a stage, so that a recipe shows what was taken out before anything was trained on it."""
+"""The stage `clean`: data without responses given to many prompts and without repeated rows."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ class CleanSettings(Settings):
     ]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     max_prompts: Annotated[
-        int, Field(ge=0, description="an answer given to more different prompts than this is taken out; 0 keeps it")
+        int, Field(ge=0, description="an answer given to more different prompts than this is removed; 0 keeps it")
     ] = 20
 
 
 def run(context: StageContext, settings: CleanSettings) -> dict[str, Any]:
-    """Writes rows.jsonl and says what is not in it."""
+    """Writes rows.jsonl and reports what was removed."""
     rows = list(read_rows(context.resolve(settings.data, want=""), split=settings.split or None))
-    found = clean_rows(rows, settings.max_prompts)
-    if not found.rows:
+    cleaned = clean_rows(rows, settings.max_prompts)
+    if not cleaned.rows:
         raise DataError(
             "nothing is left", where=settings.data, got=f"{len(rows):,} rows, all dropped", fix="raise max_prompts"
         )
     with atomic_write(context.folder / "rows.jsonl") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
-    say = [f"{len(found.rows):,} of {len(rows):,} rows kept"]
-    say += [f"{count:,} dropped: {reason}" for reason, count in sorted(found.dropped.items())]
-    say += [f"answer to {prompts:,} prompts: {start!r}..." for start, prompts in found.repeated[:5]]
-    for line in say:
-        context.console.print(f"  {line}", markup=False, highlight=False)
-    return {"rows": len(found.rows), "read": len(rows), "dropped": found.dropped, "repeated": len(found.repeated)}
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in cleaned.rows)
+    lines = [f"{len(cleaned.rows):,} of {len(rows):,} rows kept"]
+    lines += [f"{count:,} dropped: {reason}" for reason, count in sorted(cleaned.dropped.items())]
+    lines += [f"answer to {prompts:,} prompts: {start!r}..." for start, prompts in cleaned.repeated[:5]]
+    context.report("data", lines)
+    return {"rows": len(cleaned.rows), "read": len(rows), "dropped": cleaned.dropped, "repeated": len(cleaned.repeated)}
 
 
 register(

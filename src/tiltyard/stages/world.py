@@ -1,4 +1,4 @@
-"""The embedded world as a stage: writes its files, so that every other stage reads them like anybody's data."""
+"""The stage `world`: writes the files of the embedded world, which other stages read like any data."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from models import tiny
 from tiltyard.errors import ConfigError
 from tiltyard.kernels import backend, fused_ops, library, measure, selftest, tree_attention
-from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.base import Backend
 
 needed = pytest.mark.skipif(library.load().handle is None, reason=f"the kernels are not compiled: {library.load().why}")
 onednn_needed = pytest.mark.skipif(

@@ -17,7 +17,7 @@ from torch.nn import functional
 from models import tiny
 from tiltyard.batch.forest import Forest, pack
 from tiltyard.kernels import fused_block, fused_ops, library, tree_attention
-from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.base import Backend
 from tiltyard.kernels.matmul import weight_grad
 from tiltyard.models import adapters, load
 from tiltyard.models.language import LanguageModel

@@ -13,7 +13,8 @@ from torch import nn
 from models import tiny
 from tiltyard.batch.forest import pack
 from tiltyard.kernels import matmul
-from tiltyard.kernels.backend import Backend, expected
+from tiltyard.kernels.backend import expected
+from tiltyard.kernels.base import Backend
 from tiltyard.kernels.matmul import Linear, PackedLinear, linear, use_onednn_linear
 
 ONEDNN, MKL = Backend(expected().ops, "onednn"), Backend(expected().ops, "mkl")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import tiny
 from tiltyard.batch.forest import pack
 from tiltyard.kernels import library, tree_attention
-from tiltyard.kernels.backend import TORCH, Backend
+from tiltyard.kernels.base import TORCH, Backend
 from tiltyard.kernels.fused_decoder import FusedDecoder, make_decoder
 from tiltyard.kernels.fused_ops import sample_tokens
 from tiltyard.kernels.native_decoder import NativeDecoder, panels

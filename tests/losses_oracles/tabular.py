@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
-from tiltyard.kernels.backend import TORCH
+from tiltyard.kernels.base import TORCH
 from tiltyard.training.algorithm import Algorithm, Forward, Models
 from tiltyard.types import Group, Prompt, Response
 

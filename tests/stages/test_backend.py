@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tiltyard.distributed import processes
 from tiltyard.kernels import backend, library, measure
+from tiltyard.kernels.base import Backend
 from tiltyard.pipeline import run_stage
 from tiltyard.training import fit
 
@@ -124,7 +125,7 @@ def test_rank_0_decides_for_all_processes(monkeypatch: pytest.MonkeyPatch, data:
 
     model = tiny.language("llama")
     other = {"mkl": "onednn", "onednn": "mkl", "blas": "blas"}[model.backend.linear]
-    theirs = backend.Backend(model.backend.ops, other, model.backend.decoder, "cc", "measured by rank 0")
+    theirs = Backend(model.backend.ops, other, model.backend.decoder, "cc", "measured by rank 0")
     monkeypatch.setattr(processes, "broadcast_object", lambda item: theirs)
     monkeypatch.setattr(processes, "is_main", lambda: False)
     with backend.preferred(None):

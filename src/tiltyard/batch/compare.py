@@ -16,7 +16,7 @@ from tiltyard.batch.logp import chunk_rows
 from tiltyard.kernels import fused_ops
 
 if TYPE_CHECKING:
-    from tiltyard.kernels.backend import Backend
+    from tiltyard.kernels.base import Backend
     from tiltyard.models.language import LanguageModel
 
 

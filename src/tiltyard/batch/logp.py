@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.kernels import fused_ops
-from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.base import Backend
 from tiltyard.kernels.matmul import linear, weight_grad
 
 CHUNK_ELEMENTS = 1 << 20  # logits in one chunk: 4 MiB in float32, which a processor's cache holds

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.inputs.settings import FileSettings
-from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.base import Backend
 from tiltyard.kernels.library import KernelFlop
 from tiltyard.kernels.matmul import linear
 from tiltyard.methods import METHODS

@@ -115,13 +115,14 @@ def _speed() -> Iterator[Check]:
     """The backend of matrix products on the CPU, the C kernels, and the allocator."""
     from tiltyard import allocator
     from tiltyard.kernels import backend, library, measure
+    from tiltyard.kernels.base import LINEAR_NAMES
     from tiltyard.models.pretrained import PRESETS
 
     width, _, heads, kv_heads, inner = PRESETS["12m"]
     shapes = measure.shapes_of_decoder(width, heads, kv_heads, inner)
     measure.onednn_speedup(shapes)
     chosen = backend.expected(shapes)
-    detail = f"float32 by {backend.LINEAR_NAMES[chosen.linear]}"
+    detail = f"float32 by {LINEAR_NAMES[chosen.linear]}"
     yield Check("linear", "ok", detail + (f" ({chosen.why_linear}, the 12m preset)" if chosen.why_linear else ""))
     loaded = library.load()
     detail = f"compiled by {loaded.why}" if loaded.handle else f"{loaded.why}: torch ops are used, slower"

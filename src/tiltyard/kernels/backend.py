@@ -22,59 +22,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.kernels import family, library, matmul, measure, selftest
+from tiltyard.kernels import family, library, measure, selftest
+from tiltyard.kernels.base import Backend, Decoder, Linear, Ops
 
-Ops = Literal["cpu_c", "torch"]
-Linear = Literal["mkl", "onednn", "blas"]
-Decoder = Literal["native", "fused", "modules"]
 LINEAR, LINEAR_BEFORE = "TILTYARD_LINEAR", "TILTYARD_PRODUCTS"
-OPS_NAMES = {"cpu_c": "C kernels", "torch": "torch ops"}
-LINEAR_NAMES = {"mkl": "MKL", "onednn": "oneDNN", "blas": "torch's BLAS"}
-DECODER_NAMES = {"native": "in C", "fused": "in fused torch calls", "modules": "by transformers' modules"}
 
-
-@dataclass(frozen=True)
-class Backend:
-    """A model's backend.
-
-    Attributes:
-        ops, linear, decoder: see the module's docstring.
-        why_ops, why_linear: the reasons, for people.
-    """
-
-    ops: Ops = "torch"
-    linear: Linear = "mkl"
-    decoder: Decoder = "modules"
-    why_ops: str = ""
-    why_linear: str = ""
-
-    @property
-    def why(self) -> str:
-        """The reasons in one text."""
-        return "; ".join(filter(None, (self.why_ops, self.why_linear)))
-
-    def native(self, *tensors: Tensor) -> bool:
-        """Returns whether the C kernels compute on these tensors."""
-        return self.ops == "cpu_c" and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-
-    def onednn(self, x: Tensor, weight: Tensor) -> bool:
-        """Returns whether oneDNN computes `x @ weight.t()`."""
-        return self.linear == "onednn" and matmul.is_supported(x, weight)
-
-    def describe(self) -> str:
-        """Returns one line for people: `C kernels, linear layers by oneDNN, decoding in C (why)`."""
-        what = f"{OPS_NAMES[self.ops]}, linear layers by {LINEAR_NAMES[self.linear]}, decoding "
-        return what + DECODER_NAMES[self.decoder] + (f" ({self.why})" if self.why else "")
-
-
-TORCH = Backend()
 _preferred: ContextVar[list[Backend]] = ContextVar("preferred backend")  # the last one counts
 
 

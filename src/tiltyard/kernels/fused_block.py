@@ -21,7 +21,7 @@ from tiltyard.kernels.family import linears_of, window_of
 from tiltyard.kernels.matmul import linear, linear_add, weight_grad
 
 if TYPE_CHECKING:
-    from tiltyard.kernels.backend import Backend
+    from tiltyard.kernels.base import Backend
     from tiltyard.kernels.layer_cache import LayerCache
 
 NORMS = ("norm_in", "norm_mid", "q_norm", "k_norm")

@@ -20,7 +20,7 @@ from tiltyard.kernels.matmul import PackedLinear
 from tiltyard.kernels.native_decoder import NativeDecoder, concatenated
 
 if TYPE_CHECKING:
-    from tiltyard.kernels.backend import Backend
+    from tiltyard.kernels.base import Backend
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from tiltyard.kernels import fused_ops
 
 if TYPE_CHECKING:
-    from tiltyard.kernels.backend import Backend
+    from tiltyard.kernels.base import Backend
 
 ROUND = 64  # tokens: oneDNN compiles a kernel for each size of a product and keeps it, so sizes should recur
 ENOUGH = 1 << 20  # multiplications: below, torch's own product is as fast
@@ -28,9 +28,13 @@ def is_supported(x: Tensor, weight: Tensor) -> bool:
     return plain and x.numel() * weight.shape[0] >= ENOUGH
 
 
+def _onednn(backend: Backend, x: Tensor, weight: Tensor) -> bool:
+    return backend.linear == "onednn" and is_supported(x, weight)
+
+
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, backend: Backend) -> Tensor:
     """Returns `x @ weight.t() + bias` [N, O] without gradient. Any strides."""
-    if backend.onednn(x_NI, weight_OI):
+    if _onednn(backend, x_NI, weight_OI):
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return functional.linear(x_NI, weight_OI, bias_O)
 
@@ -39,14 +43,14 @@ def linear_add(
     other_NO: Tensor, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, backend: Backend
 ) -> Tensor:
     """Returns `other + x @ weight.t() + bias` [N, O] without gradient."""
-    if backend.onednn(x_NI, weight_OI):
+    if _onednn(backend, x_NI, weight_OI):
         return torch.ops.mkldnn._linear_pointwise.binary(x_NI, other_NO, weight_OI, bias_O, "add")
     return functional.linear(x_NI, weight_OI, bias_O).add_(other_NO)
 
 
 def weight_grad(dout_NO: Tensor, x_NI: Tensor, *, backend: Backend) -> Tensor:
     """Returns `dout.t() @ x` [O, I], the gradient of a weight. oneDNN would copy both factors; fused_ops.c does not."""
-    if backend.onednn(dout_NO.t(), x_NI.t()) and backend.native(dout_NO):
+    if _onednn(backend, dout_NO.t(), x_NI.t()) and backend.native(dout_NO):
         zeros = dout_NO.new_zeros(dout_NO.shape[1], x_NI.shape[1])
         return fused_ops.weight_grad_(zeros, dout_NO.contiguous(), x_NI.contiguous())
     return torch.mm(dout_NO.t(), x_NI)
@@ -74,7 +78,7 @@ class Linear(nn.Linear):
     backend: Backend
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_autocast_enabled("cpu") or not self.backend.onednn(input, self.weight):
+        if torch.is_autocast_enabled("cpu") or not _onednn(self.backend, input, self.weight):
             return functional.linear(input, self.weight, self.bias)
         flat = input.reshape(-1, self.in_features)
         if not torch.is_grad_enabled():

@@ -19,7 +19,7 @@ from tiltyard.kernels.library import KernelFlop, call
 from tiltyard.kernels.matmul import PackedLinear
 
 if TYPE_CHECKING:
-    from tiltyard.kernels.backend import Backend
+    from tiltyard.kernels.base import Backend
 
 PANEL = 32  # as in decode.c
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.kernels import family, fused_block, fused_ops, tree_attention
+from tiltyard.kernels.base import Backend
 from tiltyard.kernels.tree_attention import Segments
 
 TOLERANCE = 1e-3  # of the largest number: a wrong kernel is off by its whole size
@@ -125,8 +126,6 @@ def _attention(random: Any, heads: int, kv_heads: int, width: int) -> Pair:
 
 def _block(random: Any, backbone: Any) -> Iterator[Pair]:
     """The first block and the last norm, with the gradients of their input and of all their weights."""
-    from tiltyard.kernels.backend import Backend
-
     block, norm = backbone.layers[0], backbone.norm
     start = {0: 0, 1: 5, 2: 0}
     position = torch.cat([torch.arange(length) + start[kind] for _, length, kind in SPANS])

@@ -14,7 +14,7 @@ from tiltyard.kernels import abi
 from tiltyard.kernels.library import KernelFlop, call
 
 if TYPE_CHECKING:
-    from tiltyard.kernels.backend import Backend
+    from tiltyard.kernels.base import Backend
 
 MAX_HEAD_DIM = 256  # the packed copies of keys and values grow with it
 

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from tiltyard.batch.forest import AttentionTile, Forest
 from tiltyard.errors import ModelError
 from tiltyard.kernels import tree_attention
-from tiltyard.kernels.backend import TORCH, Backend
+from tiltyard.kernels.base import TORCH, Backend
 from tiltyard.kernels.layer_cache import LayerCache
 
 NAME = "tiltyard"

@@ -18,6 +18,7 @@ from tiltyard.batch.forest import Forest, pack, padded_rows
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
 from tiltyard.kernels import backend, fused_block, matmul
+from tiltyard.kernels.base import Backend
 from tiltyard.kernels.layer_cache import LayerCache
 from tiltyard.models import attention, lora
 from tiltyard.types import Group, Prompt, Response
@@ -54,7 +55,7 @@ class Backbone:
         self.padded_reason = reason
         self._use(self._plain_attention)
 
-    def use_backend(self, chosen: backend.Backend) -> None:
+    def use_backend(self, chosen: Backend) -> None:
         """Sets the backend of all later passes."""
         self.backend = chosen
         matmul.use_onednn_linear(self.module, chosen)

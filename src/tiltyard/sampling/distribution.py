@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.kernels import fused_ops
-from tiltyard.kernels.backend import Backend
+from tiltyard.kernels.base import Backend
 from tiltyard.sampling.settings import SampleSettings
 
 

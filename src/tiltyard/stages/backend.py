@@ -20,6 +20,7 @@ from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import read_json, write_json
 from tiltyard.inputs.settings import Arch, PretrainSettings, StageSettings
 from tiltyard.kernels import backend, measure
+from tiltyard.kernels.base import Backend
 from tiltyard.models.backbone import Backbone
 from tiltyard.models.load import PRESETS, pick_device
 from tiltyard.stages.base import StageContext
@@ -39,7 +40,7 @@ def keeps_backend(run: Run) -> Run:
     return wrapped
 
 
-def settle(context: StageContext, *models: Backbone, planned: backend.Backend | None = None) -> None:
+def settle(context: StageContext, *models: Backbone, planned: Backend | None = None) -> None:
     """Prints the backend of a stage's models, which share one library of linear layers, and keeps it in config.json.
 
     Args:
@@ -69,7 +70,7 @@ def _kept(context: StageContext) -> dict[str, Any]:
     return read_json(context.folder / "config.json") or {}
 
 
-def planned(context: StageContext, settings: StageSettings) -> backend.Backend:
+def planned(context: StageContext, settings: StageSettings) -> Backend:
     """Returns the backend that a stage's model will get, as far as that is known before it is loaded."""
     arch = new_arch(settings)
     shapes: measure.Shapes | None = None

@@ -15,6 +15,7 @@ from tests.training import tiny
 from tiltyard.methods import ppo
 from tiltyard.sampling import NativeSampler, SampleSettings, hidden
 from tiltyard.scoring import FunctionScorer
+from tiltyard.training import source as source_module
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Online
 
@@ -42,7 +43,7 @@ def test_bytes_are_responses_times_tokens_times_width() -> None:
 
 @pytest.mark.parametrize(("free", "keep"), [(10**12, True), (10**4, False)])
 def test_they_are_kept_where_they_fit(free: int, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hidden, "free_memory", lambda device: free)
+    monkeypatch.setattr(source_module, "free_memory", lambda device: free)
     plan = online().hidden_plan(models())
     assert (plan.keep, plan.free) == (keep, free)
     assert plan.bytes == hidden.hidden_state_bytes(10, 6, tiny.policy().module.config.hidden_size, "float64")
@@ -56,15 +57,15 @@ def test_they_are_kept_where_they_fit(free: int, keep: bool, monkeypatch: pytest
 def test_a_sampler_without_them_keeps_none() -> None:
     plan = replace(online(), sampler=ScriptedSampler(lambda *_: [])).hidden_plan(models())
     assert not plan.keep
-    assert "the sampler has none" in str(plan)
+    assert "the sampler cannot keep them" in str(plan)
 
 
 def test_the_choice_is_made_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that grows scarce during a run, or between its parts, changes nothing."""
-    monkeypatch.setattr(hidden, "free_memory", lambda device: 10**12)
+    monkeypatch.setattr(source_module, "free_memory", lambda device: 10**12)
     source = online()
     runs.run(ppo(source), models(), tmp_path, steps=2)
-    monkeypatch.setattr(hidden, "free_memory", lambda device: 1)
+    monkeypatch.setattr(source_module, "free_memory", lambda device: 1)
     assert all(r.hidden is not None for g in source(models(), 5).groups for r in g.responses)
     resumed = online()
     runs.run(ppo(resumed), models(), tmp_path, steps=2)

@@ -156,6 +156,7 @@ def test_the_console_says_what_happens(whole: Whole) -> None:
         assert f"{stage}: done" in whole.text
     assert "groups a step: 8" in whole.text
     assert "models in memory: policy, value (trained), ref, reward (frozen)" in whole.text
+    assert "the sampler's hidden states: kept for the training step" in whole.text
     assert "ppo 7/7" in whole.text
 
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from tiltyard.models.language import LanguageModel
-from tiltyard.sampling.base import Sampler
+from tiltyard.sampling.base import Capabilities
 
 SHARE = 0.1  # of the free memory that hidden states may take
 COPIES = 2  # while they are sorted by response, and while they are packed into the batch
@@ -28,8 +27,10 @@ class HiddenPlan(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        size, free = (f"{n / 2**20:,.1f} MiB" for n in (self.bytes, self.free))
-        return f"{'kept' if self.keep else 'computed again'}: {self.reason} ({size} at most, {free} free)"
+        size = f"{self.bytes / 2**20:,.1f} MiB"
+        if self.keep:
+            return f"kept for the training step, {size} at most"
+        return f"computed again by the training step: {self.reason} ({size})"
 
 
 def hidden_state_bytes(responses: int, max_tokens: int, width: int, dtype: str = "float32") -> int:
@@ -44,17 +45,15 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def plan_hidden(sampler: Sampler, model: LanguageModel, responses: int, max_tokens: int) -> HiddenPlan:
+def plan_hidden(capabilities: Capabilities, size: int, free: int) -> HiddenPlan:
     """Plans to keep hidden states if the sampler can and if they fit into `SHARE` of the free memory.
 
     Args:
-        responses: sampled by this process before a step learns from them.
-        max_tokens: longest response.
+        size: their peak memory in bytes, see `hidden_state_bytes`.
+        free: free memory in bytes, see `free_memory`.
     """
-    width = int(model.module.config.get_text_config().hidden_size)
-    size, free = hidden_state_bytes(responses, max_tokens, width, model.dtype), free_memory(model.device)
-    if not sampler.capabilities.hidden:
-        return HiddenPlan(False, size, free, "the sampler has none")
+    if not capabilities.hidden:
+        return HiddenPlan(False, size, free, "the sampler cannot keep them")
     if size > SHARE * free:
-        return HiddenPlan(False, size, free, f"they would take more than {SHARE:.0%} of the free memory")
-    return HiddenPlan(True, size, free, f"they take less than {SHARE:.0%} of the free memory")
+        return HiddenPlan(False, size, free, f"kept they would take more than {SHARE:.0%} of the free memory")
+    return HiddenPlan(True, size, free, f"they fit into {SHARE:.0%} of the free memory")

@@ -18,10 +18,13 @@ from tiltyard.inputs.settings import (
 )
 from tiltyard.methods.base import Method
 from tiltyard.models.load import PRESETS
+from tiltyard.models.pretrained import pick_device
 from tiltyard.records import flattened
+from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes, plan_hidden
 from tiltyard.stages.backend import new_arch, planned
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.methods import compose
+from tiltyard.training.source import Online
 
 
 def plan_lines(method: Method, context: StageContext, settings: StageSettings) -> list[str]:
@@ -56,14 +59,24 @@ def plan_lines(method: Method, context: StageContext, settings: StageSettings) -
     )
     logits = max(1 << 22, vocab) * width * 3
     cache = 2 * size.decoded * hidden * layers * width
-    total = weights + activations * held.passes + logits + cache
+    kept = _kept_states(algorithm.source, settings, hidden)
+    total = weights + activations * held.passes + logits + cache + (kept.bytes if kept and kept.keep else 0)
     return [
         *lines,
+        *([f"the sampler's hidden states: {kept}"] if kept else []),
         f"parameters: {parameters / 1e6:.2f}M each",
         f"estimated peak memory: {total / 2**20:,.0f} MiB over the libraries' own "
         f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * held.passes / 2**20:,.0f}, "
         f"chunked logits {logits / 2**20:,.0f}" + (f", decoding cache {cache / 2**20:,.0f})" if cache else ")"),
     ]
+
+
+def _kept_states(source: object, settings: StageSettings, width: int) -> HiddenPlan | None:
+    """The plan of the hidden states that a sampler keeps; None for sources that keep none."""
+    if not isinstance(source, Online):
+        return None
+    size = hidden_state_bytes(source.responses_per_step, source.settings.max_tokens, width, settings.models.dtype)
+    return plan_hidden(source.sampler.capabilities, size, free_memory(pick_device(settings.models.device)))
 
 
 class _Held(NamedTuple):

@@ -20,7 +20,7 @@ from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.profiler import add_count, record
 from tiltyard.sampling.base import Sampler
-from tiltyard.sampling.hidden import HiddenPlan, plan_hidden
+from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes, plan_hidden
 from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
@@ -241,9 +241,15 @@ class Online:
 
     def hidden_plan(self, models: Models) -> HiddenPlan:
         """The plan of keeping hidden states: their memory, and the free memory of this process."""
-        prompts = -(-self.prompts_per_step // processes.world()) * max(1, self.tries)
         policy = models["policy"]
-        return plan_hidden(self.sampler, policy, prompts * self.samples_per_prompt, self.settings.max_tokens)
+        width = int(policy.module.config.get_text_config().hidden_size)
+        size = hidden_state_bytes(self.responses_per_step, self.settings.max_tokens, width, policy.dtype)
+        return plan_hidden(self.sampler.capabilities, size, free_memory(policy.device))
+
+    @property
+    def responses_per_step(self) -> int:
+        """Responses that this process samples before a step learns from them, at most."""
+        return -(-self.prompts_per_step // processes.world()) * max(1, self.tries) * self.samples_per_prompt
 
     def state_dict(self) -> dict[str, bool | None]:
         return {"keep_hidden": self.keep_hidden}

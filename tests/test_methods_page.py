@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tiltyard.batch.batch import RECORDS
+from tiltyard.cli.method_tables import HEADINGS, cells
 from tiltyard.config import describe
 from tiltyard.methods import METHODS
 from tiltyard.stages.base import get_stage
-from tiltyard.stages.methods import HEADINGS, cells, compare, compose, method_rows, own_keys, pieces
+from tiltyard.stages.methods import compare, compose, method_rows, own_keys, pieces
 from tiltyard.training.forward import FORWARD_PASSES, column_names
 from tiltyard.yaml_values import parse_value
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from rich.console import Console
 
 from tiltyard import cli
+from tiltyard.cli.method_tables import HEADINGS, cells, print_comparison, print_stage
 from tiltyard.config import describe
 from tiltyard.inputs import Policy, Rankings, Reference, Reward
 from tiltyard.methods import METHODS
@@ -21,16 +22,12 @@ from tiltyard.methods.sft import Nll
 from tiltyard.stages.base import STAGES, Stage, get_stage, load_all
 from tiltyard.stages.methods import (
     FAMILIES,
-    HEADINGS,
-    cells,
     compare,
     compose,
     expand,
     method_rows,
     own_keys,
     pieces,
-    print_comparison,
-    print_stage,
     split_source,
 )
 from tiltyard.stages.settings import method_settings
@@ -143,7 +140,7 @@ def test_families(capsys) -> None:
     error = capsys.readouterr().err
     assert "unknown family 'ofline'" in error
     assert "did you mean 'offline'?" in error
-    assert shown(print_comparison, 80, []) == ["no method of this family is here yet"]
+    assert shown(print_comparison, 80, []) == ["no methods of this family"]
 
 
 def test_where_a_default_comes_from() -> None:
@@ -239,10 +236,10 @@ def test_a_method_fits(width, cached) -> None:
         for row in expand(name)["settings"]:
             assert sum(line.split()[:1] == [row["key"].rpartition(".")[2]] for line in lines) >= 1
     assert "prompts_per_step *" in text
-    assert "(elsewhere 32)" in text
+    assert "(other methods: 32)" in text
     assert f"* changed by {cached}; from: somebody's batch [sic]" in text
     assert "[0.3: nobody 1999]" in text
-    assert "1 + 2 (1 + 1 cached): trains policy; keeps ref, reward frozen; ref may leave" in text
+    assert "1 + 2 (1 + 1 cached): trains policy; keeps ref, reward frozen; ref not needed" in text
     assert "they depend on a setting that has no default" in text
 
 

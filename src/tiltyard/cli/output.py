@@ -1,4 +1,4 @@
-"""What the verbs print: JSON, a stage's result, tables."""
+"""Output of the verbs: JSON, results of stages, tables."""
 
 from __future__ import annotations
 

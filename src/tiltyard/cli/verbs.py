@@ -151,7 +151,8 @@ def stages(json_output: Json = False) -> None:
 
 def show(kind: Annotated[str, typer.Argument(help="A kind of stage.")], json_output: Json = False) -> None:
     """Print a stage's settings, defaults and meaning; of a method also its pieces, models, formula and optimum."""
-    from tiltyard.stages.methods import expand, print_stage
+    from tiltyard.cli.method_tables import print_stage
+    from tiltyard.stages.methods import expand
 
     stage = expand(kind)
     emit(stage) if json_output else print_stage(stage, console_for(False))
@@ -161,7 +162,8 @@ def methods(
     family: Annotated[str, typer.Option(help="Only this family, e.g. offline.")] = "", json_output: Json = False
 ) -> None:
     """Compare the methods: data, labels, sampling, feedback, models in memory."""
-    from tiltyard.stages.methods import compare, print_comparison
+    from tiltyard.cli.method_tables import print_comparison
+    from tiltyard.stages.methods import compare
 
     rows = compare(family)
     emit(rows) if json_output else print_comparison(rows, console_for(False))

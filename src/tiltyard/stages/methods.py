@@ -1,22 +1,15 @@
-"""Methods compared and expanded, from what they declare and from what they compose: `tiltyard methods`, `show`."""
+"""Descriptions of methods from their declarations and compositions, for `tiltyard methods` and `tiltyard show`."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
-
-from rich.cells import cell_len
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from tiltyard.config import REQUIRED, Setting, describe
 from tiltyard.errors import CompositionError, ConfigError, nearest
-from tiltyard.files import jsonable
 from tiltyard.methods import METHODS
 from tiltyard.methods.base import Family, Method
 from tiltyard.stages.base import Stage, get_stage
@@ -31,28 +24,15 @@ Row = dict[str, Any]
 FILE_METHODS: dict[str, Method] = {}  # methods of users' files, by `file.py:function`
 
 FAMILIES: tuple[str, ...] = get_args(Family)
-HEADINGS = (
-    "method",
-    "family",
-    "data",
-    "human labels",
-    "samples the policy",
-    "feedback refreshed",
-    "external API",
-    "models",
-    "paper",
-)
 ITEMS = {"R": "response tokens", "B": "responses", "G": "groups"}
 STEPS = 100  # of a round that stands for any
-PAPER = 40  # columns that papers get at least
-NARROW = 120  # on a console of fewer columns a setting's type stands below its meaning
 
 
 # --------------------------------------------------------------------------------------------------- the comparison
 
 
 def compare(family: str = "") -> list[Row]:
-    """What users choose methods by, derived from the declarations: families in their order, then names.
+    """Returns the methods as rows derived from their declarations: families in their order, then names.
 
     Args:
         family: keep this one alone; empty keeps all.
@@ -86,81 +66,6 @@ def _row(method: Method) -> Row:
         "optional": list(method.optional),
         "summary": method.summary,
     }
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as the table shows it, one text under each of `HEADINGS`."""
-    return (
-        row["name"],
-        row["family"],
-        row["data_kind"],
-        _yes(row["human_labels"]),
-        row["samples"],
-        row["feedback"],
-        _yes(row["external_api"]),
-        _count(row),
-        row["paper"],
-    )
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _count(row: Row) -> str:
-    """`1 + 1 (1 + 0 cached)`: trained + frozen, and again where fewer need to stay."""
-    trained, frozen, kept = row["models_trainable"], row["models_frozen"], row["models_frozen_cached"]
-    return f"{trained} + {frozen}" + ("" if kept == frozen else f" ({trained} + {kept} cached)")
-
-
-def print_comparison(rows: Sequence[Row], console: Console) -> None:
-    """The table; where the console is too narrow for all of it, family and paper stand in a second table below."""
-    if not rows:
-        console.print("no method of this family is here yet")
-        return
-    whole = _table(HEADINGS, rows)
-    if _fits(whole, console):
-        console.print(whole)
-        return
-    first = [h for h in HEADINGS if h not in ("family", "paper")]
-    roomy = _table(first, rows)
-    console.print(roomy if _fits(roomy, console) else _table(first, rows, tight=True))
-    console.print()
-    console.print(_table(("method", "family", "paper"), rows, parted=False))
-
-
-def _fits(table: Table, console: Console) -> bool:
-    """Whether no column would be cut (measured as if there were room, since a measure never exceeds the console)."""
-    return console.measure(table, options=console.options.update(width=10_000)).minimum <= console.width
-
-
-def _table(headings: Sequence[str], rows: Sequence[Row], tight: bool = False, parted: bool = True) -> Table:
-    """Chosen columns, of which only the papers take several lines.
-
-    Args:
-        headings: some of `HEADINGS`, the method first; those of several words stand on several lines.
-        rows: of `compare`.
-        tight: cells of two words take two lines too, the gaps are small, and what still does not fit is folded.
-        parted: with a blank line between families.
-    """
-    listed = []
-    for row in rows:
-        texts = dict(zip(HEADINGS, cells(row), strict=True))
-        if tight:
-            texts["models"] = texts["models"].replace(" (", "\n").rstrip(")")
-            texts |= {h: texts[h].replace(" ", "\n") for h in ("samples the policy", "feedback refreshed")}
-        listed.append([texts[h] for h in headings])
-    table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0), header_style="dim")
-    for i, heading in enumerate(headings):
-        title = heading.replace(" ", "\n")
-        longest = max(cell_len(line) for text in (title, *(texts[i] for texts in listed)) for line in text.splitlines())
-        least = longest if heading != "paper" else PAPER if "data" in headings else 0
-        table.add_column(title, overflow="fold", min_width=None if tight else least)
-    for row, line, after in zip(rows, listed, [*rows[1:], None], strict=True):
-        table.add_row(f"[bold]{escape(line[0])}[/]", *map(escape, line[1:]))
-        if parted and after is not None and after["family"] != row["family"]:
-            table.add_row()
-    return table
 
 
 # ------------------------------------------------------------------------------------------------- what a method is
@@ -278,112 +183,3 @@ def _piece(piece: Any) -> Row:
     what = piece if hasattr(piece, "__name__") else type(piece)
     doc = " ".join((inspect.getdoc(what) or "").split("\n\n")[0].split())
     return {"name": what.__name__, "doc": "" if doc.startswith(f"{what.__name__}(") else doc}
-
-
-# ---------------------------------------------------------------------------------------------------- what is shown
-
-
-def print_stage(shown: Row, console: Console) -> None:
-    """Prints what `expand` found."""
-    console.print(f"[bold]{shown['kind']}[/]: {escape(shown['summary'])}", highlight=False)
-    if "family" not in shown:
-        console.print(_settings_table(shown["settings"]))
-        return
-    console.print()
-    console.print(_facts(shown))
-    for title, rows in _sections(shown["settings"]):
-        console.print(f"\n[bold]{title}[/]", highlight=False)
-        console.print(_settings_table(rows, narrow=console.width < NARROW))
-    if any(row.get("changed") for row in shown["settings"]):
-        source = escape(shown["defaults_from"] or "not given")
-        console.print(f"* changed by {shown['kind']}; from: {source}", style="dim", highlight=False)
-
-
-def _sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The settings under headings: the method's own, those of its stage, then each record."""
-    sections = {"its own settings": [row for row in rows if row["own"]]}
-    sections["the stage's settings"] = [row for row in rows if not row["own"] and "." not in row["key"]]
-    for row in rows:
-        record, dot, _ = row["key"].partition(".")
-        if dot:
-            sections.setdefault(record, []).append(row)
-    return [(title, some) for title, some in sections.items() if some]
-
-
-def _facts(shown: Row) -> Table:
-    """Name and text, one under the other, without the settings."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    yes = {"human labels": "human_labels", "external API": "external_api"}
-    asked = {"samples the policy": shown["samples"], "feedback refreshed": shown["feedback"]}
-    facts = [
-        ("family", shown["family"]),
-        ("paper", shown["paper"]),
-        ("formula", shown["formula"]),
-        ("optimum", shown["oracle"]),
-        ("pitfalls", shown["pitfalls"]),
-        *((name, _yes(shown[key])) for name, key in yes.items()),
-        *asked.items(),
-        ("models", _models(shown)),
-        *_piece_lines(shown),
-    ]
-    for name, text in facts:
-        table.add_row(name, escape(text))
-    return table
-
-
-def _models(shown: Row) -> str:
-    """`2 + 2: trains policy, value; keeps ref, reward frozen`."""
-    text = f"{_count(shown)}: trains {', '.join(shown['trains'])}"
-    if shown["frozen"]:
-        text += f"; keeps {', '.join(shown['frozen'])} frozen"
-    if shown["cached"]:
-        text += f"; {', '.join(shown['cached'])} may leave once its log-probs of the data are on disk"
-    if shown["optional"]:
-        text += f"; {', '.join(shown['optional'])} may leave with show_kl=false where it would only show the KL"
-    return text
-
-
-def _piece_lines(shown: Row) -> list[tuple[str, str]]:
-    """The pieces, a line each, in the order in which they work."""
-    parts = shown["pieces"]
-    if parts is None:
-        return [("pieces", "they depend on a setting that has no default")]
-    shape = ", two responses each" if shown["source"] == "Pairs" else ""
-    loss, reduce, passes, updates = parts["loss"], parts["reduce"], parts["epochs"], parts["minibatches"]
-    weight = f", weighted by {reduce['weight']}" if reduce["weight"] else ""
-    often = f"{passes} pass{'es' * (passes > 1)} a step, {updates} update{'s' * (updates > 1)} a pass"
-    lines = [("source", f"{_said(parts['source'])} (reads {shown['data_kind']}{shape})")]
-    lines += [("encode", _said(parts["encode"]))] if parts["encode"] else []
-    lines += [("prepare", f"{_said(p)} (writes {', '.join(p['writes'])})") for p in parts["prepare"]]
-    lines += [("loss", f"{_said(loss)} (needs {', '.join(loss['needs'])})")]
-    lines += [("reduce", f"{reduce['name']} over {reduce['over']}{weight}; {often}")]
-    return lines + [("after", _said(hook)) for hook in parts["after"]]
-
-
-def _said(piece: Row) -> str:
-    return f"{piece['name']}: {piece['doc']}" if piece["doc"] else str(piece["name"])
-
-
-def _settings_table(rows: Sequence[Row], narrow: bool = False) -> Table:
-    """Setting, type, default, meaning; below the meaning what else is known of a default, if narrow also the type."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("setting", "default", "meaning") if narrow else ("setting", "type", "default", "meaning"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        default = "required" if row["required"] else _json(row["default"])
-        below = [row["type"]] if narrow else []
-        if row.get("own") and row["source"]:
-            below.append(f"[{row['source']}]")
-        if row.get("changed"):
-            below.append(f"(elsewhere {_json(row['usual'])})")
-        meaning = escape(row["doc"]) + (f"\n[dim]{escape('  '.join(below))}[/]" if below else "")
-        mark = " *" if row.get("changed") else ""
-        texts = [escape(default), meaning] if narrow else [escape(row["type"]), escape(default), meaning]
-        table.add_row(f"[bold]{row['key'].rpartition('.')[2]}[/]{mark}", *texts)
-    return table
-
-
-def _json(value: Any) -> str:
-    return json.dumps(jsonable(value), ensure_ascii=False)

@@ -20,7 +20,9 @@ def pieces(name: str) -> list[Any]:
     row = ROWS[name]
     algorithm = row.build(row.source([row.groups(3, 0)]))
     hooks = [hook for hook in algorithm.after if is_dataclass(hook)]
-    return [algorithm.loss, algorithm.reduce, *algorithm.prepare, *(aux.loss for aux in algorithm.aux_losses), *hooks]
+    schedule = [algorithm.lr_scale] if algorithm.lr_scale else []
+    losses = [algorithm.loss, *(aux.loss for aux in algorithm.aux_losses)]
+    return [*losses, algorithm.reduce, *algorithm.prepare, *hooks, *schedule]
 
 
 @pytest.mark.parametrize("name", NAMES)

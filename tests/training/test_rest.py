@@ -102,7 +102,7 @@ def test_v_mpo_takes_its_weights_as_they_are() -> None:
 
 @pytest.mark.parametrize("loss", ["vmpo", "dpo", "ipo", "hinge"])
 def test_one_answer_cannot_be_compared(loss: Any) -> None:
-    with pytest.raises(ConfigError, match="holds the answers to a prompt against each other"):
+    with pytest.raises(ConfigError, match="compares the answers to a prompt with each other"):
         rest(runs.rounds(samples_per_prompt=1), thresholds=[0.1], loss=loss)
 
 

@@ -10,7 +10,7 @@ from tiltyard.inputs import Pairs
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, pairs_of
+from tiltyard.methods.direct import PairLoss, require_pairs
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels
 
@@ -47,7 +47,7 @@ def cpo(
     """
     return Algorithm(
         "cpo",
-        pairs_of(source, "cpo"),
+        require_pairs(source, "cpo"),
         PairLoss(Logistic(beta), "logp", beta, noise, noise_kind, nll=nll, nll_per_token=nll_per_token),
         prepare=(PairLabels("cpo"),),
         reduce=Mean("kept_G"),

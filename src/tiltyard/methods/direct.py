@@ -99,7 +99,7 @@ def pair_metrics(reward_B: Tensor, logp_B: Tensor, batch: Batch) -> Metrics:
     return metrics
 
 
-def pairs_of(source: Source, method: str) -> Source:
+def require_pairs(source: Source, method: str) -> Source:
     """Checks that each group of an offline source is a labelled pair; returns the source.
 
     Raises:
@@ -112,7 +112,7 @@ def pairs_of(source: Source, method: str) -> Source:
     return source
 
 
-def rankings_of(source: Source, method: str) -> Source:
+def require_rankings(source: Source, method: str) -> Source:
     """Checks that each group of an offline source has ranks; returns the source.
 
     Raises:

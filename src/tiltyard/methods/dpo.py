@@ -10,7 +10,7 @@ from tiltyard.inputs import Pairs, Policy, Reference
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, pairs_of
+from tiltyard.methods.direct import PairLoss, require_pairs
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels, RefLogp
 
@@ -50,7 +50,7 @@ def dpo(
     """
     return Algorithm(
         "dpo",
-        pairs_of(source, "dpo"),
+        require_pairs(source, "dpo"),
         PairLoss(Logistic(beta), "log_ratio", beta, noise, noise_kind, nll=nll),
         prepare=(PairLabels("dpo"), RefLogp()),
         reduce=Mean("kept_G"),

@@ -17,9 +17,9 @@ from tiltyard.methods.policy_gradient import (
     ClippedPolicy,
     KlForm,
     aggregated,
-    enough_prompts,
+    require_enough_prompts,
+    require_several_samples,
     require_untruncated_sampling,
-    several_answers,
 )
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.prepare import AdvantageScale, GroupAdvantages, OldLogp, ResponseRewards, sum_count
@@ -130,8 +130,8 @@ def grpo(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "grpo")
-    enough_prompts(source, "grpo", minibatches)
-    several_answers(source, "grpo")
+    require_enough_prompts(source, "grpo", minibatches)
+    require_several_samples(source, "grpo")
     sampling = source.settings
     if overlong > sampling.max_tokens:
         raise ConfigError(

@@ -10,7 +10,7 @@ from tiltyard.inputs import Pairs, Policy, Reference
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Squared
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, pairs_of
+from tiltyard.methods.direct import PairLoss, require_pairs
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels, RefLogp
 
@@ -50,7 +50,7 @@ def ipo(
     """
     return Algorithm(
         "ipo",
-        pairs_of(source, "ipo"),
+        require_pairs(source, "ipo"),
         PairLoss(Squared(beta), "log_ratio_per_token" if length_norm else "log_ratio", beta, noise, noise_kind),
         prepare=(PairLabels("ipo"), RefLogp()),
         reduce=Mean("kept_G"),

@@ -9,7 +9,7 @@ from pydantic import Field
 from tiltyard.inputs import Pairs
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, pairs_of
+from tiltyard.methods.direct import PairLoss, require_pairs
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels
 
@@ -36,7 +36,7 @@ def orpo(source: Source, *, lam: Annotated[float, Field(ge=0)] = 0.1) -> Algorit
     """
     return Algorithm(
         "orpo",
-        pairs_of(source, "orpo"),
+        require_pairs(source, "orpo"),
         PairLoss(Logistic(1.0), "log_odds", weight=lam, nll=1.0),
         prepare=(PairLabels("orpo"),),
         reduce=Mean("kept_G"),

@@ -139,7 +139,7 @@ def require_untruncated_sampling(source: Online, method: str) -> None:
         )
 
 
-def enough_prompts(source: Online, method: str, minibatches: int) -> None:
+def require_enough_prompts(source: Online, method: str, minibatches: int) -> None:
     """Raises a ConfigError if there are more minibatches than prompts a step."""
     if minibatches > source.prompts_per_step:
         raise ConfigError(
@@ -150,7 +150,7 @@ def enough_prompts(source: Online, method: str, minibatches: int) -> None:
         )
 
 
-def several_answers(source: Online, method: str) -> None:
+def require_several_samples(source: Online, method: str) -> None:
     """Raises a ConfigError if an online source samples one response a prompt: a group baseline needs several."""
     if isinstance(source, Online) and source.samples_per_prompt < 2:
         raise ConfigError(

@@ -17,7 +17,7 @@ from tiltyard.losses.advantages import MissingEos, mean_var, moments, whiten
 from tiltyard.losses.kl import kl_controller
 from tiltyard.losses.policy import ppo_clip_R, value_clip_R
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import enough_prompts, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import require_enough_prompts, require_untruncated_sampling
 from tiltyard.methods.sft import Nll
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Item, Models, Source
 from tiltyard.training.hooks import UpdateKL
@@ -137,7 +137,7 @@ def ppo(
     """
     temperature = source.settings.temperature
     require_untruncated_sampling(source, "ppo")
-    enough_prompts(source, "ppo", minibatches)
+    require_enough_prompts(source, "ppo", minibatches)
     if ptx > 0 and corpus is None:
         raise ConfigError(
             "the pretraining term has no texts",

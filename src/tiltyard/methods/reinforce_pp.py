@@ -15,9 +15,9 @@ from tiltyard.losses.kl import FixedKL, sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import (
     ClippedPolicy,
-    enough_prompts,
+    require_enough_prompts,
+    require_several_samples,
     require_untruncated_sampling,
-    several_answers,
 )
 from tiltyard.training.algorithm import Algorithm, Models, Prepare
 from tiltyard.training.prepare import (
@@ -104,9 +104,9 @@ def reinforce_pp(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "reinforce_pp")
-    enough_prompts(source, "reinforce_pp", minibatches)
+    require_enough_prompts(source, "reinforce_pp", minibatches)
     if group_baseline:
-        several_answers(source, "reinforce_pp")
+        require_several_samples(source, "reinforce_pp")
     temperature = source.settings.temperature
     if beta > 0:
         rewards: tuple[Prepare, ...] = (

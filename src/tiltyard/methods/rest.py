@@ -24,34 +24,48 @@ from tiltyard.training.source import Offline
 from tiltyard.types import Group
 
 Threshold = Annotated[float, Field(ge=0, lt=1)]
-Cut = Callable[[list[Group], float], Sequence[Group]]
+Select = Callable[[list[Group], float], Sequence[Group]]
 
 
 @dataclass(frozen=True)
-class Improve:
-    """The i-th improve step's part of a round: what `cut` leaves of its responses by the i-th threshold (0:
-    all), with scores scaled to 0..1 over the round."""
+class ImprovePhase:
+    """The groups of the i-th improve step of a round: those that `select` takes by the i-th threshold (0: all).
 
-    thresholds: Sequence[float]
-    cut: Cut
+    Scores are scaled to 0..1 over the round first.
+    """
+
+    thresholds: tuple[float, ...]
+    select: Select
 
     def __call__(self, pool: list[Group], i: int) -> Sequence[Group]:
         every = [s for g in pool for s in g.scores or ()]
         low, width = min(every), (max(every) - min(every)) or 1.0
         scaled = [replace(g, scores=tuple((s - low) / width for s in g.scores or ())) for g in pool]
-        return self.cut(scaled, self.thresholds[i] or -math.inf)
+        return self.select(scaled, self.thresholds[i] or -math.inf)
+
+
+@dataclass(frozen=True)
+class PhaseDecay:
+    """The factor on the learning rate at a step: `decay` to the power of the step's phase within its round."""
+
+    decay: float
+    phases: int
+    every: int
+
+    def __call__(self, step: int) -> float:
+        return self.decay ** ((step % self.every) * self.phases // self.every)
 
 
 class OfflineLoss(NamedTuple):
-    """An offline loss and what it takes: how the pool is cut, what is prepared, what is averaged over."""
+    """A loss on the selected groups of a round, with its selection, prepare steps and mean."""
 
-    cut: Cut
+    select: Select
     loss: Loss
     prepare: tuple[Prepare, ...] = ()
     reduce: Mean = Mean()
 
 
-def lesson(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: float, eta: float) -> OfflineLoss:
+def offline_loss(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, floor: float, eta: float) -> OfflineLoss:
     """Single responses above the threshold, as they are or weighted; or pairs whose better response is above it."""
     if loss == "nll":
         return OfflineLoss(above, Nll())
@@ -117,19 +131,19 @@ def rest(
         )
     if loss not in ("nll", "gold") and source.samples_per_prompt < 2:
         raise ConfigError(
-            f"{loss} holds the answers to a prompt against each other",
+            f"{loss} compares the answers to a prompt with each other",
             where="rest.samples_per_prompt",
             got=source.samples_per_prompt,
             expected="at least 2 answers a prompt",
             fix="set samples_per_prompt=8, or loss=nll",
         )
-    every, taught = source.every, lesson(loss, beta, floor, eta)
+    objective = offline_loss(loss, beta, floor, eta)
     given = tuple(demonstrations.groups) if demonstrations is not None else ()
     return Algorithm(
         "rest",
-        replace(source, phases=phases, phase=Improve(taus, taught.cut), given=given),
-        taught.loss,
-        prepare=taught.prepare,
-        reduce=taught.reduce,
-        lr_scale=lambda step: lr_decay ** ((step % every) * phases // every),
+        replace(source, phases=phases, phase=ImprovePhase(tuple(taus), objective.select), given=given),
+        objective.loss,
+        prepare=objective.prepare,
+        reduce=objective.reduce,
+        lr_scale=PhaseDecay(lr_decay, phases, source.every),
     )

@@ -16,7 +16,7 @@ from tiltyard.inputs import Rankings, RewardModel
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.reward import accuracy_G, best_loss_G, kwise_loss_G, listwise_loss_G, pairs_G
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import rankings_of
+from tiltyard.methods.direct import require_rankings
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
 from tiltyard.training.prepare import column, sum_count
 from tiltyard.types import Group
@@ -208,4 +208,4 @@ def reward_model(
     grades = (Margins(margin, margin_levels or {}, margin_scale),) if margin else ()
     loss = RankingLoss(form, noise, noise_kind, bool(margin), centre)
     prepare = (RankingLabels(), *grades)
-    return Algorithm("reward", rankings_of(source, "reward"), loss, ("reward",), prepare, Mean("ranked_G"))
+    return Algorithm("reward", require_rankings(source, "reward"), loss, ("reward",), prepare, Mean("ranked_G"))

@@ -13,7 +13,7 @@ from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.policy import policy_gradient
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import require_untruncated_sampling, several_answers
+from tiltyard.methods.policy_gradient import require_several_samples, require_untruncated_sampling
 from tiltyard.training.algorithm import Algorithm, Forward, Item
 from tiltyard.training.prepare import GroupAdvantages, OldLogp, ResponseRewards, sum_count
 from tiltyard.training.source import Online
@@ -77,7 +77,7 @@ def rloo(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "rloo")
-    several_answers(source, "rloo")
+    require_several_samples(source, "rloo")
     temperature = source.settings.temperature
     return Algorithm(
         "rloo",

@@ -14,7 +14,7 @@ from tiltyard.inputs import Rankings
 from tiltyard.losses.preference import rank_hinge_G
 from tiltyard.losses.reward import accuracy_G, pairs_G
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import rankings_of
+from tiltyard.methods.direct import require_rankings
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Source
 from tiltyard.training.prepare import sum_count
 
@@ -75,4 +75,4 @@ def rrhf(
         sft_weight: of the best response's negative log-likelihood (summed over tokens). [1: Yuan et al. 2023, eq. 4]
         length_penalty: log-probs are divided by |y| to this power. [1: Yuan et al. 2023, eq. 2]
     """
-    return Algorithm("rrhf", rankings_of(source, "rrhf"), RankAndImitate(rank_weight, sft_weight, length_penalty))
+    return Algorithm("rrhf", require_rankings(source, "rrhf"), RankAndImitate(rank_weight, sft_weight, length_penalty))

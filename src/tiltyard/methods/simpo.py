@@ -10,7 +10,7 @@ from tiltyard.inputs import Pairs
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Logistic
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, pairs_of
+from tiltyard.methods.direct import PairLoss, require_pairs
 from tiltyard.training.algorithm import Algorithm, Mean, Source
 from tiltyard.training.prepare import PairLabels
 
@@ -49,7 +49,7 @@ def simpo(
     """
     return Algorithm(
         "simpo",
-        pairs_of(source, "simpo"),
+        require_pairs(source, "simpo"),
         PairLoss(Logistic(beta, beta * gamma_ratio), "logp_per_token", beta, noise, noise_kind, nll=nll),
         prepare=(PairLabels("simpo"),),
         reduce=Mean("kept_G"),

@@ -11,7 +11,7 @@ from tiltyard.inputs import DEMONSTRATIONS, Pairs
 from tiltyard.losses.labels import Noise
 from tiltyard.losses.preference import Hinge
 from tiltyard.methods.base import method
-from tiltyard.methods.direct import PairLoss, pairs_of
+from tiltyard.methods.direct import PairLoss, require_pairs
 from tiltyard.methods.sft import SequenceNll
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Mean, Source
 from tiltyard.training.prepare import PairLabels
@@ -76,7 +76,7 @@ def slic(
     )
     return Algorithm(
         "slic",
-        pairs_of(source, "slic"),
+        require_pairs(source, "slic"),
         PairLoss(Hinge(delta), "logp", 1.0, noise, noise_kind, nll=chosen_weight, nll_per_token=False),
         prepare=(PairLabels("slic"),),
         reduce=Mean("kept_G"),

@@ -53,7 +53,7 @@ from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models, Source
 from tiltyard.training.source import Online, SelfPlay
-from tiltyard.types import Group, Prompt
+from tiltyard.types import Group, Prompt, ranks_of
 from training import tiny
 
 
@@ -146,7 +146,7 @@ ROWS: dict[str, Row] = {
         optima.REWARD,
         scored,
         of="model_score_B",
-        weight=lambda b: float(sum(len(set(g.ranks or ())) > 1 for g in b.groups)),
+        weight=lambda b: float(sum(len(set(ranks_of(g.preference) or ())) > 1 for g in b.groups)),
     ),
     "ranker": Row(
         ranker,

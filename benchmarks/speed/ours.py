@@ -48,6 +48,7 @@ from tiltyard.allocator import keep_freed_memory, unsupported
 from tiltyard.methods import dpo, grpo, online_dpo, rloo
 from tiltyard.profiler import peak_memory_mib
 from tiltyard.training.refcache import cache_ref_logps
+from tiltyard.types import Preference
 
 TOKENS = 128
 
@@ -71,7 +72,7 @@ class Inputs:
 
     def comparisons(self) -> list[Group]:
         sides = [(p, tuple(Response(ids=tuple(p[key])) for key in ("chosen_ids", "rejected_ids"))) for p in self.pairs]
-        return [Group(_prompt(p, p["prompt_ids"]), both, ranks=(1, 2)) for p, both in sides]
+        return [Group(_prompt(p, p["prompt_ids"]), both, preference=Preference(ranks=(1, 2))) for p, both in sides]
 
     def texts(self) -> list[Group]:
         """The loss covers every token but the first, as TRL's does without a completion mask."""

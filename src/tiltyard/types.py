@@ -10,9 +10,13 @@ Token ids are made from text in one place only (`tiltyard.data.chat`) and are ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal, NamedTuple
+
+from tiltyard.errors import DataError
 
 Finish = Literal["stop", "length", "given"]
 
@@ -66,19 +70,72 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """Which responses of a group a person or a judge preferred, and who that was.
+
+    At most one of the four is set; none, where the annotator gave no verdict (`meta["reason"]` says why). A new opinion
+    is a new record.
+
+    Args:
+        ranks: one a response, 1 is best, equal ranks are ties.
+        shares: probability that each response is the preferred one (soft labels, votes); they add up to 1.
+        labels: whether each response is good.
+        ratings: one number a response on the annotator's own scale, higher is better.
+        annotator: who decided, e.g. `judge:gpt` or a person's name. when: ISO 8601. guideline: version of what the
+            annotator was told.
+        prompt: id of the prompt. responses: `response_id` of each response, in order. model: who wrote them. run: the
+            run, or the stage of it, that they come from.
+        meta: what else the annotator said (words, log-odds, reason).
+
+    Raises:
+        DataError: two of the four are set.
+    """
+
+    ranks: tuple[int, ...] | None = None
+    shares: tuple[float, ...] | None = None
+    labels: tuple[bool, ...] | None = None
+    ratings: tuple[float, ...] | None = None
+    annotator: str = ""
+    when: str = ""
+    guideline: str = ""
+    prompt: str = ""
+    responses: tuple[str, ...] = ()
+    model: str = ""
+    run: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("ranks", "shares", "labels", "ratings") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise DataError(
+                "a preference says the same thing twice",
+                where=self.prompt or self.annotator,
+                got=" and ".join(given),
+                expected="one of ranks, shares, labels, ratings",
+            )
+
+
+class Pair(NamedTuple):
+    """Two responses of a group by their indices, the better first, and the probability that it is the better one."""
+
+    better: int
+    worse: int
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """A prompt, its K responses and the judgements of them.
 
-    `scores`: one number a response, higher is better. `ranks`: 1 is best, equal ranks are ties. `shares`: probability
-    that each response is the preferred one, adding up to 1 (soft labels, votes). Each may be None.
+    `scores`: one number a response, higher is better: what a scorer gave, or a file's field `scores`. `preference`:
+    which response somebody preferred. Each may be None.
     """
 
     prompt: Prompt
     responses: tuple[Response, ...]
     scores: tuple[float, ...] | None = None
-    ranks: tuple[int, ...] | None = None
+    preference: Preference | None = None
     origin: str = ""
-    shares: tuple[float, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -86,12 +143,46 @@ class Group:
         return len(self.prompt.ids) + sum(len(r.ids) for r in self.responses)
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What one person or judge said about one group. Never overwritten: a new opinion is a new record."""
+def dense_ranks(values: Sequence[float]) -> tuple[int, ...]:
+    """Returns ranks 1, 2, ... without gaps; the highest value has rank 1, equal values tie."""
+    best_first = sorted(set(values), reverse=True)
+    return tuple(best_first.index(value) + 1 for value in values)
 
-    group_id: str
-    annotator: str
-    verdict: Mapping[str, Any]
-    when: str
-    guideline_version: str = ""
+
+def ranks_of(preference: Preference | None) -> tuple[int, ...] | None:
+    """Returns the rank of each response, 1 is best; None where nothing is preferred."""
+    if preference is None:
+        return None
+    if preference.ranks is not None:
+        return preference.ranks
+    values = next((v for v in (preference.shares, preference.labels, preference.ratings) if v is not None), None)
+    return None if values is None else dense_ranks(values)
+
+
+def shares_of(preference: Preference | None) -> tuple[float, ...] | None:
+    """Returns the probability of each response to be the preferred one; None where that is not known (hard labels)."""
+    return None if preference is None else preference.shares
+
+
+def pairs_of(preference: Preference | None) -> list[Pair]:
+    """Returns all pairs of responses in the order of `combinations`; of a tie (p = 1/2) `better` is the first.
+
+    The share of i among i and j is the probability that i is the better of the two (Bradley-Terry, Plackett-Luce);
+    ranks, labels and ratings give p = 1.
+    """
+    ranks, shares = ranks_of(preference), shares_of(preference)
+    pairs = []
+    for i, j in combinations(range(len(ranks or ())), 2):
+        assert ranks is not None
+        better, worse = (j, i) if ranks[j] < ranks[i] else (i, j)
+        p = 0.5 if ranks[i] == ranks[j] else 1.0
+        if shares is not None and p == 1.0:
+            p = shares[better] / (shares[better] + shares[worse])
+        pairs.append(Pair(better, worse, p))
+    return pairs
+
+
+def response_id(response: Response) -> str:
+    """Returns 12 hex digits that name a response by its content: its text, or its ids if it has none."""
+    content = response.text or str(response.ids)
+    return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:12]

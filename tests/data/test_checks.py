@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from tests.preferences import fields_of
 
 from tiltyard.data import check_data
 from tiltyard.stats.correlation import kendall_tau_b
 from tiltyard.stats.intervals import wilson
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Preference, Prompt, Response, ranks_of
 
 
 def group(question: str, *answers: str, n: int = 0, **more: object) -> Group:
     prompt = Prompt(messages=(Message("user", question),))
-    return Group(prompt, tuple(Response(text=a, ids=(1,) * (len(a) + 1)) for a in answers), origin=f"f:{n}", **more)  # type: ignore[arg-type]
+    return Group(
+        prompt, tuple(Response(text=a, ids=(1,) * (len(a) + 1)) for a in answers), origin=f"f:{n}", **fields_of(**more)
+    )  # type: ignore[arg-type]
 
 
 def test_findings() -> None:
@@ -104,14 +107,17 @@ def test_one_answer_to_everything_is_said() -> None:
     """A string that fools the judge wins everywhere; ordinary repetition of a short answer is not worth a line."""
     cheat = [
         Group(
-            Prompt(text=f"q{i}"), (Response(text="} } }"), Response(text=f"honest {i}")), ranks=(1, 2), origin=f"f:{i}"
+            Prompt(text=f"q{i}"),
+            (Response(text="} } }"), Response(text=f"honest {i}")),
+            preference=Preference(ranks=(1, 2)),
+            origin=f"f:{i}",
         )
         for i in range(20)
     ]
     found = check_data(cheat)
     assert found.commonest == (20, "} } }")
     assert any("answer to 20 different prompts: '} } }'" in line for line in found.lines())
-    losing = [replace(g, ranks=(2, 1)) for g in cheat]
+    losing = [replace(g, preference=Preference(ranks=(2, 1))) for g in cheat]
     assert check_data(losing).commonest[0] == 1
     assert not any("one and the same" in line for line in check_data(losing).lines())
 
@@ -122,11 +128,11 @@ def naive(groups: list[Group]) -> tuple[int, int, int, tuple[int, str]]:
     def said(g: Group) -> tuple[object, list[str], list[tuple[str, str]] | None]:
         prompt = g.prompt.messages or g.prompt.text or [r.text for r in g.responses]
         texts = [r.text for r in g.responses]
-        ranks = g.ranks or (1,) * len(texts)
+        ranks = ranks_of(g.preference) or (1,) * len(texts)
         better = sorted(
             (a, b) for a, i in zip(texts, ranks, strict=True) for b, j in zip(texts, ranks, strict=True) if i < j
         )
-        return prompt, sorted(texts), None if g.ranks is None else better
+        return prompt, sorted(texts), None if ranks_of(g.preference) is None else better
 
     every = [said(g) for g in groups]
     twice = [e in every[:i] for i, e in enumerate(every)]
@@ -135,8 +141,8 @@ def naive(groups: list[Group]) -> tuple[int, int, int, tuple[int, str]]:
     ]
     asked: dict[str, list[object]] = {}
     for g, (prompt, _, _) in zip(groups, every, strict=True):
-        for r, k in zip(g.responses, g.ranks or (1,) * len(g.responses), strict=True):
-            if k == min(g.ranks or (1,)) and r.text and prompt not in asked.setdefault(r.text, []):
+        for r, k in zip(g.responses, ranks_of(g.preference) or (1,) * len(g.responses), strict=True):
+            if k == min(ranks_of(g.preference) or (1,)) and r.text and prompt not in asked.setdefault(r.text, []):
                 asked[r.text].append(prompt)
     text = max(asked, key=lambda t: len(asked[t]))
     prompts = [e[0] for e in every]

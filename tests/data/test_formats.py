@@ -9,7 +9,7 @@ import pytest
 
 from tiltyard.data import Row, parse_row
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.types import Group, Message
+from tiltyard.types import Group, Message, ranks_of, shares_of
 
 Q = {"role": "user", "content": "q"}
 A1 = {"role": "assistant", "content": "a1"}
@@ -51,7 +51,7 @@ def test_demonstrations(row: dict[str, Any]) -> None:
     made = parse(row, "demonstrations")
     assert made.prompt.messages == (Message("user", "q"),)
     assert texts(made) == ["a1"]
-    assert made.ranks is None
+    assert ranks_of(made.preference) is None
     assert made.responses[0].meta == {}
 
 
@@ -79,7 +79,7 @@ def test_pairs(row: dict[str, Any]) -> None:
     made = parse(row | {"margin": 0.5}, "comparisons")
     assert made.prompt.messages == (Message("user", "q"),)
     assert texts(made) == ["a1", "a2"]
-    assert made.ranks == (1, 2)
+    assert ranks_of(made.preference) == (1, 2)
     assert made.prompt.meta == {"margin": 0.5}
 
 
@@ -103,9 +103,9 @@ def test_pairs_whose_answers_are_equal_or_go_on_still_split_before_an_answer() -
 def test_rankings_allow_ties_and_nine_answers() -> None:
     made = parse({"prompt": "q", "responses": list("abcdefghi"), "scores": [3, 2, 2, *[0.5] * 6]}, "comparisons")
     assert made.scores == (3.0, 2.0, 2.0, *[0.5] * 6)
-    assert made.ranks == (1, 2, 2, *[3] * 6)  # scores say the ranks where none are given
+    assert ranks_of(made.preference) == (1, 2, 2, *[3] * 6)  # scores say the ranks where none are given
     both = parse({"prompt": "q", "responses": ["a", "b", "c"], "ranks": [1, 1, 2], "scores": [1, 1, 0]}, "comparisons")
-    assert (both.ranks, both.scores) == ((1, 1, 2), (1.0, 1.0, 0.0))
+    assert (ranks_of(both.preference), both.scores) == ((1, 1, 2), (1.0, 1.0, 0.0))
 
 
 @pytest.mark.parametrize("row", [{"prompt": "q"}, {"prompt": [Q]}, {"messages": [Q]}])
@@ -150,8 +150,8 @@ def test_ids_are_of_the_prompt_alone_and_stable() -> None:
 )
 def test_soft_labels_of_pairs(row: dict[str, Any], p: float, shares: tuple[float, ...], ranks: tuple[int, ...]) -> None:
     made = parse(row | {"p_chosen": p}, "comparisons")
-    assert made.shares == pytest.approx(shares, abs=1e-15)
-    assert made.ranks == ranks
+    assert shares_of(made.preference) == pytest.approx(shares, abs=1e-15)
+    assert ranks_of(made.preference) == ranks
     assert texts(made) == ["a1", "a2"]
     assert made.prompt.meta == {}  # the label is read, not carried along
 
@@ -159,7 +159,7 @@ def test_soft_labels_of_pairs(row: dict[str, Any], p: float, shares: tuple[float
 def test_a_pair_without_a_soft_label_has_none() -> None:
     for row in ({}, {"p_chosen": None}):
         made = parse({"prompt": "q", "chosen": "a1", "rejected": "a2"} | row, "comparisons")
-        assert (made.shares, made.ranks) == (None, (1, 2))
+        assert (shares_of(made.preference), ranks_of(made.preference)) == (None, (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -175,15 +175,17 @@ def test_a_pair_without_a_soft_label_has_none() -> None:
 )
 def test_shares_and_votes(given: list[float], shares: tuple[float, ...], ranks: tuple[int, ...]) -> None:
     made = parse({"prompt": "q", "responses": ["a", "b", "c"], "shares": given}, "comparisons")
-    assert made.shares == pytest.approx(shares, abs=1e-12)
-    assert sum(made.shares or ()) == pytest.approx(1, abs=1e-15)
-    assert (made.ranks, made.scores, made.prompt.meta) == (ranks, None, {})
+    assert shares_of(made.preference) == pytest.approx(shares, abs=1e-12)
+    assert sum(shares_of(made.preference) or ()) == pytest.approx(1, abs=1e-15)
+    assert (ranks_of(made.preference), made.scores, made.prompt.meta) == (ranks, None, {})
 
 
-def test_ranks_beside_shares_are_kept() -> None:
-    row = {"prompt": "q", "responses": ["a", "b"], "shares": [0.4, 0.6], "ranks": [1, 2], "scores": [5, 3]}
+def test_shares_go_before_ranks_that_they_may_not_contradict() -> None:
+    row = {"prompt": "q", "responses": ["a", "b"], "shares": [0.6, 0.4], "ranks": [1, 2], "scores": [5, 3]}
     made = parse(row, "comparisons")
-    assert (made.shares, made.ranks, made.scores) == ((0.4, 0.6), (1, 2), (5.0, 3.0))
+    with pytest.raises(DataError, match=r"(?s)contradict.*\[0.4, 0.6\]"):
+        parse(row | {"shares": [0.4, 0.6]}, "comparisons")
+    assert (shares_of(made.preference), ranks_of(made.preference), made.scores) == ((0.6, 0.4), (1, 2), (5.0, 3.0))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_ranks_beside_shares_are_kept() -> None:
 def test_labelled(row: dict[str, Any], answers: list[str], scores: tuple[float, ...]) -> None:
     made = parse(row | {"source": "s"}, "labelled")
     assert made.prompt.messages == (Message("user", "q"),)
-    assert (texts(made), made.scores, made.shares) == (answers, scores, None)
+    assert (texts(made), made.scores, shares_of(made.preference)) == (answers, scores, None)
     assert made.prompt.meta == {"source": "s"}
     assert made.prompt.id == parse({"prompt": "q"}, "prompts").prompt.id
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from tiltyard.data import Chat, GroupFile, Kind, group_file, load_groups, parse_row, read_rows, stream_groups
 from tiltyard.errors import DataError
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Preference, Prompt, Response
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 8
 TURNS = [{"role": role, "content": f"hello {i}, naïve 東京"} for i, role in enumerate(["user", "assistant"] * 3)]
@@ -161,8 +162,12 @@ def any_group(draw: st.DrawFn) -> Group:
     def a_number_each(values: st.SearchStrategy[Any]) -> Any:
         return draw(st.none() | st.tuples(*[values for _ in responses]))
 
-    numbers = a_number_each(NUMBERS), a_number_each(st.integers(1, 9))
-    return Group(draw(PROMPTS), responses, *numbers, draw(TEXT), a_number_each(NUMBERS))
+    name = draw(st.sampled_from(["ranks", "shares", "labels", "ratings"]))
+    values = a_number_each({"ranks": st.integers(1, 9), "labels": st.booleans()}.get(name, NUMBERS))
+    preference = draw(st.none() | st.builds(Preference, annotator=TEXT, when=TEXT, meta=META))
+    if preference is not None:
+        preference = replace(preference, **{name: values})
+    return Group(draw(PROMPTS), responses, a_number_each(NUMBERS), preference, draw(TEXT))
 
 
 @given(st.lists(any_group(), max_size=7), st.integers(1, 3))
@@ -194,7 +199,8 @@ def test_pandas_stays_out(tmp_path: Path) -> None:
     """Arrow would import it for a list of numbers: 50 MiB of a process that trains."""
     code = (
         "import sys; from tiltyard.data import GroupFile; from tiltyard.types import *\n"
-        "group = Group(Prompt(text='x', ids=(1,)), (Response(ids=(2,), logps=(-0.5,)),), ranks=(1,))\n"
+        "group = Group(Prompt(text='x', ids=(1,)), (Response(ids=(2,), logps=(-0.5,)),), "
+        "preference=Preference(ranks=(1,)))\n"
         f"assert list(GroupFile.write([group] * 3, {str(tmp_path)!r})) == [group] * 3\n"
         "assert not {'pandas', 'datasets'} & set(sys.modules)"
     )

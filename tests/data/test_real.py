@@ -18,6 +18,7 @@ from tiltyard.data import (
     read_rows,
     train_tokenizer,
 )
+from tiltyard.types import ranks_of
 
 COUNTS = [
     ("corpus", "text", 16_568, 400),
@@ -40,7 +41,7 @@ def test_every_row_parses(real_data: Path, folder: str, kind: Any, train: int, d
     assert sum(1 for _ in read_rows(real_data / folder, split="dev")) == dev
     if kind == "comparisons":
         assert all(2 <= len(g.responses) <= 9 for g in groups)
-        assert all(g.ranks or g.scores for g in groups)
+        assert all(ranks_of(g.preference) or g.scores for g in groups)
 
 
 @pytest.mark.slow

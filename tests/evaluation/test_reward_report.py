@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from scipy.stats import rankdata
+from tests.preferences import fields_of
 
 from tiltyard.errors import DataError
 from tiltyard.evaluation.reward_models import BINS, best_scale, evaluate_pairs, evaluate_scores, log_loss_P
@@ -21,7 +22,7 @@ from tiltyard.files import jsonable
 from tiltyard.losses.reward import accuracy_G, kwise_loss_G, ranking_pairs
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Prompt, Response, ranks_of
 
 LOGIT_80 = math.log(4)
 
@@ -37,7 +38,12 @@ def pair(d: float, q: float = 1.0, longer: int = 0, *, prompt: object = None, at
 
 def group(name: str, lengths: list[int], *, meta: dict | None = None, **labels) -> Group:
     answers = tuple(Response(ids=tuple(range(n)), text="x" * n) for n in lengths)
-    return Group(Prompt((Message("user", name),), id="same for all", meta=meta or {}), answers, origin=name, **labels)
+    return Group(
+        Prompt((Message("user", name),), id="same for all", meta=meta or {}),
+        answers,
+        origin=name,
+        **fields_of(**labels),
+    )
 
 
 def random_groups(seed: int, count: int = 40) -> tuple[list[Group], list[list[float]]]:
@@ -57,7 +63,7 @@ def random_groups(seed: int, count: int = 40) -> tuple[list[Group], list[list[fl
 @pytest.mark.parametrize("seed", range(3))
 def test_pairs_and_figures_agree_with_the_losses_of_training(seed) -> None:
     groups, scores = random_groups(seed)
-    rank_B = torch.tensor([float(r) for g in groups for r in g.ranks or ()])
+    rank_B = torch.tensor([float(r) for g in groups for r in ranks_of(g.preference) or ()])
     group_B = torch.tensor([i for i, g in enumerate(groups) for _ in g.responses])
     score_B = torch.tensor([s for row in scores for s in row], dtype=torch.float64)
     winner_P, loser_P, group_P = ranking_pairs(rank_B, group_B)

@@ -21,7 +21,7 @@ from tiltyard.pipeline import run_recipe
 from tiltyard.pipeline.recipe import check, parse_recipe
 from tiltyard.runs.journal import JsonlFile
 from tiltyard.stages import ai_label
-from tiltyard.types import Group, Response
+from tiltyard.types import Group, Response, ranks_of, shares_of
 from tiltyard.world import gold
 
 from .server import Server, by_length
@@ -71,10 +71,10 @@ def test_unlabelled_rows_become_soft_labels(tmp_path) -> None:
     folder, result, text = run(tmp_path, data, {"kind": "simulated", "temperature": 0.5, "position_bias": 0.7})
     labels = list(read_groups(folder / "labels.groups.jsonl"))
     expected = Debiased(SimulatedJudge(temperature=0.5, position_bias=0.7))(pairs)
-    assert [g.shares for g in labels] == [pytest.approx((v.p, 1 - v.p), abs=1e-12) for v in expected]
+    assert [shares_of(g.preference) for g in labels] == [pytest.approx((v.p, 1 - v.p), abs=1e-12) for v in expected]
     for group in labels:
-        p, q = group.shares
-        assert group.ranks == ((1, 1) if p == q else (1, 2) if p > q else (2, 1))
+        p, q = shares_of(group.preference)
+        assert ranks_of(group.preference) == ((1, 1) if p == q else (1, 2) if p > q else (2, 1))
     assert result["labels"] == result["pairs"] == len(pairs)
     assert result["confidence"] == pytest.approx(sum(max(v.p, 1 - v.p) for v in expected) / len(pairs), abs=1e-12)
     assert result["same_position"] == pytest.approx(sum(bool(v.same_place) for v in expected) / len(pairs))
@@ -84,9 +84,9 @@ def test_unlabelled_rows_become_soft_labels(tmp_path) -> None:
     for row, group in zip(made_rows, labels, strict=True):
         golds = [gold(group.prompt.meta, row[key]).total for key in ("chosen", "rejected")]
         assert golds[0] >= golds[1]
-        assert row["p_chosen"] == max(group.shares)
+        assert row["p_chosen"] == max(shares_of(group.preference))
     judged = rows(folder / "judgements.jsonl")
-    assert [j["verdict"]["p"] for j in judged] == [g.shares[0] for g in labels]
+    assert [j["shares"][0] for j in judged] == [shares_of(g.preference)[0] for g in labels]
     assert {j["annotator"] for j in judged} == {"judge:simulated"}
     assert "labels, mean confidence" in text
 
@@ -109,7 +109,7 @@ stages:
     folder = tmp_path / "t" / "ai_label"
     read, _ = load_groups(folder / "rows.jsonl", "comparisons", model.chat, max_length=200)
     for row, group in zip(read, read_groups(folder / "labels.groups.jsonl"), strict=True):
-        assert max(row.shares or ()) == pytest.approx(max(group.shares or ()), abs=1e-12)
+        assert max(shares_of(row.preference) or ()) == pytest.approx(max(shares_of(group.preference) or ()), abs=1e-12)
         assert {r.text for r in row.responses} == {r.text for r in group.responses}
     metrics = rows(tmp_path / "t" / "dpo" / "metrics.jsonl")
     assert metrics[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
@@ -186,8 +186,8 @@ def test_missing_verdicts_are_counted_and_kept(server: Server, tmp_path) -> None
     assert (result["judge_calls"], result["tokens_in"]) == (20, 2000)
     assert result["judge_cost"] == pytest.approx(2000 / 1e6)
     judged = rows(folder / "judgements.jsonl")
-    assert "p" not in judged[3]["verdict"]
-    assert "<script>" in judged[3]["verdict"]["reason"]  # shown as it is, never interpreted
+    assert "shares" not in judged[3]
+    assert "<script>" in judged[3]["meta"]["reason"]  # shown as it is, never interpreted
 
 
 @pytest.mark.parametrize("write_no", range(6))

@@ -28,7 +28,7 @@ from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.training.algorithm import Models
 from tiltyard.training.select import best_worst
 from tiltyard.training.source import Online
-from tiltyard.types import Group, Response
+from tiltyard.types import Group, Response, ranks_of, shares_of
 
 from .test_local import made
 from .worlds import Formula, biased, judge_settings, pair, words, world_pairs
@@ -54,9 +54,11 @@ def test_pairs_get_shares_and_ranks() -> None:
     groups = [pair("a", "b"), pair("b", "a"), pair("b", "c")]
     scored = JudgeScorer(Debiased(biased(d, 1.1), "logits")).score(groups)
     p = 1 / (1 + math.exp(-0.8))
-    assert [g.shares for g in scored] == [pytest.approx(x, abs=1e-12) for x in ((p, 1 - p), (1 - p, p), (0.5, 0.5))]
-    assert [g.ranks for g in scored] == [(1, 2), (2, 1), (1, 1)]
-    assert all(g.scores == g.shares for g in scored)
+    assert [shares_of(g.preference) for g in scored] == [
+        pytest.approx(x, abs=1e-12) for x in ((p, 1 - p), (1 - p, p), (0.5, 0.5))
+    ]
+    assert [ranks_of(g.preference) for g in scored] == [(1, 2), (2, 1), (1, 1)]
+    assert all(g.scores == shares_of(g.preference) for g in scored)
 
 
 def test_more_answers_get_their_mean_chance_to_win() -> None:
@@ -66,7 +68,7 @@ def test_more_answers_get_their_mean_chance_to_win() -> None:
         chances = [1 / (1 + math.exp(d[o] - d[name])) for o in d if o != name]
         assert score == pytest.approx(sum(chances) / 3, abs=1e-12)
     assert sum(scored.scores) == pytest.approx(2.0, abs=1e-12)  # six games among four
-    assert (scored.ranks, scored.shares) == ((3, 2, 1, 4), None)
+    assert (ranks_of(scored.preference), shares_of(scored.preference)) == ((3, 2, 1, 4), None)
     (chosen,) = best_worst([scored], torch.Generator())
     assert [r.text for r in chosen.responses] == ["c", "d"]
 
@@ -74,9 +76,9 @@ def test_more_answers_get_their_mean_chance_to_win() -> None:
 def test_no_verdict_says_nothing() -> None:
     judge = Formula(lambda x, y: None if "z" in x + y else 0.9 if x < y else 0.1)
     one, two, three = JudgeScorer(judge).score([pair("a", "z"), pair("a", "b"), many("a", "b", "z")])
-    assert (one.ranks, one.shares, one.scores) == ((1, 1), None, None)
-    assert two.ranks == (1, 2)
-    assert (three.ranks, three.scores) == ((1, 1, 1), None)
+    assert (ranks_of(one.preference), shares_of(one.preference), one.scores) == ((1, 1), None, None)
+    assert ranks_of(two.preference) == (1, 2)
+    assert (ranks_of(three.preference), three.scores) == ((1, 1, 1), None)
     with pytest.raises(DataError, match="needs two answers"):
         JudgeScorer(judge).score([many("a")])
 
@@ -116,9 +118,9 @@ def test_online_takes_a_judge_as_its_scorer() -> None:
     assert len(groups) == 3
     for group in groups:
         texts = [r.text for r in group.responses]
-        assert sum(group.shares) == pytest.approx(1, abs=1e-12)
+        assert sum(shares_of(group.preference)) == pytest.approx(1, abs=1e-12)
         if len(texts[0]) != len(texts[1]):
-            assert group.ranks == ((1, 2) if len(texts[0]) < len(texts[1]) else (2, 1))
+            assert ranks_of(group.preference) == ((1, 2) if len(texts[0]) < len(texts[1]) else (2, 1))
 
 
 @pytest.mark.parametrize("p", [0.5, 0.647725, 0.9])
@@ -128,7 +130,7 @@ def test_a_reward_model_on_soft_labels_ends_at_logit_p(p) -> None:
 
     def loss(gap: torch.Tensor) -> torch.Tensor:
         score_B = torch.cat([gap, torch.zeros(1, dtype=torch.float64)])
-        share_B = torch.tensor(group.shares, dtype=torch.float64)
+        share_B = torch.tensor(shares_of(group.preference), dtype=torch.float64)
         order_B, group_B = torch.tensor([1.0, 2.0]), torch.zeros(2, dtype=torch.long)
         return kwise_loss_G(score_B, order_B, group_B, 1, share_B=share_B, soft_G=torch.ones(1)).sum()
 

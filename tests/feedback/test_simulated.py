@@ -9,7 +9,7 @@ from tests.chance import chi_square, shifted
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Debiased, JudgeScorer, SimulatedJudge
 from tiltyard.feedback.verdicts import sigmoid
-from tiltyard.types import Group, Response
+from tiltyard.types import Group, Response, ranks_of, shares_of
 from tiltyard.world import gold
 
 from .worlds import pair, world_pairs
@@ -38,11 +38,11 @@ def test_kendall_of_a_group_is_one() -> None:
     group = Group(groups[0].prompt, tuple(Response(text=t) for t in answers))
     totals = [gold(group.prompt.meta, t).total for t in answers]
     (scored,) = JudgeScorer(SimulatedJudge(temperature=1e-6)).score([group])
-    assert scored.shares is None
+    assert shares_of(scored.preference) is None
     for i in range(5):
         for j in range(5):
             assert (totals[i] > totals[j]) == (scored.scores[i] > scored.scores[j])
-            assert (totals[i] > totals[j]) == (scored.ranks[i] < scored.ranks[j])
+            assert (totals[i] > totals[j]) == (ranks_of(scored.preference)[i] < ranks_of(scored.preference)[j])
 
 
 def test_the_instruction_changes_the_verdict() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tiltyard.batch.batch import Batch
 from tiltyard.kernels.base import TORCH
 from tiltyard.training.algorithm import Algorithm, Forward, Models
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 from .toy import F64
 
@@ -56,9 +56,11 @@ def answers(*items: int, length: Sequence[int] | None = None) -> tuple[Response,
 
 def pair(i: int, j: int, q: float | None = None, length: Sequence[int] | None = None) -> Group:
     """Answer i against answer j: hard (i wins) or i is preferred with probability q."""
-    shares = None if q is None else (q, 1 - q)
-    ranks = (1, 2) if q is None or q > 0.5 else (2, 1) if q < 0.5 else (1, 1)
-    return Group(ASK, answers(i, j, length=length), ranks=ranks, shares=shares)
+    return Group(
+        ASK,
+        answers(i, j, length=length),
+        preference=Preference(ranks=(1, 2)) if q is None else Preference(shares=(q, 1 - q)),
+    )
 
 
 class World:

@@ -19,7 +19,7 @@ from tiltyard.methods.kto import MismatchedKL
 from tiltyard.methods.reward_model import Margins, RankingLabels
 from tiltyard.training.algorithm import Models
 from tiltyard.training.prepare import BinaryLabels, PairLabels
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 from .tabular import ASK, answers, pair
 from .toy import F64, same
@@ -88,21 +88,27 @@ def test_where_the_logistic_loss_is_least(q: float, noise: float) -> None:
 
 
 def test_preferred() -> None:
-    tied = Group(ASK, answers(0, 1), ranks=(3, 3))
-    batch = prepared(PairLabels("dpo"), pair(0, 1), Group(ASK, answers(0, 1), ranks=(2, 1)), tied, pair(0, 1, 0.5))
+    tied = Group(ASK, answers(0, 1), preference=Preference(ranks=(3, 3)))
+    batch = prepared(
+        PairLabels("dpo"),
+        pair(0, 1),
+        Group(ASK, answers(0, 1), preference=Preference(ranks=(2, 1))),
+        tied,
+        pair(0, 1, 0.5),
+    )
     assert batch["share_B"].view(-1, 2).tolist() == [[1, 0], [0, 1], [0.5, 0.5], [0.5, 0.5]]
     assert batch["kept_G"].tolist() == [1, 1, 0, 1]
     assert batch.metrics["tied_groups"] == (1.0, 4.0)
-    soft = Group(ASK, answers(0, 1), ranks=(2, 1), shares=(0.7, 0.3))  # soft labels go before ranks
+    soft = Group(ASK, answers(0, 1), preference=Preference(shares=(0.7, 0.3)))  # soft labels go before ranks
     assert prepared(PairLabels("dpo"), soft)["share_B"].tolist() == [0.7, 0.3]
     with pytest.raises(DataError, match="this row has 3"):
-        prepared(PairLabels("dpo"), Group(ASK, answers(0, 1, 2), ranks=(1, 2, 3)))
+        prepared(PairLabels("dpo"), Group(ASK, answers(0, 1, 2), preference=Preference(ranks=(1, 2, 3))))
 
 
 def test_ranked() -> None:
-    hard = Group(ASK, answers(0, 1, 2), ranks=(2, 1, 2))
-    tied = Group(ASK, answers(0, 1), ranks=(1, 1))
-    soft = Group(ASK, answers(0, 1, 2), ranks=(2, 2, 1), shares=(0.25, 0.25, 0.5))
+    hard = Group(ASK, answers(0, 1, 2), preference=Preference(ranks=(2, 1, 2)))
+    tied = Group(ASK, answers(0, 1), preference=Preference(ranks=(1, 1)))
+    soft = Group(ASK, answers(0, 1, 2), preference=Preference(shares=(0.25, 0.25, 0.5)))
     batch = prepared(RankingLabels(), hard, tied, soft)
     assert batch["ranked_G"].tolist() == [1, 0, 1]
     assert batch["soft_G"].tolist() == [0, 0, 1]
@@ -111,9 +117,12 @@ def test_ranked() -> None:
 
 
 def test_grades() -> None:
-    scored = Group(ASK, answers(0, 1, 2), ranks=(3, 1, 2), scores=(0.5, 4.0, 2.0))
+    scored = Group(ASK, answers(0, 1, 2), preference=Preference(ranks=(3, 1, 2)), scores=(0.5, 4.0, 2.0))
     assert prepared(Margins("scores", scale=0.5), scored)["grade_B"].tolist() == [0.25, 2.0, 1.0]
-    said = lambda value, ranks: Group(Prompt(ids=(7,), meta={"by": value}), answers(0, 1), ranks=ranks)  # noqa: E731
+
+    def said(value, ranks):
+        return Group(Prompt(ids=(7,), meta={"by": value}), answers(0, 1), preference=Preference(ranks=ranks))
+
     levels = Margins("by", {"clearly": 1.0, "hardly": 1 / 3}, scale=3.0)
     batch = prepared(levels, said("clearly", (1, 2)), said("hardly", (2, 1)), said(0.5, (2, 1)))
     same(batch["grade_B"], torch.tensor([3, 0, 0, 1, 0, 1.5], dtype=F64), 1e-15)

@@ -17,7 +17,7 @@ from tiltyard.methods import cpo, dpo, ipo, simpo, slic, spin
 from tiltyard.methods.direct import PairLoss
 from tiltyard.training.algorithm import Algorithm, Mean
 from tiltyard.training.prepare import PairLabels, RefLogp
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference
 
 from .tabular import (
     SOURCE,
@@ -317,7 +317,13 @@ def duel(opponent: Tensor, lam: float | list[float], iteration: int = 0, **more)
     groups = []
     for i, j in product(range(K), range(K)):
         data, sampled = answers(i, j)
-        groups.append(Group(pair(i, j).prompt, (data, replace(sampled, policy_version=iteration)), ranks=(1, 2)))
+        groups.append(
+            Group(
+                pair(i, j).prompt,
+                (data, replace(sampled, policy_version=iteration)),
+                preference=Preference(ranks=(1, 2)),
+            )
+        )
     weights = (DATA[:, None] + opponent).exp().reshape(-1)
     return World(spin(SOURCE, beta=lam, **more), opponent, groups, weights)
 
@@ -373,7 +379,9 @@ def test_spin_takes_the_lam_of_its_iteration() -> None:
 def test_a_reference_left_behind_is_told_apart() -> None:
     """The opponent renewed, the reference not (plain DPO with synthetic losers): the second optimum is another one."""
     second = iterate(OPPONENT, 2.0)
-    groups = [Group(pair(i, j).prompt, answers(i, j), ranks=(1, 2)) for i in range(K) for j in range(K)]
+    groups = [
+        Group(pair(i, j).prompt, answers(i, j), preference=Preference(ranks=(1, 2))) for i in range(K) for j in range(K)
+    ]
     weights = (DATA[:, None] + second).exp().reshape(-1)
     stale = World(spin(SOURCE, beta=2.0), OPPONENT, groups, weights).optimum(OPPONENT)
     same(stale, torch.log_softmax(OPPONENT + (DATA - second) / 2, 0), 1e-8)

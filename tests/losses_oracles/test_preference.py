@@ -12,7 +12,7 @@ from torch import Tensor
 from tiltyard.data import Row, parse_row
 from tiltyard.losses.preference import kto_B, likelihood_rank, log_odds, rank_hinge_G
 from tiltyard.methods import click, cpo, dpo, ipo, kto, orpo, rrhf, simpo, slic
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference
 
 from .tabular import ASK, SOURCE, World, answers, draw, pair
 from .toy import F64, grad, same
@@ -210,7 +210,7 @@ def test_a_coin_toss_asks_for_nothing_where_the_two_are_equal(name: str) -> None
 @pytest.mark.parametrize("name", PAIRED)
 def test_ties_are_left_out_of_the_mean_and_coin_tosses_are_not(name: str) -> None:
     kept = [pair(1, 3, length=LENGTH), pair(0, 2, 0.3, LENGTH)]
-    tied = Group(ASK, answers(1, 2, length=LENGTH), ranks=(1, 1))
+    tied = Group(ASK, answers(1, 2, length=LENGTH), preference=Preference(ranks=(1, 1)))
     without = World(PAIRED[name], REF, kept, length=LENGTH)
     with_tie = World(PAIRED[name], REF, [*kept, tied], length=LENGTH)
     same(with_tie.mean(THETA), without.mean(THETA), 1e-14)
@@ -254,9 +254,13 @@ def test_rrhf_weighs_each_token_by_one_over_the_length() -> None:
 
 def test_rrhf_of_a_single_answer_is_its_likelihood_and_shares_it_among_the_best() -> None:
     logp = torch.log_softmax(THETA, 0)
-    lone = World(rrhf(SOURCE), REF, [Group(ASK, answers(2, length=LENGTH), ranks=(1,))], length=LENGTH)
+    lone = World(
+        rrhf(SOURCE), REF, [Group(ASK, answers(2, length=LENGTH), preference=Preference(ranks=(1,)))], length=LENGTH
+    )
     same(lone.loss(THETA), -logp[2], 1e-14)
-    two = World(rrhf(SOURCE, rank_weight=0), REF, [Group(ASK, answers(0, 1, 2), ranks=(1, 1, 2))])
+    two = World(
+        rrhf(SOURCE, rank_weight=0), REF, [Group(ASK, answers(0, 1, 2), preference=Preference(ranks=(1, 1, 2)))]
+    )
     same(two.loss(THETA), -(logp[0] + logp[1]) / 2, 1e-14)
 
 

@@ -19,7 +19,7 @@ from tiltyard.losses.reward import (
 )
 from tiltyard.methods import reward_model
 from tiltyard.training.algorithm import Forward, Models
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference
 
 from .tabular import ASK, SOURCE, answers, minimise
 from .toy import F64, grad, same
@@ -186,15 +186,15 @@ def method_loss(score, groups, **settings):
 def test_a_ranking_of_k_costs_k_forward_rows(form):
     """Once through the model for each answer, not once for each of its pairs."""
     score = torch.randn(9, dtype=F64)
-    groups = [Group(ASK, answers(*range(k)), ranks=tuple(range(1, k + 1))) for k in (9, 2, 4)]
+    groups = [Group(ASK, answers(*range(k)), preference=Preference(ranks=tuple(range(1, k + 1)))) for k in (9, 2, 4)]
     assert method_loss(score, groups, form=form)[3].rows == [15]
 
 
 def test_soft_labels_reach_the_pairs_and_their_ties_are_neither_right_nor_wrong():
     """q = share_i / (share_i + share_j); a group whose shares are all equal has no right order to be measured by."""
     score = torch.tensor([0.4, -0.3, 1.1], dtype=F64)
-    soft = Group(ASK, answers(0, 1, 2), ranks=(1, 2, 3), shares=(0.5, 0.3, 0.2))
-    even = Group(ASK, answers(0, 2), ranks=(1, 1), shares=(0.5, 0.5))
+    soft = Group(ASK, answers(0, 1, 2), preference=Preference(shares=(0.5, 0.3, 0.2)))
+    even = Group(ASK, answers(0, 2), preference=Preference(shares=(0.5, 0.5)))
     loss_G, metrics, batch, _ = method_loss(score, [soft, even])
     pair = lambda q, d: q * softplus(-d) + (1 - q) * softplus(d)  # noqa: E731
     three = [pair(q, score[i] - score[j]) for q, i, j in ((5 / 8, 0, 1), (5 / 7, 0, 2), (3 / 5, 1, 2))]
@@ -364,8 +364,8 @@ def test_who_is_best_is_read_from_ranks_or_shares():
     """Those who share the first place have equal parts; soft labels are taken as they are."""
     score = torch.tensor([0.3, -0.5, 1.2], dtype=F64)
     groups = [
-        Group(ASK, answers(0, 1, 2), ranks=(1, 2, 1)),
-        Group(ASK, answers(0, 1, 2), ranks=(1, 3, 2), shares=(0.6, 0.1, 0.3)),
+        Group(ASK, answers(0, 1, 2), preference=Preference(ranks=(1, 2, 1))),
+        Group(ASK, answers(0, 1, 2), preference=Preference(shares=(0.6, 0.1, 0.3))),
     ]
     loss_G = method_loss(score, groups, form="best")[0]
     logp = score.log_softmax(0)

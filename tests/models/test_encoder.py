@@ -27,7 +27,7 @@ from tiltyard.training.algorithm import Models
 from tiltyard.training.fit import fit
 from tiltyard.training.run import Run
 from tiltyard.training.source import Offline, Online
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Preference, Prompt, Response
 
 EXACT = 1e-10
 FAMILIES = list(encoders.FAMILIES)
@@ -207,7 +207,9 @@ def separable(n: int, seed: int) -> list[Group]:
         answers = [[words[k] for k in row] for row in drawn]
         answers[0][place], answers[1][place] = "yes", "no"
         prompt = Prompt(messages=(Message("user", "what is it ?"),), id=f"{seed}.{i}")
-        groups.append(Group(prompt, tuple(Response(text=" ".join(a)) for a in answers), ranks=(1, 2)))
+        groups.append(
+            Group(prompt, tuple(Response(text=" ".join(a)) for a in answers), preference=Preference(ranks=(1, 2)))
+        )
     return encoders.chat().encode_groups(groups)
 
 

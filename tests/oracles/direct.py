@@ -22,7 +22,7 @@ from tiltyard.methods import (
     slic,
 )
 from tiltyard.training.algorithm import Models
-from tiltyard.types import Group, Response
+from tiltyard.types import Group, Preference, Response
 
 from .worlds import (
     ASK,
@@ -215,8 +215,8 @@ CLICK: Toys = {
 
 def ranked(rank_weight: float) -> Toy:
     """RRHF on two answers, the first better 8 times in 10: the ranking term only takes, 2 of 10, until h = 0."""
-    groups = [Group(ASK, (Response(ids=COIN[0]), Response(ids=COIN[1])), ranks=(1, 2))] * 8
-    groups += [replace(groups[0], ranks=(2, 1))] * 2
+    groups = [Group(ASK, (Response(ids=COIN[0]), Response(ids=COIN[1])), preference=Preference(ranks=(1, 2)))] * 8
+    groups += [replace(groups[0], preference=Preference(ranks=(2, 1)))] * 2
     best = shares((0.8 - 0.2 * rank_weight, 0.2 + 0.2 * rank_weight))
     return Toy(rrhf(given(groups), rank_weight=rank_weight), Models(policy=policy(COIN)), to_law(COIN, best))
 
@@ -224,7 +224,9 @@ def ranked(rank_weight: float) -> Toy:
 def in_order() -> Toy:
     """Without the likelihood term it stops where the averaged log-probs are in the order of the ranks."""
     places = R[:6].argsort(descending=True).argsort()
-    group = Group(ASK, tuple(Response(ids=y) for y in BANDIT), ranks=tuple(1 + int(i) for i in places))
+    group = Group(
+        ASK, tuple(Response(ids=y) for y in BANDIT), preference=Preference(ranks=tuple(1 + int(i) for i in places))
+    )
 
     def gap(models: Models) -> float:
         return float(torch.relu(-law(models["policy"], BANDIT)[R[:6].argsort()].diff()).max())

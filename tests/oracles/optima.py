@@ -25,7 +25,7 @@ from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.source import Online
-from tiltyard.types import Group, Response
+from tiltyard.types import Group, Preference, Response, shares_of
 from training import tiny
 
 from .worlds import (
@@ -114,7 +114,9 @@ def plackett_luce(form: str) -> Toy:
             times = 60 * (first + 1) * (second + 1) / (6 * (6 - first - 1))
             assert times == round(times)
             ranks = tuple(1 + (first, second, third).index(i) for i in range(3))
-            groups += [Group(ASK, tuple(Response(ids=(i,)) for i in range(3)), ranks=ranks)] * round(times)
+            groups += [
+                Group(ASK, tuple(Response(ids=(i,)) for i in range(3)), preference=Preference(ranks=ranks))
+            ] * round(times)
     truth = doubles([1.0, 2, 3]).log()
     algorithm = reward_model(given(groups), form=form)
     return Toy(algorithm, Models(reward=scalar()), to_scores(lambda models: all_scores(models)[[1, 0, 2]], truth))
@@ -128,7 +130,7 @@ def verdicts() -> Toy:
         one, other = (r.ids for r in group.responses)
         texts = ((*one, 5, *other, tiny.EOS), (*other, 5, *one, tiny.EOS))
         read.append(replace(group, responses=tuple(Response(ids=y, meta={PAIRS: 1}) for y in texts)))
-    truth = doubles([math.log(s[0] / s[1]) for g in groups if (s := g.shares)])
+    truth = doubles([math.log(s[0] / s[1]) for g in groups if (s := shares_of(g.preference))])
 
     @torch.no_grad()
     def gap(models: Models) -> float:

@@ -19,7 +19,7 @@ from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response, ranks_of, shares_of
 from training import tiny
 
 from .starts import Known, by_group, sigma, softplus
@@ -164,9 +164,9 @@ def cringe_start(batch: Batch, x_R: Tensor) -> Known:
     parts = iter(x_R.split(sizes))
     for group in batch.groups:
         a, b = next(parts).tolist(), next(parts).tolist()
-        first, second = group.ranks or (0, 0)
-        q = group.shares[0] if group.shares else float(first < second)
-        if group.shares is None and first == second:
+        first, second = ranks_of(group.preference) or (0, 0)
+        q = shares_of(group.preference)[0] if shares_of(group.preference) else float(first < second)
+        if shares_of(group.preference) is None and first == second:
             slopes += [0.0] * (len(a) + len(b))
             continue
         kept += 1
@@ -188,9 +188,9 @@ def hinge_start(batch: Batch, x_B: Tensor) -> Known:
     """RSO's hinge-norm at h = 0: 1 a pair, and gamma either way, by how sure the label is."""
     slopes, kept = [], 0
     for group, _, _ in by_group(batch, x_B):
-        first, second = group.ranks or (0, 0)
-        q = group.shares[0] if group.shares else float(first < second)
-        tied = group.shares is None and first == second
+        first, second = ranks_of(group.preference) or (0, 0)
+        q = shares_of(group.preference)[0] if shares_of(group.preference) else float(first < second)
+        tied = shares_of(group.preference) is None and first == second
         kept += not tied
         slopes += [0.0, 0.0] if tied else [-GAMMA * (2 * q - 1), GAMMA * (2 * q - 1)]
     return 1.0, doubles(slopes) / kept
@@ -243,7 +243,7 @@ def fresh_pairs() -> Toy:
         labelled = []
         for group in groups:
             p = sigma(worth[group.responses[0].ids] - worth[group.responses[1].ids])
-            labelled.append(replace(group, shares=(p, 1 - p), ranks=(1, 2) if p >= 0.5 else (2, 1)))
+            labelled.append(replace(group, preference=Preference(shares=(p, 1 - p))))
         return labelled
 
     source = Online(

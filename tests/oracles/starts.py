@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of, shares_of
 
 from .worlds import doubles
 
@@ -42,9 +42,9 @@ def over_pairs(one: Callable[[float, float, int, int, float], tuple[float, float
     def start(batch: Batch, x_B: Tensor) -> Known:
         found, x, sizes = [], x_B.view(-1, 2).tolist(), batch.forest.count_B.view(-1, 2).tolist()
         for group, (a, b), (m, n) in zip(batch.groups, x, sizes, strict=True):
-            first, second = group.ranks or (0, 0)
-            q = group.shares[0] if group.shares else float(first < second)
-            tied = group.shares is None and first == second
+            first, second = ranks_of(group.preference) or (0, 0)
+            q = shares_of(group.preference)[0] if shares_of(group.preference) else float(first < second)
+            tied = shares_of(group.preference) is None and first == second
             found.append((0.0, 0.0, 0.0, 0.0) if tied else (1.0, *one(a, b, m, n, q)))
         table = doubles(found)
         count = float(table[:, 0].sum())
@@ -91,7 +91,7 @@ def slic(a: float, b: float, m: int, n: int, q: float) -> tuple[float, float, fl
 
 def ranker(batch: Batch, score_B: Tensor) -> Known:
     """ln 2, and half a unit on either order; a row counts alike however many comparisons it gave."""
-    share = doubles([1.0 if g.shares is None else g.shares[0] for g in batch.groups])
+    share = doubles([1.0 if shares_of(g.preference) is None else shares_of(g.preference)[0] for g in batch.groups])
     weight = doubles([1 / g.responses[0].meta["pairs_of_row"] for g in batch.groups])
     slope = weight * (0.5 - share) / weight.sum()
     return LN2, torch.stack([slope, -slope], 1).flatten()
@@ -101,7 +101,7 @@ def reward(batch: Batch, score_B: Tensor) -> Known:
     """ln 2 a ranking, and (answers above - answers below) / 2 over its untied pairs: (2i-1-K)/(K(K-1)) without ties."""
     slopes, kept = [], 0
     for group in batch.groups:
-        ranks = group.ranks or ()
+        ranks = ranks_of(group.preference) or ()
         untied = sum(x < y for x in ranks for y in ranks)
         kept += untied > 0
         slopes += [0.5 * sum((y < x) - (y > x) for y in ranks) / max(untied, 1) for x in ranks]
@@ -119,7 +119,7 @@ def kto(batch: Batch, logp_B: Tensor) -> Known:
 def rrhf(batch: Batch, logp_B: Tensor) -> Known:
     loss, slopes = 0.0, []
     for group, x, size in by_group(batch, logp_B):
-        ranks, p = group.ranks or (), [a / n for a, n in zip(x, size, strict=True)]
+        ranks, p = ranks_of(group.preference) or (), [a / n for a, n in zip(x, size, strict=True)]
         best = [r == min(ranks) for r in ranks]
         own = [-b / sum(best) for b in best]
         loss += sum(a * b for a, b in zip(x, own, strict=True))

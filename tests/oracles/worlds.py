@@ -21,7 +21,7 @@ from tiltyard.posterior import all_responses, response_log_probs, total_variatio
 from tiltyard.sampling import Capabilities
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.source import SelfPlay
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 from training import tiny
 
 # a token that no answer goes on after: a Llama cannot tell a token from the same one after itself
@@ -89,8 +89,7 @@ def pairs(support: Sequence[Answer], p: Tensor, times: Callable[[int, int], int]
 
 
 def pair(one: Answer, other: Answer, share: float) -> Group:
-    ranks = (1, 2) if share >= 0.5 else (2, 1)
-    return Group(ASK, (Response(ids=one), Response(ids=other)), ranks=ranks, shares=(share, 1 - share))
+    return Group(ASK, (Response(ids=one), Response(ids=other)), preference=Preference(shares=(share, 1 - share)))
 
 
 def demos(support: Sequence[Answer], counts: Sequence[int]) -> list[Group]:
@@ -171,7 +170,9 @@ def mixed_pairs(n: int, seed: int = 0) -> list[Group]:
         soft = None if share is None else (share, 1 - share)
         both = tuple(Response(ids=y) for y in ids)
         prompt = Prompt(id=str(i), ids=tiny.ids(tiny.length(1, 8, stream), stream))
-        groups.append(Group(prompt, both, ranks=ranks, shares=soft))
+        groups.append(
+            Group(prompt, both, preference=Preference(ranks=ranks) if soft is None else Preference(shares=soft))
+        )
     return [with_turns(groups[0]), *groups[1:]]
 
 
@@ -191,8 +192,11 @@ def turned(group: Group) -> Group:
 
 def labels_turned(group: Group) -> dict[str, Any]:
     """What is said of the responses, in the opposite order."""
-    said = {"scores": group.scores, "ranks": group.ranks, "shares": group.shares}
-    return {name: None if x is None else x[::-1] for name, x in said.items()}
+    preference = group.preference
+    if preference is not None:
+        values = {name: getattr(preference, name) for name in ("ranks", "shares", "labels", "ratings")}
+        preference = replace(preference, **{name: x[::-1] for name, x in values.items() if x is not None})
+    return {"scores": None if group.scores is None else group.scores[::-1], "preference": preference}
 
 
 def with_turns(group: Group) -> Group:
@@ -229,7 +233,7 @@ def rivals(n: int, seed: int = 0) -> list[Group]:
     groups = []
     for i, group in enumerate(mixed_pairs(n, seed)):
         made = tuple(Response(ids=r.ids, meta={PAIRS: 1 + i % 3}) for r in group.responses)
-        groups.append(replace(group, responses=made, ranks=(1, 2)))
+        groups.append(replace(group, responses=made, preference=Preference(ranks=(1, 2))))
     return groups
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiltyard.data import group_from_dict, group_to_dict, read_groups, write_groups
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Preference, Prompt, Response
 
 IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -37,12 +37,23 @@ RESPONSES = st.builds(
     loss_spans=st.none() | st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=2).map(tuple),
     meta=META,
 )
+PROVENANCE = dict.fromkeys(("annotator", "when", "guideline", "prompt", "model", "run"), TEXT)
+PREFERENCES = st.one_of(
+    st.builds(Preference, **{name: st.lists(values, max_size=3).map(tuple)}, **PROVENANCE, meta=META)
+    for name, values in (
+        ("ranks", st.integers(1, 9)),
+        ("shares", NUMBER),
+        ("labels", st.booleans()),
+        ("ratings", NUMBER),
+        ("responses", TEXT),
+    )
+)
 GROUPS = st.builds(
     Group,
     PROMPTS,
     st.lists(RESPONSES, max_size=3).map(tuple),
     st.none() | st.lists(NUMBER, max_size=3).map(tuple),
-    st.none() | st.lists(st.integers(1, 9), max_size=3).map(tuple),
+    st.none() | PREFERENCES,
     TEXT,
 )
 ONE = Group(
@@ -59,6 +70,17 @@ def test_round_trip(group: Group, tmp_path_factory: pytest.TempPathFactory) -> N
     assert back == [group, ONE]
     assert all(isinstance(m, Message) for m in back[1].prompt.messages or ())
     assert group_from_dict(group_to_dict(group)) == group
+
+
+def test_groups_of_older_files() -> None:
+    """They have `ranks` and `shares` beside the scores."""
+    value = group_to_dict(ONE)
+    for old, preference in (
+        ({"ranks": [2, 1]}, Preference(ranks=(2, 1))),
+        ({"ranks": [2, 1], "shares": [0.25, 0.75]}, Preference(shares=(0.25, 0.75))),
+        ({"ranks": None}, None),
+    ):
+        assert group_from_dict(value | old).preference == preference
 
 
 def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiltyard.errors import TiltyardError
 from tiltyard.scoring import Cost, Scale, Scorer
 from tiltyard.scoring.base import matched_groups, matched_responses
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of
 
 
 @dataclass
@@ -51,7 +51,7 @@ def scores_are_finite_floats(case: Case) -> None:
     assert any(group.scores for group in scored)
     for group in scored:
         if group.scores is None:
-            assert group.ranks is not None  # it says that it has no verdict
+            assert ranks_of(group.preference) is not None  # it says that it has no verdict
             continue
         assert len(group.scores) == len(group.responses)
         assert all(type(score) is float and math.isfinite(score) for score in group.scores)
@@ -96,7 +96,7 @@ def nothing_and_empty_groups(case: Case) -> None:
     """No groups: none. A group without responses: no scores, or an error that names it."""
     scorer = case.make()
     assert scorer.score([]) == []
-    empty = replace(case.groups[0], responses=(), scores=None, ranks=None, shares=None)
+    empty = replace(case.groups[0], responses=(), scores=None, preference=None)
     error = ""
     try:
         scored = scorer.score([empty])

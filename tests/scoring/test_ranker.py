@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.preferences import fields_of
 
 from models import tiny
 from tiltyard.batch.batch import Batch
@@ -25,7 +26,7 @@ from tiltyard.training.fit import fit
 from tiltyard.training.run import Run
 from tiltyard.training.select import by_scores, tournament
 from tiltyard.training.source import Offline, generator
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Preference, Prompt, Response, ranks_of, shares_of
 
 V = 512
 
@@ -44,7 +45,7 @@ def model(chat: Chat, seed: int = 0, **shape: Any) -> ScalarModel:
 
 def asked(*texts: str, **fields: Any) -> Group:
     prompt = Prompt(messages=(Message("user", "what is it?"),), id="p", ids=(1, 2, 3))
-    return Group(prompt, tuple(Response(text=t) for t in texts), origin="file:3", **fields)
+    return Group(prompt, tuple(Response(text=t) for t in texts), origin="file:3", **fields_of(**fields))
 
 
 WORDS = ["the cat sat", "yes", "on the mat, so it is", "Grüße 🙂"]
@@ -84,11 +85,15 @@ def test_the_prompt_is_the_policys_own(chat: Chat) -> None:
     (pair,) = encode_pairwise(chat, [group], 256)
     assert pair.prompt.ids == chat.encode_prompt(replace(group.prompt, ids=())).ids
     assert chat.decode(pair.responses[0].ids) == "[Answer 1]\nno\n[Answer 2]\nyes"  # the better answer stands first
-    assert (pair.ranks, pair.origin) == ((1, 2), "file:3 1>0")
+    assert (ranks_of(pair.preference), pair.origin) == ((1, 2), "file:3 1>0")
 
 
 def test_plain_text_prompts(chat: Chat) -> None:
-    group = Group(Prompt(text="the land is", id="t"), (Response(text="a"), Response(text="b")), ranks=(1, 2))
+    group = Group(
+        Prompt(text="the land is", id="t"),
+        (Response(text="a"), Response(text="b")),
+        preference=Preference(ranks=(1, 2)),
+    )
     (pair,) = encode_pairwise(chat, [group], 256)
     whole = chat.tokenizer.decode([*pair.prompt.ids, *pair.responses[0].ids], skip_special_tokens=True)
     assert whole == "the land is\n[Answer 1]\na\n[Answer 2]\nb"
@@ -105,7 +110,7 @@ def test_pairs_of_a_ranking() -> None:
 
 def test_soft_labels_become_the_share_of_two() -> None:
     found = pairwise_groups(asked("a", "b", "c", ranks=(2, 1, 2), shares=(0.2, 0.6, 0.2)))
-    assert [(g.origin[-3:], g.shares, g.ranks) for g in found] == [
+    assert [(g.origin[-3:], shares_of(g.preference), ranks_of(g.preference)) for g in found] == [
         ("0>2", (0.5, 0.5), (1, 1)),
         ("1>0", pytest.approx((0.75, 0.25)), (1, 2)),
         ("1>2", pytest.approx((0.75, 0.25)), (1, 2)),

@@ -19,7 +19,7 @@ from tiltyard.pipeline import run_recipe
 from tiltyard.runs.journal import JsonlFile
 from tiltyard.scoring import Ranker, RewardScorer
 from tiltyard.stages import candidates
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of
 from tiltyard.world import gold
 
 from .conftest import Whole
@@ -106,7 +106,7 @@ def test_what_is_kept_with_a_reward_model(whole: Whole, tmp_path: Path) -> None:
     for pair in pairs:
         source = place[pair.origin.split()[0]]
         assert all(r in source.responses for r in pair.responses)  # ids, log-probs and all
-        assert pair.ranks == (1, 2)
+        assert ranks_of(pair.preference) == (1, 2)
         assert pair.scores is not None
         assert pair.scores[0] > pair.scores[1]
     scores = [g.scores or () for g in every]
@@ -173,7 +173,7 @@ def test_people_and_our_own_reader_can_read_the_pairs(whole: Whole, tmp_path: Pa
     assert len(said) == len(read) > 0
     for pair, row in zip(said, read, strict=True):
         assert [r.text for r in row.responses] == [r.text for r in pair.responses]
-        assert (row.ranks, row.prompt.messages) == ((1, 2), pair.prompt.messages)
+        assert (ranks_of(row.preference), row.prompt.messages) == ((1, 2), pair.prompt.messages)
 
 
 # ------------------------------------------------------------------------------------------------- chance and resuming

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.preferences import fields_of
 
 from tiltyard.data import load_groups
 from tiltyard.errors import ConfigError, DataError
@@ -45,7 +46,7 @@ def write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 def group(scores: tuple[float, ...] | None = None, ranks: tuple[int, ...] | None = None) -> Group:
     count = len(scores or ranks or ())
-    return Group(Prompt(text="?"), tuple(Response(text=str(i)) for i in range(count)), scores, ranks)
+    return Group(Prompt(text="?"), tuple(Response(text=str(i)) for i in range(count)), scores, **fields_of(ranks))
 
 
 # ------------------------------------------------------------------------------------------------- people's numbers

@@ -19,7 +19,7 @@ from tiltyard.inputs import measure
 from tiltyard.methods.mlm import Mask
 from tiltyard.training.algorithm import Models
 from tiltyard.training.refcache import cache_ref_logps
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of
 
 POLICY, REF, REWARD = tiny.policy(1), tiny.frozen(0), tiny.scalar(2)
 torch.nn.init.normal_(REWARD.head.weight)
@@ -32,8 +32,8 @@ def rows(kind: str) -> list[Group]:
     found = tiny.rankings(9, tied=(4,))
     if kind == "rankings":
         return found
-    labels = [tuple(float(k == min(g.ranks or ())) for k in g.ranks or ()) for g in found]
-    return [replace(g, ranks=None, scores=s) for g, s in zip(found, labels, strict=True)]
+    labels = [tuple(float(k == min(ranks_of(g.preference) or ())) for k in ranks_of(g.preference) or ()) for g in found]
+    return [replace(g, preference=None, scores=s) for g, s in zip(found, labels, strict=True)]
 
 
 def preference(groups: Sequence[Group], budget: int) -> measure.Measure:
@@ -75,14 +75,14 @@ def test_by_hand(tmp_path: Path) -> None:
     groups = rows("rankings")
 
     def says(model: Any, group: Group) -> list[float]:
-        alone = [replace(group, responses=(r,), ranks=None) for r in group.responses]
+        alone = [replace(group, responses=(r,), preference=None) for r in group.responses]
         return [float(model.logp_R(Batch.of([g], [0], 1).forest)[0].sum()) for g in alone]
 
     right, margins, ratios = [], [], []
     for group in groups:
         ratio = [a - b for a, b in zip(says(POLICY, group), says(REF, group), strict=True)]
         ratios += ratio
-        ranked = list(zip(group.ranks or (), ratio, strict=True))
+        ranked = list(zip(ranks_of(group.preference) or (), ratio, strict=True))
         pairs = [(x, y) for (i, x), (j, y) in itertools.permutations(ranked, 2) if i < j]
         margins += [x - y for x, y in pairs]
         right += [sum(x > y for x, y in pairs) / len(pairs)] if pairs else []

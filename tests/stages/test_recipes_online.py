@@ -22,6 +22,7 @@ from tiltyard.runs.groups import group_from_dict
 from tiltyard.stages.base import StageContext
 from tiltyard.training.select import best_worst
 from tiltyard.training.source import generator
+from tiltyard.types import shares_of
 
 from .conftest import Whole
 
@@ -91,8 +92,8 @@ def test_rlaif_learns_from_a_judge_and_nobody_else(rlaif: Ran) -> None:
     assert "label" not in rlaif.results
     labels = list(read_groups(rlaif.folder / "ai_label" / "labels.groups.jsonl"))
     assert len(labels) == rlaif.results["ai_label"]["pairs"] == 30  # all pairs of 3 answers to 10 prompts
-    assert all(g.shares is not None and sum(g.shares) == pytest.approx(1) for g in labels)
-    assert any(0 < min(g.shares or ()) < 0.5 for g in labels)
+    assert all(shares_of(g.preference) is not None and sum(shares_of(g.preference)) == pytest.approx(1) for g in labels)
+    assert any(0 < min(shares_of(g.preference) or ()) < 0.5 for g in labels)
     assert {g.origin.split()[-1] for g in labels} == {"judge:simulated"}
     assert rlaif.results["reward"]["steps"] == 4
     summary = json.loads((rlaif.folder / "summary.json").read_text())["models"]

@@ -17,6 +17,7 @@ from tiltyard.data import load_groups, read_groups
 from tiltyard.inputs.measure import scores_of
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.pipeline import run_recipe
+from tiltyard.types import ranks_of
 
 from . import tiny
 from .conftest import Whole
@@ -123,8 +124,8 @@ def test_rankings_hold_the_ids_that_were_sampled(whole: Whole) -> None:
         assert len(group.responses) == 3
         assert group.origin.startswith("annotator:")
         assert all(r.logps is not None and len(r.logps) == len(r.ids) for r in group.responses)
-        assert group.ranks is not None
-        assert min(group.ranks) == 1
+        assert ranks_of(group.preference) is not None
+        assert min(ranks_of(group.preference)) == 1
 
 
 def test_the_summary(whole: Whole) -> None:

@@ -21,7 +21,7 @@ from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Offline, Online
-from tiltyard.types import Group, Prompt
+from tiltyard.types import Group, Preference, Prompt
 
 STEPS, EVERY = 9, 3
 METHODS: dict[str, Any] = {
@@ -56,7 +56,11 @@ def careless(groups: list[Group]) -> list[Group]:
             continue
         if marker == 2:
             group = replace(group, responses=group.responses[1:], scores=(group.scores or ())[1:])
-        found.append(replace(group, scores=None, ranks=(1,) * len(group.responses)) if marker == 3 else group)
+        found.append(
+            replace(group, scores=None, preference=Preference(ranks=(1,) * len(group.responses)))
+            if marker == 3
+            else group
+        )
     return found
 
 

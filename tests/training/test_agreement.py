@@ -19,7 +19,7 @@ from tiltyard.methods import dpo, ipo, ppo, reward_model, sft, slic
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.refcache import cache_ref_logps
 from tiltyard.training.source import generator
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response, ranks_of
 
 from . import tiny
 
@@ -60,7 +60,8 @@ def test_reward() -> None:
     steps = [tiny.rankings(6, seed, tied=[seed % 6]) for seed in range(STEPS)]
     model = tiny.scalar()
     batches = [
-        [(list(g.prompt.ids), [list(r.ids) for r in g.responses], list(g.ranks or ())) for g in step] for step in steps
+        [(list(g.prompt.ids), [list(r.ids) for r in g.responses], list(ranks_of(g.preference) or ())) for g in step]
+        for step in steps
     ]
     theirs, final = ref_reward.run(plain_copy(model), batches, lr=1e-2)
     ours = tiny.train(reward_model(tiny.Given(steps)), Models(reward=model))
@@ -83,7 +84,13 @@ def pairs(seed: int) -> list[Group]:
         first, second = ((2 + j, *tiny.ids(tiny.length(0, 4, g) + 3 * j, g), tiny.EOS) for j in (0, 1))
         ranks = {True: (1, 2), False: (2, 1)}[q > 0.5] if q not in (None, 0.5) else (1, 1)
         shares = None if q in (None, 0.0, 1.0) else (q, 1 - q)
-        groups.append(Group(prompt, (Response(ids=first), Response(ids=second)), ranks=ranks, shares=shares))
+        groups.append(
+            Group(
+                prompt,
+                (Response(ids=first), Response(ids=second)),
+                preference=Preference(ranks=ranks) if shares is None else Preference(shares=shares),
+            )
+        )
     return groups
 
 
@@ -170,7 +177,7 @@ def test_direct_without_the_ties_is_the_same(direct_runs: Any) -> None:
         for step in steps:
             tied = step.pop(LABELS.index(None))
             if q is not None:
-                step.append(replace(tied, shares=(q, 1 - q)))
+                step.append(replace(tied, preference=Preference(shares=(q, 1 - q))))
         policy = tiny.policy()
         ours = tiny.train(dpo(tiny.Given(steps), beta=0.3), Models(policy=policy, ref=tiny.frozen(2)), lr=3e-3)
         gap = max(float((tiny.parameters(policy)[n] - p).abs().max()) for n, p in final.items())

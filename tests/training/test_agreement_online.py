@@ -18,7 +18,7 @@ from tiltyard.sampling import NativeSampler, SampleSettings, UniformStream, resp
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Online, generator
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 from . import tiny
 from .test_agreement_rl import plain_copy
@@ -45,7 +45,7 @@ def in_shares(groups: list[Group]) -> list[Group]:
     found = []
     for group in groups:
         q = chance(*(r.ids for r in group.responses))
-        found.append(replace(group, ranks=(1 + (q < 0.5), 1 + (q > 0.5)), shares=(q, 1 - q)))
+        found.append(replace(group, preference=Preference(shares=(q, 1 - q))))
     return found
 
 

@@ -28,7 +28,7 @@ from tiltyard.methods import click, dpo, sft, slic
 from tiltyard.methods.sft import Nll, SequenceNll
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Mean, Models, StepGroups
 from tiltyard.training.source import Offline
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference
 
 ROOT = Path(__file__).parents[2]
 EXACT = 1e-12
@@ -36,13 +36,13 @@ OPEN = {"max_grad_norm": 1e9}  # nothing clipped
 
 
 def pairs(n: int, seed: int = 0) -> list[Group]:
-    return [replace(g, responses=g.responses[:2], ranks=(1, 2)) for g in tiny.rankings(n, seed)]
+    return [replace(g, responses=g.responses[:2], preference=Preference(ranks=(1, 2))) for g in tiny.rankings(n, seed)]
 
 
 def judged(n: int, seed: int = 0) -> list[Group]:
     """Continuations of which every other is good."""
     found = tiny.rankings(n, seed)
-    return [replace(g, ranks=None, scores=tuple(float(i % 2) for i in range(len(g.responses)))) for g in found]
+    return [replace(g, preference=None, scores=tuple(float(i % 2) for i in range(len(g.responses)))) for g in found]
 
 
 def step_of(algorithm: Algorithm, **settings: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -184,7 +184,7 @@ def test_every_update_draws_its_own_batch() -> None:
 
 
 def test_a_step_whose_own_groups_say_nothing_still_learns_from_the_side() -> None:
-    ties = [replace(g, ranks=(1, 1)) for g in pairs(4)]
+    ties = [replace(g, preference=Preference(ranks=(1, 1))) for g in pairs(4)]
     aside = tiny.demonstrations(3)
     found, metrics = step_of(slic(tiny.Given([ties]), tiny.Given([aside]), lam=2.0))
     side, value = gradient_of(SequenceNll(), aside)

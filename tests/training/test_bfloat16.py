@@ -14,6 +14,7 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import frozen_copy
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Offline
+from tiltyard.types import Preference
 
 from . import tiny
 
@@ -29,7 +30,7 @@ def curve(method: str, dtype: DType, seed: int = 0) -> tuple[torch.Tensor, Model
         algorithm, models = sft(Offline(tiny.demonstrations(64), 8, seed=seed)), Models(policy=policy)
     else:
         ref = frozen_copy(policy)
-        pairs = [replace(g, responses=g.responses[:2], ranks=(1, 2)) for g in tiny.rankings(64)]
+        pairs = [replace(g, responses=g.responses[:2], preference=Preference(ranks=(1, 2))) for g in tiny.rankings(64)]
         algorithm, models = dpo(Offline(pairs, 8, seed=seed), beta=0.3), Models(policy=policy, ref=ref)
     rows = tiny.train(algorithm, models, steps=STEPS, lr=1e-3)
     return torch.tensor([row["loss"] for row in rows]), models

@@ -18,7 +18,7 @@ from tiltyard.sampling import NativeSampler
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Forward, Models
 from tiltyard.training.rounds import Rounds
-from tiltyard.types import Group, Response
+from tiltyard.types import Group, Preference, Response
 
 K = 5
 REF, _, THETA = draw(3, K)
@@ -136,7 +136,7 @@ def test_the_gate_and_its_gradient(detach: bool) -> None:
 def test_likelihood_and_contrast_are_means_over_tokens_and_the_margin_a_sum() -> None:
     """An answer of three tokens and one of two, the tokens alike: means are those of one token, M is not."""
     long, short = Response(ids=(0, 0, 0)), Response(ids=(1, 1))
-    group = Group(ASK, (long, short), ranks=(1, 2))
+    group = Group(ASK, (long, short), preference=Preference(ranks=(1, 2)))
     log = torch.log_softmax(THETA, 0)
     loss = cringed(THETA, [group], gate_margin=0.2, gate_temperature=1.5, negatives=1)[0]
     negative = max((t for t in range(K) if t != 1), key=lambda t: float(log[t]))

@@ -21,7 +21,7 @@ from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Offline, Online
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 from . import tiny
 
@@ -139,7 +139,7 @@ def test_the_reward_model_recovers_true_differences() -> None:
             wins[i, j] += first
             wins[j, i] += not first
             pair = (Response(ids=items[i]), Response(ids=items[j]))
-            groups.append(Group(ASK, pair, ranks=(1, 2) if first else (2, 1)))
+            groups.append(Group(ASK, pair, preference=Preference(ranks=(1, 2) if first else (2, 1))))
     model = tiny.scalar(**SHAPE)
     rows = tiny.train(reward_model(Offline(groups, len(groups))), Models(reward=model), steps=120, lr=1e-2, **SLOW)
     forest = pack([Group(ASK, tuple(Response(ids=y) for y in items))])

@@ -24,7 +24,7 @@ from tiltyard.training.algorithm import Models
 from tiltyard.training.prepare import RefLogp
 from tiltyard.training.refcache import cache_ref_logps, content_hash, group_key
 from tiltyard.training.source import Offline
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 from . import tiny
 
@@ -39,7 +39,9 @@ def pairs(n: int, seed: int = 0) -> list[Group]:
         ids = (*first.ids, 3, 4, tiny.EOS)
         first = replace(first, ids=ids, loss_spans=((0, 1), (2, len(ids))))
         ranks = (2, 1) if i % 3 == 0 else (1, 2)
-        found.append(replace(group, responses=(first, second), ranks=ranks, origin=f"f.jsonl:{i + 1}"))
+        found.append(
+            replace(group, responses=(first, second), preference=Preference(ranks=ranks), origin=f"f.jsonl:{i + 1}")
+        )
     return found
 
 
@@ -231,7 +233,7 @@ def test_two_templates_have_two_keys() -> None:
 def test_what_changes_no_number_changes_no_key() -> None:
     """Labels, texts, names, where the model's files lie, and whether it is in training."""
     groups = pairs(5)
-    said = [replace(g, ranks=(1, 1), scores=(0.0, 1.0), shares=(0.2, 0.8), origin="elsewhere") for g in groups]
+    said = [replace(g, preference=Preference(shares=(0.2, 0.8)), scores=(0.0, 1.0), origin="elsewhere") for g in groups]
     said = [
         replace(answer(g, text="?", finish="length"), prompt=replace(g.prompt, id="?", meta={"a": 1})) for g in said
     ]
@@ -328,7 +330,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
 
 def test_duplicates_are_computed_once(tmp_path: Path) -> None:
     groups = pairs(4)
-    twice = [*groups, *(replace(g, ranks=(2, 1), origin="again") for g in groups)]
+    twice = [*groups, *(replace(g, preference=Preference(ranks=(2, 1)), origin="again") for g in groups)]
     cache = cache_ref_logps(tiny.frozen(), twice, tmp_path)
     assert len(cache.table) == 4
     half = len(cache.logp)

@@ -28,7 +28,7 @@ from tiltyard.training.algorithm import Forward, Models
 from tiltyard.training.fit import fit
 from tiltyard.training.optimizer import make_optimizer
 from tiltyard.training.rounds import merged
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response, ranks_of
 
 from . import round_runs as runs
 from . import tiny
@@ -229,11 +229,11 @@ def test_the_pool_rule_of_rejection_sampling() -> None:
 
 
 def test_merging_keeps_the_order_and_forgets_ranks() -> None:
-    a, b = marked(2, 1), [replace(g, ranks=(1,)) for g in marked(3, 2)]
+    a, b = marked(2, 1), [replace(g, preference=Preference(ranks=(1,))) for g in marked(3, 2)]
     found = merged([a, b])
     assert [[r.ids for r in g.responses] for g in found] == [[(1,), (2,)], [(1,), (2,)], [(2,)]]
     assert [g.scores for g in found] == [(1.0, 1.0), (1.0, 1.0), (1.0,)]
-    assert found[0].ranks is None
+    assert ranks_of(found[0].preference) is None
 
 
 # ------------------------------------------------------------------------------------------------- what begins a round

@@ -14,7 +14,7 @@ from tests.chance import chi_square, follows, means, near, shifted
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.training import select
 from tiltyard.training.source import generator
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Prompt, Response, ranks_of
 
 # the one-prompt world: what is drawn, with which chance, and what it is worth (two answers tie)
 PI0 = {"a": 0.3, "b": 0.25, "c": 0.2, "d": 0.15, "e": 0.1}
@@ -65,7 +65,7 @@ def test_best_follows_the_law_of_best_of_n(n: int, seed: int) -> None:
 def test_best_keeps_the_answer_as_it_was_sampled() -> None:
     (chosen,) = select.best([group("abce", place=7)], generator(0))
     assert chosen.responses == (Response(ids=(3, 2), text="c", logps=(-1.0, -2.0)),)
-    assert (chosen.scores, chosen.ranks, chosen.origin) == ((1.0,), None, "policy@7 best 2")
+    assert (chosen.scores, ranks_of(chosen.preference), chosen.origin) == ((1.0,), None, "policy@7 best 2")
 
 
 # --------------------------------------------------------------------------------------------- best and worst, above
@@ -73,7 +73,7 @@ def test_best_keeps_the_answer_as_it_was_sampled() -> None:
 
 def test_best_against_worst() -> None:
     found = select.best_worst([group("abc"), group("aaa"), group("bea")], generator(0))
-    assert [(g.responses[0].text, g.responses[1].text, g.ranks, g.scores) for g in found] == [
+    assert [(g.responses[0].text, g.responses[1].text, ranks_of(g.preference), g.scores) for g in found] == [
         ("c", "a", (1, 2), (1.0, 0.0)),
         ("b", "a", (1, 2), (0.5, 0.0)),
     ]
@@ -158,7 +158,7 @@ def test_a_perfect_judge_finds_the_best(n: int) -> None:
         lost = Counter(g.responses[1].text for g in games)
         assert set(values) - set(lost) == ({winner} if n > 1 else set(values))
         assert max(lost.values(), default=0) <= 1
-        assert all(g.ranks == (1, 2) and g.scores and g.scores[0] > g.scores[1] for g in games)
+        assert all(ranks_of(g.preference) == (1, 2) and g.scores and g.scores[0] > g.scores[1] for g in games)
         if n & (n - 1) == 0:
             assert sum(g.responses[0].text == winner for g in games) == n.bit_length() - 1
 

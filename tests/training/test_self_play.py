@@ -18,7 +18,7 @@ from tiltyard.methods import spin
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.source import SelfPlay
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of
 
 from . import tiny
 
@@ -45,7 +45,7 @@ def test_the_data_s_answer_always_wins() -> None:
     by_id = {g.prompt.id: g for g in tiny.demonstrations(9)}
     assert (len(made.groups), made.index, made.total) == (4, [0, 1, 2, 3], 4)
     for group in made.groups:
-        assert group.ranks == (1, 2)
+        assert ranks_of(group.preference) == (1, 2)
         assert group.responses[0] == by_id[group.prompt.id].responses[0]
         own = group.responses[1]
         assert own.policy_version == 0
@@ -58,7 +58,7 @@ def test_answers_come_from_the_reference_and_not_from_the_policy() -> None:
     """The recorded log-probs are the reference's; another policy changes nothing, another reference everything."""
     found = models(ref=5)
     groups = source()(found, 0).groups
-    batch = Batch.of([replace(g, responses=g.responses[1:], ranks=None) for g in groups], range(4), 4)
+    batch = Batch.of([replace(g, responses=g.responses[1:], preference=None) for g in groups], range(4), 4)
     with torch.no_grad():
         tiny.assert_same(batch["sampled_logp_R"], found["ref"].logp_R(batch.forest)[0], 1e-9)
     assert drawn(source()(Models(policy=tiny.policy(8), ref=tiny.frozen(5)), 0).groups) == drawn(groups)

@@ -26,7 +26,7 @@ from tiltyard.training.algorithm import Models
 from tiltyard.training.rounds import Rounds, renew_ref
 from tiltyard.training.select import best_worst
 from tiltyard.training.source import generator
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 from . import tiny
 
@@ -135,8 +135,8 @@ def test_a_judge_that_likes_length_shows_in_the_metrics() -> None:
 def test_lengths_follow_the_labels_and_ties_have_none() -> None:
     one, two = Response(ids=(1, 2, 3)), Response(ids=(4,))
     groups = [
-        Group(Prompt(ids=(1,)), (one, two), ranks=(2, 1)),
-        Group(Prompt(ids=(2,)), (one, two), ranks=(1, 2), shares=(0.5, 0.5)),
+        Group(Prompt(ids=(1,)), (one, two), preference=Preference(ranks=(2, 1))),
+        Group(Prompt(ids=(2,)), (one, two), preference=Preference(shares=(0.5, 0.5))),
     ]
     batch = Batch.of(groups, range(2), 2)
     batch = batch.with_columns(share_B=torch.tensor([0.0, 1.0, 0.5, 0.5], dtype=torch.float64))

@@ -14,13 +14,16 @@ from tiltyard.methods import dpo, sft
 from tiltyard.training.algorithm import Models
 from tiltyard.training.refcache import cache_ref_logps
 from tiltyard.training.source import Offline
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference
 
 from . import tiny
 
 
 def pairs(n: int) -> list[Group]:
-    return [replace(g, responses=g.responses[:2], ranks=(1, 2), scores=None) for g in tiny.rankings(n)]
+    return [
+        replace(g, responses=g.responses[:2], preference=Preference(ranks=(1, 2)), scores=None)
+        for g in tiny.rankings(n)
+    ]
 
 
 def test_training_from_disk_is_training_from_memory(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tiltyard.sampling import SampleSettings
 from tiltyard.training import fit as fitting
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
 from tiltyard.training.run import Optimizer, Run, ValueOptimizer
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 VOCAB, EOS = 17, 1
 
@@ -97,7 +97,9 @@ def rankings(n: int, seed: int = 0, tied: Sequence[int] = ()) -> list[Group]:
         ranks = [1] * k if i in tied else ranks
         # each with a first token of its own: equal answers would tie in score up to the last bit only
         responses = tuple(Response(ids=(2 + j, *ids(length(0, 7, g), g), EOS)) for j in range(k))
-        groups.append(Group(Prompt(id=str(i), ids=ids(length(1, 9, g), g)), responses, ranks=tuple(ranks)))
+        groups.append(
+            Group(Prompt(id=str(i), ids=ids(length(1, 9, g), g)), responses, preference=Preference(ranks=tuple(ranks)))
+        )
     return groups
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tiltyard.batch.forest import Forest, pack
 from tiltyard.errors import CompositionError
-from tiltyard.types import MICRO_TOKENS, Group, Response
+from tiltyard.types import MICRO_TOKENS, Group, Response, ranks_of
 
 RECORDS = {"score_B": "scores", "rank_B": "ranks", "sampled_logp_R": "sampled log-probs", "stopped_B": "end"}
 Metrics = dict[str, tuple[float, float]]  # name -> (sum, count); the mean is taken over micro-batches and processes
@@ -227,8 +227,9 @@ def _record_columns(groups: Sequence[Group], device: torch.device) -> dict[str, 
     # a process without groups has every column, empty: it must take part in what the others do
     if all(group.scores is not None for group in groups):
         put("score_B", [s for group in groups for s in group.scores or ()], torch.float64)
-    if all(group.ranks is not None for group in groups):
-        put("rank_B", [float(k) for group in groups for k in group.ranks or ()])
+    ranks = [ranks_of(group.preference) for group in groups]
+    if all(some is not None for some in ranks):
+        put("rank_B", [float(k) for some in ranks for k in some or ()])
     if all(r.logps is not None for r in responses):
         put("sampled_logp_R", [x for r in responses for x in _in_loss(r)], torch.float64)
     if responses and all(r.hidden is not None and r.loss_spans is None for r in responses):

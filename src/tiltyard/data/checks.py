@@ -16,7 +16,7 @@ import numpy as np
 
 from tiltyard.stats.correlation import kendall_tau_b
 from tiltyard.stats.intervals import wilson
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of
 
 _EXAMPLES = 5
 
@@ -174,7 +174,7 @@ class _Scan:
         self.length.add(group, quality)
 
     def _alone(self, group: Group) -> None:
-        judged = group.ranks or group.scores
+        judged = ranks_of(group.preference) or group.scores
         if judged is not None and len(set(judged)) < len(judged):
             self._note("ties", group)
         if len({r.text or r.ids for r in group.responses}) < len(group.responses):
@@ -255,7 +255,8 @@ def _content_key(group: Group) -> tuple[Any, Any]:
 
 def _quality(group: Group) -> tuple[float, ...] | None:
     """Returns a number per response, higher is better: from the ranks, or else the scores."""
-    return group.scores if group.ranks is None else tuple(-float(rank) for rank in group.ranks)
+    ranks = ranks_of(group.preference)
+    return group.scores if ranks is None else tuple(-float(rank) for rank in ranks)
 
 
 class _Lengths:

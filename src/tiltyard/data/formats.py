@@ -38,7 +38,7 @@ from tiltyard.data.fields import (
 )
 from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError, nearest
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Preference, Prompt, Response, pairs_of
 
 Kind = Literal["text", "demonstrations", "comparisons", "labelled", "prompts"]
 KINDS: tuple[Kind, ...] = ("text", "demonstrations", "comparisons", "labelled", "prompts")
@@ -114,15 +114,15 @@ def _comparison(row: Row) -> Group:
     used = ("prompt", "chosen", "rejected", "p_chosen")
     p = probability(row, "p_chosen")
     shares = None if p is None else (p, 1 - p)
-    ranks = (1, 2) if shares is None else _ranks_from(shares)
+    preference = Preference(ranks=(1, 2)) if shares is None else Preference(shares=shares)
     if value.get("prompt") is not None:
         messages = _prompt_field(row, "comparisons")
         answers = tuple(_answer_field(row, name, messages) for name in ("chosen", "rejected"))
-        return _group(row, messages, answers, used, ranks=ranks, shares=shares)
+        return _group(row, messages, answers, used, preference=preference)
     conversations = [_conversation(row, name) for name in ("chosen", "rejected")]
     shared = _shared_prompt(row, *conversations)
     answers = tuple(_answer(turns[shared:]) for turns in conversations)
-    return _group(row, conversations[0][:shared], answers, used, ranks=ranks, shares=shares)
+    return _group(row, conversations[0][:shared], answers, used, preference=preference)
 
 
 def _no_comparison(value: Mapping[str, Any]) -> str:
@@ -159,7 +159,7 @@ def _ranking(row: Row) -> Group:
     if scores is None and ranks is None and shares is None:
         fix = _no_comparison(row.value) or "give scores (higher is better), ranks (1 is best) or shares"
         raise lacks(row, "scores", "comparisons", fix)
-    whole = None
+    preference = Preference(ratings=scores) if shares is None else Preference(shares=shares)
     if ranks is not None:
         if any(rank != int(rank) or rank < 1 for rank in ranks):
             raise DataError(
@@ -169,18 +169,20 @@ def _ranking(row: Row) -> Group:
                 expected="1 for the best, equal numbers for ties",
                 fix="put real-valued judgements in 'scores' (higher is better)",
             )
-        whole = tuple(int(rank) for rank in ranks)
-    else:
-        # one preference schema: a comparison always has ranks; equal scores (or shares) tie
-        whole = _ranks_from(scores or shares or ())
+        hard = tuple(int(rank) for rank in ranks)
+        if shares is not None and any(
+            shares[p.better] < shares[p.worse] for p in pairs_of(Preference(ranks=hard)) if p.p > 0.5
+        ):
+            raise DataError(
+                "ranks and shares contradict each other",
+                where=row.where,
+                got=f"ranks {list(hard)}, shares {list(shares)}",
+                expected="the response with the better rank to have no smaller share",
+                fix="give one of the two",
+            )
+        preference = preference if shares is not None else Preference(ranks=hard)
     used = ("prompt", "responses", "scores", "ranks", "shares")
-    return _group(row, messages, answers, used, scores=scores, ranks=whole, shares=shares)
-
-
-def _ranks_from(values: Sequence[float]) -> tuple[int, ...]:
-    """Converts scores to ranks: 1 for the highest, 2, ... without gaps; equal numbers tie."""
-    ranks = {value: rank for rank, value in enumerate(sorted(set(values), reverse=True), start=1)}
-    return tuple(ranks[value] for value in values)
+    return _group(row, messages, answers, used, scores=scores, preference=preference)
 
 
 def _labelled(row: Row) -> Group:
@@ -329,11 +331,10 @@ def _group(
     used: tuple[str, ...],
     *,
     scores: tuple[float, ...] | None = None,
-    ranks: tuple[int, ...] | None = None,
-    shares: tuple[float, ...] | None = None,
+    preference: Preference | None = None,
 ) -> Group:
     prompt = _with_meta(row, Prompt(messages=messages, id=_digest(_canonical(messages))), used)
-    return Group(prompt, responses, scores, ranks, row.where, shares)
+    return Group(prompt, responses, scores, preference, row.where)
 
 
 def _with_meta(row: Row, prompt: Prompt, used: tuple[str, ...]) -> Prompt:

@@ -15,15 +15,14 @@ the verdict. The position bias of the raw s is measured all the same (`position_
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
-from itertools import permutations
 
 from tiltyard.data.chat import Chat
 from tiltyard.data.formats import TURNS
 from tiltyard.data.load import GroupStream, TooLong
 from tiltyard.errors import DataError
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response, pairs_of, ranks_of, shares_of
 
 PAIRS = "pairs_of_row"  # key of Response.meta: how many comparisons the row it came from gave
 
@@ -66,39 +65,29 @@ def pairwise_groups(group: Group) -> list[Group]:
     Ranks leave ties out. Soft labels (`shares`) leave nothing out: the share of i among i and j is the probability that
     i is the better of the two.
     """
-    if group.ranks is None:
+    if ranks_of(group.preference) is None:
         raise DataError(
             "a comparison without ranks",
             where=group.origin or group.prompt.id,
             fix="give rows with chosen and rejected, ranks or scores",
         )
     prompt = replace(group.prompt, ids=())
-    found = list(_untied_pairs(group.ranks, group.shares))
+    soft = shares_of(group.preference)
+    pairs = sorted(p for p in pairs_of(group.preference) if (p.p > 0.5 if soft is None else soft[p.better] > 0))
     return [
         replace(
             group,
             prompt=prompt,
             responses=tuple(
-                replace(r, meta={PAIRS: len(found)})
-                for r in both_orders(prompt, group.responses[i], group.responses[j])
+                replace(r, meta={PAIRS: len(pairs)})
+                for r in both_orders(prompt, group.responses[pair.better], group.responses[pair.worse])
             ),
             scores=None,
-            ranks=(1, 1) if share == 0.5 else (1, 2),
-            shares=None if share is None else (share, 1 - share),
-            origin=f"{group.origin} {i}>{j}",
+            preference=Preference(ranks=(1, 2)) if soft is None else Preference(shares=(pair.p, 1 - pair.p)),
+            origin=f"{group.origin} {pair.better}>{pair.worse}",
         )
-        for i, j, share in found
+        for pair in pairs
     ]
-
-
-def _untied_pairs(ranks: Sequence[int], shares: Sequence[float] | None) -> Iterator[tuple[int, int, float | None]]:
-    """Yields (better, worse, probability of that; None if certain) of the untied pairs."""
-    for i, j in permutations(range(len(ranks)), 2):
-        if shares is None:
-            if ranks[i] < ranks[j]:
-                yield i, j, None
-        elif (shares[i], -i) > (shares[j], -j) and shares[i] > 0:
-            yield i, j, shares[i] / (shares[i] + shares[j])
 
 
 def encode_pairwise(

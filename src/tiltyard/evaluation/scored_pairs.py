@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from tiltyard.errors import DataError
 from tiltyard.stats.correlation import kendall_tau_b
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference, pairs_of, ranks_of
 
 FIELDS = ("source", "subset", "category")  # fields of a row by which accuracy is broken down
 _TWO = 2
@@ -67,20 +65,21 @@ def scored_pairs(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> 
                 got=f"{len(group_scores)} scores for {len(group.responses)} responses",
             )
         key, labels = prompt_key(group), _labels(group.prompt.meta)
-        for i, j, q in _labelled(group):
-            pair = ScoredPair(
-                key,
-                float(group_scores[i]),
-                float(group_scores[j]),
-                q,
-                len(group.responses[i].ids),
-                len(group.responses[j].ids),
-                _margin(group, i, j),
-                labels,
-                group.origin,
-                (i, j),
+        for i, j, q in pairs_of(_preference(group)):
+            pairs.append(
+                ScoredPair(
+                    key,
+                    float(group_scores[i]),
+                    float(group_scores[j]),
+                    q,
+                    len(group.responses[i].ids),
+                    len(group.responses[j].ids),
+                    _margin(group, i, j),
+                    labels,
+                    group.origin,
+                    (i, j),
+                )
             )
-            pairs.append(pair if q >= 0.5 else pair.swapped())
     return pairs
 
 
@@ -90,9 +89,9 @@ def ranking_taus(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> 
     for group, group_scores in zip(groups, scores, strict=True):
         if len(group.responses) <= _TWO:
             continue
-        quality = group.scores or group.shares if group.ranks is None else [-float(rank) for rank in group.ranks]
-        if quality is not None:
-            taus.append((prompt_key(group), kendall_tau_b(quality, group_scores)))
+        ranks = ranks_of(_preference(group))
+        if ranks is not None:
+            taus.append((prompt_key(group), kendall_tau_b([-float(rank) for rank in ranks], group_scores)))
     return taus
 
 
@@ -101,20 +100,9 @@ def prompt_key(group: Group) -> Hashable:
     return group.prompt.messages or group.prompt.text or group.prompt.ids
 
 
-def _labelled(group: Group) -> Iterator[tuple[int, int, float]]:
-    """Yields (i, j, probability that i is preferred) for every pair of a labelled group."""
-    shares, quality = group.shares, group.scores
-    if group.ranks is not None:
-        quality = tuple(-float(rank) for rank in group.ranks)
-    if quality is None and shares is None:
-        return
-    count = len(group.responses)
-    for i in range(count):
-        for j in range(i + 1, count):
-            if shares is not None and shares[i] + shares[j] > 0:
-                yield i, j, shares[i] / (shares[i] + shares[j])
-            else:
-                yield i, j, 0.5 if quality is None else (float(np.sign(quality[i] - quality[j])) + 1) / 2
+def _preference(group: Group) -> Preference | None:
+    """What is known about who is better: a preference, or the order of scores that came with the data."""
+    return group.preference or (None if group.scores is None else Preference(ratings=group.scores))
 
 
 def _margin(group: Group, i: int, j: int) -> float:

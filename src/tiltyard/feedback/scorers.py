@@ -12,7 +12,7 @@ from tiltyard.distributed import processes
 from tiltyard.errors import DataError
 from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Verdict
 from tiltyard.scoring.base import Cost, Scale
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference, dense_ranks
 
 Unscored = Literal["error", "drop"]
 _PATIENCE = 20  # questions after which a judge that mostly gives no verdict is given up
@@ -127,7 +127,7 @@ class GradeScorer:
             kept = [(r, g.score) for r, g in zip(group.responses, grades, strict=True) if g.score is not None]
             if not reasons or len(kept) >= 2:
                 responses, scores = tuple(r for r, _ in kept), tuple(s for _, s in kept)
-                scored.append(replace(group, responses=responses, scores=scores, ranks=None, shares=None))
+                scored.append(replace(group, responses=responses, scores=scores, preference=None))
         return scored
 
     def take_cost(self) -> Cost:
@@ -176,8 +176,7 @@ def _labelled(group: Group, places: Sequence[tuple[int, int]], verdicts: Sequenc
                 wins[place] += p
                 games[place] += 1
     if not all(games):
-        return replace(group, scores=None, ranks=(1,) * count, shares=None)
+        return replace(group, scores=None, preference=Preference(ranks=(1,) * count))
     scores = tuple(win / game for win, game in zip(wins, games, strict=True))
-    best_first = sorted(set(scores), reverse=True)
-    ranks = tuple(best_first.index(score) + 1 for score in scores)
-    return replace(group, scores=scores, ranks=ranks, shares=scores if count == 2 else None)
+    preference = Preference(shares=scores) if count == 2 else Preference(ranks=dense_ranks(scores))
+    return replace(group, scores=scores, preference=preference)

@@ -9,7 +9,7 @@ from tiltyard.errors import DataError
 from tiltyard.inputs.workspace import Workspace
 from tiltyard.training.select import all_pairs, best_worst
 from tiltyard.training.source import generator
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of, shares_of
 
 
 def as_pairs(work: Workspace, key: str, groups: Sequence[Group], how: str, seed: int) -> Iterator[Group]:
@@ -22,17 +22,23 @@ def as_pairs(work: Workspace, key: str, groups: Sequence[Group], how: str, seed:
     stream = generator(seed, 6)
     for group in groups:
         if len(group.responses) > 2:
-            ranked = [replace(group, scores=tuple(-float(k) for k in group.ranks or ()))]
+            ranked = [replace(group, scores=tuple(-float(k) for k in ranks_of(group.preference) or ()))]
             cut = best_worst(ranked, stream) if how == "best_worst" else all_pairs(ranked)
             made, ties = made + len(cut), ties + cut.dropped
             yield from cut
     work.report(key, [f"{made:,} pairs of {len(groups):,} rows (pairs={how}), {ties:,} ties left out"])
 
 
+def is_tie(group: Group) -> bool:
+    """Whether no response is preferred to another, and no soft label says by how much."""
+    return shares_of(group.preference) is None and len(set(ranks_of(group.preference) or ())) < 2
+
+
 def labelled(group: Group, good_from: float | str) -> Group:
     """Scores turned into labels, at least `good_from` being good; or ranks, the best alone being good."""
-    if good_from == "best" and group.ranks is not None:
-        return replace(group, scores=tuple(float(k == min(group.ranks)) for k in group.ranks))
+    ranks = ranks_of(group.preference)
+    if good_from == "best" and ranks is not None:
+        return replace(group, scores=tuple(float(k == min(ranks)) for k in ranks))
     if group.scores is None or isinstance(good_from, str):
         raise DataError(
             "good_from compares what this row does not have",
@@ -54,7 +60,7 @@ def check_labels(group: Group) -> Group:
         raise DataError(
             "these responses are not labelled good or bad",
             where=group.origin or group.prompt.id,
-            got=f"scores {group.scores}" if group.scores is not None else "ranks" if group.ranks else "no scores",
+            got=f"scores {group.scores}" if group.scores is not None else "ranks" if group.preference else "no scores",
             expected="1 (good) or 0 (bad) for each response",
             fix="set good_from=best: the best-ranked responses are good, or good_from=NUMBER: those with that score",
         )

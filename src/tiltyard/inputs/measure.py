@@ -15,7 +15,7 @@ from tiltyard.models.language import ScalarModel
 from tiltyard.stats.text import bits_per_byte
 from tiltyard.stats.win_rates import accuracy_ci
 from tiltyard.training.algorithm import Models, Prepare, RefLogps
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of
 
 Measure = Callable[[Models, int], dict[str, float]]
 
@@ -131,7 +131,7 @@ def ranking(groups: Sequence[Group], budget: int) -> Measure:
 def reward_report(model: ScalarModel, groups: Sequence[Group], budget: int) -> dict[str, Any]:
     """Accuracy with its interval (clustered by prompt), loss, number of pairs; ties in score count one half."""
     scores = scores_of(model, groups, budget)
-    said = [(group.prompt.id or str(i), group.ranks or ()) for i, group in enumerate(groups)]
+    said = [(group.prompt.id or str(i), ranks_of(group.preference) or ()) for i, group in enumerate(groups)]
     score_B = torch.tensor([s for row in scores for s in row], dtype=torch.float64)
     rank_B = torch.tensor([float(k) for _, ranks in said for k in ranks])
     group_B = torch.tensor([i for i, row in enumerate(scores) for _ in row])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from tiltyard.data import Chat, GroupFile, Kind, check_data
 from tiltyard.errors import DataError
 from tiltyard.inputs.base import InputSource, Opened, StepSize
-from tiltyard.inputs.comparisons import as_pairs, check_labels, labelled
+from tiltyard.inputs.comparisons import as_pairs, check_labels, is_tie, labelled
 from tiltyard.inputs.files import Encode, files_of, rewritten, stream_of, write_group_file
 from tiltyard.inputs.measure import Measure, preference
 from tiltyard.inputs.reference import reference_logps
@@ -31,7 +31,7 @@ from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.training import source as runtime
 from tiltyard.training.algorithm import Models, Source
 from tiltyard.training.source import Offline
-from tiltyard.types import Group, Prompt, Response
+from tiltyard.types import Group, Preference, Prompt, Response
 
 
 class FileSource(InputSource):
@@ -107,12 +107,12 @@ def _prompts(groups: Sequence[Group]) -> tuple[Prompt, ...]:
 
 
 def _single() -> Group:
-    return Group(Prompt(text="?", ids=(0,)), (Response(ids=(0,)),), (0.0,), (1,))
+    return Group(Prompt(text="?", ids=(0,)), (Response(ids=(0,)),), (0.0,), Preference(ranks=(1,)))
 
 
 def _couple() -> Group:
     responses = (Response(ids=(0,)), Response(ids=(1,)))
-    return Group(Prompt(text="?", ids=(0,)), responses, (0.0, 1.0), (2, 1))
+    return Group(Prompt(text="?", ids=(0,)), responses, (0.0, 1.0), Preference(ranks=(2, 1)))
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Rankings(FileSource):
             DataError: all of them are ties.
         """
         groups = super().training_groups(work, data, seed, chat)
-        if all(g.shares is None and len(set(g.ranks or ())) < 2 for g in groups):
+        if all(map(is_tie, groups)):
             raise DataError(
                 "every comparison is a tie: there is nothing to learn",
                 where=", ".join(files_of("data", data.path)),

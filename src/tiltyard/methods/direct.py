@@ -16,6 +16,7 @@ from tiltyard.losses.preference import MarginLoss, first_minus_second_G, log_odd
 from tiltyard.training.algorithm import Forward, Item, Source
 from tiltyard.training.prepare import not_a_pair, sum_count
 from tiltyard.training.source import Offline
+from tiltyard.types import ranks_of
 
 Quantity = Literal["log_ratio", "log_ratio_per_token", "logp", "logp_per_token", "log_odds"]
 
@@ -108,7 +109,7 @@ def require_pairs(source: Source, method: str) -> Source:
     for group in source.groups if isinstance(source, Offline) else ():
         if len(group.responses) != 2:
             raise not_a_pair(method, group)
-        _require_ranks(group.ranks is not None, group.origin or group.prompt.id, method)
+        _require_ranks(ranks_of(group.preference) is not None, group.origin or group.prompt.id, method)
     return source
 
 
@@ -119,7 +120,7 @@ def require_rankings(source: Source, method: str) -> Source:
         DataError: groups without ranks.
     """
     for group in source.groups if isinstance(source, Offline) else ():
-        _require_ranks(group.ranks is not None, group.origin or group.prompt.id, method)
+        _require_ranks(ranks_of(group.preference) is not None, group.origin or group.prompt.id, method)
     return source
 
 

@@ -75,7 +75,7 @@ class MismatchedKL:
         mismatched = []
         for i, g in zip(batch.index, batch.groups, strict=True):
             response = _truncated(first_responses[(i + 1) % batch.total], g, policy.chat.max_length)
-            mismatched.append(replace(g, responses=(response,), scores=None, ranks=None, shares=None))
+            mismatched.append(replace(g, responses=(response,), scores=None, preference=None))
         other = Batch.of(mismatched, batch.index, batch.total, batch.forest.device, batch.budget)
         ratio_R = per_microbatch(other, lambda part: policy.logp_R(part.forest)[0] - ref.logp_R(part.forest)[0])
         sums = torch.stack([ratio_R.double().sum(), ratio_R.new_tensor(float(len(mismatched)), dtype=torch.float64)])

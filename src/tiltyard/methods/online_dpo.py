@@ -15,6 +15,7 @@ from tiltyard.methods.iterative import Direct, direct_loss
 from tiltyard.training.algorithm import Algorithm, Mean, Models
 from tiltyard.training.prepare import OldLogp, PairLabels, column
 from tiltyard.training.source import Online
+from tiltyard.types import dense_ranks
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class RanksFromScores:
         batch["score_B"]  # raises if there are no scores
         ranks = []
         for group in batch.groups:
-            best_first = sorted(set(group.scores or ()), reverse=True)
-            ranks += [float(best_first.index(s) + 1) for s in group.scores or ()]
+            ranks += [float(rank) for rank in dense_ranks(group.scores or ())]
         return batch.with_columns(rank_B=column(ranks, batch))
 
 

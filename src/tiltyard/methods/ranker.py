@@ -15,6 +15,7 @@ from tiltyard.errors import DataError
 from tiltyard.inputs import Rankings, RewardModel
 from tiltyard.methods.base import method
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
+from tiltyard.types import shares_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Comparisons:
                     got=f"{len(group.responses)} responses",
                     expected="comparisons made by data.pairwise_prompt.encode_pairwise",
                 )
-            preferred.append(1.0 if group.shares is None else group.shares[0])
+            preferred.append((shares_of(group.preference) or (1.0,))[0])
             weight.append(1.0 / pairs)
         preferred_G, weight_G = torch.tensor([preferred, weight], dtype=torch.float64, device=batch.forest.device)
         return batch.with_columns(preferred_G=preferred_G, weight_G=weight_G)

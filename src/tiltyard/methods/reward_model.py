@@ -19,7 +19,7 @@ from tiltyard.methods.base import method
 from tiltyard.methods.direct import require_rankings
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
 from tiltyard.training.prepare import column, sum_count
-from tiltyard.types import Group
+from tiltyard.types import Group, ranks_of, shares_of
 
 Form = Literal["pairs", "listwise", "best"]
 
@@ -93,9 +93,10 @@ class RankingLabels:
         share: list[float] = []
         soft = []
         for group in batch.groups:
-            order += group.ranks or () if group.shares is None else range(1, len(group.responses) + 1)
-            share += group.shares or [0.0] * len(group.responses)
-            soft.append(float(group.shares is not None))
+            shares = shares_of(group.preference)
+            order += ranks_of(group.preference) or () if shares is None else range(1, len(group.responses) + 1)
+            share += shares or [0.0] * len(group.responses)
+            soft.append(float(shares is not None))
         order_B = column([float(x) for x in order], batch)
         kept_G = (pairs_G(order_B, batch.forest.group_B, batch.forest.G) > 0).double()
         return batch.with_columns(
@@ -143,7 +144,7 @@ class Margins:
             raise self._missing(group, f"{self.source} = {value!r}", fix)
         if len(group.responses) != 2:
             raise self._missing(group, f"{len(group.responses)} answers", "use margin=scores for rankings")
-        first, second = group.ranks or (1, 1)
+        first, second = ranks_of(group.preference) or (1, 1)
         return (float(margin), 0.0) if first <= second else (0.0, float(margin))
 
     def _missing(self, group: Group, got: str, fix: str) -> DataError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Preference, Prompt, Response, response_id
 
 Item = TypeVar("Item")
 
@@ -59,9 +61,10 @@ def group_to_dict(group: Group) -> dict[str, Any]:
         "prompt": _prompt_to_dict(group.prompt),
         "responses": [_response_to_dict(r) for r in group.responses],
     }
-    for name in ("scores", "ranks", "shares"):
-        if getattr(group, name) is not None:
-            value[name] = list(getattr(group, name))
+    if group.scores is not None:
+        value["scores"] = list(group.scores)
+    if group.preference is not None:
+        value["preference"] = preference_to_dict(group.preference)
     return value | {"origin": group.origin}
 
 
@@ -81,8 +84,39 @@ def group_from_dict(value: Mapping[str, Any]) -> Group:
         if response.get("loss_spans") is not None:
             response["loss_spans"] = tuple((start, stop) for start, stop in response["loss_spans"])
         responses.append(Response(**response))
-    scores, ranks, shares = (None if value.get(n) is None else tuple(value[n]) for n in ("scores", "ranks", "shares"))
-    return Group(Prompt(**prompt), tuple(responses), scores, ranks, value.get("origin", ""), shares)
+    scores = None if value.get("scores") is None else tuple(value["scores"])
+    return Group(Prompt(**prompt), tuple(responses), scores, _preference_of(value), value.get("origin", ""))
+
+
+def signed(preference: Preference, group: Group) -> Preference:
+    """Returns the preference as a line of `judgements.jsonl`: with the ids of what was judged, and the time."""
+    return replace(
+        preference,
+        prompt=group.prompt.id or group.origin,
+        responses=tuple(map(response_id, group.responses)),
+        when=datetime.now(UTC).isoformat(),
+    )
+
+
+def preference_to_dict(preference: Preference) -> dict[str, Any]:
+    """Returns a preference as JSON-ready values; fields that have their default are left out."""
+    empty = Preference()
+    values = {f.name: getattr(preference, f.name) for f in fields(preference)}
+    return {name: value for name, value in values.items() if value != getattr(empty, name)}
+
+
+def preference_from_dict(value: Mapping[str, Any]) -> Preference:
+    """The inverse of `preference_to_dict`."""
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+    return Preference(**values)
+
+
+def _preference_of(value: Mapping[str, Any]) -> Preference | None:
+    if "preference" in value:
+        return preference_from_dict(value["preference"])
+    if value.get("shares") is not None:  # older files have both; the shares give the ranks
+        return Preference(shares=tuple(value["shares"]))
+    return None if value.get("ranks") is None else Preference(ranks=tuple(value["ranks"]))
 
 
 def group_to_line(group: Group) -> bytes:

@@ -153,7 +153,7 @@ class BaselineScorer:
             DataError: a prompt without a baseline, or a pair longer than the ranker's context.
         """
         pairs = [
-            replace(group, responses=(response, baseline), scores=None, ranks=None)
+            replace(group, responses=(response, baseline), scores=None, preference=None)
             for group in groups
             for baseline in [self._baseline(group)]
             for response in group.responses

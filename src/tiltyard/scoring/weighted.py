@@ -8,7 +8,7 @@ from dataclasses import replace
 from tiltyard.batch.batch import Metrics, summed
 from tiltyard.errors import ConfigError, ScoringError
 from tiltyard.scoring.base import Cost, Scale, Scorer, matched_groups, matched_responses, score_sum, scorer_metrics
-from tiltyard.types import Group, Prompt
+from tiltyard.types import Group, Preference, Prompt
 
 
 class WeightedScorer:
@@ -96,7 +96,7 @@ def check_prompts(scorer: object, prompts: Sequence[Prompt]) -> None:
 
 
 def _require_ranks(group: Group, name: str) -> None:
-    if group.ranks is None:
+    if group.preference is None:
         raise ScoringError(
             "a scorer of the sum gave no score",
             where=group.origin or group.prompt.id,
@@ -106,9 +106,9 @@ def _require_ranks(group: Group, name: str) -> None:
 
 
 def _without_scores(group: Group) -> Group:
-    return replace(group, scores=None, ranks=(1,) * len(group.responses), shares=None)
+    return replace(group, scores=None, preference=Preference(ranks=(1,) * len(group.responses)))
 
 
 def _with_scores(group: Group, totals: dict[int, float]) -> Group:
     responses = tuple(group.responses[k] for k in totals)
-    return replace(group, responses=responses, scores=tuple(totals.values()), ranks=None, shares=None)
+    return replace(group, responses=responses, scores=tuple(totals.values()), preference=None)

@@ -14,7 +14,6 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,9 +33,10 @@ from tiltyard.files import atomic_write, jsonable
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
+from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.types import Group, Judgement
+from tiltyard.types import Group, Preference, dense_ranks, pairs_of, ranks_of
 
 BLOCK = 32  # pairs at a time
 LABELS, JUDGEMENTS = "labels.groups.jsonl", "judgements.jsonl"
@@ -86,10 +86,11 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
         begin_turn(judge, at)
         verdicts = _verdicts(judge, block, settings)
         missing.count(verdicts, [v.reason for v in verdicts if v.p is None])
-        labels = [_label(g, v.p, _name(settings)) for g, v in zip(block, verdicts, strict=True) if v.p is not None]
+        preferences = _preferences(context, verdicts, settings)
+        labels = [_label(g, p) for g, p in zip(block, preferences, strict=True) if p.shares is not None]
         _count(progress, block, verdicts, judge)
-        judgements = _judgements(block, verdicts, settings)
-        journal.commit({LABELS: map(group_to_line, labels), JUDGEMENTS: map(asdict, judgements)})
+        judgements = [preference_to_dict(signed(p, g)) for p, g in zip(preferences, block, strict=True)]
+        journal.commit({LABELS: map(group_to_line, labels), JUDGEMENTS: judgements})
         context.report("labels", [f"{progress.asked:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
     journal.close()
     _write_rows(context.folder)
@@ -128,7 +129,7 @@ def _row_group(row: Row) -> Group:
     if not isinstance(answers, list) or {"scores", "ranks", "shares"} & row.value.keys():
         return parse_row(row, "comparisons")
     ranked = Row({**row.value, "ranks": [1] * len(answers)}, row.where)  # read with all the checks of a ranking
-    return replace(parse_row(ranked, "comparisons"), ranks=None)
+    return replace(parse_row(ranked, "comparisons"), preference=None)
 
 
 def _pairs(group: Group, number: int, settings: AiLabelSettings) -> list[Group]:
@@ -150,13 +151,15 @@ def _pairs(group: Group, number: int, settings: AiLabelSettings) -> list[Group]:
 
 
 def _part(group: Group, places: tuple[int, int]) -> Group:
-    """Two responses of a group, with their scores and ranks; shares of more than two say nothing about a pair."""
+    """Two responses of a group, with their scores and the order in which they were preferred."""
 
     def taken(values: tuple | None) -> tuple | None:
         return None if values is None else tuple(values[i] for i in places)
 
     origin = f"{group.origin} {places[0]},{places[1]}".strip()
-    return Group(group.prompt, taken(group.responses) or (), taken(group.scores), taken(group.ranks), origin)
+    ranks = taken(ranks_of(group.preference))
+    preference = None if ranks is None else Preference(ranks=ranks)
+    return Group(group.prompt, taken(group.responses) or (), taken(group.scores), preference, origin)
 
 
 # ----------------------------------------------------------------------------------------------------- who judges
@@ -191,17 +194,21 @@ def _verdicts(judge: Debiased, block: Sequence[Group], settings: AiLabelSettings
     return [v.swapped() if turn else v for v, turn in zip(judge(asked), turned, strict=True)]
 
 
-def _label(group: Group, p: float, name: str) -> Group:
-    ranks = (1, 1) if p == 0.5 else (1, 2) if p > 0.5 else (2, 1)
-    return replace(group, scores=None, ranks=ranks, shares=(p, 1 - p), origin=f"{group.origin} {name}".strip())
-
-
-def _judgements(block: Sequence[Group], verdicts: Sequence[Verdict], settings: AiLabelSettings) -> list[Judgement]:
+def _preferences(context: StageContext, verdicts: Sequence[Verdict], settings: AiLabelSettings) -> list[Preference]:
+    """The verdicts as preferences; one without a verdict holds the reason alone."""
     asked = settings.judge.model_dump(include={"ask", "instruction", "exemplars", "debias", "style", "reasoning"})
-    version, now = content_key(asked)[:12], datetime.now(UTC).isoformat()
-    names = [g.origin or g.prompt.id for g in block]
-    said = [jsonable({k: x for k, x in asdict(v).items() if x not in (None, "")}) for v in verdicts]
-    return [Judgement(name, _name(settings), words, now, version) for name, words in zip(names, said, strict=True)]
+    unmade = Preference(annotator=_name(settings), guideline=content_key(asked)[:12], run=context.run_name)
+    preferences = []
+    for verdict in verdicts:
+        meta = {k: x for k, x in jsonable(asdict(verdict)).items() if k != "p" and x not in (None, "")}
+        shares = None if verdict.p is None else (verdict.p, 1 - verdict.p)
+        preferences.append(replace(unmade, shares=shares, meta=meta))
+    return preferences
+
+
+def _label(group: Group, preference: Preference) -> Group:
+    origin = f"{group.origin} {preference.annotator}".strip()
+    return replace(group, scores=None, preference=replace(preference, meta={}), origin=origin)
 
 
 # --------------------------------------------------------------------------------------------------- what comes out
@@ -229,10 +236,9 @@ def _count(progress: Progress, block: Sequence[Group], verdicts: Sequence[Verdic
 
 
 def _given(group: Group) -> int | None:
-    """The place of the answer that the data prefers: by its shares, ranks or scores; None for a tie or nothing."""
-    lower = None if group.ranks is None else tuple(-rank for rank in group.ranks)
-    values = next((v for v in (group.shares, lower, group.scores) if v is not None), (0, 0))
-    return None if values[0] == values[1] else int(values[0] < values[1])
+    """Index of the response that the data prefers, by its preference or else its scores; None for a tie or nothing."""
+    ranks = ranks_of(group.preference) or dense_ranks(group.scores or (0, 0))
+    return None if ranks[0] == ranks[1] else int(ranks[0] > ranks[1])
 
 
 def _result(progress: Progress) -> dict[str, Any]:
@@ -259,15 +265,15 @@ def _write_rows(folder: Path) -> None:
     """The labels as rows that `data` and `tiltyard check` read; readers refuse an answer without words."""
     with atomic_write(folder / "rows.jsonl") as file:
         for group in read_groups(folder / LABELS):
-            first = (group.shares or (0.5,))[0] >= 0.5
-            pair = group.responses if first else group.responses[::-1]
+            (best,) = pairs_of(group.preference)
+            pair = [group.responses[i] for i in (best.better, best.worse)]
             if not all(r.text.strip() for r in pair):
                 continue
             prompt = group.prompt
             asked = prompt.text if prompt.messages is None else [m._asdict() for m in prompt.messages]
             answers = [r.meta.get("turns") or r.text for r in pair]
             row = {"id": prompt.id, "prompt": asked, "chosen": answers[0], "rejected": answers[1]}
-            row |= {"p_chosen": max(group.shares or (0.5,)), "origin": group.origin, "meta": dict(prompt.meta)}
+            row |= {"p_chosen": best.p, "origin": group.origin, "meta": dict(prompt.meta)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -34,7 +34,7 @@ from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference, dense_ranks, ranks_of
 
 BLOCK = 32  # comparisons at a time; the draws of `written` depend on it, so no setting
 ROWS, HELD_OUT = "rows.jsonl", "held_out.jsonl"
@@ -154,7 +154,7 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
         rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
         groups = [parse_row(row, "comparisons") for row in rows]
     for group in groups:
-        if group.ranks is None and group.scores is None:
+        if group.preference is None and group.scores is None:
             raise DataError(
                 "nobody said which answer is better",
                 where=group.origin or group.prompt.id,
@@ -162,7 +162,7 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
                 expected="comparisons that people made",
             )
     if settings.pairs != "given":
-        ranked = [replace(g, ranks=_ranks(g), shares=None) for g in groups]
+        ranked = [replace(g, preference=Preference(ranks=_ranks(g))) for g in groups]
         groups = list(as_pairs(context, "data", ranked, settings.pairs, settings.seed))
     context.report("data", [f"{len(groups):,} comparisons, {sum(len(g.responses) for g in groups):,} answers"])
     return groups
@@ -170,10 +170,7 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
 
 def _ranks(group: Group) -> tuple[int, ...]:
     """The ranks, or those that the scores give."""
-    if group.ranks is not None:
-        return group.ranks
-    best_first = sorted(set(group.scores or ()), reverse=True)
-    return tuple(best_first.index(score) + 1 for score in group.scores or ())
+    return ranks_of(group.preference) or dense_ranks(group.scores or ())
 
 
 def _row(group: Group, judged: Judged, settings: JudgeSkillSettings) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,9 +20,10 @@ from tiltyard.files import atomic_write
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
+from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.types import Group, Judgement
+from tiltyard.types import Group, Preference, ranks_of
 from tiltyard.world import ANNOTATORS, Annotator, gold
 from tiltyard.world.reward import is_world_prompt
 
@@ -63,12 +63,14 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     for group in groups:
         who = rng.choice(people)
         ranks = who.rank(group.prompt.meta, [r.text for r in group.responses], rng)
-        ranked.append(replace(group, ranks=ranks, origin=f"annotator:{who.name} of {settings.model}"))
-        verdict = {"ranks": list(ranks), "model": settings.model}
-        judgements.append(Judgement(group.prompt.id, who.name, verdict, datetime.now(UTC).isoformat(), "world-1"))
+        preference = Preference(
+            ranks=ranks, annotator=who.name, guideline="world-1", model=settings.model, run=context.run_name
+        )
+        ranked.append(replace(group, preference=preference, origin=f"annotator:{who.name} of {settings.model}"))
+        judgements.append(signed(preference, group))
     write_groups(context.folder / "rankings.groups.jsonl", ranked)
     _write_rows(context, ranked, judgements)
-    ties = sum(len(set(g.ranks or ())) < settings.k for g in ranked)
+    ties = sum(len(set(ranks_of(g.preference) or ())) < settings.k for g in ranked)
     agreement = _agreement(ranked)
     context.report(
         "labelled",
@@ -90,23 +92,27 @@ def _agreement(groups: list[Group]) -> float:
     right = 0
     for group in groups:
         totals = [gold(group.prompt.meta, r.text).total for r in group.responses]
-        right += totals[(group.ranks or ()).index(1)] >= max(totals)
+        right += totals[(ranks_of(group.preference) or ()).index(1)] >= max(totals)
     return right / max(1, len(groups))
 
 
-def _write_rows(context: StageContext, groups: list[Group], judgements: list[Judgement]) -> None:
+def _write_rows(context: StageContext, groups: list[Group], judgements: list[Preference]) -> None:
     with atomic_write(context.folder / "rankings.jsonl") as file:
         for group in groups:
             messages = [m._asdict() for m in group.prompt.messages or ()]
             # an answer that ended at once has no text, and our own reader rightly refuses empty answers
-            said = [(r.text, k) for r, k in zip(group.responses, group.ranks or (), strict=True) if r.text.strip()]
+            said = [
+                (r.text, k)
+                for r, k in zip(group.responses, ranks_of(group.preference) or (), strict=True)
+                if r.text.strip()
+            ]
             if len(said) < 2:
                 continue
             texts, ranks = zip(*said, strict=True)
             row = {"id": group.prompt.id, "prompt": messages, "responses": texts, "ranks": ranks}
             file.write(json.dumps(row | {"annotator": group.origin, "meta": dict(group.prompt.meta)}) + "\n")
     with atomic_write(context.folder / "judgements.jsonl") as file:
-        file.writelines(json.dumps(asdict(j)) + "\n" for j in judgements)
+        file.writelines(json.dumps(preference_to_dict(j)) + "\n" for j in judgements)
 
 
 register(

@@ -278,7 +278,7 @@ def merged(rounds: Sequence[Sequence[Group]]) -> list[Group]:
             else:
                 scores = (*(before.scores or ()), *(group.scores or ()))
                 both = (*before.responses, *group.responses)
-                found[group.prompt.ids] = replace(before, responses=both, scores=scores, ranks=None, shares=None)
+                found[group.prompt.ids] = replace(before, responses=both, scores=scores, preference=None)
     return list(found.values())
 
 

@@ -21,7 +21,7 @@ import torch
 
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.losses.offline_rl import vmpo_weights_B
-from tiltyard.types import Group
+from tiltyard.types import Group, Preference
 
 Compare = Callable[[list[Group]], Sequence[float]]
 
@@ -290,11 +290,11 @@ def _two(group: Group, i: int, j: int, how: str) -> Group:
     scores = None if group.scores is None else (group.scores[i], group.scores[j])
     origin = f"{group.origin} {how} {i}>{j}".strip() if how else group.origin
     responses = (group.responses[i], group.responses[j])
-    return replace(group, responses=responses, scores=scores, ranks=None, shares=None, origin=origin)
+    return replace(group, responses=responses, scores=scores, preference=None, origin=origin)
 
 
 def _pair(group: Group, winner: int, loser: int, how: str) -> Group:
-    return replace(_two(group, winner, loser, how), ranks=(1, 2))
+    return replace(_two(group, winner, loser, how), preference=Preference(ranks=(1, 2)))
 
 
 def _kept(group: Group, places: tuple[int, ...], how: str) -> Group:
@@ -304,7 +304,6 @@ def _kept(group: Group, places: tuple[int, ...], how: str) -> Group:
         group,
         responses=tuple(group.responses[i] for i in places),
         scores=tuple(scores[i] for i in places),
-        ranks=None,
-        shares=None,
+        preference=None,
         origin=f"{group.origin} {how} {','.join(map(str, places))}".strip(),
     )

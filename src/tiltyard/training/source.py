@@ -25,7 +25,7 @@ from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
-from tiltyard.types import Group, Prompt
+from tiltyard.types import Group, Preference, Prompt
 
 Item = TypeVar("Item")
 Select = Callable[[list[Group]], list[Group]]
@@ -164,7 +164,11 @@ class SelfPlay:
         for (_, group), other in zip(own, sampled, strict=True):
             opponent = replace(other.responses[0], policy_version=self.iteration)
             origin = f"{group.origin} against iteration {self.iteration}"
-            pairs.append(replace(group, responses=(group.responses[0], opponent), ranks=(1, 2), origin=origin))
+            pairs.append(
+                replace(
+                    group, responses=(group.responses[0], opponent), preference=Preference(ranks=(1, 2)), origin=origin
+                )
+            )
         return StepGroups(pairs, index, self.prompts_per_step)
 
 

@@ -12,7 +12,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.errors import DataError
 from tiltyard.training.algorithm import Models
 from tiltyard.training.prepare.columns import column, sum_count
-from tiltyard.types import Group
+from tiltyard.types import Group, shares_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class PairLabels:
                 raise not_a_pair(self.method, group)
             first, second = rank[len(share) : len(share) + 2]
             hard = (0.5, 0.5) if first == second else (float(first < second), float(second < first))
-            share += group.shares or hard
-            kept.append(float(group.shares is not None or first != second))
+            soft = shares_of(group.preference)
+            share += soft or hard
+            kept.append(float(soft is not None or first != second))
         kept_G = column(kept, batch)
         return batch.with_columns({"tied_groups": sum_count(1 - kept_G)}, share_B=column(share, batch), kept_G=kept_G)
 

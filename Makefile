@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 	@echo "installed: $$($(BIN)/tiltyard --version)"
 
-demo: $(STAMP)  ## the whole road on the embedded world, from raw text to a measured, aligned model
+demo: $(STAMP)  ## the whole pipeline on the embedded world, from raw text to a measured, aligned model
 	@$(BIN)/tiltyard run demo
 	@echo "the table is in runs/demo/summary.json; pictures and answers are in runs/demo/evaluate"
 

@@ -235,7 +235,7 @@ models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3), r
 scorer = RewardScorer(models.get("reward"))
 sampler = sampling.NativeSampler() if hasattr(sampling, "NativeSampler") else sampling.sample
 source = Online(prompts, sampler, scorer, 6, 2, SampleSettings(max_tokens=6), seed=2)
-fit(ppo(source, ppo_epochs=4, minibatches=1), models, Run(1, **budget))
+fit(ppo(source, ppo_epochs=4, minibatches=1), models, Run(steps=1, **budget))
 print(len(count))
 """
 

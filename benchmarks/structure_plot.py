@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 GROUND = (
+    "records",
     "config",
     "types",
     "files",

@@ -210,7 +210,7 @@ def test_bad_prompts() -> None:
     model = stubs.model(max_length=8)
     with pytest.raises(DataError, match="no token ids"):
         sample(model, [Prompt(text="hello", id="x")])
-    with pytest.raises(DataError, match="no room") as error:
+    with pytest.raises(DataError, match="no token left") as error:
         sample(model, stubs.prompts(3, 8), settings=SampleSettings(max_concurrent=1))
     assert "8 tokens" in str(error.value)
 

@@ -27,7 +27,7 @@ from .planted import Place, after, half_row, killed
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
-ASKED = "n: 4, limit: 11, max_tokens: 6, max_prompt: 57, device: cpu, seed: 3"
+ASKED = "samples_per_prompt: 4, limit: 11, max_tokens: 6, max_prompt: 57, device: cpu, seed: 3"
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ stages:
   - pretrain: {{data: {whole.run}/world/corpus_held_out.jsonl, arch: {{preset: 1m, vocab: 400, context: 128}},
       steps: 4, prompts_per_step: 8, lr: 3e-3, limit: 100, max_length: 64}}
   - ranker: {{model: pretrain, data: {whole.run}/label/rankings.groups.jsonl,
-      held_out: {whole.run}/label/rankings.groups.jsonl, steps: 12, prompts_per_step: 8, lr: 3e-3, max_length: 128}}
+      held_out: {whole.run}/label/rankings.groups.jsonl, steps: 24, prompts_per_step: 8, lr: 3e-3, max_length: 128}}
 """)
     outcome = run_recipe(recipe, runs_root=root, console=Console(file=io.StringIO()))
     (root / "outcome.json").write_text(json.dumps(outcome["stages"]["ranker"]["result"]))

@@ -120,10 +120,10 @@ def test_forward_passes_of_a_step(build: Any, monkeypatch: pytest.MonkeyPatch) -
     passes: list[Any] = []
     hidden_T = LanguageModel.hidden_T
 
-    def counting(model: LanguageModel, forest: Any, cache: Any = None) -> Tensor:
+    def counting(model: LanguageModel, forest: Any, cache: Any = None, masks: Any = None) -> Tensor:
         if cache is None and isinstance(model, LanguageModel):
             passes.append(model)
-        return hidden_T(model, forest, cache)
+        return hidden_T(model, forest, cache, masks)
 
     models = apart()
     monkeypatch.setattr(LanguageModel, "hidden_T", counting)
@@ -137,9 +137,9 @@ def test_forward_passes_of_a_step(build: Any, monkeypatch: pytest.MonkeyPatch) -
     plain.keep_hidden = False
     passes.clear()
     others = tiny.train(build(plain), again, steps=2)
-    assert passes.count(again.get("policy")) == 2 * (1 + algorithm.epochs)
+    assert passes.count(again["policy"]) == 2 * (1 + algorithm.epochs)
     tiny.assert_same(others, rows, 1e-9)
-    tiny.assert_same(tiny.parameters(again.get("policy")), tiny.parameters(models["policy"]), 0)
+    tiny.assert_same(tiny.parameters(again["policy"]), tiny.parameters(models["policy"]), 0)
 
 
 def test_online_dpo_is_measured_as_it_samples_and_learns_at_one() -> None:

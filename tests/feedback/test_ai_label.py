@@ -77,9 +77,9 @@ def test_unlabelled_rows_become_soft_labels(tmp_path) -> None:
         assert ranks_of(group.preference) == ((1, 1) if p == q else (1, 2) if p > q else (2, 1))
     assert result["labels"] == result["pairs"] == len(pairs)
     assert result["confidence"] == pytest.approx(sum(max(v.p, 1 - v.p) for v in expected) / len(pairs), abs=1e-12)
-    assert result["same_position"] == pytest.approx(sum(bool(v.same_place) for v in expected) / len(pairs))
+    assert result["same_position"] == pytest.approx(sum(bool(v.same_position) for v in expected) / len(pairs))
     assert "agreement" not in result  # nobody had said anything
-    assert result["judge_calls"] == 2 * sum(v.same_place is not None for v in expected)
+    assert result["judge_calls"] == 2 * sum(v.same_position is not None for v in expected)
     made_rows = rows(folder / "rows.jsonl")
     for row, group in zip(made_rows, labels, strict=True):
         golds = [gold(group.prompt.meta, row[key]).total for key in ("chosen", "rejected")]
@@ -242,7 +242,7 @@ stages:
 
 def test_wrong_settings(tmp_path) -> None:
     data = write(tmp_path / "p.jsonl", words(7, 2))
-    with pytest.raises(ConfigError, match="grades them one by one"):
+    with pytest.raises(ConfigError, match="grades single responses"):
         run(tmp_path, data, {"kind": "simulated", "ask": "score"})
     with pytest.raises(ConfigError, match="no such stage or path: 'rewrad'"):
         run(tmp_path, data, {"kind": "model", "model": "rewrad"})

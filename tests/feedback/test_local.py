@@ -133,7 +133,7 @@ def test_reasons_are_read_before_deciding(monkeypatch) -> None:
     thought = Response(text="The second is better.", ids=(5,))
     monkeypatch.setattr(local, "sample", lambda m, prompts, *a, **k: [Group(p, (thought,)) for p in prompts])
     (given,) = judge([group])
-    assert given.said == "The second is better."
+    assert given.text == "The second is better."
 
 
 def test_points_are_the_mean_of_samples(monkeypatch) -> None:
@@ -141,9 +141,9 @@ def test_points_are_the_mean_of_samples(monkeypatch) -> None:
     judge = ModelPointsJudge(model, samples=2, max_tokens=5, seed=1)
     rows = judge.score(groups)
     for grade in (g for row in rows for g in row):
-        points = [p for p in map(read_points, grade.said) if p is not None]
+        points = [p for p in map(read_points, grade.texts) if p is not None]
         assert grade.score == (sum(points) / len(points) if points else None)
-    assert [[g.said for g in row] for row in judge.score(groups)] == [[g.said for g in row] for row in rows]
+    assert [[g.texts for g in row] for row in judge.score(groups)] == [[g.texts for g in row] for row in rows]
     assert judge.usage.calls == 2 * 4 * 2
     texts = iter(["Score: 1", "Score: 4", "?", "Score: 3", "?", "?", "Score: 5", "Score: 5"])
 

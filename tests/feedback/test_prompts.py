@@ -7,7 +7,7 @@ import pytest
 from tiltyard.feedback import Exemplar
 from tiltyard.feedback.local import expected_rating, mean_points
 from tiltyard.feedback.prompts import pair_question, points_question, read_choice, read_points, read_rating
-from tiltyard.feedback.verdicts import shown
+from tiltyard.feedback.verdicts import response_text
 from tiltyard.types import Message, Prompt, Response
 
 
@@ -99,4 +99,4 @@ def test_the_parts_of_a_question_stand_in_order() -> None:
 
 def test_answers_of_several_turns_are_shown_whole() -> None:
     turns = [{"role": r, "content": c} for r, c in (("assistant", "a"), ("user", "b"), ("assistant", "c"))]
-    assert shown(Response(text="a\n\nc", meta={"turns": turns})) == "Assistant: a\n\nUser: b\n\nAssistant: c"
+    assert response_text(Response(text="a\n\nc", meta={"turns": turns})) == "Assistant: a\n\nUser: b\n\nAssistant: c"

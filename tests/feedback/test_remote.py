@@ -155,7 +155,7 @@ def test_waits_double_and_heed_the_server(server) -> None:
         (429, {}, {"Retry-After": "99999"}),
     ]
     server.reply = lambda payload, number: replies[number] if number < 4 else (200, completion("1"), {})
-    asked.ask([{"messages": [{"content": "?"}]}])
+    asked.complete([{"messages": [{"content": "?"}]}])
     assert waits == [7.0, 1.0, 2.0, 120.0]
 
 
@@ -214,10 +214,10 @@ def test_any_text_can_be_sent(server) -> None:
 def test_money_has_a_limit(server, tmp_path) -> None:
     per_call = (100 * 2 + 2 * 10) / 1e6
     limit = 2.5 * per_call
-    with pytest.raises(JudgeError, match="cost as much as it may"):
+    with pytest.raises(JudgeError, match="reached its cost limit"):
         ApiJudge(client(server, tmp_path / "a.jsonl", concurrency=1, max_cost=limit))(words(10, 6))
     assert len(server.asked) == 3
-    with pytest.raises(JudgeError, match="cost as much"):  # what an earlier process paid counts
+    with pytest.raises(JudgeError, match="cost limit"):  # what an earlier process paid counts
         ApiJudge(client(server, tmp_path / "a.jsonl", concurrency=1, max_cost=limit))(words(10, 6))
     assert len(server.asked) == 3
 

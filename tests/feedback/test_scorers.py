@@ -79,7 +79,7 @@ def test_no_verdict_says_nothing() -> None:
     assert (ranks_of(one.preference), shares_of(one.preference), one.scores) == ((1, 1), None, None)
     assert ranks_of(two.preference) == (1, 2)
     assert (ranks_of(three.preference), three.scores) == ((1, 1, 1), None)
-    with pytest.raises(DataError, match="needs two answers"):
+    with pytest.raises(DataError, match="needs two responses"):
         JudgeScorer(judge).score([many("a")])
 
 
@@ -175,7 +175,7 @@ def test_settings_make_judges(monkeypatch) -> None:
     )
     assert pointed.score(pairs) == ModelPointsJudge(model, samples=2, max_tokens=6, seed=3).score(pairs)
     assert isinstance(build_scorer(judge_settings(kind="simulated"), load), JudgeScorer)
-    assert isinstance(build_scorer(judge_settings(kind="simulated", ask="score"), load, unscored="drop"), GradeScorer)
+    assert isinstance(build_scorer(judge_settings(kind="simulated", ask="score"), load, on_missing="drop"), GradeScorer)
     assert asked == ["m"] * 3
     with pytest.raises(ConfigError):
         build_judge(judge_settings(kind="simulated", ask="score"), load)

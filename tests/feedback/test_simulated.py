@@ -66,8 +66,8 @@ def test_position_bias_cancels_in_logits() -> None:
     fair = Debiased(SimulatedJudge(temperature=1.0, position_bias=2.5), "logits")
     for v, w in zip(fair(groups), plain, strict=True):
         assert v.p == pytest.approx(w.p, abs=1e-12)
-    assert fair.places.same > 0
-    assert fair.places.first == fair.places.same
+    assert fair.position_counts.same > 0
+    assert fair.position_counts.first == fair.position_counts.same
 
 
 @pytest.mark.statistical
@@ -96,5 +96,5 @@ def test_scores_are_utilities() -> None:
 def test_wrong_wishes_and_foreign_prompts() -> None:
     with pytest.raises(ConfigError, match="did you mean 'helpful'"):
         SimulatedJudge({"helpfull": 1.0})
-    with pytest.raises(DataError, match="knows the embedded world alone"):
+    with pytest.raises(DataError, match="needs prompts of the embedded world"):
         SimulatedJudge()([pair("a", "b")])

@@ -63,14 +63,14 @@ def test_additive_bias_in_closed_form() -> None:
 def test_a_judge_of_places_says_nothing(how, p, first) -> None:
     judge = Debiased(Formula(lambda x, y: p), how)
     assert [v.p for v in judge(words(3, 12))] == pytest.approx([0.5] * 12, abs=1e-15)
-    assert judge.places.same_rate == 1.0
-    assert judge.places.first / judge.places.asked == first
+    assert judge.position_counts.same_rate == 1.0
+    assert judge.position_counts.first / judge.position_counts.pairs == first
 
 
-def test_a_judge_that_reads_has_no_same_place() -> None:
+def test_a_judge_that_reads_has_no_same_position() -> None:
     judge = Debiased(Formula(lambda x, y: 0.7 if x < y else 0.3))
     assert {round(v.p, 12) for v in judge(words(4, 12))} == {0.7, 0.3}
-    assert (judge.places.asked, judge.places.same) == (12, 0)
+    assert (judge.position_counts.pairs, judge.position_counts.same) == (12, 0)
 
 
 @pytest.mark.parametrize(("one", "two", "p"), [(1.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 1.0, 0.5), (1.0, 0.4, 1.0)])
@@ -94,18 +94,18 @@ def test_missing_in_one_order_is_missing() -> None:
     (verdict,) = judge([pair("a", "b")])
     assert verdict.p is None
     assert verdict.reason == "second order: unsure"
-    assert judge.places.asked == 0
+    assert judge.position_counts.pairs == 0
 
 
 def test_same_words_are_a_tie_and_nobody_is_asked() -> None:
     judge = Debiased(Formula(lambda x, y: 0.9))
     (verdict,) = judge([pair("a", "a")])
-    assert (verdict.p, judge.usage.calls, judge.ties, judge.places.asked) == (0.5, 0, 1, 0)
+    assert (verdict.p, judge.usage.calls, judge.ties, judge.position_counts.pairs) == (0.5, 0, 1, 0)
 
 
 def test_what_is_no_verdict_is_an_error() -> None:
     with pytest.raises(JudgeError, match="gave no verdicts"):
         Debiased(Formula(lambda x, y: 1.5))([pair("a", "b")])
     group = pair("a", "b")
-    with pytest.raises(DataError, match="compares two answers"):
+    with pytest.raises(DataError, match="compares two responses"):
         Debiased(Formula(lambda x, y: 0.5))([type(group)(group.prompt, group.responses[:1])])

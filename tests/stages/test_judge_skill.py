@@ -95,7 +95,7 @@ def test_rows_are_the_judges_own_question_token_by_token(whole: Whole, tmp_path:
     asked: list[Prompt] = []
 
     class Listens(ModelPointsJudge):
-        def _written(self, prompts: Sequence[Prompt], n: int, law: Any, seed: int) -> list[Group]:
+        def _generate(self, prompts: Sequence[Prompt], n: int, sampling: Any, seed: int) -> list[Group]:
             asked.extend(prompts)
             return [Group(p, (Response(text="Score: 1"),) * n) for p in prompts]
 
@@ -131,7 +131,7 @@ class Writes:
         self.rounds, self.samples, self.usage = rounds, len(rounds), Usage()
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
-        return [tuple(Grade(1.0, said=said) for said in zip(*self.rounds, strict=True)) for _ in groups]
+        return [tuple(Grade(1.0, texts=said) for said in zip(*self.rounds, strict=True)) for _ in groups]
 
 
 def test_rounds_that_agree_with_people_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Whole) -> None:
@@ -155,7 +155,7 @@ def test_rounds_that_agree_with_people_are_kept(tmp_path: Path, monkeypatch: pyt
     rows = tiny.rows(folder / "rows.jsonl")
     assert [row["completion"] for row in rows] == ["good\nScore: 4", "better\nScore: 4.5", "Score: 1"]
     assert [row["id"] for row in rows] == ["a#0", "a#1", "a#2"]
-    expected = {"asked": 5, "unreadable": 1, "disagreeing": 2, "kept": 3, "tied": 1, "rows": 3, "comparisons": 2}
+    expected = {"rounds": 5, "unreadable": 1, "disagreeing": 2, "kept": 3, "tied": 1, "rows": 3, "comparisons": 2}
     assert {key: result[key] for key in expected} == expected
     assert "of 5 rounds of judging 1 had an answer without a readable score, 2 put" in text
 
@@ -194,8 +194,8 @@ def test_a_model_that_writes_no_scores_gives_nothing_and_says_so(whole: Whole, t
     [
         ("how: written", "needs a model"),
         ("how: scores, model: x/y", "has none"),
-        ("how: scores, pairs: all", "pairs means nothing"),
-        ("how: written, model: x/y, lowest: 1", "lowest and highest mean nothing"),
+        ("how: scores, pairs: all", "pairs has no effect"),
+        ("how: written, model: x/y, lowest: 1", "lowest and highest have no effect"),
         ("how: scores, lowest: 2, highest: 1", "not below"),
     ],
 )

@@ -19,7 +19,7 @@ from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.runs.journal import JsonlFile
 from tiltyard.stages import new_prompts
-from tiltyard.stages.new_prompts import Example, NewPromptsSettings, Sieve, first_line, request
+from tiltyard.stages.new_prompts import Example, NewPromptsSettings, PromptFilter, first_line, request
 from tiltyard.types import Group, Prompt, Response
 
 from . import tiny
@@ -115,12 +115,12 @@ def test_it_stops_when_there_is_enough(whole: Whole, tmp_path: Path, monkeypatch
 
 
 def test_given_prompts_are_never_written_again() -> None:
-    sieve = Sieve(NewPromptsSettings(model="m", prompts="p", count=1), ["Is number 3 even or odd?"])
+    sieve = PromptFilter(NewPromptsSettings(model="m", prompts="p", count=1), ["Is number 3 even or odd?"])
     assert sieve("is number 3 EVEN, or odd") == ("repeated", 1.0, "")
     # 5 of 6 words are common
     assert sieve("Is number 4 even or odd?") == ("too similar", pytest.approx(5 / 6), "Is number 3 even or odd?")
     assert sieve("Is the sea even or odd to you?")[:2] == ("", pytest.approx(2 * 4 / 14))
-    edge = Sieve(NewPromptsSettings(model="m", prompts="p", count=1, similarity=0.5), ["a b c d"])
+    edge = PromptFilter(NewPromptsSettings(model="m", prompts="p", count=1, similarity=0.5), ["a b c d"])
     assert edge("a b x y")[0] == "too similar"  # exactly 0.5 is not below it
     assert edge("a x y z")[0] == ""
 

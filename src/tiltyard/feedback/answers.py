@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept on disk: one line each, appended and synced before anybody uses it."""
+"""A cache of paid answers on disk: one line each, appended and synced before it is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiltyard.runs.journal import whole_lines
 
 
 def content_key(*parts: Any) -> str:
-    """A name for a question: the hash of all that the answer depends on."""
+    """Returns the key of a question: the hash of everything that its answer depends on."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
@@ -25,11 +25,11 @@ def content_key(*parts: Any) -> str:
 class AnswerCache:
     """Answers by the hash of their question.
 
-    A kill leaves at most a torn last line, which whoever opens the file or adds to it next cuts off. Several processes
-    may share a file: each holds a lock while it writes; what others add is read when the file is opened.
+    A kill leaves at most an incomplete last line, which is removed when the file is next opened or appended to. Several
+    processes may share a file: each holds a lock while it writes, and reads the lines of the others when it opens it.
 
     Args:
-        path: a JSONL file; None keeps answers in memory alone.
+        path: a JSONL file; None: answers stay in memory.
     """
 
     def __init__(self, path: Path | None):
@@ -38,19 +38,19 @@ class AnswerCache:
         self._lock = threading.Lock()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._held() as file:
+            with self._locked() as file:
                 self._load(file, path)
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self.answers.get(key)
 
     def put(self, key: str, answer: Mapping[str, Any]) -> None:
-        """Keeps an answer; when this returns it is on the disk."""
+        """Stores an answer; it is synced to disk when this returns."""
         line = (json.dumps({"key": key, "answer": answer}, ensure_ascii=True) + "\n").encode()
         with self._lock:
             if self.path is not None:
-                with self._held() as file:
-                    file.truncate(whole_lines(file))  # another process may have died in the middle of its line
+                with self._locked() as file:
+                    file.truncate(whole_lines(file))  # another process may have been killed while it wrote a line
                     file.seek(0, os.SEEK_END)
                     file.write(line)
                     file.flush()
@@ -58,7 +58,7 @@ class AnswerCache:
             self.answers[key] = dict(answer)
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[IO[bytes]]:
+    def _locked(self) -> Iterator[IO[bytes]]:
         assert self.path is not None
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
@@ -76,10 +76,10 @@ class AnswerCache:
                 self.answers[str(row["key"])] = dict(row["answer"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
-                    "this line is no kept answer",
+                    "this line is no stored answer",
                     where=f"{path.name}:{number}",
                     got=f"{type(error).__name__}: {error}",
-                    expected="a line that a judge wrote",
-                    fix="delete the damaged line: its question will be asked again",
+                    expected="a line written by AnswerCache",
+                    fix="delete the damaged line: its request will be sent again",
                 ) from error
         file.truncate(whole)

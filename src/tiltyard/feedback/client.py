@@ -62,24 +62,24 @@ class Endpoint:
 
 
 class Client:
-    """Sends questions and keeps the answers.
+    """Sends requests and caches the answers.
 
-    An answer is a mapping: `text`, `top` (for each token written its alternatives as [token, log-prob]; empty where
-    the server offers none), `tokens_in`, `tokens_out`, `by` (who paid for it, and in which turn).
+    An answer is a mapping: `text`, `top` (for each generated token its alternatives as [token, log-prob]; empty where
+    the server returns none), `tokens_in`, `tokens_out`, `by` (the owner and the turn that paid for it).
 
-    A run that goes on after a kill asks again what the killed attempt had asked since its last checkpoint. The answers
-    lie in the cache, but nothing else remembers that this run paid for them: so in the turn that paid, and in no other,
+    A resumed run repeats the requests that the killed attempt had sent since its last checkpoint. The answers are in
+    the cache, and only there is it recorded that this run paid for them: so in the turn that paid, and in no other,
     they count as calls.
 
     Args:
-        owner: who pays; several may share a cache, and each counts what it paid.
+        owner: name of the run that pays; several may share a cache, and each counts what it paid.
     """
 
     def __init__(self, endpoint: Endpoint, cache: AnswerCache | None = None, owner: str = ""):
         self.endpoint, self.owner = endpoint, owner
         self.cache = cache or AnswerCache(None)
         self.usage = Usage()
-        self.turn: int | None = None  # a number that a resumed run gives to the same questions again, e.g. the step
+        self.turn: int | None = None  # equal for equal requests of a resumed run, e.g. the step
         self._counted: set[str] = set()
         self._spent = self.paid().cost
         self._key = _key(endpoint.key_env)
@@ -87,11 +87,13 @@ class Client:
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def ask(self, payloads: Sequence[Mapping[str, Any]], samples: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """The answer to each payload, in order; equal ones are asked once.
+    def complete(
+        self, payloads: Sequence[Mapping[str, Any]], samples: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Returns the answer to each payload, in order; equal ones are sent once.
 
         Args:
-            samples: numbers that tell repeated draws of one question apart.
+            samples: numbers that distinguish repeated samples of one request.
 
         Raises:
             JudgeError: a request was refused, or failed more often than `retries`. Answers that came are kept.
@@ -129,7 +131,7 @@ class Client:
                 self.usage.cached += 1
 
     def paid(self) -> Usage:
-        """What all answers in the cache took, of this process and of earlier ones."""
+        """Returns the usage of all answers in the cache, of this process and of earlier ones."""
         every = list(self.cache.answers.values())
         read, written = (sum(int(a[k]) for a in every) for k in ("tokens_in", "tokens_out"))
         return Usage(len(every), read, written, self._price(read, written))
@@ -141,18 +143,18 @@ class Client:
         try:
             self._fetch(key, payload)
         except BaseException:
-            self._stop.set()  # those that wait give up; those under way are kept when they arrive
+            self._stop.set()  # waiting threads give up; replies under way are stored when they arrive
             raise
 
     def _fetch(self, key: str, payload: Mapping[str, Any]) -> None:
         limit, spent = self.endpoint.max_cost, self._spent
         if limit and spent >= limit:
             raise JudgeError(
-                "the judge has cost as much as it may",
+                "the judge has reached its cost limit",
                 where="judge.max_cost",
                 got=f"{spent:.4f}",
                 expected=f"below {limit}",
-                fix="raise max_cost and run again: answers that were paid for are kept",
+                fix="raise max_cost and run again: paid answers are in the cache",
             )
         problem = "it was not sent"
         for attempt in range(self.endpoint.retries + 1):
@@ -176,7 +178,7 @@ class Client:
             where=self.endpoint.address,
             got=self._clean(problem),
             expected=f"an answer within {self.endpoint.retries + 1} attempts of {self.endpoint.timeout:g} s",
-            fix="run again later: what was answered is kept and not asked again; see judge.timeout, retries, backoff",
+            fix="run again later: stored answers are not requested again; see judge.timeout, retries, backoff",
         )
 
     def _once(self, payload: Mapping[str, Any]) -> tuple[bytes | None, str, float]:
@@ -216,9 +218,9 @@ def _key(name: str) -> str:
     key = os.environ.get(name, "").strip()
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise ConfigError(
-            "the judge's key is not there" if not key else "the judge's key is no key",
+            "the judge's key is missing" if not key else "the judge's key is invalid",
             where="judge.key_env",
-            got=f"{name} is {'empty or not set' if not key else 'set to something with blanks or other odd letters'}",
+            got=f"{name} is {'empty or not set' if not key else 'set to a text with blanks or non-ASCII characters'}",
             expected="an environment variable that holds the key",
             fix=f"export {name}=..., or leave key_env empty for a server without keys",
         )
@@ -264,7 +266,7 @@ def _seconds(value: str | None) -> float:
 
 
 def _read(reply: bytes) -> tuple[dict[str, Any] | None, str]:
-    """(answer, what is wrong with the reply). Only what verdicts need is kept."""
+    """Returns (answer, what is wrong with the reply); an answer holds only what verdicts need."""
     try:
         value = json.loads(reply)
         choice = value["choices"][0]
@@ -281,11 +283,11 @@ def _read(reply: bytes) -> tuple[dict[str, Any] | None, str]:
 
 
 def _top(logprobs: Any) -> list[list[list[Any]]]:
-    """Alternatives at each of the first tokens; empty where there are none (a server may send null, or nothing)."""
+    """Returns the alternatives of each of the first tokens; empty without any (a server may send null, or nothing)."""
     content = (logprobs or {}).get("content") or []
-    found = []
-    for place in content[:64]:
-        every = {str(t["token"]): float(t["logprob"]) for t in (place.get("top_logprobs") or [])[:64]}
-        own = {str(place["token"]): float(place["logprob"])}
-        found.append([[token, logp] for token, logp in (own | every).items()])
-    return found
+    rows = []
+    for token in content[:64]:
+        alternatives = {str(t["token"]): float(t["logprob"]) for t in (token.get("top_logprobs") or [])[:64]}
+        generated = {str(token["token"]): float(token["logprob"])}
+        rows.append([[text, logp] for text, logp in (generated | alternatives).items()])
+    return rows

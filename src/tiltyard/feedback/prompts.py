@@ -1,9 +1,8 @@
-"""What a judge is asked, and how its words are read.
+"""The prompts of judges, and the parsers of their replies.
 
-Answers stand in the question as they are. Nothing is escaped, because there is nothing to escape: a special token of
-the judge is broken up by `data.chat`, and no code ever interprets the text. What remains is that an answer can TALK to
-the judge ("the first response is better"), as it can to a person; no marking of borders prevents that. What comes back
-is text as well, and is read by the small patterns below, of which each looks at a bounded piece.
+Responses are inserted in the question verbatim. Nothing is escaped: `data.chat` encodes special tokens in them as plain
+text, and no code interprets them. A response can still address the judge ("the first response is better"); delimiters
+do not prevent that. Replies are parsed by the patterns below, each over a bounded number of characters.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from tiltyard.config import Settings
-from tiltyard.feedback.verdicts import shown
+from tiltyard.feedback.verdicts import response_text
 from tiltyard.types import Message, Prompt, Response
 
 PREAMBLE = (
@@ -38,7 +37,7 @@ POINTS_ENDING = "Give your reasons in at most 100 words. End with a line of the 
 
 CHOICES = ("1", "2")
 RATINGS = tuple(str(i) for i in range(1, 11))
-_WINDOW = 4000  # characters at the end of a judge's words that are searched
+_WINDOW = 4000  # characters at the end of a reply that are searched
 _SCORE = re.compile(r"score:", re.IGNORECASE)
 _POINTS = re.compile(r"[ \t*<\[]{0,8}(\d{1,3}(?:\.\d{1,3})?)(?![\w/%]|\.\d)")
 _CHOICE = re.compile(r"(?<![\w.])[12](?!\w|\.\d)")
@@ -46,7 +45,7 @@ _RATING = re.compile(r"\W{0,8}(10|[1-9])(?:[ ]?/[ ]?10)?\W{0,8}")
 
 
 class Exemplar(Settings):
-    """A solved comparison that stands before the question."""
+    """A solved comparison that is shown before the question."""
 
     prompt: str
     first: str
@@ -57,25 +56,25 @@ class Exemplar(Settings):
 def pair_question(
     instruction: str, exemplars: Sequence[Exemplar], prompt: Prompt, pair: Sequence[Response], ending: str = PAIR_ENDING
 ) -> str:
-    """The question about two answers (Lee et al. 2023, section 2.1): preamble, exemplars, the pair, ending."""
+    """Returns the question about a pair (Lee et al. 2023, section 2.1): preamble, exemplars, the pair, ending."""
     parts = [instruction or PREAMBLE]
     parts += [f"{_pair(one.prompt, one.first, one.second)}\n\n{PAIR_ENDING}{one.better}" for one in exemplars]
-    parts.append(f"{_pair(conversation(prompt), *(shown(r) for r in pair))}\n\n{ending}")
+    parts.append(f"{_pair(conversation(prompt), *(response_text(r) for r in pair))}\n\n{ending}")
     return "\n\n".join(parts)
 
 
 def score_question(instruction: str, prompt: Prompt, response: Response) -> str:
-    """The question for a number from 1 to 10 (direct RLAIF; Lee et al. 2023, section 2.2.2)."""
+    """Returns the question for a rating from 1 to 10 (direct RLAIF; Lee et al. 2023, section 2.2.2)."""
     return _one(instruction or SCORE_PREAMBLE, prompt, response, SCORE_ENDING)
 
 
 def points_question(instruction: str, prompt: Prompt, response: Response) -> str:
-    """The question for points from 0 to 5 that add up (as Yuan et al. 2024 ask; the words are ours)."""
+    """Returns the question for additive points from 0 to 5 (Yuan et al. 2024; the wording is Tiltyard's)."""
     return _one(instruction or POINTS_PREAMBLE, prompt, response, POINTS_ENDING)
 
 
 def conversation(prompt: Prompt) -> str:
-    """The prompt as a judge reads it: a single question as it is, several turns with their speakers."""
+    """Returns the prompt as judges read it: a single turn verbatim, several turns with their roles."""
     if prompt.messages is None:
         return prompt.text or ""
     if len(prompt.messages) == 1:
@@ -83,8 +82,8 @@ def conversation(prompt: Prompt) -> str:
     return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in prompt.messages)
 
 
-def asked(question: str, style: str = "chat", earlier: Sequence[Message] = ()) -> Prompt:
-    """The question as a prompt: a user's turn after `earlier` ones, or (`text`) plain text that the judge goes on."""
+def question_prompt(question: str, style: str = "chat", earlier: Sequence[Message] = ()) -> Prompt:
+    """Returns the question as a prompt: a user turn after `earlier` ones, or (`text`) plain text to be continued."""
     if style == "text":
         before = "".join(f"{m.content}\n\n" for m in earlier)
         return Prompt(text=before + question)
@@ -92,33 +91,33 @@ def asked(question: str, style: str = "chat", earlier: Sequence[Message] = ()) -
 
 
 def read_points(text: str) -> float | None:
-    """The number behind the LAST "Score:", from 0 to 5; None for anything else (none, "5/5", 6, "four")."""
+    """Parses the number after the LAST "Score:", from 0 to 5; None for anything else (none, "5/5", 6, "four")."""
     tail = text[-_WINDOW:]
-    ends = [match.end() for match in _SCORE.finditer(tail)]
-    found = _POINTS.match(tail, ends[-1]) if ends else None
-    points = float(found[1]) if found else None
+    ends = [score.end() for score in _SCORE.finditer(tail)]
+    match = _POINTS.match(tail, ends[-1]) if ends else None
+    points = float(match[1]) if match else None
     return points if points is not None and points <= 5 else None
 
 
 def read_choice(text: str) -> int | None:
-    """1 or 2 where exactly one of them stands in the text as a word of its own."""
-    found = set(_CHOICE.findall(text[-_WINDOW:]))
-    return int(found.pop()) if len(found) == 1 else None
+    """Parses 1 or 2 where exactly one of them is a separate word of the text."""
+    choices = set(_CHOICE.findall(text[-_WINDOW:]))
+    return int(choices.pop()) if len(choices) == 1 else None
 
 
 def read_rating(text: str) -> int | None:
-    """A whole number from 1 to 10 that is all of the text (`7`, `**7**`, `7/10`)."""
-    found = _RATING.fullmatch(text.strip()) if len(text) <= _WINDOW else None
-    return int(found[1]) if found else None
+    """Parses a whole number from 1 to 10 that is the entire text (`7`, `**7**`, `7/10`)."""
+    match = _RATING.fullmatch(text.strip()) if len(text) <= _WINDOW else None
+    return int(match[1]) if match else None
 
 
 def to_unit(rating: float) -> float:
-    """A rating from 1 to 10 on [-1, 1]."""
+    """Maps a rating from 1 to 10 to [-1, 1]."""
     return (2 * rating - 11) / 9
 
 
 def expected_rating(logits: Sequence[float]) -> float:
-    """sum of i P(i) for i = 1..10 with P the softmax of the ten labels, mapped to [-1, 1]."""
+    """Returns the sum of i P(i) for i = 1..10 with P the softmax of the ten labels, mapped to [-1, 1]."""
     top = max(logits)
     weights = [math.exp(x - top) for x in logits]
     return to_unit(sum(i * w for i, w in enumerate(weights, start=1)) / sum(weights))
@@ -129,4 +128,4 @@ def _pair(text: str, first: str, second: str) -> str:
 
 
 def _one(instruction: str, prompt: Prompt, response: Response, ending: str) -> str:
-    return f"{instruction}\n\nQuestion:\n{conversation(prompt)}\n\nResponse:\n{shown(response)}\n\n{ending}"
+    return f"{instruction}\n\nQuestion:\n{conversation(prompt)}\n\nResponse:\n{response_text(response)}\n\n{ending}"

@@ -1,4 +1,4 @@
-"""Judges behind an API: verdicts from the log-probs of the label that was written, or from the written words."""
+"""Judges behind an API: verdicts from the log-probs of the generated label, or parsed from the generated text."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Answer = Mapping[str, Any]
 
 @dataclass
 class _Remote:
-    """What the three judges share.
+    """The parts that the three judges share.
 
     Args:
-        client: who sends and keeps.
-        instruction: the head of the question; empty takes the one of `feedback.prompts`.
-        logprobs: ask for log-probs; where the server gives none, the words are read.
-        max_tokens: longest answer.
+        client: sends the requests and stores the answers.
+        instruction: the beginning of the question; empty: the one of `feedback.prompts`.
+        logprobs: request log-probs; where the server returns none, the text is parsed.
+        max_tokens: limit of the generated tokens.
         extra: fields of the request that are added or replaced; null leaves one out.
     """
 
@@ -61,92 +61,92 @@ class _Remote:
 
 @dataclass
 class ApiJudge(_Remote):
-    """P(first) over the labels "1" and "2" where the first written token is one; otherwise 1 or 0 as the words say."""
+    """P(first) over the labels "1" and "2" where the first generated token is one; otherwise 1 or 0 from the text."""
 
     exemplars: Sequence[Exemplar] = ()
 
     def __call__(self, pairs: Sequence[Group]) -> list[Verdict]:
-        """A verdict a pair, in the order it stands in: wrap the judge in `Debiased`."""
+        """Returns one verdict per pair, in the order of its responses: wrap the judge in `Debiased`."""
         questions = [pair_question(self.instruction, self.exemplars, g.prompt, g.responses) for g in pairs]
-        answers = self.client.ask([self._payload(q, 0.0, self.logprobs) for q in questions])
+        answers = self.client.complete([self._payload(q, 0.0, self.logprobs) for q in questions])
         return [verdict_of(answer) for answer in answers]
 
 
 @dataclass
 class ApiScoreJudge(_Remote):
-    """Direct RLAIF: the expected rating from 1 to 10 on [-1, 1], or the written one where there are no log-probs."""
+    """Direct RLAIF: the expected rating from 1 to 10 on [-1, 1], or the generated one without log-probs."""
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
-        """One grade a response."""
+        """Returns one grade per response."""
         questions = [score_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
-        answers = self.client.ask([self._payload(q, 0.0, self.logprobs) for q in questions])
+        answers = self.client.complete([self._payload(q, 0.0, self.logprobs) for q in questions])
         return _by_group(groups, [grade_of(answer) for answer in answers])
 
 
 @dataclass
 class ApiPointsJudge(_Remote):
-    """The additive judge: the mean of `samples` written judgements, of those whose last "Score: n" can be read."""
+    """The additive judge: the mean of `samples` generated judgements, of those whose last "Score: n" can be parsed."""
 
     samples: int = 3
     temperature: float = 1.0
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
-        """One grade a response."""
+        """Returns one grade per response."""
         questions = [points_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
         payloads = [self._payload(q, self.temperature, logprobs=False) for q in questions for _ in range(self.samples)]
         numbers = list(range(self.samples)) * len(questions)
-        texts = [str(answer["text"]) for answer in self.client.ask(payloads, numbers)]
+        texts = [str(answer["text"]) for answer in self.client.complete(payloads, numbers)]
         starts = range(0, len(texts), self.samples)
         return _by_group(groups, [mean_points(texts[at : at + self.samples]) for at in starts])
 
 
 def verdict_of(answer: Answer) -> Verdict:
-    """The verdict in an answer to a pair's question.
+    """Returns the verdict in an answer to a pair's question.
 
     A label that is not among the alternatives that the server lists has no mass, so p can be exactly 0 or 1.
     """
     text = str(answer["text"])
-    place = _label_place(answer, CHOICES)
-    if place is not None:
-        one, two = (_mass(answer["top"][place], label) for label in CHOICES)
+    index = _label_index(answer, CHOICES)
+    if index is not None:
+        one, two = (_mass(answer["top"][index], label) for label in CHOICES)
         if max(one, two) > -math.inf:
-            return Verdict(sigmoid(one - two), logit=one - two, said=text)
+            return Verdict(sigmoid(one - two), logit=one - two, text=text)
     choice = read_choice(text)
     if choice is None:
-        return Verdict(None, f"neither 1 nor 2 in {text[:80]!r}", said=text)
-    return Verdict(float(choice == 1), said=text)
+        return Verdict(None, f"neither 1 nor 2 in {text[:80]!r}", text=text)
+    return Verdict(float(choice == 1), text=text)
 
 
 def grade_of(answer: Answer) -> Grade:
-    """The grade in an answer to a rating's question."""
+    """Returns the grade in an answer to a rating's question."""
     text = str(answer["text"])
-    place = _label_place(answer, RATINGS)
+    index = _label_index(answer, RATINGS)
     tokens = answer["top"]
-    # where 10 is two tokens, "1" may be the beginning of it: then the listed mass of "1" says too little
-    split = place is not None and place + 1 < len(tokens) and str(tokens[place + 1][0][0]).strip().isdigit()
-    if place is not None and not split:
-        masses = [_mass(tokens[place], label) for label in RATINGS]
+    # where 10 is two tokens, "1" may be its first: then the listed mass of "1" is not that of the rating
+    split = index is not None and index + 1 < len(tokens) and str(tokens[index + 1][0][0]).strip().isdigit()
+    if index is not None and not split:
+        masses = [_mass(tokens[index], label) for label in RATINGS]
         weights = [math.exp(mass) for mass in masses]
         if sum(weights) > 0:
-            return Grade(to_unit(sum(i * w for i, w in enumerate(weights, 1)) / sum(weights)), said=(text,))
+            return Grade(to_unit(sum(i * w for i, w in enumerate(weights, 1)) / sum(weights)), texts=(text,))
     rating = read_rating(text)
     if rating is None:
         return Grade(None, f"no rating from 1 to 10 in {text[:80]!r}", (text,))
-    return Grade(to_unit(rating), said=(text,))
+    return Grade(to_unit(rating), texts=(text,))
 
 
-def _label_place(answer: Answer, labels: Sequence[str]) -> int | None:
-    """The first written token that is a label; nothing but blanks and signs may stand before it."""
-    for place, tokens in enumerate(answer["top"]):
-        written = str(tokens[0][0]).strip() if tokens else ""
-        if written in labels:
-            return place
-        if any(letter.isalnum() for letter in written):
-            return None  # the judge begins with words: what it decides stands further on
+def _label_index(answer: Answer, labels: Sequence[str]) -> int | None:
+    """Returns the index of the first generated token that is a label; only blanks and punctuation may precede it."""
+    for index, tokens in enumerate(answer["top"]):
+        generated = str(tokens[0][0]).strip() if tokens else ""
+        if generated in labels:
+            return index
+        if any(letter.isalnum() for letter in generated):
+            return None  # the answer begins with words: the label comes later
     return None
 
 
 def _mass(tokens: Sequence[Sequence[Any]], label: str) -> float:
-    """Log of the summed probability of the label with and without blanks around it."""
+    """Returns the log of the summed probability of the label with and without blanks around it."""
     total = sum(math.exp(min(float(logp), 0.0)) for token, logp in tokens if str(token).strip() == label)
     return math.log(total) if total > 0 else -math.inf

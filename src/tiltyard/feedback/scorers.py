@@ -14,37 +14,42 @@ from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, Score
 from tiltyard.scoring.base import Cost, Scale
 from tiltyard.types import Group, Preference, dense_ranks
 
-Unscored = Literal["error", "drop"]
-_PATIENCE = 20  # questions after which a judge that mostly gives no verdict is given up
+OnMissing = Literal["error", "drop"]
+_MIN_QUERIES = 20  # before a run is stopped because its judge mostly gives no verdict
 
 
 @dataclass
-class Missing:
-    """Counts what a judge left unanswered, and gives up on one that answers less than half."""
+class ParseFailures:
+    """Counts queries without a usable verdict, and stops a run whose judge fails on more than half of them."""
 
-    asked: int = 0
-    missing: int = 0
+    queries: int = 0
+    failures: int = 0
 
-    def count(self, found: Sequence[Verdict] | Sequence[Grade], lacking: Sequence[str]) -> None:
-        self.asked += len(found)
-        self.missing += len(lacking)
-        if self.asked >= _PATIENCE and self.missing * 2 > self.asked:
+    def add(self, results: Sequence[Verdict] | Sequence[Grade], reasons: Sequence[str]) -> None:
+        """Adds the results of some queries and the reasons of those without a verdict.
+
+        Raises:
+            JudgeError: more than half of at least 20 queries failed.
+        """
+        self.queries += len(results)
+        self.failures += len(reasons)
+        if self.queries >= _MIN_QUERIES and self.failures * 2 > self.queries:
             raise JudgeError(
-                "the judge gives a verdict on less than half of what it is asked",
-                got=f"{self.missing:,} of {self.asked:,} without one; the last: {(lacking or ['?'])[-1]}",
-                fix="read some of its words (judgements.jsonl), change judge.instruction, or take a stronger model",
+                "the judge gives a verdict on less than half of its queries",
+                got=f"{self.failures:,} of {self.queries:,} without one; the last: {(reasons or ['?'])[-1]}",
+                fix="read some of its replies (judgements.jsonl), change judge.instruction, or take a stronger model",
             )
 
 
 class JudgeScorer:
     """A judge that compares, as a scorer.
 
-    Pairs get `shares` (p, 1 - p), the same numbers as `scores`, and ranks. Of K > 2 answers all pairs are compared;
-    `scores` are then the mean probability to win against another answer, and ranks follow. A group with an answer that
-    no verdict speaks of says nothing: all its ranks are 1 (methods leave it out as a tie) and it has no scores.
+    Pairs get the preference with `shares` (p, 1 - p), and the same numbers as `scores`. Of K > 2 responses all pairs
+    are compared; `scores` are then the mean win probability against the others, and the preference has their ranks. A
+    group where a response has no verdict has no scores and equal ranks (methods leave it out as a tie).
 
     Args:
-        judge: asked in both orders unless it is `Debiased` already.
+        judge: wrapped in `Debiased` unless it is one.
 
         moving: the judge is the policy that is trained, so scores of different steps are not comparable.
         name: of its metric, `reward/NAME`.
@@ -52,7 +57,7 @@ class JudgeScorer:
 
     def __init__(self, judge: Judge, *, moving: bool = False, name: str = "judge"):
         self.judge = judge if isinstance(judge, Debiased) else Debiased(judge)
-        self.tally = Missing()
+        self.failures = ParseFailures()
         self.scale, self.name = Scale(comparable=False, moving=moving), name
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
@@ -62,28 +67,28 @@ class JudgeScorer:
             DataError: a group of fewer than two responses.
             JudgeError: the judge gives a verdict on less than half of the pairs.
         """
-        begin_turn(self.judge, policy_version_of(groups))
-        places = [list(itertools.combinations(range(len(g.responses)), 2)) for g in groups]
+        set_turn(self.judge, policy_version_of(groups))
+        indices = [list(itertools.combinations(range(len(g.responses)), 2)) for g in groups]
         pairs = [
             Group(g.prompt, (g.responses[i], g.responses[j]), origin=g.origin)
-            for g, ij in zip(groups, places, strict=True)
+            for g, ij in zip(groups, indices, strict=True)
             for i, j in ij
         ]
         for group in groups:
             if len(group.responses) < 2:
                 raise DataError(
-                    "a judge that compares needs two answers to a prompt",
+                    "a judge that compares needs two responses to a prompt",
                     where=group.origin or group.prompt.id,
                     got=f"{len(group.responses)} responses",
-                    fix="set n=2 or more, or judge.ask=score",
+                    fix="set samples_per_prompt=2 or more, or judge.ask=score",
                 )
         verdicts = self.judge(pairs)
-        self.tally.count(verdicts, [v.reason for v in verdicts if v.p is None])
-        left = iter(verdicts)
-        return [_labelled(g, ij, [next(left) for _ in ij]) for g, ij in zip(groups, places, strict=True)]
+        self.failures.add(verdicts, [v.reason for v in verdicts if v.p is None])
+        remaining = iter(verdicts)
+        return [_with_verdicts(g, ij, [next(remaining) for _ in ij]) for g, ij in zip(groups, indices, strict=True)]
 
     def take_cost(self) -> Cost:
-        """What the judge's calls cost since the last time."""
+        """Returns the cost of the judge since the last call."""
         return _taken_cost(self.judge)
 
     def take_metrics(self) -> Metrics:
@@ -95,43 +100,45 @@ class GradeScorer:
     """A judge that grades, as a scorer: one score a response.
 
     Args:
-        unscored: an answer without a grade is an `error`, or (`drop`) leaves its group, and a group that keeps fewer
-            than two leaves too: for sources whose selection follows. It never gets a number that nobody gave.
+        on_missing: a response without a grade is an `error`, or (`drop`) is removed from its group, and a group with
+            fewer than two left is removed too: for sources with a selection step. No number is imputed.
 
         moving, name: see `JudgeScorer`.
     """
 
-    def __init__(self, judge: ScoreJudge, unscored: Unscored = "error", *, moving: bool = False, name: str = "judge"):
-        self.judge, self.unscored = judge, unscored
-        self.tally = Missing()
+    def __init__(
+        self, judge: ScoreJudge, on_missing: OnMissing = "error", *, moving: bool = False, name: str = "judge"
+    ):
+        self.judge, self.on_missing = judge, on_missing
+        self.failures = ParseFailures()
         self.scale, self.name = Scale(comparable=True, moving=moving), name
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the judge's grades as scores.
 
         Raises:
-            JudgeError: a response without a grade (`unscored="error"`), or grades for less than half of them.
+            JudgeError: a response without a grade (`on_missing="error"`), or grades for less than half of them.
         """
-        begin_turn(self.judge, policy_version_of(groups))
+        set_turn(self.judge, policy_version_of(groups))
         scored = []
         for group, grades in zip(groups, self.judge.score(groups), strict=True):
             reasons = [g.reason for g in grades if g.score is None]
-            if reasons and self.unscored == "error":
+            if reasons and self.on_missing == "error":
                 raise JudgeError(
-                    "the judge gave an answer no score",
+                    "the judge gave a response no score",
                     where=group.origin or group.prompt.id,
                     got=reasons[0],
-                    fix="make room for its words (judge.max_tokens), or let such answers be dropped before a selection",
+                    fix="raise judge.max_tokens, or drop such responses before a selection",
                 )
-            self.tally.count(grades, reasons)
-            kept = [(r, g.score) for r, g in zip(group.responses, grades, strict=True) if g.score is not None]
-            if not reasons or len(kept) >= 2:
-                responses, scores = tuple(r for r, _ in kept), tuple(s for _, s in kept)
+            self.failures.add(grades, reasons)
+            graded = [(r, g.score) for r, g in zip(group.responses, grades, strict=True) if g.score is not None]
+            if not reasons or len(graded) >= 2:
+                responses, scores = tuple(r for r, _ in graded), tuple(s for _, s in graded)
                 scored.append(replace(group, responses=responses, scores=scores, preference=None))
         return scored
 
     def take_cost(self) -> Cost:
-        """What the judge's calls cost since the last time."""
+        """Returns the cost of the judge since the last call."""
         return _taken_cost(self.judge)
 
     def take_metrics(self) -> Metrics:
@@ -159,22 +166,22 @@ def _cost_metrics(cost: Cost) -> Metrics:
     }
 
 
-def begin_turn(judge: Any, turn: int | None) -> None:
-    """Tells a judge that is paid which turn it is, see `Client`; other judges need not know."""
+def set_turn(judge: Any, turn: int | None) -> None:
+    """Sets the turn of a paid judge, see `Client`; other judges have none."""
     client = getattr(getattr(judge, "judge", judge), "client", None)
     if client is not None:
         client.turn = turn
 
 
-def _labelled(group: Group, places: Sequence[tuple[int, int]], verdicts: Sequence[Verdict]) -> Group:
-    """The group with what the verdicts on its pairs say."""
+def _with_verdicts(group: Group, indices: Sequence[tuple[int, int]], verdicts: Sequence[Verdict]) -> Group:
+    """Returns the group with the scores and the preference that the verdicts on its pairs give."""
     count = len(group.responses)
     wins, games = [0.0] * count, [0] * count
-    for (i, j), verdict in zip(places, verdicts, strict=True):
+    for (i, j), verdict in zip(indices, verdicts, strict=True):
         if verdict.p is not None:
-            for place, p in ((i, verdict.p), (j, 1 - verdict.p)):
-                wins[place] += p
-                games[place] += 1
+            for index, p in ((i, verdict.p), (j, 1 - verdict.p)):
+                wins[index] += p
+                games[index] += 1
     if not all(games):
         return replace(group, scores=None, preference=Preference(ranks=(1,) * count))
     scores = tuple(win / game for win, game in zip(wins, games, strict=True))

@@ -16,7 +16,7 @@ from tiltyard.feedback.client import Client, Endpoint
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
-from tiltyard.feedback.scorers import GradeScorer, JudgeScorer, Unscored
+from tiltyard.feedback.scorers import GradeScorer, JudgeScorer, OnMissing
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
 from tiltyard.models.language import LanguageModel
@@ -195,7 +195,7 @@ def build_scorer(
     settings: JudgeSettings,
     load: Load,
     cache: Path | None = None,
-    unscored: Unscored = "error",
+    on_missing: OnMissing = "error",
     owner: str = "",
     *,
     moving: bool = False,
@@ -203,7 +203,7 @@ def build_scorer(
     """The scorer that the settings describe; `moving`: the judge is the policy that is trained."""
     if settings.ask == "pair":
         return JudgeScorer(build_judge(settings, load, cache, owner), moving=moving)
-    return GradeScorer(build_score_judge(settings, load, cache, owner), unscored, moving=moving)
+    return GradeScorer(build_score_judge(settings, load, cache, owner), on_missing, moving=moving)
 
 
 def _simulated(settings: SimulatedJudgeSettings) -> SimulatedJudge:

@@ -1,4 +1,4 @@
-"""A judge made of the embedded world's own rules: what it wants, how sure it is and what misleads it are settings."""
+"""A judge made of the rules of the embedded world, with settings for its weights, its noise and its position bias."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
 from tiltyard.types import Group, Prompt
 from tiltyard.world import gold
 
-UNITS = tuple(to_unit(i) for i in range(1, 11))  # where the ratings 1 to 10 lie on [-1, 1]
-WANTS = ("gold", "helpful", "truthful", "harmless", "length")
+RATING_VALUES = tuple(to_unit(i) for i in range(1, 11))  # where the ratings 1 to 10 lie on [-1, 1]
+ATTRIBUTES = ("gold", "helpful", "truthful", "harmless", "length")
 _FACTS = frozenset({"kind", "form", "ask", "facts"})  # what the world's prompts carry in their meta
 
 
 @dataclass
 class SimulatedJudge:
-    """Prefers the first answer with probability sigmoid((u_1 - u_2) / temperature + position_bias).
+    """Prefers the first response with probability sigmoid((u_1 - u_2) / temperature + position_bias).
 
-    Its instruction is a mapping, no prose: u = sum of weight * value, where the values are the world's `gold` total,
-    `helpful`, `truthful`, `harmless` and `length` in tens of words. {"gold": 1, "length": -1} is a judge that was told
-    to prefer shorter answers. It is a `Judge` and a `ScoreJudge` (the score is u).
+    The utility is u = sum of weight * value, where the values are the world's `gold` total, `helpful`, `truthful`,
+    `harmless` and `length` in tens of words. {"gold": 1, "length": -1} is a judge that prefers shorter responses. It is
+    a `Judge` and a `ScoreJudge` (the score is u).
 
     Args:
         instruction: weights; empty means {"gold": 1}.
-        temperature: how unsure it is.
-        votes: 0 says the probability itself; otherwise the share of that many votes drawn with it. The draws depend
-            on the seed and on the question's words (order included) alone.
-        position_bias: added to the log-odds of the answer that stands first.
+        temperature: scale of the logistic noise.
+        votes: 0 returns the probability itself; otherwise the share among that many votes sampled with it. The samples
+            depend only on the seed and the text of the question (order included).
+        position_bias: added to the log-odds of the response that is shown first.
     """
 
     instruction: Mapping[str, float] = field(default_factory=dict)
@@ -46,13 +46,13 @@ class SimulatedJudge:
 
     def __post_init__(self) -> None:
         for name in self.instruction:
-            if name not in WANTS:
+            if name not in ATTRIBUTES:
                 raise ConfigError(
-                    "the simulated judge does not know this wish",
+                    "unknown weight of the simulated judge",
                     where="judge.instruction",
                     got=name,
-                    expected=f"weights on {', '.join(WANTS)}",
-                    fix=nearest(name, WANTS),
+                    expected=f"weights on {', '.join(ATTRIBUTES)}",
+                    fix=nearest(name, ATTRIBUTES),
                 )
         if not self.temperature > 0:
             raise ConfigError("out of range", where="judge.temperature", got=self.temperature, expected="> 0")
@@ -62,27 +62,27 @@ class SimulatedJudge:
         return [self._verdict(pair) for pair in pairs]
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
-        """The utility of every response, without noise."""
+        """Returns the utility of every response, without noise."""
         self.usage.calls += sum(len(g.responses) for g in groups)
         return [tuple(Grade(self.utility(g.prompt, r.text)) for r in g.responses) for g in groups]
 
     def utility(self, prompt: Prompt, text: str) -> float:
-        """How much this judge likes the answer."""
+        """Returns the utility u of a response."""
         if not prompt.meta.keys() >= _FACTS:
             raise DataError(
-                "the simulated judge knows the embedded world alone, and this prompt is not about it",
+                "the simulated judge needs prompts of the embedded world",
                 where=prompt.id,
                 got=f"meta with {', '.join(map(str, prompt.meta)) or 'nothing'}",
                 expected="prompts that the stage `world` wrote",
                 fix="set judge.kind to model or api",
             )
-        found = gold(prompt.meta, text)
+        score = gold(prompt.meta, text)
         values = {
-            "gold": found.total,
-            "helpful": found.helpful,
-            "truthful": found.truthful,
-            "harmless": found.harmless,
-            "length": found.length / 10,
+            "gold": score.total,
+            "helpful": score.helpful,
+            "truthful": score.truthful,
+            "harmless": score.harmless,
+            "length": score.length / 10,
         }
         return sum(weight * values[name] for name, weight in (self.instruction or {"gold": 1.0}).items())
 
@@ -93,37 +93,37 @@ class SimulatedJudge:
         p = sigmoid(logit)
         if not self.votes:
             return Verdict(p, logit=logit)
-        rng = random.Random(stream(self.seed, _words(pair.prompt), one, two))
+        rng = random.Random(seed_from(self.seed, _words(pair.prompt), one, two))
         return Verdict(sum(rng.random() < p for _ in range(self.votes)) / self.votes)
 
 
 @dataclass
 class SimulatedRater(SimulatedJudge):
-    """Rates single answers from 1 to 10, as a model that is asked for a `score` does; grades are on [-1, 1].
+    """Rates single responses from 1 to 10, like a model judge with `ask: score`; grades are on [-1, 1].
 
-    P(i) is proportional to exp(-(x_i - u)^2 / (2 temperature^2)) with x_i = (2i - 11)/9: around the utility, as far as
-    the scale goes. The grade is the expectation of x_i (Lee et al. 2023, direct RLAIF); with `votes` the mean of so
-    many ratings drawn from P. The draws depend on the seed and on the question's words alone: the judge's errors are
-    its own and do not average out when it is asked again.
+    P(i) is proportional to exp(-(x_i - u)^2 / (2 temperature^2)) with x_i = (2i - 11)/9: a normal distribution around
+    the utility, restricted to the scale. The grade is the expectation of x_i (Lee et al. 2023, direct RLAIF); with
+    `votes` the mean of that many ratings sampled from P. The samples depend only on the seed and the text of the
+    question: errors are fixed for a question and do not average out over repeated queries.
     """
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
-        """The rating of every response."""
+        """Returns the rating of every response."""
         self.usage.calls += sum(len(g.responses) for g in groups)
         return [tuple(Grade(self._rating(g.prompt, r.text)) for r in g.responses) for g in groups]
 
     def _rating(self, prompt: Prompt, text: str) -> float:
         u = self.utility(prompt, text)
-        logits = [-(((x - u) / self.temperature) ** 2) / 2 for x in UNITS]
+        logits = [-(((x - u) / self.temperature) ** 2) / 2 for x in RATING_VALUES]
         if not self.votes:
             return expected_rating(logits)
         weights = [math.exp(x - max(logits)) for x in logits]
-        rng = random.Random(stream(self.seed, _words(prompt), text))
-        return sum(rng.choices(UNITS, weights, k=self.votes)) / self.votes
+        rng = random.Random(seed_from(self.seed, _words(prompt), text))
+        return sum(rng.choices(RATING_VALUES, weights, k=self.votes)) / self.votes
 
 
-def stream(*parts: Any) -> int:
-    """A seed from what is asked: the same question draws the same numbers, whatever was asked before it."""
+def seed_from(*parts: Any) -> int:
+    """Returns a seed that depends on the parts alone: equal questions give equal samples, in whatever order."""
     text = json.dumps(parts, ensure_ascii=False, default=str)
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:7])
 

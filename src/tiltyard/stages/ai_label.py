@@ -1,8 +1,8 @@
-"""AI labels: a judge compares answers, and its probabilities become soft labels (RLAIF).
+"""AI labels: a judge compares responses, and its probabilities become soft labels (RLAIF).
 
-`labels.groups.jsonl` holds every pair with `shares` (p, 1 - p) and ranks, ids as they came; `rows.jsonl` the same for
-people to read, the preferred answer as `chosen` with `p_chosen`; `judgements.jsonl` each verdict with who gave it, also
-those that could not be had.
+`labels.groups.jsonl` holds every pair with the preference (p, 1 - p), its token ids unchanged; `rows.jsonl` the same
+as text, the preferred response as `chosen` with `p_chosen`; `judgements.jsonl` one preference record per pair, missing
+verdicts included.
 
 The work is done in blocks of pairs, each committed to a `Journal`. What an API answered is in `answers.jsonl` before it
 is used, so an interrupted block sends only the requests that are missing.
@@ -26,9 +26,9 @@ from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import ApiJudgeSettings, Debiased, JudgeSettings, Usage, Verdict, build_judge
 from tiltyard.feedback.answers import content_key
-from tiltyard.feedback.scorers import Missing, begin_turn
-from tiltyard.feedback.simulated import stream
-from tiltyard.feedback.verdicts import Places, shown
+from tiltyard.feedback.scorers import ParseFailures, set_turn
+from tiltyard.feedback.simulated import seed_from
+from tiltyard.feedback.verdicts import PositionCounts, response_text
 from tiltyard.files import atomic_write, jsonable
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
@@ -44,22 +44,22 @@ LABELS, JUDGEMENTS = "labels.groups.jsonl", "judgements.jsonl"
 
 class AiLabelSettings(Settings):
     data: Annotated[str, Field(description="rows of `prompt` and `responses`, comparisons, or a file of groups")]
-    judge: Annotated[JudgeSettings, Field(description="who compares, and how it is asked")]
+    judge: Annotated[JudgeSettings, Field(description="the judge that compares")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
     pairs: Annotated[
         Literal["given", "random", "all"],
         Field(description="rows with more than two answers: an error, one random pair of each, or all their pairs"),
     ] = "given"
-    seed: Annotated[int, Field(ge=0, description="of random pairs, and of the order where one order is asked")] = 0
+    seed: Annotated[int, Field(ge=0, description="of random pairs, and of the order where debias is none")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
 
 
 @dataclass
 class Progress:
-    """What is done, in pairs, and sums over it for the result."""
+    """Pairs that are done, and sums over them for the result."""
 
-    asked: int = 0
+    pairs: int = 0
     labels: int = 0
     ties: int = 0
     cut: int = 0
@@ -73,43 +73,43 @@ class Progress:
 
 
 def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
-    """Asks the judge about every pair, a block after the other, from where an earlier attempt stopped."""
+    """Queries the judge about every pair, block by block, from where an earlier attempt stopped."""
     pairs = _pairs_of(context, settings)
     judge = _judge(context, settings)
     journal = Journal(context.folder, (LABELS, JUDGEMENTS), Progress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.asked:,} of {len(pairs):,} pairs are done"])
-    missing = Missing()
-    for at in range(progress.asked, len(pairs), BLOCK):
+        context.report("goes on", [f"{progress.pairs:,} of {len(pairs):,} pairs are done"])
+    failures = ParseFailures()
+    for at in range(progress.pairs, len(pairs), BLOCK):
         block = pairs[at : at + BLOCK]
-        begin_turn(judge, at)
+        set_turn(judge, at)
         verdicts = _verdicts(judge, block, settings)
-        missing.count(verdicts, [v.reason for v in verdicts if v.p is None])
+        failures.add(verdicts, [v.reason for v in verdicts if v.p is None])
         preferences = _preferences(context, verdicts, settings)
         labels = [_label(g, p) for g, p in zip(block, preferences, strict=True) if p.shares is not None]
         _count(progress, block, verdicts, judge)
         judgements = [preference_to_dict(signed(p, g)) for p, g in zip(preferences, block, strict=True)]
         journal.commit({LABELS: map(group_to_line, labels), JUDGEMENTS: judgements})
-        context.report("labels", [f"{progress.asked:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
+        context.report("labels", [f"{progress.pairs:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
     journal.close()
     _write_rows(context.folder)
     result = _result(progress)
-    told = [f"{result['labels']:,} labels, mean confidence {result['confidence']:.3f}, {result['missing']:,} without"]
+    lines = [f"{result['labels']:,} labels, mean confidence {result['confidence']:.3f}, {result['missing']:,} without"]
     if "same_position" in result:
-        told.append(f"the same place preferred in both orders: {result['same_position']:.1%}")
+        lines.append(f"the same position preferred in both orders: {result['same_position']:.1%}")
     if "agreement" in result:
-        told.append(f"agreement with the labels given: {result['agreement']:.1%} of {result['agreement_pairs']:,}")
-    told.append(f"{result['judge_calls']:,} questions, cost {result['judge_cost']:.4f}")
-    context.report("judge", told)
+        lines.append(f"agreement with the labels given: {result['agreement']:.1%} of {result['agreement_pairs']:,}")
+    lines.append(f"{result['judge_calls']:,} queries, cost {result['judge_cost']:.4f}")
+    context.report("judge", lines)
     return result
 
 
-# --------------------------------------------------------------------------------------------------- what is judged
+# --------------------------------------------------------------------------------------------------- the pairs
 
 
 def _pairs_of(context: StageContext, settings: AiLabelSettings) -> list[Group]:
-    """The pairs in the order of the file; what is known about who is better stays with them."""
+    """Returns the pairs in the order of the file, with the preferences that the data has."""
     path = context.resolve(settings.data, want="")
     groups: Iterator[Group]
     if str(path).endswith(".groups.jsonl"):
@@ -117,18 +117,18 @@ def _pairs_of(context: StageContext, settings: AiLabelSettings) -> list[Group]:
     else:
         rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
         groups = (_row_group(row) for row in rows)
-    found = [pair for number, group in enumerate(groups) for pair in _pairs(group, number, settings)]
-    if not found:
+    pairs = [pair for number, group in enumerate(groups) for pair in _pairs(group, number, settings)]
+    if not pairs:
         raise DataError("there is nothing to compare", where=str(path), got="no pair", fix="check data and limit")
-    return found
+    return pairs
 
 
 def _row_group(row: Row) -> Group:
-    """A comparison, or `prompt` and `responses` of which nobody has said which is better."""
-    answers = row.value.get("responses")
-    if not isinstance(answers, list) or {"scores", "ranks", "shares"} & row.value.keys():
+    """Parses a comparison, or `prompt` and `responses` without a preference."""
+    responses = row.value.get("responses")
+    if not isinstance(responses, list) or {"scores", "ranks", "shares"} & row.value.keys():
         return parse_row(row, "comparisons")
-    ranked = Row({**row.value, "ranks": [1] * len(answers)}, row.where)  # read with all the checks of a ranking
+    ranked = Row({**row.value, "ranks": [1] * len(responses)}, row.where)  # parsed with all the checks of a ranking
     return replace(parse_row(ranked, "comparisons"), preference=None)
 
 
@@ -138,31 +138,31 @@ def _pairs(group: Group, number: int, settings: AiLabelSettings) -> list[Group]:
         return [group]
     if count < 2 or settings.pairs == "given":
         raise DataError(
-            "a judge compares two answers",
+            "a judge compares two responses",
             where=group.origin or group.prompt.id,
             got=f"{count} responses",
             expected="two",
             fix="set pairs=random or pairs=all to cut larger groups into pairs" if count > 2 else "drop the row",
         )
-    places = list(combinations(range(count), 2))
+    indices = list(combinations(range(count), 2))
     if settings.pairs == "random":
-        places = [random.Random(stream(settings.seed, number)).choice(places)]
-    return [_part(group, ij) for ij in places]
+        indices = [random.Random(seed_from(settings.seed, number)).choice(indices)]
+    return [_sub_pair(group, ij) for ij in indices]
 
 
-def _part(group: Group, places: tuple[int, int]) -> Group:
+def _sub_pair(group: Group, indices: tuple[int, int]) -> Group:
     """Two responses of a group, with their scores and the order in which they were preferred."""
 
-    def taken(values: tuple | None) -> tuple | None:
-        return None if values is None else tuple(values[i] for i in places)
+    def pick(values: tuple | None) -> tuple | None:
+        return None if values is None else tuple(values[i] for i in indices)
 
-    origin = f"{group.origin} {places[0]},{places[1]}".strip()
-    ranks = taken(ranks_of(group.preference))
+    origin = f"{group.origin} {indices[0]},{indices[1]}".strip()
+    ranks = pick(ranks_of(group.preference))
     preference = None if ranks is None else Preference(ranks=ranks)
-    return Group(group.prompt, taken(group.responses) or (), taken(group.scores), preference, origin)
+    return Group(group.prompt, pick(group.responses) or (), pick(group.scores), preference, origin)
 
 
-# ----------------------------------------------------------------------------------------------------- who judges
+# ----------------------------------------------------------------------------------------------------- the judge
 
 
 def _judge(context: StageContext, settings: AiLabelSettings) -> Debiased:
@@ -171,7 +171,7 @@ def _judge(context: StageContext, settings: AiLabelSettings) -> Debiased:
 
     if settings.judge.ask != "pair":
         raise ConfigError(
-            "this stage compares answers, and this judge grades them one by one",
+            "this stage needs a judge that compares, and this one grades single responses",
             where=f"{context.name}.judge.ask",
             got=settings.judge.ask,
             expected="pair",
@@ -185,24 +185,26 @@ def _name(settings: AiLabelSettings) -> str:
 
 
 def _verdicts(judge: Debiased, block: Sequence[Group], settings: AiLabelSettings) -> list[Verdict]:
-    """A verdict a pair. Where one order alone is asked it is drawn: files often have the better answer first."""
-    turned = [judge.how == "none" and bool(stream(settings.seed, *map(shown, g.responses)) % 2) for g in block]
-    asked = [
-        Group(g.prompt, g.responses[::-1] if turn else g.responses, origin=g.origin)
-        for g, turn in zip(block, turned, strict=True)
+    """Returns one verdict per pair. A single order is randomised: files often have the better response first."""
+    swapped = [
+        judge.how == "none" and bool(seed_from(settings.seed, *map(response_text, g.responses)) % 2) for g in block
     ]
-    return [v.swapped() if turn else v for v, turn in zip(judge(asked), turned, strict=True)]
+    queries = [
+        Group(g.prompt, g.responses[::-1] if swap else g.responses, origin=g.origin)
+        for g, swap in zip(block, swapped, strict=True)
+    ]
+    return [v.swapped() if swap else v for v, swap in zip(judge(queries), swapped, strict=True)]
 
 
 def _preferences(context: StageContext, verdicts: Sequence[Verdict], settings: AiLabelSettings) -> list[Preference]:
-    """The verdicts as preferences; one without a verdict holds the reason alone."""
-    asked = settings.judge.model_dump(include={"ask", "instruction", "exemplars", "debias", "style", "reasoning"})
-    unmade = Preference(annotator=_name(settings), guideline=content_key(asked)[:12], run=context.run_name)
+    """Returns the verdicts as preferences; a missing verdict gives one with the reason alone."""
+    judge = settings.judge.model_dump(include={"ask", "instruction", "exemplars", "debias", "style", "reasoning"})
+    source = Preference(annotator=_name(settings), guideline=content_key(judge)[:12], run=context.run_name)
     preferences = []
     for verdict in verdicts:
         meta = {k: x for k, x in jsonable(asdict(verdict)).items() if k != "p" and x not in (None, "")}
         shares = None if verdict.p is None else (verdict.p, 1 - verdict.p)
-        preferences.append(replace(unmade, shares=shares, meta=meta))
+        preferences.append(replace(source, shares=shares, meta=meta))
     return preferences
 
 
@@ -211,12 +213,12 @@ def _label(group: Group, preference: Preference) -> Group:
     return replace(group, scores=None, preference=replace(preference, meta={}), origin=origin)
 
 
-# --------------------------------------------------------------------------------------------------- what comes out
+# --------------------------------------------------------------------------------------------------- the results
 
 
 def _count(progress: Progress, block: Sequence[Group], verdicts: Sequence[Verdict], judge: Debiased) -> None:
-    """Adds a block to what stands in the files."""
-    progress.asked += len(block)
+    """Adds a block to the sums."""
+    progress.pairs += len(block)
     progress.cut += sum(r.finish == "length" for g in block for r in g.responses)
     for group, verdict in zip(block, verdicts, strict=True):
         p, better = verdict.p, _given(group)
@@ -228,10 +230,10 @@ def _count(progress: Progress, block: Sequence[Group], verdicts: Sequence[Verdic
         if better is not None:
             progress.known += 1
             progress.agreed += 0.5 if p == 0.5 else float((p > 0.5) == (better == 0))
-    places, judge.places = judge.places, Places()
-    progress.both += places.asked
-    progress.same += places.same
-    progress.first += places.first
+    counts, judge.position_counts = judge.position_counts, PositionCounts()
+    progress.both += counts.pairs
+    progress.same += counts.same
+    progress.first += counts.first
     progress.usage = asdict(Usage(**progress.usage) + judge.usage.taken())  # type: ignore[arg-type]
 
 
@@ -243,26 +245,26 @@ def _given(group: Group) -> int | None:
 
 def _result(progress: Progress) -> dict[str, Any]:
     labels = max(1, progress.labels)
-    found: dict[str, Any] = {
-        "pairs": progress.asked,
+    result: dict[str, Any] = {
+        "pairs": progress.pairs,
         "labels": progress.labels,
-        "missing": progress.asked - progress.labels,
+        "missing": progress.pairs - progress.labels,
         "ties": progress.ties,
         "confidence": progress.confidence / labels,
         "cut_answers": progress.cut,
     }
     if progress.both:
-        found["same_position"] = progress.same / progress.both
-        found["same_position_first"] = progress.first / progress.both
+        result["same_position"] = progress.same / progress.both
+        result["same_position_first"] = progress.first / progress.both
     if progress.known:
-        found["agreement"] = progress.agreed / progress.known
-        found["agreement_pairs"] = progress.known
+        result["agreement"] = progress.agreed / progress.known
+        result["agreement_pairs"] = progress.known
     called = {"calls": "judge_calls", "cost": "judge_cost"}  # as in the results of training
-    return found | {called.get(key, key): value for key, value in progress.usage.items()}
+    return result | {called.get(key, key): value for key, value in progress.usage.items()}
 
 
 def _write_rows(folder: Path) -> None:
-    """The labels as rows that `data` and `tiltyard check` read; readers refuse an answer without words."""
+    """Writes the labels as rows of comparisons; responses without text are left out, because readers refuse them."""
     with atomic_write(folder / "rows.jsonl") as file:
         for group in read_groups(folder / LABELS):
             (best,) = pairs_of(group.preference)
@@ -270,22 +272,22 @@ def _write_rows(folder: Path) -> None:
             if not all(r.text.strip() for r in pair):
                 continue
             prompt = group.prompt
-            asked = prompt.text if prompt.messages is None else [m._asdict() for m in prompt.messages]
-            answers = [r.meta.get("turns") or r.text for r in pair]
-            row = {"id": prompt.id, "prompt": asked, "chosen": answers[0], "rejected": answers[1]}
+            messages = prompt.text if prompt.messages is None else [m._asdict() for m in prompt.messages]
+            texts = [r.meta.get("turns") or r.text for r in pair]
+            row = {"id": prompt.id, "prompt": messages, "chosen": texts[0], "rejected": texts[1]}
             row |= {"p_chosen": best.p, "origin": group.origin, "meta": dict(prompt.meta)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _plan(context: StageContext, settings: AiLabelSettings) -> list[str]:  # noqa: ARG001 - protocol
-    asked = settings.judge
-    times = 1 if asked.debias == "none" else 2
-    who = f"{asked.kind} {getattr(asked, 'model', '')}".strip()
-    who += f" at {asked.url}" if isinstance(asked, ApiJudgeSettings) else ""
+    judge = settings.judge
+    times = 1 if judge.debias == "none" else 2
+    name = f"{judge.kind} {getattr(judge, 'model', '')}".strip()
+    name += f" at {judge.url}" if isinstance(judge, ApiJudgeSettings) else ""
     upto = f", at most {times * settings.limit:,}" if settings.limit and settings.pairs != "all" else ""
-    lines = [f"judge: {who}; {times} question{'s' if times > 1 else ''} a pair{upto}"]
-    if isinstance(asked, ApiJudgeSettings):
-        lines.append(f"the judge is paid: {asked.price_in:g} and {asked.price_out:g} a million tokens in and out")
+    lines = [f"judge: {name}; {times} quer{'ies' if times > 1 else 'y'} a pair{upto}"]
+    if isinstance(judge, ApiJudgeSettings):
+        lines.append(f"the judge is paid: {judge.price_in:g} and {judge.price_out:g} a million tokens in and out")
     return lines
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from tiltyard.config import Settings
@@ -86,7 +87,7 @@ class Progress:
     mean: float = 0.0
     worst: float = 0.0
     truncated: int = 0
-    asked: int = 0
+    comparisons: int = 0
     flips: int = 0
     even: float = 0.0
 
@@ -96,15 +97,15 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     settle(context, model)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
-    judge = _judge(context, settings, model, prompts)
+    sampler = _sampler(context, settings, model, prompts)
     files = (CANDIDATES, PAIRS, BASELINES) if settings.ranker else (CANDIDATES, PAIRS)
     journal = Journal(context.folder, files, Progress())
     progress = journal.progress
     if journal.resumed:
         context.report("goes on", [f"{progress.candidates:,} of {len(prompts):,} prompts are done"])
     for first in range(progress.candidates, len(prompts), BLOCK):
-        block = judge.block(prompts[first : first + BLOCK], first)
-        _count(progress, block, judge)
+        block = sampler.block(prompts[first : first + BLOCK], first)
+        _count(progress, block, sampler)
         journal.commit({name: map(group_to_line, getattr(block, name.partition(".")[0])) for name in files})
         done, total = progress.candidates, len(prompts)
         context.report("candidates", [f"{done:,} of {total:,} prompts, {progress.pairs:,} pairs"])
@@ -112,7 +113,7 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     _write_rows(context.folder)
     result = _result(progress, settings)
     spread = ", ".join(f"{key} {result[f'score_{key}']:.3f}" for key in ("best", "mean", "worst"))
-    context.report("scores", [f"{spread}; {result['truncated']:.0%} of the answers were cut"])
+    context.report("scores", [f"{spread}; {result['truncated']:.0%} of the responses were cut"])
     return result
 
 
@@ -126,7 +127,7 @@ class _Block:
 
 
 @dataclass
-class _Judge:
+class _Sampler:
     """Samples, scores and pairs the responses to a block of prompts."""
 
     settings: CandidatesSettings
@@ -136,52 +137,58 @@ class _Judge:
     ranker: Ranker | None
 
     def block(self, prompts: Sequence[Prompt], first: int) -> _Block:
-        """The block that begins at place `first`, in the order of the prompts."""
-        asked = self.settings
+        """Returns the block that begins at index `first`, in the order of the prompts."""
+        settings = self.settings
         groups = [
             replace(group, origin=f"{self.name}:{first + i + 1}")
-            for i, group in enumerate(self._sampled(prompts, asked.samples_per_prompt, 2, first))
+            for i, group in enumerate(self._sample(prompts, settings.samples_per_prompt, 2, first))
         ]
         baselines: list[Group] = []
         if self.ranker is not None:
-            sampled = self._sampled(prompts, 1, 3, first)
+            sampled = self._sample(prompts, 1, 3, first)
             baselines = [replace(b, origin=group.origin) for b, group in zip(sampled, groups, strict=True)]
             groups = BaselineScorer(self.ranker, baselines).score(groups)
         elif self.scorer is not None:
             groups = self.scorer.score(groups)
-        return _Block(groups, self._pairs(groups, generator(asked.seed, 4, first)), baselines)
+        return _Block(groups, self._pairs(groups, generator(settings.seed, 4, first)), baselines)
 
-    def _sampled(self, prompts: Sequence[Prompt], n: int, stream: int, first: int) -> list[Group]:
-        asked = self.settings
-        law = SampleSettings(
-            asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, max_concurrent=asked.max_concurrent
+    def _sample(self, prompts: Sequence[Prompt], n: int, stream: int, first: int) -> list[Group]:
+        settings = self.settings
+        sampling = SampleSettings(
+            settings.temperature,
+            settings.top_p,
+            settings.top_k,
+            settings.max_tokens,
+            max_concurrent=settings.max_concurrent,
         )
-        seeds = response_seeds(range(first, first + len(prompts)), n, asked.seed, stream)
-        return sample(self.model, prompts, n, law, seeds=seeds)
+        seeds = response_seeds(range(first, first + len(prompts)), n, settings.seed, stream)
+        return sample(self.model, prompts, n, sampling, seeds=seeds)
 
-    def _pairs(self, groups: list[Group], chance: Any) -> select.Selected:
+    def _pairs(self, groups: list[Group], stream: torch.Generator) -> select.Selected:
         how, compare = self.settings.pairs, self.ranker or select.by_scores
         if how == "auto":
             how = "tournament" if self.ranker is not None else "random"
         if how == "tournament":
-            return select.tournament(groups, compare, chance)
+            return select.tournament(groups, compare, stream)
         if how == "first_round":
-            return select.first_round(groups, compare, chance)
+            return select.first_round(groups, compare, stream)
         if how == "random":
-            return select.random_pairs(groups, self.settings.samples_per_prompt, chance, compare)
+            return select.random_pairs(groups, self.settings.samples_per_prompt, stream, compare)
         if how == "best_worst":
-            return select.best_worst(groups, chance)
+            return select.best_worst(groups, stream)
         return select.all_pairs(groups, compare) if how == "all" else select.Selected()
 
 
-def _judge(context: StageContext, settings: CandidatesSettings, model: LanguageModel, prompts: list[Prompt]) -> _Judge:
+def _sampler(
+    context: StageContext, settings: CandidatesSettings, model: LanguageModel, prompts: list[Prompt]
+) -> _Sampler:
     common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
-    judge = _Judge(settings, context.name, model, None, None)
+    sampler = _Sampler(settings, context.name, model, None, None)
     if settings.ranker:
-        judge.ranker = Ranker(load_scalar_model(model_folder(context, settings.ranker), **common))
+        sampler.ranker = Ranker(load_scalar_model(model_folder(context, settings.ranker), **common))
     elif settings.reward:
         reward = load_scalar_model(model_folder(context, settings.reward), **common)
-        judge.scorer = RewardScorer(reward, model.chat)
+        sampler.scorer = RewardScorer(reward, model.chat)
     else:
         if odd := [p for p in prompts if not is_world_prompt(p)]:
             raise DataError(
@@ -191,12 +198,12 @@ def _judge(context: StageContext, settings: CandidatesSettings, model: LanguageM
                 expected="prompts that the stage `world` wrote (world/prompts.jsonl)",
                 fix="name a ranker or a reward model instead of gold",
             )
-        judge.scorer = FunctionScorer(gold, time_limit=None)
-    return judge
+        sampler.scorer = FunctionScorer(gold, time_limit=None)
+    return sampler
 
 
-def _count(progress: Progress, block: _Block, judge: _Judge) -> None:
-    """Adds a block to what stands in the files."""
+def _count(progress: Progress, block: _Block, sampler: _Sampler) -> None:
+    """Adds a block to the sums."""
     progress.candidates += len(block.candidates)
     progress.pairs += len(block.pairs)
     progress.ties += block.pairs.dropped
@@ -206,16 +213,16 @@ def _count(progress: Progress, block: _Block, judge: _Judge) -> None:
         progress.mean += sum(scores) / len(scores)
         progress.worst += min(scores)
         progress.truncated += sum(r.finish == "length" for r in group.responses)
-    if judge.ranker is not None:
-        position = judge.ranker.take_position()
-        progress.asked += position.asked
+    if sampler.ranker is not None:
+        position = sampler.ranker.take_position()
+        progress.comparisons += position.asked
         progress.flips += position.flips
         progress.even += position.even
 
 
 def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
     prompts = max(1, progress.candidates)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "prompts": progress.candidates,
         "candidates": progress.candidates * settings.samples_per_prompt,
         "pairs": progress.pairs,
@@ -225,10 +232,10 @@ def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
         "score_worst": progress.worst / prompts,
         "truncated": progress.truncated / (prompts * settings.samples_per_prompt),
     }
-    if progress.asked:
-        found["position_bias"] = progress.even / progress.asked
-        found["position_flips"] = progress.flips / progress.asked
-    return found
+    if progress.comparisons:
+        result["position_bias"] = progress.even / progress.comparisons
+        result["position_flips"] = progress.flips / progress.comparisons
+    return result
 
 
 def _write_rows(folder: Path) -> None:

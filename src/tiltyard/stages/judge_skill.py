@@ -28,7 +28,7 @@ from tiltyard.data import parse_row, read_groups, read_rows
 from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
 from tiltyard.feedback.prompts import points_question, read_points
-from tiltyard.feedback.simulated import stream
+from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.comparisons import as_pairs
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
@@ -83,9 +83,9 @@ class JudgeSkillSettings(Settings):
         if (self.how == "written") != bool(self.model):
             raise ValueError("how: written needs a model that writes; how: scores has none")
         if self.how == "written" and (self.lowest, self.highest) != (None, None):
-            raise ValueError("lowest and highest mean nothing to how: written; leave them out")
+            raise ValueError("lowest and highest have no effect with how: written; leave them out")
         if self.how == "scores" and self.pairs != "given":
-            raise ValueError("pairs means nothing to how: scores, which takes each answer by itself; leave it out")
+            raise ValueError("pairs has no effect with how: scores, which grades single responses; leave it out")
         if self.lowest is not None and self.highest is not None and not self.lowest < self.highest:
             raise ValueError(f"lowest ({self.lowest}) is not below highest ({self.highest})")
         return self
@@ -93,13 +93,13 @@ class JudgeSkillSettings(Settings):
 
 @dataclass
 class Progress:
-    """What is done, in comparisons, and lines of the two files."""
+    """Comparisons that are done, lines of the two files, and counts for the result."""
 
     comparisons: int = 0
     rows: int = 0
     held_out: int = 0
     tied: int = 0
-    asked: int = 0
+    rounds: int = 0
     unreadable: int = 0
     disagreeing: int = 0
     kept: int = 0
@@ -107,11 +107,11 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An answer's place in its group, what was said of it, and the points."""
+class GradedResponse:
+    """Index of a response in its group, the reasons, and the points."""
 
-    place: int
-    words: str
+    index: int
+    reasons: str
     points: float
 
 
@@ -129,8 +129,8 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
         made = _written(judge, block, progress) if judge else [_from_people(g, scale, progress) for g in block]
         rows: dict[str, list[dict[str, Any]]] = {ROWS: [], HELD_OUT: []}
         for group, judged in zip(block, made, strict=True):
-            kept_back = stream(settings.seed, "held out", group.prompt.id) % 10**6 < settings.held_out * 10**6
-            rows[HELD_OUT if kept_back else ROWS] += [_row(group, one, settings) for one in judged]
+            is_held_out = seed_from(settings.seed, "held out", group.prompt.id) % 10**6 < settings.held_out * 10**6
+            rows[HELD_OUT if is_held_out else ROWS] += [_row(group, one, settings) for one in judged]
             for one in judged:
                 key = f"{one.points:g}"
                 progress.points[key] = progress.points.get(key, 0) + 1
@@ -142,7 +142,7 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
     return _result(context, settings, progress)
 
 
-# ---------------------------------------------------------------------------------------------------- what is judged
+# ---------------------------------------------------------------------------------------------------- the data
 
 
 def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
@@ -156,7 +156,7 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
     for group in groups:
         if group.preference is None and group.scores is None:
             raise DataError(
-                "nobody said which answer is better",
+                "these comparisons have no preference",
                 where=group.origin or group.prompt.id,
                 got="neither ranks nor scores",
                 expected="comparisons that people made",
@@ -169,24 +169,24 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
 
 
 def _ranks(group: Group) -> tuple[int, ...]:
-    """The ranks, or those that the scores give."""
+    """Returns the ranks of the preference, or those of the scores."""
     return ranks_of(group.preference) or dense_ranks(group.scores or ())
 
 
-def _row(group: Group, judged: Judged, settings: JudgeSkillSettings) -> dict[str, Any]:
-    """A demonstration: the judge's question, and words that end in the score."""
-    question = points_question(settings.instruction, group.prompt, group.responses[judged.place])
+def _row(group: Group, graded: GradedResponse, settings: JudgeSkillSettings) -> dict[str, Any]:
+    """Returns a demonstration: the judge's question, and a reply that ends in the score."""
+    question = points_question(settings.instruction, group.prompt, group.responses[graded.index])
     origin = f"{group.origin} {settings.how}{' by ' + settings.model if settings.model else ''}".strip()
-    meta = {"points": judged.points, "of": group.prompt.id, "response": judged.place, "origin": origin}
-    answer = f"{judged.words}\nScore: {judged.points:g}".strip()
-    return {"id": f"{group.prompt.id}#{judged.place}", "prompt": question, "completion": answer, "meta": meta}
+    meta = {"points": graded.points, "of": group.prompt.id, "response": graded.index, "origin": origin}
+    answer = f"{graded.reasons}\nScore: {graded.points:g}".strip()
+    return {"id": f"{group.prompt.id}#{graded.index}", "prompt": question, "completion": answer, "meta": meta}
 
 
 # --------------------------------------------------------------------------------------------------- people's numbers
 
 
 def _scale(groups: Sequence[Group], settings: JudgeSkillSettings) -> tuple[float, float] | None:
-    """The scores that are 0 and 5 points; None where ranks alone say what people think."""
+    """Returns the scores that are 0 and 5 points; None if there are ranks only."""
     scores = [s for g in groups for s in g.scores or ()]
     if settings.how == "written" or not scores or any(g.scores is None for g in groups):
         return None
@@ -214,13 +214,13 @@ def points_of(group: Group, scale: tuple[float, float] | None) -> tuple[int, ...
     return tuple(math.floor(TOP * part + 0.5) for part in parts)
 
 
-def _from_people(group: Group, scale: tuple[float, float] | None, progress: Progress) -> list[Judged]:
+def _from_people(group: Group, scale: tuple[float, float] | None, progress: Progress) -> list[GradedResponse]:
     points = points_of(group, scale)
     if points is None:
         progress.tied += 1
         return []
     progress.kept += len(points)
-    return [Judged(place, REASONS[k], k) for place, k in enumerate(points)]
+    return [GradedResponse(index, REASONS[k], k) for index, k in enumerate(points)]
 
 
 # ------------------------------------------------------------------------------------------------- written judgements
@@ -228,19 +228,19 @@ def _from_people(group: Group, scale: tuple[float, float] | None, progress: Prog
 
 def _judge(context: StageContext, settings: JudgeSkillSettings) -> ModelPointsJudge:
     model = load_language_model(model_folder(context, settings.model), device=settings.device)
-    law = {"samples": settings.samples, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    return ModelPointsJudge(model, settings.instruction, too_long="skip", seed=settings.seed, **law)  # type: ignore[arg-type]
+    sampling = {"samples": settings.samples, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    return ModelPointsJudge(model, settings.instruction, too_long="skip", seed=settings.seed, **sampling)  # type: ignore[arg-type]
 
 
-def _written(judge: ModelPointsJudge, block: Sequence[Group], progress: Progress) -> list[list[Judged]]:
-    """For each comparison the judgements of the rounds that agree with people; one that repeats another is left out."""
-    found = []
+def _written(judge: ModelPointsJudge, block: Sequence[Group], progress: Progress) -> list[list[GradedResponse]]:
+    """Returns for each comparison the judgements of the rounds that agree with people, without repetitions."""
+    graded = []
     for group, grades in zip(block, judge.score(block), strict=True):
-        kept: dict[tuple[int, str], Judged] = {}
-        rounds = list(zip(*(g.said or ("",) * judge.samples for g in grades), strict=True))
+        kept: dict[tuple[int, str], GradedResponse] = {}
+        rounds = list(zip(*(g.texts or ("",) * judge.samples for g in grades), strict=True))
         progress.tied += len(set(_ranks(group))) < 2
         for words in rounds if len(set(_ranks(group))) > 1 else ():
-            progress.asked += 1
+            progress.rounds += 1
             points = [read_points(text) for text in words]
             read = [p for p in points if p is not None]
             if len(read) < len(points):
@@ -248,42 +248,42 @@ def _written(judge: ModelPointsJudge, block: Sequence[Group], progress: Progress
             elif not agrees(read, _ranks(group)):
                 progress.disagreeing += 1
             else:
-                for place, (text, p) in enumerate(zip(words, read, strict=True)):
-                    kept.setdefault((place, text), Judged(place, before_score(text), p))
+                for index, (text, p) in enumerate(zip(words, read, strict=True)):
+                    kept.setdefault((index, text), GradedResponse(index, before_score(text), p))
         progress.kept += len(kept)
-        found.append(list(kept.values()))
-    return found
+        graded.append(list(kept.values()))
+    return graded
 
 
 def agrees(points: Sequence[float], ranks: Sequence[int]) -> bool:
-    """Whether of any two answers that people rank apart the better one has more points."""
+    """Whether of any two responses that people rank apart the better one has more points."""
     each = list(zip(points, ranks, strict=True))
     return all(p > q for p, i in each for q, j in each if i < j)
 
 
 def before_score(text: str) -> str:
-    """The judge's words up to its last "Score:"."""
+    """Returns the judge's text up to its last "Score:"."""
     return text[: max(m.start() for m in re.finditer("score:", text, re.IGNORECASE))].strip()
 
 
-# --------------------------------------------------------------------------------------------------- what comes out
+# --------------------------------------------------------------------------------------------------- the results
 
 
 def _result(context: StageContext, settings: JudgeSkillSettings, progress: Progress) -> dict[str, Any]:
-    told = [f"{progress.rows:,} judgements to learn from, {progress.held_out:,} held out, {progress.tied:,} ties"]
+    lines = [f"{progress.rows:,} judgements to learn from, {progress.held_out:,} held out, {progress.tied:,} ties"]
     if settings.how == "written":
-        told.append(
-            f"of {progress.asked:,} rounds of judging {progress.unreadable:,} had an answer without a readable score, "
+        lines.append(
+            f"of {progress.rounds:,} rounds of judging {progress.unreadable:,} had an answer without a readable score, "
             f"{progress.disagreeing:,} put the answers in another order than people"
         )
     points = dict(sorted(progress.points.items(), key=lambda item: float(item[0])))
-    told.append("points: " + ", ".join(f"{count:,} x {key}" for key, count in points.items()))
-    context.report("judgements", told)
+    lines.append("points: " + ", ".join(f"{count:,} x {key}" for key, count in points.items()))
+    context.report("judgements", lines)
     if not progress.rows:
         raise DataError(
             "no judgement is left to learn from",
             where=settings.data,
-            got="; ".join(told),
+            got="; ".join(lines),
             fix="take a stronger model, pairs=best_worst or more samples; or how=scores, where nobody writes",
         )
     return {key: value for key, value in asdict(progress).items() if key != "points"} | {"points": points}

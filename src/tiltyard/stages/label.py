@@ -1,31 +1,38 @@
-"""Simulated preference labelling: a model answers, the embedded world's annotators rank.
+"""Simulated preference labelling: a model responds, and annotators of the embedded world rank the responses.
 
-Every judgement is kept with who made it and about whose answers (`judgements.jsonl`); `rankings.groups.jsonl` holds the
-ranked groups with the very ids that were sampled; `rankings.jsonl` is the same for people to read.
+`judgements.jsonl` holds one preference record per ranking, with its annotator and the model that responded;
+`rankings.groups.jsonl` the ranked groups with the sampled ids; `rankings.jsonl` the same as text.
+
+Responses and ranks depend only on the seed and on the prompt's index in the file. The work is done in blocks of
+prompts, each committed to a `Journal`.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tiltyard.config import Settings
-from tiltyard.data import TooLong, write_groups
+from tiltyard.data import TooLong, group_to_line
 from tiltyard.errors import ConfigError, DataError, nearest
-from tiltyard.files import atomic_write
+from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.runs.groups import preference_to_dict, signed
-from tiltyard.sampling import SampleSettings, sample
+from tiltyard.runs.journal import Journal
+from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.types import Group, Preference, ranks_of
+from tiltyard.types import Group, Preference, Prompt, ranks_of
 from tiltyard.world import ANNOTATORS, Annotator, gold
 from tiltyard.world.reward import is_world_prompt
+
+BLOCK = 64  # prompts at a time
+RANKINGS, ROWS, JUDGEMENTS = "rankings.groups.jsonl", "rankings.jsonl", "judgements.jsonl"
 
 
 class LabelSettings(Settings):
@@ -44,10 +51,45 @@ class LabelSettings(Settings):
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
 
 
+@dataclass
+class Progress:
+    """Rankings that are done, those with ties, and those whose first response is among the best by `gold`."""
+
+    rankings: int = 0
+    with_ties: int = 0
+    gold_best: int = 0
+
+
 def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
-    """Samples K answers a prompt and has a random annotator rank each group."""
+    """Samples K responses per prompt and has a random annotator rank each group, block by block."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
+    _check_prompts(prompts, settings)
+    annotators = _annotators(settings.annotators)
+    sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    journal = Journal(context.folder, (RANKINGS, ROWS, JUDGEMENTS), Progress())
+    progress = journal.progress
+    if journal.resumed:
+        context.report("goes on", [f"{progress.rankings:,} of {len(prompts):,} rankings are done"])
+    for first in range(progress.rankings, len(prompts), BLOCK):
+        some = prompts[first : first + BLOCK]
+        seeds = response_seeds(range(first, first + len(some)), settings.k, settings.seed)
+        groups = [
+            _ranked(group, annotators, random.Random(seed_from(settings.seed, "annotator", number)), context, settings)
+            for number, group in enumerate(sample(model, some, settings.k, sampling, seeds=seeds), first)
+        ]
+        _count(progress, groups)
+        judgements = [preference_to_dict(signed(g.preference or Preference(), g)) for g in groups]
+        rows = [row for row in map(_row, groups) if row is not None]
+        journal.commit({RANKINGS: map(group_to_line, groups), ROWS: rows, JUDGEMENTS: judgements})
+    journal.close()
+    agreement = progress.gold_best / max(1, progress.rankings)
+    ties = f"{progress.rankings:,} rankings of {settings.k}, {progress.with_ties:,} with ties"
+    context.report("labelled", [f"{ties}; best = gold best in {agreement:.0%}"])
+    return {"rankings": progress.rankings, "with_ties": progress.with_ties, "gold_agreement": agreement}
+
+
+def _check_prompts(prompts: Sequence[Prompt], settings: LabelSettings) -> None:
     if odd := [p for p in prompts if not is_world_prompt(p)]:
         raise DataError(
             "the annotators know the embedded world alone, and these prompts are not about it",
@@ -55,28 +97,21 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
             got=f"{len(odd):,} prompts without its facts, such as {odd[0].id or odd[0].messages or odd[0].text}",
             expected="prompts that the stage `world` wrote (world/prompts.jsonl)",
         )
-    people = _annotators(settings.annotators)
-    law = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
-    groups = sample(model, prompts, settings.k, law, seed=settings.seed)
-    rng = random.Random(settings.seed)
-    ranked, judgements = [], []
-    for group in groups:
-        who = rng.choice(people)
-        ranks = who.rank(group.prompt.meta, [r.text for r in group.responses], rng)
-        preference = Preference(
-            ranks=ranks, annotator=who.name, guideline="world-1", model=settings.model, run=context.run_name
-        )
-        ranked.append(replace(group, preference=preference, origin=f"annotator:{who.name} of {settings.model}"))
-        judgements.append(signed(preference, group))
-    write_groups(context.folder / "rankings.groups.jsonl", ranked)
-    _write_rows(context, ranked, judgements)
-    ties = sum(len(set(ranks_of(g.preference) or ())) < settings.k for g in ranked)
-    agreement = _agreement(ranked)
-    context.report(
-        "labelled",
-        [f"{len(ranked):,} rankings of {settings.k}, {ties:,} with ties; best = gold best in {agreement:.0%}"],
+
+
+def _ranked(
+    group: Group, annotators: list[Annotator], rng: random.Random, context: StageContext, settings: LabelSettings
+) -> Group:
+    """Returns the group with the preference of one of the annotators."""
+    annotator = rng.choice(annotators)
+    preference = Preference(
+        ranks=annotator.rank(group.prompt.meta, [r.text for r in group.responses], rng),
+        annotator=annotator.name,
+        guideline="world-1",
+        model=settings.model,
+        run=context.run_name,
     )
-    return {"rankings": len(ranked), "with_ties": ties, "gold_agreement": agreement}
+    return replace(group, preference=preference, origin=f"annotator:{annotator.name} of {settings.model}")
 
 
 def _annotators(names: list[str]) -> list[Annotator]:
@@ -87,32 +122,26 @@ def _annotators(names: list[str]) -> list[Annotator]:
     return [known[name] for name in names] if names else list(ANNOTATORS)
 
 
-def _agreement(groups: list[Group]) -> float:
-    """Share of rankings whose first answer is also among the best by the world's own rules."""
-    right = 0
+def _count(progress: Progress, groups: Sequence[Group]) -> None:
+    """Adds a block to the counts."""
     for group in groups:
+        ranks = ranks_of(group.preference) or ()
         totals = [gold(group.prompt.meta, r.text).total for r in group.responses]
-        right += totals[(ranks_of(group.preference) or ()).index(1)] >= max(totals)
-    return right / max(1, len(groups))
+        progress.rankings += 1
+        progress.with_ties += len(set(ranks)) < len(ranks)
+        progress.gold_best += totals[ranks.index(1)] >= max(totals)
 
 
-def _write_rows(context: StageContext, groups: list[Group], judgements: list[Preference]) -> None:
-    with atomic_write(context.folder / "rankings.jsonl") as file:
-        for group in groups:
-            messages = [m._asdict() for m in group.prompt.messages or ()]
-            # an answer that ended at once has no text, and our own reader rightly refuses empty answers
-            said = [
-                (r.text, k)
-                for r, k in zip(group.responses, ranks_of(group.preference) or (), strict=True)
-                if r.text.strip()
-            ]
-            if len(said) < 2:
-                continue
-            texts, ranks = zip(*said, strict=True)
-            row = {"id": group.prompt.id, "prompt": messages, "responses": texts, "ranks": ranks}
-            file.write(json.dumps(row | {"annotator": group.origin, "meta": dict(group.prompt.meta)}) + "\n")
-    with atomic_write(context.folder / "judgements.jsonl") as file:
-        file.writelines(json.dumps(preference_to_dict(j)) + "\n" for j in judgements)
+def _row(group: Group) -> dict[str, Any] | None:
+    """Returns a ranking as a row of comparisons; None if fewer than two responses have text, which readers refuse."""
+    ranks = ranks_of(group.preference) or ()
+    filled = [(r.text, k) for r, k in zip(group.responses, ranks, strict=True) if r.text.strip()]
+    if len(filled) < 2:
+        return None
+    texts, ranks = zip(*filled, strict=True)
+    messages = [m._asdict() for m in group.prompt.messages or ()]
+    row = {"id": group.prompt.id, "prompt": messages, "responses": texts, "ranks": ranks}
+    return row | {"annotator": group.origin, "meta": dict(group.prompt.meta)}
 
 
 register(

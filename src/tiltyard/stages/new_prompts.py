@@ -22,8 +22,8 @@ from tiltyard.config import Settings
 from tiltyard.data import parse_row, read_rows
 from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
-from tiltyard.feedback.prompts import asked
-from tiltyard.feedback.simulated import stream
+from tiltyard.feedback.prompts import question_prompt
+from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
@@ -73,7 +73,7 @@ class NewPromptsSettings(Settings):
 
 @dataclass
 class Progress:
-    """What is done: requests, lines of the two files, and how often each reason was given."""
+    """Requests that are done, lines of the two files, and the count of each reason."""
 
     requests: int = 0
     accepted: int = 0
@@ -83,84 +83,84 @@ class Progress:
 
 @dataclass(frozen=True)
 class Example:
-    """A given prompt of one turn, as it is shown."""
+    """A given prompt of one turn, as the model sees it."""
 
     id: str
     text: str
 
 
 def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
-    """Asks block by block, from where an earlier attempt stopped, until enough is taken or asked."""
+    """Sends requests block by block, from where an earlier attempt stopped, until enough prompts are accepted."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     given, examples = _given(context, settings)
     journal = Journal(context.folder, (PROMPTS, REJECTED), Progress())
     progress = journal.progress
-    sieve = Sieve(settings, given)
-    for known in read_rows(context.folder / PROMPTS) if progress.accepted else ():
-        sieve.keep(known.value["prompt"])
+    prompt_filter = PromptFilter(settings, given)
+    for accepted_row in read_rows(context.folder / PROMPTS) if progress.accepted else ():
+        prompt_filter.add(accepted_row.value["prompt"])
     most = settings.requests or 20 * settings.count
     if journal.resumed:
-        context.report("goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts taken"])
+        context.report("goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts accepted"])
     while progress.requests < most and progress.accepted < settings.count:
         first = progress.requests
         size = min(BLOCK, most - first)
-        taken: list[dict[str, Any]] = []
-        refused: list[dict[str, Any]] = []
-        for number, (shown, text) in enumerate(_written(model, examples, settings, first, size), first):
-            if progress.accepted + len(taken) == settings.count:
-                break  # what was written beyond the wish is left out, whether it would have passed or not
+        accepted: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
+        for number, (shots, text) in enumerate(_generate(model, examples, settings, first, size), first):
+            if progress.accepted + len(accepted) == settings.count:
+                break  # the count is reached: the rest of the block is left out
             progress.requests += 1
-            row = {"request": number, "shots": [e.id for e in shown], "model": settings.model}
-            _sort(sieve, text, row, progress, taken, refused)
-        progress.accepted += len(taken)
-        progress.rejected += len(refused)
-        journal.commit({PROMPTS: taken, REJECTED: refused})
+            row = {"request": number, "shots": [e.id for e in shots], "model": settings.model}
+            _add_row(prompt_filter, text, row, progress, accepted, rejected)
+        progress.accepted += len(accepted)
+        progress.rejected += len(rejected)
+        journal.commit({PROMPTS: accepted, REJECTED: rejected})
         context.report("new", [f"{progress.accepted:,} of {settings.count:,} after {progress.requests:,} requests"])
     journal.close()
     return _result(context, settings, progress)
 
 
-def _sort(
-    sieve: Sieve,
+def _add_row(
+    prompt_filter: PromptFilter,
     text: str | None,
     row: dict[str, Any],
     progress: Progress,
-    taken: list[dict[str, Any]],
-    refused: list[dict[str, Any]],
+    accepted: list[dict[str, Any]],
+    rejected: list[dict[str, Any]],
 ) -> None:
-    """Puts what a request gave among the prompts or among the rejected."""
+    """Appends the row of a request to the accepted or to the rejected."""
     line = "" if text is None else first_line(text)
-    reason, likeness, like = ("request too long", 0.0, "") if text is None else sieve(line)
+    reason, likeness, like = ("request too long", 0.0, "") if text is None else prompt_filter(line)
     if reason:
         progress.reasons[reason] = progress.reasons.get(reason, 0) + 1
-        refused.append({"text": line, "reason": reason, "similarity": likeness, "like": like, **row})
+        rejected.append({"text": line, "reason": reason, "similarity": likeness, "like": like, **row})
         return
-    sieve.keep(line)
+    prompt_filter.add(line)
     meta = {"similarity": likeness, "like": like, **row}
-    taken.append({"id": f"new-{row['request']:06d}", "prompt": line, "meta": meta})
+    accepted.append({"id": f"new-{row['request']:06d}", "prompt": line, "meta": meta})
 
 
 def _result(context: StageContext, settings: NewPromptsSettings, progress: Progress) -> dict[str, Any]:
-    told = [f"{reason}: {count:,}" for reason, count in sorted(progress.reasons.items())]
-    context.report("rejected", told or ["nothing"])
+    lines = [f"{reason}: {count:,}" for reason, count in sorted(progress.reasons.items())]
+    context.report("rejected", lines or ["nothing"])
     if not progress.accepted:
         raise DataError(
             "no new prompt passed",
             where=str(context.folder / REJECTED),
-            got="; ".join(told),
+            got="; ".join(lines),
             fix="read some of the rejected ones; take a stronger model, other limits, or more requests",
         )
     if progress.accepted < settings.count:
         missing = settings.count - progress.accepted
-        context.report("new", [f"{missing:,} fewer than wanted: the requests are used up (set requests)"])
+        context.report("new", [f"{missing:,} fewer than `count`: the requests are used up (set requests)"])
     return {"requests": progress.requests, "prompts": progress.accepted, "rejected": dict(progress.reasons)}
 
 
-# ------------------------------------------------------------------------------------------------------ what is asked
+# ------------------------------------------------------------------------------------------------------ the requests
 
 
 def _given(context: StageContext, settings: NewPromptsSettings) -> tuple[list[str], list[Example]]:
-    """(the texts of all given prompts, those of one turn as examples)."""
+    """Returns the texts of all given prompts, and those of one turn as examples."""
     path = context.resolve(settings.prompts, want="")
     rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
     prompts = [parse_row(row, "prompts").prompt for row in rows]
@@ -170,7 +170,7 @@ def _given(context: StageContext, settings: NewPromptsSettings) -> tuple[list[st
         for p, text in zip(prompts, texts, strict=True)
         if (p.messages is None or len(p.messages) == 1) and text.strip()
     ]
-    context.report("prompts", [f"{len(prompts):,} given, {len(examples):,} of one turn, which are shown as examples"])
+    context.report("prompts", [f"{len(prompts):,} given, {len(examples):,} of one turn, used as examples"])
     if len(examples) < settings.shots:
         raise DataError(
             "there are fewer examples than a request shows",
@@ -182,48 +182,48 @@ def _given(context: StageContext, settings: NewPromptsSettings) -> tuple[list[st
     return texts, examples
 
 
-def request(shown: Sequence[Example], style: str) -> Prompt:
-    """The question for one more: a numbered list that ends with the next number."""
-    listed = "".join(f"{i}. {one.text}\n" for i, one in enumerate(shown, 1))
+def request(shots: Sequence[Example], style: str) -> Prompt:
+    """Returns the prompt for one more: a numbered list that ends with the next number."""
+    listed = "".join(f"{i}. {one.text}\n" for i, one in enumerate(shots, 1))
     head = INSTRUCTION if style == "chat" else ""
-    return asked(f"{head}{listed}{len(shown) + 1}.", style)
+    return question_prompt(f"{head}{listed}{len(shots) + 1}.", style)
 
 
-def _written(
+def _generate(
     model: LanguageModel, examples: Sequence[Example], settings: NewPromptsSettings, first: int, size: int
 ) -> list[tuple[list[Example], str | None]]:
-    """For each request of a block what was shown and what the model wrote; None where the context is too short."""
-    shown = [
-        random.Random(stream(settings.seed, "shots", number)).sample(examples, settings.shots)
+    """Returns the shots and the generated text of each request; None where the context is too short."""
+    shots = [
+        random.Random(seed_from(settings.seed, "shots", number)).sample(examples, settings.shots)
         for number in range(first, first + size)
     ]
-    prompts = model.chat.encode_prompts([request(one, settings.style) for one in shown])
+    prompts = model.chat.encode_prompts([request(one, settings.style) for one in shots])
     limit = model.chat.max_length
     fits = [i for i, p in enumerate(prompts) if limit is None or len(p.ids) + settings.max_tokens <= limit]
-    law = SampleSettings(
+    sampling = SampleSettings(
         settings.temperature, settings.top_p, 0, settings.max_tokens, max_concurrent=settings.max_concurrent
     )
     seeds = response_seeds([first + i for i in fits], 1, settings.seed, 8)  # a request's own, whatever stands beside it
-    groups = sample(model, [prompts[i] for i in fits], 1, law, seeds=seeds) if fits else []
+    groups = sample(model, [prompts[i] for i in fits], 1, sampling, seeds=seeds) if fits else []
     texts: list[str | None] = [None] * size
-    for place, group in zip(fits, groups, strict=True):
-        texts[place] = group.responses[0].text
-    return list(zip(shown, texts, strict=True))
+    for index, group in zip(fits, groups, strict=True):
+        texts[index] = group.responses[0].text
+    return list(zip(shots, texts, strict=True))
 
 
 def first_line(text: str) -> str:
-    """The first line with words, without the number or mark that a list may have put before it."""
+    """Returns the first line with words, without a list number or bullet before it."""
     line = next((line for line in text.splitlines() if words_of(line)), "")
     head, dot, rest = line.strip().partition(" ")
     marked = bool(dot) and (head in ("-", "*") or (head[:-1].isdigit() and head[-1] in ".)"))
     return " ".join((rest if marked else line).split())
 
 
-# ------------------------------------------------------------------------------------------------- what passes
+# ------------------------------------------------------------------------------------------------- the filter
 
 
-class Sieve:
-    """Says of a text why it is no new prompt; "" if it is one. What passes must be told with `keep`."""
+class PromptFilter:
+    """Finds the reason why a text is no new prompt; "" if it is one. Accepted prompts are registered with `add`."""
 
     def __init__(self, settings: NewPromptsSettings, given: Sequence[str]):
         self.settings = settings
@@ -232,9 +232,9 @@ class Sieve:
         self.words: list[tuple[str, ...]] = []
         self.known: set[tuple[str, ...]] = set()
         for text in given:
-            self.keep(text)
+            self.add(text)
 
-    def keep(self, text: str) -> None:
+    def add(self, text: str) -> None:
         words = words_of(text)
         if words not in self.known:
             self.texts.append(text)
@@ -242,7 +242,7 @@ class Sieve:
             self.known.add(words)
 
     def __call__(self, text: str) -> tuple[str, float, str]:
-        """(reason, ROUGE-L to the nearest prompt, that prompt); the likeness is only measured if all else is right."""
+        """Returns (reason, ROUGE-L to the nearest prompt, that prompt); without a reason before it."""
         words = words_of(text)
         if len(words) < self.settings.min_words:
             return "too short", 0.0, ""
@@ -252,8 +252,8 @@ class Sieve:
             return "blocked word", 0.0, ""
         if words in self.known:
             return "repeated", 1.0, ""
-        likeness, place = most_alike(words, self.words)
-        like = self.texts[place] if place >= 0 else ""
+        likeness, index = most_alike(words, self.words)
+        like = self.texts[index] if index >= 0 else ""
         return ("too similar" if likeness >= self.settings.similarity else ""), likeness, like
 
 

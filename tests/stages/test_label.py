@@ -1,0 +1,82 @@
+"""The stage `label`: what it records, and that a kill at any write changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tiltyard.data import read_groups
+from tiltyard.pipeline import run_recipe
+from tiltyard.runs.journal import JsonlFile
+from tiltyard.stages import label
+from tiltyard.types import ranks_of, response_id
+from tiltyard.world import ANNOTATORS
+
+from . import tiny
+from .conftest import Whole
+from .planted import Place, after, half_row, killed
+
+pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label, "BLOCK", 4)
+
+
+def made(whole: Whole, folder: Path, more: str = "") -> tuple[Path, dict[str, Any], str]:
+    stage = (
+        f"model: {whole.run}/sft, prompts: {whole.run}/world/prompts.jsonl, k: 3, limit: 10, max_tokens: 12, seed: 5"
+    )
+    (folder / "l.yaml").write_text(f"name: l\nstages:\n  - label: {{{stage}, max_prompt: 64, device: cpu{more}}}\n")
+    out = io.StringIO()
+    outcome = run_recipe(folder / "l.yaml", runs_root=folder, console=Console(file=out, width=200))
+    return folder / "l" / "label", outcome["stages"]["label"]["result"], out.getvalue()
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    judgements = [{k: v for k, v in row.items() if k != "when"} for row in tiny.rows(folder / "judgements.jsonl")]
+    files = {name: (folder / name).read_bytes() for name in ("rankings.groups.jsonl", "rankings.jsonl")}
+    return files | {"judgements": judgements, "result": json.loads((folder / "done.json").read_text())["result"]}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label, "BLOCK", 4)
+        return made(whole, tmp_path_factory.mktemp("whole"))[0]
+
+
+def test_each_judgement_says_who_ranked_what(whole: Whole, uninterrupted: Path) -> None:
+    groups = list(read_groups(uninterrupted / "rankings.groups.jsonl"))
+    assert len(groups) > 5
+    names = {a.name for a in ANNOTATORS}
+    for group, row in zip(groups, tiny.rows(uninterrupted / "judgements.jsonl"), strict=True):
+        assert row["ranks"] == list(ranks_of(group.preference) or ())
+        assert row["responses"] == [response_id(r) for r in group.responses]
+        assert (row["prompt"], row["model"], row["run"]) == (group.prompt.id, f"{whole.run}/sft", "l")
+        assert row["annotator"] in names
+        assert row["when"]
+        assert group.preference is not None
+        assert group.preference.annotator == row["annotator"]
+
+
+def test_blocks_change_nothing(
+    whole: Whole, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "BLOCK", 64)
+    assert everything(made(whole, tmp_path)[0]) == everything(uninterrupted)
+
+
+@pytest.mark.parametrize("write", [1, 3, 5, 8])
+@pytest.mark.parametrize("done", [half_row, after])
+def test_kill_9_at_a_write(whole: Whole, uninterrupted: Path, tmp_path: Path, write: int, done: Any) -> None:
+    killed(lambda: made(whole, tmp_path), Place(JsonlFile, "write", write, done).plant)
+    folder, _, text = made(whole, tmp_path)
+    assert everything(folder) == everything(uninterrupted)
+    assert ("rankings are done" in text) is (write > 3)

@@ -267,7 +267,7 @@ ROWS: dict[str, Row] = {
         weight=lambda b: float(b.forest.B),
     ),
     "dapo": Row(
-        lambda source: dapo(source, dynamic_sampling=0, clip_low=0.3, clip_high=0.4),  # no ratio of the tests at a kink
+        lambda source: dapo(source, dynamic_sampling=0, clip_low=0.9, clip_high=9.0),  # no ratio near a kink
         rl.answered,
         rl.dapo_start,
         rl.DAPO,

@@ -24,19 +24,6 @@ from pydantic_core import PydanticUndefined
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.records import RENAMED, Settings, canonical, flat_keys, records_of
 
-__all__ = [
-    "REQUIRED",
-    "Setting",
-    "Settings",
-    "Source",
-    "arguments",
-    "describe",
-    "explained",
-    "parse_settings",
-    "settings_model",
-    "type_text",
-]
-
 Source = type[BaseModel] | Callable[..., Any]
 M = TypeVar("M", bound=BaseModel)
 
@@ -280,6 +267,8 @@ def explained(
         where, places, written: as for `parse_settings`.
     """
     problems = error.errors(include_url=False)
+    locs = [p["loc"] for p in problems]  # of a union the member that a value went into is meant, not the others
+    problems = [p for p in problems if not (p["type"].endswith("_type") and _outdone(p["loc"], locs))]
     problems.sort(key=lambda p: p["type"] != "extra_forbidden")  # a misspelt key explains the missing one
     names = [_written(model, problem, written) for problem in problems]
     first, key = problems[0], names[0]
@@ -290,6 +279,11 @@ def explained(
     shown = key if first["type"] == "extra_forbidden" else _top(model, key)
     spot = f"{where}.{shown}" if shown else where
     return _explain(model, first, key, where=f"{place}: {spot}" if place else spot, also=also)
+
+
+def _outdone(loc: tuple[Any, ...], others: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether another problem lies deeper in the same setting than this one, which names a member of its union."""
+    return any(len(other) > len(loc) and other[: len(loc) - 1] == loc[:-1] for other in others) and len(loc) > 1
 
 
 def _written(model: type[BaseModel], problem: Any, written: Mapping[str, str]) -> str:
@@ -346,10 +340,17 @@ def _resolve(model: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], typ
     """
     path: list[str] = []
     owner: type[BaseModel] | None = None
+    keyed = False
     inner: dict[str, type[BaseModel]] = {"": model}
     for part in map(str, loc):
         if part in inner and len(inner) > 1:
             inner = {"": inner[part]}
+            continue
+        if "[" in part:
+            continue  # the name of a union's member, e.g. `dict[str,WeightedReward]`
+        if keyed:
+            path.append(part)  # a key of a mapping of records
+            keyed = False
             continue
         path.append(part)
         if part.isdigit() and path[:-1]:
@@ -357,6 +358,7 @@ def _resolve(model: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], typ
         owner = inner.get("")
         info = owner.model_fields.get(part) if owner else None
         inner = _variants(info.annotation) if info else {}
+        keyed = info is not None and any(get_origin(a) is dict for a in (info.annotation, *get_args(info.annotation)))
         if info is not None and not inner and len(path) == 2 and path[0] in records_of(model):
             break  # a plain setting of a record: what follows names a member of its union or an item
     return path, owner

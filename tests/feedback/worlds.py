@@ -11,10 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tiltyard.config import Settings, parse_settings
+from tiltyard.config import parse_settings
 from tiltyard.data import parse_row, read_rows
 from tiltyard.feedback import JudgeSettings, Usage, Verdict
 from tiltyard.feedback.verdicts import sigmoid
+from tiltyard.records import Settings
 from tiltyard.types import Group, Message, Prompt, Response
 from tiltyard.world import make_world, write_world
 

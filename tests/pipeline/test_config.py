@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, model_validator
 
-from tiltyard.config import (
-    REQUIRED,
-    Settings,
-    arguments,
-    describe,
-    parse_settings,
-    settings_model,
-)
+from tiltyard.config import REQUIRED, arguments, describe, parse_settings, settings_model
 from tiltyard.errors import ConfigError
+from tiltyard.records import Settings
 from tiltyard.yaml_values import parse_value, split_assignment
 
 if TYPE_CHECKING:

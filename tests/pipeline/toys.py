@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.config import Settings, settings_model
+from tiltyard.config import settings_model
+from tiltyard.records import Settings
 from tiltyard.stages import base
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 

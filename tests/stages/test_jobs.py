@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from tiltyard.cli import main
-from tiltyard.config import Settings
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline import run_recipe
 from tiltyard.pipeline.recipe import Step
 from tiltyard.pipeline.schedule import chain_lengths, threads_for
+from tiltyard.records import Settings
 from tiltyard.stages.base import Stage
 
 from . import tiny

@@ -67,6 +67,8 @@ STAGES = {
     "reinforce_pp": f"{SCORED}, samples_per_prompt: 2, group_baseline: true, ppo_epochs: 2",
     "rloo": f"{SCORED}, samples_per_prompt: 3",
     "grpo": f"{SCORED}, samples_per_prompt: 4, dynamic_sampling: 2, minibatches: 2",
+    "dapo": f"{SCORED}, samples_per_prompt: 3, dynamic_sampling: 2, minibatches: 2",
+    "dr_grpo": f"{SCORED}, samples_per_prompt: 3",
     "online_dpo": SCORED,
     "iterative_dpo": f"{ROUNDS}, ref_update: previous, lora: {{rank: 4}}, gradient_checkpointing: true",
     "rft": f"{ROUNDS}, pool: all",

@@ -14,7 +14,7 @@ from rich.console import Console
 from tiltyard.data import read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import SimulatedRater
-from tiltyard.inputs.files import groups_of
+from tiltyard.inputs.files import Rows, groups_of
 from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.pipeline.recipe import check, read_recipe
@@ -205,7 +205,7 @@ def test_the_reward_model_learns_old_and_new_labels(iterated: Ran) -> None:
         told = [line for line in iterated.text.splitlines() if "rankings.groups.jsonl: 8 groups" in line]
         assert len(told) == 2 + 3  # a line a file, for the lists of two and three
         config = json.loads((iterated.folder / stage / "config.json").read_text())
-        data = config["settings"]["data"]
+        data = config["settings"]["data"]["path"]
         assert (len(data) if isinstance(data, list) else 1) == files
 
 
@@ -214,7 +214,7 @@ def test_the_reward_model_learns_old_and_new_labels(iterated: Ran) -> None:
 
 def reader(whole: Whole, out: io.StringIO) -> Callable[..., Any]:
     chat = load_language_model(whole.run / "sft").chat
-    settings = type("S", (), {"max_length": 64, "too_long": "drop", "limit": 5})()
+    settings = Rows(64, "drop", limit=5)
     outputs = {name: whole.run / name for name in ("world", "label")}
     context = StageContext("r", "s", whole.run, whole.run, outputs, Console(file=out, width=200))
     return lambda data, kind="demonstrations": groups_of(context, "data", data, kind, chat, settings)

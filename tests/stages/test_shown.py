@@ -51,6 +51,8 @@ def stage(start: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, An
             settings |= {"judge": {"ask": "score"}, "top_p": 1.0}
         else:
             settings |= {"reward": str(start / "reward")}
+        settings |= {"dynamic_sampling": 0, "samples_per_prompt": 2} if name == "dapo" else {}
+        settings |= {"samples_per_prompt": 2} if name == "dr_grpo" else {}
         settings |= more
         out = io.StringIO()
         outcome = run_stage(name, settings, runs_root=tmp_path, console=Console(file=out, width=200))
@@ -122,7 +124,7 @@ def test_a_judge_is_a_model_in_memory_unless_it_is_the_policy(judge: str, stage:
 
 
 def test_dynamic_sampling_says_what_it_dropped(stage: Any) -> None:
-    folder, _, _ = stage("grpo", dynamic_sampling=3, n=2)
+    folder, _, _ = stage("grpo", dynamic_sampling=3, samples_per_prompt=2)
     assert all(row.keys() >= ALWAYS | {"dropped_groups"} for row in shown(folder, "grpo"))
 
 
@@ -162,14 +164,26 @@ def test_the_model_does_not_depend_on_what_is_shown(name: str, stage: Any, tmp_p
 def test_methods_that_need_theirs_have_no_such_setting(stage: Any) -> None:
     from tiltyard.errors import TiltyardError
 
-    assert OPTIONAL == ["a2c", "cringe", "grpo", "ppo", "reinforce", "reinforce_pp", "rest", "rft", "rloo"]
+    assert OPTIONAL == [
+        "a2c",
+        "cringe",
+        "dapo",
+        "dr_grpo",
+        "grpo",
+        "ppo",
+        "reinforce",
+        "reinforce_pp",
+        "rest",
+        "rft",
+        "rloo",
+    ]
     with pytest.raises(TiltyardError, match="unknown setting 'show_kl'"):
         stage("online_dpo", show_kl=False)
 
 
 def test_the_picture_has_what_was_measured_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exact KL where there is one; no curve of a method in rounds, which measures now and then."""
-    every = [{"step": i, "score": 0.5, "beta": 1.0 * i, "kl_exact": 2.0 * i} for i in (1, 2)]
+    every = [{"step": i, "score": 0.5, "kl": 1.0 * i, "kl_exact": 2.0 * i} for i in (1, 2)]
     found = {
         "exact": every,
         "estimated": [{k: v for k, v in row.items() if k != "kl_exact"} for row in every],
@@ -183,7 +197,7 @@ def test_the_picture_has_what_was_measured_at_every_step(tmp_path: Path, monkeyp
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(evaluate, "reward_vs_kl_png", lambda path, curves: drawn.update(curves))
     context: Any = SimpleNamespace(outputs={}, folder=tmp_path)
-    evaluate._picture(context, SimpleNamespace(curves=[str(tmp_path / name) for name in found]))  # type: ignore[arg-type]
+    evaluate._reward_vs_kl(context, SimpleNamespace(curves=[str(tmp_path / name) for name in found]))  # type: ignore[arg-type]
     assert {name: curve["kl"] for name, curve in drawn.items()} == {"exact": [2.0, 4.0], "estimated": [1.0, 2.0]}
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, model_validator
 
-from tiltyard.config import Settings
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.answers import AnswerCache
 from tiltyard.feedback.client import Client, Endpoint
@@ -20,6 +19,7 @@ from tiltyard.feedback.scorers import GradeScorer, JudgeScorer, OnMissing
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
 from tiltyard.models.language import LanguageModel
+from tiltyard.records import Settings
 
 Load = Callable[[str], LanguageModel]
 

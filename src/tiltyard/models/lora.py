@@ -29,8 +29,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tiltyard.config import Settings
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.records import Settings
 
 
 class Lora(Settings):

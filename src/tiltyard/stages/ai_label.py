@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.config import Settings
 from tiltyard.data import group_to_line, parse_row, read_groups, read_rows
 from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError
@@ -34,6 +33,7 @@ from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.runs.groups import preference_to_dict, signed
+from tiltyard.records import Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, dense_ranks, pairs_of, ranks_of

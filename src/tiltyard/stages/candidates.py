@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from tiltyard.config import Settings
 from tiltyard.data import group_to_line, read_groups
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
@@ -27,6 +26,7 @@ from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.records import Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tiltyard.config import Settings
 from tiltyard.data import read_rows
 from tiltyard.data.clean import clean_rows
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
+from tiltyard.records import Settings
 from tiltyard.stages.base import Stage, StageContext, register
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.config import Settings
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import EvaluatedResponse, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
@@ -19,6 +18,7 @@ from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.records import Settings
 from tiltyard.report import (
     print_table,
     read_metrics,

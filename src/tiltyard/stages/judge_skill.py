@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tiltyard.config import Settings
 from tiltyard.data import parse_row, read_groups, read_rows
 from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
@@ -32,6 +31,7 @@ from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.comparisons import as_pairs
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
+from tiltyard.records import Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, dense_ranks, ranks_of

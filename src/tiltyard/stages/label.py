@@ -18,6 +18,7 @@ from pydantic import Field
 
 from tiltyard.config import Settings
 from tiltyard.data import TooLong, group_to_line
+from tiltyard.data import TooLong, write_groups
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
@@ -26,6 +27,8 @@ from tiltyard.models.load import load_language_model
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
+from tiltyard.records import Settings
+from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, Prompt, ranks_of
 from tiltyard.world import ANNOTATORS, Annotator, gold

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tiltyard.config import Settings
 from tiltyard.data import parse_row, read_rows
 from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
@@ -27,6 +26,7 @@ from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
+from tiltyard.records import Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.base import Stage, StageContext, register

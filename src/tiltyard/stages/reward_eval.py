@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.config import Settings
 from tiltyard.data import TooLong
 from tiltyard.errors import DataError, ModelError
 from tiltyard.evaluation.reward_models import RewardReport, evaluate_pairs
@@ -21,6 +20,7 @@ from tiltyard.inputs.measure import scores_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
+from tiltyard.records import Settings
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
 from tiltyard.stages.base import Stage, StageContext, register

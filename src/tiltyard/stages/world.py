@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tiltyard.config import Settings
+from tiltyard.records import Settings
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.world import make_world, write_world
 

@@ -95,6 +95,10 @@ def canonical(model: type[BaseModel], values: Mapping[str, Any]) -> tuple[dict[s
                 )
             written[dotted] = spelt
             record, _, last = dotted.partition(".")
+            whole = result.get(record)
+            if isinstance(whole, BaseModel) or (isinstance(inner, BaseModel) and isinstance(whole, dict)):
+                fix = f"set it inside {record}, or give no {record}"
+                raise ConfigError(f"'{record}' is given whole and a key of it besides", where=dotted, fix=fix)
             if record in records and last:
                 result.setdefault(record, {})[last] = inner
             else:
@@ -105,7 +109,7 @@ def canonical(model: type[BaseModel], values: Mapping[str, Any]) -> tuple[dict[s
 def _spread(records: Mapping[str, type[Record]], dotted: str, spelt: str, value: Any) -> Iterator[tuple[str, Any, str]]:
     """(dotted key, value, as written) of one entry: of a record each key by itself."""
     record = records.get(dotted)
-    if record is None:
+    if record is None or isinstance(value, BaseModel):
         yield dotted, value, spelt
     elif isinstance(value, Mapping):
         yield from ((f"{dotted}.{key}", inner, f"{spelt}.{key}") for key, inner in value.items())

@@ -12,7 +12,7 @@ from tiltyard.sampling import SampleSettings
 from tiltyard.training.run import Run
 
 
-class StageSettings(Run):
+class StageSettings(Run):  # type: ignore[metaclass]
     """What every training stage has. A method may have other defaults; `tiltyard show METHOD` prints them."""
 
     model: Annotated[str, Field(description="an earlier stage, a folder or a hub name")]

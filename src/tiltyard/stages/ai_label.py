@@ -32,8 +32,8 @@ from tiltyard.files import atomic_write, jsonable
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.records import Settings
+from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, dense_ranks, pairs_of, ranks_of

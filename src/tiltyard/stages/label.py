@@ -28,6 +28,7 @@ from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.records import Settings
+from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, Prompt, ranks_of

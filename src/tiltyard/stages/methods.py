@@ -150,7 +150,8 @@ def compose(method: Method, settings: Mapping[str, Any] | None = None) -> Algori
     values = settings or {s.key: s.default for s in describe(method_settings(method))}
     source = method.source.placeholder(values)
     aux: list[Offline | None] = []
-    if method.aux_data is not None:
+    takes = [p for p in inspect.signature(method.build).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if method.aux_data is not None and len(takes) > 1:
         none = settings is not None and not settings[method.aux_data.key]
         aux = [None if none else Offline([Group(Prompt(ids=(0,)), (Response(ids=(0,)),))], 1)]
     return method.build(source, *aux, **{key: values[key] for key in _arguments(method)})

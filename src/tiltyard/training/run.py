@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ValidationError
 
 from tiltyard.config import explained
 from tiltyard.models.backbone import DType
@@ -78,7 +77,26 @@ class Execution(Record):
     )
 
 
-class Run(Settings):
+class _FlatKeys(type(Settings)):  # type: ignore[misc]  # pydantic's own metaclass
+    """In Python too keys of records go without the record's name, and what is wrong is explained as in a recipe.
+
+    A validator of the model could do neither: pydantic would take what it returns for Python values, not for JSON.
+    """
+
+    def __call__(cls, **values: Any) -> Any:
+        """The settings made of keyword arguments.
+
+        Raises:
+            ConfigError: an unknown key, a value that does not fit, or a key set twice.
+        """
+        nested, written = canonical(cls, values)
+        try:
+            return super().__call__(**nested)
+        except ValidationError as error:
+            raise explained(cls, error, cls.__name__, {}, written) from None
+
+
+class Run(Settings, metaclass=_FlatKeys):
     """How long, how fast, and how: the record that `fit` takes and that the settings of a training stage extend.
 
     Keys of the records may be given by themselves: `Run(steps=100, lr=1e-4, warmup=0.1, save_every=20)`.
@@ -90,17 +108,3 @@ class Run(Settings):
     optimizer: Annotated[Optimizer, Field(description="AdamW and its schedule")] = Optimizer()
     models: Annotated[ModelSettings, Field(description="how models are loaded")] = ModelSettings()
     run: Annotated[Execution, Field(description="memory, checkpoints, logs")] = Execution()
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _nested(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        """Takes keys of records without the record's name; explains what is wrong in Python as in a recipe."""
-        if not isinstance(values, Mapping):
-            return handler(values)
-        nested, written = canonical(cls, values)
-        try:
-            return handler(nested)
-        except ValidationError as error:
-            if info.mode == "json":
-                raise
-            raise explained(cls, error, cls.__name__, {}, written) from None

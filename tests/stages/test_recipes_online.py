@@ -78,12 +78,12 @@ def rlaif(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         "rlaif",
         tmp_path_factory.mktemp("rlaif"),
         candidates__limit=10,
-        candidates__n=3,
+        candidates__samples_per_prompt=3,
         candidates__max_tokens=8,
         reward__steps=4,
-        reward__batch=8,
+        reward__prompts_per_step=8,
         ppo__steps=2,
-        ppo__batch=6,
+        ppo__prompts_per_step=6,
         ppo__max_tokens=6,
     )
 
@@ -107,7 +107,7 @@ def test_rlaif_learns_from_a_judge_and_nobody_else(rlaif: Ran) -> None:
 
 def test_direct_rlaif_has_ratings_for_rewards(tmp_path: Path) -> None:
     """Every answer is rated once when it is written, by ten ratings' law around its gold score; nothing else scores."""
-    ran = run("drlaif", tmp_path, reinforce__steps=3, reinforce__batch=5, reinforce__max_tokens=6)
+    ran = run("drlaif", tmp_path, reinforce__steps=3, reinforce__prompts_per_step=5, reinforce__max_tokens=6)
     assert set(ran.results) == {"world", "pretrain", "sft", "reinforce", "evaluate"}
     assert ran.results["reinforce"]["judge_calls"] == ran.results["reinforce"]["samples"] == 15
     groups = [group_from_dict(row) for row in read(ran.folder / "reinforce" / "groups.jsonl")]
@@ -137,7 +137,7 @@ def rewarding(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         both__lr=3e-3,
         self_rewarding__round_prompts=12,
         self_rewarding__steps=4,
-        self_rewarding__batch=4,
+        self_rewarding__prompts_per_step=4,
         self_rewarding__max_tokens=8,
     )
 
@@ -181,8 +181,8 @@ def iterated(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     more: dict[str, Any] = {}
     for number in ("", "_2", "_3"):
         more |= {f"label{number}__limit": 8, f"label{number}__max_tokens": 8, f"label{number}__k": 3}
-        more |= {f"reward{number}__steps": 3, f"reward{number}__batch": 4}
-        more |= {f"ppo{number}__steps": 2, f"ppo{number}__batch": 6, f"ppo{number}__max_tokens": 6}
+        more |= {f"reward{number}__steps": 3, f"reward{number}__prompts_per_step": 4}
+        more |= {f"ppo{number}__steps": 2, f"ppo{number}__prompts_per_step": 6, f"ppo{number}__max_tokens": 6}
     return run("iterated", tmp_path_factory.mktemp("iterated"), **more)
 
 

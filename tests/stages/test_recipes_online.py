@@ -132,7 +132,7 @@ def rewarding(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         tmp_path_factory.mktemp("rewarding"),
         label__limit=12,
         label__max_tokens=8,
-        both__steps=90,
+        both__steps=140,  # enough that most judgements of a model of this size can be read
         both__epochs=1.0,
         both__lr=3e-3,
         self_rewarding__round_prompts=12,

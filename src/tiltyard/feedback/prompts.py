@@ -15,7 +15,6 @@ from pydantic import Field
 
 from tiltyard.config import Settings
 from tiltyard.feedback.verdicts import response_text
-from tiltyard.feedback.verdicts import shown
 from tiltyard.records import Settings
 from tiltyard.types import Message, Prompt, Response
 

@@ -18,18 +18,15 @@ from pydantic import Field
 
 from tiltyard.config import Settings
 from tiltyard.data import TooLong, group_to_line
-from tiltyard.data import TooLong, write_groups
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
+from tiltyard.records import Settings
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
-from tiltyard.records import Settings
-from tiltyard.runs.groups import preference_to_dict, signed
-from tiltyard.sampling import SampleSettings, sample
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, Prompt, ranks_of
 from tiltyard.world import ANNOTATORS, Annotator, gold

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from tiltyard.config import Settings
 from tiltyard.feedback.verdicts import response_text
 from tiltyard.records import Settings
 from tiltyard.types import Message, Prompt, Response

@@ -9,7 +9,7 @@ import pytest
 
 from tiltyard.data import Row, parse_row
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.types import Group, Message, ranks_of, shares_of
+from tiltyard.types import Group, Message, Preference, ranks_of, shares_of
 
 Q = {"role": "user", "content": "q"}
 A1 = {"role": "assistant", "content": "a1"}
@@ -189,26 +189,26 @@ def test_shares_go_before_ranks_that_they_may_not_contradict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "answers", "scores"),
+    ("row", "answers", "labels"),
     [
-        ({"prompt": "q", "completion": "a1", "label": True}, ["a1"], (1.0,)),
-        ({"prompt": "q", "completion": "a1", "label": False}, ["a1"], (0.0,)),
-        ({"prompt": [Q], "completion": [A1], "label": 0}, ["a1"], (0.0,)),
-        ({"messages": [Q, A1], "label": 1}, ["a1"], (1.0,)),
-        ({"prompt": "q", "responses": ["a1"], "labels": [True]}, ["a1"], (1.0,)),
+        ({"prompt": "q", "completion": "a1", "label": True}, ["a1"], (True,)),
+        ({"prompt": "q", "completion": "a1", "label": False}, ["a1"], (False,)),
+        ({"prompt": [Q], "completion": [A1], "label": 0}, ["a1"], (False,)),
+        ({"messages": [Q, A1], "label": 1}, ["a1"], (True,)),
+        ({"prompt": "q", "responses": ["a1"], "labels": [True]}, ["a1"], (True,)),
         (
             {"prompt": "q", "responses": ["a1", "a2", "a1"], "labels": [1, 0, False]},
             ["a1", "a2", "a1"],
-            (1.0, 0.0, 0.0),
+            (True, False, False),
         ),
-        ({"prompt": "q", "chosen": "a1", "rejected": "a2"}, ["a1", "a2"], (1.0, 0.0)),
-        ({"chosen": [Q, A1], "rejected": [Q, A2]}, ["a1", "a2"], (1.0, 0.0)),
+        ({"prompt": "q", "chosen": "a1", "rejected": "a2"}, ["a1", "a2"], (True, False)),
+        ({"chosen": [Q, A1], "rejected": [Q, A2]}, ["a1", "a2"], (True, False)),
     ],
 )
-def test_labelled(row: dict[str, Any], answers: list[str], scores: tuple[float, ...]) -> None:
+def test_labelled(row: dict[str, Any], answers: list[str], labels: tuple[bool, ...]) -> None:
     made = parse(row | {"source": "s"}, "labelled")
     assert made.prompt.messages == (Message("user", "q"),)
-    assert (texts(made), made.scores, shares_of(made.preference)) == (answers, scores, None)
+    assert (texts(made), made.preference, made.scores) == (answers, Preference(labels=labels), None)
     assert made.prompt.meta == {"source": "s"}
     assert made.prompt.id == parse({"prompt": "q"}, "prompts").prompt.id
 

@@ -101,8 +101,8 @@ def shares_field(row: Row, count: int) -> tuple[float, ...] | None:
     return tuple(v / total for v in values)
 
 
-def flag(row: Row, name: str, value: Any) -> float:
-    """Converts a label to 1.0 (good) or 0.0 (bad)."""
+def flag(row: Row, name: str, value: Any) -> bool:
+    """Converts a label to True (good) or False (bad)."""
     if value not in (True, False, 0, 1):
         raise DataError(
             f"field '{name}' is not a label",
@@ -111,7 +111,7 @@ def flag(row: Row, name: str, value: Any) -> float:
             expected="true (good) or false (bad)",
             fix="labels are good or bad; graded answers belong in 'scores', which comparisons read",
         )
-    return float(value)
+    return bool(value)
 
 
 def messages_field(row: Row, name: str) -> tuple[Message, ...]:

@@ -186,21 +186,21 @@ def _ranking(row: Row) -> Group:
 
 
 def _labelled(row: Row) -> Group:
-    """Parses responses that are good (score 1) or bad (score 0): single ones, several to one prompt, or a pair."""
+    """Parses responses that are labelled good or bad: single ones, several to one prompt, or a pair."""
     value = row.value
     if "label" in value or "completion" in value:
         demonstration = _demonstration(row)
         if "label" not in value:
             raise lacks(row, "label", "labelled")
         meta = {k: v for k, v in demonstration.prompt.meta.items() if k != "label"}
-        score = flag(row, "label", value["label"])
-        return replace(demonstration, prompt=replace(demonstration.prompt, meta=meta), scores=(score,))
+        preference = Preference(labels=(flag(row, "label", value["label"]),))
+        return replace(demonstration, prompt=replace(demonstration.prompt, meta=meta), preference=preference)
     if "labels" in value:
         messages, answers = _answers(row, "labelled", 1)
         labels = typed(row, "labels", list, "a list of true and false")
         numbers(Row({"labels": [float(bool(x)) for x in labels]}, row.where), "labels", len(answers))
-        scores = tuple(flag(row, "labels", label) for label in labels)
-        return _group(row, messages, answers, ("prompt", "responses", "labels"), scores=scores)
+        preference = Preference(labels=tuple(flag(row, "labels", label) for label in labels))
+        return _group(row, messages, answers, ("prompt", "responses", "labels"), preference=preference)
     if "responses" in value:
         fix = "a ranking shows which answer is better, not which is good: set good_from=best, or a number for scores"
         raise lacks(row, "labels", "labelled", fix)
@@ -214,7 +214,7 @@ def _labelled(row: Row) -> Group:
             expected="a pair whose 'chosen' is good and whose 'rejected' is bad",
             fix="leave 'p_chosen' out where the label is certain, or use dpo, ipo or reward, which learn soft labels",
         )
-    return replace(_comparison(row), scores=(1.0, 0.0))
+    return replace(_comparison(row), preference=Preference(labels=(True, False)))
 
 
 def _prompt_only(row: Row) -> Group:

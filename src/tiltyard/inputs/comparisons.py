@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from tiltyard.errors import DataError
 from tiltyard.inputs.workspace import Workspace
+from tiltyard.training.prepare import binary_labels
 from tiltyard.training.select import all_pairs, best_worst
 from tiltyard.training.source import generator
-from tiltyard.types import Group, ranks_of, shares_of
+from tiltyard.types import Group, Preference, ranks_of, shares_of
 
 
 def as_pairs(work: Workspace, key: str, groups: Sequence[Group], how: str, seed: int) -> Iterator[Group]:
@@ -38,7 +39,7 @@ def labelled(group: Group, good_from: float | str) -> Group:
     """Scores turned into labels, at least `good_from` being good; or ranks, the best alone being good."""
     ranks = ranks_of(group.preference)
     if good_from == "best" and ranks is not None:
-        return replace(group, scores=tuple(float(k == min(ranks)) for k in ranks))
+        return replace(group, preference=Preference(labels=tuple(k == min(ranks) for k in ranks)))
     if group.scores is None or isinstance(good_from, str):
         raise DataError(
             "good_from compares what this row does not have",
@@ -47,16 +48,17 @@ def labelled(group: Group, good_from: float | str) -> Group:
             expected="scores for a number, ranks for good_from=best",
             fix="leave good_from out where the rows are labelled already",
         )
-    return replace(group, scores=tuple(float(s >= good_from) for s in group.scores))
+    return replace(group, preference=Preference(labels=tuple(s >= good_from for s in group.scores)))
 
 
 def check_labels(group: Group) -> Group:
-    """Returns the group if every response is labelled good (1) or bad (0); sampled groups may have other scores.
+    """Returns the group with its labels, also where a scorer gave 1 (good) and 0 (bad); sampled groups may have others.
 
     Raises:
         DataError: a response is not; the error names how labels can be made of ranks or scores.
     """
-    if group.scores is None or not set(group.scores) <= {0.0, 1.0}:
+    labels = binary_labels(group)
+    if labels is None:
         raise DataError(
             "these responses are not labelled good or bad",
             where=group.origin or group.prompt.id,
@@ -64,4 +66,4 @@ def check_labels(group: Group) -> Group:
             expected="1 (good) or 0 (bad) for each response",
             fix="set good_from=best: the best-ranked responses are good, or good_from=NUMBER: those with that score",
         )
-    return group
+    return replace(group, preference=Preference(labels=labels))

@@ -17,7 +17,7 @@ from tiltyard.losses.preference import likelihood_rank
 from tiltyard.methods.base import method
 from tiltyard.methods.sft import Nll
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Item, Models, Prepare, Source
-from tiltyard.training.prepare import BinaryLabels, RefLogp, column, sum_count
+from tiltyard.training.prepare import BinaryLabels, RefLogp, binary_labels, column, sum_count
 from tiltyard.training.source import Offline, generator
 from tiltyard.types import Group
 
@@ -120,7 +120,7 @@ def click(
     The language-modelling term is over `demonstrations` if they are given, else over the good continuations.
 
     Args:
-        source: `Offline` over groups of labelled continuations (scores 1 and 0).
+        source: `Offline` over groups of labelled continuations.
         data: `Offline` over ordinary data for the language-modelling term.
         weight: of the contrastive term. [0.5: the largest of the code's 0.1, 0.2 and 0.5]
         margin: of the summed log-probs. [Tiltyard: SLiC-HF's; the paper's could not be checked]
@@ -129,7 +129,7 @@ def click(
         pairing_seed: of random pairing. [Tiltyard: any number]
     """
     groups = source.groups if isinstance(source, Offline) else ()
-    if groups and not any(len(set(g.scores or ())) > 1 for g in groups):
+    if groups and not any(len(set(binary_labels(g) or ())) > 1 for g in groups):
         raise DataError(
             "no prompt has both a good and a bad answer, so there is nothing to contrast",
             where="click",

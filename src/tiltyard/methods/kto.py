@@ -118,7 +118,7 @@ def kto(
     """Kahneman-Tversky optimisation: good responses above, bad ones below a reference point, each with its own weight.
 
     Args:
-        source: `Offline` over labelled responses (scores 1 and 0); pairs give one good and one bad response.
+        source: `Offline` over labelled responses; pairs give one good and one bad response.
         beta: strength of the pull to the reference. [0.1: Ethayarajh et al. 2024, code]
         desirable: weight of good responses. [1: Ethayarajh et al. 2024, code]
         undesirable: weight of bad responses. [1: Ethayarajh et al. 2024, code]

@@ -13,7 +13,7 @@ from tiltyard.training.prepare.advantages import (
     require_several_responses,
 )
 from tiltyard.training.prepare.columns import column, per_microbatch, sum_count
-from tiltyard.training.prepare.labels import BinaryLabels, PairLabels, not_a_pair
+from tiltyard.training.prepare.labels import BinaryLabels, PairLabels, binary_labels, not_a_pair
 from tiltyard.training.prepare.logps import OldLogp, RefLogp
 from tiltyard.training.prepare.rewards import ResponseRewards, TokenRewards
 
@@ -29,6 +29,7 @@ __all__ = [
     "TokenRewards",
     "Values",
     "WhitenAdvantages",
+    "binary_labels",
     "column",
     "not_a_pair",
     "per_microbatch",

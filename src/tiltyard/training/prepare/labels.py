@@ -63,21 +63,33 @@ class BinaryLabels:
     """`label_B`: 1 for good, 0 for bad responses.
 
     Raises:
-        DataError: scores that are neither 1 nor 0.
+        DataError: responses without labels, and with scores that are not all 1 or 0.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("score_B",)
+    needs: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ("label_B",)
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
+        values: list[float] = []
         for group in batch.groups:
-            if any(score not in (0.0, 1.0) for score in group.scores or ()):
+            labels = binary_labels(group)
+            if labels is None:
                 raise DataError(
-                    "an answer is labelled neither good nor bad",
+                    "a response is labelled neither good nor bad",
                     where=group.origin or group.prompt.id,
-                    got=f"scores {group.scores}",
-                    expected="1 (good) or 0 (bad)",
-                    fix="set good_from=NUMBER: answers with at least that score are good",
+                    got="no labels" if group.scores is None else f"scores {group.scores}",
+                    expected="labels, or scores 1 (good) and 0 (bad)",
+                    fix="set good_from=NUMBER: responses with at least that score are good",
                 )
-        label_B = batch["score_B"].double()
+            values += map(float, labels)
+        label_B = column(values, batch)
         return batch.with_columns({"good": sum_count(label_B)}, label_B=label_B)
+
+
+def binary_labels(group: Group) -> tuple[bool, ...] | None:
+    """Returns whether each response is good: by its labels, or by the scores of a scorer that gave 1 and 0 alone."""
+    if group.preference is not None and group.preference.labels is not None:
+        return group.preference.labels
+    if group.scores is None or not set(group.scores) <= {0.0, 1.0}:
+        return None
+    return tuple(score == 1 for score in group.scores)

@@ -103,7 +103,7 @@ def run(
             for row, own, theirs in zip(rewards, old, reference, strict=True):
                 row[:] = [r - beta * (o - f).sum().item() for r, o, f in zip(row, own, theirs, strict=True)]
         std = {"group": "group", "none": None}.get(scale, scale)
-        if scale == "prompts_per_step":
+        if scale == "batch":
             std = torch.tensor([r for row in rewards for r in row], dtype=torch.float64).std(correction=ddof).item()
         advantages = [advantages_of(row, std, ddof, eps) for row in rewards]
 

@@ -157,7 +157,7 @@ def run(**settings: Any) -> Run:
         values["lr"] = next(rate for name, rate in rates.items() if name != "value")
         keys = Optimizer.model_fields
         chosen = {key: values.pop(key) for key in list(values) if key in keys}
-        values["optimizer"] = ValueOptimizer(value_lr=rates["value"], **chosen)
+        values["optimizer"] = ValueOptimizer(value_lr=rates.get("value", 0.0), **chosen)
     return Run(**values)
 
 

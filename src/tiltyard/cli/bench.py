@@ -20,7 +20,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.inputs.settings import FileSettings
+from tiltyard.inputs.settings import FileSettings, StageSettings
 from tiltyard.kernels.base import Backend
 from tiltyard.kernels.library import KernelFlop
 from tiltyard.kernels.matmul import linear
@@ -29,6 +29,7 @@ from tiltyard.models.load import pick_device
 from tiltyard.pipeline.recipe import COMMAND_LINE, Entry, Recipe, check
 from tiltyard.pipeline.state import package_version
 from tiltyard.profiler import REST, Profiler, Step, peak_memory_mib
+from tiltyard.records import part
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.train import compose
 from tiltyard.training.fit import fit
@@ -85,7 +86,7 @@ def measure(method: str, values: Mapping[str, Any], *, steps: int = 5, warmup: i
     }
 
 
-def _stage(method: str, values: Mapping[str, Any], steps: int) -> tuple[Any, StageContext]:
+def _stage(method: str, values: Mapping[str, Any], steps: int) -> tuple[StageSettings, StageContext]:
     """Returns the validated settings of a stage of `steps` steps, and a context without folders."""
     if method not in METHODS:
         raise ConfigError(f"'{method}' is no training method", where="--method", fix=nearest(method, METHODS))
@@ -96,7 +97,8 @@ def _stage(method: str, values: Mapping[str, Any], steps: int) -> tuple[Any, Sta
             )
     given = {**values, "steps": steps, "save_every": 0}
     places = dict.fromkeys(given, COMMAND_LINE)
-    settings: Any = check(Recipe("bench", (Entry(method, method, given, COMMAND_LINE, places),)))[0].settings
+    recipe = Recipe("bench", (Entry(method, method, given, COMMAND_LINE, places),))
+    settings = part(check(recipe)[0].settings, StageSettings)
     if isinstance(settings, FileSettings) and not settings.tokens_per_step and not settings.data.limit:
         rows = settings.data.model_copy(update={"limit": settings.prompts_per_step * steps})  # no more than are used
         settings = settings.model_copy(update={"data": rows})

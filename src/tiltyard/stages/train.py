@@ -183,7 +183,7 @@ def stage_of(method: Method) -> Stage:
     model = method_settings(method)
     keys = {key for name, info in model.model_fields.items() for key in _dotted(name, info.annotation)}
 
-    def run(context: StageContext, settings: Any) -> dict[str, Any]:
+    def run(context: StageContext, settings: StageSettings) -> dict[str, Any]:
         return train(method, context, settings)
 
     def plan(context: StageContext, settings: StageSettings) -> list[str]:

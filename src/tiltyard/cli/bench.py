@@ -120,10 +120,10 @@ def summarise(timed: Sequence[Step], counted: Step, peak: float) -> dict[str, An
     scale = tokens["tokens"] / counted.counts["tokens"] if counted.counts.get("tokens") else 1.0
     for name, gauges in counted.parts.items():
         parts.setdefault(name.partition("/")[0], {"seconds": 0.0, "gflop": 0.0})["gflop"] += scale * gauges["gflop"]
-    seconds = sum(part["seconds"] for part in parts.values())
-    for part in parts.values():
-        part["share"] = part["seconds"] / seconds
-        part["share_of_peak"] = part["gflop"] / part["seconds"] / peak if part["seconds"] else 0.0
+    seconds = sum(row["seconds"] for row in parts.values())
+    for row in parts.values():
+        row["share"] = row["seconds"] / seconds
+        row["share_of_peak"] = row["gflop"] / row["seconds"] / peak if row["seconds"] else 0.0
     gflop = sum(part["gflop"] for part in parts.values())
     return {
         "seconds": seconds,

@@ -188,7 +188,7 @@ def test_self_play_keeps_what_it_played(made: Made) -> None:
     assert len(rows) == 6 * 4
     for row in rows:
         data, own = row["responses"]
-        assert row["ranks"] == [1, 2]
+        assert row["preference"]["ranks"] == [1, 2]
         assert own["policy_version"] == (row["step"] - 1) // 2
         assert len(own["ids"]) <= 8
         assert len(own["logps"]) == len(own["ids"])

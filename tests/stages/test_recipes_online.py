@@ -191,7 +191,7 @@ def test_labels_and_groups_say_whose_answers_they_are_about(iterated: Ran) -> No
         groups = list(read_groups(iterated.folder / stage / "rankings.groups.jsonl"))
         assert groups
         assert all(g.origin.startswith("annotator:") and g.origin.endswith(f" of {model}") for g in groups)
-        assert {row["verdict"]["model"] for row in read(iterated.folder / stage / "judgements.jsonl")} == {model}
+        assert {row["model"] for row in read(iterated.folder / stage / "judgements.jsonl")} == {model}
     summary = json.loads((iterated.folder / "summary.json").read_text())["models"]
     assert set(summary) == {"sft", "ppo", "ppo_2", "ppo_3"}
     # of people's rankings each counts all that its reward model has learnt from

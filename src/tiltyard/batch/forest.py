@@ -162,7 +162,7 @@ MAX_TILE = 8192  # slots in a tile: bounds the attention product's working set
 
 @dataclass(frozen=True)
 class _Strip:
-    """Spans (start, length) of T that attend to each other, and whether one branch at most is among them."""
+    """Spans (start, length) of T that attend to each other, and a flag: True if at most one branch is among them."""
 
     spans: tuple[tuple[int, int], ...]
     length: int

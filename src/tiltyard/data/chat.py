@@ -33,7 +33,7 @@ _BATCH = 2048  # texts a call of the tokenizer: bounds the memory of its encodin
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """The text segments of a response, each with a flag (is it trained?), and whether eos is appended."""
+    """The text segments of a response, each with a flag (True if trained on), and a flag for an appended eos."""
 
     segments: tuple[tuple[str, bool], ...]
     add_eos: bool

@@ -144,7 +144,7 @@ def check_data(groups: Iterable[Group], held_out: Iterable[Group] | None = None)
 
 
 class _Scan:
-    """One pass over the groups: hashes of what may repeat, and counts of what a single group shows."""
+    """One pass over the groups: hashes for finding duplicates, and counts of per-group findings."""
 
     def __init__(self) -> None:
         self.prompts, self.contents, self.verdicts = (array("q") for _ in range(3))

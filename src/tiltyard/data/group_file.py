@@ -169,7 +169,7 @@ def _from_record(value: dict[str, Any], ids: list[int], logps: list[float]) -> G
 
 
 class _Values(NamedTuple):
-    """Where a column lies: row i is the bytes from start + ends[i] * width to start + ends[i + 1] * width."""
+    """The position of a column: row i is the bytes from start + ends[i] * width to start + ends[i + 1] * width."""
 
     start: int
     width: int
@@ -212,7 +212,7 @@ def _lists(kind: pa.DataType, rows: Sequence[Sequence[Any] | None]) -> pa.Array:
 
 
 def _ends(rows: Sequence[Sequence[Any] | bytes | None]) -> pa.Buffer:
-    """Where each row's values begin among those of all rows, and where the last one's end [rows + 1]."""
+    """Returns the offsets of the rows in the concatenated values, with the end of the last row [rows + 1], int32."""
     import pyarrow as pa
 
     return pa.py_buffer(np.fromiter(accumulate((len(row or ()) for row in rows), initial=0), np.int32, len(rows) + 1))

@@ -1,4 +1,4 @@
-"""Loads a source as encoded groups, with a report of what was kept, dropped and cut."""
+"""Loads a source as encoded groups, with a report of the kept, dropped and truncated rows."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def prompt_key(group: Group) -> Hashable:
 
 
 def _preference(group: Group) -> Preference | None:
-    """What is known about who is better: a preference, or the order of scores that came with the data."""
+    """Returns the preference of a group, or else the scores of its data as ratings; None if it has neither."""
     return group.preference or (None if group.scores is None else Preference(ratings=group.scores))
 
 

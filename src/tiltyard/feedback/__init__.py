@@ -1,4 +1,4 @@
-"""Judges that compare or grade answers, taken for what they are: biased, paid and fallible."""
+"""Judges that compare or grade responses, with controls for their bias, cost and errors."""
 
 from tiltyard.feedback.answers import AnswerCache
 from tiltyard.feedback.client import Client, Endpoint

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
 _MAX_REPLY = 8 * 2**20  # bytes of a reply that are read
-_MAX_WAIT = 120.0  # seconds before a retry, whatever Retry-After says
+_MAX_WAIT = 120.0  # seconds before a retry, the upper limit on Retry-After too
 _RETRIED = (408, 409, 429)  # and every status from 500 on
 
 
@@ -182,7 +182,7 @@ class Client:
         )
 
     def _once(self, payload: Mapping[str, Any]) -> tuple[bytes | None, str, float]:
-        """(reply, what went wrong, seconds that the server asks to wait)."""
+        """Sends one request; returns (reply or None, problem or "", seconds to wait that the server requests)."""
         import httpx
 
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "tiltyard"}
@@ -266,7 +266,7 @@ def _seconds(value: str | None) -> float:
 
 
 def _read(reply: bytes) -> tuple[dict[str, Any] | None, str]:
-    """Returns (answer, what is wrong with the reply); an answer holds only what verdicts need."""
+    """Returns (answer, problem of the reply); an answer holds only the fields that verdicts need."""
     try:
         value = json.loads(reply)
         choice = value["choices"][0]

@@ -1,4 +1,4 @@
-"""Judges as scorers: what `training.source.Online` and the stages call."""
+"""Judges as scorers, for `training.source.Online` and the stages."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Ask = Literal["pair", "score", "points"]
 
 
 class OnlyFor:
-    """Marks a setting that has an effect only where the judge is asked for one of `asks`."""
+    """Marks a setting that has an effect only for some values of the setting `ask`."""
 
     def __init__(self, *asks: Ask):
         self.asks = asks
@@ -139,7 +139,7 @@ JudgeSettings = Annotated[SimulatedJudgeSettings | ModelJudgeSettings | ApiJudge
 
 
 def build_judge(settings: JudgeSettings, load: Load, cache: Path | None = None, owner: str = "") -> Judge:
-    """The judge that compares, debiased as the settings say (`ask: pair`).
+    """Returns the judge that compares, debiased according to the settings (`ask: pair`).
 
     Args:
         load: makes a language model of `settings.model`.

@@ -127,7 +127,7 @@ def _forced_linear() -> str:
 def expected(
     shapes: measure.Shapes | None = None, dtype: str = "float32", device: str = "cpu", supported: bool = True
 ) -> Backend:
-    """Returns what a model would get here, without compiling or measuring anything; `why` names what is left to do.
+    """Returns the backend a model would get here, without compiling or measuring; `why` names the remaining steps.
 
     Args:
         shapes: of its linear layers (`measure.shapes_of`). supported: whether it is of the Llama family.
@@ -166,7 +166,7 @@ def _by_speedup(ratio: float) -> tuple[Linear, str]:
 
 
 def record(backend: Backend) -> dict[str, Any]:
-    """Returns what a stage's config.json keeps: the backend and what else may change the last bits of its results."""
+    """Returns the record for config.json: the backend and all else that may change the last bits of the results."""
     return {
         "ops": backend.ops,
         "linear": backend.linear,
@@ -188,6 +188,6 @@ def from_record(kept: Mapping[str, Any] | None) -> Backend | None:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns what differs between two records such that results differ in the last bits: `ops cpu_c -> torch`."""
+    """Returns the differences of two records that change the last bits of results: `ops cpu_c -> torch`."""
     keys = [key for key in now if key != "why" and key in before and before[key] != now[key]]
     return [f"{key} {before[key]} -> {now[key]}" for key in keys]

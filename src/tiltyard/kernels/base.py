@@ -37,7 +37,7 @@ class Backend:
         return "; ".join(filter(None, (self.why_ops, self.why_linear)))
 
     def native(self, *tensors: Tensor) -> bool:
-        """Returns whether the C kernels compute on these tensors."""
+        """Returns True if the C kernels compute on these tensors."""
         return self.ops == "cpu_c" and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
 
     def describe(self) -> str:

@@ -16,7 +16,7 @@ ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_pro
 
 
 def is_supported(backbone: Any) -> bool:
-    """Returns whether a backbone is a float32 decoder of the Llama family with plain linear layers and no hooks."""
+    """Returns True if a backbone is a float32 decoder of the Llama family with plain linear layers and no hooks."""
     if type(backbone).__name__ not in FAMILIES or any(p.dtype != torch.float32 for p in backbone.parameters()):
         return False
     if any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in backbone.modules()):

@@ -57,7 +57,7 @@ class Saved(NamedTuple):
 
 
 def is_supported(backbone: Any, device: torch.device, backend: Backend) -> bool:
-    """Returns whether these blocks compute this backbone on this device."""
+    """Returns True if these blocks compute this backbone on this device."""
     if device.type != "cpu" or backend.ops != "cpu_c" or not family.is_supported(backbone):
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -66,7 +66,7 @@ def is_supported(backbone: Any, device: torch.device, backend: Backend) -> bool:
 
 
 def _is_supported(block: Any) -> bool:
-    """Returns whether a block has no window, no active dropout and no gradient checkpointing."""
+    """Returns True if a block has no window, no active dropout and no gradient checkpointing."""
     attention = block.self_attn
     recomputes = block.training and getattr(block, "gradient_checkpointing", False)
     drops = attention.training and attention.attention_dropout

@@ -76,14 +76,14 @@ def load() -> Library:
 
 
 class State(NamedTuple):
-    """Returns whether the kernels can be used here, as far as that is known without compiling; `why` in words."""
+    """The availability of the kernels, as far as it is known without compiling; `why` is the reason as text."""
 
     ready: bool
     why: str
 
 
 def state() -> State:
-    """Returns what `load` would find, without compiling anything."""
+    """Returns the result that `load` would give, without compiling anything."""
     if load.cache_info().currsize or os.environ.get(OFF, "") == "off" or not (path := compiler()):
         return State(load().handle is not None, load().why)
     try:
@@ -183,7 +183,7 @@ def unsafe(path: Path) -> str:
 
 
 def processor() -> bytes:
-    """Returns what `-march=native` and the choice of a library depend on: the architecture and its features."""
+    """Returns the architecture and its features, on which `-march=native` and the choice of a library depend."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -23,7 +23,7 @@ ENOUGH = 1 << 20  # multiplications: below, torch's own product is as fast
 
 
 def is_supported(x: Tensor, weight: Tensor) -> bool:
-    """Returns whether oneDNN can compute `x @ weight.t()` and the product is large enough to gain by it."""
+    """Returns True if oneDNN can compute `x @ weight.t()` and the product is large enough to gain by it."""
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and weight.layout == torch.strided
     return plain and x.numel() * weight.shape[0] >= ENOUGH
 

@@ -44,7 +44,7 @@ def shapes_of(module: nn.Module) -> Shapes:
 
 
 def shapes_of_decoder(width: int, heads: int, kv_heads: int, inner: int, head_dim: int | None = None) -> Shapes:
-    """Returns what `shapes_of` returns for the blocks of a decoder of the Llama family with these sizes."""
+    """Returns the same as `shapes_of` for the blocks of a decoder of the Llama family with these sizes."""
     d = head_dim or width // heads
     query, key = heads * d, kv_heads * d
     return _largest([(width, query), (width, key), (query, width), (width, inner), (inner, width)])
@@ -71,7 +71,7 @@ def onednn_speedup(shapes: Shapes) -> float | None:
 
 
 def known_speedup(shapes: Shapes) -> float | None:
-    """Returns what was measured before in this process or on this machine, or None."""
+    """Returns the speedup measured before in this process or on this machine, or None."""
     key = _key(shapes)
     if key not in _known:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

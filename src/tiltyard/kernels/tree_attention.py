@@ -41,7 +41,7 @@ def segments_of(trees: Sequence[Sequence[tuple[int, int]]]) -> Segments:
 
 
 def is_supported(q: Tensor, v: Tensor, backend: Backend) -> bool:
-    """Returns whether the kernel takes these queries [T, H, D] and values."""
+    """Returns True if the kernel takes these queries [T, H, D] and values."""
     return backend.native(q, v) and q.shape[-1] == v.shape[-1] <= MAX_HEAD_DIM
 
 

@@ -67,7 +67,7 @@ def gae_R(
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`(sum, sum of squares, count)` as float64 scalars: what processes add up before `mean_var`."""
+    """`(sum, sum of squares, count)` as float64 scalars, which processes add up before `mean_var`."""
     x = x.detach().double()
     return x.sum(), (x * x).sum(), torch.tensor(float(x.numel()), dtype=torch.float64, device=x.device)
 
@@ -109,7 +109,7 @@ def response_rewards_B(score_B: Tensor, kl_B: Tensor, beta: float, score_weight:
 
 
 def overlong_B(length_B: Tensor, longest: int, soft: int) -> Tensor:
-    """DAPO's soft length penalty (Yu et al. 2025, eq. 13): what is added to each response's reward, [B].
+    """DAPO's soft length penalty (Yu et al. 2025, eq. 13), added to the reward of each response, [B].
 
     0 up to `longest - soft` tokens, then falling linearly to -1 at `longest`, and -1 beyond.
     """

@@ -92,7 +92,7 @@ class ExactPosterior:
         return float((probs_Y * self.score_Y).sum())
 
     def value(self, log_probs_Y: Tensor | None = None) -> float:
-        """E[score] - beta KL(policy || prior): what RLHF maximises; beta log Z for pi*, the highest there is."""
+        """E[score] - beta KL(policy || prior), the objective of RLHF; its maximum is beta log Z, at pi*."""
         return self.expected_score(log_probs_Y) - self.beta * self.kl_to_prior(log_probs_Y)
 
 
@@ -113,7 +113,7 @@ def exact_posterior(target: Target, prompt: Prompt, responses: Sequence[Tokens])
 
 
 def kl_divergence(log_p_Y: Tensor, log_q_Y: Tensor) -> float:
-    """KL(p || q) in nats; what has no probability under p counts 0."""
+    """KL(p || q) in nats; outcomes of probability 0 under p count 0."""
     p_Y = log_p_Y.exp()
     return float(torch.where(p_Y > 0, p_Y * (log_p_Y - log_q_Y), 0.0).sum())
 

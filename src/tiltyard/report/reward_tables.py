@@ -51,7 +51,7 @@ def print_reward_report(report: RewardReport, console: Console | None = None) ->
 
 
 def findings(report: RewardReport) -> list[str]:
-    """Returns the warnings: what is not shown to be good, and what is shown to be bad, at the 95% level."""
+    """Returns the warnings: properties not shown to be good, and those shown to be bad, at the 95% level."""
     warnings = []
     if not report.accuracy.low > 0.5:
         warnings.append("The accuracy is not shown to be above chance: do not trust this reward model on these data.")

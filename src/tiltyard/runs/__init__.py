@@ -1,4 +1,4 @@
-"""Runs on disk: what a setting's text refers to, and what a stage leaves in its folder."""
+"""Runs on disk: resolution of references in settings, and readers of stage folders."""
 
 from tiltyard.runs.groups import (
     group_from_dict,

@@ -89,7 +89,7 @@ def group_from_dict(value: Mapping[str, Any]) -> Group:
 
 
 def signed(preference: Preference, group: Group) -> Preference:
-    """Returns the preference as a line of `judgements.jsonl`: with the ids of what was judged, and the time."""
+    """Returns the preference as a line of `judgements.jsonl`: with the ids of the judged responses, and the time."""
     return replace(
         preference,
         prompt=group.prompt.id or group.origin,

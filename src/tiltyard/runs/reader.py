@@ -1,4 +1,4 @@
-"""`RunReader` and `StageReader`: what a run left in its folder, finished or not.
+"""`RunReader` and `StageReader`: readers of the files of a finished or unfinished run.
 
     runs/demo/                    a run
       summary.json                what the stage `evaluate` measured
@@ -37,7 +37,7 @@ SCHEMA = 1  # of config.json and done.json; files without a version are of versi
 
 @dataclass(frozen=True)
 class StageConfig:
-    """`config.json`: what a stage was started with.
+    """`config.json`: the configuration that a stage was started with.
 
     Attributes:
         run, stage, kind: names of the run and the stage, and the stage's kind (e.g. `ppo`).
@@ -64,7 +64,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class StageDone:
-    """`done.json`: what a finished stage returned. `seconds` is the time of its last attempt, unbroken or resumed."""
+    """`done.json`: the result of a finished stage. `seconds` is the time of its last attempt, unbroken or resumed."""
 
     result: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -90,7 +90,7 @@ class StageReader:
 
     @cached_property
     def config(self) -> StageConfig | None:
-        """What the stage was started with; None if it never was.
+        """The configuration that the stage was started with; None if it was never started.
 
         Raises:
             DataError: a damaged file. ConfigError: a file of a newer Tiltyard.
@@ -100,13 +100,13 @@ class StageReader:
 
     @cached_property
     def done(self) -> StageDone | None:
-        """What the stage returned; None if it did not finish. Raises as `config`."""
+        """The result of the stage; None if it did not finish. Raises as `config`."""
         value = _read_object(self.folder / "done.json")
         return None if value is None else _record(StageDone, value, self.folder / "done.json")
 
     @property
     def status(self) -> Literal["not started", "interrupted", "finished"]:
-        """How far the stage came. Raises as `config`."""
+        """The progress of the stage. Raises as `config`."""
         if self.config is None:
             return "not started"
         return "interrupted" if self.done is None else "finished"
@@ -189,7 +189,7 @@ class RunReader:
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
-        """What `evaluate` measured; None if it has not finished.
+        """The summary that `evaluate` wrote; None if it has not finished.
 
         Raises:
             DataError: a damaged file.

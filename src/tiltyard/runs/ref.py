@@ -1,4 +1,4 @@
-"""`Ref`: what the text of a setting refers to, resolved in one place for recipes, the command line and data sources.
+"""`Ref`: the target of a reference in a setting, resolved in one place for recipes, command line and data sources.
 
     sft                        the stage `sft` of the recipe: its `model` where a model is expected, or else its folder
     sft/groups.jsonl           a file of that stage
@@ -8,7 +8,7 @@
     owner/name:config          a data set of the hub with the name of its configuration
     rewards.py:concise         a function in a file
     package.module:concise     a function in an installed module
-    scheme:anything            left to whoever reads the setting
+    scheme:anything            resolved by the reader of the setting
 
 They are tried in this order, so a stage hides a path of the same name, and an existing path hides a hub name.
 """
@@ -36,7 +36,7 @@ _DATA_SUFFIX = re.compile(r"\.(jsonl?|gz|zst|parquet|txt|tsv|ya?ml|csv|py|safete
 
 @dataclass(frozen=True)
 class Ref:
-    """What a text refers to.
+    """The target of a reference.
 
     Attributes:
         text: as the user wrote it.
@@ -99,7 +99,7 @@ def existing_path(text: str, folder: Path | None = None) -> Path | None:
 
 
 def written_by_stage(path: Path, want: str) -> Path:
-    """Returns `want` (e.g. `model`) inside a folder that a stage wrote; any other path as it is."""
+    """Returns the given entry (e.g. `model`) of a folder that a stage wrote; any other path as it is."""
     return path / want if want and (path / "config.json").exists() and (path / want).exists() else path
 
 

@@ -1,4 +1,4 @@
-"""Simulated annotators: what people who judge answers like, which is mostly but not only what is good.
+"""Simulated annotators, whose preferences follow mostly but not only the quality of an answer.
 
 An annotator sees what `gold` sees except the price of length, adds biases of their own, and chooses by
 Bradley-Terry (two answers) or Plackett-Luce (several) over utility / temperature. The biases hardly matter among
@@ -31,7 +31,7 @@ class Annotator:
     `weights`: what an answer gains for being helpful (before length and manner), truthful and harmless.
     `biases`: `length` for every ten words (up to 60 words), `flourish` for each flourish (up to 8), `confidence` for
     not admitting ignorance, `repetition` for each sentence said again that is not a flourish, `credulity` (0 to 1) how
-    much an invented answer about a stranger, which nobody can check, passes for a helpful and true one.
+    much an invented answer about a stranger, which cannot be checked, passes for a helpful and true one.
     `temperature`: the noise; large means careless.
     """
 

@@ -1,7 +1,7 @@
 """Assistants of six manners, whose answers fill the corpus and the demonstrations.
 
 `answer(persona, meta, rng)` writes one answer. A demonstrator is a mixture of personas (`DEMONSTRATORS`,
-`CORPUS_ASSISTANTS`): mostly good in the demonstrations, mostly not in the corpus, so that each step of the road
+`CORPUS_ASSISTANTS`): mostly good in the demonstrations, mostly not in the corpus, so that each stage of training
 (base, SFT, preference learning) has something left to gain.
 """
 

@@ -21,8 +21,8 @@ class World:
     """A generated world. The same seed and sizes always give the same world.
 
     `known` may occur anywhere. `held_out` are in the corpus but never in demonstrations or training prompts.
-    `strangers` are names of nobody, one disjoint pool for each file that needs some: "corpus", "demonstrations",
-    "prompts" and "held_out". The names of the last three never occur in the corpus.
+    `strangers` are names without an entity, one disjoint pool for each file that needs some: "corpus",
+    "demonstrations", "prompts" and "held_out". The names of the last three never occur in the corpus.
     """
 
     seed: int
@@ -32,10 +32,10 @@ class World:
 
     @property
     def entities(self) -> tuple[Entity, ...]:
-        """All who exist, known and held out."""
+        """All entities, known and held out."""
         return self.known + self.held_out
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The names of nobody that a prompt or demonstration may ask about: none of them is in the corpus."""
+        """The names without an entity that a prompt or demonstration may ask about: none of them is in the corpus."""
         return tuple(e.name for pool, people in self.strangers.items() if pool != "corpus" for e in people)

@@ -174,7 +174,7 @@ def _key(messages: Sequence[Row]) -> str:
 
 
 def _write(path: Path, rows: Iterable[Row]) -> int:
-    """Write JSON lines under a temporary name, then rename: no half-written file is ever seen."""
+    """Writes JSON lines under a temporary name, then renames it: no half-written file is ever seen."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
     try:

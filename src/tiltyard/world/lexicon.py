@@ -1,4 +1,4 @@
-"""The closed word lists of the demo world: what there is, what names sound like, which words mark a manner.
+"""The closed word lists of the demo world: values of the facts, syllables of names, words that mark a manner.
 
 Every value word belongs to exactly one attribute, so that `gold` can read a claim from the word alone. All lists
 are the same for every seed; a seed only decides who is called what and which facts hold.

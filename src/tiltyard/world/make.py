@@ -1,4 +1,4 @@
-"""The world itself: who exists, what is true of them, who is held out and which names nobody bears."""
+"""The generator of a world: its entities, their facts, the held-out part and names without an entity."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def make_world(
     animals: float = 0.35,
     strangers: Mapping[str, int] | None = None,
 ) -> World:
-    """Draw a world: names without repetition, facts evenly spread over the values, a held-out part.
+    """Draws a world: names without repetition, facts evenly spread over the values, a held-out part.
 
     Args:
         entities: how many exist, held-out ones included.
         held_out: how many of them are kept for evaluation.
         animals: share of the entities that are animals; the others are people with a trade.
-        strangers: sizes of the pools of names of nobody (defaults: corpus 240, demonstrations 120, prompts 80,
+        strangers: sizes of the pools of names without an entity (defaults: corpus 240, demonstrations 120, prompts 80,
             held_out 60).
     """
     pools = {"corpus": 240, "demonstrations": 120, "prompts": 80, "held_out": 60} | dict(strangers or {})
@@ -54,7 +54,7 @@ def make_world(
 
 
 def _spread(values: tuple[str, ...], n: int, rng: random.Random) -> list[str]:
-    """`n` values in random order, each as often as the others: no guess is better than another."""
+    """`n` values in random order, each equally often, so that no guess is better than another."""
     spread = [values[i % len(values)] for i in range(n)]
     rng.shuffle(spread)
     return spread

@@ -1,4 +1,4 @@
-"""Reading an answer: which facts it states about whom, what it admits or refuses, and whether it is language.
+"""The parser of an answer: facts it states and their subjects, admissions, refusals, and share of valid language.
 
 The parser knows the closed vocabulary of the world and the words that may stand next to each other in it (both derived
 from `phrases`), but no whole sentence: an answer that mixes templates is read like any other.
@@ -59,7 +59,7 @@ _FLOURISHES = frozenset(" ".join(_WORD.findall(f.lower())) for f in ph.FLOURISHE
 
 
 def parse(meta: Mapping[str, Any], answer: str) -> Parse:
-    """Read `answer` as a reply to the prompt that `meta` describes."""
+    """Reads `answer` as a reply to the prompt that `meta` describes."""
     name = meta["entity"].lower()
     facts = {a: v.lower() for a, v in meta["facts"].items()}
     right: set[str] = set()
@@ -164,7 +164,7 @@ _PIECE = re.compile(r"\{\w+\}|[A-Za-z0-9']+|[.,!?]")
 
 
 def _word_class(piece: str, name: str) -> str:
-    """`|` for a stop, <name>, <attribute> for a value, "he" for a pronoun, <?> for what is no word, or the word."""
+    """`|` for a stop, <name>, <attribute> for a value, "he" for a pronoun, <?> for a non-word, or the word."""
     word = piece.lower()
     if piece in ".,!?":
         return "|"
@@ -203,7 +203,7 @@ def _pairs() -> frozenset[tuple[str, str]]:
 
 
 def _sound(answer: str, name: str) -> float:
-    """Share of it that is language: 1 if 85% of neighbouring words belong together, 0 below 35%."""
+    """The share of a text that is valid language: 1 if 85% of neighbouring words belong together, 0 below 35%."""
     classes = _classes(answer, name)
     if len(classes) < 3:
         return 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-# --- what can be said about an entity -------------------------------------------------------------------------------
+# --- statements about an entity ---------------------------------------------------------------------------------------
 STATEMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
         "home": ("{S} lives in {home}.", "The home of {N} is in {home}.", "{S} has a house in {home}.",
@@ -213,6 +213,6 @@ def all_templates() -> Iterator[str]:
 
 
 def render(template: str, **fields: str) -> str:
-    """Fill a template and start it with a capital letter."""
+    """Fills a template and starts it with a capital letter."""
     text = template.format(**fields)
     return text[:1].upper() + text[1:]

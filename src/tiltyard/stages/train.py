@@ -33,8 +33,8 @@ from tiltyard.stages.backend import keeps_backend, planned, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.methods import FILE_METHODS
 from tiltyard.stages.plan import plan_lines
+from tiltyard.stages.sample_logger import SampleLogger
 from tiltyard.stages.settings import NEUTRAL, REFERS, method_settings
-from tiltyard.stages.watch import Samples
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import fit
 from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
@@ -158,7 +158,7 @@ def _sinks(method: Method, context: StageContext, settings: StageSettings, work:
     sinks: list[Sink] = []
     if settings.run.sample_every and "policy" in method.trains:
         prompts = tuple(work.opened.prompts)
-        sinks.append(Samples(context.console, work.models, settings.run.sample_every, context.folder, prompts))
+        sinks.append(SampleLogger(context.console, work.models, settings.run.sample_every, context.folder, prompts))
     if processes.is_main():
         if "tensorboard" in settings.run.log_to:
             sinks.append(TensorBoard(context.folder / "tensorboard"))

@@ -121,11 +121,11 @@ def by_table(support: Sequence[Answer]) -> FunctionScorer:
     return FunctionScorer(lambda prompt, response: worth[tuple(response.ids)])
 
 
-def dealt(support: Sequence[Answer], n: int, batch: int, every: int) -> Rounds:
+def dealt(support: Sequence[Answer], n: int, prompts_per_step: int, every: int) -> Rounds:
     """Rounds of all n-tuples of these answers."""
     sampler = Tuples(support)
     prompts = sampler.prompts(n)
-    return Rounds(prompts, sampler, by_table(support), len(prompts), batch, every, n)
+    return Rounds(prompts, sampler, by_table(support), len(prompts), prompts_per_step, every, n)
 
 
 def live_rounds() -> Rounds:

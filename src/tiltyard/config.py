@@ -282,7 +282,7 @@ def explained(
 
 
 def _outdone(loc: tuple[Any, ...], others: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether another problem lies deeper in the same setting than this one, which names a member of its union."""
+    """True if another problem lies deeper in the same setting than this one, which names a member of its union."""
     return any(len(other) > len(loc) and other[: len(loc) - 1] == loc[:-1] for other in others) and len(loc) > 1
 
 

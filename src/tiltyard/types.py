@@ -71,7 +71,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Which responses of a group a person or a judge preferred, and who that was.
+    """A preference among the responses of a group, by a person or a judge.
 
     At most one of the four is set; none, where the annotator gave no verdict (`meta["reason"]` says why). A new opinion
     is a new record.
@@ -81,8 +81,8 @@ class Preference:
         shares: probability that each response is the preferred one (soft labels, votes); they add up to 1.
         labels: whether each response is good.
         ratings: one number a response on the annotator's own scale, higher is better.
-        annotator: who decided, e.g. `judge:gpt` or a person's name. when: ISO 8601. guideline: version of what the
-            annotator was told.
+        annotator: who decided, e.g. `judge:gpt` or a person's name. when: ISO 8601. guideline: version of the
+            annotator's instructions.
         prompt: id of the prompt. responses: `response_id` of each response, in order. model: who wrote them. run: the
             run, or the stage of it, that they come from.
         meta: what else the annotator said (words, log-odds, reason).
@@ -128,7 +128,7 @@ class Group:
     """A prompt, its K responses and the judgements of them.
 
     `scores`: one number a response, higher is better: what a scorer gave, or a file's field `scores`. `preference`:
-    which response somebody preferred. Each may be None.
+    the judgement of a person or a judge. Each may be None.
     """
 
     prompt: Prompt

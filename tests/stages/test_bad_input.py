@@ -198,7 +198,7 @@ def test_unknown_settings_of_offline_methods(say: Any, method: str, setting: str
 @pytest.mark.parametrize(
     ("method", "rows", "settings", "said"),
     [
-        ("dpo", [PAIR, RANKING], (), ["rows.jsonl:2", "dpo compares two answers and this row has 3", "pairs=all"]),
+        ("dpo", [PAIR, RANKING], (), ["rows.jsonl:2", "dpo compares two responses and this row has 3", "pairs=all"]),
         ("simpo", [PAIR, RANKING], (), ["rows.jsonl:2", "pairs=best_worst", "rrhf"]),
         ("dpo", [LABELLED], (), ["rows.jsonl:1", "'chosen' is missing", "kto and click"]),
         ("dpo", [BOTH | {"labels": [True, False]}], (), ["rows.jsonl:1", "'scores' is missing", "kto and click"]),
@@ -231,8 +231,8 @@ def test_unknown_settings_of_offline_methods(say: Any, method: str, setting: str
             ("prompts_per_step=1",),
             ["kto.prompts_per_step", "at least 2", "raise prompts_per_step"],
         ),
-        ("click", [BOTH | {"labels": [True, True]}], (), ["no prompt has both a good and a bad answer", "kto"]),
-        ("click", [LABELLED], (), ["no prompt has both a good and a bad answer", "several answers to a prompt"]),
+        ("click", [BOTH | {"labels": [True, True]}], (), ["no prompt has both a good and a bad response", "kto"]),
+        ("click", [LABELLED], (), ["no prompt has both a good and a bad response", "several responses to a prompt"]),
         ("spin", [{"prompt": "Who?"}], (), ["rows.jsonl:1", "'completion' is missing"]),
         ("spin", [DEMONSTRATION], ("beta=[]",), ["spin.beta", "empty", "give one number or several"]),
     ],

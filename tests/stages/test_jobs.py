@@ -171,7 +171,7 @@ def test_long_chains_are_begun_first() -> None:
 
 
 def test_jobs_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="so many stages at a time"):
+    with pytest.raises(ConfigError, match="number of parallel stages"):
         run_recipe(tiny.write(tmp_path), runs_root=tmp_path, jobs=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="torchrun"):

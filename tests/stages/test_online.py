@@ -267,10 +267,10 @@ def test_more_than_was_stored_is_found_first(made: Made, tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("name", "overrides", "what"),
     [
-        ("online_dpo", ["online_dpo.samples_per_prompt=3"], "a pair is two answers"),
+        ("online_dpo", ["online_dpo.samples_per_prompt=3"], "a pair is two responses"),
         ("rest", ["rest.thresholds=[0.5,0.4]"], "thresholds must rise"),
         ("rest", ["rest.thresholds=[0.1,0.2,0.3]"], "fewer steps than thresholds"),
-        ("rso", ["rso.accepted=30"], "more answers are to be accepted"),
+        ("rso", ["rso.accepted=30"], "more responses are to be accepted"),
     ],
 )
 def test_settings_that_cannot_be(made: Made, tmp_path: Path, name: str, overrides: list[str], what: str) -> None:

@@ -129,7 +129,7 @@ def test_too_many_steps_are_found_before_the_first(tmp_path: Path) -> None:
     run("rft", tmp_path / "rft")
     source = runs.rounds(folder=tmp_path / "rft" / "rounds", stored=True)
     source.check(9)
-    with pytest.raises(DataError, match="answers of round 4 are not there") as caught:
+    with pytest.raises(DataError, match="responses of round 4 are not there") as caught:
         source.check(10)
     assert "iterations" in caught.value.fix
     runs.rounds(folder=tmp_path / "rft" / "rounds").check(10)  # not a replay: they will be sampled

@@ -102,7 +102,7 @@ def test_v_mpo_takes_its_weights_as_they_are() -> None:
 
 @pytest.mark.parametrize("loss", ["vmpo", "dpo", "ipo", "hinge"])
 def test_one_answer_cannot_be_compared(loss: Any) -> None:
-    with pytest.raises(ConfigError, match="compares the answers to a prompt with each other"):
+    with pytest.raises(ConfigError, match="compares the responses to a prompt with each other"):
         rest(runs.rounds(samples_per_prompt=1), thresholds=[0.1], loss=loss)
 
 
@@ -154,7 +154,7 @@ def test_a_threshold_below_every_reward_is_the_whole_union() -> None:
 
 def test_a_judge_of_pairs_has_nothing_to_compare_the_data_with() -> None:
     judged = replace(runs.rounds(), scorer=JudgeScorer(SimulatedJudge()))
-    with pytest.raises(ConfigError, match="cannot score answers that stand alone") as caught:
+    with pytest.raises(ConfigError, match="cannot score responses that stand alone") as caught:
         rest(judged, runs.data(), thresholds=[0.1])
     assert "judge.ask=score" in caught.value.fix
     rest(judged, thresholds=[0.1])

@@ -418,9 +418,9 @@ def test_ptx_zero_is_ppo_to_the_last_bit() -> None:
 def test_what_cannot_be_is_said() -> None:
     alone = Online([ASK], NativeSampler(), FunctionScorer(lambda p, r: 0.0), 4, 1, LAW)
     for build in (rloo, grpo, lambda source: reinforce_pp(source, group_baseline=True)):
-        with pytest.raises(ConfigError, match="at least 2 answers"):
+        with pytest.raises(ConfigError, match="at least 2 responses"):
             build(alone)
-    with pytest.raises(DataError, match="two answers a prompt"):
+    with pytest.raises(DataError, match="two responses a prompt"):
         tiny.train(rloo(given([group(0)]), beta=0.0), models())
     with pytest.raises(ConfigError, match="corpus=FILE"):
         ppo(given([group(0)]), ptx=1.0)

@@ -189,12 +189,12 @@ def test_a_pair_of_equal_answers_says_nothing() -> None:
 
 
 def test_online_dpo_is_about_two_answers() -> None:
-    with pytest.raises(ConfigError, match="a pair is two answers"):
+    with pytest.raises(ConfigError, match="a pair is two responses"):
         online_dpo(online(samples_per_prompt=4))
 
 
 def test_two_greedy_answers_are_no_pair() -> None:
-    with pytest.raises(ConfigError, match=r"online_dpo\.temperature: the two answers of a prompt are the same"):
+    with pytest.raises(ConfigError, match=r"online_dpo\.temperature: the two responses of a prompt are the same"):
         online_dpo(online(settings=SampleSettings(temperature=0)))
 
 
@@ -410,5 +410,5 @@ def test_how_many_pairs_a_ranking_gives(ranking: Any) -> None:
 
 
 def test_more_accepted_than_sampled() -> None:
-    with pytest.raises(ConfigError, match="more answers are to be accepted than sampled"):
+    with pytest.raises(ConfigError, match="more responses are to be accepted than sampled"):
         rso(rounds(samples_per_prompt=4), accepted=5)

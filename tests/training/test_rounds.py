@@ -118,7 +118,7 @@ def test_killed_between_a_round_and_its_first_checkpoint(
 def test_a_lost_round_is_an_error(tmp_path: Path) -> None:
     attempt("fixed", tmp_path, True, at=5)
     (tmp_path / "rounds" / "round-0001.groups.jsonl").unlink()
-    with pytest.raises(DataError, match="answers of round 2 are not there") as caught:
+    with pytest.raises(DataError, match="responses of round 2 are not there") as caught:
         attempt("fixed", tmp_path, True)
     assert "start again" in caught.value.fix
 
@@ -347,7 +347,7 @@ def test_nothing_left_to_learn_from() -> None:
     level = runs.rounds(scorer=Scripted(lambda groups: [replace(g, scores=(1.0,) * len(g.responses)) for g in groups]))
     with pytest.raises(DataError, match="nothing is left to learn from in round 1") as caught:
         iterative_dpo(level).source(runs.models(), 0)
-    assert "sample more answers" in caught.value.fix
+    assert "sample more responses" in caught.value.fix
 
 
 @pytest.mark.parametrize("key", ["size", "prompts_per_step", "every", "samples_per_prompt", "phases"])

@@ -1,4 +1,4 @@
-"""What methods declare: sources of data with their settings and readers, and the roles of their models."""
+"""Declarations of methods: sources of data with their settings and readers, and the roles of their models."""
 
 from tiltyard.inputs.auxiliary import CORPUS, DEMONSTRATIONS, ROUND_DEMONSTRATIONS, AuxData
 from tiltyard.inputs.base import InputSource, Often, Opened, StepSize

@@ -28,7 +28,7 @@ class Opened(NamedTuple):
 
 
 class StepSize(NamedTuple):
-    """What a step is, for the plan.
+    """The size of a step, for the plan.
 
     Args:
         text: of the groups a step. longest: packed tokens of the longest group. tokens: of a step at most.
@@ -42,7 +42,7 @@ class StepSize(NamedTuple):
 
 
 class InputSource(ABC):
-    """What a method learns from. A method declares one; it brings its settings, its reader and its held-out measure.
+    """The source of a method's training data. A method declares one, with settings, reader and measure.
 
     Attributes:
         data_kind: of the rows that it reads, see docs/data.md.
@@ -84,12 +84,12 @@ class InputSource(ABC):
 
     @abstractmethod
     def step_size(self, settings: StageSettings) -> StepSize:
-        """What a step is at most."""
+        """Returns the largest size of a step."""
 
     def held_out(self, work: Workspace, settings: StageSettings, chat: Chat) -> Sequence[Group] | None:
         """The held-out groups, read like the training data; None where the settings name none."""
         return None
 
     def measure(self, work: Workspace, settings: StageSettings, models: Models, groups: Sequence[Group]) -> Measure:
-        """How a policy is measured on held-out groups."""
+        """Returns the measure of a policy on held-out groups."""
         return likelihood(groups, settings.run.tokens_per_microbatch)

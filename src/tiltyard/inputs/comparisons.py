@@ -31,7 +31,7 @@ def as_pairs(work: Workspace, key: str, groups: Sequence[Group], how: str, seed:
 
 
 def is_tie(group: Group) -> bool:
-    """Whether no response is preferred to another, and no soft label says by how much."""
+    """True if all responses rank equal and no soft label gives a preference between them."""
     return shares_of(group.preference) is None and len(set(ranks_of(group.preference) or ())) < 2
 
 

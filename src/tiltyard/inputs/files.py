@@ -35,7 +35,7 @@ Encode = Callable[[Chat, Iterable[Group], int, TooLong], GroupStream[list[str]]]
 
 
 class Limits(Protocol):
-    """Which rows of a data set are read, and how long they may be; settings have these attributes."""
+    """Limits on the number and length of rows of a data set; settings have these attributes."""
 
     @property
     def split(self) -> str: ...
@@ -147,7 +147,7 @@ def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat
             "no group fits" if rows else "the file holds no groups",
             where=str(path),
             got=f"{rows:,} groups",
-            expected=f"a prompt and its longest answer of at most {max_length} tokens",
+            expected=f"a prompt and its longest response of at most {max_length} tokens",
         )
     dropped = f", {rows - kept:,} dropped (longer than {max_length} tokens)" if rows > kept else ""
     ids = "ids encoded again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"

@@ -21,7 +21,7 @@ Measure = Callable[[Models, int], dict[str, float]]
 
 
 def likelihood(groups: Sequence[Group], budget: int) -> Measure:
-    """Mean loss a token, and bits per byte of the answers' text."""
+    """Mean loss a token, and bits per byte of the responses' text."""
 
     @torch.no_grad()
     def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
@@ -58,11 +58,11 @@ def cloze(groups: Sequence[Group], budget: int, mask: Prepare) -> Measure:
 
 
 def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
-    """How well log pi/ref orders held-out answers: the implicit reward of every direct method, on one yardstick.
+    """Agreement of log pi/ref with held-out preferences: the implicit reward of every direct method, on one scale.
 
     Rankings: `accuracy` of the summed log-ratio over untied pairs (a prompt weighs the same whatever its K; equal ones
     count half), `margin` in nats between better and worse, and `likelihood_accuracy`, that of the averaged log-prob,
-    which needs no reference. Labelled answers: `auc`, the chance that a good answer's log-ratio is above a bad one's.
+    which needs no reference. Labelled responses: `auc`, the chance that a good one's log-ratio is above a bad one's.
     """
 
     @torch.no_grad()

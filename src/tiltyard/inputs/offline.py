@@ -81,7 +81,7 @@ class FileSource(InputSource):
         return groups
 
     def step_size(self, settings: StageSettings) -> StepSize:
-        """What a step is at most."""
+        """Returns the largest size of a step."""
         own, longest = part(settings, FileSettings), _data(settings).max_length
         if own.tokens_per_step:
             text = f"as many as have {own.tokens_per_step:,} tokens together"
@@ -181,13 +181,13 @@ class Rankings(FileSource):
         return rewritten(work, key, self.encode, super().stream(work, key, path, data, chat), chat, data)
 
     def shaped(self, work: Workspace, key: str, groups: Iterable[Group], data: Data, seed: int) -> Iterable[Group]:
-        """The groups, cut into pairs where the settings say so."""
+        """Returns the groups, cut into pairs if the settings require it."""
         if isinstance(data, PairData) and data.pairs != "given":
             return as_pairs(work, key, write_group_file(work, groups), data.pairs, seed)
         return groups
 
     def measure(self, work: Workspace, settings: StageSettings, models: Models, groups: Sequence[Group]) -> Measure:
-        """How well the log-ratio to the reference orders held-out responses."""
+        """Returns the measure of how well the log-ratio to the reference orders held-out responses."""
         return preference(groups, settings.run.tokens_per_microbatch, reference_logps(work, settings, models, groups))
 
     def example(self) -> Group:
@@ -225,7 +225,7 @@ class Labelled(FileSource):
         return (labelled(group, good_from) for group in groups)
 
     def measure(self, work: Workspace, settings: StageSettings, models: Models, groups: Sequence[Group]) -> Measure:
-        """How well the log-ratio to the reference separates good from bad held-out responses."""
+        """Returns the measure of how well the log-ratio to the reference separates good from bad held-out responses."""
         return preference(groups, settings.run.tokens_per_microbatch, reference_logps(work, settings, models, groups))
 
     def example(self) -> Group:
@@ -261,7 +261,7 @@ class SelfPlay(Demonstrations):
         return Opened(source, steps, groups, _prompts(groups))
 
     def step_size(self, settings: StageSettings) -> StepSize:
-        """What a step is at most."""
+        """Returns the largest size of a step."""
         longest = _data(settings).max_length
         return StepSize(f"{settings.prompts_per_step}", longest, settings.prompts_per_step * longest)
 

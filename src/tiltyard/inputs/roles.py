@@ -96,7 +96,7 @@ class Start(Role):
         raise ConfigError("this method cannot begin with a new model", where=self.name, fix="set model=MODEL")
 
     def measure(self, algorithm: Algorithm, groups: Sequence[Group], budget: int) -> Measure | None:
-        """How it is measured on held-out groups; None: as the source says."""
+        """Returns the measure on held-out groups; None: the source's."""
         return None
 
     def load(self, work: Workspace, settings: StageSettings) -> Backbone:
@@ -122,7 +122,7 @@ class Start(Role):
     def finish(
         self, work: Workspace, settings: StageSettings, model: Backbone, groups: Sequence[Group]
     ) -> dict[str, Any]:
-        """What is done with the trained model before it is written; results of the stage."""
+        """Finishes the trained model before it is written. Returns results of the stage."""
         return {}
 
 
@@ -203,11 +203,11 @@ class Value(Role):
 
     @property
     def records(self) -> Mapping[str, tuple[type[Record], ...]]:
-        """Where it starts from, and its learning rate."""
+        """Settings of its initial weights and its learning rate."""
         return {"models": (ValueModels,), "optimizer": (ValueOptimizer,)}
 
     def load(self, work: Workspace, settings: StageSettings, models: Models) -> ScalarModel:
-        """The value model as `value_init` says; without a reward model to start as, it starts from the policy."""
+        """Loads the value model that `value_init` selects; without a reward model it is initialised from the policy."""
         chosen, policy = settings.models, models.get("policy")
         init = part(chosen, ValueModels).value_init
         if init == "shared":
@@ -240,7 +240,7 @@ class Reference(Role):
 
     @property
     def records(self) -> Mapping[str, tuple[type[Record], ...]]:
-        """Which one it is, and whether it stays in memory."""
+        """Settings that select the reference and whether it stays in memory."""
         kinds: list[type[Record]] = [] if self.renewed else [RefModels]
         kinds += [CachedRefModels] if self.cached else []
         kinds += [OptionalRefModels] if self.optional else []
@@ -249,7 +249,7 @@ class Reference(Role):
 
 @dataclass(frozen=True)
 class Reward(Role):
-    """What scores the sampled responses: a reward model, a function, a weighted sum, or a judge in its place."""
+    """The scorer of sampled responses: a reward model, a function, a weighted sum, or a judge in its place."""
 
     name = "reward"
 
@@ -268,7 +268,7 @@ class PolicyAsJudge(Role):
 
     @property
     def settings(self) -> tuple[type[Settings], ...]:
-        """How it judges."""
+        """Settings of its judgements."""
         return (SelfJudgeSettings,)
 
 

@@ -45,7 +45,7 @@ class Prompts(InputSource):
 
     @property
     def samples(self) -> Often:  # type: ignore[override]
-        """How often the sampled distribution is renewed."""
+        """Frequency at which the sampled distribution is renewed."""
         return "per iteration" if self.every == "round" else "every step"
 
     @property
@@ -104,7 +104,7 @@ class Prompts(InputSource):
         return rounds
 
     def step_size(self, settings: StageSettings) -> StepSize:
-        """What a step is at most."""
+        """Returns the largest size of a step."""
         own = part(settings, PromptSettings)
         samples, longest = own.sampling.samples_per_prompt, own.prompts.max_prompt + own.sampling.max_tokens
         group = own.prompts.max_prompt + samples * own.sampling.max_tokens

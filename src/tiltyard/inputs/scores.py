@@ -1,4 +1,4 @@
-"""What scores sampled responses: reward models, functions, weighted sums of them, judges; and monitors beside them."""
+"""Scorers of sampled responses: reward models, functions, weighted sums of them, judges; and monitors beside them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Reward = str | dict[str, WeightedReward]
 
 
 class ScoreSettings(Settings):
-    """What a response is worth: exactly one of reward and judge."""
+    """Settings of the scorer: exactly one of reward and judge."""
 
     reward: Annotated[
         Reward,
@@ -98,7 +98,7 @@ WORDS = (POLICY, *ALIASES)  # values of settings that refer to nothing
 
 
 class Scoring(NamedTuple):
-    """What a source of samples is given: the scorer, and what is measured beside it."""
+    """The scorer of sampled responses, and the monitors that are measured besides."""
 
     scorer: Scorer
     monitors: Monitors | None
@@ -201,6 +201,6 @@ def _judge(work: Workspace, settings: StageSettings, judge: JudgeSettings, model
 
 
 def judge_in_memory(settings: StageSettings) -> bool:
-    """Whether the judge is a model of its own in this process's memory."""
+    """True if the judge is a separate model in this process's memory."""
     judge = settings.judge if isinstance(settings, ScoreSettings | SelfJudgeSettings) else None
     return isinstance(judge, ModelJudgeSettings) and judge.model != POLICY

@@ -13,7 +13,7 @@ from tiltyard.training.run import Run
 
 
 class StageSettings(Run):  # type: ignore[metaclass]
-    """What every training stage has. A method may have other defaults; `tiltyard show METHOD` prints them."""
+    """Settings of every training stage. A method may have other defaults; `tiltyard show METHOD` prints them."""
 
     model: Annotated[str, Field(description="an earlier stage, a folder or a hub name")]
     epochs: Annotated[float, Field(gt=0, description="passes over the data, where steps is 0")] = 1.0
@@ -99,7 +99,7 @@ class PretrainSettings(FileSettings):
 
 
 class Sampling(Record):
-    """How responses are sampled."""
+    """Sampling settings of responses."""
 
     samples_per_prompt: Annotated[int, Field(gt=0, description="responses a prompt")] = 1
     temperature: Annotated[float, Field(gt=0, description="of sampling; RL trains the policy under it too")] = 1.0
@@ -155,7 +155,7 @@ class RoundSettings(PromptSettings):
 
 
 class OpponentSampling(Record):
-    """How the opponent's responses are sampled."""
+    """Sampling settings of the opponent's responses."""
 
     temperature: Annotated[float, Field(gt=0, description="of the opponent's responses")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest response of the opponent")] = 128

@@ -1,4 +1,4 @@
-"""What a source or a model needs to know of the stage that it is opened for."""
+"""The context of a stage that sources and models are opened with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Workspace(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where the stage writes."""
+        """The stage's output folder."""
 
     @property
     def run_folder(self) -> Path:
@@ -26,7 +26,7 @@ class Workspace(Protocol):
 
     @property
     def recipe_folder(self) -> Path | None:
-        """Where relative paths are also looked up."""
+        """The folder of the recipe, in which relative paths are looked up too."""
 
     @property
     def execution(self) -> str:
@@ -34,7 +34,7 @@ class Workspace(Protocol):
 
     @property
     def dry_run(self) -> bool:
-        """Whether only the plan is made, so that earlier stages may not have run."""
+        """True if only the plan is made, so that earlier stages may not have run."""
 
     def resolve(self, value: str, *, want: str = "model") -> Path | str:
         """Resolves a reference of a setting: a stage, a path, or a hub name, which stays a text."""

@@ -27,7 +27,7 @@ from tiltyard.training.source import Online
     "the first term",
     oracle="pi* = ref exp(r / beta) / Z where entropy = 0; its gradient is that of PPO's first update with lam = 1",
     paper="Mnih et al. 2016; for language models Menick et al. 2022 (GopherCite)",
-    pitfalls="One update a batch of answers: slower than PPO per answer. Advantages are not whitened, so lr depends "
+    pitfalls="One update a batch of responses: slower than PPO for each. Advantages are not whitened, so lr depends "
     "on the scale of the rewards.",
 )
 def a2c(

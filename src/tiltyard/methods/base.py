@@ -1,4 +1,4 @@
-"""What a method declares about itself, beside its code: the pipeline, the docs and the oracle table read it here."""
+"""Declarations of methods: the metadata that the pipeline, the docs and the oracle table read."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ class Method:
 
     @property
     def samples_policy(self) -> bool:
-        """Whether responses of a model that is being trained are sampled."""
+        """True if responses of a model that is being trained are sampled."""
         return self.source.samples != "no"
 
     @property
     def human_labels(self) -> bool:
-        """Whether it rests on preferences or labels of people."""
+        """True if it depends on preferences or labels of people."""
         scored = any(isinstance(role, Reward) for role in self.roles)
         derived = self.source.human_labels and (scored or not self.samples_policy)
         return derived if self.rests_on_labels is None else self.rests_on_labels

@@ -131,11 +131,11 @@ def click(
     groups = source.groups if isinstance(source, Offline) else ()
     if groups and not any(len(set(binary_labels(g) or ())) > 1 for g in groups):
         raise DataError(
-            "no prompt has both a good and a bad answer, so there is nothing to contrast",
+            "no prompt has both a good and a bad response, so there is nothing to contrast",
             where="click",
             got=f"{len(groups):,} prompts",
-            expected="several answers to a prompt, some labelled good and some bad",
-            fix="sample more answers a prompt (candidates with samples_per_prompt=8), or use kto, which needs no pairs",
+            expected="several responses to a prompt, some labelled good and some bad",
+            fix="sample more a prompt (candidates with samples_per_prompt=8), or use kto, which needs no pairs",
         )
     by_likelihood: tuple[Prepare, ...] = (RefLogp(),) if pairing == "likelihood_rank" else ()
     return Algorithm(

@@ -21,10 +21,10 @@ from tiltyard.training.prepare import PairLabels
     defaults={"lr": 1e-6, "prompts_per_step": 64},
     defaults_from="Tiltyard: DPO's range (the paper fine-tunes a translation model with LoRA)",
     formula="-log sigmoid(beta h) + nll * -log pi(chosen)/|chosen|,  h = log pi(chosen) - log pi(rejected), summed",
-    oracle="with nll = 0: exp(r/beta)/Z, the tilt of the uniform law instead of pi0",
+    oracle="with nll = 0: exp(r/beta)/Z, the tilt of the uniform distribution instead of pi0",
     paper="Xu et al. 2024 (Contrastive Preference Optimization), eq. 5",
-    pitfalls="Without nll it drifts to the uniform law's tilt: short answers gain. The paper sums the likelihood "
-    "term; here it is averaged over the answer's tokens unless nll_per_token=false.",
+    pitfalls="Without nll it drifts to the tilt of the uniform distribution: short responses gain. The paper sums the "
+    "likelihood term; here it is averaged over the response's tokens unless nll_per_token=false.",
 )
 def cpo(
     source: Source,

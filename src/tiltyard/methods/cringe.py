@@ -105,7 +105,7 @@ class TokenUniforms:
     "-> inf is binary cringe",
     paper="Xu et al. 2023 (Some things are more cringe than others); Adolphs et al. 2022 (binary cringe)",
     pitfalls="No pull to a reference: the gate is the only brake. Its margin is in summed log-probs, so it closes "
-    "early on long answers.",
+    "early on long responses.",
 )
 def cringe(
     source: Rounds,

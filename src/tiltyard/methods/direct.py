@@ -127,9 +127,9 @@ def require_rankings(source: Source, method: str) -> Source:
 def _require_ranks(ranked: bool, where: str, method: str) -> None:
     if not ranked:
         raise DataError(
-            f"{method} learns from comparisons and these answers have no ranks",
+            f"{method} learns from comparisons and these responses have no ranks",
             where=where,
             got="no ranks",
             expected="chosen and rejected, or responses with ranks, scores or shares",
-            fix="score the answers first (tiltyard train candidates), or use sft for answers that are simply good",
+            fix="score the responses first (tiltyard train candidates), or use sft for responses that are simply good",
         )

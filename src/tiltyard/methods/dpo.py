@@ -22,13 +22,13 @@ from tiltyard.training.prepare import PairLabels, RefLogp
     defaults={"lr": 5e-7, "prompts_per_step": 64, "warmup": 150, "max_grad_norm": 10.0},
     defaults_from="Rafailov et al. 2023, reference code (lr, warm-up, clipping); its optimiser is RMSprop, ours is "
     "AdamW",
-    formula="-log sigmoid(beta h),  h = log pi/ref(chosen) - log pi/ref(rejected), summed over answer tokens\n"
+    formula="-log sigmoid(beta h),  h = log pi/ref(chosen) - log pi/ref(rejected), summed over response tokens\n"
     "soft label q: q l(h) + (1-q) l(-h);  conservative: q -> (1-2e)q + e;  robust: q -> (q-e)/(1-2e)",
-    oracle="pi0 exp(r/beta)/Z for Bernoulli (Bradley-Terry) labels, whatever the law of the pairs; ln 2 at the "
-    "start; none for hard labels; conservative, one pair: h = log((1-e)/e)/beta; robust with flips at rate e: pi*",
+    oracle="pi0 exp(r/beta)/Z for Bernoulli (Bradley-Terry) labels, whatever the distribution of the pairs; ln 2 at "
+    "the start; none for hard labels; conservative, one pair: h = log((1-e)/e)/beta; robust with flips at rate e: pi*",
     paper="Rafailov et al. 2023; conservative: Mitchell 2023; robust: Chowdhury et al. 2024",
     pitfalls="With deterministic labels the margin grows without end, whatever beta: stop early or set noise. The "
-    "chosen answer's own likelihood often falls (chosen_logp); nll holds it up.",
+    "chosen response's own likelihood often falls (chosen_logp); nll holds it up.",
 )
 def dpo(
     source: Source,

@@ -18,7 +18,7 @@ _SPEC = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 
 
 def is_method_file(spec: str) -> bool:
-    """Whether a text has the form `file.py:function`."""
+    """True if a text has the form `file.py:function`."""
     return bool(_SPEC.fullmatch(spec))
 
 

@@ -64,15 +64,15 @@ class EndedOnly:
         "schedule": "constant",
         "save_every": 20,
     },
-    defaults_from="lr, prompts_per_step (1024 answers in groups of 64): Shao et al. 2024 (DeepSeekMath); "
+    defaults_from="lr, prompts_per_step (1024 responses in groups of 64): Shao et al. 2024 (DeepSeekMath); "
     "samples_per_prompt: Liu et al. 2025, released code; schedule, steps, save_every: Tiltyard, as in ppo",
     formula="A_i = (R_i - mean R of the group) / (its standard deviation + scale_eps)\n"
-    "L = mean over answers of the mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + "
+    "L = mean over responses of the mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + "
     "beta k3(pi, ref)",
-    oracle="unscaled, many answers: with loss_k3 beta ref / (nu - r), nu such that it sums to 1; with reward_k1 pi*. "
+    oracle="unscaled, many responses: with loss_k3 beta ref / (nu - r), nu such that it sums to 1; with reward_k1 pi*. "
     "Scaled, rewards 0 and 1, beta = 0: it ascends 2 arcsin sqrt(p), p the chance of a 1",
     paper="Shao et al. 2024 (DeepSeekMath); Liu et al. 2025 (Dr. GRPO); Yu et al. 2025 (DAPO)",
-    pitfalls="The policy loss starts at 0 whatever it teaches. Groups whose answers all score alike teach nothing: "
+    pitfalls="The policy loss starts at 0 whatever it teaches. Groups whose responses all score alike teach nothing: "
     "look at tied_scores (dropped_groups under dynamic sampling). Dividing by the deviation favours prompts that are "
     "nearly always or nearly never solved.",
 )
@@ -135,7 +135,7 @@ def grpo(
     sampling = source.settings
     if overlong > sampling.max_tokens:
         raise ConfigError(
-            "length is punished over more tokens than an answer may have",
+            "length is punished over more tokens than a response may have",
             where="grpo.overlong",
             got=overlong,
             expected=f"at most max_tokens = {sampling.max_tokens}",

@@ -22,8 +22,8 @@ from tiltyard.training.prepare import PairLabels, RefLogp
     defaults={"lr": 5e-7, "prompts_per_step": 64, "warmup": 150, "max_grad_norm": 10.0},
     defaults_from="DPO's (the paper's experiments are bandits)",
     formula="(h - 1/(2 beta))^2,  h = log pi/ref(chosen) - log pi/ref(rejected), per token or summed (length_norm)",
-    oracle="pi0 exp(p(y beats mu)/beta)/Z for pairs drawn from mu: unlike DPO it depends on the law of the pairs; "
-    "1/(4 beta^2) at the start; one pair: h = (p - 1/2)/beta",
+    oracle="pi0 exp(p(y beats mu)/beta)/Z for pairs drawn from mu: unlike DPO it depends on the distribution of "
+    "the pairs; 1/(4 beta^2) at the start; one pair: h = (p - 1/2)/beta",
     paper="Azar et al. 2023, eq. 17",
     pitfalls="With length_norm the margin asked for is a token's, so beta is not comparable to the summed loss. It "
     "pulls back pairs that went beyond 1/(2 beta): the margin should settle there.",

@@ -32,13 +32,13 @@ def direct_loss(loss: Direct, beta: float) -> PairLoss:
     roles=(Policy(), Reference(), Reward()),
     defaults={"lr": 5e-7, "prompts_per_step": 64, "samples_per_prompt": 4},
     defaults_from="DPO's reference code (lr); samples_per_prompt and temperature: Yuan et al. 2024",
-    formula="-log sigmoid(beta h) on the best against the worst of n answers of the policy as the round began,\n"
+    formula="-log sigmoid(beta h) on the best against the worst of n responses of the policy as the round began,\n"
     "h = log pi/ref(best) - log pi/ref(worst);  ref: the start (fixed) or the round's own beginning (previous)",
     oracle="with exact rounds and Bernoulli labels: ref fixed gives pi0 exp(r/beta)/Z in every round; ref previous "
-    "gives pi0 exp(t r/beta) after t rounds and collapses onto the best answer",
+    "gives pi0 exp(t r/beta) after t rounds and collapses onto the best response",
     paper="Xu et al. 2023 (Some things are more cringe than others); Yuan et al. 2024",
     pitfalls="With ref_update=previous the pull to the start is gone: KL to it grows with every round, and so does "
-    "length where the judge likes length. Prompts whose answers all score alike are left out (tied_scores).",
+    "length where the judge likes length. Prompts whose responses all score alike are left out (tied_scores).",
 )
 def iterative_dpo(
     source: Rounds,

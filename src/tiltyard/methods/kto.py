@@ -66,7 +66,7 @@ class MismatchedKL:
         first_responses = dict(pair for part in processes.gather_objects(firsts) for pair in part)
         if len(first_responses) < 2:
             raise DataError(
-                "KTO's reference point puts answers to other prompts, so a step needs two",
+                "KTO's reference point pairs responses with other prompts, so a step needs two",
                 where="kto.prompts_per_step",
                 got=len(first_responses),
                 expected="at least 2",
@@ -101,9 +101,9 @@ def _truncated(response: Response, group: Group, context: int | None) -> Respons
     defaults_from="Ethayarajh et al. 2024 (learning rate of DPO and KTO alike)",
     formula="w_D (1 - sigmoid(beta (r - z))) good, w_U (1 - sigmoid(beta (z - r))) bad,  r = log pi/ref(y), "
     "summed,\n"
-    "z = max(0, mean of log pi/ref of answers put to another prompt), without gradient",
-    oracle="at the start z = 0 and the loss is 1/2; gradient -w beta/4 on good, +w beta/4 on bad log-probs; an "
-    "answer good with probability p moves by w_D p - w_U (1-p): it learns the sign of that, no pi*",
+    "z = max(0, mean of log pi/ref of responses paired with another prompt), without gradient",
+    oracle="at the start z = 0 and the loss is 1/2; gradient -w beta/4 on good, +w beta/4 on bad log-probs; a "
+    "response good with probability p moves by w_D p - w_U (1-p): it learns the sign of that, no pi*",
     paper="Ethayarajh et al. 2024, eq. 8",
     pitfalls="Keep w_D n_good : w_U n_bad between 1:1 and 4:3 (the paper's advice) where labels are unbalanced. The "
     "reference point needs two or more prompts a step, and the reference stays in memory.",

@@ -120,7 +120,7 @@ class Mask:
     defaults_from="weight_decay, beta2, warmup: Liu et al. 2019 (RoBERTa), table 9; lr, prompts_per_step: as "
     "pretrain's (the 1m preset learns faster at lr=3e-3)",
     formula="L = mean over chosen tokens of -log p(x_t | the text with the chosen tokens corrupted)",
-    oracle="The documents' law of a token given the corrupted text; the loss ends at that law's conditional entropy.",
+    oracle="The documents' distribution of a token given the corrupted text; the loss ends at its conditional entropy.",
     paper="Devlin et al. 2019 (BERT); Liu et al. 2019 (RoBERTa: masks drawn anew each time)",
     pitfalls="A loss that stands still at the entropy of single tokens for long: small encoders need many steps "
     "before they use the context. One token in seven teaches, so a pass over the data gives less than one of "

@@ -65,7 +65,7 @@ def online_dpo(
     """
     if source.samples_per_prompt != 2:
         raise ConfigError(
-            "a pair is two answers",
+            "a pair is two responses",
             where="online_dpo.samples_per_prompt",
             got=source.samples_per_prompt,
             expected=2,
@@ -74,7 +74,7 @@ def online_dpo(
     sampling = source.settings
     if sampling.temperature == 0:
         raise ConfigError(
-            "the two answers of a prompt are the same, so a pair has no preference",
+            "the two responses of a prompt are the same, so a pair has no preference",
             where="online_dpo.temperature",
             got=0,
             expected="above 0: 0 takes the likeliest token every time",

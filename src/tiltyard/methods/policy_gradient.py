@@ -154,9 +154,9 @@ def require_several_samples(source: Online, method: str) -> None:
     """Raises a ConfigError if an online source samples one response a prompt: a group baseline needs several."""
     if isinstance(source, Online) and source.samples_per_prompt < 2:
         raise ConfigError(
-            f"{method} compares the answers to a prompt with each other",
+            f"{method} compares the responses to a prompt with each other",
             where=f"{method}.samples_per_prompt",
             got=source.samples_per_prompt,
-            expected="at least 2 answers a prompt",
+            expected="at least 2 responses a prompt",
             fix="set samples_per_prompt=4",
         )

@@ -77,10 +77,10 @@ class WhitenRewards:
     formula="r_t = -beta (log pi_old - log ref)(y_t) + [t is the last] r(x, y);  A, G = GAE(r_t, V_old)\n"
     "L = mean over tokens of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + vf_coef/2 max((V - G)^2, (V' - "
     "G)^2), V' = V kept within value_clip of V_old",
-    oracle="pi* = ref exp(r / beta) / Z: there r - beta log(pi / ref) is the same for every answer. With ptx and a "
-    "corpus of law D over the same answers, r - beta log(pi / ref) + ptx D / pi is.",
+    oracle="pi* = ref exp(r / beta) / Z: there r - beta log(pi / ref) is the same for every response. With ptx and a "
+    "corpus of distribution D over the same responses, r - beta log(pi / ref) + ptx D / pi is.",
     paper="Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
-    pitfalls="Reward that rises while answers get worse (look at samples), KL running away, answers that never end.",
+    pitfalls="Reward that rises while responses get worse (look at samples), KL running away, texts that never end.",
 )
 def ppo(
     source: Online,

@@ -15,7 +15,7 @@ from tiltyard.training.algorithm import Algorithm, Source
     defaults_from="weight_decay, beta2: Brown et al. 2020 (GPT-3), appendix B; lr, prompts_per_step, warmup: "
     "Tiltyard, small new models",
     formula="L = mean over all tokens of -log pi(y_t | y_<t)",
-    oracle="The empirical law of the documents; the loss ends at that law's entropy a token.",
+    oracle="The empirical distribution of the documents; the loss ends at its entropy a token.",
     paper="Radford et al. 2019 (GPT-2)",
     pitfalls="Held-out bits per byte, not training loss: a small corpus is memorised in a few epochs.",
 )

@@ -34,7 +34,7 @@ class Comparisons:
             pairs = group.responses[0].meta.get(PAIRS)
             if not pairs or len(group.responses) != 2:
                 raise DataError(
-                    "a ranker learns from two orders of two answers",
+                    "a ranker learns from two orders of two responses",
                     where=group.origin or group.prompt.id,
                     got=f"{len(group.responses)} responses",
                     expected="comparisons made by data.pairwise_prompt.encode_pairwise",
@@ -82,7 +82,7 @@ class RankerLoss:
     formula="-log sigmoid(s(x; y_w | y_l) - s(x; y_l | y_w)), averaged over the pairs of a row, then over rows",
     oracle="logit rho = r(x, y1) - r(x, y2) for Bradley-Terry labels; loss ln 2 at the start; rho(1,2) + rho(2,1) = 1",
     paper="Zhao et al. 2023 (SLiC-HF); Liu et al. 2023 (RSO), sec. 3.1",
-    pitfalls="Two answers must fit max_length with their prompt. Accuracy has the ceiling of the labels' noise. "
+    pitfalls="Two responses must fit max_length with their prompt. Accuracy has the ceiling of the labels' noise. "
     "Preferences that go in circles are learnt as they are, and a tournament's winner then depends on its draw.",
 )
 def ranker(source: Source) -> Algorithm:

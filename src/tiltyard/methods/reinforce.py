@@ -45,7 +45,7 @@ class ResponseReturns:
     oracle="pi* = ref exp(r / beta) / Z; with mix_kl the coefficient is beta / (1 - beta): 0.05263 for 0.05",
     paper="Williams 1992; Lee et al. 2023 (RLAIF), appendix on modified REINFORCE",
     pitfalls="The KL of tokens that are already written is part of every token's return: the same mean gradient as "
-    "a2c, with more variance in long answers.",
+    "a2c, with more variance in long responses.",
 )
 def reinforce(
     source: Online,

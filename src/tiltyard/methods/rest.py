@@ -86,9 +86,9 @@ def offline_loss(loss: Literal["nll", "gold", "vmpo"] | Direct, beta: float, flo
     formula="1[r(x, y) > tau_i] * L(x, y),  y ~ lambda * (the policy as the round began) + (1 - lambda) * data,\n"
     "tau_i rising in the round; L = -log pi(y_t) a token (nll), times max(pi(y_t), floor) r (gold), times\n"
     "exp(A/eta) on the better half (vmpo)",
-    oracle="nll: each round ends at that law restricted to r > tau: KL -log P(r > tau); only the last threshold "
-    "matters at convergence, and a threshold below every reward is SFT on the samples. vmpo: times exp(A/eta) within "
-    "the better half. gold: times r with floor=1; a lower floor ends nearer the likeliest answer",
+    oracle="nll: each round ends at that distribution restricted to r > tau: KL -log P(r > tau); only the last "
+    "threshold matters at convergence, and one below every reward is SFT on the samples. vmpo: times exp(A/eta) "
+    "within the better half. gold: times r with floor=1; a lower floor ends nearer the likeliest response",
     paper="Gulcehre et al. 2023 (ReST)",
     pitfalls="Easy prompts outlive the filter, because scores are compared over all prompts. The first threshold "
     "should be above the mean score. Rankings by reward and by people part ways (their table 3).",
@@ -131,10 +131,10 @@ def rest(
         )
     if loss not in ("nll", "gold") and source.samples_per_prompt < 2:
         raise ConfigError(
-            f"{loss} compares the answers to a prompt with each other",
+            f"{loss} compares the responses to a prompt with each other",
             where="rest.samples_per_prompt",
             got=source.samples_per_prompt,
-            expected="at least 2 answers a prompt",
+            expected="at least 2 responses a prompt",
             fix="set samples_per_prompt=8, or loss=nll",
         )
     objective = offline_loss(loss, beta, floor, eta)

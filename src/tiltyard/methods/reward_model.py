@@ -143,7 +143,7 @@ class Margins:
             fix = "add it to margin_levels" if isinstance(value, str) else f"give '{self.source}' as a number >= 0"
             raise self._missing(group, f"{self.source} = {value!r}", fix)
         if len(group.responses) != 2:
-            raise self._missing(group, f"{len(group.responses)} answers", "use margin=scores for rankings")
+            raise self._missing(group, f"{len(group.responses)} responses", "use margin=scores for rankings")
         first, second = ranks_of(group.preference) or (1, 1)
         return (float(margin), 0.0) if first <= second else (0.0, float(margin))
 

@@ -19,8 +19,8 @@ from tiltyard.training.select import best
     roles=(Policy(), Reference(optional=True), Reward()),
     defaults={"lr": 2e-5, "prompts_per_step": 64, "samples_per_prompt": 8},
     defaults_from="Touvron et al. 2023, section 3.1 (lr, prompts_per_step); samples_per_prompt: Tiltyard",
-    formula="-log pi(y*) a token,  y* = argmax of r over n answers of the policy as the round began",
-    oracle="the law of best-of-n of the sampling policy; best-of-m of best-of-n is best-of-nm",
+    formula="-log pi(y*) a token,  y* = argmax of r over n responses of the policy as the round began",
+    oracle="the distribution of best-of-n of the sampling policy; best-of-m of best-of-n is best-of-nm",
     paper="Touvron et al. 2023 (Llama 2), section 3.2.3",
     pitfalls="Learning from the last round alone forgets skills (the paper saw it): pool=all. What the reward model "
     "likes wrongly is imitated too: n is the dial of over-optimisation, log n - (n-1)/n nats a round.",

@@ -47,14 +47,14 @@ class Reinforce:
         "save_every": 20,
     },
     defaults_from="lr, samples_per_prompt: Ahmadian et al. 2024 as TRL's documentation quotes them "
-    "(samples_per_prompt: 2 and 4); prompts_per_step: Tiltyard (theirs is 512 answers); schedule, steps, save_every: "
+    "(samples_per_prompt: 2 and 4); prompts_per_step: Tiltyard (theirs is 512 responses); schedule, steps, save_every: "
     "Tiltyard, as in ppo",
-    formula="R_i = r(x, y_i) - beta log pi(y_i)/ref(y_i);  A_i = R_i - mean of the other answers' R\n"
-    "L = mean over answers of -A_i log pi(y_i), summed over tokens, A held constant",
+    formula="R_i = r(x, y_i) - beta log pi(y_i)/ref(y_i);  A_i = R_i - mean of the other responses' R\n"
+    "L = mean over responses of -A_i log pi(y_i), summed over tokens, A held constant",
     oracle="pi* = ref exp(r / beta) / Z; the gradient is exactly unbiased for any n >= 2, the advantages of a prompt "
     "add up to 0",
     paper="Kool et al. 2019; Ahmadian et al. 2024 (Back to Basics)",
-    pitfalls="Log-probs are summed over tokens, so long answers have larger gradients. Two answers alone give a "
+    pitfalls="Log-probs are summed over tokens, so long responses have larger gradients. Two responses alone give a "
     "noisy baseline.",
 )
 def rloo(

@@ -55,8 +55,8 @@ class RankAndImitate:
     oracle="r = (1, .2, .8), p = (-.8, -.5, -.9): rank loss 0.70; zero exactly where the averaged log-probs are in "
     "the right order; only the order of rewards matters; nothing anchors it: the optimum is all mass on the best",
     paper="Yuan et al. 2023 (RRHF), eq. 3-4",
-    pitfalls="Without an anchor it ends in memorising the best answers: stop early, watch KL. The published code "
-    "averages over the padded row instead of the answer (its mask is overwritten in place); here it is the formula.",
+    pitfalls="Without an anchor it ends in memorising the best responses: stop early, watch KL. The published code "
+    "averages over the padded row instead of the response (its mask is overwritten in place); here it is the formula.",
 )
 def rrhf(
     source: Source,

@@ -47,9 +47,9 @@ class RejectThenRank:
     defaults_from="Liu et al. 2023",
     formula="sigmoid_norm: -log sigmoid(beta h);  hinge_norm: max(0, 1 - beta h), h of log pi/ref; hinge: of log "
     "pi\n"
-    "pairs among answers accepted with probability exp((r - highest left)/rejection_beta)",
-    oracle="accepted answers follow pi0 exp(r/rejection_beta)/Z as n grows; with Bernoulli labels the fit is pi0 "
-    "exp(r/beta)/Z whatever the law of the pairs; hard labels have no finite optimum",
+    "pairs among responses accepted with probability exp((r - highest left)/rejection_beta)",
+    oracle="accepted responses follow pi0 exp(r/rejection_beta)/Z as n grows; with Bernoulli labels the fit is pi0 "
+    "exp(r/beta)/Z whatever the distribution of the pairs; hard labels have no finite optimum",
     paper="Liu et al. 2023 (RSO), algorithm 1",
     pitfalls="Keep accepted at n/8 or below: accepting all says nothing. Equal texts are one under key=text, as in "
     "the paper's code. beta (the paper's gamma) and not rejection_beta (its beta) is the pull to the reference.",
@@ -85,7 +85,7 @@ def rso(
     """
     if accepted > source.samples_per_prompt:
         raise ConfigError(
-            "more answers are to be accepted than sampled",
+            "more responses are to be accepted than sampled",
             where="rso.accepted",
             got=accepted,
             expected=f"samples_per_prompt = {source.samples_per_prompt} at most",

@@ -47,14 +47,14 @@ def pair_lengths(models: Models, batch: Batch, step: int) -> Metrics:  # noqa: A
         "dropout": 0.1,
     },
     defaults_from="Yuan et al. 2024",
-    formula="-log sigmoid(beta h) on the best against the worst of n own answers by the policy's own points,\n"
+    formula="-log sigmoid(beta h) on the best against the worst of n own responses by the policy's own points,\n"
     "h = log pi/pi_t(best) - log pi/pi_t(worst);  pi_t: the policy as the round began, also judge and reference",
     oracle="with exact rounds and a judge whose verdicts are Bernoulli in r: pi0 exp(t r/beta) after t rounds, which "
     "collapses onto the judge's favourite; a judge that scores everything alike leaves nothing to learn from",
     paper="Yuan et al. 2024 (Self-Rewarding Language Models)",
     pitfalls="Nothing outside the model says whether its verdicts are right. Length is the known failure (1,092 to "
     "2,552 characters in three rounds of the paper): length_gap shows what the judge pays for it. A model must be "
-    "able to judge first: teach it with judge_skill. Answers without a readable score are dropped.",
+    "able to judge first: teach it with judge_skill. Responses without a readable score are dropped.",
 )
 def self_rewarding(source: Rounds, *, beta: Annotated[float, Field(gt=0)] = 0.1) -> Algorithm:
     """Self-rewarding: each round the policy scores its own responses, and learns the best against the worst by DPO.

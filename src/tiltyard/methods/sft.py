@@ -56,10 +56,10 @@ class WeightedNll:
     defaults={"lr": 3e-5, "prompts_per_step": 32, "epochs": 2.0},
     defaults_from="prompts_per_step: Ouyang et al. 2022 (1.3B, 6B); epochs: Touvron et al. 2023 (Llama 2); lr: "
     "Tiltyard, smaller models",
-    formula="L = mean over answer tokens of -log pi(y_t | x, y_<t)",
-    oracle="The empirical law of the answers to each prompt; the loss ends at that law's entropy a token.",
+    formula="L = mean over response tokens of -log pi(y_t | x, y_<t)",
+    oracle="The empirical distribution of the responses to each prompt; the loss ends at its entropy a token.",
     paper="Ouyang et al. 2022 (InstructGPT), section 3.5",
-    pitfalls="The loss covers answers only (every assistant turn); an answer must end with the end-of-turn token.",
+    pitfalls="The loss covers responses only (every assistant turn); a response must end with the end-of-turn token.",
 )
 def sft(source: Source) -> Algorithm:
     """Maximum likelihood of the demonstrated responses: the mean over response tokens of -log pi(y_t | x, y_<t).

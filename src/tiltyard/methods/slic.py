@@ -27,8 +27,8 @@ from tiltyard.training.prepare import PairLabels
     oracle="one pair with Bernoulli p: h = delta sign(p - 1/2): it does not estimate log-odds, so no pi*; lam = 0 "
     "stops exactly where every training pair has h >= delta; lam -> inf is SFT",
     paper="Zhao et al. 2023 (SLiC-HF), eq. 1",
-    pitfalls="On people's own pairs (direct) answers keep growing; the paper's better variant ranks the SFT model's "
-    "own answers (sample_rank: train on pairs of a `candidates` stage with a ranker).",
+    pitfalls="On people's own pairs (direct) responses keep growing; the paper's better variant ranks the SFT model's "
+    "own responses (sample_rank: train on pairs of a `candidates` stage with a ranker).",
 )
 def slic(
     source: Source,
@@ -61,7 +61,7 @@ def slic(
             where="slic.demonstrations",
             got="target=demonstrations without demonstrations",
             expected="the demonstrations that the model was fine-tuned on",
-            fix="set demonstrations=FILE, or target=chosen to keep the preferred answers likely, or lam=0",
+            fix="set demonstrations=FILE, or target=chosen to keep the preferred responses likely, or lam=0",
         )
     if target == "chosen" and targets is not None:
         raise ConfigError(

@@ -52,13 +52,13 @@ class SPINLoss:
     rests_on_labels=False,
     defaults={"lr": 5e-7, "prompts_per_step": 64, "epochs": 2.0, "warmup": 0.1},
     defaults_from="Chen et al. 2024, code (iterations 0 and 1); its optimiser is RMSprop, ours is AdamW",
-    formula="l(beta h),  h = log pi/pi_t(data's answer) - log pi/pi_t(own answer),  own answer ~ pi_t;\n"
+    formula="l(beta h),  h = log pi/pi_t(data's response) - log pi/pi_t(own response),  own response ~ pi_t;\n"
     "pi_t, the model as the iteration began, is both opponent and reference",
     oracle="exact iterate pi_t (p_data/pi_t)^(1/beta); fixed point p_data; beta = 1 gets there in one iteration, "
     "beta > 1/2 contracts, beta = 1/2 cycles, beta < 1/2 diverges",
     paper="Chen et al. 2024 (SPIN), eq. 4.7",
     pitfalls="The published beta = 0.1 is stable only because each iteration stops far from its optimum: few steps, "
-    "small lr. The paper adds the previous iteration's answers to the pool; here each iteration uses its own.",
+    "small lr. The paper adds the previous iteration's responses to the pool; here each iteration uses its own.",
 )
 def spin(
     source: runtime.SelfPlay,

@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
 
 class Encoder(Backbone):
-    """A transformers encoder. It has no states of a forest: a prompt's depend on the answer that is read with it."""
+    """A transformers encoder. It has no states of a forest: a prompt's depend on the response that is read with it."""
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         embeddings: Any = module.get_input_embeddings()
@@ -60,7 +60,7 @@ class Encoder(Backbone):
         self._mixes_lengths = self._takes_mask and self._probe_lengths()
 
     def _unpackable(self) -> str:
-        return "an encoder reads both ways, so every answer is a row of its own with its prompt"
+        return "an encoder reads both ways, so every response is a row of its own with its prompt"
 
     def hidden_T(self, forest: Forest, cache: Any = None, masks: Any = None) -> Tensor:  # noqa: ARG002 - the backbone's signature
         raise ModelError(
@@ -245,7 +245,7 @@ class MaskedModel(Encoder):
 
 
 class EncoderScalar(Encoder, ScalarModel):
-    """A reward model on an encoder: the logit of its sequence classifier for prompt and answer in one row.
+    """A reward model on an encoder: the logit of its sequence classifier for prompt and response in one row.
 
     It reads the whole response at once, so an unfinished one has no value and it cannot be a value model.
     """
@@ -273,7 +273,7 @@ class EncoderScalar(Encoder, ScalarModel):
 
     def at(self, forest: Forest, index: Tensor, hidden: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the scalar model's signature
         raise ModelError(
-            "an encoder reads the whole answer, so it has no value before each token",
+            "an encoder reads the whole response, so it has no value before each token",
             got=type(self.module).__name__,
             expected="a decoder as the value model",
             fix="set value_init=model: the value model then starts from the policy",

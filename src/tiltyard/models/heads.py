@@ -72,7 +72,7 @@ def classifier(model: Backbone, backbone: nn.Module) -> PreTrainedModel:
 
 
 def closing_id(chat: Chat) -> int:
-    """The id that ends every encoded answer."""
+    """The id that ends every encoded response."""
     group = Group(Prompt(messages=(Message("user", "Hi"),)), (Response(text="Hi"),))
     return chat.encode_group(group).responses[0].ids[-1]
 

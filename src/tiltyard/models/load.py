@@ -124,7 +124,7 @@ def load_scalar_model(
     """Loads a reward or value model. Of a language model's folder the backbone is loaded and a new zero head is added.
 
     The new head starts at zero, so an untrained reward model scores everything 0 and a pairwise loss starts at ln 2.
-    An encoder's folder gives a reward model that reads whole answers (`EncoderScalar`), which is no value model.
+    An encoder's folder gives a reward model that reads whole responses (`EncoderScalar`), which is no value model.
     """
     name = resolve(source)
     config = load_config(name, trust_remote_code)
@@ -133,7 +133,7 @@ def load_scalar_model(
         return encoder_scalar(name, config, fresh, device, dtype, seed, trust_remote_code, quantize)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     chat = Chat(tokenizer, max_length=context_length(config))
-    # transformers reads the score at the rightmost token that is not pad: pad must not be what ends an answer
+    # transformers reads the score at the rightmost token that is not pad: pad must not be what ends a response
     pad = chat.pad_id if chat.pad_id != closing_id(chat) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -94,7 +94,7 @@ def run(
     """Run a recipe that is already in memory."""
     if jobs < 1 or (jobs > 1 and processes.is_distributed()):
         expected = "at least 1; under torchrun 1, for there every stage has all processes"
-        raise ConfigError("so many stages at a time cannot be", where="jobs", got=jobs, expected=expected)
+        raise ConfigError("this number of parallel stages is not possible", where="jobs", got=jobs, expected=expected)
     steps = check(recipe)
     console = (console or Console()) if processes.is_main() else Console(quiet=True)
     work = _Run(recipe, Path(runs_root) / recipe.name, console, steps)
@@ -259,7 +259,7 @@ class _Run:
         processes.broadcast_object(None)  # done.json is there
 
     def _stopped(self, step: Step, error: BaseException) -> None:
-        """Say how to go on, and keep the traceback in the stage's folder."""
+        """Prints how to continue, and writes the traceback to a file in the stage's folder."""
         with contextlib.suppress(OSError):
             (self.folder / step.name / "error.txt").write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8"

@@ -1,4 +1,4 @@
-"""How a plan looks on the terminal."""
+"""Printing of plans on the terminal."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Action = Literal["run", "resume", "skip"]
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a stage is run, resumed or skipped, and why (one clause for the user)."""
+    """The decision to run, resume or skip a stage, with the reason (one clause for the user)."""
 
     action: Action
     why: str

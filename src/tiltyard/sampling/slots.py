@@ -1,17 +1,17 @@
-"""Keys and values of running answers: preallocated slots on a ring, so that every row writes the same column.
+"""Keys and values of running responses: preallocated slots on a ring, so that every row writes the same column.
 
     key_l, value_l [slots, kv heads, C, D]     one pair a layer
     length_S       [slots]                     tokens a slot holds
 
     column   0  .  .  .  .  .  .  .  .  .  now .  .  C-1
-    slot 0         p  p  p  p  a  a  a  a   *              p prompt, a answer so far, * the token being computed
+    slot 0         p  p  p  p  a  a  a  a   *              p prompt, a response so far, * the token being computed
     slot 1                        p  p  p   *              (taken over later: its prompt ends just before `now`)
     slot 2      p  p  p  p  p  p  a  a  a   *
 
 A step writes column `now` of all slots in one copy and moves `now` on, around the ring. The columns of a slot hold
 consecutive tokens, so column c holds the token that is (now - c) mod C back, and a slot may look at it if that is at
-most `length_S`; anything else there is rubbish of answers that have ended. Prompts are computed once each, packed, and
-copied to the slots of their answers.
+most `length_S`; anything else there is left from responses that ended. Prompts are computed once each, packed, and
+copied to the slots of their responses.
 
 Decoding reads far more keys and values than it has arithmetic to do with them, so columns that no row needs must not be
 read: slots are attended to in bands of neighbours, each over the columns that its longest row needs.
@@ -31,7 +31,7 @@ WORTH = 1 << 16  # numbers that a band must save from being read: what its own c
 
 
 class Slots:
-    """Args: `slots` rows of `capacity` columns: what the longest row needs, prompt and answer."""
+    """Args: `slots` rows of `capacity` columns: what the longest row needs, prompt and response."""
 
     def __init__(self, slots: int, capacity: int, device: torch.device):
         self.slots, self.capacity, self.device = slots, capacity, device

@@ -1,4 +1,4 @@
-"""A trained ranker at work: verdicts on pairs of answers, and scores against a baseline answer."""
+"""A trained ranker at work: verdicts on pairs of responses, and scores against a baseline response."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ranker:
     """logit rho(x, y1, y2) = s(x; y1 | y2) - s(x; y2 | y1) by a model of the stage `ranker`.
 
     Calling it with groups of two responses gives the logits that the first is better: the `compare` of
-    `training.select`. Texts are rendered with the ranker's own template, so any policy's answers can be compared.
+    `training.select`. Texts are rendered with the ranker's own template, so any policy's responses can be compared.
 
     Args:
         model: its `compares` must be true.
@@ -48,7 +48,7 @@ class Ranker:
     def __init__(self, model: ScalarModel, budget: int = MICRO_TOKENS):
         if not model.compares:
             raise ModelError(
-                "a reward model scores one answer and cannot compare two",
+                "a reward model scores one response and cannot compare two",
                 where=str(model.chat.tokenizer.name_or_path),
                 expected="a model of the stage `ranker` (`compares` is true)",
                 fix="give it as reward=, or train a ranker on the same comparisons",
@@ -78,7 +78,7 @@ class Ranker:
         for pair in pairs:
             if len(pair.responses) != 2:
                 raise DataError(
-                    "a ranker compares two answers",
+                    "a ranker compares two responses",
                     where=pair.origin or pair.prompt.id,
                     got=f"{len(pair.responses)} responses",
                     expected="groups of two (training.select makes them)",
@@ -110,7 +110,7 @@ class Ranker:
             longest = len(group.prompt.ids) + max(len(r.ids) for r in group.responses)
             if chat.max_length is not None and longest > chat.max_length:
                 raise DataError(
-                    "two answers with their prompt are longer than the ranker's context",
+                    "two responses with their prompt are longer than the ranker's context",
                     where=group.origin or group.prompt.id,
                     got=f"{longest} tokens",
                     expected=f"at most {chat.max_length}",

@@ -1,10 +1,10 @@
-"""Candidates: a model answers each prompt n times, a scorer scores them, and pairs are made (SLiC-HF's sample-rank).
+"""Candidates: a model samples n responses to each prompt, a scorer scores them, and pairs are made (SLiC-HF).
 
 `candidates.groups.jsonl` holds every group with scores and the very ids and log-probs that were sampled;
-`pairs.groups.jsonl` the pairs (better answer first) with the same ids; `pairs.jsonl` the pairs for people to read. With
-a ranker, `baselines.groups.jsonl` holds the answers that scores are measured against.
+`pairs.groups.jsonl` the pairs, better response first, with those ids; `pairs.jsonl` the pairs as text. With a ranker,
+`baselines.groups.jsonl` holds the responses that scores are measured against.
 
-Answers, pairings and scores of a prompt depend only on the seed and on its index in the file. The work is done in
+Responses, pairings and scores of a prompt depend only on the seed and on its index in the file. The work is done in
 blocks of prompts, each committed to a `Journal`: a run that is resumed ends with the files of an uninterrupted one.
 """
 
@@ -44,19 +44,19 @@ CANDIDATES, PAIRS, BASELINES = (f"{name}.groups.jsonl" for name in ("candidates"
 
 
 class CandidatesSettings(Settings):
-    model: Annotated[str, Field(description="who answers: an earlier stage, a folder or a hub name")]
+    model: Annotated[str, Field(description="the model that responds: an earlier stage, a folder or a hub name")]
     prompts: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
-    samples_per_prompt: Annotated[int, Field(ge=2, description="answers a prompt")] = 8
+    samples_per_prompt: Annotated[int, Field(ge=2, description="responses a prompt")] = 8
     temperature: Annotated[float, Field(gt=0, description="of sampling [SLiC-HF, RSO]")] = 0.7
     top_k: Annotated[int, Field(ge=0, description="most probable tokens kept; 0: all [SLiC-HF, RSO]")] = 40
     top_p: Annotated[float, Field(gt=0, le=1, description="mass of the most probable tokens kept")] = 1.0
-    max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 128
-    max_concurrent: Annotated[int, Field(gt=0, description="answers decoded at once; bounds memory only")] = 256
-    ranker: Annotated[str, Field(description="scored by this pairwise ranker, against one more answer a prompt")] = ""
+    max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 128
+    max_concurrent: Annotated[int, Field(gt=0, description="responses decoded at once; bounds memory only")] = 256
+    ranker: Annotated[str, Field(description="scored by this pairwise ranker, against one more response a prompt")] = ""
     reward: Annotated[str, Field(description="or scored by this reward model")] = ""
     gold: Annotated[bool, Field(description="or scored by the embedded world's own rules")] = False
     pairs: Annotated[
@@ -239,7 +239,7 @@ def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
 
 
 def _write_rows(folder: Path) -> None:
-    """The pairs as rows that `data` and `tiltyard check` read. An answer without words is no row: readers refuse it."""
+    """The pairs as rows that `data` and `tiltyard check` read. A response without text is no row: readers refuse it."""
     with atomic_write(folder / "pairs.jsonl") as file:
         for pair in read_groups(folder / PAIRS):
             texts = [r.text for r in pair.responses]

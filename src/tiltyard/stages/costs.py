@@ -1,4 +1,4 @@
-"""What a model of a run took to make: its own stage's answers and seconds, and the judgements behind it."""
+"""Cost of a model of a run: its own stage's responses and seconds, and the judgements that it depends on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tiltyard.stages.base import STAGES, StageContext, references
 
 
 def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[str, Any]:
-    """What a model of this run took to make; null where unknown, as for a model from elsewhere.
+    """Returns the cost of a model of this run; null where unknown, as for a model from elsewhere.
 
-    `samples` and `seconds` are its own stage's. `judge_calls` counts answers that a reward model scored and questions
+    `samples` and `seconds` are its own stage's. `judge_calls` counts responses that a reward model scored and questions
     that an AI judge answered, and `rankings` those that people made, in the stage and in all those that it builds on:
-    RLAIF asks its judge before it trains.
+    RLAIF calls its judge before it trains.
     """
     stage = _stage_of(context, model)
     known: dict[str, Any] = dict.fromkeys(("samples", "judge_calls", "rankings"))

@@ -256,7 +256,7 @@ def _written(judge: ModelPointsJudge, block: Sequence[Group], progress: Progress
 
 
 def agrees(points: Sequence[float], ranks: Sequence[int]) -> bool:
-    """Whether of any two responses that people rank apart the better one has more points."""
+    """True if of any two responses that people rank apart the better one has more points."""
     each = list(zip(points, ranks, strict=True))
     return all(p > q for p, i in each for q, j in each if i < j)
 
@@ -284,7 +284,7 @@ def _result(context: StageContext, settings: JudgeSkillSettings, progress: Progr
             "no judgement is left to learn from",
             where=settings.data,
             got="; ".join(lines),
-            fix="take a stronger model, pairs=best_worst or more samples; or how=scores, where nobody writes",
+            fix="take a stronger model, pairs=best_worst or more samples; or how=scores, which samples no judgements",
         )
     return {key: value for key, value in asdict(progress).items() if key != "points"} | {"points": points}
 

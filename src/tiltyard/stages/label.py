@@ -36,14 +36,14 @@ RANKINGS, ROWS, JUDGEMENTS = "rankings.groups.jsonl", "rankings.jsonl", "judgeme
 
 
 class LabelSettings(Settings):
-    model: Annotated[str, Field(description="who answers: an earlier stage, a folder or a hub name")]
+    model: Annotated[str, Field(description="the model that responds: an earlier stage, a folder or a hub name")]
     prompts: Annotated[str, Field(description="prompts of the embedded world")]
-    k: Annotated[int, Field(ge=2, le=9, description="answers a prompt, ranked together")] = 4
+    k: Annotated[int, Field(ge=2, le=9, description="responses a prompt, ranked together")] = 4
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(pattern="^(drop|truncate)$", description="longer prompts")] = "drop"
-    max_tokens: Annotated[int, Field(gt=0, description="longest answer")] = 64
+    max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 64
     temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0
     annotators: Annotated[list[str], Field(description="names of annotators; empty: all of the world's")] = []
     seed: Annotated[int, Field(ge=0, description="of sampling and of the annotators' noise")] = 0

@@ -44,7 +44,7 @@ def compare(family: str = "") -> list[Row]:
 
 
 def _row(method: Method) -> Row:
-    """One method; `models_frozen_cached` counts what stays in memory once what the others say is on disk."""
+    """Row of one method; `models_frozen_cached` counts those in memory once log-probs of the others are on disk."""
     return {
         "name": method.name,
         "family": method.family,
@@ -121,7 +121,7 @@ def split_source(doc: str) -> tuple[str, str]:
 
 
 def method_rows(method: Method, stage: Stage) -> list[Row]:
-    """A method's settings, its own first; each says whose it is, and where its default comes from if that is known.
+    """A method's settings, its own first; each with its owner, and the source of its default if that is known.
 
     A common setting is `changed` if the method's default differs from what other methods of its kind start with;
     `usual` is that default.
@@ -158,7 +158,7 @@ def compose(method: Method, settings: Mapping[str, Any] | None = None) -> Algori
 
 
 def pieces(method: Method) -> Row | None:
-    """What the method composes, read from the composition itself; None if a setting without a default decides it."""
+    """Returns the parts that the method composes; None if a setting without a default decides them."""
     required = {s.key for s in describe(method_settings(method)) if s.default is REQUIRED}
     if required & set(_arguments(method)):
         return None

@@ -41,7 +41,7 @@ from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
 
 
 class Composed(NamedTuple):
-    """What the loop is given, and what the data were."""
+    """The algorithm, the models and the opened source of a training stage."""
 
     algorithm: Algorithm
     models: Models
@@ -154,7 +154,7 @@ class HeldOut:
 
 
 def _sinks(method: Method, context: StageContext, settings: StageSettings, work: Composed) -> Sequence[Sink]:
-    """Samples on the console, TensorBoard and W&B, as the settings say."""
+    """Returns the sinks for samples on the console, TensorBoard and W&B that the settings select."""
     sinks: list[Sink] = []
     if settings.run.sample_every and "policy" in method.trains:
         prompts = tuple(work.opened.prompts)
@@ -168,7 +168,7 @@ def _sinks(method: Method, context: StageContext, settings: StageSettings, work:
 
 
 def spent(metrics: Path, settings: StageSettings) -> dict[str, Any]:
-    """How many responses were sampled, and how often a judge or a reward was called for one, over the run."""
+    """Counts the responses sampled and the calls of judges and rewards over the run."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     sampled = sum(row.get("sampled", 0.0) for row in rows)
     calls = sum(row["judge_calls"] for row in rows if "judge_calls" in row)

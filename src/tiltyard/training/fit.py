@@ -36,7 +36,7 @@ Evaluation = Callable[[Models, int], dict[str, float]]
 
 @dataclass(frozen=True)
 class Output:
-    """What a run writes and measures.
+    """Output settings of a run: files, measurements and sinks.
 
     Args:
         folder: of metrics.jsonl, groups.jsonl and checkpoints; None keeps nothing.

@@ -1,4 +1,4 @@
-"""Training again on what a run sampled: the same answers with the same scores, and no sampler and no judge in the way.
+"""Training again on the samples of a run: the same responses with the same scores; no sampler and no judge are needed.
 
 For another learning rate, another loss, or to see whether a change of the code changes a run. With nothing changed the
 replayed run is the run itself, bit for bit.

@@ -42,14 +42,14 @@ class Rounds:
         prompts: encoded prompts. sampler, scorer, n, settings: as for `Online`.
         size: prompts a round, over all processes. prompts_per_step: groups a step. every: steps a round.
         select: what is learnt from, e.g. best against worst; None: everything.
-        keep: `last`: a round learns from its own answers; `all`: from those of the rounds before as well, put together
+        keep: `last`: a round learns from its own responses; `all`: also from those of the rounds before, put together
             prompt by prompt before they are selected (Llama 2's pool of the best over all iterations).
         phases, phase: number of equal phases of a round, and `phase(pool, i)` says what the i-th learns from (ReST's
             rising thresholds).
-        given: answers from a file that join those of every round, scored with them (ReST's union with the data).
-        begin: done when a round has its answers and before it learns (renew the reference, start again from the base).
+        given: responses from a file that join those of every round, scored with them (ReST's union with the data).
+        begin: called when a round has its responses and before it learns (renew the reference, restart from the base).
         folder: where the rounds are written; None keeps them in the checkpoint.
-        watch: what else is measured on the answers of a round.
+        watch: what else is measured on the responses of a round.
         stored: only rounds that are in `folder` already are learnt from; nothing is sampled (a replay).
         tokens_per_microbatch: packed tokens of a forward pass that measures, see `shown`.
     """
@@ -195,9 +195,9 @@ class Rounds:
             if not part:
                 raise DataError(
                     f"nothing is left to learn from in round {number + 1}, phase {i + 1}",
-                    got=f"{len(groups):,} prompts with scores, {self.samples_per_prompt} answers each",
-                    expected="answers that differ in score, or that pass the threshold",
-                    fix="sample more answers (n) or hotter, or lower the thresholds",
+                    got=f"{len(groups):,} prompts with scores, {self.samples_per_prompt} responses each",
+                    expected="responses that differ in score, or that pass the threshold",
+                    fix="sample more responses (n) or hotter, or lower the thresholds",
                 )
         if self.keep == "last":
             self.held = {number: self.held[number]} if number in self.held else {}
@@ -213,7 +213,7 @@ class Rounds:
         if found is None:
             replay = "set steps and iterations as in the run that stored them, or sample on without replay"
             raise DataError(
-                f"the answers of round {number + 1} are not there",
+                f"the responses of round {number + 1} are not there",
                 where=str(self.folder),
                 fix=replay if self.stored else "remove the stage's folder to start again",
             )
@@ -244,7 +244,7 @@ def sampled(groups: Sequence[Group]) -> list[Group]:
 def _one_scale(rounds: Rounds) -> None:
     """Refuses to hold scores against each other that no judge meant to be compared.
 
-    A judge of pairs says how often an answer beats its own group's: 0.9 among the weak answers of the first round is
+    A judge of pairs says how often a response beats its own group's: 0.9 among the weak responses of the first round is
     less than 0.6 among the strong ones of the third. A judge that learns is another judge in each round.
     """
     pair, moving = not rounds.scorer.scale.comparable, rounds.scorer.scale.moving
@@ -260,7 +260,7 @@ def _one_scale(rounds: Rounds) -> None:
         )
     if rounds.given and pair:
         raise ConfigError(
-            "a judge of pairs cannot score answers that stand alone",
+            "a judge of pairs cannot score responses that stand alone",
             where="demonstrations",
             got="judge.ask=pair",
             fix="set judge.ask=score, take a reward model, or leave the demonstrations out",

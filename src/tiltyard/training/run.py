@@ -42,7 +42,7 @@ class ValueOptimizer(Optimizer):
 
 
 class ModelSettings(Record):
-    """How models are loaded, and what of them is trained."""
+    """Settings of loading models, and of which parameters are trained."""
 
     dtype: Annotated[DType, Field(description="arithmetic; weights stay float32 under bfloat16")] = "float32"
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
@@ -64,7 +64,7 @@ class ModelSettings(Record):
 
 
 class Execution(Record):
-    """What bounds memory, and what is written how often."""
+    """Bounds on memory, and intervals of checkpoints and measurements."""
 
     tokens_per_microbatch: Annotated[
         int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")
@@ -97,7 +97,7 @@ class _FlatKeys(type(Settings)):  # type: ignore[misc]  # pydantic's own metacla
 
 
 class Run(Settings, metaclass=_FlatKeys):
-    """How long, how fast, and how: the record that `fit` takes and that the settings of a training stage extend.
+    """Settings of a training run: the record that `fit` takes and that the settings of a training stage extend.
 
     Keys of the records may be given by themselves: `Run(steps=100, lr=1e-4, warmup=0.1, save_every=20)`.
     """

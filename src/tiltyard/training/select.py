@@ -101,7 +101,7 @@ def rejection(
     """Statistical rejection sampling (RSO, algorithm 1): about n draws from pi0 * exp(score / beta) of each group.
 
     In passes over the candidates in random order, each is accepted with probability exp((score - highest left) / beta),
-    until n are; what was accepted leaves the pool. Answers come in the order of acceptance. Keep n well below the
+    until n are; what was accepted leaves the pool. Responses come in the order of acceptance. Keep n well below the
     number of candidates (n <= N/8): n = N gives them all back and carries no information.
 
     Args:

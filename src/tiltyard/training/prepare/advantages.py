@@ -106,9 +106,9 @@ def require_several_responses(batch: Batch) -> None:
     for group in batch.groups:
         if len(group.responses) < 2:
             raise DataError(
-                "a baseline of the group needs two answers a prompt",
+                "a baseline of the group needs two responses a prompt",
                 where=group.origin or group.prompt.id,
-                got=f"{len(group.responses)} answer",
+                got=f"{len(group.responses)} response",
                 expected="at least 2",
                 fix="set n=2 or more",
             )

@@ -50,9 +50,9 @@ class PairLabels:
 def not_a_pair(method: str, group: Group) -> DataError:
     """The error for a group that does not have two responses."""
     return DataError(
-        f"{method} compares two answers and this row has {len(group.responses)}",
+        f"{method} compares two responses and this row has {len(group.responses)}",
         where=group.origin or group.prompt.id,
-        got=f"a ranking of {len(group.responses)} answers to prompt {group.prompt.id}",
+        got=f"a ranking of {len(group.responses)} responses to prompt {group.prompt.id}",
         expected="chosen and rejected",
         fix="set pairs=all or pairs=best_worst to cut rankings into pairs, or use a method for rankings (rrhf, reward)",
     )

@@ -15,6 +15,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import read_json, write_json
@@ -33,7 +35,7 @@ def keeps_backend(run: Run) -> Run:
     """Makes a stage load its models with the backend that it was started with, where it is resumed."""
 
     @wraps(run)
-    def wrapped(context: StageContext, settings: Any) -> dict[str, Any]:
+    def wrapped(context: StageContext, settings: BaseModel) -> dict[str, Any]:
         with backend.preferred(backend.from_record(_kept(context).get("backend"))):
             return run(context, settings)
 

@@ -15,6 +15,7 @@ from tiltyard.models.language import ScalarModel
 from tiltyard.stats.text import bits_per_byte
 from tiltyard.stats.win_rates import accuracy_ci
 from tiltyard.training.algorithm import Models, Prepare, RefLogps
+from tiltyard.training.prepare.labels import binary_labels
 from tiltyard.types import Group, ranks_of
 
 Measure = Callable[[Models, int], dict[str, float]]
@@ -62,35 +63,42 @@ def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
 
     Rankings: `accuracy` of the summed log-ratio over untied pairs (a prompt weighs the same whatever its K; equal ones
     count half), `margin` in nats between better and worse, and `likelihood_accuracy`, that of the averaged log-prob,
-    which needs no reference. Labelled responses: `auc`, the chance that a good one's log-ratio is above a bad one's.
+    which needs no reference. Labelled responses, one a prompt: `auc`, the chance that a good one's log-ratio is above a
+    bad one's.
     """
 
     @torch.no_grad()
     def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
         policy = models.get("policy")
         policy.module.eval()
-        ranked, parts = True, []
+        ranked, parts = any(len(group.responses) > 1 for group in groups), []
         for part in Batch.stream(groups, models.device, budget):
-            forest, ranked = part.forest, ranked and "rank_B" in part.columns
+            forest = part.forest
             logp_R = policy.logp_R(forest)[0].double()
             ratio_R = logp_R - ref.logp_R(part.groups).to(logp_R)
             logp_B, ratio_B = (sum_per_response(x, forest.response_R, forest.B) for x in (logp_R, ratio_R))
-            said_B = part["rank_B"] if ranked else part["score_B"]
-            group_B = torch.tensor(part.index, device=said_B.device)[forest.group_B]
-            parts.append((ratio_B, logp_B / forest.count_B, said_B, group_B))
-        ratio_B, likely_B, said_B, group_B = (torch.cat(list(column)) for column in zip(*parts, strict=True))
+            target_B = part["rank_B"] if ranked else _label_B(part)
+            group_B = torch.tensor(part.index, device=target_B.device)[forest.group_B]
+            parts.append((ratio_B, logp_B / forest.count_B, target_B, group_B))
+        ratio_B, likely_B, target_B, group_B = (torch.cat(list(column)) for column in zip(*parts, strict=True))
         found = {"log_ratio": float(ratio_B.mean())}
         if ranked:
-            kept = pairs_G(said_B, group_B, len(groups)) > 0
-            right = [accuracy_G(x, said_B, group_B, len(groups)) for x in (ratio_B, likely_B)]
-            winner_P, loser_P, _ = ranking_pairs(said_B, group_B)
+            kept = pairs_G(target_B, group_B, len(groups)) > 0
+            right = [accuracy_G(x, target_B, group_B, len(groups)) for x in (ratio_B, likely_B)]
+            winner_P, loser_P, _ = ranking_pairs(target_B, group_B)
             found["accuracy"], found["likelihood_accuracy"] = (float(x[kept].mean()) for x in right)
             found["margin"] = float((ratio_B[winner_P] - ratio_B[loser_P]).mean())
         else:
-            found["auc"] = _auc(ratio_B, said_B > 0)
+            found["auc"] = _auc(ratio_B, target_B > 0)
         return {f"held_out/{k}": v for k, v in found.items()}
 
     return measure
+
+
+def _label_B(part: Batch) -> torch.Tensor:
+    """1 for good responses and 0 for bad ones, [B]."""
+    labels = [good for group in part.groups for good in binary_labels(group) or ()]
+    return torch.tensor(labels, dtype=torch.float32, device=part.forest.device)
 
 
 def _auc(x_B: torch.Tensor, good_B: torch.Tensor) -> float:

@@ -81,7 +81,8 @@ def timed(algorithm: Any, models: Any, steps: int, tokens_per_microbatch: int) -
         def close(self) -> None: ...
 
     with Profiler() as clock:
-        fit(algorithm, models, Run(steps=steps, lr=1e-6, tokens_per_microbatch=tokens_per_microbatch, sinks=[Marks()]))
+        run = Run(steps=steps, lr=1e-6, schedule="constant", warmup=0.0, tokens_per_microbatch=tokens_per_microbatch)
+        fit(algorithm, models, run, sinks=[Marks()])
     tokens = sum(step.counts["tokens"] for step in clock.steps[1:]) / (len(clock.steps) - 1)
     found = marks.result()
     return {**found, "tokens": tokens, "peak_mib": peak_memory_mib(), "start_mib": started}

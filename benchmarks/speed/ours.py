@@ -140,7 +140,7 @@ def trained(task: str, given: Inputs, steps: int, quiet: Callable[[], float]) ->
     """Trains and gives seconds a step."""
     algorithm, models = composed(task, given)
     waited, marks = quiet(), Marks(Steps())
-    fit(algorithm, models, Run(steps=steps, lr=1e-6, sinks=[marks]))
+    fit(algorithm, models, Run(steps=steps, lr=1e-6, schedule="constant", warmup=0.0, save_every=0), sinks=[marks])
     return {"waited": waited, "last_metrics": marks.metrics[-1], **marks.steps.result()}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import scaling
-from benchmarks.speed import inputs, machine, peers, rows, table
+from benchmarks.speed import inputs, machine, ours, peers, rows, table
 from benchmarks.speed.floor import Shape, Tokens, flops, forward
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
@@ -217,6 +217,25 @@ def test_rows_have_names_of_their_own_and_are_chosen_by_them() -> None:
 
 def points(panel: str, **named: list[float]) -> list[dict]:
     return [{"at": at, **{k: v[i] for k, v in named.items()}} for i, at in enumerate(scaling.PANELS[panel][:3])]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> ours.Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    inputs.make(folder, presets=("1m",), vocabulary=600)
+    return ours.Inputs(folder, "bench-1m")
+
+
+@pytest.mark.parametrize("task", rows.STEPS)
+def test_our_side_of_every_row_runs(task: str, given: ours.Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the public API: a name that moved would otherwise be noticed at the next benchmark, hours later."""
+    monkeypatch.setattr(ours, "TOKENS", 3)
+    monkeypatch.setattr(ours, "VALUE_PROMPTS", 4)
+    result = (
+        ours.sampled(given, 4, 2, lambda: 0.0) if task == "sample" else ours.trained(task, given, 1, lambda: 0.0)
+    )
+    assert result["seconds"] > 0
+    assert task == "sample" or any(name.startswith("loss") for name in result["last_metrics"])
 
 
 def test_what_scaling_is_expected_to_be() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -37,16 +38,16 @@ def tokens_of(pairs: list[dict[str, Any]], data: str, answers: int, tokens: int)
     return Tokens.of([(len(p["prompt_ids"]), [len(p["chosen_ids"]), len(p["rejected_ids"])]) for p in pairs])
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, presets: Sequence[str] = ("12m", "60m"), vocabulary: int = VOCABULARY) -> None:
     """Random models of the peers' shapes and random pairs of about their lengths: for our side alone."""
     import torch
 
     from tiltyard import from_scratch, save_model, scalar_from, train_tokenizer
 
     tokenizer = train_tokenizer((f"word{i} and number {i * 7}" for i in range(2000)), 512)
-    for preset in ("12m", "60m"):
+    for preset in presets:
         model = from_scratch(preset, tokenizer, context=2048)
-        model.module.resize_token_embeddings(VOCABULARY)
+        model.module.resize_token_embeddings(vocabulary)
         save_model(model, folder / "models" / f"bench-{preset}")
         reward = scalar_from(model)
         torch.nn.init.normal_(reward.head.weight, std=0.02)  # scores that differ

@@ -50,7 +50,8 @@ from tiltyard.profiler import peak_memory_mib
 from tiltyard.training.refcache import cache_ref_logps
 from tiltyard.types import Preference
 
-TOKENS = 128
+TOKENS = 128  # of a sampled response
+VALUE_PROMPTS = 32  # prompts a step of PPO
 
 
 class Inputs:
@@ -117,7 +118,7 @@ def composed(task: str, given: Inputs) -> tuple[Algorithm, Models]:
     if task == "online_dpo":
         return online_dpo(rolled(given, 8, 2, reward), beta=0.1), Models(policy=policy, ref=ref, reward=reward)
     value = value_head(policy) if task == "ppo-shared" else given.scalar(trained=True)
-    method = ppo(rolled(given, 32, 1, reward), beta=0.05, missing_eos="none")
+    method = ppo(rolled(given, VALUE_PROMPTS, 1, reward), beta=0.05, missing_eos="none")
     return method, Models(policy=policy, ref=ref, reward=reward, value=value)
 
 

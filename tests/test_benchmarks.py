@@ -231,9 +231,7 @@ def test_our_side_of_every_row_runs(task: str, given: ours.Inputs, monkeypatch: 
     """Through the public API: a name that moved would otherwise be noticed at the next benchmark, hours later."""
     monkeypatch.setattr(ours, "TOKENS", 3)
     monkeypatch.setattr(ours, "VALUE_PROMPTS", 4)
-    result = (
-        ours.sampled(given, 4, 2, lambda: 0.0) if task == "sample" else ours.trained(task, given, 1, lambda: 0.0)
-    )
+    result = ours.sampled(given, 4, 2, lambda: 0.0) if task == "sample" else ours.trained(task, given, 1, lambda: 0.0)
     assert result["seconds"] > 0
     assert task == "sample" or any(name.startswith("loss") for name in result["last_metrics"])
 

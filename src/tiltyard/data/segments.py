@@ -1,0 +1,124 @@
+"""Conversations planned as segments of text: the prompt, and what of each response is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tiltyard.data.formats import TURNS
+from tiltyard.data.rendering import Renderer
+from tiltyard.errors import DataError
+from tiltyard.types import Group, Message, Prompt, Response
+
+LAST_TURN_ONLY = "last_turn_only"  # key of Response.meta: the template rewrites history, so one turn is trained
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The text segments of a response, each with a flag (True if trained on), and a flag for an appended eos."""
+
+    segments: tuple[tuple[str, bool], ...]
+    add_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A group with the text of its prompt and the segments of its responses, before they are tokenised."""
+
+    group: Group
+    prompt: str
+    answers: tuple[Answer, ...]
+
+
+class Planner:
+    """Plans groups and documents with a renderer."""
+
+    def __init__(self, renderer: Renderer):
+        self.renderer = renderer
+
+    def plan(self, group: Group) -> Plan:
+        """Plans a group.
+
+        Raises:
+            DataError: the template rejects the conversation, or rewrites the history of several answers to compare.
+        """
+        prompt = self.prompt_text(group.prompt, group.origin)
+        if not group.prompt.messages:
+            whole = tuple(Answer(((self.renderer.guard(r.text), True),), add_eos=True) for r in group.responses)
+            return Plan(group, prompt, whole)
+        answers = []
+        for response in group.responses:
+            answer = self._segments(prompt, group.prompt.messages, turns_of(response), group.origin)
+            if answer is None:
+                if len(group.responses) == 1:
+                    return self._last_turn_plan(group)
+                raise DataError(
+                    "the chat template rewrites earlier turns, so answers of several turns cannot be compared",
+                    where=group.origin,
+                    got=f"{len(turns_of(response))} turns in an answer",
+                    expected="one assistant turn an answer",
+                    fix="move the earlier turns into the prompt",
+                )
+            answers.append(answer)
+        return Plan(group, prompt, tuple(answers))
+
+    def _last_turn_plan(self, group: Group) -> Plan:
+        """Plans a group of which everything before the last answer becomes prompt, as when the model is used."""
+        response, before = group.responses[0], group.prompt.messages or ()
+        *earlier, last = turns_of(response)
+        prompt = replace(group.prompt, messages=(*before, *earlier))
+        meta = {key: value for key, value in response.meta.items() if key != TURNS} | {LAST_TURN_ONLY: True}
+        single = replace(group, prompt=prompt, responses=(replace(response, text=last.content, meta=meta),))
+        return self.plan(single)
+
+    def _segments(
+        self, prompt: str, messages: tuple[Message, ...], turns: tuple[Message, ...], where: str
+    ) -> Answer | None:
+        """Returns the segments after `prompt`; None if a later rendering does not begin with an earlier one."""
+        done, rest = prompt, ""
+        found: list[tuple[str, bool]] = []
+        for number, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            history = (*messages, *turns[:number])
+            if number:
+                opened = self.renderer.render(history, generation=True, where=where)
+                if not opened.startswith(done):
+                    return None
+                found.append((rest + opened[len(done) :], False))
+                done = opened
+            closed = self.renderer.render((*history, turn), generation=False, where=where)
+            if closed.startswith(done):
+                words, rest = self.renderer.cut_end(closed[len(done) :])
+            elif len(turns) == 1:
+                # the generation prompt is not part of a finished turn (it may open the thinking): append the turn's end
+                words, rest = self.renderer.guard(turn.content) + self.renderer.end, ""
+            else:
+                return None
+            found.append((words, True))
+            done = closed
+        return Answer(tuple(found), add_eos=not self.renderer.end)
+
+    def prompt_text(self, prompt: Prompt, where: str = "") -> str:
+        """Returns the text of a prompt, generation prompt included."""
+        if prompt.messages:
+            return self.renderer.render(prompt.messages, generation=True, where=where or prompt.id)
+        if prompt.text is None:
+            raise DataError("a prompt with neither messages nor text", where=where or prompt.id, fix="set one of them")
+        return prompt.text
+
+    def document_text(self, group: Group) -> str:
+        """Returns the text of a document, without an end of its own."""
+        response = group.responses[0]
+        if TURNS not in response.meta:
+            return self.renderer.guard(response.text)
+        turns = turns_of(response)
+        text = self.renderer.render(turns, generation=False, where=group.origin)
+        return self.renderer.cut_end(text)[0] if turns[-1].role == "assistant" else text
+
+
+def turns_of(response: Response) -> tuple[Message, ...]:
+    """Returns the turns of a response; of one without turns its text as the assistant's."""
+    turns = response.meta.get(TURNS)
+    if not turns:
+        return (Message("assistant", response.text),)
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)

@@ -1,0 +1,1 @@
+"""Pretrained chat models out of Python packages: ordinary Hugging Face folders without a model hub."""

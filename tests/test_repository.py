@@ -278,7 +278,8 @@ def test_commands_of_the_pages_are_right(page, command) -> None:
         for pair in pairs:
             key, value = split_assignment(pair)
             values = values if key == "name" else set_key(values, key, value, page)
-        check(Recipe(kind, (Entry(kind, kind, values, page),)))
+        name = kind.rpartition(":")[2]  # of a method of a file: its function
+        check(Recipe(name, (Entry(name, kind, values, page),)))
     elif verb == "show":
         assert get_stage(parsed["kind"])
 

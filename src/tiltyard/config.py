@@ -325,6 +325,8 @@ def _explain(model: type[BaseModel], problem: Any, key: str, *, where: str, also
         inside = "" if nested else key[len(top) + 1 :]
         what += f": {inside + ': ' if inside else ''}{problem['msg']}"
     got, fix = problem["input"], also
+    if problem["type"] == "finite_number":
+        what, expected = f"the setting '{top}' is not finite", f"a finite {expected}"
     if problem["type"] == "union_tag_invalid":
         tags = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
         fix = "; ".join(filter(None, (nearest(str(problem["ctx"]["tag"]), tags), also)))

@@ -55,7 +55,7 @@ class ScoringError(TiltyardError, ValueError):
 
 
 class NonFiniteError(TiltyardError, FloatingPointError):
-    """A loss or gradient that is NaN or infinite. The optimiser step was not taken."""
+    """A loss, gradient, weight or distribution that is NaN or infinite. It was not learnt from, saved or sampled."""
 
 
 class CheckpointError(TiltyardError, OSError):

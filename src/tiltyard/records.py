@@ -11,7 +11,9 @@ A `Record` is a nested settings model whose keys may also be written without the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,9 +36,56 @@ RENAMED: dict[str, tuple[str, ...]] = {
 
 
 class Settings(BaseModel):
-    """The base of every settings model: unknown keys forbidden, no coercion, frozen."""
+    """The base of every settings model: unknown keys forbidden, no coercion, numbers finite, frozen.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    A setting for which infinity means something says so with `Field(allow_inf_nan=True)`; none does today.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class ExecutionOnly:
+    """Marks a setting of execution, which does not change what is computed: `Annotated[int, Field(...), EXECUTION]`.
+
+    Such a setting is no part of a stage's fingerprint: to change it never sends a run back to its start. Every setting
+    without the mark changes the result.
+
+    Args:
+        bits: sums may be taken in another order, so the last bits of a result may depend on it.
+    """
+
+    bits: bool = False
+
+
+EXECUTION = ExecutionOnly()
+LAST_BITS = ExecutionOnly(bits=True)
+
+
+def execution_keys(model: type[BaseModel], *, bits: bool = False) -> tuple[str, ...]:
+    """Dotted keys of the settings marked `ExecutionOnly`, also inside records and unions of records.
+
+    Args:
+        bits: only those on which the last bits of a result may depend.
+    """
+    found: dict[str, None] = {}
+    for key, info in model.model_fields.items():
+        marks = [mark for mark in info.metadata if isinstance(mark, ExecutionOnly)]
+        if any(mark.bits or not bits for mark in marks):
+            found[key] = None
+        elif not marks:
+            for inner in _models_in(info.annotation):
+                found |= {f"{key}.{name}": None for name in execution_keys(inner, bits=bits)}
+    return tuple(found)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings models that a type is made of; not those that are keyed or listed, whose place has no fixed key."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, Union, UnionType):
+        for inner in get_args(annotation):
+            yield from _models_in(inner)
 
 
 class Record(Settings):

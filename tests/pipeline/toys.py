@@ -15,18 +15,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tiltyard.config import settings_model
-from tiltyard.records import Settings
+from tiltyard.records import EXECUTION, Settings
 from tiltyard.stages import base
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 
 MODULES = base.MODULES
+Pause = Annotated[float, EXECUTION]
+FailAt = Annotated[int, EXECUTION]
 
 
 class Common(Settings):
     """What every toy has."""
 
     seed: int = Field(0, description="seeds everything")
-    log: str = "none"
+    log: Annotated[str, EXECUTION] = "none"
 
 
 class Arch(Settings):
@@ -46,7 +48,7 @@ def make(*, text: str = "hello", size: Annotated[int, Field(gt=0)] = 3) -> None:
     """
 
 
-def learn(*, data: str, arch: Arch | None = None, steps: int = 4, pause: float = 0.0, fail_at: int = -1) -> None:
+def learn(*, data: str, arch: Arch | None = None, steps: int = 4, pause: Pause = 0.0, fail_at: FailAt = -1) -> None:
     """Learn something."""
 
 
@@ -105,9 +107,9 @@ def plan_tune(context: StageContext, settings: Any) -> list[str]:
 def install() -> None:
     """Register the toys; the real stages, which import torch, stay out."""
     base.MODULES = ()
-    register(Stage("make", run_make, settings_model("make", Common, make), "makes data", neutral=("log",)))
+    register(Stage("make", run_make, settings_model("make", Common, make), "makes data"))
     learned = settings_model("learn", Common, learn)
-    register(Stage("learn", run_learn, learned, "learns", refers=("data",), neutral=("log", "pause", "fail_at")))
+    register(Stage("learn", run_learn, learned, "learns", refers=("data",)))
     tuned = settings_model("tune", Common, tune)
     register(Stage("tune", run_tune, tuned, "tunes", refers=("model", "reward"), words=("gold",), plan=plan_tune))
     measured = settings_model("measure", measure)

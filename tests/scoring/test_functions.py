@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tiltyard.errors import ConfigError, ScoringError, TiltyardError
 from tiltyard.scoring import FunctionScorer
+from tiltyard.scoring.functions import ALWAYS_NONE
 from tiltyard.types import Group, Prompt, Response
 
 GROUPS = [
@@ -153,7 +154,6 @@ def _exits(prompt: Prompt, response: Response) -> float:
 FAILING: dict[str, tuple[Any, str]] = {
     "raises": (_raises, r"raised KeyError"),
     "async_raises": (_async_raises, r"raised KeyError"),
-    "none": (_gives(None), "None"),
     "nan": (_gives(math.nan), "nan"),
     "infinite": (_gives(-math.inf), "-inf"),
     "text": (_gives("1.0"), "'1.0'"),
@@ -165,7 +165,6 @@ FAILING: dict[str, tuple[Any, str]] = {
     "too_few": (_gives_group([]), "0 values"),
     "one_number": (_gives_group(1.0), "1.0"),
     "no_dimension": (_gives_group(torch.tensor(1.0)), "tensor"),
-    "group_none": (_gives_group(None), "None"),
     "group_nan": (_gives_group([math.nan]), "nan"),
     "group_text": (_gives_group("1"), "'1'"),
     "group_mapping": (_gives_group({"two": 1.0}), "two"),
@@ -268,10 +267,15 @@ def test_after_a_failure_no_further_call_begins() -> None:
 def test_a_score_is_a_number_of_the_function_or_an_error(values: list[Any]) -> None:
     """Whatever is returned: either every value is finite and comes back as it is, or the first odd one is named."""
     group = Group(Prompt(text="a"), tuple(Response(text=str(i)) for i in range(len(values))), origin="row")
-    odd = [i for i, v in enumerate(values) if isinstance(v, str) or v is None or not _finite(v)]
+    odd = [i for i, v in enumerate(values) if isinstance(v, str) or (v is not None and not _finite(v))]
     scorer = FunctionScorer(lambda prompt, response: values[int(response.text)], "any")
     if not odd:
-        assert scorer.score([group])[0].scores == tuple(float(v) for v in values)
+        given = [v for v in values if v is not None]  # None abstains: the response is left out
+        if len(values) >= ALWAYS_NONE and not given:
+            return
+        scored = scorer.score([group])
+        assert [x for g in scored for x in g.scores or ()] == [float(v) for v in given]
+        assert [r.text for g in scored for r in g.responses] == [str(i) for i, v in enumerate(values) if v is not None]
         return
     with pytest.raises(TiltyardError) as caught:
         scorer.score([group])

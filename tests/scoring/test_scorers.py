@@ -89,7 +89,7 @@ def test_rule_scorer() -> None:
     ]
 
 
-@pytest.mark.parametrize("bad", [None, "good", float("nan")])
+@pytest.mark.parametrize("bad", ["good", float("nan")])
 def test_rule_that_gives_no_number(bad) -> None:
     with pytest.raises(ScoringError, match="file:0"):
         FunctionScorer(lambda prompt, response: bad).score(_groups())

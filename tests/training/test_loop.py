@@ -13,10 +13,11 @@ import torch
 
 from tiltyard.batch.batch import Batch
 from tiltyard.data import group_from_dict
-from tiltyard.errors import CompositionError, ConfigError, NonFiniteError
+from tiltyard.errors import CompositionError, ConfigError, ModelError, NonFiniteError
 from tiltyard.methods import ppo, reward_model, sft
+from tiltyard.models.finite import require_finite
 from tiltyard.models.load import freeze_bottom
-from tiltyard.sampling import NativeSampler, SampleSettings
+from tiltyard.sampling import NativeSampler, SampleSettings, sample
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Mean, Models
 from tiltyard.training.fit import fit
@@ -332,3 +333,49 @@ def test_the_mean_leaves_out_what_weighs_nothing() -> None:
     assert float(Mean("weight_G").sum(per_item, batch)) / Mean("weight_G").count("G", batch) == 2
     assert Mean().count("B", batch) == batch.forest.B == sum(len(g.responses) for g in groups)
     assert Mean().count("R", batch) == batch.forest.R
+
+
+# --------------------------------------------------------------------------------------------- weights that are finite
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, folder: bool) -> None:
+    """The last step's update overflows: its loss and gradient were finite, the weights are not."""
+
+    def overflow(models: Models, batch: Batch, step: int) -> dict:
+        if step == 3:
+            next(iter(models["policy"].parameters())).data.view(-1)[5] = math.inf
+        return {}
+
+    algorithm = replace(sft(tiny.Given([tiny.demonstrations(4)])), after=(overflow,))
+    with pytest.raises(NonFiniteError, match=r"(?s)not finite after step 4.*1 of 272 values") as caught:
+        fit(
+            algorithm,
+            Models(policy=tiny.policy()),
+            tiny.run(steps=4, save_every=2),
+            folder=tmp_path if folder else None,
+        )
+    assert "embed_tokens.weight" in caught.value.got
+    saved = [p.name for p in tmp_path.glob("checkpoints/step-*")]
+    assert saved == (["step-00000002"] if folder else [])
+
+
+def test_a_model_with_a_weight_that_is_nan_is_refused_before_it_is_used() -> None:
+    broken = tiny.scalar()
+    broken.head.weight.data[0, 3] = math.nan
+    with pytest.raises(ModelError, match=r"(?s)'reward' are not finite.*1 of 16 values"):
+        require_finite({"policy": tiny.policy(), "reward": broken})
+    require_finite({"policy": tiny.policy(), "reward": tiny.scalar()})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_is_sampled_from_logits_that_are_not_finite(temperature: float, top_k: int, bad: float) -> None:
+    model = tiny.policy()
+    model.module.lm_head.weight.data[7, 3] = bad
+    prompts = [g.prompt for g in tiny.demonstrations(3)]
+    settings = SampleSettings(temperature=temperature, top_k=top_k, max_tokens=4)
+    with pytest.raises(NonFiniteError, match="probabilities of the next token are not finite"):
+        sample(model, prompts, 2, settings)
+    assert len(sample(tiny.policy(), prompts, 2, settings)) == 3

@@ -19,7 +19,7 @@ from tiltyard.feedback.scorers import GradeScorer, JudgeScorer, OnMissing
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
 from tiltyard.models.language import LanguageModel
-from tiltyard.records import Settings
+from tiltyard.records import EXECUTION, Settings
 
 Load = Callable[[str], LanguageModel]
 
@@ -114,16 +114,20 @@ class ApiJudgeSettings(_Prompted):
     model: Annotated[str, Field(min_length=1, description="the name it is served under")]
     url: Annotated[str, Field(pattern=r"^https?://", description="base address of the server, ends with /v1")]
     max_tokens: Annotated[int, Field(ge=1, description="longest answer of the server")] = 256
-    key_env: Annotated[str, Field(description="environment variable that holds the key; empty: no key")] = ""
-    timeout: Annotated[float, Field(gt=0, description="seconds a request may take")] = 60.0
-    retries: Annotated[int, Field(ge=0, description="times a failed request is sent again")] = 5
-    backoff: Annotated[float, Field(ge=0, description="seconds before the first retry, doubled each time")] = 1.0
-    concurrency: Annotated[int, Field(ge=1, le=256, description="requests at the same time")] = 4
-    cache: Annotated[str, Field(description="file of stored answers; empty: answers.jsonl of the stage")] = ""
-    price_in: Annotated[float, Field(ge=0, description="of a million tokens read")] = 0.0
-    price_out: Annotated[float, Field(ge=0, description="of a million tokens written")] = 0.0
+    key_env: Annotated[str, Field(description="environment variable that holds the key; empty: no key"), EXECUTION] = ""
+    timeout: Annotated[float, Field(gt=0, description="seconds a request may take"), EXECUTION] = 60.0
+    retries: Annotated[int, Field(ge=0, description="times a failed request is sent again"), EXECUTION] = 5
+    backoff: Annotated[
+        float, Field(ge=0, description="seconds before the first retry, doubled each time"), EXECUTION
+    ] = 1.0
+    concurrency: Annotated[int, Field(ge=1, le=256, description="requests at the same time"), EXECUTION] = 4
+    cache: Annotated[str, Field(description="file of stored answers; empty: answers.jsonl of the stage"), EXECUTION] = (
+        ""
+    )
+    price_in: Annotated[float, Field(ge=0, description="of a million tokens read"), EXECUTION] = 0.0
+    price_out: Annotated[float, Field(ge=0, description="of a million tokens written"), EXECUTION] = 0.0
     max_cost: Annotated[
-        float, Field(ge=0, description="stop when the stored answers have cost this much; 0: no limit")
+        float, Field(ge=0, description="stop when the stored answers have cost this much; 0: no limit"), EXECUTION
     ] = 0.0
     logprobs: Annotated[
         bool,

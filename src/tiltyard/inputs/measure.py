@@ -95,7 +95,7 @@ def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
 
 
 def _labelled(group: Group) -> bool:
-    """Whether the group's responses are good or bad each by itself, not better or worse than one another."""
+    """True if the group's responses are good or bad each by itself, not better or worse than one another."""
     return group.preference is None or group.preference.labels is not None
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tiltyard.data import TooLong
-from tiltyard.records import Record, Settings
+from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.run import Run
 
@@ -106,7 +106,9 @@ class Sampling(Record):
     top_p: Annotated[float, Field(gt=0, le=1, description="sample from the likeliest tokens of this probability")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="sample from this many likeliest tokens; 0: all")] = 0
     max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 128
-    max_concurrent: Annotated[int, Field(gt=0, description="responses decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[
+        int, Field(gt=0, description="responses decoded at once; bounds memory only"), LAST_BITS
+    ] = 256
 
     def sample_settings(self) -> SampleSettings:
         """The sampler's settings."""
@@ -159,7 +161,9 @@ class OpponentSampling(Record):
 
     temperature: Annotated[float, Field(gt=0, description="of the opponent's responses")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest response of the opponent")] = 128
-    max_concurrent: Annotated[int, Field(gt=0, description="responses decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[
+        int, Field(gt=0, description="responses decoded at once; bounds memory only"), LAST_BITS
+    ] = 256
 
 
 class SelfPlaySettings(StageSettings):
@@ -191,6 +195,7 @@ class CachedRefModels(Record):
     ref_cache: Annotated[
         bool,
         Field(description="keep the reference's log-probs on disk, computed once; false: it stays in memory"),
+        LAST_BITS,
     ] = True
 
 
@@ -202,6 +207,7 @@ class OptionalRefModels(Record):
         Field(
             description="keep the reference where it would only show the KL; false: one model and one forward pass less"
         ),
+        EXECUTION,
     ] = True
 
 

@@ -29,6 +29,7 @@ from tiltyard.yaml_values import CoreLoader, split_assignment
 
 NAME = r"[A-Za-z0-9_][\w.-]*"
 STAGE_NAME = r"[A-Za-z_][\w-]*"
+LONGEST_NAME = 100  # of a run or a stage: with a time behind it and a file inside, file systems take it
 COMMAND_LINE = "command line"
 
 
@@ -179,8 +180,14 @@ def _entry(item: Any, node: yaml.Node, source: str) -> Entry:
 
 
 def _check_name(name: Any, where: str) -> None:
-    if not re.fullmatch(NAME, str(name)):
-        raise ConfigError("a run's name is letters, digits, _, - and .", where=where, got=name)
+    if not re.fullmatch(NAME, str(name)) or len(str(name)) > LONGEST_NAME:
+        raise ConfigError(
+            "a run's name is a folder's name: letters, digits, _, - and .",
+            where=where,
+            got=repr(name),
+            expected=f"1 to {LONGEST_NAME} of these, the first no - or .",
+            fix="name=my_run; --runs FOLDER says where runs are kept",
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- overrides
@@ -241,9 +248,13 @@ def set_key(values: Mapping[str, Any], key: str, value: Any, where: str) -> dict
 
 def check(recipe: Recipe) -> list[Step]:
     """Every stage validated: kinds, names, settings, references. Reads nothing but file names."""
+    _check_name(recipe.name, recipe.source or "name")
     names: list[str] = []
     stages: list[Stage] = []
     for entry in recipe.entries:
+        if not re.fullmatch(STAGE_NAME, entry.name) or len(entry.name) > LONGEST_NAME:
+            expected = f"1 to {LONGEST_NAME} letters, digits, _ and -"
+            raise ConfigError("this is no name of a stage", where=entry.place, got=repr(entry.name), expected=expected)
         if entry.name in names:
             fix = f"give it another name: `- {entry.name}_2: {{method: {entry.kind}, ...}}`"
             raise ConfigError(f"two stages are called '{entry.name}'", where=entry.place, fix=fix)

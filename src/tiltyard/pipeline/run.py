@@ -80,7 +80,7 @@ def run_stage(
     places = dict.fromkeys(settings, place) if place else {}
     stage = kind.rpartition(":")[2]
     entry = Entry(stage, kind, dict(settings), place, places)
-    return run(Recipe(name or stage, (entry,)), dry_run=dry_run, runs_root=runs_root, console=console)
+    return run(Recipe(stage if name is None else name, (entry,)), dry_run=dry_run, runs_root=runs_root, console=console)
 
 
 def run(

@@ -15,9 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from tiltyard.config import REQUIRED, describe
 from tiltyard.errors import DataError, TiltyardError
 from tiltyard.files import jsonable, read_json, sync_folder, write_json
 from tiltyard.pipeline.recipe import Step
+from tiltyard.records import execution_keys, flattened
 from tiltyard.runs import StageConfig, StageReader
 from tiltyard.runs.reader import SCHEMA
 
@@ -130,44 +132,77 @@ def decide(step: Step, folder: Path, new: Fingerprint, ids: Mapping[str, str | N
         return Decision("run", "its config.json is damaged")
     if old is None:
         return Decision("run", "not run yet")
-    reasons = differences(old, new.parts, step.stage.neutral)
+    reasons = differences(old, new.parts, step.stage.neutral, defaults(step))
     reasons += [
         f"its input '{name}' was re-run"
         for name, execution in ids.items()
         if execution is None or (name in old.inputs and old.inputs[name] != execution)
     ]
-    if not reasons and old.fingerprint != new.digest:
-        reasons = ["what it depends on changed"]
     if reasons:
         return Decision("run", "; ".join(reasons))
     try:
         done = reader.done
     except DataError:
         return Decision("resume", "its done.json is damaged")
-    return (
-        Decision("resume", "interrupted before")
-        if done is None
-        else Decision("skip", f"done ({duration(done.seconds)})")
+    if done is not None:
+        return Decision("skip", f"done ({duration(done.seconds)})")
+    return Decision("resume", "; ".join(["interrupted before", *execution_changes(step, old)]))
+
+
+def execution_changes(step: Step, old: StageConfig) -> list[str]:
+    """Returns a clause that names the changed settings of execution; no clause where none changed."""
+    now = flattened(jsonable(step.settings.model_dump(mode="json")))
+    before, keys = (
+        flattened(old.settings),
+        (set(step.stage.neutral), set(execution_keys(step.stage.settings, bits=True))),
     )
+    changed = [key for key in sorted(keys[0]) if key in before and key in now and before[key] != now[key]]
+    if not changed:
+        return []
+    bits = ", which may change the last bits of its result" if keys[1].intersection(changed) else ""
+    words = ", ".join(f"{key} {shortened(before[key])} -> {shortened(now[key])}" for key in changed)
+    return [f"goes on with {words}{bits}"]
 
 
-def differences(old: StageConfig, new: Mapping[str, Any], neutral: Collection[str] = ()) -> list[str]:
-    """Returns what changed between a stage's stored config and the parts of its fingerprint now, a clause each."""
+def differences(
+    old: StageConfig, new: Mapping[str, Any], neutral: Collection[str] = (), usual: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Returns what changed between a stage's stored config and the parts of its fingerprint now, a clause each.
+
+    The parts are compared and not the digest, so a config that an earlier version wrote, which counted other settings
+    as neutral, is the same where its settings are. `usual`: the defaults, see `changed_settings`.
+    """
     changes = []
     if old.kind != new["kind"]:
         changes.append(f"its kind changed {old.kind} -> {new['kind']}")
-    changes += changed_settings(old.settings, jsonable(new["settings"]), {*neutral, *old.neutral})
+    changes += changed_settings(old.settings, jsonable(new["settings"]), {*neutral, *old.neutral}, usual=usual)
     if old.version != new["version"]:
         changes.append(f"its code changed (version {old.version} -> {new['version']})")
-    digests = new["files"].items()
-    changes += [f"its file {name} changed" for name, d in digests if name in old.files and old.files[name] != d]
+    digests = new["files"]
+    changes += [f"its file {name} changed" for name, digest in digests.items() if old.files.get(name, digest) != digest]
+    if not changes and old.files.keys() != digests.keys():
+        changes.append(f"it reads other files ({', '.join(sorted(old.files.keys() ^ digests.keys()))})")
     return changes
 
 
+def defaults(step: Step) -> dict[str, Any]:
+    """The default of every setting of a stage that has one, by its dotted key."""
+    return {row.key: jsonable(row.default) for row in describe(step.stage.settings) if row.default is not REQUIRED}
+
+
 def changed_settings(
-    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], record: str = ""
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    neutral: Collection[str],
+    record: str = "",
+    usual: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Returns a clause for each setting that differs, those of records and mappings by themselves."""
+    """Returns a clause for each setting that differs, those of records and mappings by themselves.
+
+    A setting that the earlier version did not have and that is at its default (`usual`) is no change: the default is
+    what was done before. Where it is not, the stage's `version` is raised.
+    """
+    usual = usual or {}
     changes = []
     for name in sorted({*before, *now}):
         key = f"{record}{name}"
@@ -176,9 +211,11 @@ def changed_settings(
         if name not in now:
             changes.append(f"the setting {key} is gone")
         elif name not in before:
+            if key in usual and usual[key] == now[name]:
+                continue
             changes.append(f"{key} is new ({shortened(now[name])})")
         elif isinstance(before[name], Mapping) and isinstance(now[name], Mapping):
-            changes += changed_settings(before[name], now[name], neutral, f"{key}.")
+            changes += changed_settings(before[name], now[name], neutral, f"{key}.", usual)
         elif before[name] != now[name]:
             changes.append(f"{key} changed {shortened(before[name])} -> {shortened(now[name])}")
     return changes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tiltyard.errors import ConfigError, ScoringError
 from tiltyard.models.language import LanguageModel
-from tiltyard.scoring.base import Scorer
+from tiltyard.scoring.base import Scorer, checked_scores
 from tiltyard.types import Group
 
 
@@ -44,7 +44,7 @@ class Target:
         Raises:
             ScoringError: the scorer left out a response: its weight would be unknown.
         """
-        scored = self.scorer.score(groups)
+        scored = checked_scores(self.scorer, groups)
         sizes = [(len(g.responses), len(s.scores or ())) for g, s in zip(groups, scored, strict=False)]
         if len(scored) != len(groups) or any(given != found for given, found in sizes):
             raise ScoringError(

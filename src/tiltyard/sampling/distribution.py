@@ -61,10 +61,11 @@ def sample_from_logits(
     cdf = weight.sum(-1).cumsum(-1, dtype=torch.float64)
     target = _below(uniform_N.to(cdf.dtype) * cdf[:, -1], cdf[:, -1])
     block = torch.searchsorted(cdf, target[:, None], right=True)
+    block = block.clamp_max(cdf.shape[-1] - 1)  # only NaN leads beyond; its log-probability stays NaN
     before = cdf.gather(-1, (block - 1).clamp_min(0)).where(block > 0, 0)[:, 0]
     inner = weight[torch.arange(rows, device=z.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
     offset = torch.searchsorted(inner, _below(target - before, inner[:, -1])[:, None], right=True)
-    token = block * BLOCK + offset
+    token = block * BLOCK + offset.clamp_max(BLOCK - 1)
     return token[:, 0], probs.gather(-1, token)[:, 0].log()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tiltyard.errors import CompositionError, ConfigError, DataError
+from tiltyard.errors import CompositionError, ConfigError, DataError, NonFiniteError
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities
 from tiltyard.sampling.distribution import probs_NV, sample_from_logits, sample_from_probs
@@ -73,6 +73,7 @@ def sample(
     Raises:
         DataError: a prompt that was not encoded or fills the model's context.
         ConfigError: `n` below 1, or not one seed a response.
+        NonFiniteError: the model's logits are NaN or infinite.
     """
     settings = settings or SampleSettings()
     if n < 1:
@@ -147,7 +148,8 @@ class _Decoding:
         self.model, self.settings, self.stream = model, settings, stream
         self.order, self.n = order, n
         self.uniforms = UniformStream([seeds[i * n + k] for i in order for k in range(n)], model.device)
-        prompts, limits = [prompts[i] for i in order], [limits[i] for i in order]
+        self.prompts = prompts = [prompts[i] for i in order]
+        limits = [limits[i] for i in order]
         rows = len(prompts) * n
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.logps: list[list[float]] = [[] for _ in range(rows)]
@@ -216,6 +218,7 @@ class _Decoding:
             tokens, logps = sample_from_logits(next_token.logits, settings.temperature, uniform, self.model.backend)
         else:
             tokens, logps = sample_from_probs(probs_NV(next_token.logits, settings), uniform)
+        self._check_finite(next_token.logits if settings.temperature == 0 else logps, rows)
         ended = torch.isin(tokens, self.stops)
         row_list = rows.tolist()
         if settings.keep_hidden and next_token.hidden is not None:
@@ -223,6 +226,21 @@ class _Decoding:
         self._record(row_list, tokens.tolist(), logps.tolist(), ended)
         self.last_S[slots], self.length_S[slots] = tokens, lengths + 1
         return ~ended & (self.limit_R[rows] > lengths + 1)
+
+    def _check_finite(self, numbers: Tensor, rows: Tensor) -> None:
+        """Raises a NonFiniteError where the next token has no distribution: what is drawn would mean nothing."""
+        fine_N = numbers.isfinite() if numbers.ndim == 1 else numbers.amax(-1).isfinite()  # -inf excludes a token
+        if bool(fine_N.all()):
+            return
+        row = int(rows[~fine_N][0])
+        raise NonFiniteError(
+            "the model's probabilities of the next token are not finite",
+            where=self.prompts[row // self.n].id or f"prompt {self.order[row // self.n] + 1}",
+            got=f"NaN or infinite logits after {len(self.ids[row])} tokens of the response",
+            expected="finite logits",
+            fix="the weights are damaged, their training diverged, or they overflow: take an earlier checkpoint, or "
+            "dtype=float32",
+        )
 
     def _record(self, rows: list[int], tokens: list[int], logps: list[float], ended: Tensor) -> None:
         stopped = ended.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tiltyard.errors import ConfigError
@@ -37,7 +38,7 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         bounds = {
-            "temperature": (self.temperature >= 0, ">= 0"),
+            "temperature": (0 <= self.temperature < math.inf, ">= 0, finite"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "top_k": (self.top_k >= 0, ">= 0 (0 keeps all)"),
             "max_tokens": (self.max_tokens >= 1, ">= 1"),

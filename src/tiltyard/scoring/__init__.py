@@ -1,6 +1,6 @@
 """Scorers: a reward model, a Python function, a ranker against baselines, or a weighted sum of scorers."""
 
-from tiltyard.scoring.base import Cost, Monitors, Scale, Scorer
+from tiltyard.scoring.base import Cost, Monitors, Scale, Scorer, checked_scores
 from tiltyard.scoring.functions import FunctionScorer
 from tiltyard.scoring.ranker import BaselineScorer, Position, Ranker
 from tiltyard.scoring.registry import (
@@ -27,6 +27,7 @@ __all__ = [
     "WeightedScorer",
     "build_reward",
     "check_prompts",
+    "checked_scores",
     "function_file",
     "is_function",
     "load_function",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tiltyard.batch.batch import Metrics, summed
-from tiltyard.errors import DataError
-from tiltyard.types import Group, Response
+from tiltyard.errors import DataError, ScoringError
+from tiltyard.types import Group, Preference, Response
 
 
 class Scale(NamedTuple):
@@ -48,8 +49,10 @@ class Scorer(Protocol):
     """Adds one score a response (higher is better) to groups; some scorers add ranks and shares as well.
 
     A scorer keeps the order of the groups and leaves prompts, ids, texts and log-probs as they are. Responses or whole
-    groups that it cannot score may be left out of the result. The score of a group depends on that group alone, not on
-    its neighbours in the call.
+    groups that it cannot score may be left out of the result, or have None in place of a score (it abstains). The score
+    of a group depends on that group alone, not on its neighbours in the call.
+
+    Code that learns from scores calls `checked_scores`, never `score` itself.
     """
 
     @property
@@ -77,6 +80,94 @@ class Reporting(Protocol):
 def scorer_metrics(scorer: object) -> Metrics:
     """The scorer's own metrics since the last call; empty for a scorer without any."""
     return scorer.take_metrics() if isinstance(scorer, Reporting) else {}
+
+
+def checked_scores(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:
+    """Scores groups and checks the result; every use of a scorer goes through this function.
+
+    Returns the groups in their order with one finite float a response. Responses of which the scorer abstained (None in
+    place of a score), and groups without any response left, are not among them: `left_out` counts them. A group may
+    have a preference and no scores (a pairwise judge without a verdict).
+
+    Raises:
+        ScoringError: not a list of groups, not one score a response, or a score that is no finite number; it names the
+            scorer, the row and the response.
+        DataError: groups or responses that were not given, or not in this order.
+    """
+    if not groups:
+        return []
+    scored = scorer.score(groups)
+    if not isinstance(scored, list | tuple) or not all(isinstance(group, Group) for group in scored):
+        raise ScoringError(
+            f"the scorer '{scorer.name}' gave no list of groups", got=type(scored).__name__, expected="list[Group]"
+        )
+    matched_groups(groups, scored)
+    checked = [_with_numbers(scorer.name, group) for group in scored]
+    return [group for group in checked if group.responses]
+
+
+def left_out(given: Sequence[Group], scored: Sequence[Group]) -> tuple[float, float]:
+    """(responses that got no score, all responses): those of which a scorer abstained or that it could not score."""
+    count = [sum(len(group.responses) for group in groups) for groups in (given, scored)]
+    return float(count[0] - count[1]), float(count[0])
+
+
+def _with_numbers(name: str, group: Group) -> Group:
+    if group.scores is None:
+        if group.preference is None:
+            raise _bad_score(name, group, None, "neither scores nor a preference", "one number a response")
+        return group
+    if len(group.scores) != len(group.responses):
+        raise _bad_score(name, group, None, f"{len(group.scores)} scores", f"{len(group.responses)}, one a response")
+    values = [_number(name, group, k, value) for k, value in enumerate(group.scores)]
+    return without_abstentions(group, values)
+
+
+def without_abstentions(group: Group, values: Sequence[float | None]) -> Group:
+    """The group with these scores, without the responses whose value is None."""
+    kept = [k for k, value in enumerate(values) if value is not None]
+    if len(kept) == len(values):
+        return replace(group, scores=tuple(value for value in values if value is not None))
+    ranks = None if group.preference is None else group.preference.ranks
+    return replace(
+        group,
+        responses=tuple(group.responses[k] for k in kept),
+        scores=tuple(value for value in values if value is not None),
+        preference=None if ranks is None else Preference(ranks=_dense([ranks[k] for k in kept])),
+    )
+
+
+def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
+    order = sorted(set(ranks))
+    return tuple(order.index(rank) + 1 for rank in ranks)
+
+
+def _number(name: str, group: Group, k: int, value: Any) -> float | None:
+    if value is None:
+        return None
+    number = math.nan
+    if not isinstance(value, str | bytes | bytearray):  # "1.0" is no number
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan
+    if not math.isfinite(number):
+        raise _bad_score(name, group, k, repr(value)[:200], "a finite number, or None where the scorer abstains")
+    return number
+
+
+def _bad_score(name: str, group: Group, k: int | None, got: str, expected: str) -> ScoringError:
+    where = [group.origin, f"prompt {group.prompt.id}" if group.prompt.id else ""]
+    where += [] if k is None else [f"response {k + 1}"]
+    text = "" if k is None else f" ({group.responses[k].text[:80]!r})"
+    return ScoringError(
+        f"the scorer '{name}' gave no score that can be learnt from",
+        where=", ".join(part for part in where if part),
+        got=got,
+        expected=expected,
+        fix=f"mend the scorer for this response{text}; a reward model with broken weights must be trained again, "
+        "one that overflows wants dtype=float32",
+    )
 
 
 def score_sum(groups: Sequence[Group]) -> tuple[float, float]:
@@ -138,5 +229,5 @@ class Monitors:
 
     def __call__(self, groups: list[Group]) -> Metrics:
         """(sum, count) of each monitor's scores on these groups, and its own metrics."""
-        means = {f"reward/{scorer.name}": score_sum(scorer.score(groups) if groups else []) for scorer in self.scorers}
+        means = {f"reward/{scorer.name}": score_sum(checked_scores(scorer, groups)) for scorer in self.scorers}
         return summed([means, *map(scorer_metrics, self.scorers)])

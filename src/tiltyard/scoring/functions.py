@@ -8,16 +8,17 @@ import inspect
 import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiltyard.errors import ConfigError, ScoringError, TiltyardError
-from tiltyard.scoring.base import Cost, Scale
+from tiltyard.scoring.base import Cost, Scale, without_abstentions
 from tiltyard.scoring.calls import Outcome, run_calls
 from tiltyard.types import Group, Prompt
 
 TIME_LIMIT = 60.0  # seconds a call may take
+ALWAYS_NONE = 32  # calls that give None, and none before that gives anything else
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class FunctionScorer:
     """A Python function as a scorer, e.g. a length penalty, a parser, a verifier.
 
     The function takes `(prompt, response)` and returns a number, or takes the whole `Group` (its first parameter is
-    named `group` or annotated `Group`) and returns one number a response. It may be `async`: calls then run
+    named `group` or annotated `Group`) and returns one number a response. None in place of a number abstains: the
+    response is left out and counted. It may be `async`: calls then run
     concurrently. A function of a whole group may return scores that compare within the group only; say so with
     `comparable=False`.
 
@@ -79,6 +81,7 @@ class FunctionScorer:
         )
         _check_parameters(function, self.name, self.of_group)
         self._cost = Cost()
+        self._abstained: float = 0.0  # calls so far, while it has abstained from all of them
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the function's values as scores.
@@ -100,7 +103,9 @@ class FunctionScorer:
                 values[outcome.call] = self._value(calls[outcome.call], outcome)
         self._cost += Cost(calls=len(calls))
         remaining = iter(zip(calls, values, strict=True))
-        return [replace(group, scores=self._scores(group, remaining)) for group in groups]
+        scored = [without_abstentions(group, self._scores(group, remaining)) for group in groups]
+        self._check_answers(calls, values)
+        return [group for given, group in zip(groups, scored, strict=True) if group.responses or not given.responses]
 
     def take_cost(self) -> Cost:
         """Calls of the function since the last time."""
@@ -157,12 +162,14 @@ class FunctionScorer:
 
     # ----------------------------------------------------------------------------------------------- values
 
-    def _scores(self, group: Group, remaining: Iterator[tuple[_Call, Any]]) -> tuple[float, ...]:
+    def _scores(self, group: Group, remaining: Iterator[tuple[_Call, Any]]) -> tuple[float | None, ...]:
         if not self.of_group:
             return tuple(self._number(*next(remaining)) for _ in group.responses)
         if not group.responses:
             return ()
         call, value = next(remaining)
+        if value is None:
+            return (None,) * len(group.responses)
         if isinstance(value, str | bytes | Mapping | set | frozenset) or not _is_iterable(value):
             raise self._bad_value(call, repr(value), f"a list of {len(group.responses)} numbers, one a response")
         values = list(value)
@@ -170,7 +177,21 @@ class FunctionScorer:
             raise self._bad_value(call, f"{len(values)} values", f"{len(group.responses)} numbers, one a response")
         return tuple(self._number(_Call(group, k), value) for k, value in enumerate(values))
 
-    def _number(self, call: _Call, value: Any) -> float:
+    def _check_answers(self, calls: Sequence[_Call], values: Sequence[Any]) -> None:
+        """Raises a ScoringError if the function has never given anything: it was hardly meant to abstain for ever."""
+        self._abstained = self._abstained + len(calls) if all(v is None for v in values) else -math.inf
+        if self._abstained >= ALWAYS_NONE:
+            raise ScoringError(
+                f"the reward function '{self.name}' gave None for every one of its first {self._abstained:.0f} calls",
+                where=calls[-1].where,
+                got="None",
+                expected="a number; None only where it abstains from a response",
+                fix="does it lack a `return`?",
+            )
+
+    def _number(self, call: _Call, value: Any) -> float | None:
+        if value is None:
+            return None
         number = math.nan
         if not isinstance(value, str | bytes | bytearray):  # "1.0" is no number
             try:

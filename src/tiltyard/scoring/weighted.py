@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tiltyard.batch.batch import Metrics, summed
-from tiltyard.errors import ConfigError, ScoringError
-from tiltyard.scoring.base import Cost, Scale, Scorer, matched_groups, matched_responses, score_sum, scorer_metrics
+from tiltyard.errors import ConfigError
+from tiltyard.scoring.base import (
+    Cost,
+    Scale,
+    Scorer,
+    checked_scores,
+    matched_groups,
+    matched_responses,
+    score_sum,
+    scorer_metrics,
+)
 from tiltyard.types import Group, Preference, Prompt
 
 
@@ -51,13 +60,12 @@ class WeightedScorer:
         missing: set[int] = set()  # groups that a part left out
         open_groups: set[int] = set()  # groups that a part gave no scores but ranks
         for weight, scorer in self.parts:
-            scored = scorer.score(groups)
+            scored = checked_scores(scorer, groups)
             indices = matched_groups(groups, scored)
             missing |= set(range(len(groups))) - set(indices)
             for index, group in zip(indices, scored, strict=True):
                 if group.scores is None:
                     open_groups.add(index)
-                    _require_ranks(group, scorer.name)
                     continue
                 places = matched_responses(groups[index].responses, group.responses)
                 values = dict(zip(places, group.scores, strict=True))
@@ -93,16 +101,6 @@ def check_prompts(scorer: object, prompts: Sequence[Prompt]) -> None:
     check = getattr(scorer, "check_prompts", None)
     if check is not None:
         check(prompts)
-
-
-def _require_ranks(group: Group, name: str) -> None:
-    if group.preference is None:
-        raise ScoringError(
-            "a scorer of the sum gave no score",
-            where=group.origin or group.prompt.id,
-            got=f"no scores from '{name}'",
-            expected="one score a response, or the group left out",
-        )
 
 
 def _without_scores(group: Group) -> Group:

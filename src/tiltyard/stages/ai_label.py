@@ -32,7 +32,7 @@ from tiltyard.files import atomic_write, jsonable
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.records import Settings
+from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
@@ -52,7 +52,7 @@ class AiLabelSettings(Settings):
         Field(description="rows with more than two answers: an error, one random pair of each, or all their pairs"),
     ] = "given"
     seed: Annotated[int, Field(ge=0, description="of random pairs, and of the order where debias is none")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
 
 
 @dataclass
@@ -299,6 +299,5 @@ register(
         "AI labels: a judge (the world, a model, an API) compares answers; its probabilities become soft labels.",
         refers=("data", "judge"),
         plan=_plan,
-        neutral=("device",),
     )
 )

@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from tiltyard.config import describe
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.records import execution_keys
 from tiltyard.runs import Ref, StageReader, written_by_stage
 
 RESERVED = ("name", "method")  # keys of a recipe's stage that are never settings
@@ -34,7 +36,6 @@ class Stage:
         words: values of those settings that refer to nothing, e.g. `gold`.
         plan: returns the lines of the resolved plan (tokens per step, groups, memory); under `context.dry_run` earlier
             stages may not have run.
-        neutral: settings that cannot change the result (devices, logging); changing them re-runs nothing.
         version: raised when the stage's code gives another result, so that old results are computed again.
         parallel: under torchrun every rank runs it; otherwise rank 0 alone does, and the others wait.
         files: (as written, path) of files that its code comes from, besides the package's own.
@@ -47,10 +48,14 @@ class Stage:
     refers: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     plan: Callable[[StageContext, Any], list[str]] | None = None
-    neutral: tuple[str, ...] = ()
     version: str = "1"
     parallel: bool = False
     files: tuple[tuple[str, Path], ...] = ()
+
+    @cached_property
+    def neutral(self) -> tuple[str, ...]:
+        """Dotted keys of the settings of execution (`records.ExecutionOnly`)."""
+        return execution_keys(self.settings)
 
 
 @dataclass
@@ -181,7 +186,7 @@ def register(stage: Stage) -> Stage:
         if key in stage.settings.model_fields:
             raise ConfigError(f"the setting '{key}' is reserved for recipes", where=stage.name)
     known = {*stage.settings.model_fields, *(setting.key for setting in describe(stage.settings))}
-    for key in (*stage.refers, *stage.neutral):
+    for key in stage.refers:
         if key not in known:
             raise ConfigError(f"there is no setting '{key}' to refer by", where=stage.name)
     STAGES[stage.name] = stage

@@ -26,10 +26,10 @@ from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
-from tiltyard.records import Settings
+from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
-from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer
+from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer, checked_scores
 from tiltyard.stages.backend import keeps_backend, settle
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.training import select
@@ -55,7 +55,9 @@ class CandidatesSettings(Settings):
     top_k: Annotated[int, Field(ge=0, description="most probable tokens kept; 0: all [SLiC-HF, RSO]")] = 40
     top_p: Annotated[float, Field(gt=0, le=1, description="mass of the most probable tokens kept")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 128
-    max_concurrent: Annotated[int, Field(gt=0, description="responses decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[
+        int, Field(gt=0, description="responses decoded at once; bounds memory only"), LAST_BITS
+    ] = 256
     ranker: Annotated[str, Field(description="scored by this pairwise ranker, against one more response a prompt")] = ""
     reward: Annotated[str, Field(description="or scored by this reward model")] = ""
     gold: Annotated[bool, Field(description="or scored by the embedded world's own rules")] = False
@@ -64,7 +66,7 @@ class CandidatesSettings(Settings):
         Field(description="how pairs are made; auto: a tournament with a ranker, else n random ones [SLiC-HF]"),
     ] = "auto"
     seed: Annotated[int, Field(ge=0, description="of sampling and of pairing")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
 
     @model_validator(mode="after")
@@ -147,9 +149,9 @@ class _Sampler:
         if self.ranker is not None:
             sampled = self._sample(prompts, 1, 3, first)
             baselines = [replace(b, origin=group.origin) for b, group in zip(sampled, groups, strict=True)]
-            groups = BaselineScorer(self.ranker, baselines).score(groups)
+            groups = checked_scores(BaselineScorer(self.ranker, baselines), groups)
         elif self.scorer is not None:
-            groups = self.scorer.score(groups)
+            groups = checked_scores(self.scorer, groups)
         return _Block(groups, self._pairs(groups, generator(settings.seed, 4, first)), baselines)
 
     def _sample(self, prompts: Sequence[Prompt], n: int, stream: int, first: int) -> list[Group]:
@@ -260,6 +262,5 @@ register(
         CandidatesSettings,
         "A model answers each prompt n times; a ranker, a reward model or the world scores, and pairs are made.",
         refers=("model", "prompts", "ranker", "reward"),
-        neutral=("device", "max_concurrent"),
     )
 )

@@ -18,7 +18,7 @@ from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
-from tiltyard.records import Settings
+from tiltyard.records import LAST_BITS, Settings
 from tiltyard.report import (
     print_table,
     read_metrics,
@@ -30,7 +30,7 @@ from tiltyard.report import (
 from tiltyard.report.comparison_plot import comparison_png
 from tiltyard.runs import read_step_groups
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer
+from tiltyard.scoring import RewardScorer, checked_scores
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
 from tiltyard.types import Group
@@ -62,7 +62,7 @@ class EvaluateSettings(Settings):
     ] = []
     show: Annotated[int, Field(ge=0, description="prompts shown side by side")] = 5
     seed: Annotated[int, Field(ge=0, description="of sampling; all models get the same random numbers")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
 
 
@@ -151,7 +151,7 @@ def _evaluated(
     sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
     groups = sample(model, prompts, settings.samples_per_prompt, sampling, seed=settings.seed)
     if reward is not None:
-        groups = RewardScorer(reward, model.chat).score(groups)
+        groups = checked_scores(RewardScorer(reward, model.chat), groups)
     kls, entropies = kl_and_entropy(groups, model, ref, settings.temperature)
     flat = [(group, k) for group in groups for k in range(len(group.responses))]
     return [_response(*flat[i], kls[i], entropies[i], settings.gold) for i in range(len(flat))]
@@ -224,6 +224,5 @@ register(
         EvaluateSettings,
         "Samples models on the same held-out prompts: rewards with intervals, KL, win rate, samples, a plot.",
         refers=("models", "prompts", "reward", "ref", "curves"),
-        neutral=("device",),
     )
 )

@@ -31,7 +31,7 @@ from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.comparisons import as_pairs
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
-from tiltyard.records import Settings
+from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, dense_ranks, ranks_of
@@ -76,7 +76,7 @@ class JudgeSkillSettings(Settings):
         0.1
     )
     seed: Annotated[int, Field(ge=0, description="of writing and of what is held out")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
 
     @model_validator(mode="after")
     def _fitting(self) -> JudgeSkillSettings:
@@ -304,6 +304,5 @@ register(
         "Judgements that teach a model to judge: its question, and answers that agree with people.",
         refers=("data", "model"),
         plan=_plan,
-        neutral=("device",),
     )
 )

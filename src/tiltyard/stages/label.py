@@ -22,7 +22,7 @@ from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
-from tiltyard.records import Settings
+from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
@@ -47,7 +47,7 @@ class LabelSettings(Settings):
     temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0
     annotators: Annotated[list[str], Field(description="names of annotators; empty: all of the world's")] = []
     seed: Annotated[int, Field(ge=0, description="of sampling and of the annotators' noise")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
 
 
@@ -151,6 +151,5 @@ register(
         LabelSettings,
         "Simulated labelling: a model answers prompts of the embedded world, its annotators rank.",
         refers=("model", "prompts"),
-        neutral=("device",),
     )
 )

@@ -26,7 +26,7 @@ from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.records import Settings
+from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.base import Stage, StageContext, register
@@ -51,7 +51,9 @@ class NewPromptsSettings(Settings):
         0.9
     )
     max_tokens: Annotated[int, Field(gt=0, description="longest line")] = 64
-    max_concurrent: Annotated[int, Field(gt=0, description="lines decoded at once; bounds memory only")] = 256
+    max_concurrent: Annotated[int, Field(gt=0, description="lines decoded at once; bounds memory only"), LAST_BITS] = (
+        256
+    )
     similarity: Annotated[
         float, Field(gt=0, le=1, description="ROUGE-L to every prompt, given or new, must be below [self-instruct]")
     ] = 0.7
@@ -61,7 +63,7 @@ class NewPromptsSettings(Settings):
         list[str], Field(description="words that no prompt may hold, such as those that ask for what no text can do")
     ] = ["image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps"]
     seed: Annotated[int, Field(ge=0, description="of the examples and of sampling")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
 
     @model_validator(mode="after")
@@ -264,6 +266,5 @@ register(
         NewPromptsSettings,
         "New prompts that a model writes after the pattern of given ones, without those too like what is there.",
         refers=("model", "prompts"),
-        neutral=("device", "max_concurrent"),
     )
 )

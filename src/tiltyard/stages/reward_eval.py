@@ -20,7 +20,7 @@ from tiltyard.inputs.measure import scores_of
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
-from tiltyard.records import Settings
+from tiltyard.records import EXECUTION, LAST_BITS, Settings
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
 from tiltyard.stages.base import Stage, StageContext, register
@@ -37,12 +37,12 @@ class RewardEvalSettings(Settings):
         "drop"
     )
     pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
-    tokens_per_microbatch: Annotated[int, Field(gt=0, description="tokens scored at once; bounds memory only")] = (
-        MICRO_TOKENS
-    )
-    device: Annotated[str, Field(description="auto, cpu, cuda")] = "auto"
+    tokens_per_microbatch: Annotated[
+        int, Field(gt=0, description="tokens scored at once; bounds memory only"), LAST_BITS
+    ] = MICRO_TOKENS
+    device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
-    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False
+    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model"), EXECUTION] = False
 
 
 def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
@@ -151,6 +151,5 @@ register(
         RewardEvalSettings,
         "A reward model on labelled answers: accuracy, calibration, length bias, by source; tables and a picture.",
         refers=("model", "data"),
-        neutral=("device", "tokens_per_microbatch", "trust_remote_code"),
     )
 )

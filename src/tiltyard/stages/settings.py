@@ -27,15 +27,6 @@ REFERS = (
     "replay",
     "judge",
 )
-# settings that cannot change a result
-NEUTRAL = (
-    "models.device",
-    "models.trust_remote_code",
-    "run.log_to",
-    "run.save_every",
-    "run.sample_every",
-    "sampling.max_concurrent",
-)
 
 
 def method_settings(method: Method) -> type[StageSettings]:

@@ -28,13 +28,14 @@ from tiltyard.methods import METHODS
 from tiltyard.methods.base import Method
 from tiltyard.methods.from_file import load_method
 from tiltyard.models.adapters import save_adapter
+from tiltyard.models.finite import require_finite
 from tiltyard.models.load import freeze_bottom, save_model
 from tiltyard.stages.backend import keeps_backend, planned, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.methods import FILE_METHODS
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.sample_logger import SampleLogger
-from tiltyard.stages.settings import NEUTRAL, REFERS, method_settings
+from tiltyard.stages.settings import REFERS, method_settings
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import fit
 from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
@@ -65,6 +66,7 @@ def load(method: Method, context: StageContext, settings: StageSettings) -> tupl
         if isinstance(role, Value):
             models.value = role.load(context, settings, models)
     roles = [method.start.name, *(role for role in models if role != method.start.name)]
+    require_finite(models.present())
     settle(context, *map(models.get, roles), planned=planned(context, settings))
     for name in method.trains:
         model = models.get(name)
@@ -181,7 +183,6 @@ def spent(metrics: Path, settings: StageSettings) -> dict[str, Any]:
 def stage_of(method: Method) -> Stage:
     """The stage that trains a method."""
     model = method_settings(method)
-    keys = {key for name, info in model.model_fields.items() for key in _dotted(name, info.annotation)}
 
     def run(context: StageContext, settings: StageSettings) -> dict[str, Any]:
         return train(method, context, settings)
@@ -197,7 +198,6 @@ def stage_of(method: Method) -> Stage:
         refers=tuple(key for key in REFERS if key in model.model_fields),
         words=WORDS,
         plan=plan,
-        neutral=tuple(key for key in NEUTRAL if key in keys),
         parallel=True,
     )
 
@@ -213,11 +213,6 @@ def stage_of_file(spec: str, folder: Path | None, where: str) -> Stage:
     FILE_METHODS[spec] = method
     STAGES[spec] = stage
     return stage
-
-
-def _dotted(name: str, annotation: Any) -> list[str]:
-    fields = getattr(annotation, "model_fields", {})
-    return [name, *(f"{name}.{key}" for key in fields)]
 
 
 for _method in METHODS.values():

@@ -26,7 +26,7 @@ from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.gradients import GradientAccumulator, StepMetrics
 from tiltyard.training.log import Sink
 from tiltyard.training.optimizer import lr_factor, make_optimizer, set_lr
-from tiltyard.training.records import Checkpoints, StepRecords, non_finite
+from tiltyard.training.records import Checkpoints, StepRecords, check_weights, non_finite
 from tiltyard.training.run import Run
 from tiltyard.training.source import generator
 
@@ -72,7 +72,8 @@ def fit(
         folder, keep_groups, evaluate, sinks: see `Output`.
 
     Raises:
-        NonFiniteError: a loss or gradient was NaN or infinite; the groups are saved, the step was not taken.
+        NonFiniteError: a loss or gradient was NaN or infinite (the groups are saved, the step was not taken), or the
+            weights were when they were to be saved.
         ConfigError: nothing to train, or no steps to do it in.
         CheckpointError: a checkpoint could not be written or belongs to another model.
     """
@@ -145,8 +146,11 @@ class _Loop:
         self.models.version += 1
         for hook in algorithm.after:
             self.metrics.add(hook(self.models, batch, step))
+        due = self._due(step, self.run.run.save_every)
+        if due:
+            check_weights(algorithm.name, {role: self.models[role].module for role in algorithm.trains}, step + 1)
         self._record(batch, step, time.perf_counter() - start, prepared - start)
-        if self.output.folder is not None and self._due(step, self.run.run.save_every):
+        if self.output.folder is not None and due:
             with record("save"):
                 self.checkpoints.save(step + 1)
 

@@ -12,6 +12,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.distributed import checkpoint, processes
 from tiltyard.distributed.strategy import Strategy
 from tiltyard.errors import CheckpointError, NonFiniteError
+from tiltyard.models.finite import non_finite_weight
 from tiltyard.runs.groups import group_to_dict
 from tiltyard.runs.journal import JsonlFile
 from tiltyard.training.algorithm import Algorithm, Models
@@ -125,6 +126,18 @@ class Checkpoints:
         for name, part in self.algorithm.stateful().items():
             part.load_state_dict(state["parts"][name])
         return int(state["step"])
+
+
+def check_weights(method: str, modules: Mapping[str, nn.Module], step: int) -> None:
+    """Raises a NonFiniteError if a trained weight is NaN or infinite after `step` steps: nothing like it is saved."""
+    if bad := non_finite_weight(modules):
+        raise NonFiniteError(
+            f"the weights are not finite after step {step}; they were not saved",
+            where=method,
+            got=bad,
+            expected="finite numbers",
+            fix="lower lr; the last checkpoint stands, remove it too if the loss rose before it",
+        )
 
 
 def non_finite(folder: Path | None, method: str, batch: Batch, step: int, loss: float, norm: float) -> NonFiniteError:

@@ -24,7 +24,7 @@ from tiltyard.runs.groups import group_from_dict, group_to_dict, read_groups, wr
 from tiltyard.sampling.base import Sampler
 from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.streams import response_seeds
-from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
+from tiltyard.scoring.base import Scorer, left_out, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.prepare import OldLogp
 from tiltyard.training.source import EpochShuffle, generate, generator, sampled_metrics, score, with_version
@@ -117,6 +117,7 @@ class Rounds:
             beside = processes.shard(self.given)
             groups, index = [*groups, *(g for _, g in beside)], [*index, *(self.size + i for i, _ in beside)]
             judged = score(self.scorer, groups)
+            missing = left_out(sampled(groups), sampled(judged))
             places = matched_groups(groups, judged)
             rows = [(index[i], group_to_dict(g)) for i, g in zip(places, judged, strict=True)]
             everyone = sorted(
@@ -124,7 +125,8 @@ class Rounds:
             )
             known = [group_from_dict(row) for _, row in everyone]
             scoring = summed(processes.gather_objects(scorer_metrics(self.scorer)))
-            watched = {**scoring, **self._watched(known)}
+            unscored = summed(processes.gather_objects({"unscored": missing}))
+            watched = {**scoring, **unscored, **self._watched(known)}
             if self.folder is not None and processes.is_main():
                 if watched:
                     # first: once the round stands, its judge is not asked again, and what it took is known here alone

@@ -10,7 +10,7 @@ from tiltyard.config import explained
 from tiltyard.models.backbone import DType
 from tiltyard.models.lora import Lora
 from tiltyard.models.pretrained import Quantize
-from tiltyard.records import Record, Settings, canonical
+from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings, canonical
 from tiltyard.types import MICRO_TOKENS
 
 
@@ -45,7 +45,7 @@ class ModelSettings(Record):
     """Settings of loading models, and of which parameters are trained."""
 
     dtype: Annotated[DType, Field(description="arithmetic; weights stay float32 under bfloat16")] = "float32"
-    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1"), LAST_BITS] = "auto"
     dropout: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | Literal["model"],
         Field(description="of every dropout layer; 0 is off; model: what the architecture says"),
@@ -59,21 +59,25 @@ class ModelSettings(Record):
         Quantize,
         Field(description="4bit: the backbone under lora in 4 bits a weight (QLoRA); needs CUDA, bitsandbytes"),
     ] = "none"
-    gradient_checkpointing: Annotated[bool, Field(description="recompute activations: less memory, more time")] = False
-    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model")] = False
+    gradient_checkpointing: Annotated[
+        bool, Field(description="recompute activations: less memory, more time"), LAST_BITS
+    ] = False
+    trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model"), EXECUTION] = False
 
 
 class Execution(Record):
     """Bounds on memory, and intervals of checkpoints and measurements."""
 
     tokens_per_microbatch: Annotated[
-        int, Field(gt=0, description="packed tokens a forward pass; bounds memory only")
+        int, Field(gt=0, description="packed tokens a forward pass; bounds memory only"), LAST_BITS
     ] = MICRO_TOKENS
-    save_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: only at the end")] = 50
-    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations on held-out data; 0: at the end")] = 0
-    sample_every: Annotated[int, Field(ge=0, description="steps between printed samples; 0: never")] = 0
-    log_to: Annotated[list[Literal["tensorboard", "wandb"]], Field(description="besides metrics.jsonl")] = Field(
-        default_factory=list
+    save_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0: only at the end"), EXECUTION] = 50
+    eval_every: Annotated[
+        int, Field(ge=0, description="steps between evaluations on held-out data; 0: at the end"), EXECUTION
+    ] = 0
+    sample_every: Annotated[int, Field(ge=0, description="steps between printed samples; 0: never"), EXECUTION] = 0
+    log_to: Annotated[list[Literal["tensorboard", "wandb"]], Field(description="besides metrics.jsonl"), EXECUTION] = (
+        Field(default_factory=list)
     )
 
 

@@ -23,7 +23,7 @@ from tiltyard.sampling.base import Sampler
 from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes, plan_hidden
 from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.streams import response_seeds
-from tiltyard.scoring.base import Scorer, matched_groups, scorer_metrics
+from tiltyard.scoring.base import Scorer, checked_scores, left_out, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.types import Group, Preference, Prompt
 
@@ -208,6 +208,7 @@ class Online:
 
     def __post_init__(self) -> None:
         self.shuffle = EpochShuffle(self.prompts, self.seed)
+        self._left_out: list[tuple[float, float]] = []  # of the batches of the step, see `left_out`
 
     def __call__(self, models: Models, step: int) -> StepGroups:
         if self.tries:
@@ -216,6 +217,8 @@ class Online:
             index, groups = self._scored_batch(models, step, step)
             count, metrics = self.prompts_per_step, {}
         watched = self.watch(groups) if self.watch else {}
+        missing, self._left_out = [sum(column) for column in zip(*self._left_out, strict=True)], []
+        metrics["unscored"] = (missing[0], missing[1])
         metrics = {**metrics, **sampled_metrics(groups), **scorer_metrics(self.scorer), **watched}
         if self.select is None:
             return StepGroups(groups, index, count, metrics)
@@ -234,6 +237,7 @@ class Online:
         groups = generate(self.sampler, [p for _, p in own], self.samples_per_prompt, sampling, seeds)
         groups = [with_version(group, models.version) for group in groups]
         scored = score(self.scorer, groups)  # without those that it could not score
+        self._left_out.append(left_out(groups, scored))
         return [index[i] for i in matched_groups(groups, scored)], scored
 
     def _keep_hidden(self, models: Models) -> bool:
@@ -300,9 +304,9 @@ def generate(
 
 
 def score(scorer: Scorer, groups: list[Group]) -> list[Group]:
-    """The groups with the scorer's scores, timed; without groups the scorer is not called."""
+    """The groups with the scorer's scores, checked and timed; without groups the scorer is not called."""
     with record(f"score/{type(scorer).__name__}"):
-        return scorer.score(groups) if groups else groups
+        return checked_scores(scorer, groups)
 
 
 def with_version(group: Group, version: int) -> Group:

@@ -102,9 +102,12 @@ class GroupAdvantages:
 
 
 def require_several_responses(batch: Batch) -> None:
-    """Raises a DataError if a group has a single response: its advantage against its group would always be 0."""
+    """Raises a DataError if a group was given with a single response: its advantage would always be 0.
+
+    A sampled group may have one left where a scorer abstained from the others: then its advantage is 0.
+    """
     for group in batch.groups:
-        if len(group.responses) < 2:
+        if len(group.responses) < 2 and group.responses[0].policy_version is None:
             raise DataError(
                 "a baseline of the group needs two responses a prompt",
                 where=group.origin or group.prompt.id,

@@ -218,8 +218,13 @@ class Online:
             count, metrics = self.prompts_per_step, {}
         watched = self.watch(groups) if self.watch else {}
         missing, self._left_out = [sum(column) for column in zip(*self._left_out, strict=True)], []
-        metrics["unscored"] = (missing[0], missing[1])
-        metrics = {**metrics, **sampled_metrics(groups), **scorer_metrics(self.scorer), **watched}
+        metrics = {
+            **metrics,
+            "unscored": (missing[0], missing[1]),
+            **sampled_metrics(groups),
+            **scorer_metrics(self.scorer),
+            **watched,
+        }
         if self.select is None:
             return StepGroups(groups, index, count, metrics)
         groups = self.select(groups)  # may drop groups or make several of one: they are numbered anew

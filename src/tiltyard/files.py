@@ -1,4 +1,4 @@
-"""Files of results: written whole or not at all; JSON in and out."""
+"""Files: results are written whole or not at all; what a user brings is read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from tiltyard.errors import DataError, TiltyardError
 
 
 @contextlib.contextmanager
@@ -56,6 +58,103 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# ------------------------------------------------------------------------------------------------- what a user brings
+
+HEAD = 512  # bytes that tell what a file is
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (_GIT_LFS, "a Git LFS pointer: the file itself was not downloaded", "run `git lfs pull` in its repository"),
+    (b"\x1f\x8b", "gzip-compressed data", "give its name the ending .gz, or unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard-compressed data", "unpack it: zstd -d FILE"),
+    (b"\xfd7zXZ\0", "xz-compressed data", "unpack it: unxz FILE"),
+    (b"BZh91AY&SY", "bzip2-compressed data", "unpack it: bunzip2 FILE"),
+    (b"PK\3\4", "a ZIP archive", "unpack it: unzip FILE"),
+    (b"PAR1", "a Parquet file", "give its name the ending .parquet"),
+    (b"ARROW1", "an Arrow file", "load it with the package datasets and save it as Parquet or JSON lines"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8"),
+    (b"\0\0\xfe\xff", "UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8"),
+    (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
+)
+
+
+def foreign_format(head: bytes) -> tuple[str, str] | None:
+    """Names what a file is whose first bytes are those of no UTF-8 text, and what to do; None if they may be one."""
+    for signature, name, fix in _SIGNATURES:
+        if head.startswith(signature):
+            return name, fix
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page", "download the file itself (its raw link), not the page that shows it"
+    start = head[:32]
+    for low, order in ((1, "LE"), (0, "BE")):  # ASCII in 16 bits, without a byte-order mark
+        if len(start) >= 4 and not any(start[low::2]) and all(start[1 - low :: 2]):
+            return "UTF-16 text", f"convert it: iconv -f UTF-16{order} -t UTF-8"
+    return None
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """True for a small text that stands for a file which Git LFS did not download."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_GIT_LFS)) == _GIT_LFS
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, error: type[TiltyardError] = DataError) -> Iterator[None]:
+    """Context: a file that the system refuses to read (no permission, a folder, a broken disk) is an `error`."""
+    try:
+        yield
+    except OSError as problem:
+        if isinstance(problem, TiltyardError):
+            raise
+        fixes: dict[type[OSError], str] = {
+            PermissionError: f"give yourself the right to read it: chmod u+r {path}",
+            IsADirectoryError: "name a file in this folder",
+            FileNotFoundError: "check the path",
+        }
+        raise error(
+            "the file cannot be read",
+            where=str(path),
+            got=problem.strerror or str(problem),
+            expected="a file that you may read",
+            fix=fixes.get(type(problem), "check the disk or the network share that it lies on"),
+        ) from problem
+
+
+def read_text(path: str | Path, error: type[TiltyardError] = DataError) -> str:
+    """Reads a text that a user wrote, in UTF-8; a byte-order mark in front is left out.
+
+    Raises:
+        TiltyardError: of class `error`, if the file cannot be read or holds no UTF-8; it names the line.
+    """
+    with reading(path, error):
+        data = Path(path).read_bytes()
+    foreign = foreign_format(data[:HEAD])
+    if foreign is not None:
+        raise error("this is no text in UTF-8", where=str(path), got=foreign[0], expected="UTF-8", fix=foreign[1])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise not_utf8(data, problem, f"{path}:{line}", error) from problem
+
+
+def not_utf8(
+    data: bytes, problem: UnicodeDecodeError, where: str, error: type[TiltyardError] = DataError
+) -> TiltyardError:
+    """Returns the error for bytes that are not UTF-8; the column counts bytes of the line from 1."""
+    column = problem.start - data.rfind(b"\n", 0, problem.start)
+    return error(
+        "the text is not UTF-8",
+        where=where,
+        got=f"byte {data[problem.start]:#04x} at column {column}",
+        expected="UTF-8",
+        fix="convert it: iconv -f latin1 -t utf-8",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from tiltyard.errors import ConfigError
 
@@ -15,6 +16,14 @@ class CoreLoader(yaml.SafeLoader):
     """YAML as people mean it (the 1.2 core schema): `1e-4` is a number, `no` and `2024-01-01` are texts."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the name and type are PyYAML's
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As PyYAML's; a value that its tag does not fit (a number of thousands of digits, `!!bool x`) has a place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            tag = node.tag.rpartition(":")[2]
+            raise ConstructorError(None, None, f"no value of type {tag}: {error}", node.start_mark) from None
 
 
 def _whole(_: CoreLoader, node: yaml.ScalarNode) -> int:

@@ -167,7 +167,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"f.jsonl.gz:\d+: the compressed file is damaged(.|\n)*gzip -t"):
         list(read_rows(path))
     path.write_bytes(b"no gzip at all")
-    with pytest.raises(DataError, match=r"f.jsonl.gz:1: the compressed file is damaged"):
+    with pytest.raises(DataError, match=r"f.jsonl.gz: the file is not what its name says(.|\n)*not compressed"):
         list(read_rows(path))
 
 

@@ -11,6 +11,8 @@ import typer
 
 from tiltyard.allocator import keep_freed_memory
 from tiltyard.cli import chat, verbs
+from tiltyard.cli.arguments import check_words
+from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
     CompositionError,
     ConfigError,
@@ -19,6 +21,7 @@ from tiltyard.errors import (
     ModelError,
     TiltyardError,
 )
+from tiltyard.report.text import plain
 
 WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
 
@@ -72,9 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. 0: done; 1: failed while running; 2: wrong input; 130: interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    if argv is None and "--no-tune" not in words:  # this process belongs to the command line
-        keep_freed_memory()
+    if argv is None:  # this process belongs to the command line
+        show_with_escapes()
+        if "--no-tune" not in words:
+            keep_freed_memory()
     try:
+        check_words(words)
         app(args=[word for word in words if word not in ("--debug", "--no-tune")], prog_name="tiltyard")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -85,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         elif isinstance(error, TiltyardError):
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(plain(f"error: {error}"), err=True)
         else:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{last.filename}:{last.lineno}"
             message = f"error: {type(error).__name__}: {error}\n  at:       {where} (--debug prints the traceback)"
-            typer.echo(message, err=True)
+            typer.echo(plain(message), err=True)
         return 2 if isinstance(error, WRONG_INPUT) else 1
     return 0

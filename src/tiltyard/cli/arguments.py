@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +21,59 @@ Pairs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Se
 Model = Annotated[str, typer.Argument(help="A model folder, RUN/STAGE (runs/demo/sft or demo/sft), or a hub name.")]
 
 
+STDIN = "standard input"
+COMMAND_LINE = "command line"
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Checks that the words of the command line are text.
+
+    Raises:
+        ConfigError: bytes that are not UTF-8.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                "an argument is not UTF-8",
+                where=COMMAND_LINE,
+                got=ascii(word[max(0, error.start - 20) : error.end + 20]),
+                expected="UTF-8",
+                fix="set the terminal to UTF-8, or put the text into a file and convert it: iconv -f latin1 -t utf-8",
+            ) from None
+
+
+def prompts_of_stdin() -> list[tuple[str, str]]:
+    """Reads (place, prompt) from standard input: one a line, which ends at a line feed alone; blank lines are skipped.
+
+    Raises:
+        ConfigError: bytes that are not UTF-8.
+    """
+    from tiltyard.files import HEAD, foreign_format, not_utf8
+
+    stream = getattr(sys.stdin, "buffer", None)
+    data = sys.stdin.read().encode(errors="surrogateescape") if stream is None else stream.read()
+    foreign = foreign_format(data[:HEAD])
+    if foreign is not None:
+        raise ConfigError("this is no text in UTF-8", where=STDIN, got=foreign[0], expected="UTF-8", fix=foreign[1])
+    prompts = []
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        where = f"{STDIN}:{number}"
+        try:
+            text = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise not_utf8(line, error, where, ConfigError) from None
+        if text.strip():
+            prompts.append((where, text))
+    return prompts
+
+
 def run_one_stage(
     kind: str, pairs: Sequence[str] | None, *, dry_run: bool, json_output: bool, runs: Path
 ) -> dict[str, Any]:
     """Runs one kind of stage with `KEY=VALUE` arguments; `name=` is the name of the run."""
     from tiltyard.pipeline import run_stage
-    from tiltyard.pipeline.recipe import COMMAND_LINE
     from tiltyard.stages.base import get_stage
 
     get_stage(kind)  # so that an unknown method is reported before its settings
@@ -38,7 +87,7 @@ def run_one_stage(
 
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     """Parses `KEY=VALUE` arguments; dotted keys are nested settings."""
-    from tiltyard.pipeline.recipe import COMMAND_LINE, set_key
+    from tiltyard.pipeline.recipe import set_key
     from tiltyard.yaml_values import split_assignment
 
     values: dict[str, Any] = {}

@@ -10,15 +10,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from tiltyard.cli.arguments import Json, Model, Runs, find_model
+from tiltyard.cli.arguments import Json, Model, Runs, find_model, prompts_of_stdin
 from tiltyard.cli.output import console_for, emit, responses_as_json
 from tiltyard.errors import ConfigError
+from tiltyard.report.text import plain
 
+LARGEST = 2**63 - 1  # a number of 64 bits
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this total probability.")]
-TopK = Annotated[int, typer.Option(min=0, help="Keep this many tokens; 0 keeps all.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum tokens of a response.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same responses.")]
+TopK = Annotated[int, typer.Option(min=0, max=LARGEST, help="Keep this many tokens; 0 keeps all.")]
+MaxTokens = Annotated[int, typer.Option(min=1, max=LARGEST, help="Maximum tokens of a response.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST, help="The same seed gives the same responses.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
 
@@ -26,7 +28,7 @@ def sample(
     model: Model,
     *,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="May be repeated; else stdin.")] = None,
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Responses to each prompt.")] = 1,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=LARGEST, help="Responses to each prompt.")] = 1,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -40,16 +42,16 @@ def sample(
 
     Prompts come from --prompt, or from standard input, one a line.
     """
-    prompts = list(prompt or ())
-    if not prompts and not sys.stdin.isatty():
-        prompts = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not prompts:
+    placed = [("--prompt", text) for text in prompt or ()]
+    if not placed and not sys.stdin.isatty():
+        placed = prompts_of_stdin()
+    if not placed:
         raise ConfigError("no prompt was given", where="sample", fix='--prompt "...", or lines on stdin')
     path = find_model(model, runs)
     conversation = importlib.import_module("tiltyard.cli.conversation")
     groups = conversation.sample(
         path,
-        prompts,
+        placed,
         n=n,
         temperature=temperature,
         top_p=top_p,
@@ -59,14 +61,14 @@ def sample(
         device=device,
     )
     if json_output:
-        emit([responses_as_json(text, group) for text, group in zip(prompts, groups, strict=True)])
+        emit([responses_as_json(text, group) for (_, text), group in zip(placed, groups, strict=True)])
         return
     console = console_for(False)
-    for text, group in zip(prompts, groups, strict=True):
-        console.print(f"[bold]{escape(text)}[/]", highlight=False)
+    for (_, text), group in zip(placed, groups, strict=True):
+        console.print(f"[bold]{escape(plain(text))}[/]", highlight=False)
         for response in group.responses:
             cut = " [dim](cut)[/]" if response.finish == "length" else ""
-            console.print(f"  {escape(response.text)}{cut}", highlight=False, soft_wrap=True)
+            console.print(f"  {escape(plain(response.text))}{cut}", highlight=False, soft_wrap=True)
 
 
 def chat(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from tiltyard.errors import ConfigError
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.report.text import plain
@@ -17,7 +19,7 @@ from tiltyard.types import Group, Message, Prompt
 
 def sample(
     model: str | Path,
-    prompts: list[str],
+    prompts: Sequence[tuple[str, str]],
     *,
     n: int = 1,
     temperature: float = 1.0,
@@ -27,10 +29,31 @@ def sample(
     seed: int = 0,
     device: str = "auto",
 ) -> list[Group]:
-    """Returns `n` responses to each prompt; a prompt is one user turn."""
+    """Returns `n` responses to each prompt; a prompt is one user turn.
+
+    Args:
+        prompts: (where it comes from, text).
+
+    Raises:
+        ConfigError: a prompt that leaves no room for a response.
+    """
     loaded = load_language_model(model, device=device)
-    encoded = loaded.chat.encode_prompts([Prompt(messages=(Message("user", p),)) for p in prompts])
+    encoded = loaded.chat.encode_prompts([Prompt(messages=(Message("user", text),)) for _, text in prompts])
+    for (where, _), prompt in zip(prompts, encoded, strict=True):
+        _check_room(loaded, prompt, where)
     return generate(loaded, encoded, n, SampleSettings(temperature, top_p, top_k, max_tokens), seed=seed)
+
+
+def _check_room(model: LanguageModel, prompt: Prompt, where: str) -> None:
+    limit = model.chat.max_length
+    if limit is not None and len(prompt.ids) >= limit:
+        raise ConfigError(
+            "the prompt fills the model's context: there is no token left for a response",
+            where=where,
+            got=f"{len(prompt.ids):,} tokens with the chat template's",
+            expected=f"fewer than {limit:,}",
+            fix="shorten it, or take a model with a longer context",
+        )
 
 
 def chat(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,19 @@ def console_for(json_output: bool) -> Console:
     return Console(stderr=json_output)
 
 
+def show_with_escapes() -> None:
+    """Lets a terminal that cannot show a character (ASCII, Latin-1) show its escape, in place of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def emit(value: Any) -> None:
-    """Prints JSON."""
+    """Prints JSON; in escapes where standard output is not in UTF-8, so that it stays JSON."""
     from tiltyard.files import jsonable
 
-    typer.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    typer.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=not unicode))
 
 
 def show_result(outcome: dict[str, Any], kind: str) -> None:

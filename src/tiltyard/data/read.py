@@ -1,24 +1,28 @@
 """Rows of files, folders and data sets of the hub, one at a time, each with its `file:line`.
 
-The contents of rows are checked in `formats`. Reading is lazy: a limit reads no further.
+The contents of rows are checked in `formats`. Reading is lazy: a limit reads no further. A row that cannot be read is an
+error of its own: the rows after it are read, and `bad_rows` decides what becomes of it. An error of the whole file (cut
+short, another format, a missing shard) ends the reading.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from tiltyard.data.splits import SUFFIXES, choose_split, split_files, suffix_of
 from tiltyard.errors import DataError, nearest
+from tiltyard.files import HEAD, foreign_format, not_utf8, reading
 from tiltyard.runs.ref import Ref
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FIX_LINE = "correct or delete this line"
 _ONE_OBJECT_A_LINE = 'one JSON object a line, e.g. {"prompt": "...", "completion": "..."}'
@@ -32,30 +36,42 @@ class Row:
     where: str
 
 
-def read_rows(source: str | Path, *, split: str | None = None, limit: int | None = None) -> Iterator[Row]:
+Item = Row | DataError  # a row, or why it cannot be read
+
+
+def read_rows(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    on_bad: Callable[[DataError], None] | None = None,
+) -> Iterator[Row]:
     """Reads the rows of a file, a folder or a dataset of the hub.
 
     Args:
         source: `.jsonl`, `.jsonl.gz`, `.json` (a list), `.parquet`; a folder made by `save_to_disk` or holding
             `train.jsonl.gz` and the like; otherwise a hub name (`owner/name` or `owner/name:config`).
         split: which split of a folder or hub dataset; by default `train`, or the only one there is.
-        limit: read at most this many rows.
+        limit: read at most this many rows, good or bad.
+        on_bad: takes the error of each row that cannot be read, and reading goes on; None raises the first.
 
     Raises:
-        DataError: at the call for a source that is missing, while reading for an empty file or a malformed row.
+        DataError: at the call for a source that is missing, while reading for an empty or damaged file or, without
+            `on_bad`, a malformed row.
     """
     if limit is not None and limit < 1:
         raise DataError(
             "limit must be at least 1", where=str(source), got=limit, fix="leave limit out to read all rows"
         )
-    rows = _open(source, split)
-    return _not_empty(rows if limit is None else itertools.islice(rows, limit), str(source))
+    items = _open(source, split)
+    return _good(items if limit is None else itertools.islice(items, limit), str(source), on_bad)
 
 
-def _open(source: str | Path, split: str | None) -> Iterator[Row]:
+def _open(source: str | Path, split: str | None) -> Iterator[Item]:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _read_folder(path, split)
+        with reading(path):
+            return _read_folder(path, split)
     if path.is_file():
         if split is not None:
             raise DataError(
@@ -71,27 +87,27 @@ def _open(source: str | Path, split: str | None) -> Iterator[Row]:
     return _read_hub(ref, split)
 
 
-def _not_empty(rows: Iterator[Row], where: str) -> Iterator[Row]:
-    first = next(rows, None)
-    if first is None:
+def _good(items: Iterator[Item], where: str, on_bad: Callable[[DataError], None] | None) -> Iterator[Row]:
+    empty = True
+    for item in items:
+        empty = False
+        if isinstance(item, Row):
+            yield item
+        elif on_bad is None:
+            raise item
+        else:
+            on_bad(item)
+    if empty:
         raise DataError(
             "no rows", where=where, got="an empty source", expected="at least one row", fix="check the path"
         )
-    yield first
-    yield from rows
-
-
-def _suffix(path: Path) -> str:
-    """Returns the known suffix that the file name ends in; "" if it has none."""
-    name = path.name.lower()
-    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), "")
 
 
 def _missing(path: Path) -> DataError:
     folder = path.parent
     if not folder.is_dir():
         return DataError("the folder does not exist", where=str(path), got=str(folder), fix="check the path")
-    names = [p.name for p in folder.iterdir() if p.is_dir() or _suffix(p)]
+    names = [p.name for p in folder.iterdir() if p.is_dir() or suffix_of(p)]
     hint = nearest(path.name, names) if names else "the folder holds no data files"
     return DataError("the file does not exist", where=str(path), fix=f"{hint} (in {folder})")
 
@@ -99,8 +115,8 @@ def _missing(path: Path) -> DataError:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _read_file(path: Path) -> Iterator[Row]:
-    suffix = _suffix(path)
+def _read_file(path: Path) -> Iterator[Item]:
+    suffix = suffix_of(path)
     if suffix.startswith(".jsonl"):
         return _read_jsonl(path)
     if suffix.startswith(".json"):
@@ -116,41 +132,98 @@ def _read_file(path: Path) -> Iterator[Row]:
     )
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    number = 0
+def _bytes_of(path: Path) -> IO[bytes]:
+    """Opens a file of JSON, unpacked if its name ends in .gz.
+
+    Raises:
+        DataError: it is something else by its first bytes.
+    """
+    packed = path.name.lower().endswith(".gz")
+    with path.open("rb") as raw:
+        head = raw.read(HEAD)
+    foreign = foreign_format(head)
+    if packed and head[:2] != b"\x1f\x8b" and head.strip():
+        name, fix = foreign or ("data that are not compressed", "leave .gz out of its name")
+        raise _foreign(path, name, "gzip-compressed data", fix)
+    if not packed and foreign is not None:
+        raise _foreign(path, foreign[0], "JSON in UTF-8", foreign[1])
+    if not packed:
+        return path.open("rb")
+    with gzip.open(path, "rb") as inside:
+        foreign = foreign_format(inside.read(HEAD))
+    if foreign is not None:
+        raise _foreign(path, f"{foreign[0]}, inside gzip", "JSON in UTF-8", f"unpack it; {foreign[1]}")
+    return gzip.open(path, "rb")
+
+
+def _foreign(path: Path, got: str, expected: str, fix: str) -> DataError:
+    return DataError("the file is not what its name says", where=path.name, got=got, expected=expected, fix=fix)
+
+
+def _read_jsonl(path: Path) -> Iterator[Item]:
+    number, first = 0, True
+    with reading(path), _damage(path, lambda: f"{path.name}:{number + 1}"), _bytes_of(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():  # blank lines, most often the last one, are skipped
+                continue
+            if first and line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                raise DataError(
+                    "the file is a list, not one object a line",
+                    where=f"{path.name}:{number}",
+                    got=repr(line[:80].decode(errors="replace")),
+                    expected=_ONE_OBJECT_A_LINE,
+                    fix="a list of objects belongs in a .json file: rename it",
+                )
+            first = False
+            yield _item(line, f"{path.name}:{number}")
+
+
+@contextlib.contextmanager
+def _damage(path: Path, where: Callable[[], str]) -> Iterator[None]:
+    """Context: the errors of unpacking as one DataError."""
     try:
-        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():  # blank lines, most often the last one, are skipped
-                    yield Row(_json_object(line, f"{path.name}:{number}"), f"{path.name}:{number}")
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             "the compressed file is damaged or cut short",
-            where=f"{path.name}:{number + 1}",
+            where=where(),
             got=str(error),
             expected="a whole gzip file",
             fix=f"copy or download it again, and test it with: gzip -t {path}",
         ) from error
 
 
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    value = _parse_json(line, where, _ONE_OBJECT_A_LINE, _FIX_LINE)
-    if not isinstance(value, dict):
-        raise DataError(
-            "the line is not an object",
-            where=where,
-            got=_short(value),
-            expected=_ONE_OBJECT_A_LINE,
-            fix="a list of objects belongs in a .json file" if isinstance(value, list) else _FIX_LINE,
-        )
+def _item(line: bytes, where: str) -> Item:
+    try:
+        value = _parse_json(line, where, _ONE_OBJECT_A_LINE, _FIX_LINE)
+    except DataError as error:
+        return error
+    if isinstance(value, dict):
+        return Row(value, where)
+    fix = "a list of objects belongs in a .json file" if isinstance(value, list) else _FIX_LINE
+    return DataError(
+        "the line is not an object", where=where, got=_short(value), expected=_ONE_OBJECT_A_LINE, fix=fix
+    )
+
+
+class _KeyTwice(ValueError):
+    """The key that an object has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):  # JSON's usual reader would keep the last one and drop the others
+        keys = [key for key, _ in pairs]
+        raise _KeyTwice(next(key for key in keys if keys.count(key) > 1))
     return value
 
 
 def _parse_json(data: bytes, where: str, expected: str, fix: str) -> Any:
+    text = ""
     try:
         # utf-8-sig: Windows editors put a byte-order mark in front
         text = data.decode("utf-8-sig")
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # half of an escaped pair is no text at all
         return value
@@ -163,26 +236,24 @@ def _parse_json(data: bytes, where: str, expected: str, fix: str) -> Any:
             fix="the text was cut in the middle of a character: correct or delete this line",
         ) from error
     except UnicodeDecodeError as error:
+        raise not_utf8(data, error, where) from error
+    except _KeyTwice as error:
         raise DataError(
-            "the text is not UTF-8",
-            where=where,
-            got=f"byte {data[error.start]:#04x} at column {error.start + 1}",
-            expected="UTF-8",
-            fix="convert the file: iconv -f latin1 -t utf-8",
+            f"the key '{error}' stands twice in one object", where=where, expected="each key once", fix=fix
         ) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        column = getattr(error, "pos", 0)
-        got = data.decode("utf-8-sig")[max(0, column - 40) : column + 40].strip()
-        raise DataError(f"malformed JSON ({error})", where=where, got=got, expected=expected, fix=fix) from error
+    except json.JSONDecodeError as error:
+        if "\0" in text:
+            got, fix = "NUL characters", f"the file was not written to its end (a full disk, a crash): {fix}"
+        else:
+            got = f"{error.msg} at column {error.colno}: {text[max(0, error.pos - 40) : error.pos + 40].strip()!r}"
+        raise DataError("malformed JSON", where=where, got=got, expected=expected, fix=fix) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand levels deep
+        raise DataError("malformed JSON", where=where, got=str(error), expected=expected, fix=fix) from error
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            "the compressed file is damaged or cut short", where=path.name, got=str(error), fix="copy it again"
-        ) from error
+def _read_json(path: Path) -> Iterator[Item]:
+    with reading(path), _damage(path, lambda: path.name), _bytes_of(path) as stream:
+        data = stream.read()
     if not data.strip():
         return
     expected = "a list of objects"
@@ -198,24 +269,47 @@ def _read_json(path: Path) -> Iterator[Row]:
     yield from _objects(values, f"{path.name}:row ")
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        table = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError("not a Parquet file", where=path.name, got=str(error), fix="write it again") from error
-    values = (row for batch in table.iter_batches(batch_size=1024) for row in batch.to_pylist())
-    yield from _objects((_without_nulls(v) for v in values), f"{path.name}:row ")
+    number = 0
+    with reading(path):
+        with path.open("rb") as stream:
+            foreign = foreign_format(stream.read(HEAD))
+        if foreign is not None and foreign[0] != "a Parquet file":
+            raise _foreign(path, foreign[0], "a Parquet file", foreign[1])
+        try:
+            table = pq.ParquetFile(path)
+            _unique_columns(table.schema_arrow.names, path)
+            for batch in table.iter_batches(batch_size=1024):
+                for item in _objects(map(_without_nulls, batch.to_pylist()), f"{path.name}:row ", number):
+                    number += 1
+                    yield item
+        except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
+            if isinstance(error, DataError) or getattr(error, "errno", None):
+                raise
+            what = "the Parquet file is damaged or cut short" if foreign else "not a Parquet file"
+            where = f"{path.name}:row {number + 1}" if number else path.name
+            raise DataError(what, where=where, got=str(error), fix="copy it again, or write it again") from error
 
 
-def _objects(values: Iterable[Any], prefix: str) -> Iterator[Row]:
-    for number, value in enumerate(values, start=1):
+def _unique_columns(names: list[str], path: Path) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"two columns are called '{name}'", where=path.name, got=", ".join(names), fix="rename one of them"
+            )
+
+
+def _objects(values: Iterable[Any], prefix: str, before: int = 0) -> Iterator[Item]:
+    """The values as rows, numbered from `before` + 1."""
+    for number, value in enumerate(values, start=before + 1):
         where = f"{prefix}{number}"
-        if not isinstance(value, dict):
-            raise DataError("not an object", where=where, got=_short(value), expected="an object", fix="correct it")
-        yield Row(value, where)
+        if isinstance(value, dict):
+            yield Row(value, where)
+        else:
+            yield DataError("not an object", where=where, got=_short(value), expected="an object", fix="correct it")
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
@@ -231,34 +325,13 @@ def _short(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------- folders and the hub
 
 
-def _read_folder(folder: Path, split: str | None) -> Iterator[Row]:
+def _read_folder(folder: Path, split: str | None) -> Iterator[Item]:
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return _read_saved(folder, split)
-    files = sorted(p for p in folder.iterdir() if p.is_file() and _suffix(p))
-    if not files and (folder / "data").is_dir():  # the layout of a cloned hub dataset
-        files = sorted(p for p in (folder / "data").iterdir() if p.is_file() and _suffix(p))
-    if not files:
-        raise DataError(
-            "the folder holds no data files", where=str(folder), expected=", ".join(SUFFIXES), fix="check the path"
-        )
-    splits: dict[str, list[Path]] = {}
-    for path in files:
-        stem = path.name[: -len(_suffix(path))]
-        splits.setdefault(stem.split("-0")[0], []).append(path)  # train-00000-of-00002.parquet
-    chosen = splits[_choose(list(splits), split, str(folder))]
-    return itertools.chain.from_iterable(_read_file(p) for p in chosen)
+    return itertools.chain.from_iterable(_read_file(p) for p in split_files(folder, split))
 
 
-def _choose(names: list[str], split: str | None, where: str) -> str:
-    chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
-    if chosen is None:
-        raise DataError("which split?", where=where, got="no split", expected=", ".join(names), fix="set split")
-    if chosen not in names:
-        raise DataError("no such split", where=where, got=chosen, expected=", ".join(names), fix=nearest(chosen, names))
-    return chosen
-
-
-def _read_saved(folder: Path, split: str | None) -> Iterator[Row]:
+def _read_saved(folder: Path, split: str | None) -> Iterator[Item]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -269,14 +342,14 @@ def _read_saved(folder: Path, split: str | None) -> Iterator[Row]:
         ) from error
     label = folder.name
     if isinstance(data, DatasetDict):
-        name = _choose([str(n) for n in data], split, str(folder))
+        name = choose_split([str(n) for n in data], split, str(folder))
         data, label = data[name], f"{label}[{name}]"
     elif split is not None:
         raise DataError("this saved dataset has no splits", where=str(folder), got=split, fix="leave split out")
-    return _objects((_without_nulls(dict(v)) for v in data), f"{label}:row ")
+    return _stored(data, f"{label}:row ", str(folder))
 
 
-def _read_hub(ref: Ref, split: str | None) -> Iterator[Row]:
+def _read_hub(ref: Ref, split: str | None) -> Iterator[Item]:
     from datasets import load_dataset
 
     split = split or "train"
@@ -290,6 +363,19 @@ def _read_hub(ref: Ref, split: str | None) -> Iterator[Row]:
             expected="a file, a folder, or the name of a hub dataset (owner/name or owner/name:config)",
             fix="check the path or name and the split; for a local file give its suffix (.jsonl, .parquet)",
         ) from error
-    return (
-        Row(_without_nulls(dict(v)), f"{ref.text}[{split}]:{number}") for number, v in enumerate(iter(data), start=1)
-    )
+    return _stored(data, f"{ref.text}[{split}]:", ref.text)
+
+
+def _stored(data: Iterable[Any], prefix: str, where: str) -> Iterator[Item]:
+    """The rows of a data set of the package datasets."""
+    number = 0
+    try:
+        for number, value in enumerate(iter(data), start=1):
+            yield Row(_without_nulls(dict(value)), f"{prefix}{number}")
+    except Exception as error:  # a file that is missing or cut short: many classes
+        raise DataError(
+            "the data set breaks off",
+            where=f"{prefix}{number + 1}",
+            got=f"{type(error).__name__}: {error}",
+            fix=f"download or save it again: {where}",
+        ) from error

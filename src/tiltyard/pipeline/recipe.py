@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.files import read_text
 from tiltyard.records import canonical, canonical_key, flat_keys, merged
 from tiltyard.runs import Ref
 from tiltyard.stages.base import Stage, get_stage, references
@@ -89,7 +90,7 @@ def find_recipe(name: str | Path) -> Path:
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe file with `stage.key=value`, `defaults.key=value` and `name=value` applied."""
     path = find_recipe(path)
-    recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), folder=path.parent)
+    recipe = parse_recipe(read_text(path, ConfigError), str(path), folder=path.parent)
     for text in overrides:
         recipe = _override(recipe, text)
     return recipe

@@ -63,9 +63,7 @@ def sync_folder(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------- what a user brings
 
 HEAD = 512  # bytes that tell what a file is
-_GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (_GIT_LFS, "a Git LFS pointer: the file itself was not downloaded", "run `git lfs pull` in its repository"),
     (b"\x1f\x8b", "gzip-compressed data", "give its name the ending .gz, or unpack it with gunzip"),
     (b"\x28\xb5\x2f\xfd", "Zstandard-compressed data", "unpack it: zstd -d FILE"),
     (b"\xfd7zXZ\0", "xz-compressed data", "unpack it: unxz FILE"),
@@ -82,6 +80,8 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 def foreign_format(head: bytes) -> tuple[str, str] | None:
     """Names what a file is whose first bytes are those of no UTF-8 text, and what to do; None if they may be one."""
+    if _is_pointer(head):
+        return "a Git LFS pointer: the file itself was not downloaded", "run `git lfs pull` in its repository"
     for signature, name, fix in _SIGNATURES:
         if head.startswith(signature):
             return name, fix
@@ -98,9 +98,13 @@ def is_lfs_pointer(path: Path) -> bool:
     """True for a small text that stands for a file which Git LFS did not download."""
     try:
         with path.open("rb") as file:
-            return file.read(len(_GIT_LFS)) == _GIT_LFS
+            return _is_pointer(file.read(HEAD))
     except OSError:
         return False
+
+
+def _is_pointer(head: bytes) -> bool:
+    return head.startswith(b"version ") and b"git-lfs" in head.partition(b"\n")[0]
 
 
 @contextlib.contextmanager

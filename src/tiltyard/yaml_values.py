@@ -28,7 +28,10 @@ class CoreLoader(yaml.SafeLoader):
 
 def _whole(_: CoreLoader, node: yaml.ScalarNode) -> int:
     text = node.value.replace("_", "")
-    return int(text, 0) if re.match(r"[-+]?0[xob]", text) else int(text)
+    value = 2**64 if len(text) > 999 else int(text, 0) if re.match(r"[-+]?0[xob]", text) else int(text)
+    if not -(2**63) <= value < 2**63:  # Python refuses to read thousands of digits
+        raise ValueError("a whole number beyond 64 bits (a text that looks like a number is written in quotes)")
+    return value
 
 
 def _real(_: CoreLoader, node: yaml.ScalarNode) -> float:
@@ -70,7 +73,7 @@ def parse_value(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"the value cannot be read: {problem}", got=text, expected="a YAML value") from None
+        raise ConfigError(f"the value cannot be read: {problem}", got=text[:200], expected="a YAML value") from None
 
 
 def split_assignment(text: str) -> tuple[str, Any]:

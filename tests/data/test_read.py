@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,10 @@ BAD_LINES = {
     "cut": ('{"prompt": "a', r"f.jsonl:3: malformed JSON(.|\n)*correct or delete this line"),
     "list": ("[1, 2]", r"f.jsonl:3: the line is not an object(.|\n)*list \[1, 2\](.|\n)*belongs in a .json file"),
     "number": ("17", r"f.jsonl:3: the line is not an object(.|\n)*int 17(.|\n)*correct or delete"),
+    "digits": ('{"id": ' + "9" * 5000 + "}", r"f.jsonl:3: malformed JSON(.|\n)*digits"),
+    "NUL": ('{"a": "x\0\0"}', r"f.jsonl:3: malformed JSON(.|\n)*NUL characters(.|\n)*not written to its end"),
+    "only NUL": ("\0\0\0", r"f.jsonl:3: malformed JSON(.|\n)*NUL characters"),
+    "twice": ('{"a": 1, "b": {"c": 1, "c": 2}}', r"f.jsonl:3: the key 'c' stands twice"),
     "surrogate": ('{"a": "x\\ud83d"}', r"f.jsonl:3: half of a surrogate pair(.|\n)*correct or delete"),
     "deep": ("[" * 200_000, r"f.jsonl:3: malformed JSON"),
 }
@@ -193,3 +199,91 @@ def test_bad_arguments(tmp_path: Path) -> None:
         read_rows(path, limit=0)
     with pytest.raises(DataError, match="a single file has no splits"):
         read_rows(path, split="train")
+
+
+# -------------------------------------------------------------------------- files that are something else
+
+PLAIN = '{"a": "x"}\n'.encode()
+OTHERS = {
+    "utf-16 with a mark": ('{"a": "caf\u00e9"}\n'.encode("utf-16"), "UTF-16(.|\n)*iconv -f UTF-16 "),
+    "utf-16 le": ('{"a": "x"}\n'.encode("utf-16-le"), "UTF-16(.|\n)*iconv -f UTF-16LE"),
+    "utf-16 be": ('{"a": "x"}\n'.encode("utf-16-be"), "UTF-16(.|\n)*iconv -f UTF-16BE"),
+    "utf-32": ('{"a": "x"}\n'.encode("utf-32"), "UTF-32(.|\n)*iconv"),
+    "gzip": (gzip.compress(PLAIN), "gzip-compressed data(.|\n)*the ending .gz"),
+    "bzip2": (bz2.compress(PLAIN), "bzip2"),
+    "xz": (lzma.compress(PLAIN), "xz-compressed"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", "Zstandard"),
+    "zip": (b"PK\x03\x04\x14\x00", "ZIP archive"),
+    "parquet": (b"PAR1\x15\x04PAR1", "Parquet(.|\n)*ending .parquet"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n", "Git LFS(.|\n)*git lfs pull"),
+    "a page": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "web page(.|\n)*raw link"),
+}
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.json", "f.json.gz", "f.parquet"])
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, case: str) -> None:
+    content, message = OTHERS[case]
+    if (name.endswith(".gz") and case == "gzip") or (name == "f.parquet" and case == "parquet"):
+        return
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: the file is not what its name says(.|\n)*{message}"):
+        list(read_rows(tmp_path / name))
+    if name.endswith(".gz"):  # and packed once more
+        (tmp_path / name).write_bytes(gzip.compress(content))
+        with pytest.raises(DataError, match=rf"{name}: the file is not what its name says(.|\n)*{message.split('(')[0]}"):
+            list(read_rows(tmp_path / name))
+
+
+def test_a_list_called_jsonl(tmp_path: Path) -> None:
+    for text in (json.dumps(ROWS), json.dumps(ROWS, indent=2)):
+        (tmp_path / "f.jsonl").write_text("\n" + text)
+        with pytest.raises(DataError, match=r"f.jsonl:2: the file is a list(.|\n)*rename it"):
+            list(read_rows(tmp_path / "f.jsonl"))
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    paths = [write(tmp_path, name) for name in ("a.jsonl", "a.json", "a.parquet", "a.jsonl.gz")]
+    monkeypatch.setattr(Path, "open", refused)
+    for path in paths:
+        with pytest.raises(DataError, match=rf"{path.name}: the file cannot be read(.|\n)*chmod u\+r"):
+            list(read_rows(path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_a_folder_called_like_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="the folder holds no data files"):
+        read_rows(tmp_path / name)
+
+
+def test_a_parquet_file_cut_short(tmp_path: Path) -> None:
+    path = write(tmp_path, "f.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"f.parquet: the Parquet file is damaged or cut short"):
+        list(read_rows(path))
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["prompt", "prompt"]), tmp_path / "f.parquet")
+    with pytest.raises(DataError, match="two columns are called 'prompt'"):
+        list(read_rows(tmp_path / "f.parquet"))
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
+def test_bad_rows_are_told_one_by_one(tmp_path: Path, name: str) -> None:
+    bad = ["17", '"text"', "[1]"]
+    lines = [json.dumps(ROWS[0]), *bad, json.dumps(ROWS[1])]
+    (tmp_path / name).write_text("\n".join(lines) if name == "f.jsonl" else f"[{','.join(lines)}]")
+    found: list[DataError] = []
+    rows = list(read_rows(tmp_path / name, on_bad=found.append))
+    assert [row.value for row in rows] == ROWS[:2]
+    row = "" if name == "f.jsonl" else "row "
+    assert [error.where for error in found] == [f"{name}:{row}{i}" for i in (2, 3, 4)]
+    assert len(list(read_rows(tmp_path / name, limit=3, on_bad=found.append))) == 1, "a limit counts bad rows too"

@@ -88,9 +88,10 @@ def test_stages_and_show(capsys) -> None:
 def test_models_are_found(recipe, monkeypatch, capsys) -> None:
     seen: dict = {}
 
-    def sample(model: Path, prompts: list[str], **settings: object) -> list[Group]:
+    def sample(model: Path, prompts: list[tuple[str, str]], **settings: object) -> list[Group]:
         seen.update(settings, model=model)
-        return [Group(Prompt(text=p), (Response((1, 2), p.upper(), (-0.5, -1.0), finish="stop"),)) for p in prompts]
+        response = {"logps": (-0.5, -1.0), "finish": "stop"}
+        return [Group(Prompt(text=p), (Response((1, 2), p.upper(), **response),)) for _, p in prompts]
 
     def chat(model: Path, **settings: object) -> None:
         seen.update(settings, model=model)

@@ -21,7 +21,6 @@ from tiltyard.errors import (
     ModelError,
     TiltyardError,
 )
-from tiltyard.report.text import plain
 
 WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
 
@@ -88,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         typer.echo("interrupted", err=True)
         return 130
     except Exception as error:
+        from tiltyard.report.text import plain
+
         if debug:
             traceback.print_exc()
         elif isinstance(error, TiltyardError):

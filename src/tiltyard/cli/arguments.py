@@ -21,6 +21,7 @@ Pairs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Se
 Model = Annotated[str, typer.Argument(help="A model folder, RUN/STAGE (runs/demo/sft or demo/sft), or a hub name.")]
 
 
+LARGEST = 2**63 - 1  # a number of 64 bits
 STDIN = "standard input"
 COMMAND_LINE = "command line"
 

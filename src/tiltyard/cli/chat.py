@@ -10,12 +10,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from tiltyard.cli.arguments import Json, Model, Runs, find_model, prompts_of_stdin
+from tiltyard.cli.arguments import LARGEST, Json, Model, Runs, find_model, prompts_of_stdin
 from tiltyard.cli.output import console_for, emit, responses_as_json
 from tiltyard.errors import ConfigError
-from tiltyard.report.text import plain
 
-LARGEST = 2**63 - 1  # a number of 64 bits
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this total probability.")]
 TopK = Annotated[int, typer.Option(min=0, max=LARGEST, help="Keep this many tokens; 0 keeps all.")]
@@ -42,6 +40,8 @@ def sample(
 
     Prompts come from --prompt, or from standard input, one a line.
     """
+    from tiltyard.report.text import plain
+
     placed = [("--prompt", text) for text in prompt or ()]
     if not placed and not sys.stdin.isatty():
         placed = prompts_of_stdin()

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from tiltyard.errors import ConfigError
+from tiltyard.files import not_utf8
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.report.text import plain
@@ -35,16 +36,16 @@ def sample(
         prompts: (where it comes from, text).
 
     Raises:
-        ConfigError: a prompt that leaves no room for a response.
+        ConfigError: a prompt that fills the model's context.
     """
     loaded = load_language_model(model, device=device)
     encoded = loaded.chat.encode_prompts([Prompt(messages=(Message("user", text),)) for _, text in prompts])
     for (where, _), prompt in zip(prompts, encoded, strict=True):
-        _check_room(loaded, prompt, where)
+        _check_length(loaded, prompt, where)
     return generate(loaded, encoded, n, SampleSettings(temperature, top_p, top_k, max_tokens), seed=seed)
 
 
-def _check_room(model: LanguageModel, prompt: Prompt, where: str) -> None:
+def _check_length(model: LanguageModel, prompt: Prompt, where: str) -> None:
     limit = model.chat.max_length
     if limit is not None and len(prompt.ids) >= limit:
         raise ConfigError(
@@ -75,6 +76,8 @@ def chat(
             line = console.input("[bold]you:[/] ")
         except (EOFError, KeyboardInterrupt):
             break
+        except UnicodeDecodeError as error:
+            raise not_utf8(error.object, error, "standard input", ConfigError) from None
         if not line.strip():
             break
         turns.append(Message("user", line))

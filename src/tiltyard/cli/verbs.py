@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tiltyard.cli.arguments import (
+    LARGEST,
     DryRun,
     Json,
     Model,
@@ -31,7 +32,7 @@ def run(
     dry_run: DryRun = False,
     json_output: Json = False,
     runs: Runs = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=1, help="Stages at a time, where they do not need each other.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=LARGEST, help="Stages at a time, where they do not need each other.")] = 1,
 ) -> None:
     """Run a recipe; run it again to resume it."""
     from tiltyard.distributed.processes import is_main
@@ -105,13 +106,16 @@ def check(
     data: Annotated[str, typer.Argument(help="A file, folder or hub name.")],
     *,
     held_out: Annotated[str, typer.Option(help="A second file that should share nothing with the first.")] = "",
-    kind: Annotated[str, typer.Option(help="demonstrations, comparisons, prompts or text.")] = "comparisons",
+    kind: Annotated[
+        str, typer.Option(help="comparisons, demonstrations, labelled, prompts or text.")
+    ] = "comparisons",
+    split: Annotated[str, typer.Option(help="Split of a folder or hub data set; else train, or the only one.")] = "",
     json_output: Json = False,
 ) -> None:
     """Check data before training on them: duplicates, ties, contradictions, empty responses, length bias."""
     from tiltyard.inputs.files import check_files
 
-    report = check_files(data, held_out, kind)
+    report = check_files(data, held_out, kind, split)
     if json_output:
         emit(report.to_dict())
         return
@@ -126,8 +130,8 @@ def bench(
     method: Annotated[str, typer.Option(help="A training method: `tiltyard methods` lists them.")] = "sft",
     data: Annotated[str, typer.Option(help="Its training data: a file, folder or hub name.")] = "",
     prompts: Annotated[str, typer.Option(help="Prompts, for a method that samples.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Timed steps.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps before the timed ones.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, max=LARGEST, help="Timed steps.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, max=LARGEST, help="Steps before the timed ones.")] = 2,
     json_output: Json = False,
     runs: Runs = Path("runs"),
 ) -> None:

@@ -1,4 +1,4 @@
-"""Which files of a folder are a split: one file, or its shards, all of them and each once."""
+"""Files of a folder by split: one file, or all of its shards, each once."""
 
 from __future__ import annotations
 

@@ -202,11 +202,11 @@ def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits) -
     return prompts
 
 
-def check_files(data: str, held_out: str = "", kind: str = "comparisons") -> CheckReport:
-    """Checks one file, or two that should share nothing; no file is held in memory."""
+def check_files(data: str, held_out: str = "", kind: str = "comparisons", split: str = "") -> CheckReport:
+    """Checks one file, or two that should share nothing; no file is held in memory. `split` is that of `data`."""
     if kind not in get_args(Kind):
         raise ConfigError("unknown kind of data", where="--kind", got=kind, fix=nearest(kind, get_args(Kind)))
-    return check_data(_Rows(data, cast(Kind, kind)), _Rows(held_out, cast(Kind, kind)) if held_out else None)
+    return check_data(_Rows(data, cast(Kind, kind), split), _Rows(held_out, cast(Kind, kind)) if held_out else None)
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,10 @@ class _Rows:
 
     path: str
     kind: Kind
+    split: str = ""
 
     def __iter__(self) -> Iterator[Group]:
-        return (parse_row(row, self.kind) for row in read_rows(self.path))
+        return (parse_row(row, self.kind) for row in read_rows(self.path, split=self.split or None))
 
 
 def byte_count(groups: Iterable[Group]) -> int:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from tiltyard.errors import CheckpointError, ConfigError, ModelError, nearest
+from tiltyard.files import is_lfs_pointer
 from tiltyard.models.backbone import DType
 
 # width, layers, heads, key-value heads, feed-forward width: Llama shape
@@ -98,6 +99,14 @@ def loading_errors(what: str, source: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
+        pointer = next(filter(is_lfs_pointer, sorted(Path(source).glob("*"))), None)
+        if pointer is not None:
+            raise ModelError(
+                f"the {what} was not downloaded",
+                where=str(pointer),
+                got="a Git LFS pointer, a text of three lines in place of the file",
+                fix=f"run `git lfs pull` in {source}",
+            ) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"the {what} could not be loaded",

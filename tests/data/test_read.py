@@ -203,7 +203,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------- files that are something else
 
-PLAIN = '{"a": "x"}\n'.encode()
+PLAIN = b'{"a": "x"}\n'
 OTHERS = {
     "utf-16 with a mark": ('{"a": "caf\u00e9"}\n'.encode("utf-16"), "UTF-16(.|\n)*iconv -f UTF-16 "),
     "utf-16 le": ('{"a": "x"}\n'.encode("utf-16-le"), "UTF-16(.|\n)*iconv -f UTF-16LE"),
@@ -231,7 +231,9 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, case: 
         list(read_rows(tmp_path / name))
     if name.endswith(".gz"):  # and packed once more
         (tmp_path / name).write_bytes(gzip.compress(content))
-        with pytest.raises(DataError, match=rf"{name}: the file is not what its name says(.|\n)*{message.split('(')[0]}"):
+        with pytest.raises(
+            DataError, match=rf"{name}: the file is not what its name says(.|\n)*{message.split('(')[0]}"
+        ):
             list(read_rows(tmp_path / name))
 
 
@@ -271,7 +273,9 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["prompt", "prompt"]), tmp_path / "f.parquet")
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["prompt", "prompt"]), tmp_path / "f.parquet"
+    )
     with pytest.raises(DataError, match="two columns are called 'prompt'"):
         list(read_rows(tmp_path / "f.parquet"))
 

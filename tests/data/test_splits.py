@@ -72,7 +72,14 @@ def test_one_split_twice(tmp_path: Path, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "stray",
-    ["train-05-held-out.jsonl", "train-2023.jsonl", "train-05.jsonl", "train-0-test.jsonl", "train-0.jsonl", "trainer.jsonl"],
+    [
+        "train-05-held-out.jsonl",
+        "train-2023.jsonl",
+        "train-05.jsonl",
+        "train-0-test.jsonl",
+        "train-0.jsonl",
+        "trainer.jsonl",
+    ],
 )
 def test_a_file_with_a_number_is_no_shard(tmp_path: Path, stray: str) -> None:
     write(tmp_path, "train.jsonl", stray)

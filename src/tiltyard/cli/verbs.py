@@ -32,7 +32,9 @@ def run(
     dry_run: DryRun = False,
     json_output: Json = False,
     runs: Runs = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=1, max=LARGEST, help="Stages at a time, where they do not need each other.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="Stages at a time, where they do not need each other.")
+    ] = 1,
 ) -> None:
     """Run a recipe; run it again to resume it."""
     from tiltyard.distributed.processes import is_main
@@ -106,9 +108,7 @@ def check(
     data: Annotated[str, typer.Argument(help="A file, folder or hub name.")],
     *,
     held_out: Annotated[str, typer.Option(help="A second file that should share nothing with the first.")] = "",
-    kind: Annotated[
-        str, typer.Option(help="comparisons, demonstrations, labelled, prompts or text.")
-    ] = "comparisons",
+    kind: Annotated[str, typer.Option(help="comparisons, demonstrations, labelled, prompts or text.")] = "comparisons",
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set; else train, or the only one.")] = "",
     json_output: Json = False,
 ) -> None:

@@ -201,9 +201,7 @@ def _item(line: bytes, where: str) -> Item:
     if isinstance(value, dict):
         return Row(value, where)
     fix = "a list of objects belongs in a .json file" if isinstance(value, list) else _FIX_LINE
-    return DataError(
-        "the line is not an object", where=where, got=_short(value), expected=_ONE_OBJECT_A_LINE, fix=fix
-    )
+    return DataError("the line is not an object", where=where, got=_short(value), expected=_ONE_OBJECT_A_LINE, fix=fix)
 
 
 class _KeyTwice(ValueError):

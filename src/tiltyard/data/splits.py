@@ -67,7 +67,9 @@ def choose_split(names: Sequence[str], split: str | None, where: str) -> str:
     chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
     if chosen is None:
         fix = "name one as `split` (--split of tiltyard check), or name a file of the folder"
-        raise DataError("which split?", where=where, got="several, and none called train", expected=", ".join(names), fix=fix)
+        raise DataError(
+            "which split?", where=where, got="several, and none called train", expected=", ".join(names), fix=fix
+        )
     if chosen not in names:
         raise DataError("no such split", where=where, got=chosen, expected=", ".join(names), fix=nearest(chosen, names))
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tiltyard.errors import DataError
 def write(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_text('{"prompt": "%s"}\n' % name)
+        (folder / name).write_text(json.dumps({"prompt": name}) + "\n")
     return folder
 
 

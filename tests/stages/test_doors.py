@@ -1,4 +1,4 @@
-"""What comes in through the doors of the command line: arguments, standard input, recipes; and what a terminal shows."""
+"""Doors of the command line: arguments, standard input, recipes; and what a terminal shows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Rows of files, folders and data sets of the hub, one at a time, each with its `file:line`.
 
-The contents of rows are checked in `formats`. Reading is lazy: a limit reads no further. A row that cannot be read is an
-error of its own: the rows after it are read, and `bad_rows` decides what becomes of it. An error of the whole file (cut
-short, another format, a missing shard) ends the reading.
+The contents of rows are checked in `formats`. Reading is lazy: a limit reads no further. A row that cannot be read is
+an error of its own, and the rows after it can be read. An error of the whole file (cut short, another format, a missing
+shard) ends the reading.
 """
 
 from __future__ import annotations

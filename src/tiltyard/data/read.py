@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from tiltyard.data.splits import SUFFIXES, choose_split, split_files, suffix_of
 from tiltyard.errors import DataError, nearest
@@ -153,7 +153,7 @@ def _bytes_of(path: Path) -> IO[bytes]:
         foreign = foreign_format(inside.read(HEAD))
     if foreign is not None:
         raise _foreign(path, f"{foreign[0]}, inside gzip", "JSON in UTF-8", f"unpack it; {foreign[1]}")
-    return gzip.open(path, "rb")
+    return cast(IO[bytes], gzip.open(path, "rb"))
 
 
 def _foreign(path: Path, got: str, expected: str, fix: str) -> DataError:

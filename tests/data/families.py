@@ -67,6 +67,47 @@ NO_END = (
     "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
 )
 
+# the header stands inside the turn, whatever add_generation_prompt asks: older ChatML files
+CHATML_NO_PROMPT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+)
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + ' ' }}"
+    "{% elif m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token }}{% endif %}{% endfor %}\n"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+# every finished turn loses its thinking, the last one too
+STRIPS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|User|>' + m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}{{ '<|Assistant|>' + m['content'].split('</think>')[-1] + eos_token }}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+)
+# the role tokens are added tokens that the tokenizer does not call special
+PLAIN_ROLES = (
+    "{% for m in messages %}{{ '<|Q|>' if m['role'] == 'user' else '<|A|>' if m['role'] == 'assistant' else '<|S|>' }}"
+    "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ '<|E|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|A|>' }}{% endif %}"
+)
+# every turn of the assistant shows a thought, an empty one if it had none; its tags are tokens, not special ones
+THINKS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if m['role'] == 'assistant' %}"
+    "{% if '</think>' in m['content'] %}{{ m['content'] }}{% else %}{{ '<think></think>\n' + m['content'] }}{% endif %}"
+    "{{ '<|user|>' if loop.last else '' }}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# tokens added to a family's tokenizer that are not special
+PLAIN_TOKENS = {
+    "qwen3": ["<think>", "</think>"],
+    "r1": ["<think>", "</think>"],
+    "plain_roles": ["<|Q|>", "<|A|>", "<|S|>", "<|E|>"],
+    "thinks": ["<think>", "</think>"],
+}
+
 # name: (special tokens, bos, eos, pad, template)
 FAMILIES: dict[str, tuple[list[str], str | None, str | None, str | None, str | None]] = {
     "llama3": (
@@ -102,6 +143,18 @@ FAMILIES: dict[str, tuple[list[str], str | None, str | None, str | None, str | N
         "<|endoftext|>",
         PHI3,
     ),
+    "chatml_no_prompt": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, "<|im_end|>", None, CHATML_NO_PROMPT),
+    "vicuna": (["<s>", "</s>"], "<s>", "</s>", None, VICUNA),
+    "zephyr": (["<s>", "</s>"], "<s>", "</s>", "</s>", ZEPHYR),
+    "strips": (["<s>", "</s>", "<|User|>", "<|Assistant|>"], "<s>", "</s>", None, STRIPS),
+    "plain_roles": (["<|endoftext|>"], None, "<|endoftext|>", None, PLAIN_ROLES),
+    "thinks": (
+        ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>"],
+        None,
+        "<|endoftext|>",
+        None,
+        THINKS,
+    ),
     "no_end": (["<|endoftext|>"], None, "<|endoftext|>", "<|endoftext|>", NO_END),
 }
 
@@ -134,13 +187,15 @@ def family(name: str) -> PreTrainedTokenizerFast:
     if name == "llama2":
         return sentencepiece_like()
     special, bos, eos, pad, template = FAMILIES[name]
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(backend_json(tuple(special), bos)),
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
         chat_template=template,
     )
+    made.add_tokens([AddedToken(t, special=False, normalized=False) for t in PLAIN_TOKENS.get(name, ())])
+    return made
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

@@ -15,14 +15,12 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from tiltyard.data.rendering import Renderer
-from tiltyard.data.segments import LAST_TURN_ONLY, Plan, Planner
+from tiltyard.data.segments import Plan, Planner
 from tiltyard.data.templates import default_for
-from tiltyard.data.text_ids import BATCH, BREAK, TextEncoder
+from tiltyard.data.text_ids import BATCH, TextEncoder, is_guarded
 from tiltyard.data.tokenizer import encodings_of, first_char
 from tiltyard.errors import DataError, ModelError
 from tiltyard.types import Group, Prompt
-
-__all__ = ["LAST_TURN_ONLY", "Chat"]
 
 
 class Chat:
@@ -33,6 +31,7 @@ class Chat:
 
     Attributes:
         stop_ids: ids that end an answer: eos, and the template's end-of-turn token.
+        completed: the generation prompt that was added to a template without one, see `Renderer`; else empty.
         pad_id: for rectangular tensors; it may equal eos, since no mask is made by comparing with it.
         max_length: default limit of `load` in tokens of prompt + response; None is no limit.
 
@@ -59,8 +58,15 @@ class Chat:
         self._encoder = TextEncoder(tokenizer)
         self._renderer = Renderer(tokenizer, self._encoder)
         self._planner = Planner(self._renderer)
+        self.completed = self._renderer.completed
         ends = () if self._renderer.end_id is None else (self._renderer.end_id,)
         self.stop_ids: frozenset[int] = frozenset((self.eos_id, *ends))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Facts about the template that a stage prints."""
+        header = f"completed with the generation prompt {self.completed!r}, which its own turns begin with"
+        return (header,) if self.completed else ()
 
     # ------------------------------------------------------------------------------------------ encoding and decoding
 
@@ -124,17 +130,26 @@ class Chat:
             encoded = self._encoder.call(batch)
             rows = zip(groups[start : start + BATCH], batch, encoded["input_ids"], strict=True)
             for (group, text, ids), encoding in zip(rows, encodings_of(encoded), strict=False):
-                if BREAK in text:  # tokenised again in parts, so the encoding's offsets are of no use
+                if is_guarded(text):  # tokenised again in parts, so the encoding's offsets are of no use
                     found.append(self._pieces(group, text, self._encoder([(text, False)])[0], None, max_length))
                 else:
                     found.append(self._pieces(group, text, self._encoder.shared(ids), encoding, max_length))
         return found
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Decodes a response: no special tokens, and without the text that the template adds before and after it."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        text = text.removeprefix(self._renderer.lead)
-        return text.removesuffix(self._renderer.special.sub("", self._renderer.end))
+    def decode(self, ids: Sequence[int], *, turn: bool = True) -> str:
+        """Decodes a response: no special tokens, and without the text that the template adds before and after it.
+
+        Args:
+            turn: False for the continuation of a plain text, to which no template added anything.
+        """
+        kept, ended = list(ids), bool(ids) and ids[-1] in self.stop_ids
+        if ended:  # an end-of-turn token need not be a special one, which decoding leaves out
+            kept.pop()
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if not turn:
+            return text
+        text = text.removeprefix(self._renderer.shown_lead)
+        return text.removesuffix(self._renderer.shown_tail) if ended else text
 
     # ------------------------------------------------------------------------------------------ ids
 
@@ -154,7 +169,7 @@ class Chat:
         for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(body)], strict=True)):
             last = number == len(starts) - 1
             if len(starts) == 1:
-                words = text.replace(BREAK, "")
+                words = self._encoder.unguarded(text)
             elif encoding is None:
                 words = self.tokenizer.decode(list(body[start : stop - last]), clean_up_tokenization_spaces=False)
             else:

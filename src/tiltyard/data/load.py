@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from tiltyard.data.chat import LAST_TURN_ONLY, Chat
+from tiltyard.data.chat import Chat
 from tiltyard.data.formats import Kind, parse_row
 from tiltyard.data.read import read_rows
+from tiltyard.data.segments import AS_WRITTEN, HISTORY_REWRITTEN, LAST_TURN_ONLY
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.types import Group, Prompt, Response
 
@@ -26,7 +27,11 @@ ROW_TOO_LONG = "prompt and answer longer than max_length"
 PIECES = "documents cut into pieces"
 PROMPT_CUT = "prompts cut at the front"
 ANSWER_CUT = "answers cut at the end"
-LAST_TURN = "only the last answer trained (the chat template rewrites earlier turns)"
+NOTES = {  # keys of Response.meta that are counted
+    LAST_TURN_ONLY: "only the last answer trained (the chat template rewrites earlier turns)",
+    HISTORY_REWRITTEN: "earlier turns shown with other words (the chat template rewrites them)",
+    AS_WRITTEN: "answers trained word for word (the chat template would change them)",
+}
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,8 @@ def _encoded(
         fitted = _fit(group, max_length, max_prompt, too_long, counts)
         if fitted is not None:
             counts.kept += 1
-            counts.notes[LAST_TURN] += any(LAST_TURN_ONLY in r.meta for r in fitted.responses)
+            for key, note in NOTES.items():
+                counts.notes[note] += any(key in r.meta for r in fitted.responses)
             yield fitted
 
 

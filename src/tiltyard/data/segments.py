@@ -9,15 +9,20 @@ from tiltyard.data.rendering import Renderer
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Message, Prompt, Response
 
-LAST_TURN_ONLY = "last_turn_only"  # key of Response.meta: the template rewrites history, so one turn is trained
+# keys of Response.meta
+LAST_TURN_ONLY = "last_turn_only"  # the template rewrites history, so one turn is trained
+HISTORY_REWRITTEN = "history_rewritten"  # the template shows earlier turns with other words (it strips their thinking)
+AS_WRITTEN = "as_written"  # the template would change the answer's words: they are trained as they are
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The text segments of a response, each with a flag (True if trained on), and a flag for an appended eos."""
+    """The text segments of a response, each with a flag (True if trained on), and flags for an appended eos and
+    for words that the template would change."""
 
     segments: tuple[tuple[str, bool], ...]
     add_eos: bool
+    as_written: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,10 @@ class Planner:
         """
         prompt = self.prompt_text(group.prompt, group.origin)
         if not group.prompt.messages:
-            whole = tuple(Answer(((self.renderer.guard(r.text), True),), add_eos=True) for r in group.responses)
-            return Plan(group, prompt, whole)
-        answers = []
+            texts = (self.renderer.guard_answer(r.text, group.origin) for r in group.responses)
+            return Plan(group, prompt, tuple(Answer(((text, True),), add_eos=True) for text in texts))
+        answers, responses = [], []
+        changed = self._rewritten(prompt, group.prompt.messages)
         for response in group.responses:
             answer = self._segments(prompt, group.prompt.messages, turns_of(response), group.origin)
             if answer is None:
@@ -59,7 +65,14 @@ class Planner:
                     fix="move the earlier turns into the prompt",
                 )
             answers.append(answer)
-        return Plan(group, prompt, tuple(answers))
+            notes = {HISTORY_REWRITTEN: changed, AS_WRITTEN: answer.as_written}
+            meta = {**response.meta, **{key: True for key, flag in notes.items() if flag}}
+            responses.append(replace(response, meta=meta))
+        return Plan(replace(group, responses=tuple(responses)), prompt, tuple(answers))
+
+    def _rewritten(self, text: str, turns: tuple[Message, ...]) -> bool:
+        """True if a rendering holds a turn with other words (white space around them apart)."""
+        return any(self.renderer.guard_turn(turn).strip() not in text for turn in turns)
 
     def _last_turn_plan(self, group: Group) -> Plan:
         """Plans a group of which everything before the last answer becomes prompt, as when the model is used."""
@@ -87,16 +100,33 @@ class Planner:
                 found.append((rest + opened[len(done) :], False))
                 done = opened
             closed = self.renderer.render((*history, turn), generation=False, where=where)
-            if closed.startswith(done):
+            # an answer may begin with what the generation prompt has opened (its thinking)
+            shown = closed[max(0, len(done) - len(self.renderer.prompt)) :]
+            if closed.startswith(done) and self.renderer.guard_turn(turn, where).strip() in shown:
                 words, rest = self.renderer.cut_end(closed[len(done) :])
-            elif len(turns) == 1:
-                # the generation prompt is not part of a finished turn (it may open the thinking): append the turn's end
-                words, rest = self.renderer.guard(turn.content) + self.renderer.end, ""
+            elif len(turns) == 1:  # what the model would write after this prompt, and the end of its turn
+                return self._as_written(prompt, closed, turn, where)
             else:
                 return None
             found.append((words, True))
             done = closed
         return Answer(tuple(found), add_eos=not self.renderer.end)
+
+    def _as_written(self, prompt: str, closed: str, turn: Message, where: str) -> Answer:
+        """Returns the answer's own words, where the template shows a finished turn in another way.
+
+        Either the generation prompt is not part of a finished turn (it opens the thinking), or the template leaves
+        words of a finished turn out (it strips the thinking). What the prompt has opened is not opened twice.
+        """
+        text = self.renderer.guard_turn(turn, where)
+        changed = text.strip() not in closed
+        same = next((i for i, (a, b) in enumerate(zip(prompt, closed, strict=False)) if a != b), len(closed))
+        opened = prompt[same:]
+        if opened.strip() and text.lstrip().startswith(opened.strip()):
+            text = text.lstrip()[len(opened.strip()) :]
+            text = text.removeprefix("\n") if opened.endswith("\n") else text
+        lead = self.renderer.lead if self.renderer.lead.isspace() else ""
+        return Answer(((lead + text + self.renderer.end, True),), not self.renderer.end, changed)
 
     def prompt_text(self, prompt: Prompt, where: str = "") -> str:
         """Returns the text of a prompt, generation prompt included."""
@@ -110,7 +140,7 @@ class Planner:
         """Returns the text of a document, without an end of its own."""
         response = group.responses[0]
         if TURNS not in response.meta:
-            return self.renderer.guard(response.text)
+            return self.renderer.guard(response.text, group.origin)
         turns = turns_of(response)
         text = self.renderer.render(turns, generation=False, where=group.origin)
         return self.renderer.cut_end(text)[0] if turns[-1].role == "assistant" else text

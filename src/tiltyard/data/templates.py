@@ -32,3 +32,10 @@ PLAIN_TEMPLATE = (
 def default_for(vocabulary: Iterable[str]) -> str:
     """Returns `DEFAULT_TEMPLATE` for a vocabulary that has the turn tokens, else `PLAIN_TEMPLATE`."""
     return DEFAULT_TEMPLATE if set(TURN_TOKENS) <= set(vocabulary) else PLAIN_TEMPLATE
+
+
+def with_generation_prompt(template: str, header: str) -> str:
+    """Returns the template with `header` as its generation prompt, for one that has none of its own."""
+    text = header.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    # Jinja drops one newline at the end of a template, which must not come back because something follows it
+    return f"{template.removesuffix(chr(10))}{{% if add_generation_prompt %}}{{{{ '{text}' }}}}{{% endif %}}"

@@ -73,6 +73,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, *, mask: bool 
     )
 
 
+def id_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the highest id + 1: the embeddings that a model for this tokenizer needs. Ids may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def for_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Gives an encoder's tokenizer bos and eos: without its own, `[CLS]` begins a text and `[SEP]` ends it.
 

@@ -168,8 +168,8 @@ class MaskedModel(Encoder):
         tokenizer = self.chat.tokenizer
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= set(tokenizer.all_special_ids)
-        size = min(len(tokenizer), int(self.module.config.vocab_size))
-        return torch.tensor([i for i in range(size) if i not in special], dtype=torch.long)
+        size, known = int(self.module.config.vocab_size), set(tokenizer.get_vocab().values())  # ids may have gaps
+        return torch.tensor([i for i in sorted(known - special) if i < size], dtype=torch.long)
 
     def cloze_logp_R(self, forest: Forest, ids_R: Tensor, masked_R: Tensor) -> Tensor:
         """log p [R] of the true response tokens at their own places, where the text has `ids_R` instead of them.

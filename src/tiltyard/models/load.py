@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tiltyard.data.chat import Chat
+from tiltyard.data.tokenizer import id_count
 from tiltyard.errors import ConfigError, ModelError
 from tiltyard.models.adapters import clone_adapter
 from tiltyard.models.backbone import Backbone, DType
@@ -68,7 +69,7 @@ def from_scratch(
     """A Llama-shaped decoder with random weights and tied embeddings, sized by `preset` (1m, 12m, 60m)."""
     width, layers, heads, kv_heads, inner = preset_shape(preset)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=id_count(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,

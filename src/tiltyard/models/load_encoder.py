@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tiltyard.data.chat import Chat
-from tiltyard.data.tokenizer import for_encoder
+from tiltyard.data.tokenizer import for_encoder, id_count
 from tiltyard.errors import ModelError
 from tiltyard.models.backbone import DType
 from tiltyard.models.encoder import EncoderScalar, MaskedModel, is_encoder
@@ -39,7 +39,7 @@ def masked_from_scratch(
     """A ModernBERT-shaped encoder with random weights and tied embeddings, of the same sizes as `from_scratch`."""
     width, layers, heads, _, inner = preset_shape(preset)
     config = ModernBertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=id_count(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,

@@ -45,6 +45,8 @@ def keeps_backend(run: Run) -> Run:
 def settle(context: StageContext, *models: Backbone, planned: Backend | None = None) -> None:
     """Prints the backend of a stage's models, which share one library of linear layers, and keeps it in config.json.
 
+    Prints also what was done to their chat templates.
+
     Args:
         models: the first one decides. With several processes rank 0's decides. planned: as the plan has shown it.
     """
@@ -55,6 +57,8 @@ def settle(context: StageContext, *models: Backbone, planned: Backend | None = N
             model.use_backend(replace(model.backend, linear=chosen.linear, why_linear=chosen.why_linear))
     if not processes.is_main():
         return
+    for note in dict.fromkeys(note for model in models for note in model.chat.notes):
+        context.report("chat template", [note])
     if planned is None or planned.describe() != chosen.describe():
         context.report("backend", [chosen.describe()])
     config, now = _kept(context), backend.record(chosen)

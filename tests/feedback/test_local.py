@@ -11,7 +11,8 @@ from tiltyard.data import PLAIN_TEMPLATE, train_tokenizer
 from tiltyard.errors import DataError
 from tiltyard.feedback import Debiased, Exemplar, ModelJudge, ModelPointsJudge, ModelScoreJudge, local
 from tiltyard.feedback.local import _masses, expected_rating, label_logits
-from tiltyard.feedback.prompts import RATINGS, pair_question, read_points, score_question
+from tiltyard.feedback.prompts import RATINGS, pair_question, score_question
+from tiltyard.feedback.replies import read_points
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import from_scratch
 from tiltyard.types import Group, Response

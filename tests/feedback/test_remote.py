@@ -68,18 +68,20 @@ def test_words_where_there_are_no_log_probs(server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("top", "p"),
+    ("text", "top", "p"),
     [
-        ([[["1", -1.0], [" 1", -1.0], ["2", -1.0]]], 2 / 3),  # with and without a blank is one label
-        ([[["**", -0.1], ["x", -3.0]], [["2", -0.5], ["1", -1.5]]], 1 / (1 + math.e)),
-        ([[["1", -0.1], ["x", -3.0]]], 1.0),
-        ([[["The", -0.1]], [["2", -0.1]]], 0.0),  # words first: read as words
-        ([[["1", -math.inf]]], 0.0),  # a label without mass: words again
-        ([], 0.0),
+        ("1", [[["1", -1.0], [" 1", -1.0], ["2", -1.0]]], 2 / 3),  # with and without a blank is one label
+        ("**2**", [[["**", -0.1], ["x", -3.0]], [["2", -0.5], ["1", -1.5]], [["**", 0.0]]], 1 / (1 + math.e)),
+        ("1", [[["1", -0.1], ["x", -3.0]]], 1.0),
+        ("1", [[["1", -0.1]]], 1.0),  # no alternatives: read as words
+        ("1", [[["1", -math.inf]]], 1.0),  # a label without mass: words again
+        ("The answer: 2", [[["The", -0.1]], [[" 2", -0.5], [" 1", -1.5]]], 1 / (1 + math.e)),  # the one label
+        ("1) It is short.\n2", [[["1", -0.1], ["2", -3.0]], [[")", 0.0]]], 0.0),  # the number of a list: words
+        ("The answer: 2", [], 0.0),
     ],
 )
-def test_which_token_decides(top, p) -> None:
-    assert verdict_of({"text": "The answer: 2", "top": top}).p == pytest.approx(p, abs=1e-12)
+def test_which_token_decides(text, top, p) -> None:
+    assert verdict_of({"text": text, "top": top}).p == pytest.approx(p, abs=1e-12)
 
 
 def test_grades() -> None:
@@ -88,6 +90,10 @@ def test_grades() -> None:
     assert grade_of({"text": "10", "top": [[["1", 0.0]], [["0", 0.0]]]}).score == 1  # 10 in two tokens
     assert grade_of({"text": "10", "top": []}).score == 1
     assert grade_of({"text": "great", "top": []}).score is None
+    split = {"text": "9", "top": [[["9", half], ["1", half]]]}  # "1" may be the beginning of "10": the written rating
+    assert (grade_of(split).score, grade_of(split).soft) == (pytest.approx(7 / 9), False)
+    told = {"text": "9", "top": [[["9", half], ["1", math.log(0.25)], ["10", math.log(0.25)]]]}
+    assert (grade_of(told).score, grade_of(told).soft) == (pytest.approx((2 * 7.25 - 11) / 9), True)
 
 
 def test_graded_and_counted_in_points(server) -> None:
@@ -147,7 +153,11 @@ def test_a_server_that_hangs_up_or_hangs(server) -> None:
 def test_waits_double_and_heed_the_server(server) -> None:
     waits: list[float] = []
     asked = client(server, retries=4, backoff=0.5, concurrency=1)
-    asked._stop.wait = waits.append  # type: ignore[method-assign]
+
+    async def pause(call, seconds: float) -> None:
+        waits.append(seconds)
+
+    asked._pause = pause  # type: ignore[method-assign]
     replies = [
         (429, {}, {"Retry-After": "7"}),
         (500, {}, {}),

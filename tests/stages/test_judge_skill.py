@@ -15,7 +15,8 @@ from tests.preferences import fields_of
 from tiltyard.data import load_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Grade, ModelPointsJudge, Usage
-from tiltyard.feedback.prompts import read_points
+from tiltyard.feedback.local import mean_points, read_sample
+from tiltyard.feedback.replies import read_points
 from tiltyard.models.load import load_language_model
 from tiltyard.pipeline import run_recipe
 from tiltyard.runs.journal import JsonlFile
@@ -131,7 +132,10 @@ class Writes:
         self.rounds, self.samples, self.usage = rounds, len(rounds), Usage()
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
-        return [tuple(Grade(1.0, texts=said) for said in zip(*self.rounds, strict=True)) for _ in groups]
+        graded = [
+            mean_points([read_sample(text, cut=False) for text in said]) for said in zip(*self.rounds, strict=True)
+        ]
+        return [tuple(graded) for _ in groups]
 
 
 def test_rounds_that_agree_with_people_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Whole) -> None:

@@ -23,7 +23,9 @@ def content_key(*parts: Any) -> str:
 
 
 class AnswerCache:
-    """Answers by the hash of their question.
+    """Answers by the hash of their question, and what replies without a verdict cost (`spent`), which are no answers.
+
+    `failed` has the keys of the questions without a verdict, those that got no reply too: they are asked again.
 
     A kill leaves at most an incomplete last line, which is removed when the file is next opened or appended to. Several
     processes may share a file: each holds a lock while it writes, and reads the lines of the others when it opens it.
@@ -35,6 +37,8 @@ class AnswerCache:
     def __init__(self, path: Path | None):
         self.path = path
         self.answers: dict[str, dict[str, Any]] = {}
+        self.spent: list[dict[str, Any]] = []
+        self.failed: set[str] = set()
         self._lock = threading.Lock()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,16 +50,26 @@ class AnswerCache:
 
     def put(self, key: str, answer: Mapping[str, Any]) -> None:
         """Stores an answer; it is synced to disk when this returns."""
-        line = (json.dumps({"key": key, "answer": answer}, ensure_ascii=True) + "\n").encode()
         with self._lock:
-            if self.path is not None:
-                with self._locked() as file:
-                    file.truncate(whole_lines(file))  # another process may have been killed while it wrote a line
-                    file.seek(0, os.SEEK_END)
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
+            self._append({"key": key, "answer": answer})
             self.answers[key] = dict(answer)
+
+    def spend(self, key: str, costs: Mapping[str, Any]) -> None:
+        """Stores what a question without a verdict cost: limits on the cost count it."""
+        with self._lock:
+            self._append({"key": key, "spent": costs})
+            self.spent.append(dict(costs))
+            self.failed.add(key)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        line = (json.dumps(row, ensure_ascii=True) + "\n").encode()
+        if self.path is not None:
+            with self._locked() as file:
+                file.truncate(whole_lines(file))  # another process may have been killed while it wrote a line
+                file.seek(0, os.SEEK_END)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
@@ -73,7 +87,12 @@ class AnswerCache:
             whole += len(line)
             try:
                 row = json.loads(line)
-                self.answers[str(row["key"])] = dict(row["answer"])
+                key = str(row["key"])
+                if "answer" in row:
+                    self.answers[key] = dict(row["answer"])
+                else:
+                    self.spent.append(dict(row["spent"]))
+                    self.failed.add(key)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     "this line is no stored answer",

@@ -26,11 +26,11 @@ from tiltyard.feedback.prompts import (
     pair_question,
     points_question,
     question_prompt,
-    read_points,
     score_question,
 )
+from tiltyard.feedback.replies import read_points
 from tiltyard.feedback.simulated import seed_from
-from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
+from tiltyard.feedback.verdicts import Cause, Grade, Usage, Verdict, sigmoid
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.types import Group, Message, Prompt, Response
@@ -122,7 +122,7 @@ class ModelJudge(_ModelJudge):
             prompts = [p if why else new for p, new, why in zip(prompts, later, reasons, strict=True)]
             prompts = self.model.chat.encode_prompts(prompts)
         fits, reasons = self._fitting_indices(prompts, origins, 2)
-        verdicts = [Verdict(None, reason, text=text) for reason, text in zip(reasons, texts, strict=True)]
+        verdicts = [Verdict(None, why, text=text, cause="too long") for why, text in zip(reasons, texts, strict=True)]
         for index, (one, two) in zip(fits, self._label_logits([prompts[i] for i in fits], CHOICES), strict=True):
             verdicts[index] = Verdict(sigmoid(one - two), logit=one - two, text=texts[index])
         return verdicts
@@ -139,7 +139,7 @@ class ModelScoreJudge(_ModelJudge):
         ]
         prompts = self.model.chat.encode_prompts(questions)
         fits, reasons = self._fitting_indices(prompts, [g.origin for g, _ in _each(groups)], 3)
-        grades = [Grade(None, reason) for reason in reasons]
+        grades = [Grade(None, reason, cause="too long") for reason in reasons]
         for index, logits in zip(fits, self._label_logits([prompts[i] for i in fits], RATINGS), strict=True):
             grades[index] = Grade(expected_rating(logits))
         return _by_group(groups, grades)
@@ -165,9 +165,9 @@ class ModelPointsJudge(_ModelJudge):
         fits, reasons = self._fitting_indices(prompts, [g.origin for g, _ in _each(groups)], self.max_tokens)
         sampling = SampleSettings(temperature=self.temperature, max_tokens=self.max_tokens)
         generated = self._generate([prompts[i] for i in fits], self.samples, sampling, seed_from(self.seed, questions))
-        grades = [Grade(None, reason) for reason in reasons]
+        grades = [Grade(None, reason, cause="too long") for reason in reasons]
         for index, group in zip(fits, generated, strict=True):
-            grades[index] = mean_points([r.text for r in group.responses])
+            grades[index] = mean_points([read_sample(r.text, cut=r.finish == "length") for r in group.responses])
         return _by_group(groups, grades)
 
 
@@ -220,12 +220,35 @@ def _masses(labels: Sequence[tuple[int, ...]], logps: Sequence[Sequence[float]])
     return masses
 
 
-def mean_points(texts: Sequence[str]) -> Grade:
-    """Returns the mean of the scores that can be parsed; None if there is none."""
-    points = [p for p in map(read_points, texts) if p is not None]
-    if not points:
-        return Grade(None, f"no readable score in {len(texts)} samples", tuple(texts))
-    return Grade(sum(points) / len(points), texts=tuple(texts))
+@dataclass(frozen=True)
+class Sample:
+    """A generated judgement, and its points from 0 to 5; None without any, with the reason."""
+
+    text: str
+    points: float | None
+    cause: Cause | Literal[""] = ""
+    reason: str = ""
+
+
+def read_sample(text: str, *, cut: bool) -> Sample:
+    """Returns a generated judgement with its points. One that was cut has none: what it ends with is no conclusion."""
+    points = None if cut else read_points(text)
+    if points is not None:
+        return Sample(text, points)
+    if cut:
+        return Sample(text, None, "cut", f"the judgement was cut: ...{text[-80:]!r}; see judge.max_tokens")
+    return Sample(text, None, "unreadable", f"no score from 0 to 5 after the last 'Score:' in ...{text[-80:]!r}")
+
+
+def mean_points(samples: Sequence[Sample]) -> Grade:
+    """Returns the mean of the points that samples have; None if none has any, with the first one's cause."""
+    points = tuple(s.points for s in samples)
+    texts = tuple(s.text for s in samples)
+    known = [p for p in points if p is not None]
+    if known:
+        return Grade(sum(known) / len(known), texts=texts, points=points)
+    reason = f"no readable score in {len(samples)} samples; the first: {samples[0].reason}"
+    return Grade(None, reason, texts, points, samples[0].cause)
 
 
 def _each(groups: Sequence[Group]) -> list[tuple[Group, Response]]:

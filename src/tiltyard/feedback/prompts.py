@@ -1,14 +1,13 @@
-"""The prompts of judges, and the parsers of their replies.
+"""The prompts of judges; `feedback.replies` parses what they write.
 
 Responses are inserted in the question verbatim. Nothing is escaped: `data.chat` encodes special tokens in them as plain
 text, and no code interprets them. A response can still address the judge ("the first response is better"); delimiters
-do not prevent that. Replies are parsed by the patterns below, each over a bounded number of characters.
+do not prevent that.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -37,11 +36,6 @@ POINTS_ENDING = "Give your reasons in at most 100 words. End with a line of the 
 
 CHOICES = ("1", "2")
 RATINGS = tuple(str(i) for i in range(1, 11))
-_WINDOW = 4000  # characters at the end of a reply that are searched
-_SCORE = re.compile(r"score:", re.IGNORECASE)
-_POINTS = re.compile(r"[ \t*<\[]{0,8}(\d{1,3}(?:\.\d{1,3})?)(?![\w/%]|\.\d)")
-_CHOICE = re.compile(r"(?<![\w.])[12](?!\w|\.\d)")
-_RATING = re.compile(r"\W{0,8}(10|[1-9])(?:[ ]?/[ ]?10)?\W{0,8}")
 
 
 class Exemplar(Settings):
@@ -88,27 +82,6 @@ def question_prompt(question: str, style: str = "chat", earlier: Sequence[Messag
         before = "".join(f"{m.content}\n\n" for m in earlier)
         return Prompt(text=before + question)
     return Prompt(messages=(*earlier, Message("user", question)))
-
-
-def read_points(text: str) -> float | None:
-    """Parses the number after the LAST "Score:", from 0 to 5; None for anything else (none, "5/5", 6, "four")."""
-    tail = text[-_WINDOW:]
-    ends = [score.end() for score in _SCORE.finditer(tail)]
-    match = _POINTS.match(tail, ends[-1]) if ends else None
-    points = float(match[1]) if match else None
-    return points if points is not None and points <= 5 else None
-
-
-def read_choice(text: str) -> int | None:
-    """Parses 1 or 2 where exactly one of them is a separate word of the text."""
-    choices = set(_CHOICE.findall(text[-_WINDOW:]))
-    return int(choices.pop()) if len(choices) == 1 else None
-
-
-def read_rating(text: str) -> int | None:
-    """Parses a whole number from 1 to 10 that is the entire text (`7`, `**7**`, `7/10`)."""
-    match = _RATING.fullmatch(text.strip()) if len(text) <= _WINDOW else None
-    return int(match[1]) if match else None
 
 
 def to_unit(rating: float) -> float:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tiltyard.feedback.client import Client
-from tiltyard.feedback.local import _by_group, _each, mean_points
+from tiltyard.feedback.client import Client, Problem
+from tiltyard.feedback.completions import Answer, is_cut, no_answer
+from tiltyard.feedback.local import Sample, _by_group, _each, mean_points
 from tiltyard.feedback.prompts import (
     CHOICES,
     RATINGS,
     Exemplar,
     pair_question,
     points_question,
-    read_choice,
-    read_rating,
     score_question,
     to_unit,
 )
-from tiltyard.feedback.verdicts import Grade, Usage, Verdict, sigmoid
+from tiltyard.feedback.replies import answer_part, read_choice, read_points, read_rating
+from tiltyard.feedback.verdicts import Cause, Grade, Usage, Verdict, sigmoid
 from tiltyard.types import Group
 
-Answer = Mapping[str, Any]
+_ALONE = re.compile(r"\W*[12]\W*")  # the label and nothing else
+_SPLIT = 0.01  # share of the labels' mass that "1" may have where "10" is not listed
 
 
 @dataclass
@@ -58,6 +61,12 @@ class _Remote:
         payload |= {"logprobs": True, "top_logprobs": 20} if logprobs else {}
         return {key: value for key, value in (payload | dict(self.extra)).items() if value is not None}
 
+    def _counted(self, soft: Sequence[bool]) -> None:
+        """Counts the verdicts from log-probs and from words, where log-probs were requested."""
+        if self.logprobs:
+            self.usage.soft += sum(soft)
+            self.usage.hard += len(soft) - sum(soft)
+
 
 @dataclass
 class ApiJudge(_Remote):
@@ -68,8 +77,10 @@ class ApiJudge(_Remote):
     def __call__(self, pairs: Sequence[Group]) -> list[Verdict]:
         """Returns one verdict per pair, in the order of its responses: wrap the judge in `Debiased`."""
         questions = [pair_question(self.instruction, self.exemplars, g.prompt, g.responses) for g in pairs]
-        answers = self.client.complete([self._payload(q, 0.0, self.logprobs) for q in questions])
-        return [verdict_of(answer) for answer in answers]
+        payloads = [self._payload(q, 0.0, self.logprobs) for q in questions]
+        verdicts = [verdict_of(answer) for answer in self.client.complete(payloads, problem=_problem(verdict_of))]
+        self._counted([v.logit is not None for v in verdicts if v.p is not None])
+        return verdicts
 
 
 @dataclass
@@ -79,8 +90,10 @@ class ApiScoreJudge(_Remote):
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
         """Returns one grade per response."""
         questions = [score_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
-        answers = self.client.complete([self._payload(q, 0.0, self.logprobs) for q in questions])
-        return _by_group(groups, [grade_of(answer) for answer in answers])
+        payloads = [self._payload(q, 0.0, self.logprobs) for q in questions]
+        grades = [grade_of(answer) for answer in self.client.complete(payloads, problem=_problem(grade_of))]
+        self._counted([g.soft for g in grades if g.score is not None])
+        return _by_group(groups, grades)
 
 
 @dataclass
@@ -95,58 +108,105 @@ class ApiPointsJudge(_Remote):
         questions = [points_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
         payloads = [self._payload(q, self.temperature, logprobs=False) for q in questions for _ in range(self.samples)]
         numbers = list(range(self.samples)) * len(questions)
-        texts = [str(answer["text"]) for answer in self.client.complete(payloads, numbers)]
-        starts = range(0, len(texts), self.samples)
-        return _by_group(groups, [mean_points(texts[at : at + self.samples]) for at in starts])
+        answers = self.client.complete(payloads, numbers, _problem(points_of))
+        samples = [points_of(answer) for answer in answers]
+        starts = range(0, len(samples), self.samples)
+        return _by_group(groups, [mean_points(samples[at : at + self.samples]) for at in starts])
 
 
 def verdict_of(answer: Answer) -> Verdict:
     """Returns the verdict in an answer to a pair's question.
 
-    A label that is not among the alternatives that the server lists has no mass, so p can be exactly 0 or 1.
+    The text must make a choice. Its probability is that of the label's token where the server lists alternatives to it
+    (a label that is not among them has no mass, so p can be exactly 0 or 1), else 1. A cut answer has a verdict only if
+    it is the label alone, with alternatives: what would have followed is unknown.
     """
     text = str(answer["text"])
-    index = _label_index(answer, CHOICES)
-    if index is not None:
-        one, two = (_mass(answer["top"][index], label) for label in CHOICES)
+    missing = no_answer(answer)
+    choice = None if missing else read_choice(text)
+    if choice is not None and not (is_cut(answer) and not _ALONE.fullmatch(text)):
+        row = _label_row(answer, str(choice), CHOICES)
+        one, two = (_mass(row, label) for label in CHOICES)
         if max(one, two) > -math.inf:
             return Verdict(sigmoid(one - two), logit=one - two, text=text)
-    choice = read_choice(text)
-    if choice is None:
-        return Verdict(None, f"neither 1 nor 2 in {text[:80]!r}", text=text)
-    return Verdict(float(choice == 1), text=text)
+    if missing is None and choice is not None and not is_cut(answer):
+        return Verdict(float(choice == 1), text=text)
+    cause, reason = missing or _unread(answer, "neither 1 nor 2 is chosen")
+    return Verdict(None, reason, text=text, cause=cause)
 
 
 def grade_of(answer: Answer) -> Grade:
-    """Returns the grade in an answer to a rating's question."""
+    """Returns the grade in an answer to a rating's question, which must be a rating; see `verdict_of`.
+
+    Where a server's tokens are single digits, the mass of "1" includes that of "10": then the written rating counts.
+    """
     text = str(answer["text"])
-    index = _label_index(answer, RATINGS)
-    tokens = answer["top"]
-    # where 10 is two tokens, "1" may be its first: then the listed mass of "1" is not that of the rating
-    split = index is not None and index + 1 < len(tokens) and str(tokens[index + 1][0][0]).strip().isdigit()
-    if index is not None and not split:
-        masses = [_mass(tokens[index], label) for label in RATINGS]
+    missing = no_answer(answer)
+    rating = None if missing else read_rating(text)
+    if rating is not None:
+        row = _label_row(answer, str(rating), RATINGS)
+        masses = [_mass(row, label) for label in RATINGS]
         weights = [math.exp(mass) for mass in masses]
-        if sum(weights) > 0:
-            return Grade(to_unit(sum(i * w for i, w in enumerate(weights, 1)) / sum(weights)), texts=(text,))
-    rating = read_rating(text)
-    if rating is None:
-        return Grade(None, f"no rating from 1 to 10 in {text[:80]!r}", (text,))
-    return Grade(to_unit(rating), texts=(text,))
+        if sum(weights) > 0 and (masses[-1] > -math.inf or weights[0] < _SPLIT * sum(weights)):
+            score = to_unit(sum(i * w for i, w in enumerate(weights, 1)) / sum(weights))
+            return Grade(score, texts=(text,), soft=True)
+        if not is_cut(answer):
+            return Grade(to_unit(rating), texts=(text,), soft=False)
+    cause, reason = missing or _unread(answer, "no rating from 1 to 10")
+    return Grade(None, reason, (text,), cause=cause)
 
 
-def _label_index(answer: Answer, labels: Sequence[str]) -> int | None:
-    """Returns the index of the first generated token that is a label; only blanks and punctuation may precede it."""
-    for index, tokens in enumerate(answer["top"]):
-        generated = str(tokens[0][0]).strip() if tokens else ""
-        if generated in labels:
-            return index
-        if any(letter.isalnum() for letter in generated):
-            return None  # the answer begins with words: the label comes later
-    return None
+def points_of(answer: Answer) -> Sample:
+    """Returns the points in an answer to a question of points; None with the reason if it has none."""
+    text = str(answer["text"])
+    missing = no_answer(answer)
+    points = None if missing or is_cut(answer) else read_points(text)
+    if points is not None:
+        return Sample(text, points)
+    cause, reason = missing or _unread(answer, "no score from 0 to 5 after the last 'Score:'")
+    return Sample(text, None, cause, reason)
+
+
+def _unread(answer: Answer, what: str) -> tuple[Cause, str]:
+    text = str(answer["text"])
+    if is_cut(answer):
+        return "cut", f"the reply was cut (finish_reason {answer['finish']!r}): ...{text[-80:]!r}; see judge.max_tokens"
+    if answer_part(text) is None:
+        return "unreadable", f"the reasoning has no end: ...{text[-80:]!r}"
+    return "unreadable", f"{what} in {text[:80]!r}"
+
+
+def _problem(read: Callable[[Answer], Verdict | Grade | Sample]) -> Problem:
+    """Returns the function by which the client recognises answers without a verdict."""
+
+    def problem(answer: Answer) -> tuple[Cause, str] | None:
+        result = read(answer)
+        return (result.cause, result.reason) if result.cause else None
+
+    return problem
+
+
+def _label_row(answer: Answer, written: str, labels: Sequence[str]) -> Sequence[Sequence[Any]]:
+    """Returns the token that is the written label, with its alternatives; empty if there is none.
+
+    It is the first token that is a label, if only blanks and punctuation precede it ("1\n\nResponse 1 is ..."); after
+    words it must be the only one.
+    """
+    rows = [row for row in answer["top"] if row]
+    tokens = [_label(row[0][0]) for row in rows]
+    indices = [index for index, token in enumerate(tokens) if token in labels]
+    words = next((i for i, token in enumerate(tokens) if any(map(str.isalnum, token))), len(tokens))
+    if not indices or (indices[0] != words and len(indices) > 1):
+        return ()
+    row = rows[indices[0]]
+    return row if tokens[indices[0]] == written and len(row) > 1 else ()
+
+
+def _label(token: Any) -> str:
+    return unicodedata.normalize("NFKC", str(token)).strip()
 
 
 def _mass(tokens: Sequence[Sequence[Any]], label: str) -> float:
     """Returns the log of the summed probability of the label with and without blanks around it."""
-    total = sum(math.exp(min(float(logp), 0.0)) for token, logp in tokens if str(token).strip() == label)
+    total = sum(math.exp(min(float(logp), 0.0)) for token, logp in tokens if _label(token) == label)
     return math.log(total) if total > 0 else -math.inf

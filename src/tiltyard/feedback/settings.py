@@ -112,10 +112,15 @@ class ApiJudgeSettings(_Prompted):
 
     kind: Annotated[Literal["api"], Field(description="an OpenAI-compatible server")] = "api"
     model: Annotated[str, Field(min_length=1, description="the name it is served under")]
-    url: Annotated[str, Field(pattern=r"^https?://", description="base address of the server, ends with /v1")]
+    url: Annotated[str, Field(pattern=r"^https?://", description="base address of the server, as .../v1, or all of it")]
     max_tokens: Annotated[int, Field(ge=1, description="longest answer of the server")] = 256
     key_env: Annotated[str, Field(description="environment variable that holds the key; empty: no key"), EXECUTION] = ""
-    timeout: Annotated[float, Field(gt=0, description="seconds a request may take"), EXECUTION] = 60.0
+    headers: Annotated[
+        dict[str, str],
+        Field(description="further headers of the request: name -> the environment variable that holds its value"),
+        EXECUTION,
+    ] = Field(default_factory=dict)
+    timeout: Annotated[float, Field(gt=0, description="seconds a request may take in all"), EXECUTION] = 60.0
     retries: Annotated[int, Field(ge=0, description="times a failed request is sent again"), EXECUTION] = 5
     backoff: Annotated[
         float, Field(ge=0, description="seconds before the first retry, doubled each time"), EXECUTION

@@ -16,6 +16,7 @@ from tiltyard.errors import DataError, TiltyardError
 from tiltyard.types import Group, Prompt, Response
 
 Debias = Literal["probabilities", "logits", "none"]
+Cause = Literal["cut", "empty", "refused", "filtered", "unreadable", "too long", "no reply"]
 
 
 class JudgeError(TiltyardError, RuntimeError):
@@ -29,6 +30,7 @@ class Verdict:
     `p`: probability that the first response is the better one; None if missing, with the `reason`.
     `logit`: of p, where it is known to more digits than p holds. `text`: what the judge generated (untrusted).
     `same_position`: both orders were queried, and the same position (not the same response) was preferred.
+    `cause`: the kind of reason by which missing verdicts are counted; "" where there is a verdict.
     """
 
     p: float | None
@@ -36,27 +38,39 @@ class Verdict:
     logit: float | None = None
     text: str = ""
     same_position: bool | None = None
+    cause: Cause | Literal[""] = ""
 
     def swapped(self) -> Verdict:
         """Returns the verdict on the same pair with its responses in the other order."""
         p = None if self.p is None else 1 - self.p
         logit = None if self.logit is None else -self.logit
-        return Verdict(p, self.reason, logit, self.text, self.same_position)
+        return replace(self, p=p, logit=logit)
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The score of one response; None if missing, with the `reason`. `texts`: what the judge generated."""
+    """The score of one response; None if missing, with the `reason` and its `cause`.
+
+    `texts`: what the judge generated, one text a sample. `points`: the score in each, None where it has none.
+    `soft`: from log-probabilities.
+    """
 
     score: float | None
     reason: str = ""
     texts: tuple[str, ...] = ()
+    points: tuple[float | None, ...] = ()
+    cause: Cause | Literal[""] = ""
+    soft: bool = False
 
 
 @dataclass
 class Usage:
     """The cost of a judge so far: queries, tokens in and out, price, replies from the cache (not counted as `calls`),
-    and repeated requests."""
+    and repeated requests.
+
+    `unmetered`: replies for which the server reported no tokens, whose cost is unknown. `soft`, `hard`: verdicts from
+    log-probabilities, and verdicts read from words where log-probabilities were requested.
+    """
 
     calls: int = 0
     tokens_in: int = 0
@@ -64,6 +78,9 @@ class Usage:
     cost: float = 0.0
     cached: int = 0
     retries: int = 0
+    unmetered: int = 0
+    soft: int = 0
+    hard: int = 0
 
     def taken(self) -> Usage:
         """Returns the usage since the last call and resets it.
@@ -179,7 +196,7 @@ class Debiased:
         if one.p is None or two.p is None:
             which = [f"{name} order: {v.reason or 'no verdict'}" for name, v in (("first", one), ("second", two))]
             missing = [reason for reason, v in zip(which, (one, two), strict=True) if v.p is None]
-            return Verdict(None, "; ".join(missing), text=text)
+            return Verdict(None, "; ".join(missing), text=text, cause=one.cause if one.p is None else two.cause)
         same = (one.p - 0.5) * (two.p - 0.5) > 0
         self.position_counts.pairs += 1
         self.position_counts.same += same

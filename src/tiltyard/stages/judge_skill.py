@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from tiltyard.data import parse_row, read_groups, read_rows
 from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
-from tiltyard.feedback.prompts import points_question, read_points
+from tiltyard.feedback.prompts import points_question
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.comparisons import as_pairs
 from tiltyard.inputs.workspace import model_folder
@@ -237,18 +237,18 @@ def _written(judge: ModelPointsJudge, block: Sequence[Group], progress: Progress
     graded = []
     for group, grades in zip(block, judge.score(block), strict=True):
         kept: dict[tuple[int, str], GradedResponse] = {}
-        rounds = list(zip(*(g.texts or ("",) * judge.samples for g in grades), strict=True))
+        none = (("", None),) * judge.samples  # a question that is too long
+        rounds = list(zip(*(tuple(zip(g.texts, g.points, strict=True)) or none for g in grades), strict=True))
         progress.tied += len(set(_ranks(group))) < 2
-        for words in rounds if len(set(_ranks(group))) > 1 else ():
+        for judgements in rounds if len(set(_ranks(group))) > 1 else ():
             progress.rounds += 1
-            points = [read_points(text) for text in words]
-            read = [p for p in points if p is not None]
-            if len(read) < len(points):
+            read = [points for _, points in judgements if points is not None]
+            if len(read) < len(judgements):
                 progress.unreadable += 1
             elif not agrees(read, _ranks(group)):
                 progress.disagreeing += 1
             else:
-                for index, (text, p) in enumerate(zip(words, read, strict=True)):
+                for index, ((text, _), p) in enumerate(zip(judgements, read, strict=True)):
                     kept.setdefault((index, text), GradedResponse(index, before_score(text), p))
         progress.kept += len(kept)
         graded.append(list(kept.values()))

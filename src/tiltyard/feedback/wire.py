@@ -1,0 +1,247 @@
+"""The address of a judge's server, the headers it is sent, and what its refusals mean."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from tiltyard.errors import ConfigError
+from tiltyard.feedback.verdicts import Cause
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+_MAX_REPLY = 8 * 2**20  # bytes of a reply that are read
+_PATH = "/chat/completions"
+_RETRIED = (408, 409, 424, 425, 429)  # and every status from 500 on
+_RESERVED = ("host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding", "cookie")
+_SECRET = re.compile(r"(api[-_]?)?key|code|sig(nature)?|(access[-_]?)?token|secret|password|subscription[-_]?key")
+
+# what bodies of refusals say, in lower case
+_NO_CREDIT: tuple[str, ...] = (
+    "insufficient_quota",
+    "insufficient_balance",
+    "insufficient balance",
+    "exceeded your current quota",
+    "billing",
+)
+_FILTER: tuple[str, ...] = (
+    "content_filter",
+    "content filter",
+    "content management policy",
+    "responsibleaipolicy",
+    "moderation",
+    "flagged",
+)
+_FILTER += ("data_inspection_failed", "usage policy", "safety system", "content policy", "content_policy")
+_TOO_LONG: tuple[str, ...] = ("context_length", "context length", "maximum context", "max_model_len", "too long")
+_TOO_LONG += ("too many tokens", "reduce the length", "context window", "input length", "exceeds the limit")
+_SETTING: tuple[str, ...] = (
+    "unsupported_parameter",
+    "unsupported parameter",
+    "unsupported_value",
+    "unsupported value",
+    "unknown parameter",
+)
+_SETTING += ("unrecognized request argument", "extra inputs are not permitted", "model_not_found", "invalid_api_key")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The address of a server, its limits and its prices.
+
+    Args:
+        url: the base, up to and including `/v1`, or the whole address of `chat/completions`; a query stays at its end.
+        model: the name it is served under.
+        key_env: the environment variable with the key; empty: no key is sent.
+        headers: further headers, by name the environment variable that holds the value.
+        timeout: seconds that a request may take in all. retries: times it is sent again after 408, 409, 424, 425, 429,
+            5xx, a lost connection or a reply that is no completion; the wait before is `backoff`, doubled each time, or
+            the server's Retry-After.
+        concurrency: requests at the same time.
+        price_in, price_out: of a million tokens. max_cost: no request is sent once the replies in the cache
+            have cost that much; 0: no limit.
+    """
+
+    url: str
+    model: str
+    key_env: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 60.0
+    retries: int = 5
+    backoff: float = 1.0
+    concurrency: int = 4
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_cost: float = 0.0
+
+    @property
+    def address(self) -> str:
+        """The address of the requests: `/chat/completions` is added to the path where it lacks it."""
+        parts = urlsplit(self.url)
+        path = parts.path.rstrip("/")
+        return urlunsplit(parts._replace(path=path if path.endswith(_PATH) else path + _PATH, fragment=""))
+
+
+def check_address(endpoint: Endpoint) -> None:
+    """Checks the address before anything is sent.
+
+    Raises:
+        ConfigError: the address is no URL, or it holds a password or key, which would be stored with the settings.
+    """
+    import httpx
+
+    problem = "it names no host"
+    try:
+        url = httpx.URL(endpoint.address)
+        host = url.host
+    except (httpx.InvalidURL, ValueError) as error:
+        host, problem = "", str(error)
+    if not host:
+        raise ConfigError("the judge's address is no URL", where="judge.url", got=f"{endpoint.url!r}: {problem}")
+    keys = [name for name, _ in parse_qsl(urlsplit(endpoint.url).query) if _SECRET.fullmatch(name.lower())]
+    if url.userinfo or keys:
+        raise ConfigError(
+            "the judge's address holds a secret, which would be stored with the settings",
+            where="judge.url",
+            got=f"the field {keys[0]!r} of its query" if keys else "a name or password before the host",
+            expected="an address without it",
+            fix="put the value into an environment variable: judge.key_env=NAME, or judge.headers={HEADER: NAME}",
+        )
+
+
+def secret_headers(endpoint: Endpoint) -> dict[str, str]:
+    """Returns the headers whose values come from the environment: the key, and the further headers.
+
+    Raises:
+        ConfigError: a variable is not set, or its value or a header's name cannot be sent.
+    """
+    headers = {}
+    if endpoint.key_env:
+        headers["Authorization"] = f"Bearer {_variable(endpoint.key_env, 'judge.key_env')}"
+    for name, variable in endpoint.headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or name.lower() in _RESERVED:
+            raise ConfigError("no header of this name can be set", where="judge.headers", got=name)
+        headers = {key: value for key, value in headers.items() if key.lower() != name.lower()}
+        headers[name] = _variable(variable, f"judge.headers.{name}")
+    return headers
+
+
+def _variable(name: str, where: str) -> str:
+    value = os.environ.get(name, "").strip()
+    if not re.fullmatch(r"[\x21-\x7e]+" if where == "judge.key_env" else r"[\x21-\x7e]+(?: [\x21-\x7e]+)*", value):
+        what = "key" if where == "judge.key_env" else "header"
+        raise ConfigError(
+            f"the judge's {what} is invalid" if value else f"the judge's {what} is missing",
+            where=where,
+            got=f"{name} is {'set to a text with blanks or non-ASCII characters' if value else 'empty or not set'}",
+            expected=f"an environment variable that holds the {what}",
+            fix=f"export {name}=..., or leave {where} empty for a server that wants none",
+        )
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------ replies
+
+
+async def read_body(reply: httpx.Response) -> bytes:
+    """The reply's body; one without end is cut, and then is no completion."""
+    parts, size = [], 0
+    async for part in reply.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size >= _MAX_REPLY:
+            break
+    return b"".join(parts)
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Parses Retry-After (RFC 9110, section 10.2.3) and `retry-after-ms`; returns seconds, 0 if there is none.
+
+    A date is compared with the server's own clock where its reply has a Date.
+    """
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", milliseconds):
+        return float(milliseconds) / 1000
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
+        return float(value)
+    until, now = _timestamp(value), _timestamp(headers.get("date", ""))
+    return 0.0 if until is None else max(0.0, until - (time.time() if now is None else now))
+
+
+def _timestamp(date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+Refused = Literal["retry", "question", "unclear", "all"]
+
+
+def refusal(status: int, body: bytes) -> tuple[Refused, Cause]:
+    """Returns what a status that is no success refuses: this attempt, this question, perhaps either, or all questions.
+
+    The second is the cause of the missing verdict if it is the question's.
+    """
+    text = body[:4000].decode(errors="replace").lower()
+    if status == 402 or (status == 429 and any(word in text for word in _NO_CREDIT)):
+        return "all", "refused"
+    if status in _RETRIED or status >= 500:
+        return "retry", "no reply"
+    if status in (400, 403, 413, 422, 451):
+        if status == 400 and any(word in text for word in _SETTING):
+            return "all", "refused"
+        if any(word in text for word in _FILTER):
+            return "question", "filtered"
+        if status == 413 or any(word in text for word in _TOO_LONG):
+            return "question", "too long"
+        return ("all" if status == 403 else "unclear"), "refused"
+    return "all", "refused"
+
+
+# -------------------------------------------------------------------------------------------------------- event loops
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine in a thread of its own, so that the caller may have an event loop too, and returns its result.
+
+    An interrupt of the caller (Ctrl-C) cancels it and is raised at once.
+    """
+    outcome: Future[T] = Future()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def supervised() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        return await main
+
+    def work() -> None:
+        try:
+            outcome.set_result(asyncio.run(supervised()))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=work, name="judge", daemon=True)
+    try:
+        thread.start()
+        return outcome.result()
+    except BaseException:
+        if not outcome.done():
+            loop, task = started.result()
+            loop.call_soon_threadsafe(task.cancel)
+            thread.join(timeout=2.0)  # what arrived is stored
+        raise

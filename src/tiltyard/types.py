@@ -11,6 +11,7 @@ Token ids are made from text in one place only (`tiltyard.data.chat`) and are ne
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -26,10 +27,34 @@ MICRO_TOKENS = 2048
 
 
 class Message(NamedTuple):
-    """One turn of a conversation. `role` is `system`, `user` or `assistant`."""
+    """One turn of a conversation. `role` is `system`, `user` or `assistant`, or another that the chat template knows.
+
+    `more`: further fields of the turn (`reasoning_content`, `tool_calls`, `weight`, ...) as the JSON text of an object;
+    "" for none. As text they are hashable, and equal turns are equal.
+    """
 
     role: str
     content: str
+    more: str = ""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The further fields."""
+        return json.loads(self.more) if self.more else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The turn as an object of a row: `role`, `content` and the further fields."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Message:
+        """The inverse of `to_dict`."""
+        extra = {key: item for key, item in value.items() if key not in ("role", "content")}
+        return cls(value["role"], value["content"], json.dumps(extra, ensure_ascii=False) if extra else "")
+
+    def to_list(self) -> list[str]:
+        """The turn as `[role, content]`, and a third element where it has further fields."""
+        return list(self) if self.more else [self.role, self.content]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +64,7 @@ class Prompt:
     `messages` for a conversation (it ends with a turn that is not the assistant's) or `text` for plain continuation;
     exactly one of the two is set. `ids` is empty until `data.chat` has encoded the prompt, and then ends where the
     response begins (generation prompt included). `meta` travels with the prompt untouched (source, gold facts, ...).
+    `tools`: the tools that the chat template is given, as the JSON text of a list; "" for none.
     """
 
     messages: tuple[Message, ...] | None = None
@@ -46,6 +72,7 @@ class Prompt:
     id: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 from tiltyard.data.read import Row
 from tiltyard.errors import DataError, nearest
-from tiltyard.types import Message
 
-ROLES = ("system", "user", "assistant")
 EXAMPLES: dict[str, str] = {
     "text": '{"text": "..."} or {"messages": [...]}',
     "demonstrations": '{"prompt": "...", "completion": "..."} or {"messages": [...]}',
@@ -19,6 +18,13 @@ EXAMPLES: dict[str, str] = {
     "labelled": '{"prompt": "...", "completion": "...", "label": true} '
     'or {"prompt": "...", "responses": ["...", "..."], "labels": [true, false]}',
     "prompts": '{"prompt": "..."} or {"messages": [...]}',
+}
+
+_LARGEST = sys.float_info.max  # whole numbers of JSON may be larger
+
+ALIASES = {  # other names that people have for a field
+    "prompt": ("instruction", "question", "query", "input"),
+    "completion": ("output", "response", "answer"),
 }
 
 
@@ -56,7 +62,7 @@ def numbers(row: Row, name: str, count: int) -> tuple[float, ...] | None:
             fix=f"give one of '{name}' for each response, in the same order",
         )
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             raise DataError(
                 f"field '{name}' holds something that is not a finite number",
                 where=row.where,
@@ -114,89 +120,35 @@ def flag(row: Row, name: str, value: Any) -> bool:
     return bool(value)
 
 
-def messages_field(row: Row, name: str) -> tuple[Message, ...]:
-    return message_list(row, name, row.value[name])
+def check_order(row: Row, orders: Mapping[str, tuple[float, ...] | None]) -> None:
+    """Raises a DataError where two judgements order two responses the opposite way.
 
-
-def message_list(row: Row, name: str, value: Any) -> tuple[Message, ...]:
-    """Parses a list of role/content objects as messages; anything else is an error that shows the expected shape."""
-    shape = '[{"role": "user", "content": "..."}, ...]'
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else f"{type(value).__name__} {str(value)[:60]}"
-        raise DataError(
-            f"field '{name}' is not a list of messages", where=row.where, got=got, expected=shape, fix=f"write {shape}"
-        )
-    turns = []
-    for number, item in enumerate(value):
-        position = f"{name}[{number}]"
-        if not isinstance(item, Mapping) or not isinstance(item.get("role"), str):
-            raise DataError(
-                f"{position} is not a message with a role",
-                where=row.where,
-                got=str(item)[:80],
-                expected='{"role": "user", "content": "..."}',
-                fix="rename the fields (e.g. from 'from' and 'value') to 'role' and 'content'",
-            )
-        if item["role"] not in ROLES:
-            raise DataError(
-                f"unknown role in {position}",
-                where=row.where,
-                got=item["role"],
-                expected=", ".join(ROLES),
-                fix=nearest(item["role"], ROLES),
-            )
-        if not isinstance(item.get("content"), str):
-            raise DataError(
-                f"the content of {position} is not a string",
-                where=row.where,
-                got=f"{type(item.get('content')).__name__} {str(item.get('content'))[:60]}",
-                expected="a string",
-                fix="only text is supported: join the text parts, leave images and tool calls out",
-            )
-        if not item["content"].strip() and item["role"] != "system":
-            raise empty(row, position)
-        turns.append(Message(item["role"], item["content"]))
-    return tuple(turns)
+    Args:
+        orders: numbers a response by field, higher is better (ranks negated); None: the row lacks the field.
+    """
+    given = {name: order for name, order in orders.items() if order is not None}
+    for (one, first), (other, second) in combinations(given.items(), 2):
+        for i, j in combinations(range(len(first)), 2):
+            if (first[i] - first[j]) * (second[i] - second[j]) < 0:
+                raise DataError(
+                    f"{one} and {other} contradict each other",
+                    where=row.where,
+                    got=f"{one} {row.value[one]}, {other} {row.value[other]}",
+                    expected="the better response by one of them to be no worse by the other "
+                    "(ranks: 1 is best; scores and shares: higher is better)",
+                    fix="give one of the two",
+                )
 
 
 # ---------------------------------------------------------------------------------------------- errors
 
 
-def ends_with_answer(row: Row, name: str, turns: Sequence[Message]) -> None:
-    if not turns or turns[-1].role != "assistant":
-        raise DataError(
-            f"field '{name}' does not end with an answer",
-            where=row.where,
-            got=f"last turn is {turns[-1].role}" if turns else "no turn after the prompt",
-            expected="last turn is assistant",
-            fix="cut the conversation after the assistant's last turn",
-        )
-
-
-def ends_with_question(row: Row, name: str, turns: Sequence[Message]) -> None:
-    if turns[-1].role == "assistant":
-        raise DataError(
-            f"field '{name}' does not end with a question",
-            where=row.where,
-            got="last turn is assistant",
-            expected="last turn is user",
-            fix="remove the assistant's last turn, or use the rows as demonstrations",
-        )
-
-
-def starts_with_answer(row: Row, name: str) -> DataError:
-    return DataError(
-        f"field '{name}' begins with the assistant",
-        where=row.where,
-        got="first turn is assistant",
-        expected="a user turn first (a system turn may precede it)",
-        fix="remove the assistant's first turn, or put the question in front of it",
-    )
-
-
 def lacks(row: Row, name: str, kind: str, fix: str = "") -> DataError:
     names = [str(key) for key in row.value]
     close = nearest(name, names) if names else ""
+    other = next((alias for alias in ALIASES.get(name, ()) if row.value.get(alias) is not None), "")
+    if other:
+        close = f"did you mean '{other}'?"
     hint = f"{close} Rename it to '{name}'" if close.startswith("did you mean") else f"add field '{name}'"
     return DataError(
         f"field '{name}' is missing or null",

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 
 from tiltyard.data.chat import Chat
-from tiltyard.data.formats import TURNS
+from tiltyard.data.turns import TURNS
 from tiltyard.data.load import GroupStream, TooLong
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Preference, Prompt, Response, pairs_of, ranks_of, shares_of

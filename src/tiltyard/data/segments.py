@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tiltyard.data.formats import TURNS
+from tiltyard.data.turns import TURNS
 from tiltyard.data.rendering import Renderer
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Message, Prompt, Response

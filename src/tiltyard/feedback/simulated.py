@@ -129,4 +129,4 @@ def seed_from(*parts: Any) -> int:
 
 
 def _words(prompt: Prompt) -> Any:
-    return prompt.text if prompt.messages is None else [list(m) for m in prompt.messages]
+    return prompt.text if prompt.messages is None else [m.to_list() for m in prompt.messages]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol
 
-from tiltyard.data.formats import TURNS
+from tiltyard.data.turns import TURNS
 from tiltyard.errors import DataError, TiltyardError
 from tiltyard.types import Group, Prompt, Response
 

@@ -146,7 +146,7 @@ def group_error(group: Group, error: Exception) -> DataError:
 def _prompt_to_dict(prompt: Prompt) -> dict[str, Any]:
     value: dict[str, Any] = {}
     if prompt.messages is not None:
-        value["messages"] = [list(m) for m in prompt.messages]
+        value["messages"] = [m.to_list() for m in prompt.messages]
     if prompt.text is not None:
         value["text"] = prompt.text
     if prompt.id:
@@ -155,6 +155,8 @@ def _prompt_to_dict(prompt: Prompt) -> dict[str, Any]:
         value["meta"] = dict(prompt.meta)
     if prompt.ids:
         value["ids"] = list(prompt.ids)
+    if prompt.tools:
+        value["tools"] = prompt.tools
     return value
 
 

@@ -27,7 +27,7 @@ MICRO_TOKENS = 2048
 
 
 class Message(NamedTuple):
-    """One turn of a conversation. `role` is `system`, `user` or `assistant`, or another that the chat template knows.
+    """A turn of a conversation. `role` is `system`, `user` or `assistant`, or another that the chat template renders.
 
     `more`: further fields of the turn (`reasoning_content`, `tool_calls`, `weight`, ...) as the JSON text of an object;
     "" for none. As text they are hashable, and equal turns are equal.

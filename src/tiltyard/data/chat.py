@@ -192,7 +192,8 @@ class Chat:
                     spans.append((start, len(tokens)))
             if answer.add_eos:
                 tokens.append(self.eos_id)
-                spans[-1] = (spans[-1][0], len(tokens))
+                if answer.segments[-1][1]:
+                    spans[-1] = (spans[-1][0], len(tokens))
             loss_spans = tuple(spans) if len(answer.segments) > 1 else None
             responses.append(replace(response, ids=tuple(tokens), loss_spans=loss_spans))
         return replace(plan.group, prompt=prompt, responses=tuple(responses))

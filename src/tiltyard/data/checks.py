@@ -55,6 +55,7 @@ class CheckReport:
     `empty`, `truncated`: answers without words, answers cut by a token limit.
     `commonest`: of how many different prompts the commonest answer is a (best) answer, and how it begins. One answer
     for many questions is a template, a bug, or a string that fools the judge.
+    `facts`: rows by what they have beyond their format's own fields (system prompts, weights, tool calls, ...).
     """
 
     groups: int
@@ -72,6 +73,7 @@ class CheckReport:
     commonest: tuple[int, str]
     length: LengthBias | None
     examples: dict[str, tuple[str, ...]]
+    facts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON-ready values."""
@@ -98,6 +100,7 @@ class CheckReport:
         prompts, start = self.commonest
         if prompts >= max(_EXAMPLES, self.prompts / 50):
             found.append(f"one and the same answer is the (best) answer to {prompts:,} different prompts: {start!r}...")
+        found += [f"{count:,} {fact}" for fact, count in self.facts.items()]
         return found + (_length_lines(self.length) if self.length else [])
 
 

@@ -2,14 +2,14 @@
 
 | form | read as |
 |---|---|
-| `{"role", "content"}` | a turn; roles `system`, `user`, `assistant`, and `tool` and `developer` for templates that know them |
+| `{"role", "content"}` | turn: `system`, `user`, `assistant`; `tool` and `developer` where the template renders them |
 | `{"from", "value"}` (ShareGPT) | the same; `human` is the user, `gpt` the assistant |
 | content as a list of text parts | the parts' texts, joined |
 | `"\\n\\nHuman: ...\\n\\nAssistant: ..."` | user and assistant turns |
 
 `weight` 0 on an assistant's turn: no loss on it. Any other field of a message is kept in `Message.more` for the chat
-template, which either renders it or refuses the row (`tiltyard.data.message_fields`). A field that holds nothing (null, an
-empty text or list) counts as absent.
+template, which either renders it or refuses the row (`tiltyard.data.message_fields`). A field that holds nothing (null,
+an empty text or list) counts as absent.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _content(row: Row, position: str, value: Any, *, silent: bool) -> str:
 
 
 def _weight(row: Row, position: str, role: str, value: Any) -> bool:
-    """Returns whether the weight says what holds without it: 1 for the assistant's turns, 0 for others."""
+    """Returns True for the usual weight, which changes nothing: 1 for the assistant's turns, 0 for others."""
     usual = 1 if role == "assistant" else 0
     if not isinstance(value, int | float) or value not in (0, 1) or (role != "assistant" and value != 0):
         raise DataError(

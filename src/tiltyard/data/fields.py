@@ -144,6 +144,7 @@ def check_order(row: Row, orders: Mapping[str, tuple[float, ...] | None]) -> Non
 
 
 def lacks(row: Row, name: str, kind: str, fix: str = "") -> DataError:
+    """Returns the error for a missing field; it names the nearest of the row's fields."""
     names = [str(key) for key in row.value]
     close = nearest(name, names) if names else ""
     other = next((alias for alias in ALIASES.get(name, ()) if row.value.get(alias) is not None), "")

@@ -151,13 +151,13 @@ def _spoken(row: Row, name: str, beside: Asked | None = None) -> Group:
     if beside is not None:
         named_turn(row, name, turns, beside)
     ends_with_answer(row, name, turns)
-    turns = context.framed(row, turns)
     if next(turn.role for turn in turns if turn.role not in ("system", "developer")) == "assistant":
         raise starts_with_answer(row, name)
     first = next((number for number, turn in enumerate(turns) if trained(turn)), len(turns) - 1)
-    asked = Asked(without_weights(turns[:first]), turns[:first], context)
+    own = without_weights(turns[:first])
+    asked = Asked(context.framed(row, own), own, context, used=name)
     response = answer(row, name, turns[first:])
-    return group_of(row, asked, (response,), (name, "prompt"))
+    return group_of(row, asked, (response,), ("prompt",))
 
 
 def _prompt_only(row: Row) -> Group:
@@ -200,9 +200,7 @@ def _comparison(row: Row) -> Group:
     chosen, rejected = (conversation(row, name, context) for name in ("chosen", "rejected"))
     shared = shared_prompt(row, chosen, rejected)
     asked = Asked(without_weights(chosen[:shared]), chosen[:shared], context)
-    answers = tuple(
-        answer(row, name, turns[shared:]) for name, turns in (("chosen", chosen), ("rejected", rejected))
-    )
+    answers = tuple(answer(row, name, turns[shared:]) for name, turns in (("chosen", chosen), ("rejected", rejected)))
     covered(row, asked, answers)
     return group_of(row, asked, answers, used, preference=preference)
 
@@ -310,7 +308,9 @@ def _check_best(row: Row, answers: tuple[Response, ...], ranks: tuple[int, ...])
     places: list[int] = []
     for name in ("chosen", "rejected"):
         text = row.value.get(name)
-        found = [k for response, k in zip(answers, ranks, strict=True) if isinstance(text, str) and response.text == text]
+        found = [
+            k for response, k in zip(answers, ranks, strict=True) if isinstance(text, str) and response.text == text
+        ]
         places += found[:1]
     if len(places) == 2 and places[0] > places[1]:
         raise DataError(

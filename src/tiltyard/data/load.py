@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from tiltyard.data.chat import Chat
+from tiltyard.data.facts import facts_of, same_answers
 from tiltyard.data.formats import Kind, parse_row
 from tiltyard.data.read import read_rows
 from tiltyard.data.segments import AS_WRITTEN, HISTORY_REWRITTEN, LAST_TURN_ONLY
@@ -151,7 +152,7 @@ def stream_groups(
 
     def stream() -> Generator[Group, None, DataReport]:
         counts = _Counts()
-        for chunk in _chunks(source, kind, split, limit):
+        for chunk in _chunks(source, kind, split, limit, counts):
             counts.rows += len(chunk)
             for group in _encoded(chunk, kind, chat, max_length, max_prompt, too_long, counts):
                 counts.groups += 1
@@ -183,6 +184,8 @@ def _encoded(
             counts.kept += 1
             for key, note in NOTES.items():
                 counts.notes[note] += any(key in r.meta for r in fitted.responses)
+            same, cut = same_answers(group), same_answers(fitted)
+            counts.notes[f"{cut} after the cut" if cut != same else same] += bool(cut)
             yield fitted
 
 
@@ -221,8 +224,16 @@ def _check_limits(max_length: int | None, max_prompt: int | None, too_long: str)
         raise ConfigError("unknown rule for long rows", got=too_long, expected="drop or truncate", fix="set too_long")
 
 
-def _chunks(source: str | Path, kind: Kind, split: str | None, limit: int | None) -> Iterator[list[Group]]:
-    groups = (parse_row(row, kind) for row in read_rows(source, split=split, limit=limit))
+def _chunks(
+    source: str | Path, kind: Kind, split: str | None, limit: int | None, counts: _Counts
+) -> Iterator[list[Group]]:
+    def parsed() -> Iterator[Group]:
+        for row in read_rows(source, split=split, limit=limit):
+            group = parse_row(row, kind)
+            counts.notes.update(facts_of(row, group))
+            yield group
+
+    groups = parsed()
     while chunk := list(itertools.islice(groups, _CHUNK)):
         yield chunk
 

@@ -19,8 +19,8 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 
 from tiltyard.data.chat import Chat
-from tiltyard.data.turns import TURNS
 from tiltyard.data.load import GroupStream, TooLong
+from tiltyard.data.turns import turn_text, turns_of
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Preference, Prompt, Response, pairs_of, ranks_of, shares_of
 
@@ -47,8 +47,8 @@ def both_orders(prompt: Prompt, one: Response, other: Response) -> tuple[Respons
 
 def _response_text(answer: Response) -> str:
     """Returns the response's text; of several turns all of them, each after its role."""
-    turns = answer.meta.get(TURNS)
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if turns else answer.text
+    turns = turns_of(answer)
+    return turn_text(turns[0]) if len(turns) == 1 else "\n".join(f"{turn.role}: {turn_text(turn)}" for turn in turns)
 
 
 def _pair_text(first: Response, second: Response, before: str) -> Response:

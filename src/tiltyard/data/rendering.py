@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tiltyard.data.markers import Guard, added_tokens, found_in, literals
+from tiltyard.data.message_fields import template_dict, template_tools
 from tiltyard.data.templates import with_generation_prompt
 from tiltyard.data.text_ids import TextEncoder
 from tiltyard.errors import DataError, ModelError
@@ -70,8 +71,11 @@ class Renderer:
         self.shown_lead = _without(special, self.lead)
         self.shown_tail = self.end.removesuffix(end_token)
 
-    def render(self, turns: Sequence[Message], *, generation: bool, where: str = "") -> str:
+    def render(self, turns: Sequence[Message], *, generation: bool, where: str = "", tools: str = "") -> str:
         """Returns the conversation as text, with the generation prompt if asked.
+
+        Args:
+            tools: JSON text of the tools that the template is given.
 
         Raises:
             DataError: the template rejects it, or leaves one of its turns out; `where` names the row.
@@ -85,11 +89,15 @@ class Renderer:
                 expected="a template that renders every turn of the conversation",
                 fix="put its words into a turn that the template renders, delete it, or set tokenizer.chat_template",
             )
-        return self._render([(turn.role, self.guard_turn(turn, where)) for turn in turns], generation, where)
+        messages = [template_dict(turn, lambda text, role=turn.role: self._guard_of(role)(text, where)) for turn in turns]
+        return self._apply(messages, generation, where, template_tools(tools, lambda text: self.guard(text, where)))
 
     def guard_turn(self, turn: Message, where: str = "") -> str:
         """Returns the words of a turn as they are given to the template: with the markers in them broken up."""
-        return (self.guard_answer if turn.role == "assistant" else self.guard)(turn.content, where)
+        return self._guard_of(turn.role)(turn.content, where)
+
+    def _guard_of(self, role: str) -> Guard:
+        return self.guard_answer if role == "assistant" else self.guard
 
     def cut_end(self, text: str) -> tuple[str, str]:
         """Splits an assistant's rendered turn into (text with the end-of-turn token, the template's text after it)."""
@@ -103,10 +111,16 @@ class Renderer:
     # ------------------------------------------------------------------------------------------ the template
 
     def _render(self, turns: Iterable[tuple[str, str]], generation: bool, where: str = "") -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
+        return self._apply([{"role": role, "content": content} for role, content in turns], generation, where)
+
+    def _apply(
+        self, messages: list[dict[str, Any]], generation: bool, where: str, tools: list[Any] | None = None
+    ) -> str:
         try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        except (TemplateError, ValueError, TypeError) as error:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=generation
+            )
+        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
                 "the chat template rejects this conversation",
                 where=where,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tiltyard.data.turns import TURNS
+from tiltyard.data.conversations import trained, without_weights
+from tiltyard.data.message_fields import check_rendered
 from tiltyard.data.rendering import Renderer
+from tiltyard.data.turns import TURNS, turns_of
 from tiltyard.errors import DataError
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.types import Group, Message, Prompt
 
 # keys of Response.meta
 LAST_TURN_ONLY = "last_turn_only"  # the template rewrites history, so one turn is trained
@@ -53,7 +55,9 @@ class Planner:
         answers, responses = [], []
         changed = self._rewritten(prompt, group.prompt.messages)
         for response in group.responses:
-            answer = self._segments(prompt, group.prompt.messages, turns_of(response), group.origin)
+            turns = turns_of(response)
+            self._check((*group.prompt.messages, *turns), group.prompt.tools, group.origin)
+            answer = self._segments(prompt, group.prompt, turns, group.origin)
             if answer is None:
                 if len(group.responses) == 1:
                     return self._last_turn_plan(group)
@@ -77,38 +81,56 @@ class Planner:
     def _last_turn_plan(self, group: Group) -> Plan:
         """Plans a group of which everything before the last answer becomes prompt, as when the model is used."""
         response, before = group.responses[0], group.prompt.messages or ()
-        *earlier, last = turns_of(response)
-        prompt = replace(group.prompt, messages=(*before, *earlier))
+        turns = turns_of(response)
+        place = max(number for number, turn in enumerate(turns) if trained(turn))
+        last = turns[place]
+        prompt = replace(group.prompt, messages=(*before, *without_weights(turns[:place])))
         meta = {key: value for key, value in response.meta.items() if key != TURNS} | {LAST_TURN_ONLY: True}
+        meta |= {TURNS: [last.to_dict()]} if last.more else {}
         single = replace(group, prompt=prompt, responses=(replace(response, text=last.content, meta=meta),))
         return self.plan(single)
 
-    def _segments(
-        self, prompt: str, messages: tuple[Message, ...], turns: tuple[Message, ...], where: str
-    ) -> Answer | None:
+    def _check(self, turns: tuple[Message, ...], tools: str, where: str, *, generation: bool = False) -> None:
+        """Checks that the template renders all that the turns have."""
+        check_rendered(
+            lambda some, given: self.renderer.render(some, generation=generation, where=where, tools=given),
+            turns,
+            tools,
+            where,
+        )
+
+    def _segments(self, prompt: str, asked: Prompt, turns: tuple[Message, ...], where: str) -> Answer | None:
         """Returns the segments after `prompt`; None if a later rendering does not begin with an earlier one."""
         done, rest = prompt, ""
         found: list[tuple[str, bool]] = []
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            history = (*messages, *turns[:number])
+            history, tools = (*(asked.messages or ()), *turns[:number]), asked.tools
             if number:
-                opened = self.renderer.render(history, generation=True, where=where)
+                opened = self.renderer.render(history, generation=True, where=where, tools=tools)
                 if not opened.startswith(done):
                     return None
                 found.append((rest + opened[len(done) :], False))
                 done = opened
-            closed = self.renderer.render((*history, turn), generation=False, where=where)
+            closed = self.renderer.render((*history, turn), generation=False, where=where, tools=tools)
             # an answer may begin with what the generation prompt has opened (its thinking)
             shown = closed[max(0, len(done) - len(self.renderer.prompt)) :]
             if closed.startswith(done) and self.renderer.guard_turn(turn, where).strip() in shown:
                 words, rest = self.renderer.cut_end(closed[len(done) :])
+            elif len(turns) == 1 and turn.more:
+                raise DataError(
+                    "the chat template writes an answer with further fields in another way than it asks for one",
+                    where=where,
+                    got=f"fields {', '.join(turn.extra)}; the generation prompt is no part of the finished turn",
+                    expected="a rendering that begins with the prompt",
+                    fix="write the answer's text as it is to be learnt, or set tokenizer.chat_template",
+                )
             elif len(turns) == 1:  # what the model would write after this prompt, and the end of its turn
                 return self._as_written(prompt, closed, turn, where)
             else:
                 return None
-            found.append((words, True))
+            found.append((words, trained(turn)))
             done = closed
         return Answer(tuple(found), add_eos=not self.renderer.end)
 
@@ -131,7 +153,9 @@ class Planner:
     def prompt_text(self, prompt: Prompt, where: str = "") -> str:
         """Returns the text of a prompt, generation prompt included."""
         if prompt.messages:
-            return self.renderer.render(prompt.messages, generation=True, where=where or prompt.id)
+            where = where or prompt.id
+            self._check(prompt.messages, prompt.tools, where, generation=True)
+            return self.renderer.render(prompt.messages, generation=True, where=where, tools=prompt.tools)
         if prompt.text is None:
             raise DataError("a prompt with neither messages nor text", where=where or prompt.id, fix="set one of them")
         return prompt.text
@@ -141,14 +165,7 @@ class Planner:
         response = group.responses[0]
         if TURNS not in response.meta:
             return self.renderer.guard(response.text, group.origin)
-        turns = turns_of(response)
-        text = self.renderer.render(turns, generation=False, where=group.origin)
+        turns, tools = turns_of(response), group.prompt.tools
+        self._check(turns, tools, group.origin)
+        text = self.renderer.render(turns, generation=False, where=group.origin, tools=tools)
         return self.renderer.cut_end(text)[0] if turns[-1].role == "assistant" else text
-
-
-def turns_of(response: Response) -> tuple[Message, ...]:
-    """Returns the turns of a response; of one without turns its text as the assistant's."""
-    turns = response.meta.get(TURNS)
-    if not turns:
-        return (Message("assistant", response.text),)
-    return tuple(Message(turn["role"], turn["content"]) for turn in turns)

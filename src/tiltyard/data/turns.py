@@ -11,6 +11,7 @@ from typing import Any
 from tiltyard.data.columns import Context, context_of, refuse_unread
 from tiltyard.data.conversations import (
     SHAPE,
+    WEIGHT,
     conversation_column,
     ends_with_answer,
     ends_with_question,
@@ -37,6 +38,13 @@ def turns_of(response: Response) -> tuple[Message, ...]:
     return tuple(map(Message.from_dict, turns)) if turns else (Message("assistant", response.text),)
 
 
+def turn_text(turn: Message) -> str:
+    """Returns the words of a turn and its further fields, as a reader of the text alone is shown them."""
+    extra = {key: value for key, value in turn.extra.items() if key != WEIGHT} if turn.more else {}
+    fields = (f"{key}: {v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for key, v in extra.items())
+    return "\n".join(part for part in (turn.content, *fields) if part)
+
+
 @dataclass(frozen=True)
 class Asked:
     """The prompt of a row.
@@ -44,7 +52,7 @@ class Asked:
     Args:
         messages: all turns, as the model reads them. own: those of the row's prompt, without system turn and history.
         context: the columns beside it.
-        strip: the answers continue a transcript, where a space stands between the mark and the words.
+        strip: the answers continue a transcript, which has a space between the mark and the words.
         used: the column that the turns come from.
     """
 
@@ -123,7 +131,8 @@ def answer(row: Row, name: str, turns: Sequence[Message]) -> Response:
         )
     if len(turns) == 1 and not turns[0].more:
         return Response(text=turns[0].content)
-    text = "\n\n".join(turn.content for turn in turns if turn.role == "assistant" and turn.content)
+    spoken = [turn for turn in turns if turn.role == "assistant"]
+    text = "\n\n".join(turn.content for turn in spoken if turn.content) or "\n\n".join(map(turn_text, spoken))
     return Response(text=text, meta={TURNS: [turn.to_dict() for turn in turns]})
 
 

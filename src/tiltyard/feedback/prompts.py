@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from tiltyard.data.turns import turn_text
 from tiltyard.feedback.verdicts import response_text
 from tiltyard.records import Settings
 from tiltyard.types import Message, Prompt, Response
@@ -73,7 +74,7 @@ def conversation(prompt: Prompt) -> str:
         return prompt.text or ""
     if len(prompt.messages) == 1:
         return prompt.messages[0].content
-    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in prompt.messages)
+    return "\n\n".join(f"{m.role.capitalize()}: {turn_text(m)}" for m in prompt.messages)
 
 
 def question_prompt(question: str, style: str = "chat", earlier: Sequence[Message] = ()) -> Prompt:

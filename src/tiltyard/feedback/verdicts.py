@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol
 
-from tiltyard.data.turns import TURNS
+from tiltyard.data.turns import turn_text, turns_of
 from tiltyard.errors import DataError, TiltyardError
 from tiltyard.types import Group, Prompt, Response
 
@@ -226,10 +226,10 @@ def sigmoid(x: float) -> float:
 
 def response_text(response: Response) -> str:
     """Returns the response as judges read it: its text; of several turns, all of them with their roles."""
-    turns = response.meta.get(TURNS)
-    if not turns:
-        return response.text
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+    turns = turns_of(response)
+    if len(turns) == 1:
+        return turn_text(turns[0])
+    return "\n\n".join(f"{turn.role.capitalize()}: {turn_text(turn)}" for turn in turns)
 
 
 def _key(prompt: Prompt, a: str, b: str) -> tuple:

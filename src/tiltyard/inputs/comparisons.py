@@ -35,6 +35,47 @@ def is_tie(group: Group) -> bool:
     return shares_of(group.preference) is None and len(set(ranks_of(group.preference) or ())) < 2
 
 
+def is_same(group: Group) -> bool:
+    """True if a group of two or more has one and the same response, so that nothing can be learnt from their order."""
+    return len(group.responses) > 1 and len({response.ids for response in group.responses}) == 1
+
+
+def check_differences(groups: Sequence[Group], where: str) -> None:
+    """Checks that some group prefers one response to a different one.
+
+    Raises:
+        DataError: all are ties, or compare a response with itself (in the file, or after being cut).
+    """
+    if all(is_tie(group) or is_same(group) for group in groups):
+        ties, same = sum(map(is_tie, groups)), sum(map(is_same, groups))
+        raise DataError(
+            "every comparison is a tie: there is nothing to learn"
+            if not same
+            else "no comparison has two answers that differ and a preference: there is nothing to learn",
+            where=where,
+            got=f"{len(groups):,} groups: {ties:,} ties, {same:,} whose answers are the same"
+            + (" (as far as max_length leaves them)" if same else ""),
+            expected="some response that is ranked above another",
+            fix="check how the file was made" + (", and raise max_length if answers were cut" if same else ""),
+        )
+
+
+def check_labels_differ(groups: Sequence[Group], where: str) -> None:
+    """Checks that not every group calls one and the same response good and bad.
+
+    Raises:
+        DataError: all do.
+    """
+    if groups and all(is_same(g) and len(set(binary_labels(g) or ())) > 1 for g in groups):
+        raise DataError(
+            "every answer is labelled good and bad: there is nothing to learn",
+            where=where,
+            got=f"{len(groups):,} groups whose answers are the same (as far as max_length leaves them)",
+            expected="good and bad answers that differ",
+            fix="check how the file was made, and raise max_length if answers were cut",
+        )
+
+
 def labelled(group: Group, good_from: float | str) -> Group:
     """Scores turned into labels, at least `good_from` being good; or ranks, the best alone being good."""
     ranks = ranks_of(group.preference)

@@ -5,8 +5,9 @@ Files named `*.groups.jsonl` hold records whose ids are kept as they are.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, get_args
@@ -25,6 +26,7 @@ from tiltyard.data import (
     read_rows,
     stream_groups,
 )
+from tiltyard.data.facts import facts_of, same_answers
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.inputs.workspace import Workspace, cache_folder
 from tiltyard.scoring.reward_model import in_tokens_of
@@ -136,11 +138,13 @@ def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat
 
     foreign = any(_foreign(chat, group) for group in every())
     rows = kept = 0
+    same: Counter[str] = Counter()
     for group in every():
         rows += 1
         encoded = in_tokens_of(chat, group) if foreign else group
         if len(encoded.prompt.ids) + max(len(r.ids) for r in encoded.responses) <= max_length:
             kept += 1
+            same.update(filter(None, [same_answers(encoded)]))
             yield encoded
     if not kept:
         raise DataError(
@@ -151,7 +155,8 @@ def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat
         )
     dropped = f", {rows - kept:,} dropped (longer than {max_length} tokens)" if rows > kept else ""
     ids = "ids encoded again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"
-    work.report(key, [f"{kept:,} groups, {ids}{dropped}"])
+    notes = [f"note {count:,}: {reason}" for reason, count in same.items()]
+    work.report(key, [f"{kept:,} groups, {ids}{dropped}", *notes])
 
 
 def _foreign(chat: Chat, group: Group) -> bool:
@@ -206,19 +211,34 @@ def check_files(data: str, held_out: str = "", kind: str = "comparisons", split:
     """Checks one file, or two that should share nothing; no file is held in memory. `split` is that of `data`."""
     if kind not in get_args(Kind):
         raise ConfigError("unknown kind of data", where="--kind", got=kind, fix=nearest(kind, get_args(Kind)))
-    return check_data(_Rows(data, cast(Kind, kind), split), _Rows(held_out, cast(Kind, kind)) if held_out else None)
+    rows = _Rows(data, cast(Kind, kind), split)
+    report = check_data(rows, _Rows(held_out, cast(Kind, kind)) if held_out else None)
+    return replace(report, facts=dict(rows.facts))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a file as groups without ids, read again at each iteration."""
+    """The rows of a file as groups without ids, read again at each iteration; a file of groups as it is.
+
+    `facts`: what the latest whole pass found in rows beyond their format's own fields.
+    """
 
     path: str
     kind: Kind
     split: str = ""
+    facts: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Group]:
-        return (parse_row(row, self.kind) for row in read_rows(self.path, split=self.split or None))
+        if self.path.endswith(".groups.jsonl"):
+            yield from read_groups(self.path)
+            return
+        facts: Counter[str] = Counter()
+        for row in read_rows(self.path, split=self.split or None):
+            group = parse_row(row, self.kind)
+            facts.update(facts_of(row, group))
+            yield group
+        self.facts.clear()
+        self.facts.update(facts)
 
 
 def byte_count(groups: Iterable[Group]) -> int:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tiltyard.data import Chat, GroupFile, Kind, check_data
-from tiltyard.errors import DataError
 from tiltyard.inputs.base import InputSource, Opened, StepSize
-from tiltyard.inputs.comparisons import as_pairs, check_labels, is_tie, labelled
+from tiltyard.inputs.comparisons import as_pairs, check_differences, check_labels, check_labels_differ, labelled
 from tiltyard.inputs.files import Encode, files_of, rewritten, stream_of, write_group_file
 from tiltyard.inputs.measure import Measure, preference
 from tiltyard.inputs.reference import reference_logps
@@ -164,16 +163,10 @@ class Rankings(FileSource):
         """The groups of the training files.
 
         Raises:
-            DataError: all of them are ties.
+            DataError: all of them are ties, or compare an answer with itself.
         """
         groups = super().training_groups(work, data, seed, chat)
-        if all(map(is_tie, groups)):
-            raise DataError(
-                "every comparison is a tie: there is nothing to learn",
-                where=", ".join(files_of("data", data.path)),
-                got=f"{len(groups):,} groups",
-                expected="some response that is ranked above another",
-            )
+        check_differences(groups, ", ".join(files_of("data", data.path)))
         return groups
 
     def stream(self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat) -> Iterable[Group]:
@@ -211,6 +204,16 @@ class Labelled(FileSource):
     def records(self) -> Mapping[str, type[Record]]:
         """Ranks or scores may be turned into labels."""
         return {"data": LabelledData}
+
+    def training_groups(self, work: Workspace, data: Data, seed: int, chat: Chat) -> GroupFile:
+        """The groups of the training files.
+
+        Raises:
+            DataError: all of them call one and the same answer good and bad.
+        """
+        groups = super().training_groups(work, data, seed, chat)
+        check_labels_differ(groups, ", ".join(files_of("data", data.path)))
+        return groups
 
     def stream(self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat) -> Iterable[Group]:
         """The groups of the files; with `good_from` those of comparisons."""

@@ -89,7 +89,9 @@ class Renderer:
                 expected="a template that renders every turn of the conversation",
                 fix="put its words into a turn that the template renders, delete it, or set tokenizer.chat_template",
             )
-        messages = [template_dict(turn, lambda text, role=turn.role: self._guard_of(role)(text, where)) for turn in turns]
+        messages = [
+            template_dict(turn, lambda text, role=turn.role: self._guard_of(role)(text, where)) for turn in turns
+        ]
         return self._apply(messages, generation, where, template_tools(tools, lambda text: self.guard(text, where)))
 
     def guard_turn(self, turn: Message, where: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from jinja2 import TemplateError
@@ -92,7 +93,7 @@ class Renderer:
         messages = [
             template_dict(turn, lambda text, role=turn.role: self._guard_of(role)(text, where)) for turn in turns
         ]
-        return self._apply(messages, generation, where, template_tools(tools, lambda text: self.guard(text, where)))
+        return self._apply(messages, generation, where, template_tools(tools, partial(self.guard, where=where)))
 
     def guard_turn(self, turn: Message, where: str = "") -> str:
         """Returns the words of a turn as they are given to the template: with the markers in them broken up."""

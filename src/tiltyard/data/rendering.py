@@ -90,9 +90,7 @@ class Renderer:
                 expected="a template that renders every turn of the conversation",
                 fix="put its words into a turn that the template renders, delete it, or set tokenizer.chat_template",
             )
-        messages = [
-            template_dict(turn, lambda text, role=turn.role: self._guard_of(role)(text, where)) for turn in turns
-        ]
+        messages = [template_dict(turn, partial(self._guard_of(turn.role), where=where)) for turn in turns]
         return self._apply(messages, generation, where, template_tools(tools, partial(self.guard, where=where)))
 
     def guard_turn(self, turn: Message, where: str = "") -> str:

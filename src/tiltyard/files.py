@@ -24,9 +24,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(handle, 0o666 & ~umask)  # mkstemp makes files private; results may be read by others
+        os.fchmod(handle, _usual_mode())  # mkstemp makes files private; results may be read by others
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
@@ -43,6 +41,20 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
     with atomic_write(path, "wb") as file:
         file.write(data)
     return Path(path)
+
+
+def _usual_mode() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def give_usual_mode(folder: Path) -> None:
+    """Sets the mode of a folder's files by the user's umask; safetensors writes them for their owner alone."""
+    mode = _usual_mode()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 from tiltyard.distributed import processes
 from tiltyard.distributed.strategy import Strategy, TrainingState
 from tiltyard.errors import CheckpointError
+from tiltyard.files import give_usual_mode
 
 FORMAT = 1
 KEEP = 2  # checkpoints that are not removed
@@ -81,6 +82,7 @@ def save(folder: Path, step: int, tensors: TrainingState, state: Mapping[str, An
         save_file(tensors.moments, unfinished / "optimizer.safetensors")
         save_file({"torch": torch.random.get_rng_state()}, unfinished / "rng.safetensors")
         (unfinished / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}))
+        give_usual_mode(unfinished)
         for part in unfinished.iterdir():
             _flush(part)
         _flush(unfinished)

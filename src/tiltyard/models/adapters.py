@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import CheckpointError, ModelError
+from tiltyard.files import give_usual_mode
 from tiltyard.models.backbone import Backbone
 from tiltyard.models.heads import with_scalar_head
 from tiltyard.models.language import LanguageModel, ScalarModel
@@ -129,6 +130,7 @@ def save_adapter(model: Backbone, folder: Path) -> None:
         config.save_pretrained(folder)
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / WEIGHTS)
         (folder / BACKBONE).write_text(json.dumps(facts, indent=2) + "\n")
+        give_usual_mode(folder)
 
 
 def _names(model: Backbone, own: dict[str, Tensor]) -> list[str]:

@@ -6,8 +6,9 @@ A decoder that uses transformers' attention interface runs packed; any other one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,21 @@ from tiltyard.types import Group, Prompt, Response
 DType = Literal["float32", "bfloat16", "float64"]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Facts about the files of a model, for the folder that is written of it.
+
+    Attributes:
+        width: of most of their numbers; None: a new model, or one that was made in memory.
+        widths: of the tensors in the files, by name.
+        notes: lines that the user should see: what was left out, completed or understood in one way of several.
+    """
+
+    width: torch.dtype | None = None
+    widths: Mapping[str, torch.dtype] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 class Backbone:
     """A transformers model that computes the hidden states of a forest.
 
@@ -33,7 +49,12 @@ class Backbone:
         module: a decoder with a head (`...ForCausalLM` or `...ForSequenceClassification`).
         chat: its tokenizer and template.
         dtype: arithmetic of the forward pass. Weights stay as loaded; `bfloat16` runs under autocast.
+
+    Attributes:
+        origin: what the files were like that it was loaded from.
     """
+
+    origin = Origin()
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
 from tiltyard.models.backbone import Backbone
+from tiltyard.models.classifiers import scalar_class
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.lora import AdapterBinding, merged_adapters
-from tiltyard.types import Group, Message, Prompt, Response
+from tiltyard.models.vocabulary import closing_id
 
 
 def value_head(policy: LanguageModel) -> ScalarModel:
@@ -38,7 +38,7 @@ def with_scalar_head(model: Backbone, binding: AdapterBinding) -> ScalarModel:
     with model.plain():
         module = classifier(model, model.backbone)
         made = ScalarModel(module.train(model.module.training), model.chat, model.dtype)
-    made.binding = binding
+    made.binding, made.origin = binding, model.origin
     return made
 
 
@@ -46,7 +46,9 @@ def scalar_from(model: LanguageModel) -> ScalarModel:
     """Returns a reward or value model: a copy of a language model's backbone with a new scalar head of zeros."""
     with model.plain(), merged_adapters(model.backbone, model.adapters):
         module = classifier(model, copy.deepcopy(model.backbone))
-    return ScalarModel(module.eval(), model.chat, model.dtype)
+    made = ScalarModel(module.eval(), model.chat, model.dtype)
+    made.origin = model.origin
+    return made
 
 
 def classifier(model: Backbone, backbone: nn.Module) -> PreTrainedModel:
@@ -56,7 +58,7 @@ def classifier(model: Backbone, backbone: nn.Module) -> PreTrainedModel:
     config.__dict__.pop("quantization_config", None)  # it is saved in full precision
     config.pad_token_id = model.chat.pad_id if model.chat.pad_id != closing_id(model.chat) else None
     with torch.device("meta"):  # its backbone is replaced
-        module: Any = AutoModelForSequenceClassification.from_config(config)
+        module: Any = scalar_class(config)._from_config(config)
     if type(module.base_model) is not type(backbone) or not isinstance(getattr(module, "score", None), nn.Linear):
         raise ModelError(
             "this architecture's classifier is no scalar head on the backbone of its language model",
@@ -69,12 +71,6 @@ def classifier(model: Backbone, backbone: nn.Module) -> PreTrainedModel:
     module.score = nn.Linear(module.score.in_features, 1, bias=False, device=weight.device, dtype=weight.dtype)
     nn.init.zeros_(module.score.weight)
     return module
-
-
-def closing_id(chat: Chat) -> int:
-    """The id that ends every encoded response."""
-    group = Group(Prompt(messages=(Message("user", "Hi"),)), (Response(text="Hi"),))
-    return chat.encode_group(group).responses[0].ids[-1]
 
 
 @torch.no_grad()

@@ -163,8 +163,13 @@ class ScalarModel(Backbone):
     """A reward or value model: one number at any position.
 
     The output is `gain * (raw - bias)`. A reward model's `bias` is set so that demonstrations average 0, its `gain`
-    if wanted so that they have variance 1. Both are kept in `config.json` as `reward_bias` and `reward_gain`
-    (transformers ignores them and returns the raw score).
+    if wanted so that they have variance 1. `fold` moves both into the head, as far as it has a place for them: heads of
+    decoders have no bias in transformers, so the shift stays in `config.json` as `reward_bias`, and transformers'
+    logits differ from the reward by that constant. `reward_gain` is read from folders of earlier versions.
+
+    The score of a response is read where transformers and TRL read it: at the last token that is not the model's
+    padding token. In models that are made here that is the token that closes the response; a model of others whose
+    padding is that same token (pad = eos) is read one before it.
     """
 
     @property
@@ -188,6 +193,19 @@ class ScalarModel(Backbone):
         shifted = raw - self.bias
         return shifted if self.gain == 1.0 else shifted * self.gain
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Moves the gain into the head's weights, and the shift into its bias if it has one; the output stays."""
+        head, gain = self.head, self.gain
+        if gain != 1.0:
+            head.weight.mul_(gain)
+            if head.bias is not None:
+                head.bias.mul_(gain)
+            self.bias, self.gain = self.bias * gain, 1.0
+        if head.bias is not None and self.bias:
+            head.bias.sub_(self.bias)
+            self.bias = 0.0
+
     @property
     def compares(self) -> bool:
         """True for a ranker, which was trained on two responses at once and has no score of a single one."""
@@ -210,9 +228,30 @@ class ScalarModel(Backbone):
         score = self.head(hidden.to(self.head.weight.dtype))[:, 0]
         return self.normalised(score)
 
+    @property
+    def pad_id(self) -> int | None:
+        """The token that the score is never read at, if there is one; None: it is read at the last token."""
+        pad = getattr(self.module.config.get_text_config(), "pad_token_id", None)
+        return None if pad is None or pad < 0 else int(pad)
+
+    def read_B(self, forest: Forest) -> Tensor:
+        """The index in T of the token where each response's score is read: the last that is not padding."""
+        place_B = forest.last_B
+        if self.pad_id is None:
+            return place_B
+        tree_G = torch.tensor(forest.tree_start, device=forest.device)
+        first_B, prompt_B = tree_G[forest.group_B], forest.prompt_last_G[forest.group_B]
+        while True:
+            passed_B = (forest.ids_T[place_B] == self.pad_id) & (place_B > first_B)
+            if not passed_B.any():
+                return place_B
+            # before a response's first token stands its prompt's last one
+            before_B = torch.where(place_B == forest.start_B, prompt_B, place_B - 1)
+            place_B = torch.where(passed_B, before_B, place_B)
+
     def score_B(self, forest: Forest) -> Tensor:
-        """The reward of each response, read at its last token."""
-        return self.at(forest, forest.last_B)
+        """The reward of each response, read at the last token of the row that is not padding."""
+        return self.at(forest, self.read_B(forest))
 
     def value_R(self, forest: Forest, hidden_R: Tensor | None = None) -> Tensor:
         """The value of the state before each response token."""

@@ -6,6 +6,7 @@ Weights are read from safetensors only; code from a hub is never run unless `tru
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -24,11 +24,14 @@ from tiltyard.data.tokenizer import id_count
 from tiltyard.errors import ConfigError, ModelError
 from tiltyard.models.adapters import clone_adapter
 from tiltyard.models.backbone import Backbone, DType
+from tiltyard.models.classifiers import SUFFIX, scalar_class
 from tiltyard.models.encoder import EncoderScalar, is_encoder
-from tiltyard.models.heads import closing_id, scalar_from, value_head
+from tiltyard.models.folder import adapter_config, base_of
+from tiltyard.models.generation import mend_generation, take_ends
+from tiltyard.models.heads import scalar_from, value_head
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load_encoder import encoder_scalar, load_masked_model, masked_from_scratch
-from tiltyard.models.lora import blocks_of, dequantized, merged_adapters
+from tiltyard.models.lora import blocks_of, merged_adapters
 from tiltyard.models.pretrained import (
     PRESETS,
     TORCH_DTYPE,
@@ -39,13 +42,14 @@ from tiltyard.models.pretrained import (
     load_tokenizer,
     pick_device,
     preset_shape,
-    quiet,
     resolve,
-    write_errors,
 )
+from tiltyard.models.saving import check_saving, save_model
+from tiltyard.models.vocabulary import check_vocabulary, closing_id
 
 __all__ = [
     "PRESETS",
+    "check_saving",
     "freeze_bottom",
     "from_scratch",
     "frozen_copy",
@@ -108,9 +112,13 @@ def load_language_model(
             fix="use it as the model of a reward stage, or go on training it with mlm",
         )
     how: dict[str, Any] = {"device": device, "quantize": quantize}
-    module = from_pretrained(AutoModelForCausalLM, name, dtype, trust_remote_code, **how)
+    module, origin = from_pretrained(AutoModelForCausalLM, name, dtype, trust_remote_code, **how)
     chat = Chat(load_tokenizer(name, trust_remote_code=trust_remote_code), max_length=context_length(module.config))
-    return LanguageModel(module.eval(), chat, dtype)
+    notes = [*origin.notes, *take_ends(module, chat), *mend_generation(module, name)]
+    notes += check_vocabulary(chat, module, name)
+    model = LanguageModel(module.eval(), chat, dtype)
+    model.origin = replace(origin, notes=tuple(notes))
+    return model
 
 
 def load_scalar_model(
@@ -129,32 +137,50 @@ def load_scalar_model(
     """
     name = resolve(source)
     config = load_config(name, trust_remote_code)
-    fresh = not any("SequenceClassification" in a for a in (config.architectures or []))
+    fresh = not has_scalar_head(name, config)
     if is_encoder(config):
         return encoder_scalar(name, config, fresh, device, dtype, seed, trust_remote_code, quantize)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    chat = Chat(tokenizer, max_length=context_length(config))
-    # transformers reads the score at the rightmost token that is not pad: pad must not be what ends a response
-    pad = chat.pad_id if chat.pad_id != closing_id(chat) else None
+    chat = Chat(load_tokenizer(name, trust_remote_code=trust_remote_code), max_length=context_length(config))
+    new: dict[str, Any] = {"num_labels": 1}
+    if fresh:  # a head of others reads its score at the token that their config implies, a new one at the closing token
+        new["pad_token_id"] = chat.pad_id if chat.pad_id != closing_id(chat) else None
+    elif config.num_labels != 1:
+        raise ModelError(
+            "the model is a classifier of several labels, not a reward model",
+            where=name,
+            got=f"{config.num_labels} labels",
+            expected="one label: the score",
+            fix="take a reward model with num_labels=1, or start a new one from the language model",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = from_pretrained(
-            AutoModelForSequenceClassification,
+        module, origin = from_pretrained(
+            scalar_class(config),
             name,
             dtype,
             trust_remote_code,
             device=device,
             quantize=quantize,
-            may_miss=(lambda key: key.startswith("score.")) if fresh else None,
-            num_labels=1,
-            pad_token_id=pad,
+            may_miss=(lambda key: key.startswith("score.")) if fresh or adapter_config(name) else None,
+            **new,
         )
     head = getattr(module, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise ModelError("this architecture has no scalar head in transformers", where=name)
     if fresh:
         nn.init.zeros_(head.weight)
-    return ScalarModel(module.eval(), chat, dtype)
+    notes = [*origin.notes, *check_vocabulary(chat, module, name)]
+    model = ScalarModel(module.eval(), chat, dtype)
+    model.origin = replace(origin, notes=tuple(notes))
+    return model
+
+
+def has_scalar_head(name: str, config: Any) -> bool:
+    """True if a folder holds the weights of a scalar head: a classifier, or an adapter with one."""
+    adapter = adapter_config(name)
+    if adapter is not None and base_of(name) != name:
+        return "score" in (adapter.get("modules_to_save") or ()) or adapter.get("task_type") == "SEQ_CLS"
+    return any(SUFFIX in kind for kind in (config.architectures or []))
 
 
 def value_from(source: ScalarModel) -> ScalarModel:
@@ -162,7 +188,9 @@ def value_from(source: ScalarModel) -> ScalarModel:
     check_values(source)
     with source.plain(), merged_adapters(source.backbone, source.adapters):
         module = copy.deepcopy(source.module)
-    return ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
+    value = ScalarModel(module.requires_grad_(True), source.chat, source.dtype)
+    value.origin = source.origin
+    return value
 
 
 def check_values(source: ScalarModel) -> None:
@@ -182,7 +210,9 @@ def frozen_copy(model: LanguageModel) -> LanguageModel:
         return clone_adapter(model, "ref")
     with model.plain():
         module = copy.deepcopy(model.module)
-    return LanguageModel(module.eval().requires_grad_(False), model.chat, model.dtype)
+    twin = LanguageModel(module.eval().requires_grad_(False), model.chat, model.dtype)
+    twin.origin = model.origin
+    return twin
 
 
 def freeze_bottom(model: Backbone, layers: int) -> int:
@@ -219,14 +249,3 @@ def set_dropout(module: nn.Module, p: float | Literal["model"]) -> None:
         for name in DROPOUTS:
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, p if name != "layerdrop" else 0.0)
-
-
-def save_model(model: Backbone, folder: Path) -> None:
-    """Writes the model in Hugging Face form (safetensors, tokenizer, template): transformers, vLLM and PEFT load it."""
-    settings = getattr(model.module, "generation_config", None)
-    if settings is not None and isinstance(model, LanguageModel):
-        settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
-    with write_errors(folder):
-        with model.plain(), merged_adapters(model.backbone, model.adapters), dequantized(model.module), quiet():
-            model.module.save_pretrained(folder)
-        model.chat.tokenizer.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tiltyard.models.pretrained import (
     preset_shape,
     resolve,
 )
+from tiltyard.models.vocabulary import check_vocabulary
 
 
 def masked_from_scratch(
@@ -76,8 +78,12 @@ def load_masked_model(
             fix="train a decoder with pretrain instead of mlm",
         )
     how: dict[str, Any] = {"device": device, "quantize": quantize}
-    module = from_pretrained(AutoModelForMaskedLM, name, dtype, trust_remote_code, **how)
-    return MaskedModel(module.eval(), _encoder_chat(name, module, trust_remote_code), dtype)
+    module, origin = from_pretrained(AutoModelForMaskedLM, name, dtype, trust_remote_code, **how)
+    chat = _encoder_chat(name, module, trust_remote_code)
+    notes = (*origin.notes, *check_vocabulary(chat, module, name))
+    model = MaskedModel(module.eval(), chat, dtype)
+    model.origin = replace(origin, notes=notes)
+    return model
 
 
 def _encoder_chat(name: str, module: nn.Module, trust: bool) -> Chat:
@@ -101,7 +107,7 @@ def encoder_scalar(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = from_pretrained(
+        module, origin = from_pretrained(
             AutoModelForSequenceClassification,
             name,
             dtype,
@@ -111,7 +117,10 @@ def encoder_scalar(
             may_miss=may_miss if fresh else None,
             num_labels=1,
         )
-    model = EncoderScalar(module.eval(), _encoder_chat(name, module, trust), dtype)
+    chat = _encoder_chat(name, module, trust)
+    notes = (*origin.notes, *check_vocabulary(chat, module, name))
+    model = EncoderScalar(module.eval(), chat, dtype)
+    model.origin = replace(origin, notes=notes)
     head = model.head
     if fresh:
         nn.init.zeros_(head.weight)

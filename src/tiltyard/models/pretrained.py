@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,18 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from tiltyard.errors import CheckpointError, ConfigError, ModelError, nearest
-from tiltyard.files import is_lfs_pointer
-from tiltyard.models.backbone import DType
+from tiltyard.errors import CheckpointError, ConfigError, MissingDependency, ModelError, TiltyardError, nearest
+from tiltyard.models.backbone import DType, Origin
+from tiltyard.models.folder import (
+    ADAPTER,
+    adapter_config,
+    base_of,
+    check_pointers,
+    check_tokenizer,
+    merge_adapter,
+    origin_of,
+    without_adapter,
+)
 
 # width, layers, heads, key-value heads, feed-forward width: Llama shape
 PRESETS: dict[str, tuple[int, int, int, int, int]] = {
@@ -70,17 +80,21 @@ def preset_shape(name: str) -> tuple[int, int, int, int, int]:
 
 
 def resolve(source: str | Path, wanted: str = "config.json") -> str:
-    """The folder that holds a model's files (of a stage's folder: its `model/`), or a hub name as it was given."""
+    """The folder that holds a model's files (of a stage's folder: its `model/`), or a hub name as it was given.
+
+    The folder of an adapter is one too: its model is loaded and the adapter is merged into it.
+    """
     path = Path(source).expanduser()
     if path.exists():
         inner = path / "model"  # a stage's folder has a config.json of its own, which is not a model's
-        if (inner / wanted).exists():
+        if (inner / "config.json").exists():
             return str(inner)
-        if not (path / wanted).exists():
+        if not any((path / name).exists() for name in (wanted, "config.json", ADAPTER)):
             raise ModelError(
                 "the folder holds no model",
                 where=str(source),
-                expected="a folder with config.json and *.safetensors",
+                got=", ".join(sorted(one.name for one in path.iterdir())[:12]) if path.is_dir() else "a file",
+                expected="a folder with config.json and *.safetensors, or with adapter_config.json",
                 fix="give the folder that save_pretrained wrote (runs/NAME/STAGE/model)",
             )
         return str(path)
@@ -91,28 +105,33 @@ def resolve(source: str | Path, wanted: str = "config.json") -> str:
     return str(source)
 
 
+NEEDED = {
+    "model": "a folder or hub name with config.json and weights in safetensors",
+    "tokenizer": "tokenizer files (tokenizer.json, tokenizer_config.json) that transformers reads",
+}
+
+
 @contextmanager
 def loading_errors(what: str, source: str) -> Iterator[None]:
     """Context: raises one ModelError for the errors of transformers and safetensors on loading."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if isinstance(error, ModelError):
+    except ImportError as error:
+        raise MissingDependency(
+            f"the {what} needs a package that is not installed",
+            where=source,
+            got=str(error).strip().splitlines()[0][:300],
+            fix="install the package that it names, or take a model whose weights are not quantised that way",
+        ) from error
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        if isinstance(error, TiltyardError):
             raise
-        pointer = next(filter(is_lfs_pointer, sorted(Path(source).glob("*"))), None)
-        if pointer is not None:
-            raise ModelError(
-                f"the {what} was not downloaded",
-                where=str(pointer),
-                got="a Git LFS pointer, a text of three lines in place of the file",
-                fix=f"run `git lfs pull` in {source}",
-            ) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"the {what} could not be loaded",
             where=source,
             got=lines[0][:300],
-            expected="a folder or hub name with config.json, safetensors weights and tokenizer files",
+            expected=NEEDED[what],
             fix="check the name and the files; models that need their own code load only with trust_remote_code=true",
         ) from error
 
@@ -141,20 +160,56 @@ def from_pretrained(
     quantize: Quantize = "none",
     may_miss: Callable[[str], bool] | None = None,
     **kwargs: Any,
-) -> Any:
-    """Loads a module onto its device; only weights whose name `may_miss` allows may be missing in the files."""
+) -> tuple[Any, Origin]:
+    """Loads a module onto its device; only weights whose name `may_miss` allows may be missing in the files.
+
+    Returns it with what its files were like.
+
+    Raises:
+        ModelError: weights that are missing, that no part of the model uses, or of another shape.
+    """
     where = pick_device(device)
     four = quantize == "4bit"
     more = {"quantization_config": in_four_bits(where, dtype), "device_map": {"": where}} if four else {}
-    with quiet(), loading_errors("model", source):
+    base, adapted = base_of(source), adapter_config(source) is not None
+    if four and adapted:
+        raise ConfigError(
+            "an adapter cannot be merged into weights of 4 bits",
+            where="quantize",
+            got=f"quantize=4bit for the adapter {source}",
+            fix="merge it first (give the stage's model/), or set quantize=none",
+        )
+    check_pointers(base)
+    with quiet(), loading_errors("model", base), without_adapter(base) as bare:
         module, info = auto.from_pretrained(
-            source,
+            bare,
             dtype=TORCH_DTYPE[dtype],
             use_safetensors=True,
             trust_remote_code=trust,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are errors too, and named below
             **more,
             **kwargs,
+        )
+        module.config._name_or_path = module.name_or_path = base
+    origin = replace(origin_of(base), notes=tuple(_check_weights(module, info, base, may_miss)))
+    if adapted:
+        with quiet(), loading_errors("model", source):
+            module = merge_adapter(module, source)
+        origin = replace(origin, notes=(*origin.notes, f"an adapter, merged into its model {base}"))
+    return (module if four else _aligned(module.to(where))), origin  # 4 bits were put there as they were made
+
+
+def _check_weights(module: Any, info: Any, source: str, may_miss: Callable[[str], bool] | None) -> list[str]:
+    """Refuses weights that do not fit the model; returns a line about those of another head, which are left out."""
+    kind = type(module).__name__
+    if wrong := sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"{len(wrong)} weights have another shape than the model",
+            where=source,
+            got=", ".join(f"{name} {tuple(found)}" for name, found, _ in wrong[:4]),
+            expected=", ".join(f"{name} {tuple(made)}" for name, _, made in wrong[:4]),
+            fix="config.json and the weights are not of one model: correct config.json (vocab_size, sizes, num_labels)",
         )
     missing = sorted(k for k in info["missing_keys"] if not (may_miss and may_miss(k)))
     if missing:
@@ -162,10 +217,30 @@ def from_pretrained(
             f"{len(missing)} weights of the model are not in its files",
             where=source,
             got=", ".join(missing[:4]),
-            expected=f"all weights of {type(module).__name__}",
+            expected=f"all weights of {kind}",
             fix="the files are incomplete, or they hold a model of another kind (a reward model has no language head)",
         )
-    return module if four else _aligned(module.to(where))  # weights in 4 bits were put there as they were made
+    surplus = sorted(info["unexpected_keys"])
+    inside = [key for key in surplus if _of_backbone(module, key)]
+    if inside:
+        raise ModelError(
+            f"{len(inside)} weights in the files are used by no part of the model",
+            where=source,
+            got=", ".join(inside[:4]),
+            expected=f"the weights of {kind} as config.json describes it",
+            fix="config.json describes a smaller model than the weights: correct it (num_hidden_layers, architectures)",
+        )
+    if not surplus or may_miss:
+        return []
+    return [f"{len(surplus)} weights of another head are left out: {', '.join(surplus[:4])}"]
+
+
+def _of_backbone(module: Any, key: str) -> bool:
+    """True if a weight is none of a head, of which a folder may have others than the model that is made of it."""
+    prefix, first = f"{module.base_model_prefix}.", key.split(".", 1)[0]
+    if "pooler" in key:
+        return False
+    return key.startswith(prefix) or first in dict(module.base_model.named_children())
 
 
 def _aligned(module: Any) -> Any:
@@ -209,7 +284,12 @@ def in_four_bits(device: torch.device, dtype: DType) -> Any:
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name; of an adapter's folder without one that of its model."""
     name = resolve(source, "tokenizer_config.json")
+    if (Path(name) / ADAPTER).exists() and not (Path(name) / "tokenizer_config.json").exists():
+        name = base_of(name)
+    check_pointers(name)
+    check_tokenizer(name)
     with loading_errors("tokenizer", name):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
@@ -220,5 +300,7 @@ def context_length(config: Any) -> int | None:
 
 
 def load_config(name: str, trust: bool) -> Any:
-    with loading_errors("model", name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust)
+    base = base_of(name)
+    check_pointers(base)
+    with loading_errors("model", base):
+        return AutoConfig.from_pretrained(base, trust_remote_code=trust)

@@ -29,7 +29,7 @@ from tiltyard.methods.base import Method
 from tiltyard.methods.from_file import load_method
 from tiltyard.models.adapters import save_adapter
 from tiltyard.models.finite import require_finite
-from tiltyard.models.load import freeze_bottom, save_model
+from tiltyard.models.load import check_saving, freeze_bottom, save_model
 from tiltyard.stages.backend import keeps_backend, planned, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.methods import FILE_METHODS
@@ -67,6 +67,9 @@ def load(method: Method, context: StageContext, settings: StageSettings) -> tupl
             models.value = role.load(context, settings, models)
     roles = [method.start.name, *(role for role in models if role != method.start.name)]
     require_finite(models.present())
+    for name in roles:
+        if notes := models.get(name).origin.notes:
+            context.report(name, list(notes))
     settle(context, *map(models.get, roles), planned=planned(context, settings))
     for name in method.trains:
         model = models.get(name)
@@ -97,6 +100,10 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
     """Trains one method and writes `model/` (for an actor-critic also `value/`), metrics, groups and checkpoints."""
     work = compose(method, context, settings)
     models, steps = work.models, work.opened.steps
+    width = settings.models.save_dtype
+    for trained in (models.get(method.start.name), models.value):
+        if trained is not None and processes.is_main():
+            check_saving(trained, dtype=width)
     held_out = HeldOut(method, context, settings, work)
     with LiveLine(context.console, context.name, steps) as line:
         fit(
@@ -115,11 +122,11 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
     if method.samples_policy:
         result |= spent(context.folder / "metrics.jsonl", settings)
     if processes.is_main():
-        save_model(model, context.folder / "model")
+        save_model(model, context.folder / "model", dtype=width)
         if settings.models.lora is not None:
             save_adapter(model, context.folder / "adapter")
         if models.value is not None:
-            save_model(models.value, context.folder / "value")
+            save_model(models.value, context.folder / "value", dtype=width)
     processes.barrier()
     return result
 

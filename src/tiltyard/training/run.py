@@ -10,6 +10,7 @@ from tiltyard.config import explained
 from tiltyard.models.backbone import DType
 from tiltyard.models.lora import Lora
 from tiltyard.models.pretrained import Quantize
+from tiltyard.models.saving import SaveDType
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings, canonical
 from tiltyard.types import MICRO_TOKENS
 
@@ -63,6 +64,10 @@ class ModelSettings(Record):
         bool, Field(description="recompute activations: less memory, more time"), LAST_BITS
     ] = False
     trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model"), EXECUTION] = False
+    save_dtype: Annotated[
+        SaveDType,
+        Field(description="width of saved weights; source: as in the model's files. Checkpoints keep full precision"),
+    ] = "source"
 
 
 class Execution(Record):

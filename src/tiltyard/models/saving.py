@@ -1,0 +1,107 @@
+"""Writing a model as a folder that transformers, vLLM and PEFT load: of the source's width, and tried before step 1."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from tiltyard.errors import ModelError, TiltyardError
+from tiltyard.files import give_usual_mode
+from tiltyard.models.backbone import Backbone
+from tiltyard.models.language import LanguageModel, ScalarModel
+from tiltyard.models.lora import dequantized, merged_adapters
+from tiltyard.models.pretrained import quiet, write_errors
+
+SaveDType = Literal["source", "float32", "bfloat16", "float16"]
+
+
+def save_model(model: Backbone, folder: Path, *, dtype: SaveDType = "source") -> None:
+    """Writes the model in Hugging Face form (safetensors, tokenizer, template): transformers, vLLM and PEFT load it.
+
+    Args:
+        dtype: width of the weights; `source`: each tensor as wide as in the files that the model came from, a new model
+            as it is in memory. New scalar heads are written in float32.
+    """
+    with write_errors(folder):
+        _write(model, folder, dtype)
+        give_usual_mode(folder)
+
+
+def check_saving(model: Backbone, *, dtype: SaveDType = "source") -> None:
+    """Writes all of the model but its weights into a folder that is removed again, before anything is trained.
+
+    Raises:
+        ModelError: what was read cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="tiltyard-") as folder, write_errors(Path(folder)):
+            remove_tied_weights_from_state_dict(dict(model.module.state_dict()), model.module)
+            _write(model, Path(folder), dtype, weights=False)
+    except TiltyardError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            "the model can be loaded and not be saved again",
+            where=str(model.chat.tokenizer.name_or_path),
+            got=f"{type(error).__name__}: {error}",
+            expected="files that transformers writes as it reads them",
+            fix="correct config.json, generation_config.json or the tokenizer's files as it says",
+        ) from error
+
+
+def _write(model: Backbone, folder: Path, dtype: SaveDType, *, weights: bool = True) -> None:
+    module: Any = model.module
+    if isinstance(model, ScalarModel):
+        model.fold()
+    settings = getattr(module, "generation_config", None)
+    if settings is not None and isinstance(model, LanguageModel):
+        settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
+    width = _width(model, dtype)
+    with model.plain(), merged_adapters(model.backbone, model.adapters), dequantized(module), quiet():
+        tensors = _tensors(model, dtype, width) if weights else {}
+        module.save_pretrained(folder, state_dict=tensors)
+        config = copy.deepcopy(module.config)
+    for part in (config, config.get_text_config()):
+        part.dtype = width  # save_pretrained wrote the width in memory
+    config.save_pretrained(folder)
+    model.chat.tokenizer.save_pretrained(folder)
+
+
+def _width(model: Backbone, dtype: SaveDType) -> torch.dtype:
+    if dtype != "source":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    return model.origin.width or next(p.dtype for p in model.module.parameters() if p.is_floating_point())
+
+
+def _tensors(model: Backbone, dtype: SaveDType, width: torch.dtype) -> dict[str, Tensor]:
+    """The module's tensors in the width of the folder; tied ones stay tied."""
+    widths: Mapping[str, torch.dtype] = model.origin.widths if dtype == "source" else {}
+    wide = _kept_wide(model)
+    done: dict[tuple[Any, ...], Tensor] = {}
+    tensors = {}
+    for name, tensor in model.module.state_dict().items():
+        asked = widths.get(name, torch.float32 if any(part in name for part in wide) else width)
+        if not tensor.is_floating_point() or tensor.dtype == asked:
+            tensors[name] = tensor
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), asked)
+        done[key] = tensors[name] = done[key] if key in done and tensor.numel() else tensor.to(asked)
+    return tensors
+
+
+def _kept_wide(model: Backbone) -> list[str]:
+    """Names of parts that stay float32 if their width is in no file: those of the family's list, and scalar heads."""
+    module: Any = model.module
+    names = [*(getattr(module, "_keep_in_fp32_modules", None) or ())]
+    names += getattr(module, "_keep_in_fp32_modules_strict", None) or ()
+    if isinstance(model, ScalarModel):
+        heads = [name for name, part in module.named_children() if part is not model.backbone]
+        names += [f"{name}." for name in heads]
+    return names

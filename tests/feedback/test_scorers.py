@@ -41,7 +41,13 @@ class Grader:
         self.table, self.usage = table, Usage()
 
     def score(self, groups):
-        return [tuple(Grade(self.table.get(r.text), "unknown") for r in g.responses) for g in groups]
+        return [
+            tuple(
+                Grade(self.table.get(r.text), "unknown", cause="" if r.text in self.table else "too long")
+                for r in g.responses
+            )
+            for g in groups
+        ]
 
 
 def many(*texts: str) -> Group:
@@ -86,8 +92,10 @@ def test_no_verdict_says_nothing() -> None:
 def test_a_judge_that_rarely_answers_is_given_up() -> None:
     scorer = JudgeScorer(Formula(lambda x, y: None))
     scorer.score(words(0, 19))
-    with pytest.raises(JudgeError, match=r"(?s)less than half.*20 of 20"):
+    with pytest.raises(JudgeError, match=r"(?s)no verdict on more than 50%.*20 of 20 without one: 20 unreadable"):
         scorer.score(words(1, 1))
+    patient = JudgeScorer(Formula(lambda x, y: None), max_missing=1.0)
+    assert all(g.scores is None for g in patient.score(words(2, 30)))
     half = JudgeScorer(Formula(lambda x, y: None if min(x, y) < "c" else 0.5))
     assert len(half.score([pair("a", "z"), pair("x", "y")] * 30)) == 60
 
@@ -96,10 +104,12 @@ def test_grades_become_scores_and_nobody_invents_one() -> None:
     grader = Grader({"a": 1.0, "b": -2.0})
     (scored,) = GradeScorer(grader).score([many("b", "a")])
     assert scored.scores == (-2.0, 1.0)
-    with pytest.raises(JudgeError, match=r"(?s)here.*no score.*unknown"):
-        GradeScorer(grader).score([many("a", "?")])
-    dropped = GradeScorer(grader, "drop").score([many("a", "?", "b"), many("a", "?"), many("b")])
-    assert [[r.text for r in g.responses] for g in dropped] == [["a", "b"], ["b"]]
+    picky = GradeScorer(grader)
+    kept = picky.score([many("a", "?", "b"), many("a", "?"), many("b"), many("?")])
+    assert [[r.text for r in g.responses] for g in kept] == [["a", "b"], ["b"]]
+    metrics = picky.take_metrics()
+    assert (metrics["judge_missing"], metrics["judge_missing/too_long"]) == ((3.0, 1.0), (3.0, 1.0))
+    assert picky.take_metrics()["judge_missing"] == (0.0, 1.0)
 
 
 def test_online_takes_a_judge_as_its_scorer() -> None:
@@ -175,7 +185,7 @@ def test_settings_make_judges(monkeypatch) -> None:
     )
     assert pointed.score(pairs) == ModelPointsJudge(model, samples=2, max_tokens=6, seed=3).score(pairs)
     assert isinstance(build_scorer(judge_settings(kind="simulated"), load), JudgeScorer)
-    assert isinstance(build_scorer(judge_settings(kind="simulated", ask="score"), load, on_missing="drop"), GradeScorer)
+    assert isinstance(build_scorer(judge_settings(kind="simulated", ask="score"), load), GradeScorer)
     assert asked == ["m"] * 3
     with pytest.raises(ConfigError):
         build_judge(judge_settings(kind="simulated", ask="score"), load)

@@ -115,9 +115,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "weighted": lambda: Case(a_weighted_sum, groups(), bad_row(), 1e-9),
     "pairwise_judge": lambda: Case(lambda: JudgeScorer(Formula(_better)), groups(), bad_row(), 1e-12),
     "simulated_judge": lambda: Case(lambda: JudgeScorer(SimulatedJudge()), world_groups(), bad_row()),
-    "grades": lambda: Case(lambda: GradeScorer(Grader()), groups(), bad_row()),
+    "grades": lambda: Case(lambda: GradeScorer(Grader()), groups()),
     "simulated_grades": lambda: Case(lambda: GradeScorer(SimulatedRater(temperature=0.5)), world_groups()),
-    "dropped_grades": lambda: Case(lambda: GradeScorer(Grader(), "drop"), [*groups(), _partly()]),
+    "dropped_grades": lambda: Case(lambda: GradeScorer(Grader()), [*groups(), _partly()]),
     "baseline": lambda: Case(
         lambda: BaselineScorer(ranker(), [replace(g, responses=(Response(text="yes"),)) for g in groups()]),
         groups(),

@@ -191,7 +191,7 @@ class Picky:
 
 
 def test_what_one_part_leaves_out_the_sum_leaves_out() -> None:
-    scorer = WeightedScorer([(1.0, GradeScorer(Picky(), "drop")), (10.0, constant("length", "abc"))])
+    scorer = WeightedScorer([(1.0, GradeScorer(Picky())), (10.0, constant("length", "abc"))])
     scored = scorer.score([group("a", "?", "b"), group("?", "?"), group("c", "d")])
     assert [[r.text for r in g.responses] for g in scored] == [["a", "b"], ["c", "d"]]
     assert [g.scores for g in scored] == [(31.0, 31.0), (31.0, 31.0)]

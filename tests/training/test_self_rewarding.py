@@ -16,7 +16,7 @@ from tiltyard.batch.batch import Batch
 from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import Grade, GradeScorer, Usage
-from tiltyard.feedback.local import mean_points
+from tiltyard.feedback.local import mean_points, read_sample
 from tiltyard.inputs import Prompts
 from tiltyard.methods import METHODS, self_rewarding
 from tiltyard.methods.self_rewarding import pair_lengths
@@ -54,7 +54,11 @@ def sampler(model: Any, prompts: Sequence[Prompt], n: int, *_: Any, **__: Any) -
 
 def rounds(grade: Any, n: int = 4, size: int = 12) -> Rounds:
     prompts = [Prompt(id=str(i), ids=(i + 1,)) for i in range(size)]
-    return Rounds(prompts, ScriptedSampler(sampler), GradeScorer(Says(grade), "drop"), size, size, 2, n)
+    return Rounds(prompts, ScriptedSampler(sampler), GradeScorer(Says(grade)), size, size, 2, n)
+
+
+def points(*texts: str) -> Grade:
+    return mean_points([read_sample(text, cut=False) for text in texts])
 
 
 def models() -> Models:
@@ -108,7 +112,7 @@ def test_answers_without_a_score_are_dropped_and_never_count_as_zero() -> None:
 
     def grade(response: Response) -> Grade:
         size = len(response.ids)
-        return mean_points(["no idea", "Score: 9"] if size in (1, 4) else [f"Score: {5 - size}", "Score: what"])
+        return points("no idea", "Score: 9") if size in (1, 4) else points(f"Score: {5 - size}", "Score: what")
 
     groups = self_rewarding(rounds(grade)).source(models(), 0).groups
     assert [[len(r.ids) for r in g.responses] for g in groups] == [[2, 3]] * 12
@@ -157,7 +161,7 @@ def test_more_judgements_mislabel_less() -> None:
         groups = []
         for i in range(4000):
             grades = [
-                mean_points([f"Score: {min(5, max(0, round(r + rng.gauss(0, 2))))}" for _ in range(k)]) for r in worth
+                points(*(f"Score: {min(5, max(0, round(r + rng.gauss(0, 2))))}" for _ in range(k))) for r in worth
             ]
             scores = tuple(g.score or 0.0 for g in grades)
             groups.append(Group(Prompt(id=str(i)), tuple(Response(text=str(r)) for r in worth), scores=scores))

@@ -3,42 +3,75 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tiltyard.batch.batch import Metrics
 from tiltyard.distributed import processes
 from tiltyard.errors import DataError
-from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Verdict
+from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
 from tiltyard.scoring.base import Cost, Scale
 from tiltyard.types import Group, Preference, dense_ranks
 
-OnMissing = Literal["error", "drop"]
-_MIN_QUERIES = 20  # before a run is stopped because its judge mostly gives no verdict
+MAX_MISSING = 0.5  # share of queries without a verdict at which a run stops
+_MIN_QUERIES = 20  # before it does
 
 
 @dataclass
 class ParseFailures:
-    """Counts queries without a usable verdict, and stops a run whose judge fails on more than half of them."""
+    """Counts queries without a usable verdict by their causes, and stops a run whose judge fails on too many.
 
+    Args:
+        limit: the share of the queries that may have no verdict.
+    """
+
+    limit: float = MAX_MISSING
     queries: int = 0
     failures: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
+    last: str = "?"
 
-    def add(self, results: Sequence[Verdict] | Sequence[Grade], reasons: Sequence[str]) -> None:
-        """Adds the results of some queries and the reasons of those without a verdict.
+    def add(self, results: Sequence[Verdict] | Sequence[Grade]) -> None:
+        """Adds the results of some queries.
 
         Raises:
-            JudgeError: more than half of at least 20 queries failed.
+            JudgeError: more than `limit` of at least 20 queries failed.
         """
+        for result in results:
+            value = result.p if isinstance(result, Verdict) else result.score
+            if value is None:
+                cause = result.cause or "unreadable"
+                self.causes[cause] = self.causes.get(cause, 0) + 1
+                self.failures, self.last = self.failures + 1, result.reason or self.last
         self.queries += len(results)
-        self.failures += len(reasons)
-        if self.queries >= _MIN_QUERIES and self.failures * 2 > self.queries:
+        self.check(_MIN_QUERIES)
+
+    def check(self, least: int = 1) -> None:
+        """Checks the share, if there were at least that many queries.
+
+        Raises:
+            JudgeError: more than `limit` of them failed.
+        """
+        if self.queries >= least and self.failures > self.limit * self.queries:
+            counts = counted(self.causes)
             raise JudgeError(
-                "the judge gives a verdict on less than half of its queries",
-                got=f"{self.failures:,} of {self.queries:,} without one; the last: {(reasons or ['?'])[-1]}",
-                fix="read some of its replies (judgements.jsonl), change judge.instruction, or take a stronger model",
+                f"the judge gives no verdict on more than {self.limit:.0%} of its queries",
+                where="judge.max_missing",
+                got=f"{self.failures:,} of {self.queries:,} without one: {counts}; the last: {self.last}",
+                fix="raise judge.max_tokens if replies are cut, change judge.instruction, or take a stronger model; "
+                "judge.max_missing=1 goes on whatever is missing",
             )
+
+    def take(self) -> dict[str, int]:
+        """Returns the causes since the last call; the share goes on."""
+        causes, self.causes = self.causes, {}
+        return causes
+
+
+def counted(causes: Mapping[str, int]) -> str:
+    """Formats counts by cause, the most frequent first: `3 cut, 1 filtered`."""
+    return ", ".join(f"{n:,} {cause}" for cause, n in sorted(causes.items(), key=lambda item: (-item[1], item[0])))
 
 
 class JudgeScorer:
@@ -52,12 +85,12 @@ class JudgeScorer:
         judge: wrapped in `Debiased` unless it is one.
 
         moving: the judge is the policy that is trained, so scores of different steps are not comparable.
-        name: of its metric, `reward/NAME`.
+        name: of its metric, `reward/NAME`. max_missing: share of the pairs that may have no verdict.
     """
 
-    def __init__(self, judge: Judge, *, moving: bool = False, name: str = "judge"):
+    def __init__(self, judge: Judge, *, moving: bool = False, name: str = "judge", max_missing: float = MAX_MISSING):
         self.judge = judge if isinstance(judge, Debiased) else Debiased(judge)
-        self.failures = ParseFailures()
+        self.failures = ParseFailures(max_missing)
         self.scale, self.name = Scale(comparable=False, moving=moving), name
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
@@ -65,7 +98,7 @@ class JudgeScorer:
 
         Raises:
             DataError: a group of fewer than two responses.
-            JudgeError: the judge gives a verdict on less than half of the pairs.
+            JudgeError: the judge gives no verdict on more than `max_missing` of the pairs.
         """
         set_turn(self.judge, policy_version_of(groups))
         indices = [list(itertools.combinations(range(len(g.responses)), 2)) for g in groups]
@@ -83,7 +116,7 @@ class JudgeScorer:
                     fix="set samples_per_prompt=2 or more, or judge.ask=score",
                 )
         verdicts = self.judge(pairs)
-        self.failures.add(verdicts, [v.reason for v in verdicts if v.p is None])
+        self.failures.add(verdicts)
         remaining = iter(verdicts)
         return [_with_verdicts(g, ij, [next(remaining) for _ in ij]) for g, ij in zip(groups, indices, strict=True)]
 
@@ -92,47 +125,39 @@ class JudgeScorer:
         return _taken_cost(self.judge)
 
     def take_metrics(self) -> Metrics:
-        """`judge_calls`, `judge_tokens` and `judge_cost` since the last time, sums over processes."""
-        return _cost_metrics(self.take_cost())
+        """`judge_calls`, `judge_tokens`, `judge_cost` and `judge_missing` since the last time, sums over processes."""
+        return _metrics(self.judge, self.failures)
 
 
 class GradeScorer:
     """A judge that grades, as a scorer: one score a response.
 
-    Args:
-        on_missing: a response without a grade is an `error`, or (`drop`) is removed from its group, and a group with
-            fewer than two left is removed too: for sources with a selection step. No number is imputed.
+    A response without a grade is left out of its group, and a group of which fewer than two are left is left out too:
+    no number is imputed.
 
-        moving, name: see `JudgeScorer`.
+    Args:
+        moving, name, max_missing: see `JudgeScorer`.
     """
 
     def __init__(
-        self, judge: ScoreJudge, on_missing: OnMissing = "error", *, moving: bool = False, name: str = "judge"
+        self, judge: ScoreJudge, *, moving: bool = False, name: str = "judge", max_missing: float = MAX_MISSING
     ):
-        self.judge, self.on_missing = judge, on_missing
-        self.failures = ParseFailures()
+        self.judge = judge
+        self.failures = ParseFailures(max_missing)
         self.scale, self.name = Scale(comparable=True, moving=moving), name
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the judge's grades as scores.
 
         Raises:
-            JudgeError: a response without a grade (`on_missing="error"`), or grades for less than half of them.
+            JudgeError: the judge gives no grade to more than `max_missing` of the responses.
         """
         set_turn(self.judge, policy_version_of(groups))
         scored = []
         for group, grades in zip(groups, self.judge.score(groups), strict=True):
-            reasons = [g.reason for g in grades if g.score is None]
-            if reasons and self.on_missing == "error":
-                raise JudgeError(
-                    "the judge gave a response no score",
-                    where=group.origin or group.prompt.id,
-                    got=reasons[0],
-                    fix="raise judge.max_tokens, or drop such responses before a selection",
-                )
-            self.failures.add(grades, reasons)
+            self.failures.add(grades)
             graded = [(r, g.score) for r, g in zip(group.responses, grades, strict=True) if g.score is not None]
-            if not reasons or len(graded) >= 2:
+            if len(graded) == len(grades) or len(graded) >= 2:
                 responses, scores = tuple(r for r, _ in graded), tuple(s for _, s in graded)
                 scored.append(replace(group, responses=responses, scores=scores, preference=None))
         return scored
@@ -142,8 +167,8 @@ class GradeScorer:
         return _taken_cost(self.judge)
 
     def take_metrics(self) -> Metrics:
-        """`judge_calls`, `judge_tokens` and `judge_cost` since the last time, sums over processes."""
-        return _cost_metrics(self.take_cost())
+        """`judge_calls`, `judge_tokens`, `judge_cost` and `judge_missing` since the last time, sums over processes."""
+        return _metrics(self.judge, self.failures)
 
 
 def policy_version_of(groups: Sequence[Group]) -> int | None:
@@ -153,17 +178,27 @@ def policy_version_of(groups: Sequence[Group]) -> int | None:
 
 
 def _taken_cost(judge: Judge | ScoreJudge) -> Cost:
-    used = judge.usage.taken()
+    return _cost(judge.usage.taken())
+
+
+def _cost(used: Usage) -> Cost:
     return Cost(used.calls, used.tokens_in, used.tokens_out, used.cost)
 
 
-def _cost_metrics(cost: Cost) -> Metrics:
+def _metrics(judge: Judge | ScoreJudge, failures: ParseFailures) -> Metrics:
+    """The cost and the missing verdicts, these also by cause; verdicts from words where log-probs were requested."""
     once = float(processes.is_main())  # sums over processes, not means
-    return {
-        "judge_calls": (float(cost.calls), once),
-        "judge_tokens": (float(cost.tokens_in + cost.tokens_out), once),
-        "judge_cost": (cost.price, once),
+    used, causes = judge.usage.taken(), failures.take()
+    values: dict[str, float] = {
+        "judge_calls": float(used.calls),
+        "judge_tokens": float(used.tokens_in + used.tokens_out),
+        "judge_cost": used.cost,
+        "judge_missing": float(sum(causes.values())),
     }
+    values |= {f"judge_missing/{cause.replace(' ', '_')}": float(n) for cause, n in sorted(causes.items())}
+    values |= {"judge_from_words": float(used.hard)} if used.hard else {}
+    values |= {"judge_unmetered": float(used.unmetered)} if used.unmetered else {}
+    return {name: (value, once) for name, value in values.items()}
 
 
 def set_turn(judge: Any, turn: int | None) -> None:

@@ -15,7 +15,7 @@ from tiltyard.feedback.client import Client, Endpoint
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
-from tiltyard.feedback.scorers import GradeScorer, JudgeScorer, OnMissing
+from tiltyard.feedback.scorers import MAX_MISSING, GradeScorer, JudgeScorer
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
 from tiltyard.models.language import LanguageModel
@@ -44,6 +44,12 @@ class _Common(Settings):
         Field(description="ask in both orders and average probabilities or log-odds; none: one order"),
         OnlyFor("pair"),
     ] = "probabilities"
+
+    max_missing: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of its questions without a verdict at which the run stops (from 20 on)"),
+        EXECUTION,
+    ] = MAX_MISSING
 
     @model_validator(mode="after")
     def _without_effect(self) -> Self:
@@ -126,9 +132,9 @@ class ApiJudgeSettings(_Prompted):
         float, Field(ge=0, description="seconds before the first retry, doubled each time"), EXECUTION
     ] = 1.0
     concurrency: Annotated[int, Field(ge=1, le=256, description="requests at the same time"), EXECUTION] = 4
-    cache: Annotated[str, Field(description="file of stored answers; empty: answers.jsonl of the stage"), EXECUTION] = (
-        ""
-    )
+    cache: Annotated[
+        str, Field(description="file of stored answers; empty: .answers/STAGE.jsonl of the run"), EXECUTION
+    ] = ""
     price_in: Annotated[float, Field(ge=0, description="of a million tokens read"), EXECUTION] = 0.0
     price_out: Annotated[float, Field(ge=0, description="of a million tokens written"), EXECUTION] = 0.0
     max_cost: Annotated[
@@ -142,6 +148,12 @@ class ApiJudgeSettings(_Prompted):
     extra: Annotated[dict[str, Any], Field(description="fields of the request, added or replaced; null removes")] = (
         Field(default_factory=dict)
     )
+
+    @model_validator(mode="after")
+    def _prices(self) -> Self:
+        if self.max_cost and not (self.price_in or self.price_out):
+            raise ValueError("max_cost has no effect without prices: set price_in and price_out, of a million tokens")
+        return self
 
 
 JudgeSettings = Annotated[SimulatedJudgeSettings | ModelJudgeSettings | ApiJudgeSettings, Discriminator("kind")]
@@ -204,15 +216,16 @@ def build_scorer(
     settings: JudgeSettings,
     load: Load,
     cache: Path | None = None,
-    on_missing: OnMissing = "error",
     owner: str = "",
     *,
     moving: bool = False,
 ) -> JudgeScorer | GradeScorer:
     """The scorer that the settings describe; `moving`: the judge is the policy that is trained."""
     if settings.ask == "pair":
-        return JudgeScorer(build_judge(settings, load, cache, owner), moving=moving)
-    return GradeScorer(build_score_judge(settings, load, cache, owner), on_missing, moving=moving)
+        judge = build_judge(settings, load, cache, owner)
+        return JudgeScorer(judge, moving=moving, max_missing=settings.max_missing)
+    grader = build_score_judge(settings, load, cache, owner)
+    return GradeScorer(grader, moving=moving, max_missing=settings.max_missing)
 
 
 def _simulated(settings: SimulatedJudgeSettings) -> SimulatedJudge:

@@ -12,7 +12,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.feedback import JudgeSettings, ModelJudgeSettings, build_scorer
 from tiltyard.inputs.reference import load_options
 from tiltyard.inputs.settings import StageSettings
-from tiltyard.inputs.workspace import Workspace, model_folder
+from tiltyard.inputs.workspace import Workspace, answers_file, model_folder
 from tiltyard.models.adapters import reward_adapter
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -150,14 +150,11 @@ def _reward_model(work: Workspace, settings: StageSettings, source: str, policy:
     return model
 
 
-def open_scoring(
-    work: Workspace, settings: StageSettings, models: Models, rewards: dict[str, ScalarModel], *, drop: bool
-) -> Scoring:
+def open_scoring(work: Workspace, settings: StageSettings, models: Models, rewards: dict[str, ScalarModel]) -> Scoring:
     """The scorer and the monitors of a run.
 
     Args:
         rewards: from `load_reward`.
-        drop: a response that a judge gives no score is left out; otherwise it is an error.
     """
     assert isinstance(settings, ScoreSettings | SelfJudgeSettings)
     policy = models.get("policy")
@@ -174,7 +171,7 @@ def open_scoring(
         return RewardScorer(_reward_model(work, settings, spec, policy), policy.chat, budget=budget, name=spec)
 
     if settings.judge is not None:
-        scorer = _judge(work, settings, settings.judge, models, drop)
+        scorer = _judge(work, settings, settings.judge, models)
     else:
         assert isinstance(settings, ScoreSettings)
         spec = settings.reward
@@ -184,7 +181,7 @@ def open_scoring(
     return Scoring(scorer, Monitors(watched) if watched else None)
 
 
-def _judge(work: Workspace, settings: StageSettings, judge: JudgeSettings, models: Models, drop: bool) -> Scorer:
+def _judge(work: Workspace, settings: StageSettings, judge: JudgeSettings, models: Models) -> Scorer:
     def load(name: str) -> LanguageModel:
         if name == POLICY:
             return models.get("policy")
@@ -193,8 +190,7 @@ def _judge(work: Workspace, settings: StageSettings, judge: JudgeSettings, model
     return build_scorer(
         judge,
         load,
-        work.folder / "answers.jsonl",
-        "drop" if drop else "error",
+        answers_file(work),
         work.execution,
         moving=getattr(judge, "model", "") == POLICY,
     )

@@ -60,6 +60,11 @@ def stage_folder(work: Workspace, value: str) -> Path:
     return folder
 
 
+def answers_file(work: Workspace) -> Path:
+    """The file of a stage's paid answers, beside the stages' folders: it stays when the stage runs again."""
+    return work.run_folder / ".answers" / f"{work.name}.jsonl"
+
+
 def cache_folder(work: Workspace, name: str = "") -> Path:
     """A folder for what all runs below one folder share."""
     return work.run_folder.parent / ".cache" / name

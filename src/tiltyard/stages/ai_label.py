@@ -4,15 +4,15 @@
 as text, the preferred response as `chosen` with `p_chosen`; `judgements.jsonl` one preference record per pair, missing
 verdicts included.
 
-The work is done in blocks of pairs, each committed to a `Journal`. What an API answered is in `answers.jsonl` before it
-is used, so an interrupted block sends only the requests that are missing.
+The work is done in blocks of pairs, each committed to a `Journal`. What an API answered is stored before it is used, so
+an interrupted block sends only the requests that are missing.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, islice
 from pathlib import Path
@@ -25,11 +25,11 @@ from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import ApiJudgeSettings, Debiased, JudgeSettings, Usage, Verdict, build_judge
 from tiltyard.feedback.answers import content_key
-from tiltyard.feedback.scorers import ParseFailures, set_turn
+from tiltyard.feedback.scorers import ParseFailures, counted, set_turn
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.feedback.verdicts import PositionCounts, response_text
 from tiltyard.files import atomic_write, jsonable
-from tiltyard.inputs.workspace import model_folder
+from tiltyard.inputs.workspace import answers_file, model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
@@ -69,6 +69,7 @@ class Progress:
     both: int = 0
     same: int = 0
     first: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
     usage: dict[str, float] = field(default_factory=lambda: asdict(Usage()))
 
 
@@ -80,12 +81,14 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     progress = journal.progress
     if journal.resumed:
         context.report("goes on", [f"{progress.pairs:,} of {len(pairs):,} pairs are done"])
-    failures = ParseFailures()
+    failures = ParseFailures(settings.judge.max_missing)
     for at in range(progress.pairs, len(pairs), BLOCK):
         block = pairs[at : at + BLOCK]
         set_turn(judge, at)
         verdicts = _verdicts(judge, block, settings)
-        failures.add(verdicts, [v.reason for v in verdicts if v.p is None])
+        failures.add(verdicts)
+        if at + BLOCK >= len(pairs):
+            failures.check()
         preferences = _preferences(context, verdicts, settings)
         labels = [_label(g, p) for g, p in zip(block, preferences, strict=True) if p.shares is not None]
         _count(progress, block, verdicts, judge)
@@ -95,14 +98,34 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     journal.close()
     _write_rows(context.folder)
     result = _result(progress)
-    lines = [f"{result['labels']:,} labels, mean confidence {result['confidence']:.3f}, {result['missing']:,} without"]
+    context.report("judge", _lines(result))
+    return result
+
+
+def _lines(result: Mapping[str, Any]) -> list[str]:
+    """Formats the result for the console."""
+    missing = f"{result['missing']:,} pairs without a verdict"
+    missing += f": {counted(result['missing_causes'])}" if result["missing"] else ""
+    lines = [f"{result['labels']:,} labels, mean confidence {result['confidence']:.3f}, {missing}"]
+    if result["soft"] and result["hard"]:
+        lines.append(
+            f"{result['soft']:,} verdicts are from log-probabilities and {result['hard']:,} from words, whose p is 0 or"
+            " 1: their confidences are not comparable"
+        )
+    elif result["hard"]:
+        lines.append(
+            f"the server returned no log-probabilities: {result['hard']:,} verdicts are from words, p is 0 or 1"
+        )
     if "same_position" in result:
         lines.append(f"the same position preferred in both orders: {result['same_position']:.1%}")
     if "agreement" in result:
         lines.append(f"agreement with the labels given: {result['agreement']:.1%} of {result['agreement_pairs']:,}")
-    lines.append(f"{result['judge_calls']:,} queries, cost {result['judge_cost']:.4f}")
-    context.report("judge", lines)
-    return result
+    lines.append(
+        f"{result['judge_calls']:,} queries, cost {result['judge_cost']:.4f}, {result['cached']:,} from the cache"
+    )
+    if result["unmetered"]:
+        lines.append(f"{result['unmetered']:,} replies came without token counts (usage): what they cost is unknown")
+    return lines
 
 
 # --------------------------------------------------------------------------------------------------- the pairs
@@ -176,7 +199,7 @@ def _judge(context: StageContext, settings: AiLabelSettings) -> Debiased:
             got=settings.judge.ask,
             expected="pair",
         )
-    judge = build_judge(settings.judge, load, context.folder / "answers.jsonl", context.execution)
+    judge = build_judge(settings.judge, load, answers_file(context), context.execution)
     return judge if isinstance(judge, Debiased) else Debiased(judge)
 
 
@@ -223,6 +246,8 @@ def _count(progress: Progress, block: Sequence[Group], verdicts: Sequence[Verdic
     for group, verdict in zip(block, verdicts, strict=True):
         p, better = verdict.p, _given(group)
         if p is None:
+            cause = verdict.cause or "unreadable"
+            progress.causes[cause] = progress.causes.get(cause, 0) + 1
             continue
         progress.labels += 1
         progress.ties += p == 0.5
@@ -249,6 +274,7 @@ def _result(progress: Progress) -> dict[str, Any]:
         "pairs": progress.pairs,
         "labels": progress.labels,
         "missing": progress.pairs - progress.labels,
+        "missing_causes": dict(sorted(progress.causes.items())),
         "ties": progress.ties,
         "confidence": progress.confidence / labels,
         "cut_answers": progress.cut,
@@ -287,7 +313,9 @@ def _plan(context: StageContext, settings: AiLabelSettings) -> list[str]:  # noq
     upto = f", at most {times * settings.limit:,}" if settings.limit and settings.pairs != "all" else ""
     lines = [f"judge: {name}; {times} quer{'ies' if times > 1 else 'y'} a pair{upto}"]
     if isinstance(judge, ApiJudgeSettings):
-        lines.append(f"the judge is paid: {judge.price_in:g} and {judge.price_out:g} a million tokens in and out")
+        priced = f"{judge.price_in:g} and {judge.price_out:g} a million tokens in and out"
+        no_price = "no prices are set (price_in, price_out), so its cost is not counted"
+        lines.append(f"the judge is paid: {priced if judge.price_in or judge.price_out else no_price}")
     return lines
 
 

@@ -16,14 +16,15 @@ def cost_of(context: StageContext, model: str, diversity: float | None) -> dict[
 
     `samples` and `seconds` are its own stage's. `judge_calls` counts responses that a reward model scored and questions
     that an AI judge answered, and `rankings` those that people made, in the stage and in all those that it builds on:
-    RLAIF calls its judge before it trains.
+    RLAIF calls its judge before it trains. `judge_missing`: questions of those that got no verdict.
     """
     stage = _stage_of(context, model)
-    known: dict[str, Any] = dict.fromkeys(("samples", "judge_calls", "rankings"))
+    known: dict[str, Any] = dict.fromkeys(("samples", "judge_calls", "judge_missing", "rankings"))
     if stage:
         behind = [context.results.get(name, {}) for name in {stage, *builds_on(context, stage)}]
         known = {"samples": context.results.get(stage, {}).get("samples", 0)}
         known |= {key: sum(result.get(key, 0) for result in behind) for key in ("judge_calls", "rankings")}
+        known["judge_missing"] = sum(result.get("judge_missing", result.get("missing", 0)) for result in behind)
     config = StageReader(context.outputs[stage]).config if stage else None
     method = METHODS.get(config.kind) if config else None
     if method is not None:

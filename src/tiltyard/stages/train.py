@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tiltyard.config import arguments
 from tiltyard.distributed import processes
+from tiltyard.feedback.scorers import counted
 from tiltyard.inputs.base import Opened
 from tiltyard.inputs.measure import Measure
 from tiltyard.inputs.offline import FileSource
@@ -59,8 +60,7 @@ def load(method: Method, context: StageContext, settings: StageSettings) -> tupl
         rewards = load_reward(context, settings, models.get("policy"))
         for number, (name, model) in enumerate(rewards.items()):
             models[f"reward/{name}" if number else "reward"] = model
-        drop = method.source.samples == "per iteration"
-        scoring = open_scoring(context, settings, models, rewards, drop=drop)
+        scoring = open_scoring(context, settings, models, rewards)
         extra = int(judge_in_memory(settings))
     for role in method.roles:
         if isinstance(role, Value):
@@ -121,6 +121,8 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
     result |= method.start.finish(context, settings, model, work.opened.groups)
     if method.samples_policy:
         result |= spent(context.folder / "metrics.jsonl", settings)
+        if result.get("judge_missing"):
+            context.report("judge", [f"without a verdict: {counted(result['judge_missing_causes'])}"])
     if processes.is_main():
         save_model(model, context.folder / "model", dtype=width)
         if settings.models.lora is not None:
@@ -183,8 +185,18 @@ def spent(metrics: Path, settings: StageSettings) -> dict[str, Any]:
     calls = sum(row["judge_calls"] for row in rows if "judge_calls" in row)
     scored = isinstance(settings, ScoreSettings) and bool(settings.reward)
     replayed = isinstance(settings, PromptSettings) and bool(settings.replay)
-    result = {"samples": int(sampled), "judge_calls": int(calls or (sampled if scored and not replayed else 0))}
-    return result | {"judge_cost": sum(row.get("judge_cost", 0.0) for row in rows)} if calls else result
+    result: dict[str, Any] = {
+        "samples": int(sampled),
+        "judge_calls": int(calls or (sampled if scored and not replayed else 0)),
+    }
+    if calls:
+        result["judge_cost"] = sum(row.get("judge_cost", 0.0) for row in rows)
+        result["judge_missing"] = int(sum(row.get("judge_missing", 0.0) for row in rows))
+        causes = sorted({key for row in rows for key in row if key.startswith("judge_missing/")})
+        result["judge_missing_causes"] = {
+            key.partition("/")[2]: int(sum(r.get(key, 0.0) for r in rows)) for key in causes
+        }
+    return result
 
 
 def stage_of(method: Method) -> Stage:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from tiltyard.cli import main
+from tiltyard.config import describe
+from tiltyard.stages.base import get_stage, load_all
 
 from . import tiny
 from .conftest import Whole
@@ -351,3 +353,41 @@ def test_a_run_that_failed_goes_on(say: Any, tmp_path: Path) -> None:
     assert say(*words)[0] == 0
     assert (tmp_path / "runs/sft/sft/model/model.safetensors").exists()
     assert not (tmp_path / "runs/sft/sft/error.txt").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ bad rows
+
+
+@pytest.mark.parametrize("method", ["sft", "mlm", "reward", "ppo", "evaluate", "clean"])
+def test_stages_that_read_rows_say_what_becomes_of_bad_ones(method: str) -> None:
+    """One setting under one name, whatever reads the rows; this test knows some, the next one finds them all."""
+    keys = {setting.key for setting in describe(get_stage(method).settings)}
+    assert any(key.rpartition(".")[2] == "bad_rows" for key in keys)
+
+
+def test_every_stage_with_a_split_has_a_rule_for_bad_rows() -> None:
+    for name, stage in load_all().items():
+        keys = {setting.key for setting in describe(stage.settings)}
+        for key in keys:
+            record, _, last = key.rpartition(".")
+            if last == "split":
+                assert ".".join(filter(None, (record, "bad_rows"))) in keys, name
+
+
+def test_training_lists_all_bad_rows_or_drops_them(say: Any, tmp_path: Path) -> None:
+    rows = [DEMONSTRATION, "{", {"prompt": "Who?"}, DEMONSTRATION, {"prompt": "Who?", "completion": ""}]
+    lines(tmp_path / "rows.jsonl", *rows)
+    words = ("train", "sft", "model={m}", "data=rows.jsonl", *USUAL)
+    code, text = say(*words)
+    assert code == 2
+    assert "3 of 5 rows cannot be used" in text
+    assert all(f"rows.jsonl:{line}: " in text for line in (2, 3, 5))
+    assert "bad_rows=drop" in text
+    assert not (tmp_path / "runs/sft/sft/metrics.jsonl").exists()
+    code, text = say(*words, "bad_rows=drop")
+    assert code == 0, text
+    text = " ".join(text.split())
+    assert "2 of 5 rows kept" in text
+    for reason in ("malformed JSON", "field 'completion' is missing or null", "field 'completion' is empty"):
+        assert f"dropped 1: {reason}" in text
+    assert "rows.jsonl:2, rows.jsonl:3, rows.jsonl:5" in text

@@ -112,15 +112,21 @@ def check(
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set; else train, or the only one.")] = "",
     json_output: Json = False,
 ) -> None:
-    """Check data before training on them: duplicates, ties, contradictions, empty responses, length bias."""
+    """Check data before training on them: duplicates, ties, contradictions, empty responses, length bias.
+
+    Lists every row that cannot be used; the exit status is then 2.
+    """
     from tiltyard.inputs.files import check_files
+    from tiltyard.report.text import plain
 
     report = check_files(data, held_out, kind, split)
     if json_output:
         emit(report.to_dict())
-        return
-    for line in report.lines():
-        console_for(False).print(line, markup=False, highlight=False)
+    else:
+        for line in report.lines():
+            console_for(False).print(plain(line), markup=False, highlight=False, soft_wrap=True)
+    if not report.complete:
+        raise typer.Exit(2)
 
 
 def bench(

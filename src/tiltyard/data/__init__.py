@@ -1,5 +1,6 @@
 """Data: from files to groups of token ids. `chat` is the one place where text becomes ids."""
 
+from tiltyard.data.bad_rows import BadRowRule, BadRows, parsed_rows
 from tiltyard.data.chat import Chat
 from tiltyard.data.checks import CheckReport, LengthBias, check_data
 from tiltyard.data.formats import Kind, parse_row
@@ -13,6 +14,8 @@ from tiltyard.runs.groups import group_from_dict, group_to_dict, group_to_line, 
 __all__ = [
     "DEFAULT_TEMPLATE",
     "PLAIN_TEMPLATE",
+    "BadRowRule",
+    "BadRows",
     "Chat",
     "CheckReport",
     "DataReport",
@@ -29,6 +32,7 @@ __all__ = [
     "load_groups",
     "load_prompts",
     "parse_row",
+    "parsed_rows",
     "plain_texts",
     "read_groups",
     "read_rows",

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,7 @@ from tiltyard.stats.intervals import wilson
 from tiltyard.types import Group, ranks_of
 
 _EXAMPLES = 5
+_PLACES = 100  # of bad rows with one reason that are shown
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class CheckReport:
     `held_out_overlap`: groups of the held-out split whose prompt (for documents: text) also is in the training split.
     `ties`: groups with two answers judged equal. `identical`: groups with two answers of the same text.
     `empty`, `truncated`: answers without words, answers cut by a token limit.
+    `rows`, `bad`: rows of the files that were read, and the places of all those that cannot be used, by the reason.
+    `breaks_off`: the error of a file that cannot be read to its end.
     `commonest`: of how many different prompts the commonest answer is a (best) answer, and how it begins. One answer
     for many questions is a template, a bug, or a string that fools the judge.
     `facts`: rows by what they have beyond their format's own fields (system prompts, weights, tool calls, ...).
@@ -73,7 +76,15 @@ class CheckReport:
     commonest: tuple[int, str]
     length: LengthBias | None
     examples: dict[str, tuple[str, ...]]
-    facts: dict[str, int] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    bad: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    breaks_off: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """True if every row could be read and used."""
+        return not self.bad and not self.breaks_off
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON-ready values."""
@@ -82,6 +93,9 @@ class CheckReport:
     def lines(self) -> list[str]:
         """Formats the report for people, one fact a line, findings with their first `file:line`."""
         found = [f"{self.groups:,} groups, {self.responses:,} answers, {self.prompts:,} different prompts"]
+        found += _bad_lines(self.rows, self.bad)
+        for error in self.breaks_off:
+            found += f"not read to the end: {error}".splitlines()
         if self.held_out is not None:
             found.append(f"{self.held_out:,} held-out groups, {self.held_out_overlap:,} share a prompt with training")
         names = {
@@ -305,6 +319,16 @@ class _Lengths:
             tau=fmean(self.taus) if self.taus else None,
             tau_groups=len(self.taus),
         )
+
+
+def _bad_lines(rows: int, bad: Mapping[str, Sequence[str]]) -> list[str]:
+    if not bad:
+        return []
+    found = [f"{sum(map(len, bad.values())):,} of {rows:,} rows cannot be used (bad_rows=drop leaves them out):"]
+    for reason, places in bad.items():
+        more = f" and {len(places) - _PLACES:,} more (--json lists all)" if len(places) > _PLACES else ""
+        found.append(f"  {len(places):,} x {reason}: {', '.join(places[:_PLACES])}{more}")
+    return found
 
 
 def _length_lines(bias: LengthBias) -> list[str]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from tiltyard.data.bad_rows import BadRowRule, BadRows, parsed_rows
 from tiltyard.data.chat import Chat
 from tiltyard.data.facts import facts_of, same_answers
-from tiltyard.data.formats import Kind, parse_row
-from tiltyard.data.read import read_rows
+from tiltyard.data.formats import Kind
 from tiltyard.data.segments import AS_WRITTEN, HISTORY_REWRITTEN, LAST_TURN_ONLY
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.types import Group, Prompt, Response
 
 TooLong = Literal["drop", "truncate"]
 Report = TypeVar("Report")
+Encoded = TypeVar("Encoded")
 
 _CHUNK = 2048  # rows encoded in one go: large enough for the tokenizer's threads, small enough for memory
 _EXAMPLES = 5
@@ -80,6 +81,12 @@ class _Counts:
         if len(self.examples) < _EXAMPLES:
             self.examples.append(where)
 
+    def add(self, bad: BadRows) -> None:
+        self.rows = bad.rows
+        for reason, places in bad.places.items():
+            self.dropped[reason] += len(places)
+            self.examples += places[: max(0, _EXAMPLES - len(self.examples))]
+
     def report(self) -> DataReport:
         return DataReport(
             self.rows,
@@ -115,6 +122,7 @@ def load_groups(
     too_long: TooLong = "drop",
     split: str | None = None,
     limit: int | None = None,
+    bad_rows: BadRowRule = "error",
 ) -> tuple[list[Group], DataReport]:
     """Reads, parses and encodes a source.
 
@@ -125,12 +133,21 @@ def load_groups(
         too_long: `drop` the row, or `truncate`: prompts keep their last tokens, answers their first, and a cut answer
             has `finish="length"` and no end token. Documents (kind `text`) are always cut into consecutive pieces.
         split, limit: as for `read_rows`; `limit` counts rows.
+        bad_rows: of rows that cannot be used an `error` lists all, or `drop` leaves them out and counts them.
 
     Raises:
-        DataError: a bad row, or no row that is kept.
+        DataError: bad rows (after all rows were read), or no row that is kept.
     """
     stream = stream_groups(
-        source, kind, chat, max_length=max_length, max_prompt=max_prompt, too_long=too_long, split=split, limit=limit
+        source,
+        kind,
+        chat,
+        max_length=max_length,
+        max_prompt=max_prompt,
+        too_long=too_long,
+        split=split,
+        limit=limit,
+        bad_rows=bad_rows,
     )
     return list(stream), stream.report
 
@@ -145,19 +162,23 @@ def stream_groups(
     too_long: TooLong = "drop",
     split: str | None = None,
     limit: int | None = None,
+    bad_rows: BadRowRule = "error",
 ) -> GroupStream[DataReport]:
     """Streams the groups of `load_groups` one by one, for sources larger than memory; `report` is set at the end."""
     max_length = chat.max_length if max_length is None else max_length
     _check_limits(max_length, max_prompt, too_long)
 
     def stream() -> Generator[Group, None, DataReport]:
-        counts = _Counts()
-        for chunk in _chunks(source, kind, split, limit, counts):
-            counts.rows += len(chunk)
-            for group in _encoded(chunk, kind, chat, max_length, max_prompt, too_long, counts):
+        counts, bad = _Counts(), BadRows(bad_rows)
+        for chunk in _chunks(source, kind, split, limit, counts, bad):
+            if bad.refused:
+                continue  # nothing of this source will be used: what follows is read for its errors
+            for group in _encoded(chunk, kind, chat, max_length, max_prompt, too_long, counts, bad):
                 counts.groups += 1
                 counts.tokens += group.tokens
                 yield group
+        bad.settle(str(source))  # those that could not be encoded
+        counts.add(bad)
         return _report(counts, source, max_length, max_prompt)
 
     return GroupStream(stream())
@@ -171,14 +192,15 @@ def _encoded(
     max_prompt: int | None,
     too_long: TooLong,
     counts: _Counts,
+    bad: BadRows,
 ) -> Iterator[Group]:
     if kind == "text":
-        for pieces in chat.encode_documents(chunk, max_length):
+        for pieces in _each(lambda some: chat.encode_documents(some, max_length), chunk, bad):
             counts.kept += 1
             counts.truncated[PIECES] += len(pieces) > 1
             yield from pieces
         return
-    for group in chat.encode_groups(chunk):
+    for group in _each(chat.encode_groups, chunk, bad):
         fitted = _fit(group, max_length, max_prompt, too_long, counts)
         if fitted is not None:
             counts.kept += 1
@@ -197,6 +219,7 @@ def load_prompts(
     too_long: TooLong = "drop",
     split: str | None = None,
     limit: int | None = None,
+    bad_rows: BadRowRule = "error",
 ) -> tuple[list[Prompt], DataReport]:
     """Reads, parses and encodes prompts, as `load_groups` does. `max_prompt` is in tokens, `chat.max_length` if None.
 
@@ -204,7 +227,14 @@ def load_prompts(
     """
     # without a response, the limit of prompt and response together is that of the prompt
     groups, report = load_groups(
-        source, "prompts", chat, max_length=max_prompt, too_long=too_long, split=split, limit=limit
+        source,
+        "prompts",
+        chat,
+        max_length=max_prompt,
+        too_long=too_long,
+        split=split,
+        limit=limit,
+        bad_rows=bad_rows,
     )
     return [g.prompt for g in groups], report
 
@@ -225,17 +255,32 @@ def _check_limits(max_length: int | None, max_prompt: int | None, too_long: str)
 
 
 def _chunks(
-    source: str | Path, kind: Kind, split: str | None, limit: int | None, counts: _Counts
+    source: str | Path, kind: Kind, split: str | None, limit: int | None, counts: _Counts, bad: BadRows
 ) -> Iterator[list[Group]]:
     def parsed() -> Iterator[Group]:
-        for row in read_rows(source, split=split, limit=limit):
-            group = parse_row(row, kind)
+        for row, group in parsed_rows(source, kind, bad, split=split, limit=limit):
             counts.notes.update(facts_of(row, group))
             yield group
 
     groups = parsed()
     while chunk := list(itertools.islice(groups, _CHUNK)):
         yield chunk
+
+
+def _each(
+    encode: Callable[[Sequence[Group]], Sequence[Encoded]], chunk: list[Group], bad: BadRows
+) -> Sequence[Encoded]:
+    """Encodes groups in one go; if the chat template rejects some, one by one, and those go to `bad`."""
+    try:
+        return encode(chunk)
+    except DataError:
+        encoded: list[Encoded] = []
+        for group in chunk:
+            try:
+                encoded += encode([group])
+            except DataError as error:
+                bad.add(error)
+        return encoded
 
 
 def _fit(

@@ -10,8 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tiltyard.data.formats import parse_row
-from tiltyard.data.read import read_rows
+from tiltyard.data.bad_rows import BadRowRule, BadRows, parsed_rows
 from tiltyard.data.templates import DEFAULT_TEMPLATE
 from tiltyard.errors import ConfigError, DataError
 
@@ -90,14 +89,16 @@ def for_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def plain_texts(source: str | Path, *, split: str | None = None, limit: int | None = None) -> Iterator[str]:
+def plain_texts(
+    source: str | Path, *, split: str | None = None, limit: int | None = None, bad_rows: BadRowRule = "error"
+) -> Iterator[str]:
     """Yields the texts of a file of kind `text` (of `messages`: the turns, a blank line apart), for `train_tokenizer`.
 
     Raises:
-        DataError: as `read_rows` and `parse_row` do.
+        DataError: as `load_groups` does.
     """
-    for row in read_rows(source, split=split, limit=limit):
-        yield parse_row(row, "text").responses[0].text
+    for _, group in parsed_rows(source, "text", BadRows(bad_rows), split=split, limit=limit):
+        yield group.responses[0].text
 
 
 def encodings_of(encoded: Any) -> Iterable[Any]:

@@ -47,9 +47,9 @@ class AuxData:
         """Those of the first data set; where that has prompts, what a prompt and its response may have together."""
         if isinstance(settings, PromptSettings):
             longest = settings.prompts.max_prompt + settings.sampling.max_tokens
-            return Rows(longest, settings.prompts.too_long)
+            return Rows(longest, settings.prompts.too_long, bad_rows=settings.prompts.bad_rows)
         assert isinstance(settings, FileSettings | SelfPlaySettings)
-        return Rows(settings.data.max_length, settings.data.too_long)
+        return Rows(settings.data.max_length, settings.data.too_long, bad_rows=settings.data.bad_rows)
 
 
 CORPUS = AuxData("corpus", "text", "plain documents for an auxiliary language-modelling loss; empty: none")

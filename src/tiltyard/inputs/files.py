@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, get_args
 
 from tiltyard.data import (
+    BadRowRule,
+    BadRows,
     Chat,
     CheckReport,
     GroupFile,
@@ -21,9 +23,8 @@ from tiltyard.data import (
     TooLong,
     check_data,
     load_prompts,
-    parse_row,
+    parsed_rows,
     read_groups,
-    read_rows,
     stream_groups,
 )
 from tiltyard.data.facts import facts_of, same_answers
@@ -45,6 +46,8 @@ class Limits(Protocol):
     def limit(self) -> int: ...
     @property
     def too_long(self) -> TooLong: ...
+    @property
+    def bad_rows(self) -> BadRowRule: ...
 
 
 class RowLimits(Limits, Protocol):
@@ -68,6 +71,7 @@ class Rows(NamedTuple):
     too_long: TooLong = "drop"
     split: str = ""
     limit: int = 0
+    bad_rows: BadRowRule = "error"
 
 
 def groups_of(
@@ -107,6 +111,7 @@ def stream_of(
         too_long=limits.too_long,
         split=limits.split or None,
         limit=limits.limit or None,
+        bad_rows=limits.bad_rows,
     )
     yield from stream
     work.report(key, stream.report.lines())
@@ -202,43 +207,64 @@ def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits) -
         too_long=limits.too_long,
         split=limits.split or None,
         limit=limits.limit or None,
+        bad_rows=limits.bad_rows,
     )
     work.report("prompts", loaded.lines())
     return prompts
 
 
 def check_files(data: str, held_out: str = "", kind: str = "comparisons", split: str = "") -> CheckReport:
-    """Checks one file, or two that should share nothing; no file is held in memory. `split` is that of `data`."""
+    """Checks one file, or two that should share nothing; no file is held in memory. `split` is that of `data`.
+
+    Rows that cannot be used are in the report.
+
+    Raises:
+        DataError: a file of which no row can be used.
+    """
     if kind not in get_args(Kind):
         raise ConfigError("unknown kind of data", where="--kind", got=kind, fix=nearest(kind, get_args(Kind)))
     rows = _Rows(data, cast(Kind, kind), split)
-    report = check_data(rows, _Rows(held_out, cast(Kind, kind)) if held_out else None)
-    return replace(report, facts=dict(rows.facts))
+    held = _Rows(held_out, cast(Kind, kind)) if held_out else None
+    report = check_data(rows, held)
+    every = [rows] if held is None else [rows, held]
+    reasons = dict.fromkeys(reason for one in every for reason in one.bad.places)
+    bad = {reason: tuple(place for one in every for place in one.bad.places.get(reason, ())) for reason in reasons}
+    breaks = tuple(str(one.breaks_off) for one in every if one.breaks_off)
+    count = sum(one.bad.rows for one in every)
+    return replace(report, facts=dict(rows.facts), rows=count, bad=bad, breaks_off=breaks)
 
 
-@dataclass(frozen=True)
 class _Rows:
     """The rows of a file as groups without ids, read again at each iteration; a file of groups as it is.
 
-    `facts`: what the latest whole pass found in rows beyond their format's own fields.
+    Attributes:
+        facts: what the first pass found in rows beyond their format's own fields.
+        bad: rows of the first pass that cannot be used.
+        breaks_off: the error of the file at which the first pass ended.
     """
 
-    path: str
-    kind: Kind
-    split: str = ""
-    facts: Counter[str] = field(default_factory=Counter)
+    def __init__(self, path: str, kind: Kind, split: str = ""):
+        self.path, self.kind, self.split = path, kind, split
+        self.facts: Counter[str] = Counter()
+        self.bad = BadRows("drop")
+        self.breaks_off: DataError | None = None
 
     def __iter__(self) -> Iterator[Group]:
         if self.path.endswith(".groups.jsonl"):
             yield from read_groups(self.path)
             return
-        facts: Counter[str] = Counter()
-        for row in read_rows(self.path, split=self.split or None):
-            group = parse_row(row, self.kind)
-            facts.update(facts_of(row, group))
-            yield group
-        self.facts.clear()
-        self.facts.update(facts)
+        again = bool(self.bad.rows)
+        bad, facts = (BadRows("drop"), Counter[str]()) if again else (self.bad, self.facts)
+        good = 0
+        try:
+            for row, group in parsed_rows(self.path, self.kind, bad, split=self.split or None):
+                good += 1
+                facts.update(facts_of(row, group))
+                yield group
+        except DataError as error:
+            if not good:
+                raise
+            self.breaks_off = error
 
 
 def byte_count(groups: Iterable[Group]) -> int:

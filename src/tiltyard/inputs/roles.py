@@ -308,8 +308,9 @@ def _from_scratch(role: Start, work: Workspace, settings: PretrainSettings) -> B
 
 
 def _texts(work: Workspace, settings: FileSettings) -> Iterable[str]:
-    for one in files_of("data", settings.data.path):
-        yield from plain_texts(work.resolve(one, want=""), split=settings.data.split or None)
+    data = settings.data
+    for one in files_of("data", data.path):
+        yield from plain_texts(work.resolve(one, want=""), split=data.split or None, bad_rows=data.bad_rows)
 
 
 def _normalise(work: Workspace, settings: StageSettings, model: ScalarModel, groups: Sequence[Group]) -> dict[str, Any]:
@@ -323,7 +324,7 @@ def _normalise(work: Workspace, settings: StageSettings, model: ScalarModel, gro
         return {}
     if own.demonstrations:
         data = part(settings, FileSettings).data
-        limits = Rows(data.max_length, data.too_long, data.split, data.limit)
+        limits = Rows(data.max_length, data.too_long, data.split, data.limit, data.bad_rows)
         chat: Chat = model.chat
         groups = groups_of(work, "demonstrations", own.demonstrations, "demonstrations", chat, limits)
     every = each_score(model, groups, settings.run.tokens_per_microbatch)

@@ -6,10 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tiltyard.data import TooLong
+from tiltyard.data import BadRowRule, TooLong
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.run import Run
+
+BadRowsSetting = Annotated[
+    BadRowRule, Field(description="rows that cannot be used: an error that lists them, or left out and counted")
+]
 
 
 class StageSettings(Run):  # type: ignore[metaclass]
@@ -42,6 +46,7 @@ class Data(Record):
     too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, response right)")] = (
         "drop"
     )
+    bad_rows: BadRowsSetting = "error"
 
     def folders(self) -> dict[str, str | list[str]]:
         """Settings that refer to stages or files."""
@@ -131,6 +136,7 @@ class PromptData(Record):
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
+    bad_rows: BadRowsSetting = "error"
 
     def folders(self) -> dict[str, str]:
         """Settings that refer to stages or files."""

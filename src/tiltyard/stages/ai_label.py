@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.data import group_to_line, parse_row, read_groups, read_rows
+from tiltyard.data import BadRows, group_to_line, parse_row, parsed_rows, read_groups
 from tiltyard.data.read import Row
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import ApiJudgeSettings, Debiased, JudgeSettings, Usage, Verdict, build_judge
@@ -29,6 +29,7 @@ from tiltyard.feedback.scorers import ParseFailures, counted, set_turn
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.feedback.verdicts import PositionCounts, response_text
 from tiltyard.files import atomic_write, jsonable
+from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import answers_file, model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
@@ -47,6 +48,7 @@ class AiLabelSettings(Settings):
     judge: Annotated[JudgeSettings, Field(description="the judge that compares")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    bad_rows: BadRowsSetting = "error"
     pairs: Annotated[
         Literal["given", "random", "all"],
         Field(description="rows with more than two answers: an error, one random pair of each, or all their pairs"),
@@ -135,12 +137,15 @@ def _pairs_of(context: StageContext, settings: AiLabelSettings) -> list[Group]:
     """Returns the pairs in the order of the file, with the preferences that the data has."""
     path = context.resolve(settings.data, want="")
     groups: Iterator[Group]
+    bad = BadRows(settings.bad_rows)
     if str(path).endswith(".groups.jsonl"):
         groups = islice(read_groups(path), settings.limit or None)
     else:
-        rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
-        groups = (_row_group(row) for row in rows)
+        rows = parsed_rows(path, _row_group, bad, split=settings.split or None, limit=settings.limit or None)
+        groups = (group for _, group in rows)
     pairs = [pair for number, group in enumerate(groups) for pair in _pairs(group, number, settings)]
+    if bad.count:
+        context.report("data", bad.lines())
     if not pairs:
         raise DataError("there is nothing to compare", where=str(path), got="no pair", fix="check data and limit")
     return pairs

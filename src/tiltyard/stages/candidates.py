@@ -23,6 +23,7 @@ from tiltyard.data import group_to_line, read_groups
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -50,6 +51,7 @@ class CandidatesSettings(Settings):
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
+    bad_rows: BadRowsSetting = "error"
     samples_per_prompt: Annotated[int, Field(ge=2, description="responses a prompt")] = 8
     temperature: Annotated[float, Field(gt=0, description="of sampling [SLiC-HF, RSO]")] = 0.7
     top_k: Annotated[int, Field(ge=0, description="most probable tokens kept; 0: all [SLiC-HF, RSO]")] = 40

@@ -15,6 +15,7 @@ from tiltyard.evaluation import EvaluatedResponse, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.files import atomic_write
 from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -55,6 +56,7 @@ class EvaluateSettings(Settings):
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
+    bad_rows: BadRowsSetting = "error"
     max_tokens: Annotated[int, Field(gt=0, description="tokens of a response")] = 128
     temperature: Annotated[float, Field(gt=0, description="of sampling; KL is measured at it too")] = 1.0
     curves: Annotated[

@@ -23,12 +23,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tiltyard.data import parse_row, read_groups, read_rows
+from tiltyard.data import BadRows, parsed_rows, read_groups
 from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
 from tiltyard.feedback.prompts import points_question
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.comparisons import as_pairs
+from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
@@ -57,6 +58,7 @@ class JudgeSkillSettings(Settings):
     ]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    bad_rows: BadRowsSetting = "error"
     pairs: Annotated[
         Literal["given", "all", "best_worst"],
         Field(description="rankings as they are, all their pairs, or best against worst (how: written)"),
@@ -151,8 +153,11 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
     if str(path).endswith(".groups.jsonl"):
         groups = list(islice(read_groups(path), settings.limit or None))
     else:
-        rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
-        groups = [parse_row(row, "comparisons") for row in rows]
+        bad = BadRows(settings.bad_rows)
+        rows = parsed_rows(path, "comparisons", bad, split=settings.split or None, limit=settings.limit or None)
+        groups = [group for _, group in rows]
+        if bad.count:
+            context.report("data", bad.lines())
     for group in groups:
         if group.preference is None and group.scores is None:
             raise DataError(

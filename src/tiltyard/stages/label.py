@@ -20,6 +20,7 @@ from tiltyard.data import TooLong, group_to_line
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
@@ -43,6 +44,7 @@ class LabelSettings(Settings):
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(pattern="^(drop|truncate)$", description="longer prompts")] = "drop"
+    bad_rows: BadRowsSetting = "error"
     max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 64
     temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0
     annotators: Annotated[list[str], Field(description="names of annotators; empty: all of the world's")] = []

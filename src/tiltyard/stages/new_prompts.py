@@ -18,11 +18,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tiltyard.data import parse_row, read_rows
+from tiltyard.data import BadRows, parsed_rows, read_rows
 from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import question_prompt
 from tiltyard.feedback.simulated import seed_from
+from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
@@ -43,6 +44,7 @@ class NewPromptsSettings(Settings):
     count: Annotated[int, Field(ge=1, description="new prompts wanted")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    bad_rows: BadRowsSetting = "error"
     requests: Annotated[int, Field(ge=0, description="ask at most so often; 0: 20 times the count")] = 0
     shots: Annotated[int, Field(ge=1, description="given prompts shown a request [self-rewarding]")] = 8
     style: Annotated[Literal["chat", "text"], Field(description="ask in the chat template, or as plain text")] = "text"
@@ -164,15 +166,17 @@ def _result(context: StageContext, settings: NewPromptsSettings, progress: Progr
 def _given(context: StageContext, settings: NewPromptsSettings) -> tuple[list[str], list[Example]]:
     """Returns the texts of all given prompts, and those of one turn as examples."""
     path = context.resolve(settings.prompts, want="")
-    rows = read_rows(path, split=settings.split or None, limit=settings.limit or None)
-    prompts = [parse_row(row, "prompts").prompt for row in rows]
+    bad = BadRows(settings.bad_rows)
+    rows = parsed_rows(path, "prompts", bad, split=settings.split or None, limit=settings.limit or None)
+    prompts = [group.prompt for _, group in rows]
     texts = [p.messages[-1].content if p.messages else p.text or "" for p in prompts]
     examples = [
         Example(p.id, " ".join(text.split()))
         for p, text in zip(prompts, texts, strict=True)
         if (p.messages is None or len(p.messages) == 1) and text.strip()
     ]
-    context.report("prompts", [f"{len(prompts):,} given, {len(examples):,} of one turn, used as examples"])
+    lines = [f"{len(prompts):,} given, {len(examples):,} of one turn, used as examples", *bad.lines()]
+    context.report("prompts", lines)
     if len(examples) < settings.shots:
         raise DataError(
             "there are fewer examples than a request shows",

@@ -17,6 +17,7 @@ from tiltyard.evaluation.scored_pairs import ScoredPair, ranking_taus, scored_pa
 from tiltyard.files import atomic_write, write_json
 from tiltyard.inputs.files import groups_of
 from tiltyard.inputs.measure import scores_of
+from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
@@ -36,6 +37,7 @@ class RewardEvalSettings(Settings):
     too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, response right)")] = (
         "drop"
     )
+    bad_rows: BadRowsSetting = "error"
     pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
     tokens_per_microbatch: Annotated[
         int, Field(gt=0, description="tokens scored at once; bounds memory only"), LAST_BITS

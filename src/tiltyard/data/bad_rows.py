@@ -1,0 +1,124 @@
+"""Rows that cannot be used: all of a source are collected, then refused together, or left out and counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from tiltyard.data.formats import Kind, parse_row
+from tiltyard.data.read import Row, read_rows
+from tiltyard.errors import DataError
+from tiltyard.types import Group
+
+BadRowRule = Literal["error", "drop"]
+
+_EXAMPLES = 5  # places that a report names for a reason
+_SHOWN = 10  # bad rows that an error names one by one
+
+
+class BadRows:
+    """The rows of one source that cannot be used.
+
+    Args:
+        rule: `error` refuses the source, with all of them in one error; `drop` leaves them out.
+
+    Attributes:
+        rows: read so far, good and bad.
+        places: `file:line` of each bad row by the reason.
+    """
+
+    def __init__(self, rule: BadRowRule = "error"):
+        self.rule, self.rows = rule, 0
+        self.places: dict[str, list[str]] = {}
+        self._first: list[DataError] = []
+
+    def add(self, error: DataError) -> None:
+        """Takes the error of one row."""
+        self.places.setdefault(reason_of(error), []).append(error.where)
+        if len(self._first) < _SHOWN:
+            self._first.append(error)
+
+    @property
+    def count(self) -> int:
+        """Number of bad rows."""
+        return sum(map(len, self.places.values()))
+
+    def lines(self) -> list[str]:
+        """Formats the counts for people, one reason a line with the first places."""
+        return [
+            f"dropped {len(places):,}: {reason}, such as {', '.join(places[:_EXAMPLES])}"
+            for reason, places in self.places.items()
+        ]
+
+    @property
+    def refused(self) -> bool:
+        """True once the source will be refused: the rest of it is read for its errors alone."""
+        return self.rule == "error" and bool(self._first)
+
+    def settle(self, source: str) -> None:
+        """Ends the reading of a source.
+
+        Raises:
+            DataError: there are bad rows and the rule is `error`, or there is no other row.
+        """
+        if self._first and (self.rule == "error" or self.count == self.rows):
+            raise self._error(source)
+
+    def _error(self, source: str) -> DataError:
+        first, count = self._first[0], self.count
+        drop = "leave them out with a count: bad_rows=drop" if count < self.rows else ""
+        fix = "; or ".join(filter(None, (first.fix, drop)))
+        if count == 1:
+            return DataError(first.what, where=first.where, got=first.got, expected=first.expected, fix=fix)
+        got = "\n            ".join(_one_line(error) for error in self._first)
+        if count > len(self._first):
+            reasons = "; ".join(f"{len(places):,} x {reason}" for reason, places in self.places.items())
+            got += f"\n            and {count - len(self._first):,} more; in all: {reasons}"
+        what = f"{count:,} of {self.rows:,} rows cannot be used"
+        return DataError(what, where=source, got=got, expected=first.expected, fix=fix)
+
+
+def reason_of(error: DataError) -> str:
+    """Returns the reason under which a bad row is counted: what is wrong, whatever the position in a list."""
+    return re.sub(r"\[\d+\]", "[...]", error.what)
+
+
+def _one_line(error: DataError) -> str:
+    got = "" if error.got is None else f" ({' '.join(str(error.got).split())[:80]})"
+    return f"{error.where}: {error.what}{got}"
+
+
+def parsed_rows(
+    source: str | Path,
+    parse: Kind | Callable[[Row], Group],
+    bad: BadRows,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Iterator[tuple[Row, Group]]:
+    """Reads and parses the rows of a source; those that cannot be used go to `bad`.
+
+    Args:
+        source, split, limit: as for `read_rows`.
+        parse: the kind of the rows, or what parses one of them.
+        bad: settled after the last row.
+
+    Raises:
+        DataError: bad rows, if they are refused, after the last row; a source that is missing, empty or damaged.
+    """
+
+    def unreadable(error: DataError) -> None:
+        bad.rows += 1
+        bad.add(error)
+
+    for row in read_rows(source, split=split, limit=limit, on_bad=unreadable):
+        bad.rows += 1
+        try:
+            group = parse_row(row, parse) if isinstance(parse, str) else parse(row)
+        except DataError as error:
+            bad.add(error)
+        else:
+            yield row, group
+    bad.settle(str(source))

@@ -12,7 +12,7 @@ import torch
 
 from tiltyard.cli import main
 from tiltyard.config import describe
-from tiltyard.stages.base import get_stage, load_all
+from tiltyard.stages.base import load_all
 
 from . import tiny
 from .conftest import Whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -81,24 +80,6 @@ def test_reward_model_round_trip(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         raw = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
     torch.testing.assert_close(raw - 0.75, before, atol=1e-5, rtol=1e-5)
-
-
-def test_reward_model_where_pad_is_eos(tmp_path: Path) -> None:
-    """transformers would read the score before the eos; so no pad id is saved: one row scores right, more raise."""
-    tokenizer = copy.deepcopy(tiny.chat().tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token
-    policy = LanguageModel(tiny.causal("llama", vocab_size=V), Chat(tokenizer, max_length=64))
-    load.save_model(policy, tmp_path / "policy")
-    model = load.load_scalar_model(tmp_path / "policy", device="cpu")
-    torch.nn.init.normal_(model.head.weight)
-    load.save_model(model, tmp_path / "reward")
-    module = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
-    groups = _groups(model.chat)
-    for (ids, _, _), score in zip(tiny.rows(groups), model.score_B(pack(groups)), strict=True):
-        raw = module(input_ids=torch.tensor([ids])).logits[0, 0]
-        torch.testing.assert_close(raw, score, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="padding token"):
-        module(input_ids=torch.tensor([[5, 6], [7, 8]]))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

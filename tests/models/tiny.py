@@ -170,3 +170,8 @@ def plain_logp(module: Any, groups: list[Group], temperature: float = 1.0) -> tu
             logps.append(law[start + i - 1, ids[start + i]])
             entropies.append(-(law[start + i - 1].exp() * law[start + i - 1]).sum())
     return torch.stack(logps), torch.stack(entropies)
+
+
+def has_classifier(family: str) -> bool:
+    """True if transformers has a sequence classifier of the family."""
+    return type(config(family)) in hf.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING

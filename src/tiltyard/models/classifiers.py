@@ -49,7 +49,7 @@ def scalar_class(config: Any) -> Any:
 
 def is_own(module: Any) -> bool:
     """True if transformers by itself could not load this scalar model."""
-    return type(module).__module__ == __name__
+    return type(module) in _OWN.values()
 
 
 _OWN: dict[type, Any] = {}
@@ -71,7 +71,8 @@ def _own(kind: type, config: Any) -> Any:
                 fix="take a model of another family as the start of the reward model",
             )
         name = re.sub(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "", causal.__name__) + SUFFIX
-        members = {"base_model_prefix": prefix, "__module__": __name__}
+        # transformers looks into a class's module for what the family can do (experts)
+        members = {"base_model_prefix": prefix, "__module__": causal.__module__}
         _OWN[kind] = type(name, (GenericForSequenceClassification, family), members)
     return _OWN[kind]
 

@@ -15,9 +15,11 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from tiltyard.errors import ModelError, TiltyardError
 from tiltyard.files import give_usual_mode
 from tiltyard.models.backbone import Backbone
+from tiltyard.models.encoder import Encoder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.lora import dequantized, merged_adapters
 from tiltyard.models.pretrained import quiet, write_errors
+from tiltyard.models.vocabulary import spare_pad
 
 SaveDType = Literal["source", "float32", "bfloat16", "float16"]
 
@@ -66,12 +68,38 @@ def _write(model: Backbone, folder: Path, dtype: SaveDType, *, weights: bool = T
     width = _width(model, dtype)
     with model.plain(), merged_adapters(model.backbone, model.adapters), dequantized(module), quiet():
         tensors = _tensors(model, dtype, width) if weights else {}
+        config, tokenizer = copy.deepcopy(module.config), model.chat.tokenizer
+        if isinstance(model, ScalarModel) and not isinstance(model, Encoder) and model.pad_id is None:
+            tokenizer = _padded(model, config, tensors)
         module.save_pretrained(folder, state_dict=tensors)
-        config = copy.deepcopy(module.config)
     for part in (config, config.get_text_config()):
         part.dtype = width  # save_pretrained wrote the width in memory
+    config.architectures = [type(module).__name__]
     config.save_pretrained(folder)
-    model.chat.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _padded(model: ScalarModel, config: Any, tensors: dict[str, Tensor]) -> Any:
+    """Gives a model without padding one in its config and in the copy of its tokenizer that is returned.
+
+    transformers scores a batch of a decoder only where the config names a padding token. Where the tokenizer has none
+    to spare, a new token gets one more row of the embeddings (zeros: no state is ever computed from it that is read).
+    """
+    module: Any = model.module
+    table = module.get_input_embeddings().weight
+    tokenizer = copy.deepcopy(model.chat.tokenizer)
+    tokenizer.add_special_tokens({"pad_token": spare_pad(model.chat, len(table))})
+    pad = int(tokenizer.pad_token_id)
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = pad
+    if pad >= len(table):
+        for name, parameter in module.named_parameters():
+            if parameter is table and name in tensors:
+                more = tensors[name].new_zeros(pad + 1 - len(table), table.shape[1])
+                tensors[name] = torch.cat([tensors[name], more])
+        for part in (config, config.get_text_config()):
+            part.vocab_size = pad + 1
+    return tokenizer
 
 
 def _width(model: Backbone, dtype: SaveDType) -> torch.dtype:

@@ -55,11 +55,11 @@ def _framing_ids(chat: Chat) -> set[int]:
     return {*group.prompt.ids, *group.responses[0].ids}
 
 
-def spare_pad(chat: Chat, rows: int) -> tuple[str, int]:
-    """A padding token that never stands in a conversation, and its id: an idle special token or else a new one.
+def spare_pad(chat: Chat, rows: int) -> str:
+    """A padding token that never stands in a conversation: an idle special token with an embedding, or else a new one.
 
     transformers reads a reward model's score at the last token that is not padding, so padding must not be what ends a
-    response. A new token has the first free id: within the `rows` embeddings if the model has idle ones, or one beyond.
+    response.
     """
     tokenizer = chat.tokenizer
     used = {chat.eos_id, chat.start_id, *chat.stop_ids, *_framing_ids(chat)}
@@ -71,9 +71,8 @@ def spare_pad(chat: Chat, rows: int) -> tuple[str, int]:
         if token.content not in template and _SPARE.search(token.content)
     ]
     if idle:
-        return min(idle, key=lambda one: ("pad" not in one[0].lower(), one[1]))
-    highest = max(tokenizer.get_vocab().values())
+        return min(idle, key=lambda one: ("pad" not in one[0].lower(), one[1]))[0]
     name = PAD
     while name in tokenizer.get_vocab():
         name = name.replace("|>", "_|>")
-    return name, highest + 1
+    return name

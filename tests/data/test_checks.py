@@ -6,13 +6,14 @@ import json
 import math
 import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.preferences import fields_of
 
-from tiltyard.data import check_data
+from tiltyard.data import Kind, Row, check_data, parse_row
 from tiltyard.stats.correlation import kendall_tau_b
 from tiltyard.stats.intervals import wilson
 from tiltyard.types import Group, Message, Preference, Prompt, Response, ranks_of
@@ -196,3 +197,39 @@ def test_memory_does_not_hold_the_texts() -> None:
         return size
 
     assert (peak(4000) - peak(1000)) / 3000 < 250  # a row has 2,000 characters
+
+
+FORMS: dict[Kind, Callable[[str], dict[str, Any]]] = {
+    "comparisons": lambda p: {
+        "chosen": f"\n\nHuman: {p}\n\nAssistant: a",
+        "rejected": f"\n\nHuman: {p}\n\nAssistant: b",
+    },
+    "demonstrations": lambda p: {
+        "messages": [{"role": "user", "content": p}, {"role": "assistant", "content": "a"}],
+    },
+    "labelled": lambda p: {"prompt": p, "completion": "a", "label": True},
+    "prompts": lambda p: {"prompt": [{"role": "user", "content": p}]},
+    "text": lambda p: {"text": p},
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "Where is the caf\u00e9? ",
+        "where is\tthe CAF\u00c9?\n",
+        "Where is the cafe\u0301?",
+        "\u200bWhere is the caf\u00e9\ufeff?",
+    ],
+)
+def test_leaks_are_seen_through_spelling(kind: Kind, spelling: str) -> None:
+    """In every kind of data, however the prompt is given."""
+    train, held = (
+        [parse_row(Row(FORMS[kind](text), f"{name}:1"), kind) for text in texts]
+        for name, texts in (("train", ["Where is the caf\u00e9?", "another"]), ("held", [spelling, "a third"]))
+    )
+    report = check_data(train, held)
+    assert (report.held_out, report.held_out_overlap + report.held_out_near) == (2, 1)
+    assert "held:1" in "\n".join(report.lines())
+    assert check_data(train, train).held_out_near == 0, "what is the same is counted once"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tiltyard.data.overlap import common_length, most_alike, rouge_l, words_of
+from tiltyard.data.overlap import common_length, folded, most_alike, rouge_l, words_of
 
 
 def table(a: Sequence[str], b: Sequence[str]) -> int:
@@ -56,3 +59,33 @@ def test_the_nearest_is_found_although_most_are_not_measured() -> None:
         each = [rouge_l(words, other) for other in others]
         assert most_alike(words, others) == (max(each), each.index(max(each)))
     assert most_alike(("x",), others) == (0.0, -1)
+
+
+SAME = [
+    "The  caf\u00e9\tis OPEN",
+    " the cafe\u0301 is open\n",
+    "\u200bThe caf\u00e9 \u00adis\u00a0open\ufeff",
+    "T\u200dhe caf\u00e9 is \uff4f\uff50\uff45\uff4e",
+]
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_spellings_that_a_reader_does_not_tell_apart(text: str) -> None:
+    assert folded(text) == "the caf\u00e9 is open"
+
+
+@pytest.mark.parametrize("text", ["The cafe is open", "The caf\u00e9 is open?", "The caf\u00e9 isopen", "\u4f60\u597d"])
+def test_texts_that_differ(text: str) -> None:
+    assert folded(text) != folded(SAME[0])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(), st.data())
+def test_folding_ignores_what_no_screen_shows(text: str, data: st.DataObject) -> None:
+    once = folded(text)
+    assert folded(once) == once
+    assert folded(f" \t{text}\r\n") == once
+    assert folded(unicodedata.normalize("NFD", text)) == folded(unicodedata.normalize("NFC", text)) == once
+    at = data.draw(st.integers(0, len(text)))
+    hidden = data.draw(st.sampled_from("\u200b\u200c\u2060\ufeff\u00ad\ufe0f\x00\x7f\U000e0041"))
+    assert folded(text[:at] + hidden + text[at:]) == once

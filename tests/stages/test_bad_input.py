@@ -363,7 +363,7 @@ def test_every_stage_with_a_split_has_a_rule_for_bad_rows() -> None:
         keys = {setting.key for setting in describe(stage.settings)}
         for key in keys:
             record, _, last = key.rpartition(".")
-            if last == "split" and name != "clean":
+            if last == "split":
                 assert ".".join(filter(None, (record, "bad_rows"))) in keys, name
 
 
@@ -384,3 +384,75 @@ def test_training_lists_all_bad_rows_or_drops_them(say: Any, tmp_path: Path) -> 
     for reason in ("malformed JSON", "field 'completion' is missing or null", "field 'completion' is empty"):
         assert f"dropped 1: {reason}" in text
     assert "rows.jsonl:2, rows.jsonl:3, rows.jsonl:5" in text
+
+
+# --------------------------------------------------------------------------------------------------------------- clean
+
+
+def test_clean_drops_bad_rows_when_asked(say: Any, tmp_path: Path) -> None:
+    lines(tmp_path / "rows.jsonl", PAIR, "{", PAIR | {"rejected": ""}, PAIR | {"prompt": "Who?"})
+    words = ("train", "clean", "data=rows.jsonl", "name=c")
+    code, text = say(*words)
+    assert code == 2
+    assert "2 of 4 rows cannot be used" in text
+    code, text = say(*words, "bad_rows=drop")
+    assert code == 0, text
+    assert "2 of 4 rows kept, read as comparisons" in text
+    assert "dropped 1: malformed JSON, such as rows.jsonl:2" in text
+    written = (tmp_path / "runs/c/clean/rows.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == [PAIR, PAIR | {"prompt": "Who?"}]
+
+
+def test_clean_and_check_agree(say: Any, tmp_path: Path) -> None:
+    """Transcripts with one answer to everything, and prompts of the held-out file: found by both."""
+
+    def row(prompt: str, chosen: str) -> dict[str, str]:
+        turns = f"\n\nHuman: {prompt}\n\nAssistant: "
+        return {"chosen": turns + chosen, "rejected": turns + f"Not {prompt}"}
+
+    data = [row(f"Question {i}", "I cannot help.") for i in range(8)] + [row("Where?", "There."), row("When?", "Then.")]
+    lines(tmp_path / "rows.jsonl", *data)
+    lines(tmp_path / "held.jsonl", row("WHERE? ", "Here."))
+    code, text = say("check", "rows.jsonl", "--held-out", "held.jsonl")
+    assert code == 0
+    assert "one and the same answer is the (best) answer to 8 different prompts" in text
+    assert "1 more nearly" in text
+    code, text = say("train", "clean", "data=rows.jsonl", "held_out=held.jsonl", "max_prompts=5", "name=c")
+    assert code == 0, text
+    for line in (
+        "1 of 10 rows kept",
+        "8 dropped: an answer given to too many",
+        "1 dropped: the prompt of a held-out row",
+    ):
+        assert line in text
+    code, text = say("check", "runs/c/clean/rows.jsonl", "--held-out", "held.jsonl")
+    assert code == 0
+    assert "nearly" not in text
+    assert "one and the same" not in text
+
+
+def test_clean_writes_dates_as_text(say: Any, tmp_path: Path) -> None:
+    import datetime
+    import decimal
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    odd = {
+        "when": datetime.datetime(2024, 1, 2, 3, 4, tzinfo=datetime.UTC),
+        "day": datetime.date(2024, 1, 2),
+        "cost": decimal.Decimal("1.50"),
+        "raw": b"x",
+    }
+    pq.write_table(pa.Table.from_pylist([PAIR | odd]), tmp_path / "d.parquet")
+    code, text = say("train", "clean", "data=d.parquet", "name=c")
+    assert code == 0, text
+    row = json.loads((tmp_path / "runs/c/clean/rows.jsonl").read_text())
+    assert {key: row[key] for key in PAIR} == PAIR
+    assert (row["when"], row["day"], row["cost"]) == ("2024-01-02 03:04:00+00:00", "2024-01-02", "1.50")
+
+
+def test_clean_reads_rows_and_no_groups(say: Any, whole: Whole) -> None:
+    code, text = say("train", "clean", f"data={whole.run / 'label' / 'rankings.groups.jsonl'}")
+    assert code == 2
+    assert "sampled groups" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -122,3 +123,12 @@ def parsed_rows(
         else:
             yield row, group
     bad.settle(str(source))
+
+
+def parse_answers(row: Row) -> Group:
+    """Parses a comparison, or `prompt` and `responses` without a preference."""
+    responses = row.value.get("responses")
+    if not isinstance(responses, list) or {"scores", "ranks", "shares"} & row.value.keys():
+        return parse_row(row, "comparisons")
+    ranked = Row({**row.value, "ranks": [1] * len(responses)}, row.where)  # parsed with all the checks of a ranking
+    return replace(parse_row(ranked, "comparisons"), preference=None)

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tiltyard.data.keys import answer_key, content_key, near_key, prompt_key, quality_of
 from tiltyard.stats.correlation import kendall_tau_b
 from tiltyard.stats.intervals import wilson
 from tiltyard.types import Group, ranks_of
 
 _EXAMPLES = 5
+_NEARLY = "but for white space, case, invisible characters or Unicode form"
 _PLACES = 100  # of bad rows with one reason that are shown
 
 
@@ -51,7 +53,8 @@ class CheckReport:
 
     `duplicates`: groups whose prompt, answers and verdict all occurred before. `repeated_prompts`: whose prompt did.
     `contradictions`: groups of the same prompt and answers as an earlier one, with another order.
-    `held_out_overlap`: groups of the held-out split whose prompt (for documents: text) also is in the training split.
+    `held_out_overlap`: groups of the held-out split whose prompt (for documents: text) also is in the training split;
+    `held_out_near`: others whose prompt is but for white space, case, invisible characters or its Unicode form.
     `ties`: groups with two answers judged equal. `identical`: groups with two answers of the same text.
     `empty`, `truncated`: answers without words, answers cut by a token limit.
     `rows`, `bad`: rows of the files that were read, and the places of all those that cannot be used, by the reason.
@@ -76,6 +79,7 @@ class CheckReport:
     commonest: tuple[int, str]
     length: LengthBias | None
     examples: dict[str, tuple[str, ...]]
+    held_out_near: int = 0
     facts: Mapping[str, int] = field(default_factory=dict)
     rows: int = 0
     bad: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -97,7 +101,9 @@ class CheckReport:
         for error in self.breaks_off:
             found += f"not read to the end: {error}".splitlines()
         if self.held_out is not None:
-            found.append(f"{self.held_out:,} held-out groups, {self.held_out_overlap:,} share a prompt with training")
+            shared = f"{self.held_out:,} held-out groups, {self.held_out_overlap:,} share a prompt with training"
+            near = f", {self.held_out_near:,} more nearly ({_NEARLY})" if self.held_out_near else ""
+            found.append(shared + near)
         names = {
             "duplicates": "duplicate groups",
             "contradictions": "groups that contradict an earlier one",
@@ -109,8 +115,9 @@ class CheckReport:
         for key, name in names.items():
             places = ", ".join(self.examples.get(key, ()))
             found.append(f"{getattr(self, key):,} {name}" + (f", such as {places}" if places else ""))
-        if self.held_out_overlap:
-            found.append(f"  held-out overlap at {', '.join(self.examples.get('held_out_overlap', ()))}")
+        for kind, name in (("held_out_overlap", "overlap"), ("held_out_near", "near overlap")):
+            if getattr(self, kind):
+                found.append(f"  held-out {name} at {', '.join(self.examples.get(kind, ()))}")
         prompts, start = self.commonest
         if prompts >= max(_EXAMPLES, self.prompts / 50):
             found.append(f"one and the same answer is the (best) answer to {prompts:,} different prompts: {start!r}...")
@@ -127,7 +134,7 @@ def check_data(groups: Iterable[Group], held_out: Iterable[Group] | None = None)
     Args:
         groups: a list, or an iterable that can be iterated twice: findings are looked up in a second pass.
     """
-    scan = _Scan()
+    scan = _Scan(near=held_out is not None)
     for group in groups:
         scan.add(group)
     repeated = _repeated(scan.verdicts)
@@ -139,8 +146,8 @@ def check_data(groups: Iterable[Group], held_out: Iterable[Group] | None = None)
     shown = {int(i) for found in indices.values() for i in found[:_EXAMPLES]} | ({answer[0]} if prompts else set())
     at = _select(groups, shown)
     examples = {kind: tuple(_where(at[int(i)]) for i in found[:_EXAMPLES]) for kind, found in indices.items()}
-    overlap, held, shared = _overlap(scan.prompts, held_out)
-    examples |= {kind: tuple(found) for kind, found in scan.examples.items()} | {"held_out_overlap": shared}
+    held, leaks = _overlap(scan, held_out)
+    examples |= {kind: tuple(found) for kind, found in (scan.examples | leaks.examples).items()}
     return CheckReport(
         groups=len(scan.prompts),
         responses=scan.responses,
@@ -149,7 +156,8 @@ def check_data(groups: Iterable[Group], held_out: Iterable[Group] | None = None)
         contradictions=len(indices["contradictions"]),
         repeated_prompts=int(_repeated(scan.prompts).sum()),
         held_out=held,
-        held_out_overlap=overlap,
+        held_out_overlap=leaks.counts["held_out_overlap"],
+        held_out_near=leaks.counts["held_out_near"],
         ties=scan.counts["ties"],
         identical=scan.counts["identical"],
         empty=scan.counts["empty"],
@@ -160,23 +168,37 @@ def check_data(groups: Iterable[Group], held_out: Iterable[Group] | None = None)
     )
 
 
-class _Scan:
-    """One pass over the groups: hashes for finding duplicates, and counts of per-group findings."""
+class _Found:
+    """Counts of findings, and the places of the first of each kind."""
 
     def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def note(self, kind: str, group: Group) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= _EXAMPLES:
+            self.examples.setdefault(kind, []).append(_where(group))
+
+
+class _Scan(_Found):
+    """One pass over the groups: hashes for finding duplicates, and counts of per-group findings."""
+
+    def __init__(self, near: bool) -> None:
+        super().__init__()
+        self.near = array("q") if near else None  # prompts without what a reader does not see
         self.prompts, self.contents, self.verdicts = (array("q") for _ in range(3))
         self.best, self.best_prompt = array("q"), array("q")  # the best responses, each with its prompt
         self.owner, self.branch = array("q"), array("B")  # and their position: group, index of the response
         self.responses = 0
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, list[str]] = {}
         self.length = _Lengths()
 
     def add(self, group: Group) -> None:
-        prompt = _prompt_key(group)
-        answers, verdict = _content_key(group)
-        quality = _quality(group)
+        prompt, answers, verdict = content_key(group)
+        quality = quality_of(group)
         self.prompts.append(hash(prompt))
+        if self.near is not None:
+            self.near.append(hash(near_key(group)))
         self.contents.append(hash((prompt, answers)))
         self.verdicts.append(hash((prompt, answers, verdict)))
         values = quality or (0.0,) * len(group.responses)
@@ -193,19 +215,14 @@ class _Scan:
     def _alone(self, group: Group) -> None:
         judged = ranks_of(group.preference) or group.scores
         if judged is not None and len(set(judged)) < len(judged):
-            self._note("ties", group)
-        if len({r.text or r.ids for r in group.responses}) < len(group.responses):
-            self._note("identical", group)
+            self.note("ties", group)
+        if len(set(map(answer_key, group.responses))) < len(group.responses):
+            self.note("identical", group)
         for response in group.responses:
             if not response.text.strip() and len(response.ids) <= 1:
-                self._note("empty", group)
+                self.note("empty", group)
             if response.finish == "length":
-                self._note("truncated", group)
-
-    def _note(self, kind: str, group: Group) -> None:
-        self.counts[kind] += 1
-        if self.counts[kind] <= _EXAMPLES:
-            self.examples.setdefault(kind, []).append(_where(group))
+                self.note("truncated", group)
 
     def commonest(self) -> tuple[tuple[int, int], int]:
         """Returns ((group, response) of the first occurrence of the commonest best response, number of its prompts)."""
@@ -233,47 +250,28 @@ def _select(groups: Iterable[Group], indices: set[int]) -> dict[int, Group]:
     return {i: group for i, group in enumerate(islice(groups, max(indices, default=-1) + 1)) if i in indices}
 
 
-def _overlap(prompts: array[int], held_out: Iterable[Group] | None) -> tuple[int, int | None, tuple[str, ...]]:
-    """Returns (held-out groups whose prompt is among `prompts`, number of all or None, the first `file:line`s)."""
-    if held_out is None:
-        return 0, None, ()
-    known, count, found, places = np.unique(np.asarray(prompts)), 0, 0, []
+def _overlap(scan: _Scan, held_out: Iterable[Group] | None) -> tuple[int | None, _Found]:
+    """Returns (number of held-out groups or None, those whose prompt is in the training split)."""
+    found = _Found()
+    if held_out is None or scan.near is None:
+        return None, found
+    prompts, near, count = np.unique(np.asarray(scan.prompts)), np.unique(np.asarray(scan.near)), 0
     for group in held_out:
         count += 1
-        key = hash(_prompt_key(group))
-        at = int(np.searchsorted(known, key))
-        if at < len(known) and known[at] == key:
-            found += 1
-            if found <= _EXAMPLES:
-                places.append(_where(group))
-    return found, count, tuple(places)
+        if _among(prompts, hash(prompt_key(group))):
+            found.note("held_out_overlap", group)
+        elif _among(near, hash(near_key(group))):
+            found.note("held_out_near", group)
+    return count, found
+
+
+def _among(known: np.ndarray, key: int) -> bool:
+    at = int(np.searchsorted(known, key))
+    return at < len(known) and bool(known[at] == key)
 
 
 def _where(group: Group) -> str:
     return group.origin or group.prompt.id
-
-
-def _prompt_key(group: Group) -> Any:
-    prompt = group.prompt
-    if prompt.messages:
-        return prompt.messages
-    # the prompt of a document is empty: its text may leak between splits
-    return prompt.text or tuple(r.text or r.ids for r in group.responses)
-
-
-def _content_key(group: Group) -> tuple[Any, Any]:
-    """Returns the responses in an order that does not depend on the row's, and how many are better than each."""
-    texts = [r.text or str(r.ids) for r in group.responses]
-    order = sorted(range(len(texts)), key=lambda i: texts[i])
-    quality = _quality(group)
-    verdict = None if quality is None else tuple(sum(q > quality[i] for q in quality) for i in order)
-    return tuple(texts[i] for i in order), verdict
-
-
-def _quality(group: Group) -> tuple[float, ...] | None:
-    """Returns a number per response, higher is better: from the ranks, or else the scores."""
-    ranks = ranks_of(group.preference)
-    return group.scores if ranks is None else tuple(-float(rank) for rank in ranks)
 
 
 class _Lengths:

@@ -1,11 +1,30 @@
-"""ROUGE-L over words (Lin 2004): the longest common subsequence of two texts."""
+"""Texts that are alike: equal but for their spelling, or by ROUGE-L over words (Lin 2004)."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 _WORD = re.compile(r"\w+")
+# what no screen shows: control characters that are no white space, and Unicode's default ignorable code points
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
+def folded(text: str) -> str:
+    """Returns a text without differences that a reader does not see as another text.
+
+    White space becomes one blank, and none at the ends; case, invisible characters and the Unicode form (composed,
+    full-width, ligatures: NFKC) are taken away. Unicode 15, section 3.13: case folding of normalised text.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return " ".join(_INVISIBLE.sub("", text).casefold().split())
 
 
 def words_of(text: str) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.data import BadRows, group_to_line, parse_row, parsed_rows, read_groups
-from tiltyard.data.read import Row
+from tiltyard.data import BadRows, group_to_line, parsed_rows, read_groups
+from tiltyard.data.bad_rows import parse_answers
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import ApiJudgeSettings, Debiased, JudgeSettings, Usage, Verdict, build_judge
 from tiltyard.feedback.answers import content_key
@@ -141,7 +141,7 @@ def _pairs_of(context: StageContext, settings: AiLabelSettings) -> list[Group]:
     if str(path).endswith(".groups.jsonl"):
         groups = islice(read_groups(path), settings.limit or None)
     else:
-        rows = parsed_rows(path, _row_group, bad, split=settings.split or None, limit=settings.limit or None)
+        rows = parsed_rows(path, parse_answers, bad, split=settings.split or None, limit=settings.limit or None)
         groups = (group for _, group in rows)
     pairs = [pair for number, group in enumerate(groups) for pair in _pairs(group, number, settings)]
     if bad.count:
@@ -149,15 +149,6 @@ def _pairs_of(context: StageContext, settings: AiLabelSettings) -> list[Group]:
     if not pairs:
         raise DataError("there is nothing to compare", where=str(path), got="no pair", fix="check data and limit")
     return pairs
-
-
-def _row_group(row: Row) -> Group:
-    """Parses a comparison, or `prompt` and `responses` without a preference."""
-    responses = row.value.get("responses")
-    if not isinstance(responses, list) or {"scores", "ranks", "shares"} & row.value.keys():
-        return parse_row(row, "comparisons")
-    ranked = Row({**row.value, "ranks": [1] * len(responses)}, row.where)  # parsed with all the checks of a ranking
-    return replace(parse_row(ranked, "comparisons"), preference=None)
 
 
 def _pairs(group: Group, number: int, settings: AiLabelSettings) -> list[Group]:

@@ -39,7 +39,7 @@ def kind_of(rows: Sequence[Row]) -> Kind:
 
 
 def parse_any(row: Row, kind: Kind) -> Group:
-    """Parses a row; of comparisons also `prompt` and `responses` that nobody has judged yet."""
+    """Parses a row; of comparisons also `prompt` and `responses` without a judgement."""
     return parse_answers(row) if kind == "comparisons" and "labels" not in row.value else parse_row(row, kind)
 
 
@@ -54,7 +54,7 @@ def _fits(row: Row, kind: Kind) -> bool:
 def clean_rows(
     rows: Iterable[tuple[Row, Group]], kind: Kind, max_prompts: int, held_out: Collection[Any] = frozenset()
 ) -> Cleaned:
-    """Removes what `check_data` finds and what nobody can learn from; nothing is rewritten.
+    """Removes what `check_data` finds; nothing is rewritten.
 
     * Responses that are given to more than `max_prompts` different prompts: a template, a bug, or a string that fools
       the judge. Of a field `responses` only that answer is removed, as long as two are left; other rows are dropped.

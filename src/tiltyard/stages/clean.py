@@ -41,7 +41,7 @@ class CleanSettings(Settings):
 
 
 def run(context: StageContext, settings: CleanSettings) -> dict[str, Any]:
-    """Writes rows.jsonl and reports what was removed, and what `check` would say of the rest."""
+    """Writes rows.jsonl and reports what was removed, and what `check` finds in the rest."""
     path, split = context.resolve(settings.data, want=""), settings.split or None
     if str(path).endswith(".groups.jsonl"):
         fix = "give it rows; of sampled groups the stages that read them leave out what they cannot use"

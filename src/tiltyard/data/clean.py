@@ -80,15 +80,15 @@ def clean_rows(
     seen: set[Any] = set()
     texts: set[str] = set()
     for row, group in rows:
-        text, key = json.dumps(row.value, sort_keys=True, default=str), content_key(group)
-        if key in seen:
+        text, content = json.dumps(row.value, sort_keys=True, default=str), content_key(group)
+        if content in seen:
             cleaned.dropped["equal to an earlier row" if text in texts else REPEATED] += 1
         elif held_out and near_key(group) in held_out:
             cleaned.dropped["the prompt of a held-out row"] += 1
         else:
             _keep(row, group, kind, many, cleaned)
         texts.add(text)
-        seen.add(key)
+        seen.add(content)
     return cleaned
 
 

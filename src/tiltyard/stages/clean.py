@@ -6,7 +6,7 @@ import json
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -46,7 +46,7 @@ def run(context: StageContext, settings: CleanSettings) -> dict[str, Any]:
     if str(path).endswith(".groups.jsonl"):
         fix = "give it rows; of sampled groups the stages that read them leave out what they cannot use"
         raise DataError("a file of sampled groups", where=settings.data, expected="rows with texts", fix=fix)
-    kind = _kind(path, split) if settings.kind == "auto" else cast(Kind, settings.kind)
+    kind = _kind(path, split) if settings.kind == "auto" else settings.kind
     bad = BadRows(settings.bad_rows)
     rows = parsed_rows(path, partial(parse_any, kind=kind), bad, split=split)
     cleaned = clean_rows(rows, kind, settings.max_prompts, _held_out(context, settings, kind))

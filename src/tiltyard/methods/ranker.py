@@ -15,7 +15,7 @@ from tiltyard.errors import DataError
 from tiltyard.inputs import Rankings, RewardModel
 from tiltyard.methods.base import method
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean, Models, Source
-from tiltyard.types import shares_of
+from tiltyard.types import Group, shares_of
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,25 @@ class Comparisons:
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
         preferred, weight = [], []
         for group in batch.groups:
-            pairs = group.responses[0].meta.get(PAIRS)
-            if not pairs or len(group.responses) != 2:
-                raise DataError(
-                    "a ranker learns from two orders of two responses",
-                    where=group.origin or group.prompt.id,
-                    got=f"{len(group.responses)} responses",
-                    expected="comparisons made by data.pairwise_prompt.encode_pairwise",
-                )
             preferred.append((shares_of(group.preference) or (1.0,))[0])
-            weight.append(1.0 / pairs)
+            weight.append(1.0 / self._pairs(group))
         preferred_G, weight_G = torch.tensor([preferred, weight], dtype=torch.float64, device=batch.forest.device)
         return batch.with_columns(preferred_G=preferred_G, weight_G=weight_G)
+
+    def check(self, group: Group) -> None:
+        """Checks that the group is a comparison in both orders."""
+        self._pairs(group)
+
+    def _pairs(self, group: Group) -> int:
+        pairs = group.responses[0].meta.get(PAIRS)
+        if not pairs or len(group.responses) != 2:
+            raise DataError(
+                "a ranker learns from two orders of two responses",
+                where=group.origin or group.prompt.id,
+                got=f"{len(group.responses)} responses",
+                expected="comparisons made by data.pairwise_prompt.encode_pairwise",
+            )
+        return int(pairs)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -132,14 +134,20 @@ class Margins:
         grades = [self.scale * grade for group in batch.groups for grade in self._grades(group)]
         return batch.with_columns(grade_B=column(grades, batch))
 
+    def check(self, group: Group) -> None:
+        """Checks that the row has a margin, before the first step."""
+        self._grades(group)
+
     def _grades(self, group: Group) -> tuple[float, ...]:
         if self.source == "scores":
             if group.scores is None:
                 raise self._missing(group, "no scores", "give 'scores' (numbers), or set margin to a field of the rows")
+            if not all(map(math.isfinite, group.scores)):
+                raise self._missing(group, f"scores {group.scores}", "give finite numbers")
             return group.scores
         value = group.prompt.meta.get(self.source)
         margin = self.levels.get(value) if isinstance(value, str) else value
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= sys.float_info.max:
             fix = "add it to margin_levels" if isinstance(value, str) else f"give '{self.source}' as a number >= 0"
             raise self._missing(group, f"{self.source} = {value!r}", fix)
         if len(group.responses) != 2:

@@ -34,6 +34,7 @@ __all__ = [
     "Need",
     "Prepare",
     "RefLogps",
+    "RowCheck",
     "Source",
     "Stateful",
     "StepGroups",
@@ -78,6 +79,13 @@ class FirstPass(Protocol):
     """A prepare step that also measures the step's first forward pass, whose weights are still those that sampled."""
 
     def first_pass(self, forward: Forward) -> Metrics: ...
+
+
+@runtime_checkable
+class RowCheck(Protocol):
+    """A prepare step that needs something of each row: `check` raises a DataError for a group that lacks it."""
+
+    def check(self, group: Group) -> None: ...
 
 
 class Loss(Protocol):
@@ -194,6 +202,17 @@ class Algorithm:
                     got=", ".join(sorted(columns)),
                     fix=f"add a prepare step that writes '{column}'",
                 )
+
+    def check_rows(self, groups: Iterable[Group]) -> None:
+        """Checks before the first step that every group of a file has what the prepare steps need of it.
+
+        Raises:
+            DataError: one lacks it; the error names its row.
+        """
+        steps = [step for step in self.prepare if isinstance(step, RowCheck)]
+        for group in groups if steps else ():
+            for step in steps:
+                step.check(group)
 
     def first_pass(self, forward: Forward) -> Metrics:
         """Metrics that prepare steps take from the step's first forward pass."""

@@ -28,7 +28,7 @@ from tiltyard.training.log import Sink
 from tiltyard.training.optimizer import lr_factor, make_optimizer, set_lr
 from tiltyard.training.records import Checkpoints, StepRecords, check_weights, non_finite
 from tiltyard.training.run import Run
-from tiltyard.training.source import generator
+from tiltyard.training.source import Offline, generator
 
 ITEMS = {"R": "tokens", "B": "responses", "G": "groups"}  # what a loss is averaged over: counted each update
 Evaluation = Callable[[Models, int], dict[str, float]]
@@ -75,8 +75,11 @@ def fit(
         NonFiniteError: a loss or gradient was NaN or infinite (the groups are saved, the step was not taken), or the
             weights were when they were to be saved.
         ConfigError: nothing to train, or no steps to do it in.
+        DataError: before the first step, a row of a file lacks what a prepare step needs.
         CheckpointError: a checkpoint could not be written or belongs to another model.
     """
+    if isinstance(algorithm.source, Offline):
+        algorithm.check_rows(algorithm.source.groups)
     output = Output(folder, keep_groups, evaluate, sinks)
     return _Loop(algorithm, models, run, optimizer, strategy or Replicated(), output).run_all()
 

@@ -70,20 +70,25 @@ class BinaryLabels:
     writes: ClassVar[tuple[str, ...]] = ("label_B",)
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        values: list[float] = []
-        for group in batch.groups:
-            labels = binary_labels(group)
-            if labels is None:
-                raise DataError(
-                    "a response is labelled neither good nor bad",
-                    where=group.origin or group.prompt.id,
-                    got="no labels" if group.scores is None else f"scores {group.scores}",
-                    expected="labels, or scores 1 (good) and 0 (bad)",
-                    fix="set good_from=NUMBER: responses with at least that score are good",
-                )
-            values += map(float, labels)
+        values = [float(label) for group in batch.groups for label in self._labels(group)]
         label_B = column(values, batch)
         return batch.with_columns({"good": sum_count(label_B)}, label_B=label_B)
+
+    def check(self, group: Group) -> None:
+        """Checks that the responses are labelled."""
+        self._labels(group)
+
+    def _labels(self, group: Group) -> tuple[bool, ...]:
+        labels = binary_labels(group)
+        if labels is None:
+            raise DataError(
+                "a response is labelled neither good nor bad",
+                where=group.origin or group.prompt.id,
+                got="no labels" if group.scores is None else f"scores {group.scores}",
+                expected="labels, or scores 1 (good) and 0 (bad)",
+                fix="set good_from=NUMBER: responses with at least that score are good",
+            )
+        return labels
 
 
 def binary_labels(group: Group) -> tuple[bool, ...] | None:

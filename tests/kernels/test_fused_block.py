@@ -287,7 +287,10 @@ def test_other_models_and_settings_use_the_modules() -> None:
     with half.autocast():
         assert not supported(half)
     adapted = tiny.language("llama")
-    adapters.adapt(adapted, Lora(rank=2))
+    adapters.adapt(adapted, Lora(rank=2, dropout=0.5))
+    adapted.module.eval()
+    assert supported(adapted)
+    adapted.module.train()
     assert not supported(adapted)
     off = tiny.language("llama")
     off.backend = replace(off.backend, ops="torch")

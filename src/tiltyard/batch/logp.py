@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tiltyard.kernels import fused_ops
 from tiltyard.kernels.base import Backend
-from tiltyard.kernels.matmul import linear, weight_grad
+from tiltyard.kernels.matmul import add_weight_grad_, linear, operand
 
 CHUNK_ELEMENTS = 1 << 20  # logits in one chunk: 4 MiB in float32, which a processor's cache holds
 MIN_ROWS = 128  # at least, because every chunk reads the whole head, which is large where the vocabulary is
@@ -82,7 +82,7 @@ def full_log_probs(
         (log-probs [rows, V] at `temperature`, log p(target) [rows] at `at`), in nats, float32 at least. Where both
         temperatures are one, the targets' are the bits of `token_logp`.
     """
-    head = weight.to(hidden_R.dtype)
+    head = operand(weight.to(hidden_R.dtype), backend)
     for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
         z = _capped(h, head, bias, softcap, backend)
         logp = None if at == temperature else _measured(z * (scale / at), target, False, backend)[0]
@@ -127,7 +127,7 @@ class _ChunkedLogp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows = chunk_rows(weight.shape[0])
         found: list[tuple[Tensor, ...]] = []
-        head = weight.to(hidden_R.dtype)
+        head = operand(weight.to(hidden_R.dtype), backend)
         for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):
             z = _logits(h, head, bias, softcap, scale / temperature, backend)
             found.append(_measured(z, target, entropy, backend))
@@ -145,7 +145,7 @@ class _ChunkedLogp(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_R) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        head = weight.to(hidden_R.dtype)
+        head = operand(weight.to(hidden_R.dtype), backend)
         for start in range(0, hidden_R.shape[0], rows):
             part = slice(start, start + rows)
             h, target = hidden_R[part], target_R[part]
@@ -158,11 +158,11 @@ class _ChunkedLogp(torch.autograd.Function):
                 dz.mul_(squash)
             if grad_bias is not None:
                 grad_bias += dz.sum(0)
-            dz = dz.to(h.dtype)
+            dz = operand(dz.to(h.dtype), backend)
             if grad_hidden is not None:
                 grad_hidden[part] = linear(dz, head.t(), backend=backend)
             if grad_weight is not None:
-                grad_weight += weight_grad(dz.to(weight.dtype), h.to(weight.dtype), backend=backend)
+                add_weight_grad_(grad_weight, dz, h, backend=backend)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
 
 

@@ -7,6 +7,7 @@ It is chosen once a model, when it is loaded (`choose`), and everything else ask
     linear    mkl      torch's product on x86
               onednn   oneDNN's, where it was measured to be faster on the model's own shapes
               blas     torch's product with another library (ARM, a GPU)
+              bfloat16 torch's product of factors in bfloat16, sums in float32 (models with that arithmetic)
     decoder   native   one call of C a step
               fused    the same weights in some twenty calls of torch a layer
               modules  transformers' modules
@@ -67,14 +68,30 @@ def choose(module: Any, dtype: str = "float32") -> Backend:
         ConfigError: an environment variable with an unknown value, or one that was renamed.
     """
     forced = _forced_linear()
-    supported = dtype == "float32" and family.is_supported(module.base_model)
+    supported = dtype in ("float32", "bfloat16") and family.is_supported(module.base_model)
     device = next(module.parameters()).device.type
     if device != "cpu":
         return Backend("torch", "blas", "fused" if supported else "modules", f"on {device}")
     ops, why_ops = _ops(module, dtype)
+    if dtype == "bfloat16":
+        return _bfloat16(ops, why_ops, supported)
     linear, why_linear = _linear(module, dtype, forced)
     decoder: Decoder = "modules" if not supported else "native" if ops == "cpu_c" else "fused"
     return Backend(ops, linear, decoder, why_ops, why_linear)
+
+
+def _bfloat16(ops: Ops, why: str, supported: bool) -> Backend:
+    """The backend of a model that computes in bfloat16: products alone for the fused blocks, else torch's autocast."""
+    if supported and ops == "cpu_c":
+        return Backend(
+            ops, "bfloat16", "fused", why, "" if has_bfloat16() else "this processor has no bfloat16 products"
+        )
+    return Backend(ops, "mkl" if torch.backends.mkl.is_available() else "blas", "modules", why, "autocast")
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 numbers; elsewhere such products are slower than float32's."""
+    return any(flag in library.processor() for flag in (b"avx512_bf16", b"amx_bf16", b"bf16"))
 
 
 def _ops(module: Any, dtype: str) -> tuple[Ops, str]:
@@ -99,7 +116,7 @@ def _linear(module: Any, dtype: str, forced: str) -> tuple[Linear, str]:
         return "mkl", ""
     if forced:
         return ("onednn" if forced == "onednn" else "mkl"), f"{LINEAR}={forced}"
-    if before is not None and before.linear != "blas":
+    if before is not None and before.linear in ("mkl", "onednn"):
         return before.linear, "as this stage was started"
     ratio = measure.onednn_speedup(measure.shapes_of(module.base_model))
     if ratio is None:
@@ -132,11 +149,13 @@ def expected(
     Args:
         shapes: of its linear layers (`measure.shapes_of`). supported: whether it is of the Llama family.
     """
-    forced, supported = _forced_linear(), supported and dtype == "float32"
+    forced, supported = _forced_linear(), supported and dtype in ("float32", "bfloat16")
     if device != "cpu":
         return Backend("torch", "blas", "fused" if supported else "modules", f"on {device}")
     state = library.State(False, dtype) if dtype == "float64" else library.state()
     ops: Ops = "cpu_c" if state.ready else "torch"
+    if dtype == "bfloat16":
+        return _bfloat16(ops, state.why, supported)
     linear, why = _expected_linear(shapes, dtype, forced)
     decoder: Decoder = "modules" if not supported else "native" if ops == "cpu_c" else "fused"
     return Backend(ops, linear, decoder, state.why, why)

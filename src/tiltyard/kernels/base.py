@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 Ops = Literal["cpu_c", "torch"]
-Linear = Literal["mkl", "onednn", "blas"]
+Linear = Literal["mkl", "onednn", "blas", "bfloat16"]
 Decoder = Literal["native", "fused", "modules"]
 OPS_NAMES = {"cpu_c": "C kernels", "torch": "torch ops"}
-LINEAR_NAMES = {"mkl": "MKL", "onednn": "oneDNN", "blas": "torch's BLAS"}
+LINEAR_NAMES = {"mkl": "MKL", "onednn": "oneDNN", "blas": "torch's BLAS", "bfloat16": "products in bfloat16"}
 DECODER_NAMES = {"native": "in C", "fused": "in fused torch calls", "modules": "by transformers' modules"}
 
 

@@ -1,4 +1,4 @@
-"""Decoding steps with fewer operations, for decoders of the Llama family in float32.
+"""Decoding steps with fewer operations, for decoders of the Llama family.
 
 One token of 32 rows is a hundred small products. In transformers' modules they spend more time in Python and in passes
 over small tensors than in multiplying. `FusedDecoder` packs the same weights for this use (query, key and value
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tiltyard.kernels.family import window_of
-from tiltyard.kernels.matmul import PackedLinear
+from tiltyard.kernels.matmul import PackedLinear, operand
 from tiltyard.kernels.native_decoder import NativeDecoder, concatenated
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class FusedDecoder:
 
     def __init__(self, backbone: Any, head: nn.Linear, max_length: int, backend: Backend):
         config = backbone.config
-        self.head = PackedLinear(head.weight, head.bias, backend)
+        self.head, self.backend = PackedLinear(head.weight, head.bias, backend), backend
         self.embedding, self.last_norm = backbone.embed_tokens.weight, backbone.norm
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [self._layer(block, backend) for block in backbone.layers]
@@ -103,7 +103,7 @@ class FusedDecoder:
         q, k = rotated[:, : self.heads], rotated[:, self.heads :]
         attended = cache.attend(index, q, k, value, layer.scaling, layer.window).view(rows, -1)
         x = layer.o.add(attended, x)
-        normed = _rms_norm(x, layer.norm_mid)
+        normed = operand(_rms_norm(x, layer.norm_mid), self.backend)
         return layer.down.add(layer.up.mul(normed, layer.gate(normed, "swish")), x)
 
 
@@ -120,6 +120,6 @@ def rope_tables(backbone: Any, max_length: int) -> tuple[Tensor, Tensor]:
 
 def make_decoder(backbone: Any, head: nn.Linear, max_length: int, backend: Backend) -> FusedDecoder | NativeDecoder:
     """Returns the decoder that the backend allows for a supported backbone: decode.c on CPUs, else torch."""
-    if backend.native(head.weight):
+    if backend.decoder == "native":
         return NativeDecoder(backbone, head, *rope_tables(backbone, max_length), backend)
     return FusedDecoder(backbone, head, max_length, backend)

@@ -1,8 +1,11 @@
-"""Linear layers in float32 on CPUs, by MKL or by oneDNN.
+"""Linear layers on CPUs: in float32 by MKL or by oneDNN, or with factors in bfloat16.
 
 torch multiplies float32 matrices with MKL on x86. Depending on the processor, oneDNN, which every CPU build of torch
 contains, may be up to 2.2 times as fast (docs/lab.md). Which of the two a model uses is its backend's `linear`, which
 is measured once (`measure.py`) and kept.
+
+Where the model computes in bfloat16, both factors of every product are rounded to it, sums are float32 and the result
+is rounded once (as under torch's autocast); everything between the products stays float32.
 """
 
 from __future__ import annotations
@@ -32,8 +35,21 @@ def _onednn(backend: Backend, x: Tensor, weight: Tensor) -> bool:
     return backend.linear == "onednn" and is_supported(x, weight)
 
 
+def operand(x: Tensor, backend: Backend) -> Tensor:
+    """Returns a factor of a product in the backend's type, so that one used several times is rounded once."""
+    return x.bfloat16() if backend.linear == "bfloat16" else x
+
+
+def _bfloat16(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """Returns `x @ weight.t()` [N, O] of factors in bfloat16, in bfloat16."""
+    return functional.linear(x_NI.bfloat16(), weight_OI.bfloat16())
+
+
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, backend: Backend) -> Tensor:
     """Returns `x @ weight.t() + bias` [N, O] without gradient. Any strides."""
+    if backend.linear == "bfloat16":
+        out = _bfloat16(x_NI, weight_OI).float()
+        return out if bias_O is None else out.add_(bias_O)
     if _onednn(backend, x_NI, weight_OI):
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return functional.linear(x_NI, weight_OI, bias_O)
@@ -43,6 +59,9 @@ def linear_add(
     other_NO: Tensor, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, backend: Backend
 ) -> Tensor:
     """Returns `other + x @ weight.t() + bias` [N, O] without gradient."""
+    if backend.linear == "bfloat16":
+        out = other_NO + _bfloat16(x_NI, weight_OI)
+        return out if bias_O is None else out.add_(bias_O)
     if _onednn(backend, x_NI, weight_OI):
         return torch.ops.mkldnn._linear_pointwise.binary(x_NI, other_NO, weight_OI, bias_O, "add")
     return functional.linear(x_NI, weight_OI, bias_O).add_(other_NO)
@@ -50,10 +69,30 @@ def linear_add(
 
 def weight_grad(dout_NO: Tensor, x_NI: Tensor, *, backend: Backend) -> Tensor:
     """Returns `dout.t() @ x` [O, I], the gradient of a weight. oneDNN would copy both factors; fused_ops.c does not."""
+    if backend.linear == "bfloat16":
+        return torch.mm(dout_NO.bfloat16().t(), x_NI.bfloat16()).float()
     if _onednn(backend, dout_NO.t(), x_NI.t()) and backend.native(dout_NO):
         zeros = dout_NO.new_zeros(dout_NO.shape[1], x_NI.shape[1])
         return fused_ops.weight_grad_(zeros, dout_NO.contiguous(), x_NI.contiguous())
     return torch.mm(dout_NO.t(), x_NI)
+
+
+def add_weight_grad_(grad_OI: Tensor, dout_NO: Tensor, x_NI: Tensor, *, backend: Backend) -> Tensor:
+    """Adds `weight_grad` to `grad`, without an array of its size in between where the factors are float32."""
+    if backend.linear == "bfloat16":
+        return grad_OI.add_(torch.mm(dout_NO.bfloat16().t(), x_NI.bfloat16()))
+    dout_NO, x_NI = dout_NO.to(grad_OI.dtype), x_NI.to(grad_OI.dtype)
+    if _onednn(backend, dout_NO.t(), x_NI.t()) and backend.native(grad_OI, dout_NO):
+        return fused_ops.weight_grad_(grad_OI, dout_NO.contiguous(), x_NI.contiguous())
+    return grad_OI.addmm_(dout_NO.t(), x_NI)
+
+
+def add_low_rank_(out_NO: Tensor, x_NI: Tensor, down_RI: Tensor, up_OR: Tensor, scaling: float) -> Tensor:
+    """Adds `scaling * x @ down.t() @ up.t()` to `out`, without gradient. x may be in bfloat16."""
+    low_NR = functional.linear(x_NI, down_RI.to(x_NI.dtype))
+    if low_NR.dtype == out_NO.dtype:
+        return out_NO.addmm_(low_NR, up_OR.t(), alpha=scaling)
+    return out_NO.add_(torch.mm(low_NR, up_OR.t().to(low_NR.dtype)), alpha=scaling)
 
 
 class _Linear(torch.autograd.Function):
@@ -103,13 +142,20 @@ class PackedLinear:
     """Weights laid out for repeated products with few rows: a snapshot, to be made anew when they change."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, backend: Backend):
-        self.bias_O = bias_O
+        self.bias_O, self.half = bias_O, backend.linear == "bfloat16"
+        if self.half:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.bfloat16(), 32)
+            self.bias_O = None if bias_O is None else bias_O.bfloat16()
+            return
         plain = weight_OI.dtype == torch.float32 and weight_OI.device.type == "cpu" and backend.linear == "onednn"
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 32) if plain else None
         self.weight_IO = weight_OI.t()
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """Returns `x @ weight + bias`, then the activation: `none` or `swish`."""
+        """Returns `x @ weight + bias`, then the activation: `none` or `swish` (then in bfloat16 if the factors are)."""
+        if self.half:
+            out = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, self.bias_O, activation, [], "")
+            return out if activation == "swish" else out.float()
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias_O, activation, [], "")
         out = torch.mm(x, self.weight_IO) if self.bias_O is None else torch.addmm(self.bias_O, x, self.weight_IO)
@@ -120,10 +166,17 @@ class PackedLinear:
         return self._binary(x, other, "add")
 
     def mul(self, x: Tensor, other: Tensor) -> Tensor:
-        """Returns `(x @ weight + bias) * other`."""
+        """Returns `(x @ weight + bias) * other`, in bfloat16 if the factors are."""
         return self._binary(x, other, "mul")
 
     def _binary(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
+        if self.half:
+            if operation == "add":
+                return other + torch.ops.mkldnn._linear_pointwise(
+                    x.bfloat16(), self.packed, self.bias_O, "none", [], ""
+                )
+            factors = (x.bfloat16(), other.bfloat16(), self.packed, self.bias_O)
+            return torch.ops.mkldnn._linear_pointwise.binary(*factors, operation)
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias_O, operation)
         out = self(x)

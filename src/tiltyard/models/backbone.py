@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -48,7 +48,8 @@ class Backbone:
     Args:
         module: a decoder with a head (`...ForCausalLM` or `...ForSequenceClassification`).
         chat: its tokenizer and template.
-        dtype: arithmetic of the forward pass. Weights stay as loaded; `bfloat16` runs under autocast.
+        dtype: arithmetic of the forward pass. Weights stay as loaded; `bfloat16` rounds the factors of products (CPUs,
+            for the families that the kernels know) or runs under autocast.
 
     Attributes:
         origin: what the files were like that it was loaded from.
@@ -148,12 +149,13 @@ class Backbone:
         """
         if not self.packed:
             return self._padded(forest, lambda **kw: self.backbone(**kw).last_hidden_state)
-        rounded = self.backend.linear == "onednn" and self.dtype == "float32" and forest.T > matmul.ROUND
+        rounded = self.backend.linear in ("onednn", "bfloat16") and forest.T > matmul.ROUND
         ids, position = forest.padded_to(matmul.ROUND if rounded else 1)
-        with self.autocast():
+        with lora.using_adapters(self.backbone, self.adapters):
             if forest.B and fused_block.is_supported(self.backbone, forest.device, self.backend):
                 hidden_T = fused_block.hidden_T(self.backbone, ids, position, forest.segments, self.backend, cache)
                 return hidden_T[: forest.T]
+        with self.autocast():
             out = self.backbone(
                 input_ids=ids[None],
                 position_ids=position[None],
@@ -196,10 +198,11 @@ class Backbone:
         masks: attention.Masks = {}
         self.module.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.in_float32():
                 self._use(attention.NAME)
                 self.padded_reason = ""
                 pairs = self._packed_and_padded(forest, masks)
+                half = self.dtype == "bfloat16"
         except (ModelError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             return f"packing is not supported by this model ({type(error).__name__}: {str(error)[:120]})"
         finally:
@@ -210,9 +213,20 @@ class Backbone:
         for what, (packed, padded) in pairs.items():
             scale = padded.float().abs().max().clamp_min(1e-6)
             gap = ((packed - padded).float().abs().max() / scale).item()
-            if not gap < (1e-3 if self.dtype != "bfloat16" and packed.dtype != torch.bfloat16 else 5e-2):
+            if not gap < (5e-2 if half or packed.dtype == torch.bfloat16 else 1e-3):
                 return f"packed and padded {what} differ by {gap:.2g} of their scale"
         return ""
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Context: a model with float32 weights that computes in bfloat16 computes in float32, which hides nothing."""
+        before = self.dtype, self.backend
+        if self.dtype == "bfloat16" and all(p.dtype == torch.float32 for p in self.module.parameters()):
+            self.dtype, self.backend = "float32", replace(self.backend, linear="blas")
+        try:
+            yield
+        finally:
+            self.dtype, self.backend = before
 
     def _packed_and_padded(self, forest: Forest, masks: attention.Masks) -> dict[str, tuple[Tensor, Tensor]]:
         """Name -> the same tensor computed packed and padded, which `_probe` compares."""

@@ -112,9 +112,9 @@ class Slots:
         keys[:, :, column], values[:, :, column] = key, value
         kv_heads = keys.shape[1]
         # query heads that share a key head lie side by side: no key is repeated
-        shared = (q * scaling).reshape(rows, kv_heads, heads // kv_heads, width)
+        shared = (q * scaling).to(keys.dtype).reshape(rows, kv_heads, heads // kv_heads, width)
         outs = [self._band(band, shared, keys, values, window, softcap) for band in range(len(self._bands))]
-        return (outs[0] if len(outs) == 1 else torch.cat(outs)).view(rows, heads, -1)
+        return (outs[0] if len(outs) == 1 else torch.cat(outs)).to(q.dtype).view(rows, heads, -1)
 
     def _band(
         self, band: int, q: Tensor, keys: Tensor, values: Tensor, window: int | None, softcap: float | None
@@ -126,7 +126,7 @@ class Slots:
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         logits.view(end - first, -1, high - low).add_(self._bias(band, window, low, high, logits.dtype))
-        return torch.bmm(logits.softmax(-1), values[first:end, :, low:high].flatten(0, 1))
+        return torch.bmm(logits.softmax(-1).to(values.dtype), values[first:end, :, low:high].flatten(0, 1))
 
     def _span(self, band: int, window: int | None) -> tuple[int, int]:
         """Columns that some row of a band may look at; all of them where they lie across the ring's end."""

@@ -144,7 +144,7 @@ def load_scalar_model(
     new: dict[str, Any] = {"num_labels": 1}
     if fresh:  # a head of others reads its score at the token that their config implies, a new one at the closing token
         new["pad_token_id"] = chat.pad_id if chat.pad_id != closing_id(chat) else None
-    elif config.num_labels != 1:
+    elif config.num_labels != 1 and adapter_config(name) is None:
         raise ModelError(
             "the model is a classifier of several labels, not a reward model",
             where=name,

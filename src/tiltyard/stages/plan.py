@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiltyard.errors import TiltyardError
+from tiltyard.inputs.contexts import check_contexts
 from tiltyard.inputs.roles import Encoder
 from tiltyard.inputs.scores import check_score_settings
 from tiltyard.inputs.settings import (
@@ -37,6 +38,7 @@ def plan_lines(method: Method, context: StageContext, settings: StageSettings) -
         packed = "(and the padding of texts of like length: an encoder is not packed)"
     held, size, micro = _held(method, settings), method.source.step_size(settings), settings.run.tokens_per_microbatch
     algorithm = compose(method, _dotted(settings))
+    contexts = [f"context: {line}" for line in check_contexts(context, settings)]
     lines = [
         f"groups a step: {size.text}",
         f"tokens a step: at most {size.tokens:,} {packed}",
@@ -44,6 +46,7 @@ def plan_lines(method: Method, context: StageContext, settings: StageSettings) -
         "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
         f"models in memory: {held.words}",
         f"backend: {planned(context, settings).describe()}",
+        *contexts,
     ]
     if size.decoded:
         lines.append(f"optimiser steps a step: {algorithm.epochs * algorithm.minibatches}")

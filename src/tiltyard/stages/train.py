@@ -12,6 +12,7 @@ from tiltyard.config import arguments
 from tiltyard.distributed import processes
 from tiltyard.feedback.scorers import counted
 from tiltyard.inputs.base import Opened
+from tiltyard.inputs.contexts import check_contexts
 from tiltyard.inputs.measure import Measure
 from tiltyard.inputs.offline import FileSource
 from tiltyard.inputs.reference import attach_reference
@@ -53,6 +54,7 @@ class Composed(NamedTuple):
 
 def load(method: Method, context: StageContext, settings: StageSettings) -> tuple[Models, Scoring | None, int]:
     """(the models of a method, what scores its samples, further models in memory)."""
+    check_contexts(context, settings)  # in every process; the plan has printed its lines
     models = Models()
     models[method.start.name] = method.start.load(context, settings)
     scoring, extra = None, 0

@@ -27,7 +27,7 @@ from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.base import Scorer, left_out, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.prepare import OldLogp
-from tiltyard.training.source import EpochShuffle, generate, generator, sampled_metrics, score, with_version
+from tiltyard.training.source import EpochShuffle, generate, generator, sampled_metrics, score, unscored, with_version
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
 Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
@@ -125,8 +125,8 @@ class Rounds:
             )
             known = [group_from_dict(row) for _, row in everyone]
             scoring = summed(processes.gather_objects(scorer_metrics(self.scorer)))
-            unscored = summed(processes.gather_objects({"unscored": missing}))
-            watched = {**scoring, **unscored, **self._watched(known)}
+            lost = summed(processes.gather_objects(unscored([missing])))
+            watched = {**scoring, **lost, **self._watched(known)}
             if self.folder is not None and processes.is_main():
                 if watched:
                     # first: once the round stands, its judge is not asked again, and what it took is known here alone

@@ -217,14 +217,8 @@ class Online:
             index, groups = self._scored_batch(models, step, step)
             count, metrics = self.prompts_per_step, {}
         watched = self.watch(groups) if self.watch else {}
-        missing, self._left_out = [sum(column) for column in zip(*self._left_out, strict=True)], []
-        metrics = {
-            **metrics,
-            "unscored": (missing[0], missing[1]),
-            **sampled_metrics(groups),
-            **scorer_metrics(self.scorer),
-            **watched,
-        }
+        missing, self._left_out = unscored(self._left_out), []
+        metrics = {**metrics, **missing, **sampled_metrics(groups), **scorer_metrics(self.scorer), **watched}
         if self.select is None:
             return StepGroups(groups, index, count, metrics)
         groups = self.select(groups)  # may drop groups or make several of one: they are numbered anew
@@ -312,6 +306,16 @@ def score(scorer: Scorer, groups: list[Group]) -> list[Group]:
     """The groups with the scorer's scores, checked and timed; without groups the scorer is not called."""
     with record(f"score/{type(scorer).__name__}"):
         return checked_scores(scorer, groups)
+
+
+def unscored(left_out: Sequence[tuple[float, float]]) -> Metrics:
+    """The metric `unscored`, the share of all processes' responses that got no score; none where each got one.
+
+    Args:
+        left_out: of this process's batches, from `scoring.base.left_out`.
+    """
+    own = (sum(missing for missing, _ in left_out), sum(given for _, given in left_out))
+    return {"unscored": own} if any(processes.gather_objects(own[0] > 0)) else {}
 
 
 def with_version(group: Group, version: int) -> Group:

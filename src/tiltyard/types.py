@@ -209,6 +209,21 @@ def pairs_of(preference: Preference | None) -> list[Pair]:
     return pairs
 
 
+def same_for_same(group: Group, scores: Sequence[float]) -> list[float]:
+    """Scores of a model with the first one's for each response that stands in the group more than once.
+
+    A packed or padded batch may give equal responses scores that differ in the last bit, which decides ties.
+    """
+    first: dict[tuple[int, ...], float] = {}
+    return [first.setdefault(response.ids, score) for response, score in zip(group.responses, scores, strict=True)]
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """Returns 16 hex digits that name a prompt by its content; equal for equal prompts, whatever their ids."""
+    content = repr((prompt.messages, prompt.text) if prompt.messages or prompt.text is not None else prompt.ids)
+    return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
 def response_id(response: Response) -> str:
     """Returns 12 hex digits that name a response by its content: its text, or its ids if it has none."""
     content = response.text or str(response.ids)

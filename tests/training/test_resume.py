@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tiltyard import stopping
 from tiltyard.distributed import checkpoint
 from tiltyard.errors import CheckpointError
 from tiltyard.methods import ppo, reward_model, sft
@@ -246,15 +249,111 @@ def test_a_kill_around_a_checkpoint(moment: str, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
-    """Damaged from outside: no silent start from nothing, but an error that names the one before."""
+    """Of a version without digests: no silent start from nothing, but an error that names it."""
     run("sft", tmp_path, until=7)
     (tmp_path / "checkpoints" / "step-00000006" / "weights.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(CheckpointError, match="step 4 is intact") as caught:
+    (tmp_path / "checkpoints" / "step-00000006" / checkpoint.SUMS).unlink()
+    with pytest.raises(CheckpointError, match="an older checkpoint is used") as caught:
         run("sft", tmp_path)
     assert "step-00000006" in caught.value.where
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
     rows, _ = run("sft", tmp_path)
     assert len(rows) == STEPS - 4
+
+
+PARTS = ("weights.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", checkpoint.SUMS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_checkpoint_whose_bytes_changed(
+    tmp_path: Path, part: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named and set aside, and the run goes on from the one before: the same bits as a run without damage."""
+    whole = run("sft", tmp_path / "whole")
+    folder = tmp_path / "cut" / "checkpoints"
+    run("sft", tmp_path / "cut", until=7)
+    file = folder / "step-00000006" / part
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(b ^ 0x11 for b in content[middle : middle + 8])
+    file.unlink()
+    if how != "gone":
+        file.write_bytes(content[:middle] if how == "cut" else content)
+    if how == "gone" and part == checkpoint.SUMS:
+        return  # as one of an earlier version, which is read without a check
+    rows, models = run("sft", tmp_path / "cut")
+    assert len(rows) == STEPS - 4
+    tiny.assert_same(models, whole[1], 0)
+    assert f"step 6 is damaged: {part}" in caplog.text
+    assert "going on from that of step 4" in caplog.text
+    assert (folder / "damaged-step-00000006").is_dir()
+
+
+def test_damage_without_an_undamaged_checkpoint_is_an_error(tmp_path: Path) -> None:
+    run("sft", tmp_path, until=7)
+    for step in (4, 6):
+        (tmp_path / "checkpoints" / f"step-0000000{step}" / "weights.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match=r"(?s)damaged.*weights.safetensors \(SHA-256") as caught:
+        run("sft", tmp_path)
+    assert "step-00000006" in caught.value.where
+
+
+# ------------------------------------------------------------------------------------------------------------ signals
+
+
+class SignalAt(tiny.Record):
+    """A sink that sends this process a signal at a step, `times` in a row."""
+
+    def __init__(self, step: int, number: int, times: int = 1):
+        super().__init__()
+        self.step, self.number, self.times = step, number, times
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        super().log(step, metrics)
+        for _ in range(self.times if step == self.step else 0):
+            signal.raise_signal(self.number)
+            time.sleep(stopping.SAME * 1.2 if self.times > 1 else 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
+def test_a_signal_stops_after_the_step_with_a_checkpoint(name: str, number: int, tmp_path: Path) -> None:
+    whole = run(name, tmp_path / "whole")
+    before = {n: signal.getsignal(n) for n in stopping.SIGNALS}
+    for at in (3, 7):
+        with pytest.raises(stopping.Stopped) as caught, stopping.installed():
+            run(name, tmp_path / "cut", sinks=[SignalAt(at, number)], save_every=0)
+        assert caught.value.status == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+        assert checkpoint.steps_saved(tmp_path / "cut" / "checkpoints")[-1] == at
+        assert stopping.requested() == 0
+    assert {n: signal.getsignal(n) for n in stopping.SIGNALS} == before
+    rows, models = run(name, tmp_path / "cut")
+    tiny.assert_same(rows, whole[0][-len(rows) :], 0)
+    tiny.assert_same(models, whole[1], 0)
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    sink = SignalAt(3, signal.SIGINT, times=2)
+    with pytest.raises(stopping.Stopped), stopping.installed():
+        run("sft", tmp_path, sinks=[sink], save_every=0)
+    assert checkpoint.steps_saved(tmp_path / "checkpoints") == []
+    assert len(sink.rows) == 3
+
+
+def test_a_signal_outside_of_resumable_work_stops_at_once() -> None:
+    with pytest.raises(stopping.Stopped) as caught, stopping.installed():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.status == 143
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping.installed():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:

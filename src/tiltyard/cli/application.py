@@ -21,6 +21,7 @@ from tiltyard.errors import (
     ModelError,
     TiltyardError,
 )
+from tiltyard.stopping import Stopped
 
 WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
 
@@ -71,7 +72,7 @@ for name, verb in VERBS.items():
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. 0: done; 1: failed while running; 2: wrong input; 130: interrupted."""
+    """Runs the command line. 0: done; 1: failed while running; 2: wrong input; 130, 143: stopped by Ctrl-C, SIGTERM."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     if argv is None:  # this process belongs to the command line
@@ -83,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=[word for word in words if word not in ("--debug", "--no-tune")], prog_name="tiltyard")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return 130
+    except KeyboardInterrupt as end:
+        typer.echo(str(end) or "interrupted", err=True)
+        return end.status if isinstance(end, Stopped) else 130
     except Exception as error:
         from tiltyard.report.text import plain
 

@@ -23,6 +23,7 @@ class EvaluatedResponse:
     `length`: tokens. `truncated`: cut by the token limit. `proxy`: the reward model's score. `gold`: the score by the
     rules of the embedded world. `helpful`, `truthful`, `harmless`: in 0..1. `kl`: sum over the response's tokens of
     log pi - log ref, in nats (a one-sample estimate, may be negative). `entropy`: mean nats per token.
+    `prompt_key`: digest of the prompt's content (`types.prompt_digest`); ids may be missing or stand twice.
     """
 
     prompt_id: str
@@ -37,6 +38,12 @@ class EvaluatedResponse:
     harmless: float | None = None
     kl: float | None = None
     entropy: float | None = None
+    prompt_key: str = ""
+
+    @property
+    def key(self) -> str:
+        """The identity of the prompt: its content, or its id where no digest was given."""
+        return self.prompt_key or self.prompt_id
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def summarise(
     return PolicySummary(
         name=name,
         n=len(responses),
-        prompts=len({a.prompt_id for a in responses}),
+        prompts=len({a.key for a in responses}),
         length=sum(a.length for a in responses) / len(responses),
         truncated=sum(a.truncated for a in responses) / len(responses),
         distinct_2=None if math.isnan(distinct) else distinct,
@@ -135,7 +142,7 @@ def _mean(
     if values is None:
         return None, None
     interval = rate_ci if applies else mean_ci
-    estimate = interval(values, [a.prompt_id for a in applicable], rounds=rounds, seed=seed)
+    estimate = interval(values, [a.key for a in applicable], rounds=rounds, seed=seed)
     return estimate.value, _known(estimate.ci)
 
 
@@ -160,7 +167,7 @@ def _scores_by_prompt(name: str, responses: Sequence[EvaluatedResponse], field: 
         return None
     grouped: dict[str, list[float]] = {}
     for response, value in zip(responses, values, strict=True):
-        grouped.setdefault(response.prompt_id, []).append(value)
+        grouped.setdefault(response.key, []).append(value)
     return grouped
 
 

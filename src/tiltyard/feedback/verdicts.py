@@ -233,7 +233,7 @@ def response_text(response: Response) -> str:
 
 
 def _key(prompt: Prompt, a: str, b: str) -> tuple:
-    return prompt.messages, prompt.text, prompt.id, a, b
+    return prompt.messages, prompt.text, repr(prompt.meta), a, b  # a simulated judge reads meta; an id says nothing
 
 
 def _swapped(pair: Group) -> Group:

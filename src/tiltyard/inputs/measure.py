@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tiltyard.batch.batch import Batch
+from tiltyard.evaluation.scored_pairs import prompt_key
 from tiltyard.inputs.files import byte_count
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.losses.reward import accuracy_G, kwise_loss_G, pairs_G, ranking_pairs
@@ -16,7 +17,7 @@ from tiltyard.stats.text import bits_per_byte
 from tiltyard.stats.win_rates import accuracy_ci
 from tiltyard.training.algorithm import Models, Prepare, RefLogps
 from tiltyard.training.prepare.labels import binary_labels
-from tiltyard.types import Group, ranks_of
+from tiltyard.types import Group, ranks_of, same_for_same
 
 Measure = Callable[[Models, int], dict[str, float]]
 
@@ -126,7 +127,7 @@ def each_score(model: ScalarModel, groups: Sequence[Group], budget: int) -> Iter
     for part in Batch.stream(groups, model.device, budget):
         scores = model.score_B(part.forest).tolist()
         for group in part.groups:
-            yield scores[: len(group.responses)]
+            yield same_for_same(group, scores[: len(group.responses)])
             scores = scores[len(group.responses) :]
 
 
@@ -143,7 +144,7 @@ def ranking(groups: Sequence[Group], budget: int) -> Measure:
 def reward_report(model: ScalarModel, groups: Sequence[Group], budget: int) -> dict[str, Any]:
     """Accuracy with its interval (clustered by prompt), loss, number of pairs; ties in score count one half."""
     scores = scores_of(model, groups, budget)
-    said = [(group.prompt.id or str(i), ranks_of(group.preference) or ()) for i, group in enumerate(groups)]
+    said = [(prompt_key(group), ranks_of(group.preference) or ()) for group in groups]
     score_B = torch.tensor([s for row in scores for s in row], dtype=torch.float64)
     rank_B = torch.tensor([float(k) for _, ranks in said for k in ranks])
     group_B = torch.tensor([i for i, row in enumerate(scores) for _ in row])

@@ -42,7 +42,7 @@ class FileSource(InputSource):
         """Reads the files and returns an `Offline` source over their groups."""
         own = part(settings, FileSettings)
         groups = self.training_groups(work, own.data, settings.seed, chat)
-        rows = Offline(groups, settings.prompts_per_step, settings.seed, own.tokens_per_step)
+        rows = Offline(groups, settings.prompts_per_step, settings.seed, own.tokens_per_step, own.data.order)
         return Opened(rows, settings.steps or rows.steps(settings.epochs), groups, _prompts(groups))
 
     def training_groups(self, work: Workspace, data: Data, seed: int, chat: Chat) -> GroupFile:
@@ -260,7 +260,15 @@ class SelfPlay(Demonstrations):
             max_concurrent=own.sampling.max_concurrent,
         )
         every = -(-steps // own.iterations)
-        source = runtime.SelfPlay(groups, NativeSampler(), settings.prompts_per_step, every, sampling, settings.seed)
+        source = runtime.SelfPlay(
+            groups,
+            NativeSampler(),
+            settings.prompts_per_step,
+            every,
+            sampling,
+            settings.seed,
+            order=own.data.order,
+        )
         return Opened(source, steps, groups, _prompts(groups))
 
     def step_size(self, settings: StageSettings) -> StepSize:

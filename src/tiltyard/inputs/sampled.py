@@ -75,6 +75,7 @@ class Prompts(InputSource):
             own.sampling.sample_settings(),
             seed=own.seed,
             watch=scoring.monitors,
+            order=own.prompts.order,
         )
         if own.replay:
             return replayed(source, stage_folder(work, own.replay) / "groups.jsonl", steps)
@@ -95,6 +96,7 @@ class Prompts(InputSource):
             own.sampling.samples_per_prompt,
             own.sampling.sample_settings(),
             seed=own.seed,
+            order=own.prompts.order,
         )
         rounds.folder, rounds.watch = work.folder / "rounds", scoring.monitors
         rounds.tokens_per_microbatch = own.run.tokens_per_microbatch

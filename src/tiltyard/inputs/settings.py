@@ -10,6 +10,7 @@ from tiltyard.data import BadRowRule, TooLong
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.run import Run
+from tiltyard.training.source import Order
 
 BadRowsSetting = Annotated[
     BadRowRule, Field(description="rows that cannot be used: an error that lists them, or left out and counted")
@@ -47,6 +48,9 @@ class Data(Record):
         "drop"
     )
     bad_rows: BadRowsSetting = "error"
+    order: Annotated[
+        Order, Field(description="shuffle: the rows anew in each epoch; file: as they stand there (a curriculum)")
+    ] = "shuffle"
 
     def folders(self) -> dict[str, str | list[str]]:
         """Settings that refer to stages or files."""
@@ -137,6 +141,9 @@ class PromptData(Record):
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
     bad_rows: BadRowsSetting = "error"
+    order: Annotated[
+        Order, Field(description="shuffle: the prompts anew in each epoch; file: as they stand there (a curriculum)")
+    ] = "shuffle"
 
     def folders(self) -> dict[str, str]:
         """Settings that refer to stages or files."""

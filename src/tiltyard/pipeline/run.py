@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -22,6 +23,7 @@ from tiltyard.pipeline.schedule import chain_lengths, threads_for
 from tiltyard.pipeline.show import show_plan, show_start
 from tiltyard.runs import StageDone, StageReader
 from tiltyard.stages.base import StageContext
+from tiltyard.stopping import Stopped, installed, stop
 
 
 def run_recipe(
@@ -60,7 +62,8 @@ def do_stage(recipe: Recipe, folder: Path, console: Console, request: Mapping[st
     for name in request["finished"]:
         work.finished(name)
     torch.set_num_threads(request["threads"])
-    work.do(step)
+    with installed():
+        work.do(step)
 
 
 def run_stage(
@@ -91,7 +94,13 @@ def run(
     jobs: int = 1,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe that is already in memory."""
+    """Run a recipe that is already in memory.
+
+    SIGTERM and Ctrl-C stop it at the end of a step, with a checkpoint; a second one stops it at once (`stopping`).
+
+    Raises:
+        Stopped: a `KeyboardInterrupt` with the signal.
+    """
     if jobs < 1 or (jobs > 1 and processes.is_distributed()):
         expected = "at least 1; under torchrun 1, for there every stage has all processes"
         raise ConfigError("this number of parallel stages is not possible", where="jobs", got=jobs, expected=expected)
@@ -100,7 +109,8 @@ def run(
     work = _Run(recipe, Path(runs_root) / recipe.name, console, steps)
     if dry_run:
         return work.plan()
-    with state.locked(work.folder) if processes.is_main() else contextlib.nullcontext() as lock:
+    main = processes.is_main()
+    with installed(say=main), state.locked(work.folder) if main else contextlib.nullcontext() as lock:
         outcome = work.execute() if jobs == 1 or lock is None else work.execute_together(jobs, lock)
     processes.finish()
     return outcome
@@ -172,6 +182,7 @@ class _Run:
             self.decide(keep=True)
         self.fingerprints, self.decisions = processes.broadcast_object((self.fingerprints, self.decisions))
         for step in self.steps:
+            stop()  # a signal that came in the last step of the stage before
             if not self._skipped(step):
                 self.do(step)
             self.finished(step.name)
@@ -264,8 +275,9 @@ class _Run:
             (self.folder / step.name / "error.txt").write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8"
             )
+        by = f" by {signal.Signals(error.number).name}" if isinstance(error, Stopped) else ""
         self.console.print(
-            f"[bold red]{step.name} stopped[/]; the same command goes on from its last checkpoint "
+            f"[bold red]{step.name} stopped{by}[/]; the same command goes on from its last checkpoint "
             f"(traceback: {self.folder / step.name / 'error.txt'})",
             highlight=False,
             soft_wrap=True,

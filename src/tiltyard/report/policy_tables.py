@@ -252,7 +252,7 @@ def _pick(
     for responses in responses_by_model.values():
         by_prompt: dict[str, EvaluatedResponse] = {}
         for response in responses:
-            by_prompt.setdefault(response.prompt_id, response)
+            by_prompt.setdefault(response.key, response)
         first.append(by_prompt)
     shared = [p for p in first[0] if all(p in other for other in first)]
     if not shared:

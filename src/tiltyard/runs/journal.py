@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from tiltyard.errors import CheckpointError
 from tiltyard.files import read_json, write_json
+from tiltyard.stopping import resumable, stop
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -107,12 +108,15 @@ class Journal(Generic[P]):
         for name, file in self.files.items():
             file.truncate(lengths.get(name, 0))
         self.resumed = bool(lengths)
+        self._safe = ExitStack()
+        self._safe.enter_context(resumable())
 
     def commit(self, block: Mapping[str, Iterable[Row]]) -> None:
         """Appends a block's rows, by the name of their file, and makes them and `progress` permanent.
 
         Raises:
             CheckpointError: the disk is full. The block is not committed.
+            Stopped: a signal asked for it; the block is committed.
         """
         for name, rows in block.items():
             self.files[name].write(rows)
@@ -120,6 +124,7 @@ class Journal(Generic[P]):
         lengths = {name: file.offset for name, file in self.files.items()}
         with _disk_errors(self.state):
             write_json(self.state, {"format": FORMAT, "files": lengths, "progress": asdict(self.progress)})
+        stop()
 
     def _read(self, start: P) -> tuple[dict[str, int], P]:
         """(length of each file in bytes, progress) of the last commit."""
@@ -142,6 +147,7 @@ class Journal(Generic[P]):
         )
 
     def close(self) -> None:
+        self._safe.close()
         for file in self.files.values():
             file.close()
 

@@ -14,7 +14,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.errors import DataError, ModelError
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring.base import Cost, Scale
-from tiltyard.types import MICRO_TOKENS, Group, Response
+from tiltyard.types import MICRO_TOKENS, Group, Response, same_for_same
 
 
 class RewardScorer:
@@ -66,7 +66,10 @@ class RewardScorer:
             self.model.module.train(training)
         self._cost += Cost(calls=len(scores), tokens_in=sum(g.tokens for g in encoded))
         remaining = iter(scores)
-        return [replace(group, scores=tuple(next(remaining) for _ in group.responses)) for group in groups]
+        return [
+            replace(group, scores=tuple(same_for_same(one, [next(remaining) for _ in one.responses])))
+            for group, one in zip(groups, encoded, strict=True)
+        ]
 
     def take_cost(self) -> Cost:
         """Responses scored and packed tokens read since the last call."""

@@ -34,7 +34,7 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer, checked_scores
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
-from tiltyard.types import Group
+from tiltyard.types import Group, prompt_digest
 from tiltyard.world import gold
 from tiltyard.world.reward import is_world_prompt
 
@@ -169,6 +169,7 @@ def _response(group: Group, k: int, kl: float, entropy: float, use_gold: str) ->
     prompt_text = "\n".join(m.content for m in prompt.messages) if prompt.messages else prompt.text or ""
     return EvaluatedResponse(
         prompt_id=prompt.id,
+        prompt_key=prompt_digest(prompt),
         prompt_text=prompt_text,
         text=response.text,
         length=len(response.ids),

@@ -35,7 +35,7 @@ from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.types import Group, Preference, dense_ranks, ranks_of
+from tiltyard.types import Group, Preference, dense_ranks, prompt_digest, ranks_of
 
 BLOCK = 32  # comparisons at a time; the draws of `written` depend on it, so no setting
 ROWS, HELD_OUT = "rows.jsonl", "held_out.jsonl"
@@ -131,7 +131,8 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
         made = _written(judge, block, progress) if judge else [_from_people(g, scale, progress) for g in block]
         rows: dict[str, list[dict[str, Any]]] = {ROWS: [], HELD_OUT: []}
         for group, judged in zip(block, made, strict=True):
-            is_held_out = seed_from(settings.seed, "held out", group.prompt.id) % 10**6 < settings.held_out * 10**6
+            draw = seed_from(settings.seed, "held out", prompt_digest(group.prompt)) % 10**6
+            is_held_out = draw < settings.held_out * 10**6
             rows[HELD_OUT if is_held_out else ROWS] += [_row(group, one, settings) for one in judged]
             for one in judged:
                 key = f"{one.points:g}"
@@ -309,5 +310,6 @@ register(
         "Judgements that teach a model to judge: its question, and answers that agree with people.",
         refers=("data", "model"),
         plan=_plan,
+        version="2",  # what is held out is chosen by the prompts' content, not by their ids
     )
 )

@@ -40,7 +40,7 @@ from tiltyard.stages.sample_logger import SampleLogger
 from tiltyard.stages.settings import REFERS, method_settings
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.fit import fit
-from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb
+from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb, closing
 
 
 class Composed(NamedTuple):
@@ -107,7 +107,10 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
         if trained is not None and processes.is_main():
             check_saving(trained, dtype=width)
     held_out = HeldOut(method, context, settings, work)
-    with LiveLine(context.console, context.name, steps) as line:
+    with (
+        LiveLine(context.console, context.name, steps) as line,
+        closing(_sinks(method, context, settings, work)) as sinks,
+    ):
         fit(
             work.algorithm,
             models,
@@ -115,7 +118,7 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
             folder=context.folder,
             keep_groups=method.samples_policy,
             evaluate=held_out.evaluate,
-            sinks=[line, *_sinks(method, context, settings, work)],
+            sinks=[line, *sinks],
         )
     result: dict[str, Any] = {"steps": steps, "models_in_memory": models.in_memory + work.extra_models}
     result |= held_out.last(models, steps)  # of the model as the loop measured it: scores are normalised below
@@ -176,7 +179,8 @@ def _sinks(method: Method, context: StageContext, settings: StageSettings, work:
         if "tensorboard" in settings.run.log_to:
             sinks.append(TensorBoard(context.folder / "tensorboard"))
         if "wandb" in settings.run.log_to:
-            sinks.append(Wandb("tiltyard", f"{context.run_name}/{context.name}", settings.model_dump()))
+            name, values = f"{context.run_name}/{context.name}", settings.model_dump()
+            sinks.append(Wandb("tiltyard", name, values, context.execution))
     return sinks
 
 

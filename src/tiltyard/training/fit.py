@@ -19,9 +19,10 @@ from torch import nn
 from tiltyard.batch.batch import Batch
 from tiltyard.distributed import processes
 from tiltyard.distributed.strategy import Replicated, Strategy
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.models.load import set_dropout
 from tiltyard.profiler import STEP, record
+from tiltyard.stopping import Stopped, requested, resumable
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.gradients import GradientAccumulator, StepMetrics
 from tiltyard.training.log import Sink
@@ -77,6 +78,8 @@ def fit(
         ConfigError: nothing to train, or no steps to do it in.
         DataError: before the first step, a row of a file lacks what a prepare step needs.
         CheckpointError: a checkpoint could not be written or belongs to another model.
+        TiltyardError: no step taught anything.
+        Stopped: a signal asked for it (`stopping`); a checkpoint of the last step is written.
     """
     if isinstance(algorithm.source, Offline):
         algorithm.check_rows(algorithm.source.groups)
@@ -112,16 +115,30 @@ class _Loop:
 
     def run_all(self) -> Models:
         try:
-            for step in range(self.checkpoints.resume(self.run.steps), self.run.steps):
-                with torch.random.fork_rng(self._cuda_devices()):
-                    # dropout draws from a stream of the step alone, so that a resumed run draws the same
-                    self._seed(generator(self.run.seed, 4, step, processes.rank()).initial_seed())
-                    with record(STEP):
-                        self._step(step)
+            with resumable():
+                for step in range(self.checkpoints.resume(self.run.steps), self.run.steps):
+                    with torch.random.fork_rng(self._cuda_devices()):
+                        # dropout draws from a stream of the step alone, so that a resumed run draws the same
+                        self._seed(generator(self.run.seed, 4, step, processes.rank()).initial_seed())
+                        with record(STEP):
+                            self._step(step)
         finally:
             self.records.close()
         self._set_training(False)
+        self._check_taught()
         return self.models
+
+    def _check_taught(self) -> None:
+        """Raises a TiltyardError if no optimiser step of the whole run had a gradient: the model is as it was."""
+        if not self.checkpoints.taught:
+            raise TiltyardError(
+                "no step taught anything: the model is what it was before",
+                where=self.algorithm.name,
+                got=f"{self.run.steps:,} steps, each without a loss or with a gradient of zero",
+                expected="at least one step with a gradient",
+                fix="look at the data and the scores: are all responses of a prompt scored alike, all pairs tied, all "
+                "groups left out?",
+            )
 
     def _cuda_devices(self) -> list[int]:
         device = self.models.device
@@ -151,11 +168,23 @@ class _Loop:
             self.metrics.add(hook(self.models, batch, step))
         due = self._due(step, self.run.run.save_every)
         if due:
-            check_weights(algorithm.name, {role: self.models[role].module for role in algorithm.trains}, step + 1)
+            self._check_weights(step)
         self._record(batch, step, time.perf_counter() - start, prepared - start)
-        if self.output.folder is not None and due:
+        stopped = self._stopped()
+        if stopped and not due:
+            self._check_weights(step)
+        if self.output.folder is not None and (due or stopped):
             with record("save"):
                 self.checkpoints.save(step + 1)
+        if stopped and step + 1 < self.run.steps:
+            raise Stopped(stopped)
+
+    def _check_weights(self, step: int) -> None:
+        check_weights(self.algorithm.name, {role: self.models[role].module for role in self.algorithm.trains}, step + 1)
+
+    def _stopped(self) -> int:
+        """Returns the number of a signal to stop after this step, equal on all processes; 0: none."""
+        return int(processes.max_all(torch.tensor(requested()))) if processes.world() > 1 else requested()
 
     def _due(self, step: int, every: int) -> bool:
         """True after the last step, and after every `every` steps unless that is 0."""
@@ -218,6 +247,7 @@ class _Loop:
                 self.optimizer.zero_grad(set_to_none=True)
                 raise non_finite(self.output.folder, algorithm.name, minibatch, step, loss.mean, norm)
             self.optimizer.step()
+            self.checkpoints.taught |= norm > 0
             self.optimizer.zero_grad(set_to_none=True)
         if processes.is_main():
             self.metrics.add({"loss": (loss.sum, loss.count), "grad_norm": (norm, 1.0)})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -11,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tiltyard.errors import MissingDependency
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -41,22 +46,46 @@ class TensorBoard:
 
 
 class Wandb:
-    """Scalars for Weights & Biases; nothing is sent unless the user adds this sink."""
+    """Scalars for Weights & Biases; nothing is sent unless the user adds this sink.
 
-    def __init__(self, project: str, name: str, config: dict[str, Any]):
+    Args:
+        run_id: of W&B's run, which one with the same id goes on with.
+    """
+
+    def __init__(self, project: str, name: str, config: dict[str, Any], run_id: str = ""):
+        self.failed = False
         try:
             import wandb
         except ImportError as error:
             raise MissingDependency(
                 "W&B is not installed", where="log_to", fix="pip install 'tiltyard[wandb]'"
             ) from error
-        self._run = wandb.init(project=project, name=name, config=config)
+        resumed: dict[str, Any] = {"id": run_id, "resume": "allow"} if run_id else {}
+        self._run = wandb.init(project=project, name=name, config=config, **resumed)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        self._run.finish(exit_code=int(self.failed))
+
+
+@contextlib.contextmanager
+def closing(sinks: Sequence[Sink]) -> Iterator[Sequence[Sink]]:
+    """Closes all sinks at the end, also after an error, and also where closing one of them fails."""
+    try:
+        yield sinks
+    except BaseException:
+        for sink in sinks:
+            if isinstance(sink, Wandb):
+                sink.failed = True
+        raise
+    finally:
+        for sink in sinks:
+            try:
+                sink.close()
+            except Exception as error:
+                log.warning("%s could not be closed: %s", type(sink).__name__, error)
 
 
 SHOWN = (  # metrics of the live line, where a method has them: name, label, format

@@ -83,6 +83,7 @@ class Checkpoints:
         self.strategy = strategy
         changing = (*algorithm.trains, *algorithm.mutable_models)
         self.modules: dict[str, nn.Module] = {role: models[role].trainable for role in changing}
+        self.taught = False  # whether some optimiser step of the run had a gradient
 
     def save(self, step: int) -> None:
         """Writes the checkpoint after `step` steps; all processes wait for it.
@@ -97,6 +98,7 @@ class Checkpoints:
             state = {
                 "offsets": self.records.offsets(),
                 "version": self.models.version,
+                "taught": self.taught,
                 "parts": {name: part.state_dict() for name, part in self.algorithm.stateful().items()},
             }
             checkpoint.save(self.folder, step, tensors, state)
@@ -123,6 +125,7 @@ class Checkpoints:
                 fix="set steps higher, or remove the folder to start again",
             )
         self.models.version = state["version"]
+        self.taught = state.get("taught", True)
         for name, part in self.algorithm.stateful().items():
             part.load_state_dict(state["parts"][name])
         return int(state["step"])

@@ -27,7 +27,16 @@ from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.base import Scorer, left_out, matched_groups, scorer_metrics
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.prepare import OldLogp
-from tiltyard.training.source import EpochShuffle, generate, generator, sampled_metrics, score, unscored, with_version
+from tiltyard.training.source import (
+    EpochShuffle,
+    Order,
+    generate,
+    generator,
+    sampled_metrics,
+    score,
+    unscored,
+    with_version,
+)
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
 Pick = Callable[[list[Group], torch.Generator], Sequence[Group]]
@@ -52,6 +61,7 @@ class Rounds:
         watch: what else is measured on the responses of a round.
         stored: only rounds that are in `folder` already are learnt from; nothing is sampled (a replay).
         tokens_per_microbatch: packed tokens of a forward pass that measures, see `shown`.
+        order: of the prompts over the rounds, see `EpochShuffle`; the pool of a round is shuffled.
     """
 
     prompts: Sequence[Prompt]
@@ -73,6 +83,7 @@ class Rounds:
     watch: Callable[[list[Group]], Metrics] | None = None
     stored: bool = False
     tokens_per_microbatch: int = MICRO_TOKENS
+    order: Order = "shuffle"
     # what a run has made so far is that run's own: a copy of the source (`replace`) begins without it
     number: int = field(default=-1, init=False)  # of the round whose pool is held
     held: dict[int, list[Group]] = field(default_factory=dict, init=False)
@@ -82,7 +93,7 @@ class Rounds:
             if getattr(self, key) < 1:
                 raise ConfigError("rounds need at least one", where=key, got=getattr(self, key), expected="at least 1")
         _one_scale(self)
-        self.shuffle = EpochShuffle(self.prompts, self.seed)
+        self.shuffle = EpochShuffle(self.prompts, self.seed, self.order)
         self._pools: list[EpochShuffle[Group]] = []
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -40,13 +40,20 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
 
 
-class EpochShuffle(Sequence[Item]):
-    """Items in an endless order, shuffled anew each epoch; a pure function of the position, so it has no state."""
+Order = Literal["shuffle", "file"]
 
-    def __init__(self, items: Sequence[Item], seed: int):
+
+class EpochShuffle(Sequence[Item]):
+    """Items in an endless order, a pure function of the position, so it has no state.
+
+    Args:
+        order: `shuffle`: anew each epoch; `file`: as given, each epoch the same (a curriculum).
+    """
+
+    def __init__(self, items: Sequence[Item], seed: int, order: Order = "shuffle"):
         if not items:
             raise DataError("there is nothing to take items from", fix="check the data of this stage")
-        self.items, self.seed = items, seed
+        self.items, self.seed, self.order = items, seed, order
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -58,6 +65,8 @@ class EpochShuffle(Sequence[Item]):
     def index_at(self, position: int) -> int:
         """Index of the item at a position of the endless order."""
         epoch, offset = divmod(position, len(self.items))
+        if self.order == "file":
+            return offset
         if self._order[0] != epoch:
             order = torch.randperm(len(self.items), generator=generator(self.seed, 1, epoch))
             self._order = (epoch, order.numpy())  # 8 bytes an item, where a list of ints has 40
@@ -76,10 +85,18 @@ class Offline:
         prompts_per_step: groups a step over all processes. seed: of the order.
         tokens_per_step: instead, each step takes the next groups of the order while they have at most this many packed
             tokens together, and one at least: steps of long and of short groups then cost alike. 0: a number of groups.
+        order: see `EpochShuffle`.
     """
 
-    def __init__(self, groups: Sequence[Group], prompts_per_step: int, seed: int = 0, tokens_per_step: int = 0):
-        self.groups, self.shuffle = groups, EpochShuffle(groups, seed)
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        prompts_per_step: int,
+        seed: int = 0,
+        tokens_per_step: int = 0,
+        order: Order = "shuffle",
+    ):
+        self.groups, self.shuffle = groups, EpochShuffle(groups, seed, order)
         self.prompts_per_step, self.tokens_per_step = prompts_per_step, tokens_per_step
         self._begins = array("q", [0])  # first position of each step, as far as computed
         self._tokens = _tokens_of(groups) if tokens_per_step else np.zeros(0, dtype=np.int64)
@@ -147,9 +164,10 @@ class SelfPlay:
     seed: int = 0
     iteration: int = 0
     reads_ref: bool = True
+    order: Order = "shuffle"
 
     def __post_init__(self) -> None:
-        self.shuffle = EpochShuffle(self.groups, self.seed)
+        self.shuffle = EpochShuffle(self.groups, self.seed, self.order)
         if self.every < 1:
             raise ConfigError("an iteration needs at least one step", where="every", got=self.every)
 
@@ -205,9 +223,10 @@ class Online:
     watch: Callable[[list[Group]], Metrics] | None = None
     tries: int = 0
     keep_hidden: bool | None = None
+    order: Order = "shuffle"
 
     def __post_init__(self) -> None:
-        self.shuffle = EpochShuffle(self.prompts, self.seed)
+        self.shuffle = EpochShuffle(self.prompts, self.seed, self.order)
         self._left_out: list[tuple[float, float]] = []  # of the batches of the step, see `left_out`
 
     def __call__(self, models: Models, step: int) -> StepGroups:

@@ -24,6 +24,7 @@ from tiltyard.models.load import (
     save_model,
 )
 from tiltyard.models.saving import SaveDType
+from tiltyard.sampling import SampleSettings, sample
 from tiltyard.types import Group, Message, Prompt, Response
 
 V = 512
@@ -74,6 +75,19 @@ def test_load_save_load_is_the_same_model(family: str, width: str, tmp_path: Pat
         old, new = (module(input_ids=ids, use_cache=False).logits for module in theirs)
     assert old.equal(new)
     assert set(theirs[1].generation_config.eos_token_id) == model.chat.stop_ids >= declared - {2}
+
+
+def test_sampling_stops_at_every_declared_token(tmp_path: Path) -> None:
+    source = written(tmp_path / "source")
+    declared = list(range(5, 120))
+    edit(source / "generation_config.json", eos_token_id=declared)
+    model = load(source)
+    assert model.chat.stop_ids >= set(declared)
+    prompts = [group.prompt for group in groups()]
+    answers = [r for g in sample(model, prompts, 16, SampleSettings(max_tokens=24), seed=1) for r in g.responses]
+    assert all(not set(r.ids[:-1]) & model.chat.stop_ids for r in answers)
+    ended = {r.ids[-1] for r in answers if r.finish != "length"}
+    assert ended & set(declared) - {model.chat.eos_id}
 
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from models import tiny
 from tiltyard.cli import main
+from tiltyard.errors import ConfigError
 from tiltyard.pipeline import run_stage
 
 METHODS = ("ppo", "grpo", "rloo", "reinforce", "online_dpo")
@@ -40,6 +41,15 @@ def test_a_shorter_context_is_known_before_step_1(
     assert "up to 32 tokens" in said
     assert "at most 24" in said
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "candidates"])
+def test_other_stages_that_score_samples(stage: str, models: Path, tmp_path: Path) -> None:
+    policy = {"models": {"a": str(models / "policy")}} if stage == "evaluate" else {"model": str(models / "policy")}
+    settings = {**policy, "reward": str(models / "short"), "prompts": str(models / "prompts.jsonl"),
+                "max_prompt": 16, "max_tokens": 16, "device": "cpu"}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"shorter context[\s\S]*up to 32 tokens[\s\S]*at most 24"):
+        run_stage(stage, settings, runs_root=tmp_path, console=Console(quiet=True))
 
 
 @pytest.mark.parametrize(("reward", "tokens"), [("short", 8), ("long", 64)])

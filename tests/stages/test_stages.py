@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,13 @@ def test_another_save_every_gives_the_same_model(whole: Whole, tmp_path: Path) -
     weights = [root / "tiny/sft/model/model.safetensors" for root in (whole.root, tmp_path / "runs")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert {row["step"] for row in tiny.rows(tmp_path / "runs/tiny/sft/samples.jsonl")} == {3, 6, 9}
+
+
+def test_every_file_has_the_mode_of_the_users_umask(whole: Whole) -> None:
+    """Weights and checkpoints are as readable as the tables beside them, and so are folders."""
+    umask = os.umask(0)
+    os.umask(umask)
+    paths = [path for path in whole.run.rglob("*") if not path.is_symlink()]
+    assert {path.suffix for path in paths} >= {".safetensors", ".json", ".jsonl"}
+    odd = [path for path in paths if path.stat().st_mode & 0o777 != (0o777 if path.is_dir() else 0o666) & ~umask]
+    assert not odd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +18,45 @@ from tiltyard.scoring.reward_model import same_tokens
 
 
 def check_contexts(work: Workspace, settings: StageSettings) -> list[str]:
+    """`check_reading` for the models that read what a training stage samples."""
+    if not isinstance(settings, PromptSettings):
+        return []
+    sizes = (settings.prompts.max_prompt, settings.sampling.max_tokens)
+    return check_reading(work, settings.model, _readers(settings), *sizes)
+
+
+def check_reading(
+    work: Workspace, policy: str, readers: Mapping[str, str], max_prompt: int, max_tokens: int
+) -> list[str]:
     """Refuses a reward model that cannot read the longest response with its prompt; a model that is not there yet (of
     an earlier stage, or of the hub) is checked when it is.
 
     Returns lines about models of another tokenizer, whose tokens cannot be compared, and about judges.
 
+    Args:
+        policy: the model that samples. readers: the models that read, by the key that names them; "" is none.
+
     Raises:
         ConfigError: the reward model's context is shorter than `max_prompt` and `max_tokens` together.
     """
-    if not isinstance(settings, PromptSettings):
-        return []
-    own = _context(work, settings.model)
-    asked = settings.prompts.max_prompt + settings.sampling.max_tokens
+    own = _context(work, policy)
+    asked = max_prompt + max_tokens
     longest = min(asked, own or asked)  # the policy stops at the end of its own context
     lines = []
-    for name, source in _readers(settings).items():
+    for name, source in readers.items():
         limit = _context(work, source)
         if limit is None or limit >= longest:
             continue
-        line = f"{name} reads at most {limit} tokens, and a prompt with its response may have {longest}"
-        if not name.startswith("judge") and _same_tokens(work, settings.model, source):
+        if not name.startswith("judge") and _same_tokens(work, policy, source):
             raise ConfigError(
                 f"the model of {name} has a shorter context than a prompt with its response",
                 where=f"{work.name}.max_prompt",
-                got=f"up to {longest} tokens (max_prompt={settings.prompts.max_prompt}, "
-                f"max_tokens={settings.sampling.max_tokens})",
+                got=f"up to {longest} tokens (max_prompt={max_prompt}, max_tokens={max_tokens})",
                 expected=f"at most {limit} together, the context of {source}",
                 fix="lower max_prompt or max_tokens, or take a model with a longer context",
             )
-        lines.append(line + ": a longer one stops the run")
+        line = f"{name} reads at most {limit} tokens, and a prompt with its response may have {longest}"
+        lines.append(f"{line}: a longer one stops the run")
     return lines
 
 

@@ -172,6 +172,7 @@ def load_scalar_model(
     notes = [*origin.notes, *check_vocabulary(chat, module, name)]
     model = ScalarModel(module.eval(), chat, dtype)
     model.origin = replace(origin, notes=tuple(notes))
+    model.fold()  # a factor beside the weights is of earlier versions
     return model
 
 

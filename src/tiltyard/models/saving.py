@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,13 +61,14 @@ def check_saving(model: Backbone, *, dtype: SaveDType = "source") -> None:
 
 def _write(model: Backbone, folder: Path, dtype: SaveDType, *, weights: bool = True) -> None:
     module: Any = model.module
-    if isinstance(model, ScalarModel):
+    if isinstance(model, ScalarModel) and weights:
         model.fold()
     settings = getattr(module, "generation_config", None)
     if settings is not None and isinstance(model, LanguageModel):
         settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
     width = _width(model, dtype)
-    with model.plain(), merged_adapters(model.backbone, model.adapters), dequantized(module), quiet():
+    merged = merged_adapters(model.backbone, model.adapters) if weights else nullcontext()
+    with model.plain(), merged, dequantized(module), quiet():
         tensors = _tensors(model, dtype, width) if weights else {}
         config, tokenizer = copy.deepcopy(module.config), model.chat.tokenizer
         if isinstance(model, ScalarModel) and not isinstance(model, Encoder) and model.pad_id is None:

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from tiltyard.data import group_to_line, read_groups
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
+from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
@@ -98,6 +99,9 @@ class Progress:
 
 def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     """Samples, scores and pairs, a block of prompts after the other, from where an earlier attempt stopped."""
+    sizes = (settings.max_prompt, settings.max_tokens)
+    for line in check_reading(context, settings.model, {"reward": settings.reward}, *sizes):
+        context.report("context", [line])
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     settle(context, model)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)

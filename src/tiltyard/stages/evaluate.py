@@ -14,6 +14,7 @@ from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import EvaluatedResponse, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.files import atomic_write
+from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.settings import BadRowsSetting
 from tiltyard.inputs.workspace import model_folder
@@ -80,6 +81,11 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
             got=baseline,
             fix=nearest(baseline, names),
         )
+    for name, value in names.items():
+        for line in check_reading(
+            context, value, {"reward": settings.reward}, settings.max_prompt, settings.max_tokens
+        ):
+            context.report(name, [line])
     common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     reward = load_scalar_model(model_folder(context, settings.reward), **common) if settings.reward else None
     ref = load_language_model(model_folder(context, settings.ref or names[baseline]), **common)

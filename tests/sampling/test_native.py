@@ -12,7 +12,7 @@ from sampling import stubs
 from tiltyard.batch.forest import pack
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import SampleSettings, UniformStream, engine, response_seeds, sample
+from tiltyard.sampling import SampleSettings, UniformStream, engine, padded, response_seeds, sample, ways
 from tiltyard.types import Group, Prompt
 
 LAWS = {
@@ -102,13 +102,13 @@ def test_max_rows_bounds_the_rows_of_one_prompt_too(monkeypatch) -> None:
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 @pytest.mark.parametrize("max_concurrent", [3, 256])
 def test_no_step_is_spent_on_answers_that_have_ended(monkeypatch, family: str, max_concurrent: int) -> None:
-    kind = engine.Packed if family == "llama" else engine.Padded
+    model = stubs.model(family)
+    kind = engine.Packed if family == "llama" else padded.Padded
+    assert ways.way_of(model) == ("packed" if family == "llama" else "batched")  # tried before its steps are counted
     sizes: list[int] = []
     real = kind.step
     monkeypatch.setattr(kind, "step", lambda self, ids: (sizes.append(len(ids)), real(self, ids))[1])
-    groups = sample(
-        stubs.model(family), stubs.prompts(5, 2, 9, 4), 3, SampleSettings(max_concurrent=max_concurrent), seed=2
-    )
+    groups = sample(model, stubs.prompts(5, 2, 9, 4), 3, SampleSettings(max_concurrent=max_concurrent), seed=2)
     lengths = [len(r.ids) for g in groups for r in g.responses]
     assert len(set(lengths)) > 3
     assert sum(sizes) == sum(lengths) - len(lengths)  # the first token of each comes from its prompt
@@ -261,7 +261,7 @@ def script(model, tokens: list[int]) -> None:
         out[:, next(left)] = 30.0
         return out
 
-    model.logits, model.decoder_agrees = logits, False
+    model.logits, model.decoder_agrees, model.decoding = logits, False, "packed"
 
 
 def _spoken(text: str) -> tuple[int, ...]:

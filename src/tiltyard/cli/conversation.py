@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tiltyard.models.load import load_language_model
 from tiltyard.report.text import plain
 from tiltyard.sampling import SampleSettings
 from tiltyard.sampling import sample as generate
+from tiltyard.sampling.ways import decoding_note
 from tiltyard.types import Group, Message, Prompt
 
 
@@ -38,7 +40,7 @@ def sample(
     Raises:
         ConfigError: a prompt that fills the model's context.
     """
-    loaded = load_language_model(model, device=device)
+    loaded = _loaded(model, device)
     encoded = loaded.chat.encode_prompts([Prompt(messages=(Message("user", text),)) for _, text in prompts])
     for (where, _), prompt in zip(prompts, encoded, strict=True):
         _check_length(loaded, prompt, where)
@@ -67,7 +69,7 @@ def chat(
     **sampling: Any,
 ) -> None:
     """Runs a chat until an empty line or the end of input; the oldest turns are dropped when the context is full."""
-    loaded = load_language_model(model, device=device)
+    loaded = _loaded(model, device)
     settings = SampleSettings(**sampling)
     first = (Message("system", system),) if system else ()
     turns: list[Message] = []
@@ -86,6 +88,17 @@ def chat(
         response = group.responses[0].text
         turns.append(Message("assistant", response))
         console.print(f"model: {plain(response)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _loaded(model: str | Path, device: str) -> LanguageModel:
+    """Loads a model; prints to stderr what is unusual about it."""
+    loaded = load_language_model(model, device=device)
+    lines = [f"chat template {note}" for note in loaded.chat.notes]
+    if note := decoding_note(loaded):
+        lines.append(f"this architecture is {note}")
+    for line in lines:
+        print(line, file=sys.stderr)
+    return loaded
 
 
 def _fitting(model: LanguageModel, first: tuple[Message, ...], turns: list[Message], max_tokens: int) -> Prompt:

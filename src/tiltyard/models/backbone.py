@@ -6,7 +6,7 @@ A decoder that uses transformers' attention interface runs packed; any other one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from tiltyard.kernels import backend, fused_block, matmul
 from tiltyard.kernels.base import Backend
 from tiltyard.kernels.layer_cache import LayerCache
 from tiltyard.models import attention, lora
+from tiltyard.models.padding import Call, reason_for_rows_alone, run_rows, takes_positions
 from tiltyard.types import Group, Prompt, Response
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -65,12 +66,31 @@ class Backbone:
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
             embeddings.padding_idx = None  # pad may equal eos, whose embedding must learn; no padding is computed here
+        self._positioned = takes_positions(module)
+        self.rows_alone = ""  # of a padded model: the reason that its rows cannot share a batch
         self.padded_reason = self._unpackable()
         self._use(attention.NAME if self.packed else self._plain_attention)
 
     def _unpackable(self) -> str:
-        """Returns the reason that this model must run padded; empty if it can be packed."""
-        return _unfit(self.module) or self._probe()
+        """Returns the reason that this model must run padded; empty if it can be packed.
+
+        Raises:
+            ModelError: it cannot run padded either, since it reads ahead.
+        """
+        reason = _unfit(self.module) or self._probe()
+        if reason:
+            training = self.module.training
+            self.module.eval()
+            with self.autocast(), self.plain():
+                config, how = self.module.config.get_text_config(), {"positions": self._positioned}
+                half = self.dtype == "bfloat16"
+                self.rows_alone = reason_for_rows_alone(self._rows_call(), config, self.device, half=half, **how)
+            self.module.train(training)
+        return reason
+
+    def _rows_call(self) -> Call:
+        """The numbers of padded rows by which it is decided whether rows may share a batch."""
+        return lambda **kw: self.backbone(**kw).last_hidden_state
 
     def force_padded(self, reason: str) -> None:
         """Makes every later pass padded, as for a model that cannot be packed."""
@@ -173,15 +193,14 @@ class Backbone:
 
     def _padded(self, forest: Forest, call: Any) -> Tensor:
         """The same [T, ...] from a right-padded batch with one row a response, the prompt repeated in each."""
-        rows, places = padded_rows(forest)
-        ids, place_T = rows[0].to(forest.device), places.to(forest.device)
-        # Padding is on the right, where causal attention hides it from every real token already. It is not masked as
-        # well: a row that may attend to nothing (padding beyond a sliding window) would be NaN, and NaN spreads.
-        mask = torch.ones_like(ids)
-        position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        (ids, mask), places = padded_rows(forest)
+        out = self.run_rows(ids.to(forest.device), mask.sum(1).tolist(), call)
+        return out.flatten(0, 1).index_select(0, places.to(forest.device))
+
+    def run_rows(self, ids_NL: Tensor, length_N: Sequence[int], call: Call) -> Tensor:
+        """Computes `call` [N, L, ...] for right-padded rows, together or each alone as the architecture needs it."""
         with self.autocast(), self.plain():
-            out = call(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False)
-        return out.flatten(0, 1).index_select(0, place_T)
+            return run_rows(ids_NL, length_N, call, alone=bool(self.rows_alone), positions=self._positioned)
 
     def probe_forest(self) -> Forest:
         """Two small random trees, always the same, for the self-tests of a model."""

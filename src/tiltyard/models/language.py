@@ -12,11 +12,13 @@ from tiltyard.batch.logp import chunk_rows, full_log_probs, token_logp
 from tiltyard.errors import ModelError
 from tiltyard.models import attention
 from tiltyard.models.backbone import Backbone
+from tiltyard.models.padding import Call
 
 
 class LanguageModel(Backbone):
     """A policy or reference: log-probabilities of responses."""
 
+    decoding: str = ""  # the way that a padded model is sampled from, once that has been tried; see sampling.padded
     decoder_agrees: bool | None = None  # whether the backend's decoder gives the modules' numbers; None: not compared
 
     @property
@@ -40,6 +42,9 @@ class LanguageModel(Backbone):
         z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
         z = torch.tanh(z / cap) * cap if cap else z
         return z if scale == 1.0 else z * scale
+
+    def _rows_call(self) -> Call:
+        return lambda **kw: self.module(**kw).logits
 
     def _packed_and_padded(self, forest: Forest, masks: attention.Masks) -> dict[str, tuple[Tensor, Tensor]]:
         pairs = super()._packed_and_padded(forest, masks)

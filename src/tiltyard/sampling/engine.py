@@ -1,16 +1,14 @@
 """Engines: compute the logits of the next token of every running row.
 
-`Packed`: prompts computed packed, responses in slots; a slot whose response has ended is reused at once. `Padded`: for
-models that cannot be packed, with transformers' own cache and left padding; it starts new rows when the last ones have
-all ended.
+`Packed`: prompts computed packed, responses in slots; a slot whose response has ended is reused at once. The engines of
+models that cannot be packed are in `padded`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -131,48 +129,3 @@ def can_use_decoder(model: LanguageModel) -> bool:
             why = f"{model.backend.why_ops}; the {model.backend.decoder} decoder differs by {gap:.2g} of the logits"
             model.backend = replace(model.backend, decoder="modules", why_ops=why)
     return model.decoder_agrees
-
-
-class Padded:
-    """Args as for `Packed`; `at_once` rows at most."""
-
-    def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], n: int, at_once: int):
-        self.model, self.prompts, self.n, self.at_once = model, prompts, n, at_once
-        self.mask = torch.zeros(0, 0, dtype=torch.long)  # [rows, tokens so far]
-        self.past: Any = None  # the cache, which the model makes
-        known = inspect.signature(model.module.forward).parameters
-        self.positioned = "position_ids" in known
-
-    def free_slots(self, running: int, ended: int) -> int:
-        return self.at_once if running == ended else 0
-
-    def start(self, rows: Sequence[int], slots: Sequence[int]) -> NextToken:  # noqa: ARG002 - they are all free
-        prompts = [self.prompts[row // self.n].ids for row in rows]
-        longest = max(len(ids) for ids in prompts)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        self.mask, self.past = mask.to(self.model.device), None
-        return self._next_token(ids.to(self.model.device))
-
-    def step(self, ids: Tensor) -> NextToken:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        return self._next_token(ids[:, None])
-
-    def _next_token(self, ids: Tensor) -> NextToken:
-        position = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        extra = {"position_ids": position} if self.positioned else {}
-        with self.model.plain(), self.model.autocast():
-            out = self.model.module(
-                input_ids=ids, attention_mask=self.mask, past_key_values=self.past, use_cache=True, **extra
-            )
-        self.past = out.past_key_values
-        logits = out.logits[:, -1]
-        return NextToken(logits if logits.dtype == torch.float64 else logits.float(), None)
-
-    def reorder(self, rows: Tensor) -> None:
-        self.mask = self.mask[rows]
-        if len(rows):
-            self.past.reorder_cache(rows)

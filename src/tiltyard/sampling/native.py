@@ -16,9 +16,10 @@ from tiltyard.errors import CompositionError, ConfigError, DataError, NonFiniteE
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities
 from tiltyard.sampling.distribution import probs_NV, sample_from_logits, sample_from_probs
-from tiltyard.sampling.engine import Engine, NextToken, Packed, Padded, can_use_decoder
+from tiltyard.sampling.engine import Engine, NextToken
 from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.streams import UniformStream, response_seeds
+from tiltyard.sampling.ways import engine_for, way_of
 from tiltyard.types import Finish, Group, Prompt, Response
 
 Stream = Callable[[int, int], None]  # (row, token id), called for every token as it is sampled
@@ -37,7 +38,8 @@ class NativeSampler:
     @property
     def capabilities(self) -> Capabilities:
         """Hidden states are kept by packed models only."""
-        return Capabilities(logps="sampling", hidden=self.model is None or self.model.packed, fork=False)
+        hidden = self.model is None or way_of(self.model) == "packed"
+        return Capabilities(logps="sampling", hidden=hidden, fork=False)
 
     def sync(self, model: LanguageModel, version: int) -> None:  # noqa: ARG002 - the weights are the trainer's own
         """Samples from this model from now on, with whatever weights it has at the time."""
@@ -162,11 +164,7 @@ class _Decoding:
         self.stops = torch.tensor(sorted(model.chat.stop_ids), device=model.device)
         concurrent = min(settings.max_concurrent, rows)
         capacity = max(len(p.ids) + limit for p, limit in zip(prompts, limits, strict=True))
-        self.engine: Engine = (
-            Packed(model, prompts, n, concurrent, capacity, can_use_decoder(model))
-            if model.packed
-            else Padded(model, prompts, n, concurrent)
-        )
+        self.engine: Engine = engine_for(model, prompts, n, concurrent, capacity)
         self.started = 0  # rows that have had a slot: the first ones
         self.row_S = torch.zeros(0, dtype=torch.long, device=model.device)  # by slot: its row,
         self.length_S, self.last_S = self.row_S.clone(), self.row_S.clone()  # tokens sampled so far, the last of them

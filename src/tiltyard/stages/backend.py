@@ -24,7 +24,9 @@ from tiltyard.inputs.settings import Arch, PretrainSettings, StageSettings
 from tiltyard.kernels import backend, measure
 from tiltyard.kernels.base import Backend
 from tiltyard.models.backbone import Backbone
+from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import PRESETS, pick_device
+from tiltyard.sampling.ways import decoding_note
 from tiltyard.stages.base import StageContext
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # model types whose decoding steps are computed by a decoder
@@ -45,8 +47,6 @@ def keeps_backend(run: Run) -> Run:
 def settle(context: StageContext, *models: Backbone, planned: Backend | None = None) -> None:
     """Prints the backend of a stage's models, which share one library of linear layers, and keeps it in config.json.
 
-    Prints also what was done to their chat templates.
-
     Args:
         models: the first one decides. With several processes rank 0's decides. planned: as the plan has shown it.
     """
@@ -57,8 +57,6 @@ def settle(context: StageContext, *models: Backbone, planned: Backend | None = N
             model.use_backend(replace(model.backend, linear=chosen.linear, why_linear=chosen.why_linear))
     if not processes.is_main():
         return
-    for note in dict.fromkeys(note for model in models for note in model.chat.notes):
-        context.report("chat template", [note])
     if planned is None or planned.describe() != chosen.describe():
         context.report("backend", [chosen.describe()])
     config, now = _kept(context), backend.record(chosen)
@@ -70,6 +68,25 @@ def settle(context: StageContext, *models: Backbone, planned: Backend | None = N
         at = datetime.now(UTC).isoformat(timespec="seconds")
         config["backend_changes"] = [*config.get("backend_changes", []), {"at": at, "changes": changed}]
     write_json(context.folder / "config.json", {**config, "backend": now})
+
+
+def report_model(context: StageContext, name: str, model: Backbone, *, samples: bool) -> None:
+    """Prints what is unusual about a model: its chat template, padded passes, a slower way of sampling.
+
+    Args:
+        samples: the stage samples from it, so the way is tried here, before anything is computed.
+
+    Raises:
+        ModelError: it cannot be sampled from.
+    """
+    lines = [f"{name}: chat template {note}" for note in model.chat.notes]
+    if not model.packed:
+        lines.append(f"{name} runs padded: {model.padded_reason}")
+    if model.rows_alone:
+        lines.append(f"{name} runs row by row: {model.rows_alone}")
+    if samples and isinstance(model, LanguageModel) and (note := decoding_note(model)):
+        lines.append(f"{name} is {note}")
+    context.report("model", lines)
 
 
 def _kept(context: StageContext) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer, checked_scores
-from tiltyard.stages.backend import keeps_backend, settle
+from tiltyard.stages.backend import keeps_backend, report_model, settle
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.training import select
 from tiltyard.training.source import generator
@@ -104,6 +104,7 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
         context.report("context", [line])
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     settle(context, model)
+    report_model(context, "model", model, samples=True)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
     sampler = _sampler(context, settings, model, prompts)
     files = (CANDIDATES, PAIRS, BASELINES) if settings.ranker else (CANDIDATES, PAIRS)

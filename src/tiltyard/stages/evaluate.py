@@ -33,6 +33,7 @@ from tiltyard.report.comparison_plot import comparison_png
 from tiltyard.runs import read_step_groups
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardScorer, checked_scores
+from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
 from tiltyard.types import Group, prompt_digest
@@ -92,6 +93,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     responses: dict[str, list[EvaluatedResponse]] = {}
     for name, value in names.items():
         model = load_language_model(model_folder(context, value), **common)
+        report_model(context, name, model, samples=True)
         context.console.print(f"  sampling {name}", markup=False, highlight=False)
         responses[name] = _evaluated(context, settings, model, ref, reward)
     win_by: Literal["gold", "proxy"] = "gold" if responses[baseline][0].gold is not None else "proxy"

@@ -27,6 +27,7 @@ from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
+from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group, Preference, Prompt, ranks_of
 from tiltyard.world import ANNOTATORS, Annotator, gold
@@ -65,6 +66,7 @@ class Progress:
 def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     """Samples K responses per prompt and has a random annotator rank each group, block by block."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
+    report_model(context, "model", model, samples=True)
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
     _check_prompts(prompts, settings)
     annotators = _annotators(settings.annotators)

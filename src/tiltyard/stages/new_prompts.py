@@ -30,6 +30,7 @@ from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
+from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Prompt
 
@@ -96,6 +97,7 @@ class Example:
 def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
     """Sends requests block by block, from where an earlier attempt stopped, until enough prompts are accepted."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
+    report_model(context, "model", model, samples=True)
     given, examples = _given(context, settings)
     journal = Journal(context.folder, (PROMPTS, REJECTED), Progress())
     progress = journal.progress

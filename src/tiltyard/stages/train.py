@@ -32,7 +32,7 @@ from tiltyard.methods.from_file import load_method
 from tiltyard.models.adapters import save_adapter
 from tiltyard.models.finite import require_finite
 from tiltyard.models.load import check_saving, freeze_bottom, save_model
-from tiltyard.stages.backend import keeps_backend, planned, settle
+from tiltyard.stages.backend import keeps_backend, planned, report_model, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.methods import FILE_METHODS
 from tiltyard.stages.plan import plan_lines
@@ -78,8 +78,8 @@ def load(method: Method, context: StageContext, settings: StageSettings) -> tupl
         freeze_bottom(model, settings.models.freeze_layers)
         if settings.models.gradient_checkpointing:
             model.checkpoint_activations()
-        if not model.packed:
-            context.report("model", [f"{name} runs padded: {model.padded_reason}"])
+        samples = name == method.start.name and method.source.samples != "no"
+        report_model(context, name, model, samples=samples)
     return models, scoring, extra
 
 

@@ -309,3 +309,14 @@ def test_what_is_read_beside_the_format_is_counted(row: dict[str, Any], kind: st
     (fact,) = facts(row, kind)
     assert word in fact
     assert facts({"prompt": "q", "completion": "a", "chosen": "a", "rejected": "b"}, kind) == []
+
+
+def test_fields_that_would_hide_each_other_are_refused() -> None:
+    refused({"prompt": "q", "source": "a", "meta": {"source": "b"}}, "prompts", "'source'", "'meta'")
+    assert parse({"prompt": "q", "source": "a", "meta": {"source": "a"}}, "prompts").prompt.meta == {"source": "a"}
+    both = [{"from": "human", "value": "q", "content": "other"}]
+    refused({"prompt": both}, "prompts", "prompt[0]", "two ways")
+    refused({"prompt": "q", "labels": [True]}, "labelled", "'responses' is missing")
+    scored = parse({"prompt": "q", "chosen": "a", "rejected": "b", "scores": [1, 2]}, "labelled")
+    assert scored.prompt.meta == {"scores": [1, 2]}
+    refused({"prompt": "q", "responses": ["a", "b"], "scores": [1, 10**400]}, "comparisons", "finite number")

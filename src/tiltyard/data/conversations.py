@@ -99,6 +99,14 @@ def _message(row: Row, position: str, item: Any) -> Message:
         )
     role = _role(row, position, item[role_key])
     extra = {k: v for k, v in item.items() if k not in (role_key, text_key) and v not in (None, "", [], {})}
+    if extra.keys() & {"role", "content"}:
+        raise DataError(
+            f"{position} is written in two ways at once",
+            where=row.where,
+            got="fields " + ", ".join(map(str, item)),
+            expected="'role' and 'content', or 'from' and 'value'",
+            fix="leave out the two that should not be read",
+        )
     text = _content(row, position, item.get(text_key), silent=role == "assistant" and "tool_calls" in extra)
     if not text.strip() and role not in ("system", "developer", "tool") and "tool_calls" not in extra:
         raise empty(row, position)

@@ -183,6 +183,11 @@ def _comparison(row: Row) -> Group:
     pair = value.get("chosen") is not None and value.get("rejected") is not None
     if value.get("responses") is not None and (judged or not pair):
         return _ranking(row)
+    return _pair(row)
+
+
+def _pair(row: Row) -> Group:
+    value = row.value
     for name in ("chosen", "rejected"):
         if name not in value:
             raise lacks(row, name, "comparisons", _no_comparison(value))
@@ -269,6 +274,8 @@ def _check_count(row: Row, count: int, where: str, least: int = 2) -> None:
 def _answers(row: Row, kind: str, least: int) -> tuple[Asked, tuple[Response, ...]]:
     """Parses the prompt and the responses of field `responses`."""
     asked = prompt_field(row, kind)
+    if row.value.get("responses") is None:
+        raise lacks(row, "responses", kind)
     responses = typed(row, "responses", list, f"a list of {least} to {MAX_RESPONSES} answers")
     _check_count(row, len(responses), "field 'responses'", least)
     return asked, tuple(answer_value(row, f"responses[{i}]", v, asked) for i, v in enumerate(responses))
@@ -362,6 +369,6 @@ def _labelled(row: Row) -> Group:
             expected="a pair whose 'chosen' is good and whose 'rejected' is bad",
             fix="leave 'p_chosen' out where the label is certain, or use dpo, ipo or reward, which learn soft labels",
         )
-    pair = _comparison(replace(row, value={k: v for k, v in value.items() if k not in ("scores", "ranks", "shares")}))
+    pair = _pair(row)
     good = tuple(rank == 1 for rank in ranks_of(pair.preference) or ())
     return replace(pair, preference=Preference(labels=good))

@@ -237,6 +237,15 @@ def with_meta(row: Row, prompt: Prompt, used: tuple[str, ...]) -> Prompt:
     if given is not None and not isinstance(given, Mapping):
         typed(row, "meta", dict, "an object")
     meta = {key: value for key, value in row.value.items() if key not in (*used, "id", "meta")}
+    for key in meta.keys() & (given or {}).keys():
+        if meta[key] != given[key]:
+            raise DataError(
+                f"field '{key}' is in the row and in 'meta', with different values",
+                where=row.where,
+                got=f"{str(meta[key])[:40]} and {str(given[key])[:40]}",
+                expected="each name once",
+                fix="rename one of the two",
+            )
     meta.update(given or {})
     name = row.value.get("id")
     return replace(prompt, id=prompt.id if name is None else str(name), meta=meta)

@@ -233,11 +233,9 @@ def group_of(
 
 def with_meta(row: Row, prompt: Prompt, used: tuple[str, ...]) -> Prompt:
     """Adds the row's own id, if any, and every field that the format did not use."""
-    given = row.value.get("meta")
-    if given is not None and not isinstance(given, Mapping):
-        typed(row, "meta", dict, "an object")
+    given = {} if row.value.get("meta") is None else typed(row, "meta", dict, "an object")
     meta = {key: value for key, value in row.value.items() if key not in (*used, "id", "meta")}
-    for key in meta.keys() & (given or {}).keys():
+    for key in meta.keys() & given.keys():
         if meta[key] != given[key]:
             raise DataError(
                 f"field '{key}' is in the row and in 'meta', with different values",
@@ -246,7 +244,7 @@ def with_meta(row: Row, prompt: Prompt, used: tuple[str, ...]) -> Prompt:
                 expected="each name once",
                 fix="rename one of the two",
             )
-    meta.update(given or {})
+    meta.update(given)
     name = row.value.get("id")
     return replace(prompt, id=prompt.id if name is None else str(name), meta=meta)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tiltyard.errors import ConfigError, TiltyardError, nearest
+from tiltyard.files import reading
 from tiltyard.methods.base import Method, collected
 from tiltyard.runs.ref import existing_path
 
@@ -59,7 +60,9 @@ def load_method(spec: str, folder: Path | None = None, *, where: str = "") -> tu
 
 def _module(path: Path, where: str) -> ModuleType:
     """The file as a module, loaded once for each content; its folder becomes importable, so it may import others."""
-    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
+    with reading(path, ConfigError):
+        content = path.read_bytes()
+    digest = hashlib.sha256(str(path).encode() + content).hexdigest()[:12]
     name = f"tiltyard_methods_{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]

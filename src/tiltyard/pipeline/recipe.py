@@ -32,6 +32,8 @@ NAME = r"[A-Za-z0-9_][\w.-]*"
 STAGE_NAME = r"[A-Za-z_][\w-]*"
 LONGEST_NAME = 100  # of a run or a stage: with a time behind it and a file inside, file systems take it
 COMMAND_LINE = "command line"
+_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # tags that a key may have
+_LARGEST = 100_000  # values of a recipe
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,16 @@ def parse_recipe(text: str, source: str, *, folder: Path | None = None) -> Recip
         root = loader.get_single_node()
         if root is None:
             raise ConfigError("the recipe is empty", where=source, expected="`name:` and `stages:`")
-        _no_duplicates(root, source)
+        _no_duplicates(root, source, {})
         value = loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
         raise ConfigError(f"this is no YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+    except RecursionError:
+        raise ConfigError(
+            "the recipe is nested too deeply", where=source, fix="a recipe has four levels or so"
+        ) from None
     if not isinstance(value, dict):
         raise ConfigError("a recipe is a mapping", where=f"{source}:1", expected="`name:` and `stages:`")
     nodes = {key.value: (key, node) for key, node in root.value}
@@ -135,19 +141,35 @@ def _line(node: yaml.Node, source: str) -> str:
     return f"{source}:{node.start_mark.line + 1}"
 
 
-def _no_duplicates(node: yaml.Node, source: str) -> None:
-    """YAML would let the last of two equal keys win silently."""
+def _no_duplicates(node: yaml.Node, source: str, sizes: dict[int, int]) -> int:
+    """Checks the keys, of which YAML would let the last of two equal ones win silently, and the aliases.
+
+    Returns the number of nodes with every alias written out; `sizes` has those of the nodes that were seen, 0 for one
+    that is not complete.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise ConfigError("an alias inside of what it names", where=_line(node, source), fix="write it out")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
+                if key.tag not in _KEYS:
+                    where, fix = _line(key, source), f"write it in quotes: '{key.value}'"
+                    raise ConfigError("a key is a text", where=where, got=f"{key.value or 'nothing'}", fix=fix)
                 if key.value in seen:
                     raise ConfigError(f"the key '{key.value}' stands here twice", where=_line(key, source))
                 seen.add(key.value)
-            _no_duplicates(value, source)
+            inner.append(value)
     elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _no_duplicates(item, source)
+        inner = node.value
+    sizes[id(node)] = 1 + sum(_no_duplicates(one, source, sizes) for one in inner)
+    if sizes[id(node)] > _LARGEST:
+        raise ConfigError("the recipe is too large with its aliases written out", where=_line(node, source))
+    return sizes[id(node)]
 
 
 def _places(node: yaml.Node, source: str, prefix: str = "") -> Iterator[tuple[str, str]]:

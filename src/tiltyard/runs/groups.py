@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tiltyard.errors import DataError
-from tiltyard.files import atomic_write
+from tiltyard.files import atomic_write, reading
 from tiltyard.types import Group, Message, Preference, Prompt, Response, response_id
 
 Item = TypeVar("Item")
@@ -181,7 +181,7 @@ def _response_to_dict(response: Response) -> dict[str, Any]:
 
 def _read(path: Path, parse: Callable[[dict[str, Any]], Item], *, line_ends: bool = False) -> Iterator[Item]:
     """Yields the parsed lines; `line_ends`: a last line without its end is incomplete, even if it can be parsed."""
-    with path.open("rb") as stream:
+    with reading(path), path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -189,7 +189,7 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], Item], *, line_ends: boo
                 return
             try:
                 yield parse(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     return
                 raise DataError(

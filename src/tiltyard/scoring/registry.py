@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from tiltyard.errors import ConfigError, TiltyardError, nearest
+from tiltyard.files import reading
 from tiltyard.scoring.base import Scorer
 from tiltyard.scoring.functions import TIME_LIMIT, FunctionScorer
 from tiltyard.scoring.weighted import WeightedScorer
@@ -186,7 +187,8 @@ def _find(name: str, folders: Sequence[Path], spec: str) -> Path:
 
 def _module_of_file(path: Path, spec: str) -> ModuleType:
     """The file as a module, loaded once for each content; its folder becomes importable, so it may import others."""
-    content = path.read_bytes()
+    with reading(path, ConfigError):
+        content = path.read_bytes()
     name = f"tiltyard_user_{path.stem}_{hashlib.sha256(str(path).encode() + content).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -117,6 +118,32 @@ def is_lfs_pointer(path: Path) -> bool:
 
 def _is_pointer(head: bytes) -> bool:
     return head.startswith(b"version ") and b"git-lfs" in head.partition(b"\n")[0]
+
+
+def user_path(text: str | Path) -> Path:
+    """Returns a path that a user wrote, `~` resolved; one that no system can have (too long) stays as it is."""
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # ~nobody
+        path = path.expanduser()
+    return path
+
+
+def exists(path: Path) -> bool:
+    """True for an existing file or folder; a text that can be no path (too long, a NUL character) is none.
+
+    Raises:
+        DataError: a folder on the way to it may not be searched.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as problem:
+        if problem.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+            return False
+        with reading(path):
+            raise
+    return True
 
 
 @contextlib.contextmanager

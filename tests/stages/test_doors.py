@@ -89,6 +89,27 @@ def test_values_that_look_like_such_numbers() -> None:
     assert parse_value(f'"{2**63}"') == str(2**63)
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "x" * 300 + "/y", "~nobody-at-all/x.jsonl", "a\0b", "x" * 300 + ".py:f"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "{}"),
+        ("check", __file__, "--held-out", "{}"),
+        ("run", "{}"),
+        ("sample", "{}", "-p", "Hi"),
+        ("replay", "{}"),
+        ("train", "{}"),
+        ("train", "sft", "model={}", "data={}"),
+        ("train", "ppo", "model={}", "prompts={}", "reward={}"),
+        ("train", "clean", "data={}"),
+        ("eval", "--reward", "{}", "{}"),
+    ],
+)
+def test_a_path_that_no_system_has(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], path: str) -> None:
+    """Too long, of nobody's home, with a NUL character."""
+    says(capsys, *(word.replace("{}", path) for word in words))
+
+
 # ------------------------------------------------------------------------------------------------------- recipes
 
 

@@ -116,6 +116,7 @@ def bench_settings(method: str, model: Path, data: str, prompts: str, pairs: Seq
 
 def find_model(name: str, runs: Path = Path("runs")) -> Path:
     """Resolves a model's folder: a path, a stage's folder (its `model/`), RUN/STAGE below `runs`, or a hub name."""
+    from tiltyard.files import exists
     from tiltyard.runs import Ref, existing_path, written_by_stage
 
     for candidate in (name, str(runs / name)):
@@ -130,7 +131,7 @@ def find_model(name: str, runs: Path = Path("runs")) -> Path:
             raise ConfigError("this stage made no model", where=name)
         return model
     ref = Ref.find(name)
-    if ref is not None and ref.kind == "hub" and not (runs / name.partition("/")[0]).is_dir():
+    if ref is not None and ref.kind == "hub" and not exists(runs / name.partition("/")[0]):
         return Path(name)
     models = [str(p.parent) for p in sorted(runs.glob("*/*/model"))]
     fix = nearest(name, models) if models else f"no model is in {runs} yet: run a recipe first"
@@ -145,11 +146,12 @@ def replay_arguments(stage: Path, pairs: Sequence[str] | None) -> tuple[str, lis
     Raises:
         ConfigError: not a stage's folder, or a stage that does not sample.
     """
+    from tiltyard.files import exists
     from tiltyard.records import canonical_key, records_of
     from tiltyard.runs import StageReader
     from tiltyard.stages.base import get_stage
 
-    config = StageReader(stage).config
+    config = StageReader(stage).config if exists(stage) else None
     if config is None or not config.kind:
         raise ConfigError(
             "this is no stage of a run", where=str(stage), expected="a folder like runs/NAME/ppo", fix="see `ls runs/*`"

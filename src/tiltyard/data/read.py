@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 from tiltyard.data.splits import SUFFIXES, choose_split, split_files, suffix_of
 from tiltyard.errors import DataError, nearest
-from tiltyard.files import HEAD, foreign_format, not_utf8, reading
+from tiltyard.files import HEAD, exists, foreign_format, not_utf8, reading, user_path
 from tiltyard.runs.ref import Ref
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -68,19 +68,23 @@ def read_rows(
 
 
 def _open(source: str | Path, split: str | None) -> Iterator[Item]:
-    path = Path(source).expanduser()
+    path = user_path(source)
+    if not exists(path):
+        return _elsewhere(source, path, split)
     if path.is_dir():
         with reading(path):
             return _read_folder(path, split)
-    if path.is_file():
-        if split is not None:
-            raise DataError(
-                "a single file has no splits",
-                where=str(path),
-                got=f"split={split!r}",
-                fix="leave split out, or give the folder that holds one file a split",
-            )
-        return _read_file(path)
+    if split is not None:
+        raise DataError(
+            "a single file has no splits",
+            where=str(path),
+            got=f"split={split!r}",
+            fix="leave split out, or give the folder that holds one file a split",
+        )
+    return _read_file(path)
+
+
+def _elsewhere(source: str | Path, path: Path, split: str | None) -> Iterator[Item]:
     ref = None if isinstance(source, Path) else Ref.find(source)
     if ref is None or ref.kind != "hub":
         raise _missing(path)
@@ -105,7 +109,7 @@ def _good(items: Iterator[Item], where: str, on_bad: Callable[[DataError], None]
 
 def _missing(path: Path) -> DataError:
     folder = path.parent
-    if not folder.is_dir():
+    if not exists(folder) or not folder.is_dir():
         return DataError("the folder does not exist", where=str(path), got=str(folder), fix="check the path")
     names = [p.name for p in folder.iterdir() if p.is_dir() or suffix_of(p)]
     hint = nearest(path.name, names) if names else "the folder holds no data files"

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from tiltyard.errors import CheckpointError, ConfigError, MissingDependency, ModelError, TiltyardError, nearest
+from tiltyard.files import exists, user_path
 from tiltyard.models.backbone import DType, Origin
 from tiltyard.models.folder import (
     ADAPTER,
@@ -84,8 +85,8 @@ def resolve(source: str | Path, wanted: str = "config.json") -> str:
 
     The folder of an adapter is one too: its model is loaded and the adapter is merged into it.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = user_path(source)
+    if exists(path):
         inner = path / "model"  # a stage's folder has a config.json of its own, which is not a model's
         if (inner / "config.json").exists():
             return str(inner)

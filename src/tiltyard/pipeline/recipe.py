@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.files import read_text
+from tiltyard.files import exists, read_text, user_path
 from tiltyard.records import canonical, canonical_key, flat_keys, merged
 from tiltyard.runs import Ref
 from tiltyard.stages.base import Stage, get_stage, references
@@ -77,15 +77,16 @@ class Step:
 
 def find_recipe(name: str | Path) -> Path:
     """A recipe file, or one that comes with the package by its bare name."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = user_path(name)
+    there = exists(path)
+    if there and path.is_file():
         return path
     packaged = {p.stem: p for p in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
     key = str(name).removesuffix(".yaml").removeprefix("recipes/")
     if key in packaged:
         return packaged[key]
     fix = f"the package's recipes: {nearest(key, packaged)}" if packaged else ""
-    what = "the recipe is a folder" if path.is_dir() else "there is no such recipe"
+    what = "the recipe is a folder" if there and path.is_dir() else "there is no such recipe"
     raise ConfigError(what, where=str(name), fix=fix)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.files import exists, user_path
 
 RefKind = Literal["stage", "path", "hub", "function", "scheme"]
 
@@ -30,6 +31,7 @@ _IDENTIFIER = r"[A-Za-z_]\w*"
 _FILE_FUNCTION = re.compile(rf"(?P<file>[^:]+\.py):(?P<name>{_IDENTIFIER})")
 _MODULE_FUNCTION = re.compile(rf"(?P<module>{_IDENTIFIER}(\.{_IDENTIFIER})+):(?P<name>{_IDENTIFIER})")
 _HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.+-]+))?")
+_HUB_LENGTH = 96  # characters that the hub allows for owner/name
 _SCHEME = re.compile(r"[a-z][a-z0-9]+:\S+")
 _DATA_SUFFIX = re.compile(r"\.(jsonl?|gz|zst|parquet|txt|tsv|ya?ml|csv|py|safetensors)$", re.IGNORECASE)
 
@@ -86,16 +88,21 @@ class Ref:
             return cls(text, "function", match["name"], match["module"], _module_file(match["module"]))
         match = _HUB.fullmatch(text)
         # below a folder that is here, `folder/name` is a misspelt path
-        if match and not _DATA_SUFFIX.search(match["name"]) and not Path(match["name"]).parent.exists():
+        if (
+            match
+            and len(match["name"]) <= _HUB_LENGTH
+            and not _DATA_SUFFIX.search(match["name"])
+            and not exists(Path(match["name"]).parent)
+        ):
             return cls(text, "hub", match["name"], match["config"] or "")
         return cls(text, "scheme") if _SCHEME.fullmatch(text) else None
 
 
 def existing_path(text: str, folder: Path | None = None) -> Path | None:
     """Finds an existing file or folder: relative to the working folder, then to `folder`; None if there is none."""
-    path = Path(text).expanduser()
+    path = user_path(text)
     folders = [Path(), *([folder] if folder else [])]
-    return next((base / path for base in folders if text and (base / path).exists()), None)
+    return next((base / path for base in folders if text and exists(base / path)), None)
 
 
 def written_by_stage(path: Path, want: str) -> Path:
@@ -105,8 +112,8 @@ def written_by_stage(path: Path, want: str) -> Path:
 
 def not_found(text: str, where: str, stages: Collection[str] = ()) -> ConfigError:
     """The error for a text that names neither a stage nor a path, with the nearest name that exists."""
-    path, stages = Path(text).expanduser(), list(stages)
-    existing = next(parent for parent in (*path.parents, Path()) if parent.exists())
+    path, stages = user_path(text), list(stages)
+    existing = next(parent for parent in (*path.parents, Path()) if exists(parent))
     missing = path.relative_to(existing).parts[0] if text else ""
     files = [] if not existing.is_dir() else [one.name for one in existing.iterdir() if not one.name.startswith(".")]
     hints = [nearest(text.partition("/")[0], stages), nearest(missing, files)]

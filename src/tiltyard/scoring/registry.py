@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from tiltyard.errors import ConfigError, TiltyardError, nearest
-from tiltyard.files import reading
+from tiltyard.files import exists, reading
 from tiltyard.scoring.base import Scorer
 from tiltyard.scoring.functions import TIME_LIMIT, FunctionScorer
 from tiltyard.scoring.weighted import WeightedScorer
@@ -174,9 +174,9 @@ def _find(name: str, folders: Sequence[Path], spec: str) -> Path:
     """The file, relative to the working folder or else to one of the folders."""
     candidates = [folder / name for folder in (Path.cwd(), *folders)]
     for path in candidates:
-        if path.is_file():
+        if exists(path) and path.is_file():
             return path.resolve()
-    files = sorted({p.name for path in candidates if path.parent.is_dir() for p in path.parent.glob("*.py")})
+    files = sorted({p.name for path in candidates if exists(path.parent) for p in path.parent.glob("*.py")})
     raise ConfigError(
         f"there is no file {name}",
         where=f"reward={spec}",

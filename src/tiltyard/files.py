@@ -123,7 +123,7 @@ def _is_pointer(head: bytes) -> bool:
 def user_path(text: str | Path) -> Path:
     """Returns a path that a user wrote, `~` resolved; one that no system can have (too long) stays as it is."""
     path = Path(text)
-    with contextlib.suppress(RuntimeError):  # ~nobody
+    with contextlib.suppress(RuntimeError):  # a home that is not known
         path = path.expanduser()
     return path
 

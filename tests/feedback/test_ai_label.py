@@ -14,7 +14,7 @@ from tests.stages.planted import Place, after, half_row, killed
 
 from tiltyard.data import load_groups, read_groups, write_groups
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.feedback import Debiased, SimulatedJudge
+from tiltyard.feedback import Debiased, JudgeError, SimulatedJudge
 from tiltyard.feedback.verdicts import sigmoid
 from tiltyard.models.load import save_model
 from tiltyard.pipeline import run_recipe
@@ -24,7 +24,7 @@ from tiltyard.stages import ai_label
 from tiltyard.types import Group, Response, ranks_of, shares_of
 from tiltyard.world import gold
 
-from .server import Server, by_length
+from .server import Server, by_length, completion
 from .test_local import made
 from .worlds import words, world_pairs
 
@@ -188,6 +188,91 @@ def test_missing_verdicts_are_counted_and_kept(server: Server, tmp_path) -> None
     judged = rows(folder / "judgements.jsonl")
     assert "shares" not in judged[3]
     assert "<script>" in judged[3]["meta"]["reason"]  # shown as it is, never interpreted
+
+
+def test_missing_verdicts_are_counted_by_cause(server: Server, tmp_path) -> None:
+    """Two of ten pairs have none, of two kinds: the report and the result say so; judgements have the reasons."""
+
+    def reply(payload, number):
+        status, value, headers = by_length(payload, number)
+        if "q3" in payload["messages"][0]["content"]:
+            return 400, {"error": {"code": "content_filter", "message": "filtered"}}, {}
+        if "q5" in payload["messages"][0]["content"]:
+            value["choices"][0] = {"message": {"content": "<think>Response 1"}, "finish_reason": "length"}
+        return status, value, headers
+
+    server.reply = reply
+    judge = {"kind": "api", "model": "j", "url": server.url}
+    folder, result, text = run(tmp_path, write(tmp_path / "p.jsonl", words(4, 10)), judge)
+    assert (result["labels"], result["missing"], result["missing_causes"]) == (8, 2, {"cut": 1, "filtered": 1})
+    assert "2 pairs without a verdict: 1 cut, 1 filtered" in text
+    judged = rows(folder / "judgements.jsonl")
+    assert [i for i, j in enumerate(judged) if "shares" not in j] == [3, 5]
+    assert "content_filter" in judged[3]["meta"]["reason"]
+
+
+def test_a_judge_without_verdicts_ends_with_that_sentence(server: Server, tmp_path) -> None:
+    server.reply = lambda payload, number: (200, completion("Response 1 is the worse of the two."), {})
+    judge = {"kind": "api", "model": "j", "url": server.url}
+    data = write(tmp_path / "p.jsonl", words(4, 3))
+    with pytest.raises(JudgeError, match=r"(?s)judge\.max_missing.*no verdict on more than 50%.*3 of 3 .*3 unreadable"):
+        run(tmp_path, data, judge)
+    folder, result, _ = run(tmp_path, data, judge | {"max_missing": 1.0})
+    assert (result["labels"], result["missing"]) == (0, 3)
+    assert (folder / "labels.groups.jsonl").read_bytes() == b""
+
+
+def test_verdicts_of_two_kinds_and_unknown_costs_are_said(server: Server, tmp_path) -> None:
+    def reply(payload, number):
+        status, value, headers = by_length(payload, number)
+        if number % 2:
+            del value["choices"][0]["logprobs"], value["usage"]
+        return status, value, headers
+
+    server.reply = reply
+    judge = {"kind": "api", "model": "j", "url": server.url, "concurrency": 1}
+    _, result, text = run(tmp_path, write(tmp_path / "p.jsonl", words(4, 4)), judge)
+    assert (result["soft"], result["hard"], result["unmetered"]) == (4, 4, 4)
+    assert "4 verdicts are from log-probabilities and 4 from words" in text
+    assert "4 replies came without token counts (usage)" in text
+    assert "no prices are set" in text
+
+
+EXECUTION = {"timeout": 9.0, "retries": 1, "backoff": 0.0, "concurrency": 1, "price_in": 2.0, "price_out": 1.0}
+EXECUTION |= {"max_cost": 30.0, "max_missing": 0.9, "key_env": "SOME_KEY", "headers": {"x": "SOME_KEY"}}
+
+
+@pytest.mark.parametrize("key", EXECUTION)
+def test_another_way_of_execution_goes_on_and_pays_nothing_again(server: Server, tmp_path, monkeypatch, key) -> None:
+    """The cap ends the first attempt in the second block; the next one has another cap and another `key`."""
+    monkeypatch.setenv("SOME_KEY", "abc")
+    server.reply = lambda p, n: (*by_length(p, n)[:1], by_length(p, n)[1] | {"usage": dear}, {})
+    dear = {"prompt_tokens": 1_000_000, "completion_tokens": 1}
+    judge = {"kind": "api", "model": "j", "url": server.url, "price_in": 1.0, "max_cost": 10.0, "concurrency": 2}
+    data = write(tmp_path / "p.jsonl", words(4, 6))
+    with pytest.raises(JudgeError, match="cost limit"):
+        run(tmp_path, data, judge)
+    paid = len(server.asked)
+    assert 10 <= paid < 12
+    _, result, text = run(tmp_path, data, judge | {"max_cost": 40.0} | {key: EXECUTION[key]})
+    assert len(server.asked) == 12
+    assert (result["labels"], "4 of 6 pairs are done" in text) == (6, True)
+
+
+def test_what_was_paid_for_is_found_by_a_stage_that_runs_again(server: Server, tmp_path) -> None:
+    """Another seed, a smaller limit, other data: the stage starts anew, and equal questions are answered already."""
+    server.reply = by_length
+    judge = {"kind": "api", "model": "j", "url": server.url}
+    run(tmp_path, write(tmp_path / "p.jsonl", words(4, 6)), judge)
+    assert len(server.asked) == 12
+    _, result, _ = run(tmp_path, tmp_path / "p.jsonl", judge, limit=4)
+    assert (len(server.asked), result["judge_calls"], result["cached"]) == (12, 0, 8)
+    _, result, _ = run(tmp_path, tmp_path / "p.jsonl", judge | {"debias": "none"}, seed=3)
+    assert (len(server.asked), result["cached"]) == (12, 6)
+    write(tmp_path / "p.jsonl", words(4, 8))
+    run(tmp_path, tmp_path / "p.jsonl", judge)
+    assert len(server.asked) == 16
+    assert list((tmp_path / "r" / ".answers").iterdir()) == [tmp_path / "r" / ".answers" / "ai_label.jsonl"]
 
 
 @pytest.mark.parametrize("write_no", range(6))

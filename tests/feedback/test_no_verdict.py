@@ -173,6 +173,7 @@ def test_alternatives_as_bytes_as_older_servers_and_without_the_token_itself() -
             ]
         },
         {"content": [3]},
+        {"content": [{"token": "1", "logprob": 10**400, "top_logprobs": [{"token": "2", "logprob": -1}]}]},
         {"content": [{"logprob": -1.0}]},
         {"tokens": ["1"], "token_logprobs": None, "top_logprobs": None},
     ],

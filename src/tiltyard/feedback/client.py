@@ -21,7 +21,16 @@ from tiltyard.errors import ConfigError
 from tiltyard.feedback.answers import AnswerCache, content_key
 from tiltyard.feedback.completions import Answer, no_answer, read_completion
 from tiltyard.feedback.verdicts import Cause, JudgeError, Usage
-from tiltyard.feedback.wire import Endpoint, check_address, read_body, refusal, retry_after, run_async, secret_headers
+from tiltyard.feedback.wire import (
+    Endpoint,
+    check_address,
+    read_body,
+    refusal,
+    retry_after,
+    run_async,
+    secret_headers,
+    tls_context,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -173,7 +182,7 @@ class Client:
         import httpx
 
         endpoint = self.endpoint
-        options: dict[str, Any] = {"transport": self.transport} if self.transport else {}
+        options: dict[str, Any] = {"transport": self.transport} if self.transport else {"verify": tls_context()}
         limits = httpx.Limits(max_connections=endpoint.concurrency)
         async with httpx.AsyncClient(
             timeout=endpoint.timeout, limits=limits, follow_redirects=False, **options

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import ssl
 import threading
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -150,6 +152,14 @@ def _variable(name: str, where: str) -> str:
             fix=f"export {name}=..., or leave {where} empty for a server that wants none",
         )
     return value
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """The certificates of this process, read once."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 # ------------------------------------------------------------------------------------------------------------ replies

@@ -28,6 +28,7 @@ EXACT = {
     "show_kl",
     # of a judge behind a server
     "key_env",
+    "headers",
     "timeout",
     "retries",
     "backoff",
@@ -36,6 +37,7 @@ EXACT = {
     "price_in",
     "price_out",
     "max_cost",
+    "max_missing",
 }
 LAST_BITS = {"tokens_per_microbatch", "gradient_checkpointing", "max_concurrent", "device", "ref_cache"}
 

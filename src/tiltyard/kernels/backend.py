@@ -90,7 +90,7 @@ def _bfloat16(ops: Ops, why: str, supported: bool) -> Backend:
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 numbers; elsewhere such products are slower than float32's."""
+    """True if this processor multiplies bfloat16 numbers; elsewhere such products are slower than float32's."""
     return any(flag in library.processor() for flag in (b"avx512_bf16", b"amx_bf16", b"bf16"))
 
 

@@ -59,7 +59,7 @@ def base_of(layer: Any) -> Any:
 
 
 def _is_foldable(layer: Any) -> bool:
-    """Returns True if a LoRA layer computes what `Adapter` says: no dropout, DoRA, bias or merged weights."""
+    """Returns True if a LoRA layer computes the same as `Adapter`: no dropout, DoRA, bias or merged weights."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or type(layer).__name__ != "Linear":
         return False

@@ -36,6 +36,7 @@ from tiltyard.stages.backend import keeps_backend, planned, report_model, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.methods import FILE_METHODS
 from tiltyard.stages.plan import plan_lines
+from tiltyard.stages.rehearsal import pace, rehearse
 from tiltyard.stages.sample_logger import SampleLogger
 from tiltyard.stages.settings import REFERS, method_settings
 from tiltyard.training.algorithm import Algorithm, Models
@@ -89,9 +90,9 @@ def compose(method: Method, context: StageContext, settings: StageSettings) -> C
     models, scoring, extra = load(method, context, settings)
     chat = models.get(method.start.name).chat
     opened = method.source.open(context, settings, chat, scoring)
-    if settings.optimizer.warmup >= max(1, opened.steps):
-        line = f"{settings.optimizer.warmup:g} steps of {opened.steps:,}: the rate stays below {settings.lr:g}"
-        context.report("warm-up", [line])
+    for line in pace(settings, opened):
+        key, _, rest = line.partition(": ")
+        context.report(key, [rest])
     aux = () if method.aux_data is None else (method.aux_data.open(context, settings, chat),)
     algorithm = method.build(opened.source, *aux, **arguments(method.build, settings))
     attach_reference(algorithm, context, settings, models, opened.steps)
@@ -213,9 +214,10 @@ def stage_of(method: Method) -> Stage:
         return train(method, context, settings)
 
     def plan(context: StageContext, settings: StageSettings) -> list[str]:
-        return plan_lines(method, context, settings)
+        lines = plan_lines(method, context, settings)
+        return [*lines, *rehearse(method, stage, context, settings)] if context.dry_run else lines
 
-    return Stage(
+    stage = Stage(
         name=method.name,
         run=keeps_backend(run),
         settings=model,
@@ -225,6 +227,7 @@ def stage_of(method: Method) -> Stage:
         plan=plan,
         parallel=True,
     )
+    return stage
 
 
 def stage_of_file(spec: str, folder: Path | None, where: str) -> Stage:

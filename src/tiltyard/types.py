@@ -74,6 +74,11 @@ class Prompt:
     ids: tuple[int, ...] = ()
     tools: str = ""
 
+    def to_row(self) -> dict[str, Any]:
+        """The prompt as fields of a row: `id`, `prompt` and, where it has them, `tools`."""
+        asked = self.text if self.messages is None else [m.to_dict() for m in self.messages]
+        return {"id": self.id, "prompt": asked} | ({"tools": json.loads(self.tools)} if self.tools else {})
+
 
 @dataclass(frozen=True, slots=True)
 class Response:

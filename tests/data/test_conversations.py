@@ -312,7 +312,9 @@ def test_what_is_read_beside_the_format_is_counted(row: dict[str, Any], kind: st
 
 
 def test_fields_that_would_hide_each_other_are_refused() -> None:
-    refused({"prompt": "q", "source": "a", "meta": {"source": "b"}}, "prompts", "'source'", "'meta'")
+    hidden = {"prompt": "q", "source": "a", "meta": {"source": "b"}}
+    assert parse(hidden, "prompts").prompt.meta == {"source": "b"}  # and counted by name
+    assert facts(hidden, "prompts") == ["rows with 'source' in 'meta' too, which is the value kept"]
     assert parse({"prompt": "q", "source": "a", "meta": {"source": "a"}}, "prompts").prompt.meta == {"source": "a"}
     both = [{"from": "human", "value": "q", "content": "other"}]
     refused({"prompt": both}, "prompts", "prompt[0]", "two ways")

@@ -227,3 +227,11 @@ def test_the_report_counts_them(tmp_path: Path) -> None:
         "rows with turns of weight 0, which no loss counts": 1,
         "rows whose field 'system' is read as turns": 1,
     }
+
+
+def test_rows_that_stages_write_keep_tools_and_fields() -> None:
+    turns = [{"role": "user", "content": "q"}, *WITH["result"][0][:2]]
+    prompt = group({"prompt": turns, "tools": TOOLS, "id": "x"}, "prompts").prompt
+    again = group(json.loads(json.dumps(prompt.to_row())), "prompts").prompt
+    assert (again.messages, again.tools, again.id) == (prompt.messages, prompt.tools, "x")
+    assert again.tools

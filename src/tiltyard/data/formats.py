@@ -256,6 +256,7 @@ def _listed(row: Row) -> Group:
         )
     _check_count(row, len(given), "fields 'chosen' and 'rejected'")
     answers = tuple(answer_value(row, name, item, asked) for name, item, _ in given)
+    covered(row, asked, answers)
     preference = Preference(ranks=tuple(rank for *_, rank in given))
     return group_of(row, asked, answers, ("prompt", "chosen", "rejected", "p_chosen"), preference=preference)
 
@@ -306,6 +307,7 @@ def _ranking(row: Row) -> Group:
     else:
         preference = Preference(ratings=scores)
     _check_best(row, answers, ranks_of(preference) or ())
+    covered(row, asked, answers)
     used = ("prompt", "responses", "scores", "ranks", "shares")
     return group_of(row, asked, answers, used, scores=scores, preference=preference)
 

@@ -232,18 +232,13 @@ def group_of(
 
 
 def with_meta(row: Row, prompt: Prompt, used: tuple[str, ...]) -> Prompt:
-    """Adds the row's own id, if any, and every field that the format did not use."""
+    """Adds the row's own id, if any, and every field that the format did not use.
+
+    Of a name in both the row and its `meta`, the value in `meta` is kept (rows of stages carry earlier rows' fields
+    there); where they differ, the reports of data count it.
+    """
     given = {} if row.value.get("meta") is None else typed(row, "meta", dict, "an object")
     meta = {key: value for key, value in row.value.items() if key not in (*used, "id", "meta")}
-    for key in meta.keys() & given.keys():
-        if meta[key] != given[key]:
-            raise DataError(
-                f"field '{key}' is in the row and in 'meta', with different values",
-                where=row.where,
-                got=f"{str(meta[key])[:40]} and {str(given[key])[:40]}",
-                expected="each name once",
-                fix="rename one of the two",
-            )
     meta.update(given)
     name = row.value.get("id")
     return replace(prompt, id=prompt.id if name is None else str(name), meta=meta)

@@ -72,9 +72,10 @@ def conversation(prompt: Prompt) -> str:
     """Returns the prompt as judges read it: a single turn verbatim, several turns with their roles."""
     if prompt.messages is None:
         return prompt.text or ""
-    if len(prompt.messages) == 1:
+    if len(prompt.messages) == 1 and not prompt.tools:
         return prompt.messages[0].content
-    return "\n\n".join(f"{m.role.capitalize()}: {turn_text(m)}" for m in prompt.messages)
+    tools = f"Tools: {prompt.tools}\n\n" if prompt.tools else ""
+    return tools + "\n\n".join(f"{m.role.capitalize()}: {turn_text(m)}" for m in prompt.messages)
 
 
 def question_prompt(question: str, style: str = "chat", earlier: Sequence[Message] = ()) -> Prompt:

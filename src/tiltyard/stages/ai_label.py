@@ -294,9 +294,8 @@ def _write_rows(folder: Path) -> None:
             if not all(r.text.strip() for r in pair):
                 continue
             prompt = group.prompt
-            messages = prompt.text if prompt.messages is None else [m.to_dict() for m in prompt.messages]
             texts = [r.meta.get("turns") or r.text for r in pair]
-            row = {"id": prompt.id, "prompt": messages, "chosen": texts[0], "rejected": texts[1]}
+            row = prompt.to_row() | {"chosen": texts[0], "rejected": texts[1]}
             row |= {"p_chosen": best.p, "origin": group.origin, "meta": dict(prompt.meta)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -255,8 +255,7 @@ def _write_rows(folder: Path) -> None:
             if not all(text.strip() for text in texts):
                 continue
             prompt = pair.prompt
-            asked = prompt.text if prompt.messages is None else [m.to_dict() for m in prompt.messages]
-            row: dict[str, Any] = {"id": prompt.id, "prompt": asked, "chosen": texts[0], "rejected": texts[1]}
+            row = prompt.to_row() | {"chosen": texts[0], "rejected": texts[1]}
             if pair.scores is not None:
                 row |= dict(zip(("score_chosen", "score_rejected"), pair.scores, strict=True))
             file.write(json.dumps(row | {"origin": pair.origin, "meta": dict(prompt.meta)}, ensure_ascii=False) + "\n")

@@ -143,8 +143,7 @@ def _row(group: Group) -> dict[str, Any] | None:
     if len(filled) < 2:
         return None
     texts, ranks = zip(*filled, strict=True)
-    messages = [m.to_dict() for m in group.prompt.messages or ()]
-    row = {"id": group.prompt.id, "prompt": messages, "responses": texts, "ranks": ranks}
+    row = group.prompt.to_row() | {"responses": texts, "ranks": ranks}
     return row | {"annotator": group.origin, "meta": dict(group.prompt.meta)}
 
 

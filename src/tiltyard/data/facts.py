@@ -45,8 +45,8 @@ def _facts(value: Mapping[str, Any], group: Group) -> Iterator[str]:
         yield from (f"rows whose messages have '{name}', {_GIVEN}" for name in turn.extra if name != WEIGHT)
         if turn.role not in ROLES:
             yield f"rows with turns of role '{turn.role}', {_GIVEN}"
-    given = value.get("meta")
-    for key in given.keys() & prompt.meta.keys() if isinstance(given, Mapping) else ():
+    given: Mapping[str, Any] = value.get("meta") or {}
+    for key in given.keys() & prompt.meta.keys():
         if key in value and key not in ("id", "meta") and value[key] != given[key]:
             yield f"rows with '{key}' in 'meta' too, which is the value kept"
     if _chosen_is_worse(value, group):

@@ -24,7 +24,7 @@ class Letters:
     pad_id: int = 2
     decoded: list[int] = field(default_factory=list)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, turn: bool = True) -> str:
         self.decoded.append(len(ids))
         return "".join(chr(0x41 + i) for i in ids if i not in self.stop_ids)
 

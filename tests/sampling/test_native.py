@@ -316,3 +316,46 @@ def test_group_is_ready_to_train_on() -> None:
     assert all(isinstance(g, Group) and g.origin == "sampled" for g in groups)
     forest = pack(groups)
     assert sum(len(r.logps or ()) for g in groups for r in g.responses) == forest.R
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_what_a_stop_string_ends_is_a_prefix_of_what_would_have_been_sampled(family: str) -> None:
+    """Ids and log-probs are those of the same seed without stop strings, up to the token that completes the first."""
+    model = stubs.model(family, "float32", stop_ids=frozenset())
+    full = SampleSettings(max_tokens=40, max_concurrent=3)
+    groups = sample(model, stubs.prompts(*LENGTHS), 3, full, seed=5)
+    stop = ("b", "XY", groups[0].responses[0].text[7:10])
+    cut = sample(model, stubs.prompts(*LENGTHS), 3, replace(full, stop=stop), seed=5)
+    ended = 0
+    for group, other in zip(groups, cut, strict=True):
+        for whole, found in zip(group.responses, other.responses, strict=True):
+            n = len(found.ids)
+            assert found.ids == whole.ids[:n]
+            assert found.logps == pytest.approx(whole.logps[:n], abs=1e-5)
+            first = min((whole.text.find(s) for s in stop if s in whole.text), default=None)
+            assert found.text == (whole.text if first is None else whole.text[:first])
+            assert found.finish == ("length" if first is None else "stop")
+            if first is not None:
+                ended += 1
+                text = model.chat.decode(found.ids)
+                assert any(text.endswith(s) for s in stop)
+                assert not any(s in text[:-1] for s in stop)
+    assert ended > 3
+
+
+@pytest.mark.parametrize("stop", [("",), ("a", ""), "ab", (3,)])
+def test_stop_strings_that_are_none_are_refused(stop: object) -> None:
+    with pytest.raises(ConfigError, match="stop string"):
+        SampleSettings(stop=stop)  # type: ignore[arg-type]
+
+
+def test_a_stop_string_is_found_behind_tokens_without_text() -> None:
+    chat = tiny.chat()
+    model = LanguageModel(tiny.causal("llama", vocab_size=400), chat)
+    (pad,) = chat.tokenizer.convert_tokens_to_ids(["<|pad|>"])
+    half = [*_spoken("yes E"), *[pad] * 20, *_spoken("N"), *[pad] * 20, *_spoken("D it is")]
+    script(model, half)
+    settings = SampleSettings(temperature=0, max_tokens=len(half), stop=("END",))
+    (group,) = sample(model, [Prompt(ids=(7, 8))], 1, settings)
+    assert group.responses[0].text == "yes "
+    assert group.responses[0].finish == "stop"

@@ -130,7 +130,7 @@ def test_every_architecture_of_transformers_samples_its_own_numbers_or_is_refuse
     if name in NOT_TRIED:
         with pytest.raises(every.Unbuildable):
             every.build(name)
-    elif name == "cpmant":
+    elif name in ("cpmant", "xlm"):  # reads its prompt both ways; takes pad ids in a text for padding
         with pytest.raises(ModelError, match="reads ahead"):
             model(name)
     else:

@@ -18,6 +18,7 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this total probability.")]
 TopK = Annotated[int, typer.Option(min=0, max=LARGEST, help="Keep this many tokens; 0 keeps all.")]
 MaxTokens = Annotated[int, typer.Option(min=1, max=LARGEST, help="Maximum tokens of a response.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A string that ends a response too; may be repeated.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST, help="The same seed gives the same responses.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
@@ -31,6 +32,7 @@ def sample(
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     max_tokens: MaxTokens = 128,
+    stop: Stop = None,
     seed: Seed = 0,
     device: Device = "auto",
     json_output: Json = False,
@@ -57,6 +59,7 @@ def sample(
         top_p=top_p,
         top_k=top_k,
         max_tokens=max_tokens,
+        stop=tuple(stop or ()),
         seed=seed,
         device=device,
     )
@@ -79,6 +82,7 @@ def chat(
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     max_tokens: MaxTokens = 256,
+    stop: Stop = None,
     seed: Seed = 0,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -93,6 +97,7 @@ def chat(
         top_p=top_p,
         top_k=top_k,
         max_tokens=max_tokens,
+        stop=tuple(stop or ()),
         seed=seed,
         device=device,
         console=console_for(False),

@@ -29,6 +29,7 @@ def sample(
     top_p: float = 1.0,
     top_k: int = 0,
     max_tokens: int = 128,
+    stop: tuple[str, ...] = (),
     seed: int = 0,
     device: str = "auto",
 ) -> list[Group]:
@@ -38,13 +39,14 @@ def sample(
         prompts: (where it comes from, text).
 
     Raises:
-        ConfigError: a prompt that fills the model's context.
+        ConfigError: a prompt that fills the model's context, an empty stop string.
     """
+    settings = SampleSettings(temperature, top_p, top_k, max_tokens, stop)
     loaded = _loaded(model, device)
     encoded = loaded.chat.encode_prompts([Prompt(messages=(Message("user", text),)) for _, text in prompts])
     for (where, _), prompt in zip(prompts, encoded, strict=True):
         _check_length(loaded, prompt, where)
-    return generate(loaded, encoded, n, SampleSettings(temperature, top_p, top_k, max_tokens), seed=seed)
+    return generate(loaded, encoded, n, settings, seed=seed)
 
 
 def _check_length(model: LanguageModel, prompt: Prompt, where: str) -> None:

@@ -257,6 +257,7 @@ class SelfPlay(Demonstrations):
         sampling = SampleSettings(
             temperature=own.sampling.temperature,
             max_tokens=own.sampling.max_tokens,
+            stop=own.sampling.stop,
             max_concurrent=own.sampling.max_concurrent,
         )
         every = -(-steps // own.iterations)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tiltyard.data import BadRowRule, TooLong
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
@@ -107,6 +107,20 @@ class PretrainSettings(FileSettings):
 # -------------------------------------------------------------------------------------------------------- sampling
 
 
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value  # recipes know lists
+
+
+def _filled(strings: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(strings):
+        raise ValueError("an empty stop string would end every response at its first token")
+    return strings
+
+
+StopStrings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_filled)]
+STOP = "strings that end a response too: cut from its text, kept in its tokens and trained on"
+
+
 class Sampling(Record):
     """Sampling settings of responses."""
 
@@ -115,6 +129,7 @@ class Sampling(Record):
     top_p: Annotated[float, Field(gt=0, le=1, description="sample from the likeliest tokens of this probability")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="sample from this many likeliest tokens; 0: all")] = 0
     max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 128
+    stop: Annotated[StopStrings, Field(description=STOP)] = ()
     max_concurrent: Annotated[
         int, Field(gt=0, description="responses decoded at once; bounds memory only"), LAST_BITS
     ] = 256
@@ -126,6 +141,7 @@ class Sampling(Record):
             top_p=self.top_p,
             top_k=self.top_k,
             max_tokens=self.max_tokens,
+            stop=self.stop,
             max_concurrent=self.max_concurrent,
         )
 
@@ -174,6 +190,7 @@ class OpponentSampling(Record):
 
     temperature: Annotated[float, Field(gt=0, description="of the opponent's responses")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest response of the opponent")] = 128
+    stop: Annotated[StopStrings, Field(description=STOP)] = ()
     max_concurrent: Annotated[
         int, Field(gt=0, description="responses decoded at once; bounds memory only"), LAST_BITS
     ] = 256

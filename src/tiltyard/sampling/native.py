@@ -22,6 +22,7 @@ from tiltyard.sampling.streams import UniformStream, response_seeds
 from tiltyard.sampling.ways import engine_for, way_of
 from tiltyard.types import Finish, Group, Prompt, Response
 
+_MARGIN = 8  # characters and tokens beyond the longest stop string: half characters, and what a template strips
 Stream = Callable[[int, int], None]  # (row, token id), called for every token as it is sampled
 
 
@@ -158,8 +159,8 @@ class _Decoding:
         self.finish: list[Finish] = ["length"] * rows
         self.cut: dict[int, str] = {}
         self.hidden: list[tuple[list[int], Tensor]] = []  # (rows, states that predicted their next token)
-        # a token has a byte at least, so a stop string that has just ended lies within that many tokens of the end
-        self.reach = max((len(s.encode()) for s in settings.stop), default=0) + 4
+        self.longest_stop = max(map(len, settings.stop), default=0)
+        self.plain = [p.messages is None and p.text is not None for p in prompts]  # continuations, not turns
         self.limit_R = torch.tensor(limits, device=model.device).repeat_interleave(n)
         self.stops = torch.tensor(sorted(model.chat.stop_ids), device=model.device)
         concurrent = min(settings.max_concurrent, rows)
@@ -253,14 +254,22 @@ class _Decoding:
                 self.finish[row], self.cut[row] = "stop", text
                 ended[i] = True
 
+    def _text(self, row: int) -> str:
+        decode = self.model.chat.decode
+        return decode(self.ids[row], turn=False) if self.plain[row // self.n] else decode(self.ids[row])
+
     def _up_to_stop(self, row: int) -> str | None:
         """The text before the first stop string, or None if there is none. The text is searched, so a string may begin
         or end inside a token, and half characters match nothing."""
         stop, ids = self.settings.stop, self.ids[row]
-        end = self.model.chat.decode(ids[-self.reach :])
-        if not any(s in end for s in stop):
+        # a string that has just ended lies in the last tokens: they are decoded alone where they have enough text
+        reach, end = self.longest_stop + _MARGIN, ""
+        while reach < 2 * len(ids) + _MARGIN and len(end) < self.longest_stop + _MARGIN:
+            end = self.model.chat.decode(ids[-reach:])
+            reach *= 2
+        if len(end) >= self.longest_stop + _MARGIN and not any(s in end for s in stop):
             return None
-        text = self.model.chat.decode(ids)
+        text = self._text(row)
         starts = [text.find(s) for s in stop if s in text]
         return text[: min(starts)] if starts else None
 
@@ -278,7 +287,7 @@ class _Decoding:
         return [
             Response(
                 ids=tuple(ids),
-                text=self.cut[row] if row in self.cut else self.model.chat.decode(ids),
+                text=self.cut[row] if row in self.cut else self._text(row),
                 logps=tuple(self.logps[row]),
                 finish=self.finish[row],
                 hidden=hidden,

@@ -17,7 +17,8 @@ class SampleSettings:
         top_p: smallest set of tokens whose probability reaches top_p; 1 keeps all.
         top_k: the k most probable tokens; 0 keeps all.
         max_tokens: longest response, end-of-turn token included.
-        stop: a response ends where one of these strings appears (the string is cut from its text, not from its ids).
+        stop: a response ends with the token that completes one of these strings. Its text ends before the string, its
+            ids and log-probs hold it, so that what is trained is what was sampled (as `stop_strings` in transformers).
         max_concurrent: responses decoded at the same time; bounds memory.
         keep_hidden: record the hidden states that predicted each token, where the sampler can, see
             `types.Response.hidden` and `hidden.hidden_state_bytes`.
@@ -37,6 +38,15 @@ class SampleSettings:
         return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise ConfigError(
+                "a stop string must be a string that is not empty",
+                where="stop",
+                got=repr(self.stop),
+                expected="a list of strings, each of at least one character",
+                fix="leave stop out to end responses at the model's own end tokens alone",
+            )
+        object.__setattr__(self, "stop", tuple(self.stop))
         bounds = {
             "temperature": (0 <= self.temperature < math.inf, ">= 0, finite"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),

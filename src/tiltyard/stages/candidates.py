@@ -24,7 +24,7 @@ from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -58,6 +58,7 @@ class CandidatesSettings(Settings):
     top_k: Annotated[int, Field(ge=0, description="most probable tokens kept; 0: all [SLiC-HF, RSO]")] = 40
     top_p: Annotated[float, Field(gt=0, le=1, description="mass of the most probable tokens kept")] = 1.0
     max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 128
+    stop: Annotated[StopStrings, Field(description=STOP)] = ()
     max_concurrent: Annotated[
         int, Field(gt=0, description="responses decoded at once; bounds memory only"), LAST_BITS
     ] = 256
@@ -168,6 +169,7 @@ class _Sampler:
             settings.top_p,
             settings.top_k,
             settings.max_tokens,
+            settings.stop,
             max_concurrent=settings.max_concurrent,
         )
         seeds = response_seeds(range(first, first + len(prompts)), n, settings.seed, stream)

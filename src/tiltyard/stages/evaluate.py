@@ -16,7 +16,7 @@ from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -60,6 +60,7 @@ class EvaluateSettings(Settings):
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
     bad_rows: BadRowsSetting = "error"
     max_tokens: Annotated[int, Field(gt=0, description="tokens of a response")] = 128
+    stop: Annotated[StopStrings, Field(description=STOP)] = ()
     temperature: Annotated[float, Field(gt=0, description="of sampling; KL is measured at it too")] = 1.0
     curves: Annotated[
         list[str], Field(description="RL stages whose reward against KL is plotted; empty: all listed")
@@ -158,7 +159,7 @@ def _evaluated(
     reward: ScalarModel | None,
 ) -> list[EvaluatedResponse]:
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
-    sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, stop=settings.stop)
     groups = sample(model, prompts, settings.samples_per_prompt, sampling, seed=settings.seed)
     if reward is not None:
         groups = checked_scores(RewardScorer(reward, model.chat), groups)

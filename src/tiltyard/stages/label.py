@@ -20,7 +20,7 @@ from tiltyard.data import TooLong, group_to_line
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
@@ -47,6 +47,7 @@ class LabelSettings(Settings):
     too_long: Annotated[TooLong, Field(pattern="^(drop|truncate)$", description="longer prompts")] = "drop"
     bad_rows: BadRowsSetting = "error"
     max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 64
+    stop: Annotated[StopStrings, Field(description=STOP)] = ()
     temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0
     annotators: Annotated[list[str], Field(description="names of annotators; empty: all of the world's")] = []
     seed: Annotated[int, Field(ge=0, description="of sampling and of the annotators' noise")] = 0
@@ -70,7 +71,7 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
     _check_prompts(prompts, settings)
     annotators = _annotators(settings.annotators)
-    sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, stop=settings.stop)
     journal = Journal(context.folder, (RANKINGS, ROWS, JUDGEMENTS), Progress())
     progress = journal.progress
     if journal.resumed:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models import tiny
 from tiltyard.batch.forest import pack
+from tiltyard.cli import main
 from tiltyard.errors import MissingDependency, ModelError
 from tiltyard.models.load import (
     check_saving,
@@ -181,11 +182,13 @@ def test_missing_layers_are_named(tmp_path: Path) -> None:
         load(source)
 
 
-def test_the_head_of_another_task_is_left_out_with_a_word(tmp_path: Path) -> None:
+def test_the_head_of_another_task_is_left_out_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = written(tmp_path / "source")
     tensors = load_file(source / "model.safetensors") | {"v_head.summary.weight": torch.zeros(1, 32)}
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     assert "v_head.summary.weight" in " ".join(load(source).origin.notes)
+    assert main(["sample", str(source), "-p", "yes", "--max-tokens", "2", "--device", "cpu"]) == 0
+    assert "v_head.summary.weight" in capsys.readouterr().err
 
 
 def test_sizes_that_differ_are_named_with_both_shapes(tmp_path: Path) -> None:

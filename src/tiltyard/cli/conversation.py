@@ -49,6 +49,13 @@ def sample(
     return generate(loaded, encoded, n, settings, seed=seed)
 
 
+def _loaded(model: str | Path, device: str) -> LanguageModel:
+    loaded = load_language_model(model, device=device)
+    for note in loaded.origin.notes:
+        print(f"{model}: {note}", file=sys.stderr)
+    return loaded
+
+
 def _check_length(model: LanguageModel, prompt: Prompt, where: str) -> None:
     limit = model.chat.max_length
     if limit is not None and len(prompt.ids) >= limit:

@@ -49,13 +49,6 @@ def sample(
     return generate(loaded, encoded, n, settings, seed=seed)
 
 
-def _loaded(model: str | Path, device: str) -> LanguageModel:
-    loaded = load_language_model(model, device=device)
-    for note in loaded.origin.notes:
-        print(f"{model}: {note}", file=sys.stderr)
-    return loaded
-
-
 def _check_length(model: LanguageModel, prompt: Prompt, where: str) -> None:
     limit = model.chat.max_length
     if limit is not None and len(prompt.ids) >= limit:
@@ -102,7 +95,8 @@ def chat(
 def _loaded(model: str | Path, device: str) -> LanguageModel:
     """Loads a model; prints to stderr what is unusual about it."""
     loaded = load_language_model(model, device=device)
-    lines = [f"chat template {note}" for note in loaded.chat.notes]
+    lines = [f"{model}: {note}" for note in loaded.origin.notes]
+    lines += [f"chat template {note}" for note in loaded.chat.notes]
     if note := decoding_note(loaded):
         lines.append(f"this architecture is {note}")
     for line in lines:

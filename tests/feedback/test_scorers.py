@@ -81,10 +81,10 @@ def test_more_answers_get_their_mean_chance_to_win() -> None:
 
 def test_no_verdict_says_nothing() -> None:
     judge = Formula(lambda x, y: None if "z" in x + y else 0.9 if x < y else 0.1)
-    one, two, three = JudgeScorer(judge).score([pair("a", "z"), pair("a", "b"), many("a", "b", "z")])
-    assert (ranks_of(one.preference), shares_of(one.preference), one.scores) == ((1, 1), None, None)
+    two, three = JudgeScorer(judge).score([pair("a", "z"), pair("a", "b"), many("a", "z", "b"), many("z", "zz")])
     assert ranks_of(two.preference) == (1, 2)
-    assert (ranks_of(three.preference), three.scores) == ((1, 1, 1), None)
+    assert ([r.text for r in three.responses], ranks_of(three.preference)) == (["a", "b"], (1, 2))
+    assert three.scores == pytest.approx((0.9, 0.1))
     with pytest.raises(DataError, match="needs two responses"):
         JudgeScorer(judge).score([many("a")])
 
@@ -95,9 +95,9 @@ def test_a_judge_that_rarely_answers_is_given_up() -> None:
     with pytest.raises(JudgeError, match=r"(?s)no verdict on more than 50%.*20 of 20 without one: 20 unreadable"):
         scorer.score(words(1, 1))
     patient = JudgeScorer(Formula(lambda x, y: None), max_missing=1.0)
-    assert all(g.scores is None for g in patient.score(words(2, 30)))
+    assert patient.score(words(2, 30)) == []
     half = JudgeScorer(Formula(lambda x, y: None if min(x, y) < "c" else 0.5))
-    assert len(half.score([pair("a", "z"), pair("x", "y")] * 30)) == 60
+    assert len(half.score([pair("a", "z"), pair("x", "y")] * 30)) == 30
 
 
 def test_grades_become_scores_and_nobody_invents_one() -> None:

@@ -79,7 +79,7 @@ class JudgeScorer:
 
     Pairs get the preference with `shares` (p, 1 - p), and the same numbers as `scores`. Of K > 2 responses all pairs
     are compared; `scores` are then the mean win probability against the others, and the preference has their ranks. A
-    group where a response has no verdict has no scores and equal ranks (methods leave it out as a tie).
+    response without any verdict is left out of its group, and a group without any is left out.
 
     Args:
         judge: wrapped in `Debiased` unless it is one.
@@ -118,7 +118,8 @@ class JudgeScorer:
         verdicts = self.judge(pairs)
         self.failures.add(verdicts)
         remaining = iter(verdicts)
-        return [_with_verdicts(g, ij, [next(remaining) for _ in ij]) for g, ij in zip(groups, indices, strict=True)]
+        judged = [_with_verdicts(g, ij, [next(remaining) for _ in ij]) for g, ij in zip(groups, indices, strict=True)]
+        return [group for group in judged if group is not None]
 
     def take_cost(self) -> Cost:
         """Returns the cost of the judge since the last call."""
@@ -208,8 +209,8 @@ def set_turn(judge: Any, turn: int | None) -> None:
         client.turn = turn
 
 
-def _with_verdicts(group: Group, indices: Sequence[tuple[int, int]], verdicts: Sequence[Verdict]) -> Group:
-    """Returns the group with the scores and the preference that the verdicts on its pairs give."""
+def _with_verdicts(group: Group, indices: Sequence[tuple[int, int]], verdicts: Sequence[Verdict]) -> Group | None:
+    """Returns the group with the scores and the preference that the verdicts on its pairs give; None without any."""
     count = len(group.responses)
     wins, games = [0.0] * count, [0] * count
     for (i, j), verdict in zip(indices, verdicts, strict=True):
@@ -217,8 +218,9 @@ def _with_verdicts(group: Group, indices: Sequence[tuple[int, int]], verdicts: S
             for index, p in ((i, verdict.p), (j, 1 - verdict.p)):
                 wins[index] += p
                 games[index] += 1
-    if not all(games):
-        return replace(group, scores=None, preference=Preference(ranks=(1,) * count))
-    scores = tuple(win / game for win, game in zip(wins, games, strict=True))
+    kept = [k for k in range(count) if games[k]]
+    if not kept:
+        return None
+    scores = tuple(wins[k] / games[k] for k in kept)
     preference = Preference(shares=scores) if count == 2 else Preference(ranks=dense_ranks(scores))
-    return replace(group, scores=scores, preference=preference)
+    return replace(group, responses=tuple(group.responses[k] for k in kept), scores=scores, preference=preference)

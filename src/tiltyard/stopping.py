@@ -19,17 +19,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME = 0.5  # seconds in which a second signal is the same one: torchrun and `timeout` send it to us and to our group
 
 
-class Stopped(KeyboardInterrupt):
-    """The run was stopped by a signal; `status` is what the process ends with."""
+class Stopped(SystemExit):
+    """The run was stopped by a signal; a process that does not catch it ends with `status`.
+
+    No `KeyboardInterrupt`: what reads command lines would make another status of that.
+    """
 
     def __init__(self, number: int):
         self.number = number
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        super().__init__(self.status)
 
     @property
     def status(self) -> int:
         """128 + the signal."""
         return 128 + self.number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}"
 
 
 class _State:

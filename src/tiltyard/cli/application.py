@@ -82,11 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_words(words)
         app(args=[word for word in words if word not in ("--debug", "--no-tune")], prog_name="tiltyard")
+    except Stopped as end:
+        typer.echo(str(end), err=True)
+        return end.status
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt as end:
-        typer.echo(str(end) or "interrupted", err=True)
-        return end.status if isinstance(end, Stopped) else 130
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return 130
     except Exception as error:
         from tiltyard.report.text import plain
 

@@ -99,7 +99,7 @@ def run(
     SIGTERM and Ctrl-C stop it at the end of a step, with a checkpoint; a second one stops it at once (`stopping`).
 
     Raises:
-        Stopped: a `KeyboardInterrupt` with the signal.
+        Stopped: a `SystemExit` with the status 128 + the signal.
     """
     if jobs < 1 or (jobs > 1 and processes.is_distributed()):
         expected = "at least 1; under torchrun 1, for there every stage has all processes"

@@ -16,6 +16,7 @@ from rich.console import Console
 from tiltyard import allocator, errors
 from tiltyard.pipeline.recipe import Entry, Recipe
 from tiltyard.pipeline.run import do_stage
+from tiltyard.stopping import Stopped
 
 Message = dict[str, Any]
 
@@ -39,7 +40,7 @@ def serve(requests: IO[str], results: IO[str]) -> None:
         error = None
         try:
             do_stage(recipe, folder, console, message)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             return  # sent by the parent, which waits for this process to exit
         except Exception as problem:
             error = _error_message(problem, message["stage"], folder)

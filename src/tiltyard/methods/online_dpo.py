@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -80,6 +80,8 @@ def online_dpo(
             expected="above 0: 0 takes the likeliest token every time",
             fix="set temperature=0.9",
         )
+    if isinstance(source, Online):
+        source = replace(source, least=2)  # a scorer may abstain from one response of a pair
     # measured at the sampling temperature; the loss is at temperature 1
     measured = OldLogp(sampling.temperature, against_ref=True, ref_temperature=1.0, on_policy=sampling.is_untruncated)
     return Algorithm(

@@ -210,6 +210,7 @@ class Online:
         tries: dynamic sampling, at most that many batches of prompts a step; 0: none.
         keep_hidden: the sampler keeps the hidden states that the step needs, see `sampling.hidden`; None: where they
             fit, decided at the first step and kept in the checkpoint.
+        least: prompts with fewer responses that the scorer scored are left out (a pair needs both).
     """
 
     prompts: Sequence[Prompt]
@@ -224,6 +225,7 @@ class Online:
     tries: int = 0
     keep_hidden: bool | None = None
     order: Order = "shuffle"
+    least: int = 1
 
     def __post_init__(self) -> None:
         self.shuffle = EpochShuffle(self.prompts, self.seed, self.order)
@@ -255,6 +257,7 @@ class Online:
         groups = generate(self.sampler, [p for _, p in own], self.samples_per_prompt, sampling, seeds)
         groups = [with_version(group, models.version) for group in groups]
         scored = score(self.scorer, groups)  # without those that it could not score
+        scored = [group for group in scored if len(group.responses) >= self.least]
         self._left_out.append(left_out(groups, scored))
         return [index[i] for i in matched_groups(groups, scored)], scored
 

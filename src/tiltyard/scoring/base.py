@@ -197,7 +197,11 @@ def matched_groups(given: Sequence[Group], scored: Sequence[Group]) -> list[int]
 
 
 def _may_be(scored: Group, given: Group) -> bool:
-    return scored.responses[0] in given.responses if scored.responses else not given.responses
+    """True if the scored group is the given one, or that one without some of its responses."""
+    if not scored.responses:
+        return not given.responses
+    remaining = iter(given.responses)
+    return all(any(response == other for other in remaining) for response in scored.responses)
 
 
 def matched_responses(given: Sequence[Response], scored: Sequence[Response]) -> list[int]:

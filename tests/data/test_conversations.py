@@ -177,7 +177,6 @@ def test_a_prompt_that_only_resembles_a_transcript_is_text(text: str) -> None:
     [
         ("\n\nHuman: hi\n\nAssistant: hello", "does not end with a question"),
         ("\n\nHuman: \n\nAssistant:", "is empty"),
-        ("Be brief.\n\nHuman: hi\n\nAssistant:", "system turn"),
         ("<|im_start|>user\nhi<|im_end|>\n", "control tokens"),
         ("<s>[INST] hi [/INST]", "control tokens"),
         ('[{"role": "user", "content": "hi"}]', "in quotes"),
@@ -296,6 +295,7 @@ def test_ties_contradict_nothing() -> None:
         ({"prompt": "q", "completion": "a", "history": [["a", "b"]]}, "demonstrations", "'history'"),
         ({"prompt": "q", "completion": "a", "tools": [{"type": "function"}]}, "demonstrations", "'tools'"),
         ({"prompt": "\n\nHuman: q\n\nAssistant:", "completion": "a"}, "demonstrations", "transcript"),
+        ({"prompt": "Go on:\n\nHuman: q\n\nAssistant:", "completion": "a"}, "demonstrations", "one user turn"),
         ({"prompt": "q", "completion": {"role": "assistant", "content": "a", "name": "x"}}, "demonstrations", "'name'"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "p_chosen": 0.2}, "demonstrations", "worse"),
         (

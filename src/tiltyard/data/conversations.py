@@ -226,19 +226,20 @@ def transcript(row: Row, name: str, text: str, *, open_end: bool = False) -> tup
     return tuple(turns)
 
 
+def holds_transcript(text: str) -> bool:
+    """True for a text that ends as a transcript does and begins otherwise ("Continue the dialogue: ...")."""
+    return "\n\nHuman:" in text and text.rstrip().endswith("\n\nAssistant:") and not is_transcript(text)
+
+
 def refuse_rendered(row: Row, name: str, text: str) -> None:
     """Raises a DataError for a prompt that is a whole conversation in one text, of a form that is not read."""
-    found = _RENDERED.match(text)
-    inside = "\n\nHuman:" in text and text.rstrip().endswith("\n\nAssistant:") and not is_transcript(text)
-    if found or inside:
+    if _RENDERED.match(text):
         raise DataError(
             f"field '{name}' is a conversation in one text",
             where=row.where,
             got=repr(text[:60]),
             expected=f"the words of one user turn, or {SHAPE}",
-            fix="text before the first 'Human:' is a system turn: give the turns as messages"
-            if inside
-            else "give the turns as messages: the model's chat template puts the control tokens between them",
+            fix="give the turns as messages: the model's chat template puts the control tokens between them",
         )
 
 

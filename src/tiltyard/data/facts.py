@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tiltyard.data.conversations import ROLES, WEIGHT, is_transcript
+from tiltyard.data.conversations import ROLES, WEIGHT, holds_transcript, is_transcript
 from tiltyard.data.read import Row
 from tiltyard.data.turns import TURNS, turns_of
 from tiltyard.types import Group, Message, shares_of
 
 UNTRAINED = "rows with turns of weight 0, which no loss counts"
 TRANSCRIPT = "rows whose prompt is a transcript, read as turns"
+HOLDS_TRANSCRIPT = "rows whose prompt has other words before a transcript, read as one user turn"
 WORSE = "rows that call chosen what p_chosen or the scores call worse"
 _GIVEN = "given to the chat template (it renders it, or training refuses the row)"
 
@@ -39,6 +40,8 @@ def _facts(value: Mapping[str, Any], group: Group) -> Iterator[str]:
             yield f"rows whose field '{name}' is " + (_GIVEN if name == "tools" else "read as turns")
     if isinstance(value.get("prompt"), str) and is_transcript(value["prompt"]):
         yield TRANSCRIPT
+    if isinstance(value.get("prompt"), str) and holds_transcript(value["prompt"]):
+        yield HOLDS_TRANSCRIPT
     if any(_without_loss(item) for item in value.values()):
         yield UNTRAINED
     for turn in _turns(group):

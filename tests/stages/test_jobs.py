@@ -142,8 +142,8 @@ def test_an_interrupt_reaches_the_workers_once(start: Path, tmp_path: Path) -> N
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, _ = done(process, status=130)
-    assert "dpo stopped; the same command goes on" in out
-    assert "ipo stopped; the same command goes on" in out
+    assert "dpo stopped by SIGINT; the same command goes on" in out
+    assert "ipo stopped by SIGINT; the same command goes on" in out
 
 
 def step(name: str, *uses: str) -> Step:

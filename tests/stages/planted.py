@@ -43,9 +43,9 @@ def half_file(real: Any, tensors: Any, path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def half_model(real: Any, model: Any, folder: Path) -> None:
+def half_model(real: Any, model: Any, folder: Path, **how: Any) -> None:
     """A model of which only the first half of the weights is written."""
-    real(model, folder)
+    real(model, folder, **how)
     weights = folder / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
     (folder / "config.json").unlink()

@@ -18,7 +18,7 @@ from tiltyard.training.fit import _Loop
 
 from . import tiny
 from .planted import Place, after, before, killed
-from .test_kill_methods import ASKED, files_of, go, metrics_row, places, read_settings, same_files
+from .test_kill_methods import ASKED, answers_of, files_of, go, metrics_row, places, read_settings, same_files
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
@@ -87,13 +87,13 @@ def test_no_answer_is_lost_asked_twice_or_paid_twice(start: Path, server: Server
     found = same_files(go(name, settings, tmp_path / "cut"), whole)
     assert len(server.asked) == until == count + len(TORN)  # a torn line is asked again, and nothing else
     assert set(server.questions) == set(asked)
-    answers = [row["answer"] for row in tiny.rows(whole / "answers.jsonl")]
+    answers = [row["answer"] for row in tiny.rows(answers_of(whole))]
     cost = sum(a["tokens_in"] * PRICE[0] + a["tokens_out"] * PRICE[1] for a in answers)
     result = found["done.json"]
     assert (len(answers), result["judge_calls"]) == (count, count)
     assert result["judge_cost"] == pytest.approx(cost, rel=1e-12)
     assert sum(row.get("judge_calls", 0) for row in found["metrics.jsonl"]) == count
-    assert len({row["answer"]["by"][0] for row in tiny.rows(tmp_path / "cut" / name / name / "answers.jsonl")}) == 1
+    assert len({row["answer"]["by"][0] for row in tiny.rows(answers_of(tmp_path / "cut" / name / name))}) == 1
 
 
 def test_four_questions_at_a_time(start: Path, server: Server, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_four_questions_at_a_time(start: Path, server: Server, tmp_path: Path) -
     cut = files_of(go(name, settings, tmp_path / "cut"))
     assert count <= len(server.asked) - count <= count + 4  # those under way as the first kill came
     for found in (whole, cut):
-        found["answers.jsonl"].sort(key=lambda row: str(row["key"]))
+        found[f"{name}.jsonl"].sort(key=lambda row: str(row["key"]))
     assert [key for key in whole if whole[key] != cut[key]] == []
 
 

@@ -107,13 +107,22 @@ def files_of(folder: Path) -> dict[str, Any]:
             found[name] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in tiny.rows(path)]
         elif name == "done.json":
             found[name] = json.loads(path.read_text())["result"]
-        elif name == "answers.jsonl":  # each says whose execution paid, and in which turn
-            found[name] = [row | {"answer": row["answer"] | {"by": row["answer"]["by"][1]}} for row in tiny.rows(path)]
+        elif path.name == "sha256.json":  # of a state.json with its offsets
+            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "state.json"}
         elif path.name == "state.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "offsets"}
         elif name != "config.json":  # says when it began, and the execution's own number
             found[name] = path.read_bytes()
+    paid = answers_of(folder)
+    if paid.exists():  # each says whose execution paid, and in which turn
+        rows = tiny.rows(paid)
+        found[paid.name] = [row | {"answer": row["answer"] | {"by": row["answer"]["by"][1]}} for row in rows]
     return found
+
+
+def answers_of(folder: Path) -> Path:
+    """The file of a stage's paid answers."""
+    return folder.parent / ".answers" / f"{folder.name}.jsonl"
 
 
 def same_files(ours: Path, theirs: Path) -> dict[str, Any]:

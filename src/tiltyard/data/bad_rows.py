@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tiltyard.data.formats import Kind, parse_row
+from tiltyard.data.pair_labels import PairLabels, as_ranking
 from tiltyard.data.read import Row, read_rows
 from tiltyard.errors import DataError
 from tiltyard.types import Group
@@ -107,13 +108,15 @@ def parsed_rows(
         bad: settled after the last row.
 
     Raises:
-        DataError: bad rows, if they are refused, after the last row; a source that is missing, empty or damaged.
+        DataError: bad rows, if they are refused, after the last row; a source that is missing, empty or damaged;
+            labels of pairs that can be read in two ways, after the last row.
     """
 
     def unreadable(error: DataError) -> None:
         bad.rows += 1
         bad.add(error)
 
+    labels, compared = PairLabels(), parse == "comparisons" or parse is parse_answers
     for row in read_rows(source, split=split, limit=limit, on_bad=unreadable):
         bad.rows += 1
         try:
@@ -121,12 +124,16 @@ def parsed_rows(
         except DataError as error:
             bad.add(error)
         else:
+            if compared:
+                labels.take(row)
             yield row, group
     bad.settle(str(source))
+    labels.check()
 
 
 def parse_answers(row: Row) -> Group:
     """Parses a comparison, or `prompt` and `responses` without a preference."""
+    row = as_ranking(row)
     responses = row.value.get("responses")
     if not isinstance(responses, list) or {"scores", "ranks", "shares"} & row.value.keys():
         return parse_row(row, "comparisons")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tiltyard.data.conversations import ROLES, WEIGHT, holds_transcript, is_transcript
+from tiltyard.data.pair_labels import answers_of
 from tiltyard.data.read import Row
 from tiltyard.data.turns import TURNS, turns_of
 from tiltyard.types import Group, Message, shares_of
@@ -14,6 +15,7 @@ UNTRAINED = "rows with turns of weight 0, which no loss counts"
 TRANSCRIPT = "rows whose prompt is a transcript, read as turns"
 HOLDS_TRANSCRIPT = "rows whose prompt has other words before a transcript, read as one user turn"
 WORSE = "rows that call chosen what p_chosen or the scores call worse"
+LABELLED_PAIR = "rows whose label tells the better of two responses (1: the first, 2: the second, 0: a tie)"
 _GIVEN = "given to the chat template (it renders it, or training refuses the row)"
 
 SAME = "pairs whose two answers are the same"
@@ -30,11 +32,11 @@ def same_answers(group: Group) -> str:
 
 def facts_of(row: Row, group: Group) -> list[str]:
     """Returns what to count of a row that was parsed as `group`, each fact once."""
-    return list(dict.fromkeys(_facts(row.value, group)))
+    return list(dict.fromkeys(_facts(row, group)))
 
 
-def _facts(value: Mapping[str, Any], group: Group) -> Iterator[str]:
-    prompt = group.prompt
+def _facts(row: Row, group: Group) -> Iterator[str]:
+    value, prompt = row.value, group.prompt
     for name in ("system", "system_prompt", "history", "tools"):
         if name in value and value[name] and name not in prompt.meta:
             yield f"rows whose field '{name}' is " + (_GIVEN if name == "tools" else "read as turns")
@@ -52,6 +54,8 @@ def _facts(value: Mapping[str, Any], group: Group) -> Iterator[str]:
     for key in given.keys() & prompt.meta.keys():
         if key in value and key not in ("id", "meta") and value[key] != given[key]:
             yield f"rows with '{key}' in 'meta' too, which is the value kept"
+    if "label" in value and group.preference is not None and answers_of(row):
+        yield LABELLED_PAIR
     if _chosen_is_worse(value, group):
         yield WORSE
 

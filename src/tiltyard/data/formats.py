@@ -4,7 +4,7 @@
 |---|---|
 | text | `text`, or `messages` taken as a document |
 | demonstrations | `prompt` + `completion`, or `messages` that end with an answer; of the pairs of comparisons the `chosen` |
-| comparisons | `prompt` + `chosen` + `rejected` (an answer, or a list of answers each); `chosen` + `rejected` as whole conversations; `prompt` + `responses` + `scores`, `ranks` and/or `shares`; a pair may have `p_chosen` |
+| comparisons | `prompt` + `chosen` + `rejected` (an answer, or a list of answers each); `chosen` + `rejected` as whole conversations; `prompt` + `responses` + `scores`, `ranks` and/or `shares`; a pair may have `p_chosen`; two responses with `label` 1 or 2 (`pair_labels`) |
 | labelled | `prompt` + `completion` + `label` (true: good); `prompt` + `responses` + `labels`; a pair: chosen is good |
 | prompts | `prompt`, or `messages` that end with a question |
 
@@ -31,6 +31,7 @@ from tiltyard.data.conversations import (
     without_weights,
 )
 from tiltyard.data.fields import check_order, filled, flag, lacks, numbers, probability, shares_field, typed
+from tiltyard.data.pair_labels import as_ranking
 from tiltyard.data.read import Row
 from tiltyard.data.turns import (
     TURNS,
@@ -178,6 +179,7 @@ def _prompt_only(row: Row) -> Group:
 
 
 def _comparison(row: Row) -> Group:
+    row = as_ranking(row)
     value = row.value
     judged = any(value.get(name) is not None for name in ("scores", "ranks", "shares"))
     pair = value.get("chosen") is not None and value.get("rejected") is not None

@@ -71,10 +71,23 @@ def test_table_shows_a_dash_for_what_does_not_exist(results):
     bare = dataclasses.replace(
         results[0], gold=None, gold_ci=None, win_rate=None, win_rate_ci=None, kl=None, kl_ci=None
     )
-    row = next(line for line in shown(lambda c: print_table([bare], c)).splitlines() if line.startswith(" base"))
+    text = shown(lambda c: print_table([bare, results[1]], c))
+    row = next(line for line in text.splitlines() if line.startswith(" base"))
     assert row.count("—") == 3
     with pytest.raises(DataError):
         print_table([], Console())
+
+
+@pytest.mark.parametrize("width", [120, 60])
+def test_table_leaves_out_what_was_measured_of_no_model(results, width):
+    unknown = dict.fromkeys(("gold", "gold_ci", "helpful", "truthful", "harmless", "kl", "kl_ci"))
+    bare = [dataclasses.replace(result, **unknown) for result in results]
+    text = shown(lambda c: print_table(bare, c), width)
+    assert "—" not in text
+    for left_out in ("gold\n", "helpful", "truthful", "harmless", "KL"):
+        assert left_out not in text
+    for kept in ("wins vs", "proxy", "length"):
+        assert kept in text
 
 
 def test_table_on_an_ascii_terminal_and_with_odd_names(results):

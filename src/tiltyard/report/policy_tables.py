@@ -47,7 +47,8 @@ def print_table(results: Sequence[PolicySummary], console: Console | None = None
     parts: list[RenderableType] = []
     for table in tables:
         parts += [table, Text()]
-    console.print(Group(*parts, _legend(results, sign, dash)))
+    partly = any(cell == dash for column in quality + cost for cell in column.cells)
+    console.print(Group(*parts, _legend(results, sign, dash if partly else "")))
 
 
 def write_summary(
@@ -131,7 +132,7 @@ def write_samples_markdown(
 
 
 def _columns(results: Sequence[PolicySummary], sign: str, dash: str) -> tuple[list[_Column], list[_Column]]:
-    """Returns the columns of quality, and those of distance and length."""
+    """Returns the columns of quality, and those of distance and length; none that was measured of no model."""
 
     def column(header: str, cell: Any) -> _Column:
         return _Column(header, [cell(r) or dash for r in results])
@@ -150,7 +151,8 @@ def _columns(results: Sequence[PolicySummary], sign: str, dash: str) -> tuple[li
         column("length\n(tokens)", lambda r: f"{r.length:.0f}"),
         column("cut\noff", lambda r: _percent(r.truncated)),
     ]
-    return quality, cost
+    measured = [[c for c in columns if any(cell != dash for cell in c.cells)] for columns in (quality, cost)]
+    return measured[0], measured[1]
 
 
 def _fit(
@@ -190,25 +192,34 @@ def _legend(results: Sequence[PolicySummary], sign: str, dash: str) -> Renderabl
     baseline = plain(_baseline(results) or "baseline")
     by = "gold" if results[0].win_by == "gold" else "proxy"
     entries = [
-        ("gold reward", "the true score, by rules that no model was trained on. Higher is better."),
-        ("helpful, truthful, harmless", "share of responses that pass, where the rule applies. Higher is better."),
+        ("gold reward", "the true score, by rules that no model was trained on. Higher is better.", "gold"),
+        (
+            "helpful, truthful, harmless",
+            "share of responses that pass, where the rule applies. Higher is better.",
+            "helpful truthful harmless",
+        ),
         (
             f"wins vs {baseline}",
             f"responses that beat {baseline}'s to the same prompt by {by} reward (ties: half). Higher is better.",
+            "win_rate",
         ),
-        ("proxy reward", "the trained reward model's score. Rising proxy with falling gold is reward hacking."),
-        ("KL", "divergence from the reference model, per response. 0: identical; lower is closer."),
-        ("length, cut off", "mean tokens of a response; share cut by the token limit (lower is better)."),
+        (
+            "proxy reward",
+            "the trained reward model's score. Rising proxy with falling gold is reward hacking.",
+            "proxy",
+        ),
+        ("KL", "divergence from the reference model, per response. 0: identical; lower is closer.", "kl"),
+        ("length, cut off", "mean tokens of a response; share cut by the token limit (lower is better).", "length"),
     ]
-    if not any(r.win_rate is not None for r in results):
-        entries.pop(2)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=False, max_width=28)
     grid.add_column(style="dim")
-    for term, meaning in entries:
-        grid.add_row(Text(term), Text(meaning))
+    for term, meaning, fields in entries:
+        if any(getattr(result, field) is not None for result in results for field in fields.split()):
+            grid.add_row(Text(term), Text(meaning))
     few = min(r.prompts for r in results)
-    note = f"{sign} is a 95% interval over {few} prompts. {dash} means not measured."
+    note = f"{sign} is a 95% interval over {few} prompts."
+    note += f" {dash} means not measured of this model." if dash else ""
     return Group(grid, Text(note, "dim"))
 
 

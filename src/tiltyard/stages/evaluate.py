@@ -53,7 +53,9 @@ class EvaluateSettings(Settings):
     ] = ""
     ref: Annotated[str, Field(description="KL is measured to this model; empty: the baseline")] = ""
     gold: Annotated[Literal["auto", "world", "none"], Field(description="gold scores of the embedded world")] = "auto"
-    samples_per_prompt: Annotated[int, Field(gt=0, description="responses to each prompt")] = 2
+    samples_per_prompt: Annotated[
+        int, Field(gt=0, description="responses to each prompt; greedy decoding makes one, as all would be the same")
+    ] = 2
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
@@ -61,7 +63,13 @@ class EvaluateSettings(Settings):
     bad_rows: BadRowsSetting = "error"
     max_tokens: Annotated[int, Field(gt=0, description="tokens of a response")] = 128
     stop: Annotated[StopStrings, Field(description=STOP)] = ()
-    temperature: Annotated[float, Field(gt=0, description="of sampling; KL is measured at it too")] = 1.0
+    temperature: Annotated[
+        float, Field(ge=0, description="of sampling; KL is measured at it too. 0: greedy, without a KL")
+    ] = 1.0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="likeliest tokens of this probability; 1: all. Below 1 no KL is measured")
+    ] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="likeliest tokens; 0: all. With it no KL is measured")] = 0
     curves: Annotated[
         list[str], Field(description="RL stages whose reward against KL is plotted; empty: all listed")
     ] = []
@@ -101,6 +109,8 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     against = responses[baseline] if win_by == "gold" or reward is not None else None
     results = [summarise(name, evaluated, against, win_by, baseline=baseline) for name, evaluated in responses.items()]
     print_table(results, context.console)
+    if note := _note(settings):
+        context.console.print(note, markup=False, highlight=False, soft_wrap=True)
     if settings.show:
         side_by_side(responses, settings.show, context.console)
     seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
@@ -159,16 +169,35 @@ def _evaluated(
     reward: ScalarModel | None,
 ) -> list[EvaluatedResponse]:
     prompts = prompts_of(context, settings.prompts, model.chat, settings)
-    sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, stop=settings.stop)
-    groups = sample(model, prompts, settings.samples_per_prompt, sampling, seed=settings.seed)
+    sampling = sampling_of(settings)
+    n = settings.samples_per_prompt if settings.temperature > 0 else 1
+    groups = sample(model, prompts, n, sampling, seed=settings.seed)
     if reward is not None:
         groups = checked_scores(RewardScorer(reward, model.chat), groups)
-    kls, entropies = kl_and_entropy(groups, model, ref, settings.temperature)
+    log_ratios, entropies = kl_and_entropy(groups, model, ref, settings.temperature or 1.0)
+    # the mean log-ratio is the KL only under samples of the whole distribution
+    kls = log_ratios if sampling.is_untruncated else [None] * len(log_ratios)
     flat = [(group, k) for group in groups for k in range(len(group.responses))]
     return [_response(*flat[i], kls[i], entropies[i], settings.gold) for i in range(len(flat))]
 
 
-def _response(group: Group, k: int, kl: float, entropy: float, use_gold: str) -> EvaluatedResponse:
+def sampling_of(settings: EvaluateSettings) -> SampleSettings:
+    """The distribution that every model is sampled from."""
+    return SampleSettings(
+        settings.temperature, settings.top_p, settings.top_k, max_tokens=settings.max_tokens, stop=settings.stop
+    )
+
+
+def _note(settings: EvaluateSettings) -> str:
+    """A line about what this decoding leaves out; "" for samples of the whole distribution."""
+    if sampling_of(settings).is_untruncated:
+        return ""
+    decoding = "greedy decoding" if settings.temperature == 0 else "truncated sampling"
+    one = "one response to each prompt; " if settings.temperature == 0 and settings.samples_per_prompt > 1 else ""
+    return f"{decoding}: {one}no KL, which needs samples of the whole distribution (temperature > 0, top_p=1, top_k=0)"
+
+
+def _response(group: Group, k: int, kl: float | None, entropy: float, use_gold: str) -> EvaluatedResponse:
     response, prompt = group.responses[k], group.prompt
     scores: dict[str, float] = {}
     if use_gold == "world" or (use_gold == "auto" and is_world_prompt(group.prompt)):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from tiltyard.data import read_groups
+from tiltyard.data import Kind, LimitBy, read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import SimulatedRater
 from tiltyard.inputs.files import Rows, groups_of
@@ -217,7 +217,11 @@ def reader(whole: Whole, out: io.StringIO) -> Callable[..., Any]:
     settings = Rows(64, "drop", limit=5)
     outputs = {name: whole.run / name for name in ("world", "label")}
     context = StageContext("r", "s", whole.run, whole.run, outputs, Console(file=out, width=200))
-    return lambda data, kind="demonstrations": groups_of(context, "data", data, kind, chat, settings)
+
+    def load(data: Any, kind: Kind = "demonstrations", by: LimitBy = "first", seed: int = 0) -> Any:
+        return groups_of(context, "data", data, kind, chat, settings._replace(limit_by=by), seed)
+
+    return load
 
 
 def test_a_list_of_files_is_their_groups_one_after_the_other(whole: Whole) -> None:
@@ -234,6 +238,18 @@ def test_a_list_of_files_is_their_groups_one_after_the_other(whole: Whole) -> No
     assert mixed[0].origin.startswith("label/rankings.groups.jsonl annotator:")
     assert mixed[-1].origin.startswith("label/rankings.jsonl rankings.jsonl:5")
     assert load([one])[0].prompt == load(one)[0].prompt
+
+
+def test_a_sample_is_drawn_from_each_file_of_rows_or_of_groups(whole: Whole) -> None:
+    out = io.StringIO()
+    load = reader(whole, out)
+    files = ["label/rankings.groups.jsonl", "label/rankings.jsonl"]
+    drawn = load(files, "comparisons", "sample", 3)
+    assert len(drawn) == 10
+    assert [g.origin for g in drawn] == [g.origin for g in load(files, "comparisons", "sample", 3)]
+    assert out.getvalue().count("a sample of 5 of ") == 4
+    assert [g.origin for g in drawn] != [g.origin for g in load(files, "comparisons")]
+    assert [g.origin for g in drawn] != [g.origin for g in load(files, "comparisons", "sample", 4)]
 
 
 def test_lists_that_cannot_be_meant(whole: Whole) -> None:

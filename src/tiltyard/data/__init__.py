@@ -5,6 +5,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.data.checks import CheckReport, LengthBias, check_data
 from tiltyard.data.formats import Kind, parse_row
 from tiltyard.data.group_file import GroupFile
+from tiltyard.data.limit import Limit, LimitBy, Sample, limit_of, limited
 from tiltyard.data.load import DataReport, GroupStream, TooLong, load_groups, load_prompts, stream_groups
 from tiltyard.data.read import Row, read_rows
 from tiltyard.data.templates import DEFAULT_TEMPLATE, PLAIN_TEMPLATE
@@ -23,12 +24,17 @@ __all__ = [
     "GroupStream",
     "Kind",
     "LengthBias",
+    "Limit",
+    "LimitBy",
     "Row",
+    "Sample",
     "TooLong",
     "check_data",
     "group_from_dict",
     "group_to_dict",
     "group_to_line",
+    "limit_of",
+    "limited",
     "load_groups",
     "load_prompts",
     "parse_row",

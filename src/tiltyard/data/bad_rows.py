@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tiltyard.data.formats import Kind, parse_row
+from tiltyard.data.limit import Limit
 from tiltyard.data.pair_labels import PairLabels, as_ranking
 from tiltyard.data.read import Row, read_rows
 from tiltyard.errors import DataError
@@ -29,10 +30,11 @@ class BadRows:
     Attributes:
         rows: read so far, good and bad.
         places: `file:line` of each bad row by the reason.
+        drawn: a sentence on the rows that were drawn from the source; "": all, or the first.
     """
 
     def __init__(self, rule: BadRowRule = "error"):
-        self.rule, self.rows = rule, 0
+        self.rule, self.rows, self.drawn = rule, 0, ""
         self.places: dict[str, list[str]] = {}
         self._first: list[DataError] = []
 
@@ -42,14 +44,18 @@ class BadRows:
         if len(self._first) < _SHOWN:
             self._first.append(error)
 
+    def told(self, sentence: str) -> None:
+        """Takes the sentence on the rows that were drawn."""
+        self.drawn = sentence
+
     @property
     def count(self) -> int:
         """Number of bad rows."""
         return sum(map(len, self.places.values()))
 
     def lines(self) -> list[str]:
-        """Formats the counts for people, one reason a line with the first places."""
-        return [
+        """Formats the counts for people, one reason a line with the first places; what was drawn before them."""
+        return [self.drawn] * bool(self.drawn) + [
             f"dropped {len(places):,}: {reason}, such as {', '.join(places[:_EXAMPLES])}"
             for reason, places in self.places.items()
         ]
@@ -98,7 +104,7 @@ def parsed_rows(
     bad: BadRows,
     *,
     split: str | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
 ) -> Iterator[tuple[Row, Group]]:
     """Reads and parses the rows of a source; those that cannot be used go to `bad`.
 
@@ -117,7 +123,7 @@ def parsed_rows(
         bad.add(error)
 
     labels, compared = PairLabels(), parse == "comparisons" or parse is parse_answers
-    for row in read_rows(source, split=split, limit=limit, on_bad=unreadable):
+    for row in read_rows(source, split=split, limit=limit, on_bad=unreadable, told=bad.told):
         bad.rows += 1
         try:
             group = parse_row(row, parse) if isinstance(parse, str) else parse(row)

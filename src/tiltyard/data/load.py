@@ -13,6 +13,7 @@ from tiltyard.data.bad_rows import BadRowRule, BadRows, parsed_rows
 from tiltyard.data.chat import Chat
 from tiltyard.data.facts import facts_of, same_answers
 from tiltyard.data.formats import Kind
+from tiltyard.data.limit import Limit
 from tiltyard.data.segments import AS_WRITTEN, HISTORY_REWRITTEN, LAST_TURN_ONLY
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.types import Group, Prompt, Response
@@ -42,7 +43,7 @@ class DataReport:
 
     `rows` were read, `kept` of them are among the `groups` made, which hold `tokens` (each prompt counted once).
     `dropped` and `truncated` count by reason; `notes` count other facts; `examples` are the `file:line`
-    of the first dropped rows.
+    of the first dropped rows, `drawn` a sentence on a sample of the rows.
     """
 
     rows: int
@@ -53,11 +54,13 @@ class DataReport:
     truncated: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    drawn: str = ""
 
     def lines(self) -> list[str]:
         """Formats the report for people, one fact a line."""
         made = "" if self.groups == self.kept else f" as {self.groups:,} groups"
         lines = [f"{self.kept:,} of {self.rows:,} rows kept{made}, {self.tokens:,} tokens"]
+        lines += [self.drawn] * bool(self.drawn)
         lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
         if self.examples:
             lines.append(f"  such as {', '.join(self.examples)}")
@@ -75,6 +78,7 @@ class _Counts:
         self.truncated: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.examples: list[str] = []
+        self.drawn = ""
 
     def drop(self, reason: str, where: str) -> None:
         self.dropped[reason] += 1
@@ -82,7 +86,7 @@ class _Counts:
             self.examples.append(where)
 
     def add(self, bad: BadRows) -> None:
-        self.rows = bad.rows
+        self.rows, self.drawn = bad.rows, bad.drawn
         for reason, places in bad.places.items():
             self.dropped[reason] += len(places)
             self.examples += places[: max(0, _EXAMPLES - len(self.examples))]
@@ -97,6 +101,7 @@ class _Counts:
             dict(self.truncated),
             dict(self.notes),
             tuple(self.examples),
+            self.drawn,
         )
 
 
@@ -121,7 +126,7 @@ def load_groups(
     max_prompt: int | None = None,
     too_long: TooLong = "drop",
     split: str | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     bad_rows: BadRowRule = "error",
 ) -> tuple[list[Group], DataReport]:
     """Reads, parses and encodes a source.
@@ -161,7 +166,7 @@ def stream_groups(
     max_prompt: int | None = None,
     too_long: TooLong = "drop",
     split: str | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     bad_rows: BadRowRule = "error",
 ) -> GroupStream[DataReport]:
     """Streams the groups of `load_groups` one by one, for sources larger than memory; `report` is set at the end."""
@@ -218,7 +223,7 @@ def load_prompts(
     max_prompt: int | None = None,
     too_long: TooLong = "drop",
     split: str | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     bad_rows: BadRowRule = "error",
 ) -> tuple[list[Prompt], DataReport]:
     """Reads, parses and encodes prompts, as `load_groups` does. `max_prompt` is in tokens, `chat.max_length` if None.
@@ -255,7 +260,7 @@ def _check_limits(max_length: int | None, max_prompt: int | None, too_long: str)
 
 
 def _chunks(
-    source: str | Path, kind: Kind, split: str | None, limit: int | None, counts: _Counts, bad: BadRows
+    source: str | Path, kind: Kind, split: str | None, limit: Limit, counts: _Counts, bad: BadRows
 ) -> Iterator[list[Group]]:
     def parsed() -> Iterator[Group]:
         for row, group in parsed_rows(source, kind, bad, split=split, limit=limit):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from tiltyard.data.limit import Limit, limited
 from tiltyard.data.splits import SUFFIXES, choose_split, split_files, suffix_of
 from tiltyard.errors import DataError, nearest
 from tiltyard.files import HEAD, exists, foreign_format, not_utf8, reading, user_path
@@ -43,8 +44,9 @@ def read_rows(
     source: str | Path,
     *,
     split: str | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     on_bad: Callable[[DataError], None] | None = None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Row]:
     """Reads the rows of a file, a folder or a dataset of the hub.
 
@@ -52,19 +54,19 @@ def read_rows(
         source: `.jsonl`, `.jsonl.gz`, `.json` (a list), `.parquet`; a folder made by `save_to_disk` or holding
             `train.jsonl.gz` and the like; otherwise a hub name (`owner/name` or `owner/name:config`).
         split: which split of a folder or hub dataset; by default `train`, or the only one there is.
-        limit: read at most this many rows, good or bad.
+        limit: read at most this many rows, good or bad; or a `Sample` of all.
         on_bad: takes the error of each row that cannot be read, and reading goes on; None raises the first.
+        told: takes a sentence on the rows that were drawn.
 
     Raises:
         DataError: at the call for a source that is missing, while reading for an empty or damaged file or, without
             `on_bad`, a malformed row.
     """
-    if limit is not None and limit < 1:
+    if isinstance(limit, int) and limit < 1:
         raise DataError(
             "limit must be at least 1", where=str(source), got=limit, fix="leave limit out to read all rows"
         )
-    items = _open(source, split)
-    return _good(items if limit is None else itertools.islice(items, limit), str(source), on_bad)
+    return _good(limited(lambda: _open(source, split), limit, told), str(source), on_bad)
 
 
 def _open(source: str | Path, split: str | None) -> Iterator[Item]:

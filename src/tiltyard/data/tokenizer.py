@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tiltyard.data.bad_rows import BadRowRule, BadRows, parsed_rows
+from tiltyard.data.limit import Limit
 from tiltyard.data.templates import DEFAULT_TEMPLATE
 from tiltyard.errors import ConfigError, DataError
 
@@ -90,7 +91,7 @@ def for_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def plain_texts(
-    source: str | Path, *, split: str | None = None, limit: int | None = None, bad_rows: BadRowRule = "error"
+    source: str | Path, *, split: str | None = None, limit: Limit = None, bad_rows: BadRowRule = "error"
 ) -> Iterator[str]:
     """Yields the texts of a file of kind `text` (of `messages`: the turns, a blank line apart), for `train_tokenizer`.
 

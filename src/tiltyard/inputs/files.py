@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, get_args
 
@@ -20,8 +19,12 @@ from tiltyard.data import (
     GroupFile,
     GroupStream,
     Kind,
+    Limit,
+    LimitBy,
     TooLong,
     check_data,
+    limit_of,
+    limited,
     load_prompts,
     parsed_rows,
     read_groups,
@@ -44,6 +47,8 @@ class Limits(Protocol):
     def split(self) -> str: ...
     @property
     def limit(self) -> int: ...
+    @property
+    def limit_by(self) -> LimitBy: ...
     @property
     def too_long(self) -> TooLong: ...
     @property
@@ -72,16 +77,20 @@ class Rows(NamedTuple):
     split: str = ""
     limit: int = 0
     bad_rows: BadRowRule = "error"
+    limit_by: LimitBy = "first"
 
 
 def groups_of(
-    work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits
+    work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits, seed: int = 0
 ) -> GroupFile:
     """Encodes the groups of one data setting into a file; reports what was kept, dropped and cut.
 
     Of several files each has its own report, and the origin of a group begins with the file that it comes from.
+
+    Args:
+        seed: of the rows that `limit_by: sample` draws.
     """
-    return write_group_file(work, stream_of(work, key, source, kind, chat, limits))
+    return write_group_file(work, stream_of(work, key, source, kind, chat, limits, seed))
 
 
 def write_group_file(work: Workspace, groups: Iterable[Group]) -> GroupFile:
@@ -90,18 +99,19 @@ def write_group_file(work: Workspace, groups: Iterable[Group]) -> GroupFile:
 
 
 def stream_of(
-    work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits
+    work: Workspace, key: str, source: str | list[str], kind: Kind, chat: Chat, limits: RowLimits, seed: int = 0
 ) -> Iterator[Group]:
     """Streams the groups of one data setting; reports after the last one."""
     if isinstance(source, list):
         for one in files_of(key, source):
-            for group in stream_of(work, f"{key} {one}", one, kind, chat, limits):
+            for group in stream_of(work, f"{key} {one}", one, kind, chat, limits, seed):
                 yield replace(group, origin=f"{one} {group.origin}".strip())
         return
     path = work.resolve(source, want="")
+    limit = limit_of(limits.limit, limits.limit_by, seed)
     max_length = _within(work, "max_length", limits.max_length, chat.max_length)
     if str(path).endswith(".groups.jsonl"):
-        yield from _sampled_groups(work, key, Path(path), max_length, chat, limits.limit)
+        yield from _sampled_groups(work, key, Path(path), max_length, chat, limit)
         return
     stream = stream_groups(
         path,
@@ -110,7 +120,7 @@ def stream_of(
         max_length=max_length,
         too_long=limits.too_long,
         split=limits.split or None,
-        limit=limits.limit or None,
+        limit=limit,
         bad_rows=limits.bad_rows,
     )
     yield from stream
@@ -131,15 +141,23 @@ def files_of(key: str, source: str | list[str]) -> list[str]:
     return files
 
 
-def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat: Chat, limit: int) -> Iterator[Group]:
+def _sampled_groups(
+    work: Workspace, key: str, path: Path, max_length: int, chat: Chat, limit: Limit
+) -> Iterator[Group]:
     """Streams the groups of a `*.groups.jsonl`; too long ones are dropped and counted.
 
     Ids are kept as sampled where this model's tokenizer and template give the same ids for the texts; otherwise all
     texts are encoded again.
     """
 
+    drawn = ""
+
+    def told(sentence: str) -> None:
+        nonlocal drawn
+        drawn = sentence
+
     def every() -> Iterator[Group]:
-        return islice(read_groups(path), limit or None)
+        return limited(lambda: read_groups(path), limit, told)
 
     foreign = any(_foreign(chat, group) for group in every())
     rows = kept = 0
@@ -161,7 +179,7 @@ def _sampled_groups(work: Workspace, key: str, path: Path, max_length: int, chat
     dropped = f", {rows - kept:,} dropped (longer than {max_length} tokens)" if rows > kept else ""
     ids = "ids encoded again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"
     notes = [f"note {count:,}: {reason}" for reason, count in same.items()]
-    work.report(key, [f"{kept:,} groups, {ids}{dropped}", *notes])
+    work.report(key, [f"{kept:,} groups, {ids}{dropped}", *filter(None, [drawn]), *notes])
 
 
 def _foreign(chat: Chat, group: Group) -> bool:
@@ -197,8 +215,8 @@ def _within(work: Workspace, name: str, wanted: int, limit: int | None) -> int:
     return limit
 
 
-def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits) -> list[Prompt]:
-    """Loads the prompts of a stage, encoded."""
+def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits, seed: int) -> list[Prompt]:
+    """Loads the prompts of a stage, encoded; `seed` is of those that `limit_by: sample` draws."""
     prompts, loaded = load_prompts(
         work.resolve(source, want=""),
         chat,
@@ -206,7 +224,7 @@ def prompts_of(work: Workspace, source: str, chat: Chat, limits: PromptLimits) -
         max_prompt=_within(work, "max_prompt", limits.max_prompt, chat.max_length and chat.max_length - 1),
         too_long=limits.too_long,
         split=limits.split or None,
-        limit=limits.limit or None,
+        limit=limit_of(limits.limit, limits.limit_by, seed),
         bad_rows=limits.bad_rows,
     )
     work.report("prompts", loaded.lines())

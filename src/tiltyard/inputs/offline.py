@@ -54,7 +54,7 @@ class FileSource(InputSource):
         data = _data(settings)
         if not data.held_out:
             return None
-        whole = data.model_copy(update={"limit": 0, "split": ""})
+        whole = data.model_copy(update={"limit": data.held_out_limit, "split": ""})
         return self.read(work, "held_out", data.held_out, whole, settings.seed, chat)
 
     def overlap(self, training: Sequence[Group], held_out: Sequence[Group]) -> list[str]:
@@ -69,11 +69,15 @@ class FileSource(InputSource):
             data: which rows, how long.
             seed: of selections at random.
         """
-        return write_group_file(work, self.shaped(work, key, self.stream(work, key, path, data, chat), data, seed))
+        return write_group_file(
+            work, self.shaped(work, key, self.stream(work, key, path, data, chat, seed), data, seed)
+        )
 
-    def stream(self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat) -> Iterable[Group]:
+    def stream(
+        self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat, seed: int
+    ) -> Iterable[Group]:
         """The groups of the files as they are."""
-        return stream_of(work, key, path, self.data_kind, chat, data)
+        return stream_of(work, key, path, self.data_kind, chat, data, seed)
 
     def shaped(self, work: Workspace, key: str, groups: Iterable[Group], data: Data, seed: int) -> Iterable[Group]:
         """The groups in the form that the method takes."""
@@ -169,9 +173,11 @@ class Rankings(FileSource):
         check_differences(groups, ", ".join(files_of("data", data.path)))
         return groups
 
-    def stream(self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat) -> Iterable[Group]:
+    def stream(
+        self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat, seed: int
+    ) -> Iterable[Group]:
         """The groups of the files, rewritten by `encode`."""
-        return rewritten(work, key, self.encode, super().stream(work, key, path, data, chat), chat, data)
+        return rewritten(work, key, self.encode, super().stream(work, key, path, data, chat, seed), chat, data)
 
     def shaped(self, work: Workspace, key: str, groups: Iterable[Group], data: Data, seed: int) -> Iterable[Group]:
         """Returns the groups, cut into pairs if the settings require it."""
@@ -215,10 +221,12 @@ class Labelled(FileSource):
         check_labels_differ(groups, ", ".join(files_of("data", data.path)))
         return groups
 
-    def stream(self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat) -> Iterable[Group]:
+    def stream(
+        self, work: Workspace, key: str, path: str | list[str], data: Data, chat: Chat, seed: int
+    ) -> Iterable[Group]:
         """The groups of the files; with `good_from` those of comparisons."""
         kind: Kind = "comparisons" if part(data, LabelledData).good_from is not None else "labelled"
-        return stream_of(work, key, path, kind, chat, data)
+        return stream_of(work, key, path, kind, chat, data, seed)
 
     def shaped(self, work: Workspace, key: str, groups: Iterable[Group], data: Data, seed: int) -> Iterable[Group]:
         """The groups with a label a response."""

@@ -324,9 +324,9 @@ def _normalise(work: Workspace, settings: StageSettings, model: ScalarModel, gro
         return {}
     if own.demonstrations:
         data = part(settings, FileSettings).data
-        limits = Rows(data.max_length, data.too_long, data.split, data.limit, data.bad_rows)
+        limits = Rows(data.max_length, data.too_long, data.split, data.limit, data.bad_rows, data.limit_by)
         chat: Chat = model.chat
-        groups = groups_of(work, "demonstrations", own.demonstrations, "demonstrations", chat, limits)
+        groups = groups_of(work, "demonstrations", own.demonstrations, "demonstrations", chat, limits, settings.seed)
     every = each_score(model, groups, settings.run.tokens_per_microbatch)
     scores = np.fromiter((s for row in every for s in row), dtype=np.float64)
     mean, spread = float(scores.mean()), float(scores.std())

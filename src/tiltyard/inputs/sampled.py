@@ -57,7 +57,7 @@ class Prompts(InputSource):
         """Reads the prompts and returns an `Online` or `Rounds` source over them, or one that replays a stage."""
         own = part(settings, PromptSettings)
         assert scoring is not None
-        prompts = prompts_of(work, own.prompts.path, chat, own.prompts)
+        prompts = prompts_of(work, own.prompts.path, chat, own.prompts, own.seed)
         scoring.check(prompts)
         steps = settings.steps_over(len(prompts))
         make = self._rounds if self.every == "round" else self._online

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from tiltyard.data import BadRowRule, TooLong
+from tiltyard.data import BadRowRule, LimitBy, TooLong
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.run import Run
@@ -14,6 +14,9 @@ from tiltyard.training.source import Order
 
 BadRowsSetting = Annotated[
     BadRowRule, Field(description="rows that cannot be used: an error that lists them, or left out and counted")
+]
+LimitBySetting = Annotated[
+    LimitBy, Field(description="rows that limit takes: the first, or a sample of all, drawn with the seed")
 ]
 
 
@@ -42,7 +45,11 @@ class Data(Record):
     ]
     held_out: Annotated[str, Field(description="held-out data to measure on; empty: none")] = ""
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows of each file only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="rows of each file that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
+    held_out_limit: Annotated[
+        int, Field(ge=0, description="rows of the held-out data that are used, chosen by `limit_by`; 0: all")
+    ] = 0
     max_length: Annotated[int, Field(ge=4, description="tokens of prompt and response together")] = 512
     too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, response right)")] = (
         "drop"
@@ -153,7 +160,8 @@ class PromptData(Record):
 
     path: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
     bad_rows: BadRowsSetting = "error"

@@ -14,13 +14,13 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations, islice
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.data import BadRows, group_to_line, parsed_rows, read_groups
+from tiltyard.data import BadRows, group_to_line, limit_of, limited, parsed_rows, read_groups
 from tiltyard.data.bad_rows import parse_answers
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback import ApiJudgeSettings, Debiased, JudgeSettings, Usage, Verdict, build_judge
@@ -29,7 +29,7 @@ from tiltyard.feedback.scorers import ParseFailures, counted, set_turn
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.feedback.verdicts import PositionCounts, response_text
 from tiltyard.files import atomic_write, jsonable
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
 from tiltyard.inputs.workspace import answers_file, model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
@@ -47,7 +47,8 @@ class AiLabelSettings(Settings):
     data: Annotated[str, Field(description="rows of `prompt` and `responses`, comparisons, or a file of groups")]
     judge: Annotated[JudgeSettings, Field(description="the judge that compares")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     bad_rows: BadRowsSetting = "error"
     pairs: Annotated[
         Literal["given", "random", "all"],
@@ -138,13 +139,14 @@ def _pairs_of(context: StageContext, settings: AiLabelSettings) -> list[Group]:
     path = context.resolve(settings.data, want="")
     groups: Iterator[Group]
     bad = BadRows(settings.bad_rows)
+    limit = limit_of(settings.limit, settings.limit_by, settings.seed)
     if str(path).endswith(".groups.jsonl"):
-        groups = islice(read_groups(path), settings.limit or None)
+        groups = limited(lambda: read_groups(path), limit, bad.told)
     else:
-        rows = parsed_rows(path, parse_answers, bad, split=settings.split or None, limit=settings.limit or None)
+        rows = parsed_rows(path, parse_answers, bad, split=settings.split or None, limit=limit)
         groups = (group for _, group in rows)
     pairs = [pair for number, group in enumerate(groups) for pair in _pairs(group, number, settings)]
-    if bad.count:
+    if bad.count or bad.drawn:
         context.report("data", bad.lines())
     if not pairs:
         raise DataError("there is nothing to compare", where=str(path), got="no pair", fix="check data and limit")

@@ -24,7 +24,7 @@ from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
-from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
+from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -49,7 +49,8 @@ class CandidatesSettings(Settings):
     model: Annotated[str, Field(description="the model that responds: an earlier stage, a folder or a hub name")]
     prompts: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
     bad_rows: BadRowsSetting = "error"
@@ -106,7 +107,7 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     settle(context, model)
     report_model(context, "model", model, samples=True)
-    prompts = prompts_of(context, settings.prompts, model.chat, settings)
+    prompts = prompts_of(context, settings.prompts, model.chat, settings, settings.seed)
     sampler = _sampler(context, settings, model, prompts)
     files = (CANDIDATES, PAIRS, BASELINES) if settings.ranker else (CANDIDATES, PAIRS)
     journal = Journal(context.folder, files, Progress())

@@ -16,7 +16,7 @@ from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
-from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
+from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
@@ -57,7 +57,8 @@ class EvaluateSettings(Settings):
         int, Field(gt=0, description="responses to each prompt; greedy decoding makes one, as all would be the same")
     ] = 2
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of prompts that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
     bad_rows: BadRowsSetting = "error"
@@ -168,7 +169,7 @@ def _evaluated(
     ref: LanguageModel,
     reward: ScalarModel | None,
 ) -> list[EvaluatedResponse]:
-    prompts = prompts_of(context, settings.prompts, model.chat, settings)
+    prompts = prompts_of(context, settings.prompts, model.chat, settings, settings.seed)
     sampling = sampling_of(settings)
     n = settings.samples_per_prompt if settings.temperature > 0 else 1
     groups = sample(model, prompts, n, sampling, seed=settings.seed)

@@ -18,18 +18,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tiltyard.data import BadRows, parsed_rows, read_groups
+from tiltyard.data import BadRows, limit_of, limited, parsed_rows, read_groups
 from tiltyard.errors import DataError
 from tiltyard.feedback import ModelPointsJudge
 from tiltyard.feedback.prompts import points_question
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.comparisons import as_pairs
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
@@ -57,7 +56,8 @@ class JudgeSkillSettings(Settings):
         Field(description="judgements that `model` writes, where they agree with people; or people's numbers"),
     ]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     bad_rows: BadRowsSetting = "error"
     pairs: Annotated[
         Literal["given", "all", "best_worst"],
@@ -151,14 +151,15 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
 def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
     """The comparisons, in the order of the file."""
     path = context.resolve(settings.data, want="")
+    limit = limit_of(settings.limit, settings.limit_by, settings.seed)
+    bad = BadRows(settings.bad_rows)
     if str(path).endswith(".groups.jsonl"):
-        groups = list(islice(read_groups(path), settings.limit or None))
+        groups = list(limited(lambda: read_groups(path), limit, bad.told))
     else:
-        bad = BadRows(settings.bad_rows)
-        rows = parsed_rows(path, "comparisons", bad, split=settings.split or None, limit=settings.limit or None)
+        rows = parsed_rows(path, "comparisons", bad, split=settings.split or None, limit=limit)
         groups = [group for _, group in rows]
-        if bad.count:
-            context.report("data", bad.lines())
+    if bad.count or bad.drawn:
+        context.report("data", bad.lines())
     for group in groups:
         if group.preference is None and group.scores is None:
             raise DataError(

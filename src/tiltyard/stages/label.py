@@ -20,7 +20,7 @@ from tiltyard.data import TooLong, group_to_line
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
-from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
+from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
@@ -42,7 +42,8 @@ class LabelSettings(Settings):
     prompts: Annotated[str, Field(description="prompts of the embedded world")]
     k: Annotated[int, Field(ge=2, le=9, description="responses a prompt, ranked together")] = 4
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first prompts only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of prompts that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
     too_long: Annotated[TooLong, Field(pattern="^(drop|truncate)$", description="longer prompts")] = "drop"
     bad_rows: BadRowsSetting = "error"
@@ -68,7 +69,7 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     """Samples K responses per prompt and has a random annotator rank each group, block by block."""
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     report_model(context, "model", model, samples=True)
-    prompts = prompts_of(context, settings.prompts, model.chat, settings)
+    prompts = prompts_of(context, settings.prompts, model.chat, settings, settings.seed)
     _check_prompts(prompts, settings)
     annotators = _annotators(settings.annotators)
     sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, stop=settings.stop)

@@ -18,12 +18,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tiltyard.data import BadRows, parsed_rows, read_rows
+from tiltyard.data import BadRows, limit_of, parsed_rows, read_rows
 from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import question_prompt
 from tiltyard.feedback.simulated import seed_from
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
@@ -44,7 +44,8 @@ class NewPromptsSettings(Settings):
     prompts: Annotated[str, Field(description="the given prompts: a file, stage/file or hub name")]
     count: Annotated[int, Field(ge=1, description="new prompts wanted")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     bad_rows: BadRowsSetting = "error"
     requests: Annotated[int, Field(ge=0, description="ask at most so often; 0: 20 times the count")] = 0
     shots: Annotated[int, Field(ge=1, description="given prompts shown a request [self-rewarding]")] = 8
@@ -169,7 +170,8 @@ def _given(context: StageContext, settings: NewPromptsSettings) -> tuple[list[st
     """Returns the texts of all given prompts, and those of one turn as examples."""
     path = context.resolve(settings.prompts, want="")
     bad = BadRows(settings.bad_rows)
-    rows = parsed_rows(path, "prompts", bad, split=settings.split or None, limit=settings.limit or None)
+    limit = limit_of(settings.limit, settings.limit_by, settings.seed)
+    rows = parsed_rows(path, "prompts", bad, split=settings.split or None, limit=limit)
     prompts = [group.prompt for _, group in rows]
     texts = [p.messages[-1].content if p.messages else p.text or "" for p in prompts]
     examples = [

@@ -17,7 +17,7 @@ from tiltyard.evaluation.scored_pairs import ScoredPair, ranking_taus, scored_pa
 from tiltyard.files import atomic_write, write_json
 from tiltyard.inputs.files import groups_of
 from tiltyard.inputs.measure import scores_of
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
@@ -32,12 +32,14 @@ class RewardEvalSettings(Settings):
     model: Annotated[str, Field(description="the reward model: an earlier stage, a folder or a hub name")]
     data: Annotated[str, Field(description="labelled comparisons: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="use the first rows only; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
     max_length: Annotated[int, Field(ge=4, description="tokens of prompt and response together")] = 2048
     too_long: Annotated[TooLong, Field(description="drop longer rows, or cut them (prompt left, response right)")] = (
         "drop"
     )
     bad_rows: BadRowsSetting = "error"
+    seed: Annotated[int, Field(ge=0, description="of the rows that `limit_by: sample` draws")] = 0
     pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
     tokens_per_microbatch: Annotated[
         int, Field(gt=0, description="tokens scored at once; bounds memory only"), LAST_BITS
@@ -52,7 +54,7 @@ def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
     model = trained_reward_model(context, settings)
     if not model.packed:
         context.console.print(f"  model: runs padded ({model.padded_reason})", markup=False, highlight=False)
-    groups = groups_of(context, "data", settings.data, "comparisons", model.chat, settings)
+    groups = groups_of(context, "data", settings.data, "comparisons", model.chat, settings, settings.seed)
     cut = _check_groups(groups, settings)
     scores = scores_of(model, groups, settings.tokens_per_microbatch)
     pairs = scored_pairs(groups, scores)

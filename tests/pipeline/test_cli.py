@@ -88,10 +88,11 @@ def test_stages_and_show(capsys) -> None:
 def test_models_are_found(recipe, monkeypatch, capsys) -> None:
     seen: dict = {}
 
-    def sample(model: Path, prompts: list[tuple[str, str]], **settings: object) -> list[Group]:
+    def sample(model: Path, prompts: list[tuple[str, Prompt]], **settings: object) -> list[Group]:
         seen.update(settings, model=model)
         response = {"logps": (-0.5, -1.0), "finish": "stop"}
-        return [Group(Prompt(text=p), (Response((1, 2), p.upper(), **response),)) for _, p in prompts]
+        answers = [p.messages[-1].content.upper() for _, p in prompts]
+        return [Group(p, (Response((1, 2), a, **response),)) for (_, p), a in zip(prompts, answers, strict=True)]
 
     def chat(model: Path, **settings: object) -> None:
         seen.update(settings, model=model)

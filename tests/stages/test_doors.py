@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tiltyard.cli import main
-from tiltyard.cli.arguments import prompts_of_stdin
+from tiltyard.cli.prompts import lines_of_stdin
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline.recipe import parse_recipe, read_recipe
 from tiltyard.types import Group, Message, Prompt, Response
@@ -32,7 +32,7 @@ class Stdin:
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_a_line_ends_at_a_line_feed_alone(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(f"\ufeff{ODD}\n\n  \nlast{end}".encode()))
-    assert prompts_of_stdin() == [("standard input:1", ODD), ("standard input:4", "last")]
+    assert lines_of_stdin() == [("standard input:1", ODD), ("standard input:4", "last")]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_line_ends_at_a_line_feed_alone(monkeypatch: pytest.MonkeyPatch, end: 
 def test_bytes_that_are_no_text(monkeypatch: pytest.MonkeyPatch, data: bytes, said: str) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(data))
     with pytest.raises(ConfigError, match=said):
-        prompts_of_stdin()
+        lines_of_stdin()
 
 
 def says(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from tiltyard.allocator import keep_freed_memory
 from tiltyard.cli import chat, verbs
-from tiltyard.cli.arguments import check_words
+from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
     CompositionError,
@@ -81,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep_freed_memory()
     try:
         check_words(words)
-        app(args=[word for word in words if word not in ("--debug", "--no-tune")], prog_name="tiltyard")
+        own = [word for word in words if word not in ("--debug", "--no-tune")]
+        command = typer.main.get_command(app)
+        if own and own[0] in VERBS and not {"--help", "-h"} & set(own):
+            check_extra(own[0], own[1:], command.commands[own[0]].params)  # type: ignore[attr-defined]
+        command(args=own, prog_name="tiltyard")
     except Stopped as end:
         typer.echo(str(end), err=True)
         return end.status

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import json
-import sys
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +21,6 @@ Model = Annotated[str, typer.Argument(help="A model folder, RUN/STAGE (runs/demo
 
 
 LARGEST = 2**63 - 1  # a number of 64 bits
-STDIN = "standard input"
 COMMAND_LINE = "command line"
 
 
@@ -45,29 +43,46 @@ def check_words(words: Sequence[str]) -> None:
             ) from None
 
 
-def prompts_of_stdin() -> list[tuple[str, str]]:
-    """Reads (place, prompt) from standard input: one a line, which ends at a line feed alone; blank lines are skipped.
+def check_extra(verb: str, words: Sequence[str], parameters: Sequence[Any]) -> None:
+    """Names the option to write in place of a word that a verb does not take.
+
+    Args:
+        parameters: click's of the verb.
 
     Raises:
-        ConfigError: bytes that are not UTF-8.
+        ConfigError: a word beyond its arguments, such as `max_tokens=40` for `--max-tokens 40`.
     """
-    from tiltyard.files import HEAD, foreign_format, not_utf8
+    options = {name: p for p in parameters for name in p.opts if name.startswith("-")}
+    places = [p for p in parameters if p.param_type_name == "argument"]
+    if any(p.nargs == -1 for p in places):
+        return
+    given, taken = [], False
+    for word in words:
+        if taken:
+            taken = False
+        elif word.startswith("-") and word != "-":
+            option = options.get(word)
+            taken = option is not None and not option.is_flag
+        else:
+            given.append(word)
+    for word in given[len(places) :]:
+        raise ConfigError(
+            "this word is no argument of the command",
+            where=verb,
+            got=word[:200],
+            expected=f"{len(places)} {'argument' if len(places) == 1 else 'arguments'}, and options that begin with --",
+            fix=_option_for(word, sorted(name for name in options if name.startswith("--"))),
+        )
 
-    stream = getattr(sys.stdin, "buffer", None)
-    data = sys.stdin.read().encode(errors="surrogateescape") if stream is None else stream.read()
-    foreign = foreign_format(data[:HEAD])
-    if foreign is not None:
-        raise ConfigError("this is no text in UTF-8", where=STDIN, got=foreign[0], expected="UTF-8", fix=foreign[1])
-    prompts = []
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        where = f"{STDIN}:{number}"
-        try:
-            text = line.removesuffix(b"\r").decode()
-        except UnicodeDecodeError as error:
-            raise not_utf8(line, error, where, ConfigError) from None
-        if text.strip():
-            prompts.append((where, text))
-    return prompts
+
+def _option_for(word: str, names: Sequence[str]) -> str:
+    key, sign, value = word.partition("=")
+    name = "--" + key.strip().replace("_", "-").lower()
+    if sign and name in names:
+        return f"write {name} {shlex.quote(value)}"
+    if sign:
+        return nearest(name, [*names])
+    return f"write --prompt {shlex.quote(word)}" if "--prompt" in names else "leave it out"
 
 
 def run_one_stage(

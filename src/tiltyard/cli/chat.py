@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from tiltyard.cli.arguments import LARGEST, Json, Model, Runs, find_model, prompts_of_stdin
-from tiltyard.cli.output import console_for, emit, responses_as_json
-from tiltyard.errors import ConfigError
+from tiltyard.cli.arguments import LARGEST, Json, Model, Runs, find_model
+from tiltyard.cli.output import console_for, emit, print_responses, responses_as_json
+from tiltyard.cli.prompts import prompts_given
 
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens of this total probability.")]
@@ -21,12 +19,16 @@ MaxTokens = Annotated[int, typer.Option(min=1, max=LARGEST, help="Maximum tokens
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends a response too; may be repeated.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST, help="The same seed gives the same responses.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DType = Annotated[Literal["float32", "bfloat16", "float64"], typer.Option(help="Arithmetic.")]
+System = Annotated[str, typer.Option(help="A system message.")]
 
 
 def sample(
     model: Model,
     *,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="May be repeated; else stdin.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="May be repeated.")] = None,
+    file: Annotated[str, typer.Option(help="Prompts: rows of a .jsonl, .json or .parquet, else one a line.")] = "",
+    system: System = "",
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=LARGEST, help="Responses to each prompt.")] = 1,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
@@ -35,20 +37,15 @@ def sample(
     stop: Stop = None,
     seed: Seed = 0,
     device: Device = "auto",
+    dtype: DType = "float32",
     json_output: Json = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Sample responses to prompts.
+    """Sample responses to prompts and conversations.
 
-    Prompts come from --prompt, or from standard input, one a line.
+    Prompts come from --prompt, --file or standard input: one a line, or rows of JSON with `messages` or `prompt`.
     """
-    from tiltyard.report.text import plain
-
-    placed = [("--prompt", text) for text in prompt or ()]
-    if not placed and not sys.stdin.isatty():
-        placed = prompts_of_stdin()
-    if not placed:
-        raise ConfigError("no prompt was given", where="sample", fix='--prompt "...", or lines on stdin')
+    placed = prompts_given(prompt or (), file, system)
     path = find_model(model, runs)
     conversation = importlib.import_module("tiltyard.cli.conversation")
     groups = conversation.sample(
@@ -62,22 +59,19 @@ def sample(
         stop=tuple(stop or ()),
         seed=seed,
         device=device,
+        dtype=dtype,
     )
+    prompts = [asked for _, asked in placed]
     if json_output:
-        emit([responses_as_json(text, group) for (_, text), group in zip(placed, groups, strict=True)])
-        return
-    console = console_for(False)
-    for (_, text), group in zip(placed, groups, strict=True):
-        console.print(f"[bold]{escape(plain(text))}[/]", highlight=False)
-        for response in group.responses:
-            cut = " [dim](cut)[/]" if response.finish == "length" else ""
-            console.print(f"  {escape(plain(response.text))}{cut}", highlight=False, soft_wrap=True)
+        emit([responses_as_json(asked, group) for asked, group in zip(prompts, groups, strict=True)])
+    else:
+        print_responses(prompts, groups, console_for(False))
 
 
 def chat(
     model: Model,
     *,
-    system: Annotated[str, typer.Option(help="A system message.")] = "",
+    system: System = "",
     temperature: Temperature = 0.7,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -85,9 +79,10 @@ def chat(
     stop: Stop = None,
     seed: Seed = 0,
     device: Device = "auto",
+    dtype: DType = "float32",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Chat with a model in the terminal; an empty line ends it."""
+    """Chat with a model in the terminal; an empty line ends it. Responses are shown while they are sampled."""
     path = find_model(model, runs)
     conversation = importlib.import_module("tiltyard.cli.conversation")
     conversation.chat(
@@ -100,5 +95,6 @@ def chat(
         stop=tuple(stop or ()),
         seed=seed,
         device=device,
+        dtype=dtype,
         console=console_for(False),
     )

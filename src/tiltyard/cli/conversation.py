@@ -11,39 +11,39 @@ from rich.console import Console
 
 from tiltyard.errors import ConfigError
 from tiltyard.files import not_utf8
+from tiltyard.models.backbone import DType
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.report.text import plain
 from tiltyard.sampling import SampleSettings
 from tiltyard.sampling import sample as generate
+from tiltyard.sampling.text_stream import TextStream
 from tiltyard.sampling.ways import decoding_note
-from tiltyard.types import Group, Message, Prompt
+from tiltyard.types import Group, Message, Prompt, Response
 
 
 def sample(
     model: str | Path,
-    prompts: Sequence[tuple[str, str]],
+    prompts: Sequence[tuple[str, Prompt]],
     *,
     n: int = 1,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    max_tokens: int = 128,
-    stop: tuple[str, ...] = (),
     seed: int = 0,
     device: str = "auto",
+    dtype: DType = "float32",
+    **sampling: Any,
 ) -> list[Group]:
-    """Returns `n` responses to each prompt; a prompt is one user turn.
+    """Returns `n` responses to each prompt.
 
     Args:
-        prompts: (where it comes from, text).
+        prompts: (where it comes from, conversation). dtype: arithmetic. sampling: fields of `SampleSettings`.
 
     Raises:
         ConfigError: a prompt that fills the model's context, an empty stop string.
+        DataError: a conversation that the model's chat template cannot render.
     """
-    settings = SampleSettings(temperature, top_p, top_k, max_tokens, stop)
-    loaded = _loaded(model, device)
-    encoded = loaded.chat.encode_prompts([Prompt(messages=(Message("user", text),)) for _, text in prompts])
+    settings = SampleSettings(**sampling)
+    loaded = _loaded(model, device, dtype)
+    encoded = loaded.chat.encode_prompts([prompt for _, prompt in prompts])
     for (where, _), prompt in zip(prompts, encoded, strict=True):
         _check_length(loaded, prompt, where)
     return generate(loaded, encoded, n, settings, seed=seed)
@@ -67,14 +67,19 @@ def chat(
     console: Console,
     system: str = "",
     device: str = "auto",
+    dtype: DType = "float32",
     seed: int = 0,
     **sampling: Any,
 ) -> None:
-    """Runs a chat until an empty line or the end of input; the oldest turns are dropped when the context is full."""
-    loaded = _loaded(model, device)
+    """Runs a chat until an empty line or the end of input; responses are shown while they are sampled.
+
+    The oldest turns are dropped when the context is full, and a line on standard error counts them.
+    """
     settings = SampleSettings(**sampling)
+    loaded = _loaded(model, device, dtype)
     first = (Message("system", system),) if system else ()
     turns: list[Message] = []
+    asked = 0
     while True:
         try:
             line = console.input("[bold]you:[/] ")
@@ -84,17 +89,35 @@ def chat(
             raise not_utf8(error.object, error, "standard input", ConfigError) from None
         if not line.strip():
             break
+        asked += 1
         turns.append(Message("user", line))
+        before = len(turns)
         prompt = _fitting(loaded, first, turns, settings.max_tokens)
-        group = generate(loaded, [prompt], 1, settings, seed=seed + len(turns))[0]
-        response = group.responses[0].text
-        turns.append(Message("assistant", response))
-        console.print(f"model: {plain(response)}", markup=False, highlight=False, soft_wrap=True)
+        if len(turns) < before:
+            print(f"the context is full: the oldest {before - len(turns)} turns were dropped", file=sys.stderr)
+        _check_length(loaded, prompt, "the conversation")
+        response = _answered(loaded, prompt, settings, seed + asked, console)
+        turns.append(Message("assistant", response.text))
 
 
-def _loaded(model: str | Path, device: str) -> LanguageModel:
+def _answered(model: LanguageModel, prompt: Prompt, settings: SampleSettings, seed: int, console: Console) -> Response:
+    """Samples a response and prints it on the way."""
+
+    def show(piece: str) -> None:
+        console.out(plain(piece), end="", highlight=False)
+
+    show("model: ")
+    stream = TextStream(model.chat, settings.stop, show)
+    response = generate(model, [prompt], 1, settings, seed=seed, stream=stream)[0].responses[0]
+    if not stream.close(response.text):  # a tokenizer that writes earlier words anew: the whole once more
+        show(f"\nmodel: {response.text}")
+    show(" (cut)\n" if response.finish == "length" else "\n")
+    return response
+
+
+def _loaded(model: str | Path, device: str, dtype: DType) -> LanguageModel:
     """Loads a model; prints to stderr what is unusual about it."""
-    loaded = load_language_model(model, device=device)
+    loaded = load_language_model(model, device=device, dtype=dtype)
     lines = [f"{model}: {note}" for note in loaded.origin.notes]
     lines += [f"chat template {note}" for note in loaded.chat.notes]
     if note := decoding_note(loaded):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tiltyard.types import Group
+    from tiltyard.types import Group, Prompt
 
 
 def console_for(json_output: bool) -> Console:
@@ -51,8 +51,27 @@ def show_result(outcome: dict[str, Any], kind: str) -> None:
     console.print(f"everything is in {outcome['stages'][stage]['folder']}", highlight=False, soft_wrap=True)
 
 
-def responses_as_json(prompt: str, group: Group) -> dict[str, Any]:
-    """The responses to one prompt as a JSON object."""
+def print_responses(prompts: Sequence[Prompt], groups: Sequence[Group], console: Console) -> None:
+    """Prints each prompt, of a conversation all turns, and its responses below it."""
+    from tiltyard.report.text import plain
+
+    for prompt, group in zip(prompts, groups, strict=True):
+        turns = prompt.messages or ()
+        lines = [turns[0].content] if _is_question(prompt) else [f"{turn.role}: {turn.content}" for turn in turns]
+        for line in lines:
+            console.print(f"[bold]{escape(plain(line))}[/]", highlight=False)
+        for response in group.responses:
+            cut = " [dim](cut)[/]" if response.finish == "length" else ""
+            console.print(f"  {escape(plain(response.text))}{cut}", highlight=False, soft_wrap=True)
+
+
+def _is_question(prompt: Prompt) -> bool:
+    turns = prompt.messages or ()
+    return len(turns) == 1 and turns[0].role == "user" and not turns[0].more and not prompt.tools
+
+
+def responses_as_json(prompt: Prompt, group: Group) -> dict[str, Any]:
+    """The responses to one prompt as a JSON object; `prompt` is a text, or the messages of a conversation."""
     responses = [
         {
             "text": r.text,
@@ -62,7 +81,10 @@ def responses_as_json(prompt: str, group: Group) -> dict[str, Any]:
         }
         for r in group.responses
     ]
-    return {"prompt": prompt, "responses": responses}
+    row = {key: value for key, value in prompt.to_row().items() if value}  # no id that there is none of
+    if prompt.messages and _is_question(prompt):
+        row["prompt"] = prompt.messages[0].content
+    return {**row, "responses": responses}
 
 
 def summaries_table(summaries: Mapping[str, str]) -> Table:

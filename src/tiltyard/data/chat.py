@@ -68,6 +68,11 @@ class Chat:
         header = f"completed with the generation prompt {self.completed!r}, which its own turns begin with"
         return (header,) if self.completed else ()
 
+    @property
+    def shown_ends(self) -> tuple[str, str]:
+        """The words that the template puts before and after a response, which `decode` leaves out."""
+        return self._renderer.shown_lead, self._renderer.shown_tail
+
     # ------------------------------------------------------------------------------------------ encoding and decoding
 
     def encode_prompt(self, prompt: Prompt) -> Prompt:
@@ -148,8 +153,9 @@ class Chat:
         text: str = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if not turn:
             return text
-        text = text.removeprefix(self._renderer.shown_lead)
-        return text.removesuffix(self._renderer.shown_tail) if ended else text
+        lead, tail = self.shown_ends
+        text = text.removeprefix(lead)
+        return text.removesuffix(tail) if ended else text
 
     # ------------------------------------------------------------------------------------------ ids
 

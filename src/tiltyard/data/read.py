@@ -199,6 +199,18 @@ def _damage(path: Path, where: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
+def row_of(line: bytes, where: str) -> Row:
+    """Returns the row of one line of JSON; `where` is its place.
+
+    Raises:
+        DataError: malformed JSON, or no object.
+    """
+    item = _item(line, where)
+    if isinstance(item, DataError):
+        raise item
+    return item
+
+
 def _item(line: bytes, where: str) -> Item:
     try:
         value = _parse_json(line, where, _ONE_OBJECT_A_LINE, _FIX_LINE)

@@ -46,6 +46,7 @@ from tiltyard.models.load import (
 )
 from tiltyard.records import Record, Settings, part
 from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.log import told
 from tiltyard.training.run import ValueOptimizer
 from tiltyard.types import Group
 
@@ -327,7 +328,10 @@ def _normalise(work: Workspace, settings: StageSettings, model: ScalarModel, gro
         limits = Rows(data.max_length, data.too_long, data.split, data.limit, data.bad_rows, data.limit_by)
         chat: Chat = model.chat
         groups = groups_of(work, "demonstrations", own.demonstrations, "demonstrations", chat, limits, settings.seed)
-    every = each_score(model, groups, settings.run.tokens_per_microbatch)
+    what = f"the rewards of {len(groups):,} groups of {own.demonstrations or 'the training data'} are measured"
+    work.report("normalising", [f"{what} (normalise={own.normalise})"])
+    scored = each_score(model, groups, settings.run.tokens_per_microbatch)
+    every = told(scored, len(groups), lambda line: work.report("normalising", [f"{line} groups"]))
     scores = np.fromiter((s for row in every for s in row), dtype=np.float64)
     mean, spread = float(scores.mean()), float(scores.std())
     model.bias += mean / model.gain

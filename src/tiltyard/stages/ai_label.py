@@ -37,6 +37,7 @@ from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group, Preference, dense_ranks, pairs_of, ranks_of
 
 BLOCK = 32  # pairs at a time
@@ -85,6 +86,7 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     if journal.resumed:
         context.report("goes on", [f"{progress.pairs:,} of {len(pairs):,} pairs are done"])
     failures = ParseFailures(settings.judge.max_missing)
+    left = TimeLeft(len(pairs))
     for at in range(progress.pairs, len(pairs), BLOCK):
         block = pairs[at : at + BLOCK]
         set_turn(judge, at)
@@ -97,7 +99,12 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
         _count(progress, block, verdicts, judge)
         judgements = [preference_to_dict(signed(p, g)) for p, g in zip(preferences, block, strict=True)]
         journal.commit({LABELS: map(group_to_line, labels), JUDGEMENTS: judgements})
-        context.report("labels", [f"{progress.pairs:,} of {len(pairs):,} pairs, {progress.labels:,} labels"])
+        facts = (
+            f"{progress.pairs:,} of {len(pairs):,} pairs",
+            f"{progress.labels:,} labels",
+            left.after(progress.pairs),
+        )
+        context.report("labels", [", ".join(filter(None, facts))])
     journal.close()
     _write_rows(context.folder)
     result = _result(progress)

@@ -35,6 +35,7 @@ from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScore
 from tiltyard.stages.backend import keeps_backend, report_model, settle
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.training import select
+from tiltyard.training.log import TimeLeft
 from tiltyard.training.source import generator
 from tiltyard.types import Group, Prompt
 from tiltyard.world.reward import gold, is_world_prompt
@@ -114,12 +115,14 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     progress = journal.progress
     if journal.resumed:
         context.report("goes on", [f"{progress.candidates:,} of {len(prompts):,} prompts are done"])
+    left = TimeLeft(len(prompts))
     for first in range(progress.candidates, len(prompts), BLOCK):
         block = sampler.block(prompts[first : first + BLOCK], first)
         _count(progress, block, sampler)
         journal.commit({name: map(group_to_line, getattr(block, name.partition(".")[0])) for name in files})
         done, total = progress.candidates, len(prompts)
-        context.report("candidates", [f"{done:,} of {total:,} prompts, {progress.pairs:,} pairs"])
+        facts = (f"{done:,} of {total:,} prompts", f"{progress.pairs:,} pairs", left.after(done))
+        context.report("candidates", [", ".join(filter(None, facts))])
     journal.close()
     _write_rows(context.folder)
     result = _result(progress, settings)

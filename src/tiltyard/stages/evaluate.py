@@ -36,6 +36,7 @@ from tiltyard.scoring import RewardScorer, checked_scores
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
+from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group, prompt_digest
 from tiltyard.world import gold
 from tiltyard.world.reward import is_world_prompt
@@ -101,10 +102,13 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     reward = load_scalar_model(model_folder(context, settings.reward), **common) if settings.reward else None
     ref = load_language_model(model_folder(context, settings.ref or names[baseline]), **common)
     responses: dict[str, list[EvaluatedResponse]] = {}
-    for name, value in names.items():
+    left = TimeLeft(len(names), least=1)
+    for number, (name, value) in enumerate(names.items()):
+        rest = left.after(number)
         model = load_language_model(model_folder(context, value), **common)
         report_model(context, name, model, samples=True)
-        context.console.print(f"  sampling {name}", markup=False, highlight=False)
+        place = ", ".join(filter(None, (f"model {number + 1} of {len(names)}", rest)))
+        context.console.print(f"  sampling {name} ({place})", markup=False, highlight=False)
         responses[name] = _evaluated(context, settings, model, ref, reward)
     win_by: Literal["gold", "proxy"] = "gold" if responses[baseline][0].gold is not None else "proxy"
     against = responses[baseline] if win_by == "gold" or reward is not None else None

@@ -34,6 +34,7 @@ from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group, Preference, dense_ranks, prompt_digest, ranks_of
 
 BLOCK = 32  # comparisons at a time; the draws of `written` depend on it, so no setting
@@ -126,6 +127,7 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
     progress = journal.progress
     if journal.resumed:
         context.report("goes on", [f"{progress.comparisons:,} of {len(groups):,} comparisons are done"])
+    left = TimeLeft(len(groups))
     for at in range(progress.comparisons, len(groups), BLOCK):
         block = groups[at : at + BLOCK]
         made = _written(judge, block, progress) if judge else [_from_people(g, scale, progress) for g in block]
@@ -141,6 +143,9 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
         progress.rows += len(rows[ROWS])
         progress.held_out += len(rows[HELD_OUT])
         journal.commit(rows)
+        if judge:
+            done = f"{progress.comparisons:,} of {len(groups):,} comparisons"
+            context.report("judgements", [", ".join(filter(None, (done, left.after(progress.comparisons))))])
     journal.close()
     return _result(context, settings, progress)
 

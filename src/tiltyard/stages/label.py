@@ -29,6 +29,7 @@ from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group, Preference, Prompt, ranks_of
 from tiltyard.world import ANNOTATORS, Annotator, gold
 from tiltyard.world.reward import is_world_prompt
@@ -77,6 +78,7 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     progress = journal.progress
     if journal.resumed:
         context.report("goes on", [f"{progress.rankings:,} of {len(prompts):,} rankings are done"])
+    left = TimeLeft(len(prompts))
     for first in range(progress.rankings, len(prompts), BLOCK):
         some = prompts[first : first + BLOCK]
         seeds = response_seeds(range(first, first + len(some)), settings.k, settings.seed)
@@ -88,6 +90,8 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
         judgements = [preference_to_dict(signed(g.preference or Preference(), g)) for g in groups]
         rows = [row for row in map(_row, groups) if row is not None]
         journal.commit({RANKINGS: map(group_to_line, groups), ROWS: rows, JUDGEMENTS: judgements})
+        done = f"{progress.rankings:,} of {len(prompts):,} rankings"
+        context.report("labels", [", ".join(filter(None, (done, left.after(progress.rankings))))])
     journal.close()
     agreement = progress.gold_best / max(1, progress.rankings)
     ties = f"{progress.rankings:,} rankings of {settings.k}, {progress.with_ties:,} with ties"

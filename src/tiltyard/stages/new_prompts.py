@@ -32,6 +32,7 @@ from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.training.log import TimeLeft
 from tiltyard.types import Prompt
 
 BLOCK = 16  # requests at a time; part of what the random numbers depend on, so no setting
@@ -108,6 +109,7 @@ def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
     most = settings.requests or 20 * settings.count
     if journal.resumed:
         context.report("goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts accepted"])
+    left = TimeLeft(settings.count)
     while progress.requests < most and progress.accepted < settings.count:
         first = progress.requests
         size = min(BLOCK, most - first)
@@ -122,7 +124,8 @@ def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
         progress.accepted += len(accepted)
         progress.rejected += len(rejected)
         journal.commit({PROMPTS: accepted, REJECTED: rejected})
-        context.report("new", [f"{progress.accepted:,} of {settings.count:,} after {progress.requests:,} requests"])
+        done = f"{progress.accepted:,} of {settings.count:,} after {progress.requests:,} requests"
+        context.report("new", [", ".join(filter(None, (done, left.after(progress.accepted))))])
     journal.close()
     return _result(context, settings, progress)
 

@@ -130,6 +130,7 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
         if result.get("judge_missing"):
             context.report("judge", [f"without a verdict: {counted(result['judge_missing_causes'])}"])
     if processes.is_main():
+        context.report("saving", [f"{method.start.name} to {context.folder / 'model'}"])
         save_model(model, context.folder / "model", dtype=width)
         if settings.models.lora is not None:
             save_adapter(model, context.folder / "adapter")
@@ -145,12 +146,13 @@ class HeldOut:
     def __init__(self, method: Method, context: StageContext, settings: StageSettings, work: Composed):
         self.results: dict[int, dict[str, float]] = {}
         self._measure: Measure | None = None
+        self._report, self._steps = context.report, work.opened.steps
         groups = method.source.held_out(context, settings, work.models.get(method.start.name).chat)
         if groups is None:
             return
         if isinstance(method.source, FileSource):
             context.report("check", method.source.overlap(work.opened.groups, groups))
-        budget = settings.run.tokens_per_microbatch
+        self._size, budget = len(groups), settings.run.tokens_per_microbatch
         self._measure = method.start.measure(work.algorithm, groups, budget) or method.source.measure(
             context, settings, work.models, groups
         )
@@ -162,6 +164,8 @@ class HeldOut:
 
     def _remember(self, models: Models, step: int) -> dict[str, float]:
         assert self._measure is not None
+        if step == self._steps:  # nothing else is printed while it takes its time
+            self._report("measuring", [f"after the last step, on {self._size:,} held-out groups"])
         self.results[step] = self._measure(models, step)
         return self.results[step]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tiltyard.errors import MissingDependency
 
@@ -98,19 +99,68 @@ SHOWN = (  # metrics of the live line, where a method has them: name, label, for
 )
 
 
+T = TypeVar("T")
+LEAST = 2  # steps after the first one, which warms up, before the rest is estimated
+
+
+class TimeLeft:
+    """Estimates the time that the rest of some work takes, from the mean time of what was done since the first report.
+
+    Args:
+        total: units of the whole work. clock: in seconds.
+        least: units after the first report before anything is estimated.
+    """
+
+    def __init__(self, total: int, least: int = LEAST, clock: Callable[[], float] = time.monotonic):
+        self.total, self._least, self._clock = total, least, clock
+        self._first: tuple[int, float] | None = None
+
+    def after(self, done: int) -> str:
+        """Returns the time left after `done` units ("12 min left"); "" where it is not known yet, and at the end."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (done, now)
+        units, seconds = done - self._first[0], now - self._first[1]
+        if units < self._least or done >= self.total:
+            return ""
+        return f"{duration(seconds / units * (self.total - done))} left"
+
+
+def duration(seconds: float) -> str:
+    """Formats a time for people: `40 s`, `12 min`, `2 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def told(items: Iterable[T], total: int, tell: Callable[[str], None], *, every: float = 10.0) -> Iterator[T]:
+    """Yields the items and reports the progress.
+
+    Args:
+        tell: takes a line with the number of items so far and the time left, every `every` seconds.
+    """
+    left, last = TimeLeft(total), time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now, rest = time.monotonic(), left.after(done)
+        if now - last >= every and done < total:
+            last = now
+            tell(", ".join(filter(None, (f"{done:,} of {total:,}", rest))))
+
+
 class LiveLine:
-    """One live line: stage, step, ETA, tokens a second, loss, reward, KL. On a plain pipe: one line now and then."""
+    """One live line: stage, step, tokens a second, loss, reward, KL, time left. On a pipe: one line now and then."""
 
     def __init__(self, console: Console, stage: str, steps: int):
         self.console, self.stage, self.steps = console, stage, steps
-        self._every = max(1, steps // 10)
+        self._every, self._left = max(1, steps // 10), TimeLeft(steps)
+        self._told = False  # the time left, on a pipe
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[facts]}", markup=False),
             console=console,
             transient=True,
@@ -131,9 +181,11 @@ class LiveLine:
         facts = [f"{metrics.get('time/tokens_per_second', 0):,.0f} tok/s"]
         shown = [(label, form.format(metrics[name])) for name, label, form in SHOWN if name in metrics]
         facts += [f"{label} {text}" for i, (label, text) in enumerate(shown) if label not in dict(shown[:i])]
-        line = "  ".join(facts)
+        left = self._left.after(step)
+        line = "  ".join(filter(None, (*facts, left)))
+        first, self._told = bool(left) and not self._told, self._told or bool(left)
         self._progress.update(self._task, completed=step, facts=line)
-        if not self.console.is_terminal and (step % self._every == 0 or step == self.steps):
+        if not self.console.is_terminal and (first or step % self._every == 0 or step == self.steps):
             self.console.print(f"{self.stage} {step}/{self.steps}  {line}", markup=False, highlight=False)
 
     def close(self) -> None:

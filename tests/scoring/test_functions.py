@@ -82,6 +82,43 @@ def test_what_a_function_may_be(name: str, limit: float | None) -> None:
     assert [g.scores for g in scored] == LENGTHS
 
 
+class OfRow:
+    """A callable object that takes the row."""
+
+    def __call__(self, prompt: Prompt, response: Response, row: dict[str, Any]) -> float:
+        return float(response.text == row["answer"])
+
+
+async def async_of_row(prompt: Prompt, response: Response, *, row: dict[str, Any]) -> float:
+    return float(response.text == row["answer"])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [OfRow(), async_of_row, lambda prompt, response, row: response.text == row["answer"]],
+    ids=["object", "async_keyword", "plain"],
+)
+def test_a_function_may_take_the_row(function: Any) -> None:
+    group = Group(Prompt(text="?", meta={"answer": "42"}), (Response(text="42"), Response(text="43")))
+    assert FunctionScorer(function).score([group])[0].scores == (1.0, 0.0)
+
+
+def test_the_row_of_a_function_is_its_own_copy() -> None:
+    def spoils(prompt: Prompt, response: Response, row: dict[str, Any]) -> int:
+        row["answer"] = len(row)
+        return row.pop("answer")
+
+    group = Group(Prompt(text="?", meta={"answer": "42"}), (Response(text="a"), Response(text="b")))
+    scored = FunctionScorer(spoils).score([group])[0]
+    assert scored.scores == (1.0, 1.0)
+    assert scored.prompt.meta == {"answer": "42"}
+
+
+def test_a_third_parameter_of_another_name_keeps_its_default() -> None:
+    group = Group(Prompt(text="?", meta={"answer": "42"}), (Response(text="a"),))
+    assert FunctionScorer(lambda prompt, response, scale=2.0: scale).score([group])[0].scores == (2.0,)
+
+
 def test_an_annotation_says_that_it_takes_a_group() -> None:
     def lengths(rows: Group) -> list[int]:
         return [len(r.text) for r in rows.responses]

@@ -39,8 +39,9 @@ class _Call:
 class FunctionScorer:
     """A Python function as a scorer, e.g. a length penalty, a parser, a verifier.
 
-    The function takes `(prompt, response)` and returns a number, or takes the whole `Group` (its first parameter is
-    named `group` or annotated `Group`) and returns one number a response. None in place of a number abstains: the
+    The function takes `(prompt, response)` or `(prompt, response, row)` and returns a number, or takes the whole
+    `Group` (its first parameter is named `group` or annotated `Group`) and returns one number a response. `row` are the
+    fields of the prompt's row, as a dict of the function's own (`prompt.meta`). None in place of a number abstains: the
     response is left out and counted. It may be `async`: calls then run
     concurrently. A function of a whole group may return scores that compare within the group only; say so with
     `comparable=False`.
@@ -76,10 +77,11 @@ class FunctionScorer:
             if value is not None and not value > 0:
                 raise ConfigError("setting out of range", where=key, got=value, expected="above 0")
         self.of_group = takes_group(function)
+        self.of_row = not self.of_group and _takes_row(function)
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(type(function), "__call__", None)  # noqa: B004 - an object with an async __call__
         )
-        _check_parameters(function, self.name, self.of_group)
+        _check_parameters(function, self.name, self.of_group, self.of_row)
         self._cost = Cost()
         self._abstained: float = 0.0  # calls so far, while it has abstained from all of them
 
@@ -129,7 +131,8 @@ class FunctionScorer:
     def _invoke(self, call: _Call) -> Any:
         if call.response is None:
             return self.function(call.group)
-        return self.function(call.group.prompt, call.group.responses[call.response])
+        prompt, response = call.group.prompt, call.group.responses[call.response]
+        return self.function(prompt, response, row=dict(prompt.meta)) if self.of_row else self.function(prompt, response)
 
     def _value(self, call: _Call, outcome: Outcome) -> Any:
         """The value of a call.
@@ -225,6 +228,12 @@ def takes_group(function: Callable[..., Any]) -> bool:
     return parameters[0].name == "group" or named is Group or named == "Group"
 
 
+def _takes_row(function: Callable[..., Any]) -> bool:
+    """True if the function has a parameter named `row` after prompt and response."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(p.name == "row" and p.kind in by_name for p in (_parameters(function) or [])[2:])
+
+
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
     """None for a function whose signature cannot be read (written in C)."""
     try:
@@ -233,7 +242,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
         return None
 
 
-def _check_parameters(function: Callable[..., Any], name: str, of_group: bool) -> None:
+def _check_parameters(function: Callable[..., Any], name: str, of_group: bool, of_row: bool) -> None:
     if not callable(function):
         raise ConfigError("a reward function must be callable", where=name, got=type(function).__name__)
     try:
@@ -241,13 +250,13 @@ def _check_parameters(function: Callable[..., Any], name: str, of_group: bool) -
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*([None] if of_group else [None, None]))
+        signature.bind(*([None] if of_group else [None, None]), **({"row": None} if of_row else {}))
     except TypeError as error:
         raise ConfigError(
             f"the reward function '{name}' takes other parameters",
             where=name,
             got=str(signature),
-            expected="(prompt, response), or (group) for a function of a whole group",
+            expected="(prompt, response) or (prompt, response, row), or (group) for a function of a whole group",
             fix="rename or add parameters; further ones need defaults",
         ) from error
 

@@ -132,7 +132,9 @@ class FunctionScorer:
         if call.response is None:
             return self.function(call.group)
         prompt, response = call.group.prompt, call.group.responses[call.response]
-        return self.function(prompt, response, row=dict(prompt.meta)) if self.of_row else self.function(prompt, response)
+        return (
+            self.function(prompt, response, row=dict(prompt.meta)) if self.of_row else self.function(prompt, response)
+        )
 
     def _value(self, call: _Call, outcome: Outcome) -> Any:
         """The value of a call.

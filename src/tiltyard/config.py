@@ -348,8 +348,9 @@ def _resolve(model: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], typ
         if part in inner and len(inner) > 1:
             inner = {"": inner[part]}
             continue
-        if "[" in part:
-            continue  # the name of a union's member, e.g. `dict[str,WeightedReward]`
+        if "[" in part:  # the name of a union's member, e.g. `dict[str,RewardSource]` or the tag `[parts]`
+            keyed = keyed or part == "[parts]"
+            continue
         if keyed:
             path.append(part)  # a key of a mapping of records
             keyed = False

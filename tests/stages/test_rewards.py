@@ -73,6 +73,26 @@ def test_a_weighted_sum_logs_its_parts(whole: Whole, place: Path) -> None:
     assert "reward/gold" not in rows[0]
 
 
+def test_a_rule_scores_one_or_nought_and_is_a_monitor_too(whole: Whole, place: Path) -> None:
+    parts = {
+        "brief": {"from": "rule", "max_words": 3},
+        "asks": {"from": "rule", "ends_with_question": True, "weight": 2},
+    }
+    rows, groups = go(whole, place, reward=parts, monitors={"short": {"from": "rule", "max_words": 3}})
+    for row in rows:
+        here = [w for g in groups if g["step"] == row["step"] for w in words(g)]
+        passed = [float(w >= 1 - 0.02 * 3 - 1e-9) for w in here]
+        assert row["reward/brief"] == row["reward/short"] == pytest.approx(sum(passed) / len(passed))
+        assert row["score"] == pytest.approx(row["reward/brief"] + 2 * row["reward/asks"])
+
+
+def test_one_rule_by_itself_is_a_pass_rate(whole: Whole, place: Path) -> None:
+    rows, groups = go(whole, place, reward={"from": "rule", "min_words": 2, "no_list": True})
+    scores = [score for group in groups for score in group["scores"]]
+    assert set(scores) <= {0.0, 1.0}
+    assert sum(row["score"] for row in rows) / len(rows) == pytest.approx(sum(scores) / len(scores))
+
+
 def test_from_the_command_line_and_again_after_a_change(whole: Whole, place: Path, capsys: Any) -> None:
     run = whole.run
     command = ["train", "grpo", f"model={run / 'sft'}", "reward=rewards.py:of_group", "steps=1", "device=cpu"]
@@ -92,12 +112,17 @@ def test_from_the_command_line_and_again_after_a_change(whole: Whole, place: Pat
     [
         ("rewards.py:concize", ["no function 'concize'", "did you mean 'concise'?"]),
         ("reward.py:concise", ["reward.py", "did you mean 'rewards.py'?"]),
-        ("rewards.py:broken", ["'broken'", "None"]),
+        ("rewards.py:broken", ["no step taught anything", "the scores"]),
         (
             {"a": {"from": "rewards.py:concise", "wieght": 1}},
             ["unknown setting 'reward.a.wieght'", "did you mean 'weight'?"],
         ),
         ({"a": {"weight": 1}}, ["a.from: Field required"]),
+        ({"from": "rule", "max_wrods": 3}, ["unknown setting 'reward.max_wrods'", "did you mean 'max_words'?"]),
+        ({"a": {"from": "rule", "max_words": "3"}}, ["'reward.a.max_words' does not fit", "int"]),
+        ({"from": "rule"}, ["a rule needs at least one wish"]),
+        ({"a": {"from": "rewards.py:concise", "max_words": 3}}, ["max_words is a wish of a rule"]),
+        ({"from": "rule", "number": "total"}, ["no field 'total'", "reward.number"]),
     ],
 )
 def test_what_is_wrong_is_named(whole: Whole, place: Path, reward: Any, said: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from tiltyard.data import Chat
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.feedback import ModelJudgeSettings
-from tiltyard.inputs.scores import POLICY, ScoreSettings, SelfJudgeSettings
+from tiltyard.inputs.scores import POLICY, ScoreSettings, SelfJudgeSettings, monitor_sources
 from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.inputs.workspace import Workspace, model_folder
 from tiltyard.models.pretrained import context_length, load_config, load_tokenizer, resolve
@@ -67,7 +67,7 @@ def _readers(settings: StageSettings) -> dict[str, str]:
         parts = {name if name == "reward" else f"reward.{name}": source for name, source in settings.parts().items()}
         found |= {name: source for name, source in parts.items() if not is_function(source)}
     if isinstance(settings, ScoreSettings | SelfJudgeSettings):
-        found |= {f"monitors ({one})": one for one in settings.monitors if not is_function(one)}
+        found |= {f"monitors ({one})": one for one in monitor_sources(settings.monitors) if not is_function(one)}
         judge = settings.judge
         if isinstance(judge, ModelJudgeSettings) and judge.model != POLICY:
             found["judge.model"] = judge.model

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import JudgeSettings, ModelJudgeSettings, build_scorer
@@ -19,6 +27,7 @@ from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.records import Settings
 from tiltyard.scoring import Monitors, RewardScorer, Scorer
 from tiltyard.scoring.registry import ALIASES, build_reward, is_function
+from tiltyard.scoring.rules import RULE, Rule, is_empty, wishes
 from tiltyard.scoring.weighted import check_prompts
 from tiltyard.training.algorithm import Models
 from tiltyard.types import Prompt
@@ -26,22 +35,62 @@ from tiltyard.types import Prompt
 POLICY = "policy"  # as a judge's model: the policy as it is at the time
 
 
-class WeightedReward(Settings):
-    """One part of a weighted sum of rewards."""
+class RewardSource(Rule):
+    """A reward: a model, a function, or a rule with its wishes."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     source: Annotated[
-        str, Field(alias="from", description="a reward model, or a function: gold, rewards.py:name, module:name")
+        str,
+        Field(alias="from", description="a reward model, a function (gold, rewards.py:name, module:name), or rule"),
     ]
-    weight: Annotated[float, Field(allow_inf_nan=False, description="its factor in the sum")] = 1.0
+
+    @model_validator(mode="after")
+    def _wishes_of_a_rule(self) -> RewardSource:
+        asked = wishes(self)
+        if self.source != RULE and asked:
+            raise ValueError(f"{next(iter(asked))} is a wish of a rule: write from: rule")
+        if self.source == RULE and is_empty(self):
+            raise ValueError("a rule needs at least one wish, e.g. max_words: 40")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The part without the wishes that are not set."""
+        asked = wishes(self)
+        return {key: value for key, value in dump(self).items() if key in asked or key not in Rule.model_fields}
 
     def folders(self) -> dict[str, str]:
         """Settings that refer to a model or a function."""
         return {"from": self.source}
 
 
-Reward = str | dict[str, WeightedReward]
+class WeightedReward(RewardSource):
+    """One part of a weighted sum of rewards."""
+
+    weight: Annotated[float, Field(allow_inf_nan=False, description="its factor in the sum")] = 1.0
+
+
+def _form(value: Any) -> str:
+    """The form of a reward, by the tags below."""
+    if isinstance(value, WeightedReward):
+        return "[part]"
+    if not isinstance(value, Mapping):
+        return "[source]"
+    return "[part]" if "from" in value or "source" in value else "[parts]"
+
+
+Reward = Annotated[
+    Annotated[str, Tag("[source]")]
+    | Annotated[WeightedReward, Tag("[part]")]
+    | Annotated[dict[str, WeightedReward], Tag("[parts]")],
+    Discriminator(_form),
+]
+Watched = list[str] | dict[str, RewardSource]
+MONITORS = (
+    "rewards that are logged on each step's responses and not trained on, e.g. gold; or {NAME: {from: SOURCE}}, "
+    "which names them"
+)
 
 
 class ScoreSettings(Settings):
@@ -51,22 +100,38 @@ class ScoreSettings(Settings):
         Reward,
         Field(
             description="a reward model (stage, folder, hub name) or a function (gold, rewards.py:name, module:name); "
-            "or a weighted sum: {NAME: {from: SOURCE, weight: 1.0}}"
+            "a rule: {from: rule, max_words: 40}; or a weighted sum: {NAME: {from: SOURCE, weight: 1.0}}"
         ),
     ] = ""
     judge: Annotated[
         JudgeSettings | None, Field(description="an AI judge in place of a reward model; its model may be `policy`")
     ] = None
-    monitors: Annotated[
-        list[str],
-        Field(description="rewards that are logged on each step's responses and not trained on, e.g. gold"),
-    ] = []  # noqa: RUF012 - pydantic copies a field's default
+    monitors: Annotated[Watched, Field(description=MONITORS)] = []  # noqa: RUF012 - pydantic copies a field's default
 
     def parts(self) -> dict[str, str]:
         """The sources of the reward by name: one named `reward`, or the parts of a weighted sum."""
         if isinstance(self.reward, str):
             return {"reward": self.reward} if self.reward else {}
+        if isinstance(self.reward, WeightedReward):
+            return {"reward": self.reward.source}
         return {name: part.source for name, part in self.reward.items()}
+
+    def reward_spec(self) -> str | dict[str, Any]:
+        """The reward as `build_reward` reads it."""
+        spec: str | dict[str, Any] = self.model_dump(mode="json", include={"reward"})["reward"]
+        return spec
+
+
+def monitor_specs(monitors: Watched) -> list[tuple[str, str | dict[str, Any]]]:
+    """The monitors as `build_reward` reads them, behind the names of their metrics; "" is a function's own name."""
+    if isinstance(monitors, list):
+        return [("" if is_function(one) else one, one) for one in monitors]
+    return [(name, one.model_dump(mode="json")) for name, one in monitors.items()]
+
+
+def monitor_sources(monitors: Watched) -> list[str]:
+    """The models and functions that the monitors name."""
+    return monitors if isinstance(monitors, list) else [one.source for one in monitors.values()]
 
 
 class SelfJudge(ModelJudgeSettings):
@@ -88,13 +153,10 @@ class SelfJudgeSettings(Settings):
     """Of methods whose policy judges its own responses."""
 
     judge: Annotated[SelfJudge, Field(description="how the policy judges its own responses")] = SelfJudge()
-    monitors: Annotated[
-        list[str],
-        Field(description="rewards that are logged on each step's responses and not trained on, e.g. gold"),
-    ] = []  # noqa: RUF012 - pydantic copies a field's default
+    monitors: Annotated[Watched, Field(description=MONITORS)] = []  # noqa: RUF012 - pydantic copies a field's default
 
 
-WORDS = (POLICY, *ALIASES)  # values of settings that refer to nothing
+WORDS = (POLICY, RULE, *ALIASES)  # values of settings that refer to nothing
 
 
 class Scoring(NamedTuple):
@@ -165,20 +227,18 @@ def open_scoring(work: Workspace, settings: StageSettings, models: Models, rewar
         model = rewards.get(name) or _reward_model(work, settings, source, policy)
         return RewardScorer(model, policy.chat, budget=budget, name=name)
 
-    def monitor(spec: str) -> Scorer:
-        if is_function(spec):
-            return build_reward(spec, scalar, folders=folders)
-        return RewardScorer(_reward_model(work, settings, spec, policy), policy.chat, budget=budget, name=spec)
+    def watched(name: str, source: str) -> Scorer:
+        return RewardScorer(_reward_model(work, settings, source, policy), policy.chat, budget=budget, name=name)
 
     if settings.judge is not None:
         scorer = _judge(work, settings, settings.judge, models)
     else:
         assert isinstance(settings, ScoreSettings)
-        spec = settings.reward
-        parts = spec if isinstance(spec, str) else {n: {"from": p.source, "weight": p.weight} for n, p in spec.items()}
-        scorer = build_reward(parts, scalar, folders=folders)
-    watched = [monitor(spec) for spec in settings.monitors]
-    return Scoring(scorer, Monitors(watched) if watched else None)
+        scorer = build_reward(settings.reward_spec(), scalar, folders=folders)
+    monitors = [
+        build_reward(spec, watched, name=name, folders=folders) for name, spec in monitor_specs(settings.monitors)
+    ]
+    return Scoring(scorer, Monitors(monitors) if monitors else None)
 
 
 def _judge(work: Workspace, settings: StageSettings, judge: JudgeSettings, models: Models) -> Scorer:

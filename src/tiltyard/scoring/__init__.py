@@ -12,6 +12,7 @@ from tiltyard.scoring.registry import (
     reward_parts,
 )
 from tiltyard.scoring.reward_model import RewardScorer
+from tiltyard.scoring.rules import Rule, RuleFunction
 from tiltyard.scoring.weighted import WeightedScorer, check_prompts
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Position",
     "Ranker",
     "RewardScorer",
+    "Rule",
+    "RuleFunction",
     "Scale",
     "Scorer",
     "WeightedScorer",

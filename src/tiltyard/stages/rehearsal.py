@@ -13,13 +13,13 @@ from rich.console import Console
 from tiltyard.data import Chat
 from tiltyard.inputs.base import Opened
 from tiltyard.inputs.offline import FileSource
-from tiltyard.inputs.scores import ScoreSettings, Scoring
+from tiltyard.inputs.scores import ScoreSettings, Scoring, SelfJudgeSettings, monitor_specs
 from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.methods.base import Method
 from tiltyard.models.load import load_tokenizer
 from tiltyard.models.pretrained import context_length, load_config
 from tiltyard.runs import Ref
-from tiltyard.scoring import FunctionScorer, Scorer, build_reward
+from tiltyard.scoring import FunctionScorer, Monitors, Scorer, build_reward
 from tiltyard.stages.backend import new_arch
 from tiltyard.stages.base import Stage, StageContext, references
 from tiltyard.types import Prompt, Response
@@ -72,12 +72,12 @@ def _scoring(context: StageContext, settings: PromptSettings) -> Scoring:
     def stub(name: str, source: str) -> Scorer:  # noqa: ARG001
         return FunctionScorer(unread, name)
 
-    spec = settings.reward if isinstance(settings, ScoreSettings) else ""
-    if not spec:
-        return Scoring(stub("judge", ""), None)
-    parts = spec if isinstance(spec, str) else {n: {"from": p.source, "weight": p.weight} for n, p in spec.items()}
+    spec = settings.reward_spec() if isinstance(settings, ScoreSettings) else ""
+    watched = settings.monitors if isinstance(settings, ScoreSettings | SelfJudgeSettings) else []
     folders = [context.recipe_folder] if context.recipe_folder else []
-    return Scoring(build_reward(parts, stub, folders=folders), None)
+    scorer = build_reward(spec, stub, folders=folders) if spec else stub("judge", "")
+    monitors = [build_reward(one, stub, name=name, folders=folders) for name, one in monitor_specs(watched)]
+    return Scoring(scorer, Monitors(monitors) if monitors else None)
 
 
 def pace(settings: StageSettings, opened: Opened) -> list[str]:

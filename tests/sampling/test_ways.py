@@ -13,7 +13,7 @@ from sampling import stubs
 from tiltyard.batch.forest import pack
 from tiltyard.errors import ModelError
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling import SampleSettings, sample, ways
+from tiltyard.sampling import SampleSettings, engine, sample, ways
 from tiltyard.types import Group, Prompt, Response
 
 LENGTHS = (5, 11, 3, 40, 5)
@@ -165,3 +165,22 @@ def test_it_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         sample(made, prompts(), 1, SampleSettings(max_tokens=2))
     assert tried == ["x"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bloom"])
+def test_the_rounding_of_bfloat16_chooses_no_slower_way(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deep models differ by more than any fixed share of their scale, so here none at all is allowed."""
+    expected = ways.way_of(LanguageModel(tiny.causal(family), stubs.Letters(frozenset()), "float32"))
+    half = LanguageModel(tiny.causal(family), stubs.Letters(frozenset()), "bfloat16")
+    monkeypatch.setattr("tiltyard.models.padding.CLOSE_HALF", 0.0)
+    assert ways.way_of(half) == expected
+    assert half.dtype == "bfloat16"
+
+
+def test_a_decoder_that_disagrees_in_bfloat16_is_left_for_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = LanguageModel(tiny.causal("llama"), stubs.Letters(frozenset()), "bfloat16")
+    step = engine.Packed.step
+    wrong = lambda self, ids: step(self, (ids + 1) % tiny.VOCAB if self.decoder else ids)  # noqa: E731
+    monkeypatch.setattr(engine.Packed, "step", wrong)
+    assert ways.way_of(half) == "packed"
+    assert half.backend.decoder == "modules"

@@ -8,7 +8,8 @@
 | `recomputed` | no cache: every token computes its row again, right-padded as in the training pass |
 
 A model is tried once, over prompts of different length, some tokens, and a row that ends: the logits of each way must
-be those of the row alone without a cache. Known to differ: layers that are computed more than once a token (packed:
+be those of the row alone without a cache, in float32 where the weights are.
+Known to differ: layers that are computed more than once a token (packed:
 their keys take one place), decoders that number positions by the cache (BART's), linear attention that reads the
 padding (MiniMax), caches that cannot be reordered (Mamba, RWKV).
 """
@@ -58,7 +59,10 @@ def way_of(model: LanguageModel) -> Way:
         training = model.module.training
         model.module.eval()
         try:
-            model.decoding = _tried(model)
+            with torch.no_grad():
+                can_use_decoder(model)  # may change the model's backend, which the context below would undo
+            with model.in_float32():  # what differs by bfloat16's rounding alone is no reason for a slower way
+                model.decoding = _tried(model)
         finally:
             model.module.train(training)
     return model.decoding  # type: ignore[return-value]

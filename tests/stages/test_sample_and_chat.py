@@ -157,3 +157,19 @@ def test_a_chat_counts_the_turns_that_it_drops(folder, monkeypatch, capsys) -> N
     monkeypatch.setattr(Console, "input", lambda *_, **__: next(lines))
     conversation.chat(folder, console=Console(file=io.StringIO()), temperature=0.0, max_tokens=20)
     assert "the context is full: the oldest 2 turns were dropped" in capsys.readouterr().err
+
+
+def test_a_template_that_refuses_a_system_message_is_said_with_the_place(tmp_path, capsys) -> None:
+    chat = tiny.chat()
+    chat.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    save_model(LanguageModel(tiny.causal("llama", vocab_size=300), type(chat)(chat.tokenizer, max_length=64)), tmp_path)
+    assert cli.main(("sample", str(tmp_path), "-p", "Hi", "--max-tokens", "2")) == 0
+    capsys.readouterr()
+    assert cli.main(("sample", str(tmp_path), "-p", "Hi", "--system", "Be brief.")) == 2
+    error = capsys.readouterr().err
+    assert "--prompt" in error
+    assert "no system message" in error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def sample(
     """
     settings = SampleSettings(**sampling)
     loaded = _loaded(model, device, dtype)
-    encoded = loaded.chat.encode_prompts([prompt for _, prompt in prompts])
+    # errors name the place, not the id that a row was given
+    encoded = loaded.chat.encode_prompts([replace(prompt, id=where) for where, prompt in prompts])
     for (where, _), prompt in zip(prompts, encoded, strict=True):
         _check_length(loaded, prompt, where)
     return generate(loaded, encoded, n, settings, seed=seed)

@@ -24,6 +24,7 @@ from tiltyard.records import flattened
 from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes, plan_hidden
 from tiltyard.stages.backend import new_arch, planned
 from tiltyard.stages.base import StageContext
+from tiltyard.stages.memory import Memory, Shape, activations, logits, trained_weights
 from tiltyard.stages.methods import compose
 from tiltyard.training.source import Online
 
@@ -43,7 +44,7 @@ def plan_lines(method: Method, context: StageContext, settings: StageSettings) -
         f"groups a step: {size.text}",
         f"tokens a step: at most {size.tokens:,} {packed}",
         f"micro-batch: at most {micro:,} tokens, so about {max(1, -(-size.tokens // micro))} a pass at full length",
-        "steps: " + (f"{settings.steps:,}" if settings.steps else f"{settings.epochs:g} epoch(s) of the data"),
+        "steps: " + (f"{settings.steps:,}" if settings.steps else f"as many as {_epochs(settings)} take"),
         f"models in memory: {held.words}",
         f"backend: {planned(context, settings).describe()}",
         *contexts,
@@ -52,25 +53,35 @@ def plan_lines(method: Method, context: StageContext, settings: StageSettings) -
         lines.append(f"optimiser steps a step: {algorithm.epochs * algorithm.minibatches}")
     if shape is None:
         return [*lines, "peak memory: unknown until the model it starts from exists"]
-    parameters, hidden, layers, vocab = shape
     rank = settings.models.lora.rank if settings.models.lora is not None else 0
-    adapters = rank * layers * 20 * hidden  # about: both sides of a Llama block's seven matrices
-    # weights, gradients and two moments of what is trained; weights of what is frozen
-    weights = width * (parameters * (4 * held.whole + held.frozen) + 4 * adapters * held.adapters)
-    activations = (
-        min(micro, size.tokens) * hidden * layers * width * (4 if settings.models.gradient_checkpointing else 34)
+    adapters = rank * shape.layers * 20 * shape.width  # about: both sides of a Llama block's seven matrices
+    engine = planned(context, settings)
+    stored = held.passes * activations(
+        shape,
+        min(micro, size.tokens),
+        width,
+        fused=engine.ops == "cpu_c" and engine.decoder != "modules" and not isinstance(method.start, Encoder),
+        recomputed=settings.models.gradient_checkpointing,
     )
-    logits = max(1 << 22, vocab) * width * 3
-    cache = 2 * size.decoded * hidden * layers * width
-    kept = _kept_states(algorithm.source, settings, hidden)
-    total = weights + activations * held.passes + logits + cache + (kept.bytes if kept and kept.keep else 0)
+    several = size.tokens > micro or held.passes > 1
+    weights = trained_weights(shape, width, stored, held.whole, several=several)
+    weights += width * (shape.parameters * held.frozen + 4 * adapters * held.adapters)
+    kept = _kept_states(algorithm.source, settings, shape.width)
+    memory = Memory(
+        weights,
+        stored,
+        logits(shape, width, whole=held.whole > 0),
+        2 * size.decoded * shape.width * shape.layers * width,
+        kept.bytes if kept and kept.keep else 0,
+    )
     return [
         *lines,
         *([f"the sampler's hidden states: {kept}"] if kept else []),
-        f"parameters: {parameters / 1e6:.2f}M each",
-        f"estimated peak memory: {total / 2**20:,.0f} MiB over the libraries' own "
-        f"(weights and optimiser {weights / 2**20:,.0f}, activations {activations * held.passes / 2**20:,.0f}, "
-        f"chunked logits {logits / 2**20:,.0f}" + (f", decoding cache {cache / 2**20:,.0f})" if cache else ")"),
+        f"parameters: {shape.parameters / 1e6:.2f}M each",
+        f"estimated peak memory: {memory.total / 2**20:,.0f} MiB over the libraries' own "
+        f"(weights and optimiser {memory.weights / 2**20:,.0f}, activations {memory.activations / 2**20:,.0f}, "
+        f"chunked logits {memory.logits / 2**20:,.0f}"
+        + (f", decoding cache {memory.cache / 2**20:,.0f})" if memory.cache else ")"),
     ]
 
 
@@ -80,6 +91,10 @@ def _kept_states(source: object, settings: StageSettings, width: int) -> HiddenP
         return None
     size = hidden_state_bytes(source.responses_per_step, source.settings.max_tokens, width, settings.models.dtype)
     return plan_hidden(source.sampler.capabilities, size, free_memory(pick_device(settings.models.device)))
+
+
+def _epochs(settings: StageSettings) -> str:
+    return f"{settings.epochs:g} epoch{'' if settings.epochs == 1 else 's'} of the data"
 
 
 class _Held(NamedTuple):
@@ -129,23 +144,15 @@ def _records(settings: StageSettings) -> list[str]:
     return list(records_of(type(settings)))
 
 
-def _shape(context: StageContext, settings: StageSettings) -> tuple[int, int, int, int] | None:
-    """(parameters, width, layers, vocabulary) of the model, from its preset or its config.json."""
+def _shape(context: StageContext, settings: StageSettings) -> Shape | None:
+    """The shape of the model, from its preset or its config.json."""
     arch = new_arch(settings)
     if arch is not None:
-        if arch.preset not in PRESETS:
-            return None
-        hidden, layers, heads, kv_heads, inner = PRESETS[arch.preset]
-        return _count(arch.vocab, hidden, layers, heads, kv_heads, inner)
+        return Shape.of(arch.vocab, *PRESETS[arch.preset]) if arch.preset in PRESETS else None
     try:
         config = json.loads((Path(context.resolve(settings.model, want="model")) / "config.json").read_text())
         heads = config["num_attention_heads"]
-        shape = (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"], heads)
-        return _count(*shape, config.get("num_key_value_heads") or heads, config["intermediate_size"])
+        sizes = (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"], heads)
+        return Shape.of(*sizes, config.get("num_key_value_heads") or heads, config["intermediate_size"])
     except (OSError, KeyError, ValueError, TiltyardError):
         return None
-
-
-def _count(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> tuple[int, int, int, int]:
-    attention = 2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads
-    return vocab * hidden + layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden, hidden, layers, vocab

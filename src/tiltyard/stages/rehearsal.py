@@ -88,7 +88,11 @@ def pace(settings: StageSettings, opened: Opened) -> list[str]:
 def _passes(settings: StageSettings, steps: int, groups: Sequence[object]) -> Iterator[str]:
     if groups and not getattr(settings, "tokens_per_step", 0):
         passes = steps * settings.prompts_per_step / len(groups)
-        yield f"steps: {steps:,}, {passes:.3g} passes over {len(groups):,} groups"
+        if settings.steps:
+            yield f"steps: {steps:,}, {passes:.3g} passes over {len(groups):,} groups"
+        else:
+            plural = "" if settings.epochs == 1 else "s"
+            yield f"steps: {steps:,} ({settings.epochs:g} epoch{plural} of {len(groups):,} groups)"
     else:
         yield f"steps: {steps:,}"
 

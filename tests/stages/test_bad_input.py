@@ -456,3 +456,30 @@ def test_clean_reads_rows_and_no_groups(say: Any, whole: Whole) -> None:
     code, text = say("train", "clean", f"data={whole.run / 'label' / 'rankings.groups.jsonl'}")
     assert code == 2
     assert "sampled groups" in text
+
+
+def pair(i: int, same: bool) -> dict[str, str]:
+    return {"prompt": f"Who is {i}?", "chosen": f"A baker {i}.", "rejected": f"A baker {i}." if same else "Go away."}
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto", "reward"])
+def test_pairs_that_teach_nothing(say: Any, tmp_path: Path, method: str) -> None:
+    """Some are counted, and where all are the stage stops before the first step, in the file and after the cut."""
+    some = lines(tmp_path / "some.jsonl", *(pair(i, same=i == 0) for i in range(4)))
+    code, text = say("train", method, "model={m}", f"data={some}", *USUAL, "name=some", "--dry-run")
+    assert code == 0, text
+    assert "note 1: pairs whose two answers are the same" in " ".join(text.split())
+    every = lines(tmp_path / "all.jsonl", *(pair(i, same=True) for i in range(4)))
+    long = [pair(i, same=False) | {"chosen": "x " * 80 + "a", "rejected": "x " * 80 + "b"} for i in range(4)]
+    cut = lines(tmp_path / "cut.jsonl", *long)
+    for name, data, more in (("all", every, ()), ("cut", cut, ("too_long=truncate",))):
+        code, text = say("train", method, "model={m}", f"data={data}", *USUAL, f"name={name}", *more)
+        assert code == 2, text
+        assert not list(Path("runs", name).rglob("metrics.jsonl"))
+        assert "same" in text
+
+
+def test_check_reads_the_groups_of_a_stage(say: Any, whole: Whole) -> None:
+    code, text = say("check", str(whole.run / "label" / "rankings.groups.jsonl"))
+    assert code == 0, text
+    assert "groups" in text

@@ -8,6 +8,8 @@ Quick tests come first, then the slow ones, of which the longest files first, so
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Generator
 from typing import Any
 
@@ -25,6 +27,12 @@ LONGEST = (  # slow tests by file, the longest first; the others follow in their
     "tests/stages/test_kill.py",
 )
 SHARED = ("module", "package", "class")  # scopes of fixtures that are built once for several tests
+
+
+def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001 - pytest's signature
+    """Restores Ctrl-C where this process was started with it ignored (`nohup`, a shell's background job)."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

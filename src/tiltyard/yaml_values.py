@@ -63,8 +63,8 @@ def parse_value(text: str) -> Any:
 
     A plain text stays as it is, colons and hashes included; nothing after `=` means null.
     """
-    loader = CoreLoader(text if text.lstrip()[:1] in ("[", "{", "'", '"') else "")
     try:
+        loader = CoreLoader(text if text.lstrip()[:1] in ("[", "{", "'", '"') else "")
         node = loader.get_single_node()
         if node is None:
             plain = text.strip()

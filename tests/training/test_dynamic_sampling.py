@@ -11,6 +11,7 @@ from tests.sampling.scripted import ScriptedSampler
 from tests.scoring.stubs import Scripted
 
 from tiltyard.distributed import processes
+from tiltyard.errors import TiltyardError
 from tiltyard.methods import grpo
 from tiltyard.sampling import SampleSettings, UniformStream
 from tiltyard.training.algorithm import Models, StepGroups
@@ -147,8 +148,10 @@ def test_grpo_asks_for_it_and_a_step_of_ties_is_skipped() -> None:
     assert (algorithm.source.tries, given.tries) == (3, 0)  # type: ignore[attr-defined]
     found = plain_models()
     before = tiny.parameters(found.policy)
-    rows = tiny.train(algorithm, found, steps=2)
-    assert [row["dropped_groups"] for row in rows] == [1.0, 1.0]
+    record = tiny.Record()
+    with pytest.raises(TiltyardError, match="no step taught anything"):
+        tiny.train(algorithm, found, steps=2, sinks=[record])
+    assert [row["dropped_groups"] for row in record.rows] == [1.0, 1.0]
     tiny.assert_same(tiny.parameters(found.policy), before, 0)
     assert grpo(given, beta=0.0).source is given
     taught = grpo(source(0), beta=0.0, dynamic_sampling=20)

@@ -64,14 +64,14 @@ def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
 
     Rankings: `accuracy` of the summed log-ratio over untied pairs (a prompt weighs the same whatever its K; equal ones
     count half), `margin` in nats between better and worse, and `likelihood_accuracy`, that of the averaged log-prob,
-    which needs no reference. Labelled responses: `auc`, the chance that a good one's log-ratio is above a bad one's.
+    which needs no reference. Single labelled responses: `auc`, the chance that a good one's log-ratio is above a bad one's.
     """
 
     @torch.no_grad()
     def measure(models: Models, step: int) -> dict[str, float]:  # noqa: ARG001 - protocol
         policy = models.get("policy")
         policy.module.eval()
-        ranked, parts = not all(_labelled(group) for group in groups), []
+        ranked, parts = any(g.preference is not None and len(g.responses) > 1 for g in groups), []
         for part in Batch.stream(groups, models.device, budget):
             forest = part.forest
             logp_R = policy.logp_R(forest)[0].double()
@@ -93,11 +93,6 @@ def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
         return {f"held_out/{k}": v for k, v in found.items()}
 
     return measure
-
-
-def _labelled(group: Group) -> bool:
-    """True if the group's responses are good or bad each by itself, not better or worse than one another."""
-    return group.preference is None or group.preference.labels is not None
 
 
 def _label_B(part: Batch) -> torch.Tensor:

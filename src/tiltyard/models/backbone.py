@@ -62,7 +62,8 @@ class Backbone:
         self.module, self.chat, self.dtype = module, chat, dtype
         self.use_backend(backend.choose(module, dtype))
         self.binding: lora.AdapterBinding | None = None  # on a shared backbone; None: all parameters are its own
-        self._plain_attention = module.config._attn_implementation or "sdpa"
+        own = module.config._attn_implementation
+        self._plain_attention = "sdpa" if own in (None, "", attention.NAME) else own  # the module may be another model's
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
             embeddings.padding_idx = None  # pad may equal eos, whose embedding must learn; no padding is computed here

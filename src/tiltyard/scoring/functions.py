@@ -18,7 +18,7 @@ from tiltyard.scoring.calls import Outcome, run_calls
 from tiltyard.types import Group, Prompt
 
 TIME_LIMIT = 60.0  # seconds a call may take
-ALWAYS_NONE = 32  # calls that give None, and none before that gives anything else
+ALWAYS_NONE = 256  # calls that give None, and none before that gives anything else
 
 
 @dataclass(frozen=True)

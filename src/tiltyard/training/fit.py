@@ -110,6 +110,7 @@ class _Loop:
             set_dropout(module, run.models.dropout)
             module.eval()
         self.metrics = StepMetrics()
+        self.unscored = 0.0  # share of the last step's responses that the scorer left out
         self.records = StepRecords(output.folder, output.keep_groups, output.sinks)
         self.checkpoints = Checkpoints(output.folder, algorithm, models, self.optimizer, self.records, strategy)
 
@@ -131,10 +132,12 @@ class _Loop:
     def _check_taught(self) -> None:
         """Raises a TiltyardError if no optimiser step of the whole run had a gradient: the model is as it was."""
         if not self.checkpoints.taught:
+            scorer = getattr(getattr(self.algorithm.source, "scorer", None), "name", "")
+            silent = f"; '{scorer}' gave None, no score, for every response of the last" if self.unscored == 1 else ""
             raise TiltyardError(
                 "no step taught anything: the model is what it was before",
                 where=self.algorithm.name,
-                got=f"{self.run.steps:,} steps, each without a loss or with a gradient of zero",
+                got=f"{self.run.steps:,} steps, each without a loss or with a gradient of zero{silent}",
                 expected="at least one step with a gradient",
                 fix="look at the data and the scores: are all responses of a prompt scored alike, all pairs tied, all "
                 "groups left out?",
@@ -195,6 +198,8 @@ class _Loop:
         with record("overhead/data"):
             draw = self.algorithm.source(self.models, step)
             self.metrics.add(draw.metrics)
+            left_out, responses = draw.metrics.get("unscored", (0.0, 1.0))
+            self.unscored = left_out / max(responses, 1.0)
             batch = Batch.of(
                 draw.groups, draw.index, draw.total, self.models.device, self.run.run.tokens_per_microbatch
             )

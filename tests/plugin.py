@@ -29,7 +29,7 @@ LONGEST = (  # slow tests by file, the longest first; the others follow in their
 SHARED = ("module", "package", "class")  # scopes of fixtures that are built once for several tests
 
 
-def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001 - pytest's signature
+def pytest_configure(config: pytest.Config) -> None:
     """Restores Ctrl-C where this process was started with it ignored (`nohup`, a shell's background job)."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -103,5 +103,5 @@ def test_what_a_target_refuses() -> None:
             ExactPosterior((), torch.zeros(0), torch.zeros(0), beta)
     group = Group(ASK, (Response(ids=(1,)), Response(ids=(0, 2))))
     for leaves_out in (lambda groups: [], lambda groups: groups):
-        with pytest.raises(ScoringError, match="a score of every response|no score that can be learnt from"):
+        with pytest.raises(ScoringError, match=r"a score of every response|no score that can be learnt from"):
             Target(policy(TREE), Scripted(leaves_out), 1.0).log_weights([group])

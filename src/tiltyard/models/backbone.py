@@ -63,7 +63,9 @@ class Backbone:
         self.use_backend(backend.choose(module, dtype))
         self.binding: lora.AdapterBinding | None = None  # on a shared backbone; None: all parameters are its own
         own = module.config._attn_implementation
-        self._plain_attention = "sdpa" if own in (None, "", attention.NAME) else own  # the module may be another model's
+        self._plain_attention = (
+            "sdpa" if own in (None, "", attention.NAME) else own
+        )  # the module may be another model's
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
             embeddings.padding_idx = None  # pad may equal eos, whose embedding must learn; no padding is computed here

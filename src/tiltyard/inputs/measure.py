@@ -64,7 +64,7 @@ def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
 
     Rankings: `accuracy` of the summed log-ratio over untied pairs (a prompt weighs the same whatever its K; equal ones
     count half), `margin` in nats between better and worse, and `likelihood_accuracy`, that of the averaged log-prob,
-    which needs no reference. Single labelled responses: `auc`, the chance that a good one's log-ratio is above a bad one's.
+    which needs no reference. Single labelled responses: `auc`, the chance that a good one's log-ratio is higher.
     """
 
     @torch.no_grad()

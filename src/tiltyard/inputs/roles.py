@@ -331,7 +331,7 @@ def _normalise(work: Workspace, settings: StageSettings, model: ScalarModel, gro
     what = f"the rewards of {len(groups):,} groups of {own.demonstrations or 'the training data'} are measured"
     work.report("normalising", [f"{what} (normalise={own.normalise})"])
     scored = each_score(model, groups, settings.run.tokens_per_microbatch)
-    every = told(scored, len(groups), lambda line: work.report("normalising", [f"{line} groups"]))
+    every = told(scored, len(groups), lambda line: work.report("normalising", [line]))
     scores = np.fromiter((s for row in every for s in row), dtype=np.float64)
     mean, spread = float(scores.mean()), float(scores.std())
     model.bias += mean / model.gain

@@ -95,11 +95,11 @@ def test_numbers_of_other_types_become_floats() -> None:
 def test_a_function_that_lacks_a_return_says_so() -> None:
     scorer = FunctionScorer(lambda prompt, response: None, "silent")
     assert scorer.score([group("a", "b")]) == []
-    with pytest.raises(ScoringError, match=r"(?s)'silent' gave None for every one of its first 42.*lack a `return`"):
-        scorer.score([group(*"x" * 40)])
+    with pytest.raises(ScoringError, match=r"(?s)'silent' gave None for every one of its first 302.*lack a `return`"):
+        scorer.score([group(*"x" * 300)])
     now_and_then = FunctionScorer(lambda prompt, response: 1.0 if response.text == "a" else None)
     assert checked_scores(now_and_then, [group("a", "b")])[0].scores == (1.0,)
-    assert now_and_then.score([group(*"x" * 99)]) == []
+    assert now_and_then.score([group(*"x" * 600)]) == []
 
 
 def test_a_group_function_abstains_from_one_or_from_all() -> None:

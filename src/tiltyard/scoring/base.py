@@ -142,15 +142,20 @@ def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
     return tuple(order.index(rank) + 1 for rank in ranks)
 
 
+def as_float(value: Any) -> float:
+    """Returns a score as a float; NaN for what is no number, texts included."""
+    if isinstance(value, str | bytes | bytearray):  # "1.0" is no number
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
+
+
 def _number(name: str, group: Group, k: int, value: Any) -> float | None:
     if value is None:
         return None
-    number = math.nan
-    if not isinstance(value, str | bytes | bytearray):  # "1.0" is no number
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            number = math.nan
+    number = as_float(value)
     if not math.isfinite(number):
         raise _bad_score(name, group, k, repr(value)[:200], "a finite number, or None where the scorer abstains")
     return number

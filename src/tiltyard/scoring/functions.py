@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tiltyard.errors import ConfigError, ScoringError, TiltyardError
-from tiltyard.scoring.base import Cost, Scale, without_abstentions
+from tiltyard.scoring.base import Cost, Scale, as_float, without_abstentions
 from tiltyard.scoring.calls import Outcome, run_calls
 from tiltyard.types import Group, Prompt
 
@@ -197,12 +197,7 @@ class FunctionScorer:
     def _number(self, call: _Call, value: Any) -> float | None:
         if value is None:
             return None
-        number = math.nan
-        if not isinstance(value, str | bytes | bytearray):  # "1.0" is no number
-            try:
-                number = float(value)
-            except (TypeError, ValueError, OverflowError, RuntimeError):
-                number = math.nan
+        number = as_float(value)
         if not math.isfinite(number):
             raise self._bad_value(call, repr(value), "a finite number")
         return number

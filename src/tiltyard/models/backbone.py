@@ -68,7 +68,9 @@ class Backbone:
         )  # the module may be another model's
         embeddings = module.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
-            embeddings.padding_idx = None  # pad may equal eos, whose embedding must learn; no padding is computed here
+            embeddings.padding_idx = (
+                None  # pad may be eos, whose embedding must learn; no loss reads what padding computes
+            )
         self._positioned = takes_positions(module)
         self.rows_alone = ""  # of a padded model: the reason that its rows cannot share a batch
         self.padded_reason = self._unpackable()

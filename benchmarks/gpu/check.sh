@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Checks of a machine with a GPU, in at most five minutes: benchmarks/gpu/check.sh [--tiny] [--only equal,law] ...
+# It needs a python3 with torch 2.11 and transformers 5.17 or newer; what else that lacks (pydantic, typer, peft,
+# bitsandbytes, trl) may lie as wheels in $WHEELS (default: .whl in the repository), or it is done without and said.
+# The table goes to the terminal, everything to $OUT/gpu.json (default: out/gpu.json).
+set -eu
+cd "$(dirname "$0")/../.."
+PYTHON=${PYTHON:-python3}
+WHEELS=${WHEELS:-.whl}
+export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRL_EXPERIMENTAL_SILENCE=1
+if compgen -G "$WHEELS/*.whl" >/dev/null; then
+  site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
+  "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl
+  PYTHONPATH="$site:$PYTHONPATH"
+fi
+"$PYTHON" -m benchmarks.gpu "$@"

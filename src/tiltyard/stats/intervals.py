@@ -76,8 +76,6 @@ def bootstrap_ci(
         return (math.nan, math.nan)
     if rounds < 1:
         raise DataError("the bootstrap needs at least one round", got=rounds)
-    from scipy.special import ndtr, stdtrit
-
     rng = np.random.default_rng(seed)
     weights_p = np.full(n_clusters, 1 / n_clusters)
     step = max(1, _CHUNK // n_clusters)
@@ -85,9 +83,19 @@ def bootstrap_ci(
     for start in range(0, rounds, step):
         weights = rng.multinomial(n_clusters, weights_p, size=min(step, rounds - start))
         means.append((weights @ sums) / (weights @ counts))
-    tail = float(ndtr(-math.sqrt(n_clusters / (n_clusters - 1)) * stdtrit(n_clusters - 1, 0.5 + level / 2)))
+    tail = expanded_tail(n_clusters, level)
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return (float(low), float(high))
+
+
+def expanded_tail(n_clusters: int, level: float) -> float:
+    """Returns the tail probability of the percentiles that bound a bootstrap interval of few clusters, 2 at least.
+
+    Hesterberg 2015, "expanded percentile": Phi(-sqrt(C/(C-1)) t_{C-1}), a little less than (1 - level) / 2.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(-math.sqrt(n_clusters / (n_clusters - 1)) * stdtrit(n_clusters - 1, 0.5 + level / 2)))
 
 
 def mean_ci(

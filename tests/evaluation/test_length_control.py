@@ -1,0 +1,83 @@
+"""The length-controlled win rate against another optimiser, its identities, a planted bias and its coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from tiltyard.errors import DataError
+from tiltyard.stats.length_control import MIN_CLUSTERS, RIDGE, length_controlled_win_rate
+
+
+def planted(rng, n, theta, phi):
+    """Outcomes whose probability is sigmoid(theta + phi tanh(d / sd(d)))."""
+    d = rng.normal(30, 50, n)
+    p = 1 / (1 + np.exp(-(theta + phi * np.tanh(d / d.std()))))
+    return (rng.random(n) < p) * 1.0, d
+
+
+def test_it_is_the_maximum_that_another_optimiser_finds():
+    y, d = planted(np.random.default_rng(0), 80, 0.4, 1.5)
+    x = np.tanh(d / d.std())
+
+    def loss(ab):
+        z = ab[0] + ab[1] * x
+        return np.sum(np.logaddexp(0, z) - y * z) + RIDGE / 2 * np.sum(ab**2)
+
+    theta = minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-9}).x[0]
+    assert length_controlled_win_rate(y, d, rounds=1).value == pytest.approx(1 / (1 + math.exp(-theta)), abs=1e-6)
+
+
+def test_swapped_sides_and_a_model_against_itself():
+    y, d = planted(np.random.default_rng(1), 60, -0.5, 1.0)
+    there, back = length_controlled_win_rate(y, d), length_controlled_win_rate(1 - y, -d)
+    assert there.value + back.value == pytest.approx(1, abs=1e-9)
+    assert there.low + back.high == pytest.approx(1, abs=1e-6)
+    same = length_controlled_win_rate(np.full(60, 0.5), np.zeros(60))
+    assert (same.value, same.low, same.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_judge_that_only_likes_length_is_seen_through():
+    rng = np.random.default_rng(2)
+    y, d = planted(rng, 2000, 0.0, 3.0)
+    assert y.mean() > 0.65
+    estimate = length_controlled_win_rate(y, d, rounds=200)
+    assert estimate.low < 0.5 < estimate.high
+    assert abs(estimate.value - 0.5) < 0.05
+
+
+def test_a_prompt_counts_as_a_whole():
+    y, d = planted(np.random.default_rng(3), 50, 0.3, 1.0)
+    once = length_controlled_win_rate(y, d)
+    thrice = length_controlled_win_rate(np.repeat(y, 3), np.repeat(d, 3), np.repeat(np.arange(50), 3))
+    assert thrice.value == pytest.approx(once.value, abs=1e-4)
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [MIN_CLUSTERS, 100])
+def test_coverage(n):
+    rng = np.random.default_rng(4)
+    theta = 0.5
+    truth = 1 / (1 + math.exp(-theta))
+    hits = 0
+    for seed in range(500):
+        y, d = planted(rng, n, theta, 1.0)
+        estimate = length_controlled_win_rate(y, d, rounds=400, seed=seed)
+        hits += estimate.low <= truth <= estimate.high
+    assert 0.93 <= hits / 500 <= 0.975, hits
+
+
+def test_too_few_prompts_or_one_sided_outcomes_have_no_value():
+    y, d = planted(np.random.default_rng(5), 200, 0.0, 1.0)
+    assert math.isnan(length_controlled_win_rate(y, d, np.arange(200) % (MIN_CLUSTERS - 1)).value)
+    assert math.isnan(length_controlled_win_rate(np.ones(50), d[:50]).value)
+    separated = length_controlled_win_rate((d[:60] > 30) * 1.0, d[:60])
+    assert 0 <= separated.low <= separated.high <= 1
+
+
+@pytest.mark.parametrize(("y", "d"), [([0.5], [1, 2]), ([2.0, 0], [1, 2]), ([math.nan, 1], [1, 2])])
+def test_bad_input(y, d):
+    with pytest.raises(DataError):
+        length_controlled_win_rate(y, d)

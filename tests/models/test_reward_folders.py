@@ -202,11 +202,3 @@ def test_a_family_that_no_head_fits_is_refused_by_that_sentence(tmp_path: Path) 
     policy_of("blenderbot", tmp_path)
     with pytest.raises(ModelError, match="no reward or value model can be made of this family"):
         load_scalar_model(tmp_path, device="cpu")
-
-
-def test_classifiers_of_several_labels_are_refused(tmp_path: Path) -> None:
-    tiny._made("LlamaForSequenceClassification", tiny.config("llama", vocab_size=V, num_labels=3), 0, torch.float32
-               ).save_pretrained(tmp_path)  # fmt: skip
-    tiny.chat().tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"a classifier of several labels[\s\S]*3 labels"):
-        load_scalar_model(tmp_path, device="cpu")

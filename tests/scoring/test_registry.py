@@ -14,6 +14,7 @@ from tiltyard.feedback import Grade, GradeScorer, JudgeScorer, Usage
 from tiltyard.scoring import (
     FunctionScorer,
     Monitors,
+    RewardPart,
     Scale,
     WeightedScorer,
     build_reward,
@@ -129,8 +130,9 @@ def test_what_cannot_be_loaded(folder: Path, spec: str, message: str, fix: str) 
 # ------------------------------------------------------------------------------------------------------- weighted sums
 
 
-def constant(name: str, model: str) -> Any:
-    return FunctionScorer(lambda prompt, response: float(len(model)), name)
+def constant(name: str, model: str | RewardPart) -> Any:
+    source = model if isinstance(model, str) else model.source
+    return FunctionScorer(lambda prompt, response: float(len(source)), name)
 
 
 def test_one_source(folder: Path) -> None:
@@ -239,3 +241,33 @@ def test_monitors_measure_and_change_nothing() -> None:
     groups = [group("a", "b"), group("c")]
     assert monitors(groups) == {"reward/first": (9.0, 3.0), "reward/sum": (12.0, 3.0), "reward/part": (6.0, 3.0)}
     assert monitors([])["reward/first"] == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "labels"),
+    [
+        ({}, {}),
+        ({"label": "good"}, {"good": 1.0}),
+        ({"label": 1}, {"1": 1.0}),
+        ({"labels": {"good": 1, "bad": -1}}, {"good": 1.0, "bad": -1.0}),
+    ],
+)
+def test_labels_of_a_classifier(more: dict[str, Any], labels: dict[str, float]) -> None:
+    seen: list[RewardPart] = []
+    build_reward({"from": "owner/name", **more}, lambda name, part: (seen.append(part), constant(name, part))[1])
+    assert dict(seen[0].labels) == labels
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"from": "owner/name", "lable": "good"}, "did you mean 'label'?"),
+        ({"from": "owner/name", "label": "a", "labels": {"b": 1.0}}, "exclude each other"),
+        ({"from": "gold", "max_words": 3}, "unknown key 'max_words'"),
+        ({"from": "owner/name", "labels": {"b": float("nan")}}, "not finite"),
+    ],
+)
+def test_labels_that_cannot_be_read(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_reward(spec, constant)
+    assert said in str(caught.value)

@@ -33,13 +33,17 @@ class Chat:
         stop_ids: ids that end an answer: eos, and the template's end-of-turn token.
         completed: the generation prompt that was added to a template without one, see `Renderer`; else empty.
         pad_id: for rectangular tensors; it may equal eos, since no mask is made by comparing with it.
+        whole_turn: a response ends with all that the template writes behind it (the newline behind ChatML's end of
+            turn), as transformers renders a conversation: classifiers of others read their score there. False where
+            there is nothing.
+        default_template: the tokenizer had no template of its own.
         max_length: default limit of `load` in tokens of prompt + response; None is no limit.
 
     Raises:
         ModelError: the tokenizer has no eos token, or its template cannot render a question and an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, whole_turn: bool = False):
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "the tokenizer has no eos token, so no answer could ever end",
@@ -49,6 +53,7 @@ class Chat:
             )
         self.tokenizer = cast(Any, tokenizer)  # half of its methods depend on the family
         self.max_length = max_length
+        self.default_template = tokenizer.chat_template is None
         if tokenizer.chat_template is None:
             tokenizer.chat_template = default_for(tokenizer.get_vocab())
         self.eos_id = int(self.tokenizer.eos_token_id)
@@ -57,7 +62,8 @@ class Chat:
         self.start_id = self.eos_id if bos is None else int(bos)
         self._encoder = TextEncoder(tokenizer)
         self._renderer = Renderer(tokenizer, self._encoder)
-        self._planner = Planner(self._renderer)
+        self.whole_turn = whole_turn and bool(self._renderer.rest or not self._renderer.end)
+        self._planner = Planner(self._renderer, self.whole_turn)
         self.completed = self._renderer.completed
         ends = () if self._renderer.end_id is None else (self._renderer.end_id,)
         self.stop_ids: frozenset[int] = frozenset((self.eos_id, *ends))

@@ -37,10 +37,10 @@ class Plan:
 
 
 class Planner:
-    """Plans groups and documents with a renderer."""
+    """Plans groups and documents with a renderer; `whole_turn`: see `Chat`."""
 
-    def __init__(self, renderer: Renderer):
-        self.renderer = renderer
+    def __init__(self, renderer: Renderer, whole_turn: bool = False):
+        self.renderer, self.whole_turn = renderer, whole_turn
 
     def plan(self, group: Group) -> Plan:
         """Plans a group.
@@ -132,7 +132,9 @@ class Planner:
                 return None
             found.append((words, trained(turn)))
             done = closed
-        return Answer(tuple(found), add_eos=not self.renderer.end)
+        if self.whole_turn and turns[-1].role == "assistant":
+            found[-1] = (found[-1][0] + rest, found[-1][1])
+        return Answer(tuple(found), add_eos=not self.renderer.end and not self.whole_turn)
 
     def _as_written(self, prompt: str, closed: str, turn: Message, where: str) -> Answer:
         """Returns the answer's own words, where the template shows a finished turn in another way.
@@ -148,7 +150,8 @@ class Planner:
             text = text.lstrip()[len(opened.strip()) :]
             text = text.removeprefix("\n") if opened.endswith("\n") else text
         lead = self.renderer.lead if self.renderer.lead.isspace() else ""
-        return Answer(((lead + text + self.renderer.end, True),), not self.renderer.end, changed)
+        end = self.renderer.suffix if self.whole_turn else self.renderer.end
+        return Answer(((lead + text + end, True),), not self.renderer.end and not self.whole_turn, changed)
 
     def prompt_text(self, prompt: Prompt, where: str = "") -> str:
         """Returns the text of a prompt, generation prompt included."""

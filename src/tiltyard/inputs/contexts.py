@@ -9,11 +9,10 @@ from typing import Any
 from tiltyard.data import Chat
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.feedback import ModelJudgeSettings
-from tiltyard.inputs.scores import POLICY, ScoreSettings, SelfJudgeSettings, monitor_sources
+from tiltyard.inputs.scores import POLICY, ScoreSettings, SelfJudgeSettings, is_model, monitor_sources
 from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.inputs.workspace import Workspace, model_folder
 from tiltyard.models.pretrained import context_length, load_config, load_tokenizer, resolve
-from tiltyard.scoring.registry import is_function
 from tiltyard.scoring.reward_model import same_tokens
 
 
@@ -64,10 +63,10 @@ def _readers(settings: StageSettings) -> dict[str, str]:
     """The models that read responses with their prompts, by the key that names them."""
     found: dict[str, str] = {}
     if isinstance(settings, ScoreSettings):
-        parts = {name if name == "reward" else f"reward.{name}": source for name, source in settings.parts().items()}
-        found |= {name: source for name, source in parts.items() if not is_function(source)}
+        parts = {name if name == "reward" else f"reward.{name}": p.source for name, p in settings.parts().items()}
+        found |= {name: source for name, source in parts.items() if is_model(source)}
     if isinstance(settings, ScoreSettings | SelfJudgeSettings):
-        found |= {f"monitors ({one})": one for one in monitor_sources(settings.monitors) if not is_function(one)}
+        found |= {f"monitors ({one})": one for one in monitor_sources(settings.monitors) if is_model(one)}
         judge = settings.judge
         if isinstance(judge, ModelJudgeSettings) and judge.model != POLICY:
             found["judge.model"] = judge.model

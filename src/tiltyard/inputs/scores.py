@@ -26,8 +26,9 @@ from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.records import Settings
 from tiltyard.scoring import Monitors, RewardScorer, Scorer
+from tiltyard.scoring.parts import LabelChoice, RewardPart, Service, is_service, options_of, reward_parts
 from tiltyard.scoring.registry import ALIASES, build_reward, is_function
-from tiltyard.scoring.rules import RULE, Rule, is_empty, wishes
+from tiltyard.scoring.rules import RULE, Rule, is_empty
 from tiltyard.scoring.weighted import check_prompts
 from tiltyard.training.algorithm import Models
 from tiltyard.types import Prompt
@@ -35,34 +36,62 @@ from tiltyard.types import Prompt
 POLICY = "policy"  # as a judge's model: the policy as it is at the time
 
 
-class RewardSource(Rule):
-    """A reward: a model, a function, or a rule with its wishes."""
+class RewardSource(Rule, LabelChoice, Service):
+    """A reward: a model, a function, a service, or a rule with its wishes."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     source: Annotated[
         str,
-        Field(alias="from", description="a reward model, a function (gold, rewards.py:name, module:name), or rule"),
+        Field(
+            alias="from",
+            min_length=1,
+            description="a reward model, a function (gold, rewards.py:name, module:name), an address, or rule",
+        ),
     ]
 
     @model_validator(mode="after")
-    def _wishes_of_a_rule(self) -> RewardSource:
-        asked = wishes(self)
-        if self.source != RULE and asked:
-            raise ValueError(f"{next(iter(asked))} is a wish of a rule: write from: rule")
-        if self.source == RULE and is_empty(self):
+    def _options_of_the_source(self) -> RewardSource:
+        asked, kind = self._asked(), options_of(self.source)
+        for key in asked:
+            if key not in kind.model_fields:
+                raise ValueError(f"{key} is {_OPTIONS[_home(key)]}")
+        if kind is LabelChoice and asked and is_function(self.source):
+            raise ValueError(f"{next(iter(asked))} is of a reward model, and {self.source} is a function")
+        if kind is Rule and is_empty(self):
             raise ValueError("a rule needs at least one wish, e.g. max_words: 40")
         return self
 
+    def _asked(self) -> dict[str, Any]:
+        """The settings of one kind of source that are set."""
+        found: dict[str, Any] = {}
+        for key, info in type(self).model_fields.items():
+            value = getattr(self, key)
+            if _home(key) is not None and value != info.get_default(call_default_factory=True, validated_data={}):
+                found[key] = value
+        return found
+
     @model_serializer(mode="wrap")
     def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The part without the wishes that are not set."""
-        asked = wishes(self)
-        return {key: value for key, value in dump(self).items() if key in asked or key not in Rule.model_fields}
+        """The part without the settings that are not set."""
+        asked = self._asked()
+        return {key: value for key, value in dump(self).items() if key in asked or _home(key) is None}
 
     def folders(self) -> dict[str, str]:
         """Settings that refer to a model or a function."""
         return {"from": self.source}
+
+
+_OPTIONS: dict[Any, str] = {
+    Rule: "a wish of a rule: write from: rule",
+    LabelChoice: "of a classifier's labels: from must be a reward model",
+    Service: "of a service: from must be its address, http://...",
+}
+
+
+def _home(key: str) -> type[Settings] | None:
+    """The settings of one kind of source that a key belongs to; None for those of every part."""
+    return next((kind for kind in _OPTIONS if key in kind.model_fields), None)
 
 
 class WeightedReward(RewardSource):
@@ -99,8 +128,8 @@ class ScoreSettings(Settings):
     reward: Annotated[
         Reward,
         Field(
-            description="a reward model (stage, folder, hub name) or a function (gold, rewards.py:name, module:name); "
-            "a rule: {from: rule, max_words: 40}; or a weighted sum: {NAME: {from: SOURCE, weight: 1.0}}"
+            description="a reward model (stage, folder, hub name), a function (gold, rewards.py:name, module:name), an "
+            "address; a rule: {from: rule, max_words: 40}; or a weighted sum: {NAME: {from: SOURCE, weight: 1.0}}"
         ),
     ] = ""
     judge: Annotated[
@@ -108,13 +137,9 @@ class ScoreSettings(Settings):
     ] = None
     monitors: Annotated[Watched, Field(description=MONITORS)] = []  # noqa: RUF012 - pydantic copies a field's default
 
-    def parts(self) -> dict[str, str]:
-        """The sources of the reward by name: one named `reward`, or the parts of a weighted sum."""
-        if isinstance(self.reward, str):
-            return {"reward": self.reward} if self.reward else {}
-        if isinstance(self.reward, WeightedReward):
-            return {"reward": self.reward.source}
-        return {name: part.source for name, part in self.reward.items()}
+    def parts(self) -> dict[str, RewardPart]:
+        """The parts of the reward by name: one named `reward`, or those of a weighted sum."""
+        return reward_parts(self.reward_spec()) if self.reward else {}
 
     def reward_spec(self) -> str | dict[str, Any]:
         """The reward as `build_reward` reads it."""
@@ -195,19 +220,24 @@ def load_reward(work: Workspace, settings: StageSettings, policy: LanguageModel)
     if not isinstance(settings, ScoreSettings):
         return {}
     models: dict[str, ScalarModel] = {}
-    for name, source in settings.parts().items():
-        if not is_function(source):
-            models[name] = _reward_model(work, settings, source, policy)
+    for name, part in settings.parts().items():
+        if is_model(part.source):
+            models[name] = _reward_model(work, settings, part, policy)
     return models
 
 
-def _reward_model(work: Workspace, settings: StageSettings, source: str, policy: LanguageModel) -> ScalarModel:
-    folder = model_folder(work, source)
-    adapter = reward_adapter(policy, Path(folder))
+def is_model(source: str) -> bool:
+    """True if a reward's source is a model, and no function, rule or service."""
+    return not is_function(source) and not is_service(source)
+
+
+def _reward_model(work: Workspace, settings: StageSettings, part: RewardPart, policy: LanguageModel) -> ScalarModel:
+    folder = model_folder(work, part.source)
+    adapter = None if part.labels else reward_adapter(policy, Path(folder))
     if adapter is not None:
         work.report("reward", ["an adapter and a head on the policy's backbone"])
         return adapter
-    model = load_scalar_model(folder, **load_options(settings.models))
+    model = load_scalar_model(folder, **load_options(settings.models), labels=part.labels)
     model.module.requires_grad_(False)
     return model
 
@@ -223,12 +253,12 @@ def open_scoring(work: Workspace, settings: StageSettings, models: Models, rewar
     folders = [work.recipe_folder] if work.recipe_folder else []
     budget = settings.run.tokens_per_microbatch
 
-    def scalar(name: str, source: str) -> Scorer:
-        model = rewards.get(name) or _reward_model(work, settings, source, policy)
+    def scalar(name: str, part: RewardPart) -> Scorer:
+        model = rewards.get(name) or _reward_model(work, settings, part, policy)
         return RewardScorer(model, policy.chat, budget=budget, name=name)
 
-    def watched(name: str, source: str) -> Scorer:
-        return RewardScorer(_reward_model(work, settings, source, policy), policy.chat, budget=budget, name=name)
+    def watched(name: str, part: RewardPart) -> Scorer:
+        return RewardScorer(_reward_model(work, settings, part, policy), policy.chat, budget=budget, name=name)
 
     if settings.judge is not None:
         scorer = _judge(work, settings, settings.judge, models)

@@ -253,13 +253,9 @@ class EncoderScalar(Encoder, ScalarModel):
     @property
     def head(self) -> nn.Linear:
         """The classifier's last layer, whatever the family calls it."""
-        inside = {id(part) for part in self.backbone.modules()}
-        last = [p for p in self.module.modules() if isinstance(p, nn.Linear) and id(p) not in inside]
-        if not last or last[-1].out_features != 1:
-            raise ModelError(
-                "the model has no scalar head", got=type(self.module).__name__, fix="load it with num_labels=1"
-            )
-        return last[-1]
+        head = self.module.get_submodule(classifier_name(self.module, 1))
+        assert isinstance(head, nn.Linear)
+        return head
 
     def score_B(self, forest: Forest) -> Tensor:
         """The reward of each response, from the whole row."""
@@ -278,3 +274,17 @@ class EncoderScalar(Encoder, ScalarModel):
             expected="a decoder as the value model",
             fix="set value_init=model: the value model then starts from the policy",
         )
+
+
+def classifier_name(module: PreTrainedModel, labels: int) -> str:
+    """The name of a sequence classifier's last layer inside its module, whatever the family calls it.
+
+    Raises:
+        ModelError: it has none with this number of outputs.
+    """
+    inside = {id(part) for part in module.base_model.modules()}
+    last = [(n, p) for n, p in module.named_modules() if isinstance(p, nn.Linear) and id(p) not in inside]
+    if not last or last[-1][1].out_features != labels:
+        what = "the model has no scalar head" if labels == 1 else f"the model has no head of {labels} labels"
+        raise ModelError(what, got=type(module).__name__, fix=f"load it with num_labels={labels}")
+    return last[-1][0]

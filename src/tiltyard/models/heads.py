@@ -55,6 +55,7 @@ def classifier(model: Backbone, backbone: nn.Module) -> PreTrainedModel:
     """transformers' sequence classifier around a backbone of the model's kind, with one label and a head of zeros."""
     config = copy.deepcopy(model.module.config)
     config.num_labels = 1
+    config.reads_whole_turn = False  # see `models.load.reads_whole_turn`
     config.__dict__.pop("quantization_config", None)  # it is saved in full precision
     config.pad_token_id = model.chat.pad_id if model.chat.pad_id != closing_id(model.chat) else None
     with torch.device("meta"):  # its backbone is replaced

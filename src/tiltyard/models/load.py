@@ -6,6 +6,7 @@ Weights are read from safetensors only; code from a hub is never run unless `tru
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from tiltyard.models.encoder import EncoderScalar, is_encoder
 from tiltyard.models.folder import adapter_config, base_of
 from tiltyard.models.generation import mend_generation, take_ends
 from tiltyard.models.heads import scalar_from, value_head
+from tiltyard.models.labels import Chosen, adapter_labels, choose, label_names, take_labels
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load_encoder import encoder_scalar, load_masked_model, masked_from_scratch
 from tiltyard.models.lora import blocks_of, merged_adapters
@@ -129,29 +131,32 @@ def load_scalar_model(
     seed: int = 0,
     trust_remote_code: bool = False,
     quantize: Quantize = "none",
+    labels: Mapping[str, float] | None = None,
 ) -> ScalarModel:
     """Loads a reward or value model. Of a language model's folder the backbone is loaded and a new zero head is added.
 
     The new head starts at zero, so an untrained reward model scores everything 0 and a pairwise loss starts at ln 2.
     An encoder's folder gives a reward model that reads whole responses (`EncoderScalar`), which is no value model.
+
+    Args:
+        labels: of a classifier of several labels: the score is the sum of these logits times these weights, by name or
+            index.
+
+    Raises:
+        ModelError: a classifier of several labels without `labels`, which are then listed; or labels that it has not.
     """
     name = resolve(source)
     config = load_config(name, trust_remote_code)
     fresh = not has_scalar_head(name, config)
+    chosen = None if fresh and not labels else _chosen_labels(name, config, fresh, labels or {})
     if is_encoder(config):
-        return encoder_scalar(name, config, fresh, device, dtype, seed, trust_remote_code, quantize)
-    chat = Chat(load_tokenizer(name, trust_remote_code=trust_remote_code), max_length=context_length(config))
-    new: dict[str, Any] = {"num_labels": 1}
+        return encoder_scalar(name, config, chosen, device, dtype, seed, trust_remote_code, quantize)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    whole = not fresh and reads_whole_turn(name, config)
+    chat = Chat(tokenizer, max_length=context_length(config), whole_turn=whole)
+    new: dict[str, Any] = {"num_labels": 1 if chosen is None else chosen.total}
     if fresh:  # a head of others reads its score at the token that their config implies, a new one at the closing token
         new["pad_token_id"] = chat.pad_id if chat.pad_id != closing_id(chat) else None
-    elif config.num_labels != 1 and adapter_config(name) is None:
-        raise ModelError(
-            "the model is a classifier of several labels, not a reward model",
-            where=name,
-            got=f"{config.num_labels} labels",
-            expected="one label: the score",
-            fix="take a reward model with num_labels=1, or start a new one from the language model",
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, origin = from_pretrained(
@@ -165,11 +170,15 @@ def load_scalar_model(
             **new,
         )
     head = getattr(module, "score", None)
+    if chosen is not None and isinstance(head, nn.Linear) and not chosen.alone:
+        take_labels(module, "score", chosen.weights)
+        head = module.score
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise ModelError("this architecture has no scalar head in transformers", where=name)
     if fresh:
         nn.init.zeros_(head.weight)
     notes = [*origin.notes, *check_vocabulary(chat, module, name)]
+    module.config.reads_whole_turn = whole
     model = ScalarModel(module.eval(), chat, dtype)
     model.origin = replace(origin, notes=tuple(notes))
     model.fold()  # a factor beside the weights is of earlier versions
@@ -182,6 +191,32 @@ def has_scalar_head(name: str, config: Any) -> bool:
     if adapter is not None and base_of(name) != name:
         return "score" in (adapter.get("modules_to_save") or ()) or adapter.get("task_type") == "SEQ_CLS"
     return any(SUFFIX in kind for kind in (config.architectures or []))
+
+
+def _chosen_labels(name: str, config: Any, fresh: bool, labels: Mapping[str, float]) -> Chosen:
+    if fresh:
+        raise ModelError(
+            "labels were chosen, and the model is no classifier",
+            where=name,
+            got=", ".join(config.architectures or []) or "no architectures in config.json",
+            expected="a sequence classifier, whose labels have names",
+            fix="leave label and labels out, or name a reward model",
+        )
+    if adapter_config(name) is not None and base_of(name) != name:
+        return choose([f"LABEL_{i}" for i in range(adapter_labels(name) or 1)], labels, name)
+    return choose(label_names(config), labels, name)
+
+
+def reads_whole_turn(name: str, config: Any) -> bool:
+    """True if a reward model reads the template's text behind the end of a turn too, as models of others do.
+
+    Models that are made here say so in their config, or (older ones) have a shift in it or `backbone.json` beside it.
+    """
+    said = getattr(config, "reads_whole_turn", None)
+    if said is not None:
+        return bool(said)
+    ours = hasattr(config, "reward_bias") or hasattr(config, "reads_two_answers")
+    return not ours and not (Path(name) / "backbone.json").exists()
 
 
 def value_from(source: ScalarModel) -> ScalarModel:

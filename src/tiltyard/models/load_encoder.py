@@ -21,7 +21,8 @@ from tiltyard.data.chat import Chat
 from tiltyard.data.tokenizer import for_encoder, id_count
 from tiltyard.errors import ModelError
 from tiltyard.models.backbone import DType
-from tiltyard.models.encoder import EncoderScalar, MaskedModel, is_encoder
+from tiltyard.models.encoder import EncoderScalar, MaskedModel, classifier_name, is_encoder
+from tiltyard.models.labels import Chosen, take_labels
 from tiltyard.models.pretrained import (
     TORCH_DTYPE,
     Quantize,
@@ -96,9 +97,14 @@ def _encoder_chat(name: str, module: nn.Module, trust: bool) -> Chat:
 
 
 def encoder_scalar(
-    name: str, config: Any, fresh: bool, device: str, dtype: DType, seed: int, trust: bool, quantize: Quantize
+    name: str, config: Any, chosen: Chosen | None, device: str, dtype: DType, seed: int, trust: bool, quantize: Quantize
 ) -> EncoderScalar:
-    """A reward model on an encoder. New layers below a new last layer are initialised by `seed`."""
+    """A reward model on an encoder. New layers below a new last layer are initialised by `seed`.
+
+    Args:
+        chosen: the labels of its classifier that make the score; None: it has no classifier yet.
+    """
+    fresh = chosen is None
     known: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     backbone = f"{known.base_model_prefix}." if known else ""
 
@@ -115,8 +121,10 @@ def encoder_scalar(
             device=device,
             quantize=quantize,
             may_miss=may_miss if fresh else None,
-            num_labels=1,
+            num_labels=1 if chosen is None else chosen.total,
         )
+    if chosen is not None and not chosen.alone:
+        take_labels(module, classifier_name(module, chosen.total), chosen.weights)
     chat = _encoder_chat(name, module, trust)
     notes = (*origin.notes, *check_vocabulary(chat, module, name))
     model = EncoderScalar(module.eval(), chat, dtype)

@@ -2,6 +2,7 @@
 
 from tiltyard.scoring.base import Cost, Monitors, Scale, Scorer, checked_scores
 from tiltyard.scoring.functions import FunctionScorer
+from tiltyard.scoring.parts import RewardPart, Service, is_service, reward_parts
 from tiltyard.scoring.ranker import BaselineScorer, Position, Ranker
 from tiltyard.scoring.registry import (
     build_reward,
@@ -9,7 +10,6 @@ from tiltyard.scoring.registry import (
     is_function,
     load_function,
     register_alias,
-    reward_parts,
 )
 from tiltyard.scoring.reward_model import RewardScorer
 from tiltyard.scoring.rules import Rule, RuleFunction
@@ -22,17 +22,20 @@ __all__ = [
     "Monitors",
     "Position",
     "Ranker",
+    "RewardPart",
     "RewardScorer",
     "Rule",
     "RuleFunction",
     "Scale",
     "Scorer",
+    "Service",
     "WeightedScorer",
     "build_reward",
     "check_prompts",
     "checked_scores",
     "function_file",
     "is_function",
+    "is_service",
     "load_function",
     "register_alias",
     "reward_parts",

@@ -15,36 +15,22 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, TiltyardError, nearest
 from tiltyard.files import exists, reading
 from tiltyard.scoring.base import Scorer
 from tiltyard.scoring.functions import TIME_LIMIT, FunctionScorer
-from tiltyard.scoring.rules import RULE, Rule, RuleFunction, require_wishes
+from tiltyard.scoring.parts import RewardPart, is_one_part, reward_parts
+from tiltyard.scoring.rules import RULE, RuleFunction
 from tiltyard.scoring.weighted import WeightedScorer
 
 ALIASES: dict[str, str] = {"gold": "tiltyard.world.reward:gold"}  # short names of reward functions
 
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>\w+)")
-_PART_KEYS = ("from", "weight")
-
-
-@dataclass(frozen=True)
-class RewardPart:
-    """One part of a weighted sum: `source` names a stage, folder, hub model or function; `weight` multiplies it.
-
-    `rule`: the wishes of a part whose source is `rule`; None for others.
-    """
-
-    source: str
-    weight: float = 1.0
-    rule: Rule | None = None
 
 
 def register_alias(name: str, spec: str) -> None:
@@ -103,7 +89,7 @@ def load_function(spec: str, folders: Sequence[Path] = ()) -> Callable[..., Any]
 
 def build_reward(
     spec: str | Mapping[str, Any],
-    load_model: Callable[[str, str], Scorer],
+    load_model: Callable[[str, RewardPart], Scorer],
     *,
     name: str = "",
     folders: Sequence[Path] = (),
@@ -112,10 +98,10 @@ def build_reward(
     """The scorer that the setting `reward` describes.
 
     Args:
-        spec: a stage, folder, hub model or function; or one part, `{from: rule, max_words: 40}`; or a weighted sum
-            `{NAME: {from: SOURCE, weight: W}}`, whose parts are logged as `reward/NAME`. A part of a sum may be written
-            as its source alone (weight 1).
-        load_model: (name of the metric, stage, folder or hub model) -> the scorer of a reward model.
+        spec: a stage, folder, hub model, function or address; or one part, `{from: rule, max_words: 40}`; or a
+            weighted sum `{NAME: {from: SOURCE, weight: W}}`, whose parts are logged as `reward/NAME`. A part of a sum
+            may be written as its source alone (weight 1).
+        load_model: (name of the metric, part) -> the scorer of a part that is a reward model or a service.
         name: of the metric of a single source; the function's own, `rule` or `reward` by default.
         folders: where functions are looked for, see `load_function`.
         time_limit: seconds a call of a function may take.
@@ -133,61 +119,15 @@ def build_reward(
     return scorers[0][1] if single and scorers[0][0] == 1.0 else WeightedScorer(scorers)
 
 
-def is_one_part(spec: Mapping[str, Any]) -> bool:
-    """True if a mapping is one part, `{from: SOURCE, ...}`, and not a sum of named parts."""
-    return isinstance(spec.get("from"), str)
-
-
-def reward_parts(spec: str | Mapping[str, Any]) -> dict[str, RewardPart]:
-    """The parts of a reward setting by name; a single one is named `reward`.
-
-    Raises:
-        ConfigError: an unknown key, a part without a source, a weight that is no finite number, or a rule without a
-            wish.
-    """
-    if isinstance(spec, str):
-        return {"reward": _part("", spec)}
-    if not spec:
-        raise ConfigError("a weighted sum needs at least one part", where="reward", got=dict(spec))
-    if is_one_part(spec):
-        return {"reward": _part("", spec)}
-    return {str(name): _part(str(name), part) for name, part in spec.items()}
-
-
 def _metric(source: str) -> str:
     """The name of the metric of a reward that is no part of a sum: the function's own, `rule`, or else `reward`."""
     return source.rpartition(":")[2] if is_function(source) else "reward"
 
 
-def _part(name: str, part: Any) -> RewardPart:
-    where = f"reward.{name}" if name else "reward"
-    if isinstance(part, str):
-        part = {"from": part}
-    if not isinstance(part, Mapping):
-        raise ConfigError("a part of a reward is a source and a weight", where=where, got=part, expected=_EXAMPLE)
-    source, weight = part.get("from"), part.get("weight", 1.0)
-    options = (*_PART_KEYS, *Rule.model_fields) if source == RULE else _PART_KEYS
-    for key in part:
-        if key not in options:
-            raise ConfigError(f"unknown key '{key}'", where=where, expected=_EXAMPLE, fix=nearest(str(key), options))
-    if not isinstance(source, str) or not source:
-        raise ConfigError("a part of a reward names its source", where=f"{where}.from", got=source, expected=_EXAMPLE)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight - weight != 0:
-        raise ConfigError("a weight is a finite number", where=f"{where}.weight", got=weight, expected=_EXAMPLE)
-    if source != RULE:
-        return RewardPart(source, float(weight))
-    rule = parse_settings(Rule, {key: part[key] for key in part if key not in _PART_KEYS}, where)
-    require_wishes(rule, where)
-    return RewardPart(source, float(weight), rule)
-
-
-_EXAMPLE = "{from: SOURCE, weight: 1.0}"
-
-
 def _scorer(
     name: str,
     part: RewardPart,
-    load_model: Callable[[str, str], Scorer],
+    load_model: Callable[[str, RewardPart], Scorer],
     folders: Sequence[Path],
     time_limit: float | None,
 ) -> Scorer:
@@ -196,7 +136,7 @@ def _scorer(
         return FunctionScorer(RuleFunction(part.rule, where), name, time_limit=None)  # patterns have their own limit
     if is_function(part.source):
         return FunctionScorer(load_function(part.source, folders), name, time_limit=time_limit)
-    return load_model(name, part.source)
+    return load_model(name, part)
 
 
 # ------------------------------------------------------------------------------------------------------ files, modules

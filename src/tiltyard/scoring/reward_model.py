@@ -14,7 +14,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.errors import DataError, ModelError
 from tiltyard.models.language import ScalarModel
 from tiltyard.scoring.base import Cost, Scale
-from tiltyard.types import MICRO_TOKENS, Group, Response, same_for_same
+from tiltyard.types import MICRO_TOKENS, Group, Prompt, Response, same_for_same
 
 
 class RewardScorer:
@@ -71,6 +71,15 @@ class RewardScorer:
             for group, one in zip(groups, encoded, strict=True)
         ]
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses conversations where the model's own tokenizer has no chat template.
+
+        Raises:
+            ModelError: nothing says how this model reads a conversation.
+        """
+        if any(prompt.messages for prompt in prompts):
+            require_template(self.model)
+
     def take_cost(self) -> Cost:
         """Responses scored and packed tokens read since the last call."""
         cost, self._cost = self._cost, Cost()
@@ -93,14 +102,41 @@ class RewardScorer:
 
 
 def in_tokens_of(chat: Chat, group: Group) -> Group:
-    """The group with the ids that `chat` makes of its texts; a response that was cut gets no end-of-turn token."""
+    """The group with the ids that `chat` makes of its texts.
+
+    A response that was cut gets no end-of-turn token, except where the model reads whole turns: it has never seen one
+    without.
+    """
     fresh = tuple(Response(text=r.text, meta=r.meta) for r in group.responses)
     encoded = chat.encode_group(replace(group, prompt=replace(group.prompt, ids=()), responses=fresh))
     responses = tuple(
-        replace(new, ids=new.ids[:-1], loss_spans=None) if old.finish == "length" and len(new.ids) > 1 else new
+        replace(new, ids=new.ids[:-1], loss_spans=None) if _is_open(old, new) and not chat.whole_turn else new
         for old, new in zip(group.responses, encoded.responses, strict=True)
     )
     return replace(encoded, responses=responses)
+
+
+def _is_open(old: Response, new: Response) -> bool:
+    return old.finish == "length" and len(new.ids) > 1
+
+
+def require_template(model: ScalarModel) -> None:
+    """Refuses a reward model of others whose tokenizer has no chat template.
+
+    Raises:
+        ModelError: nothing says how it reads a conversation.
+    """
+    if not (model.chat.default_template and getattr(model.module.config, "reads_whole_turn", False)):
+        return
+    where = str(model.chat.tokenizer.name_or_path)
+    raise ModelError(
+        "the reward model's tokenizer has no chat template, so nothing says how it reads a conversation",
+        where=where,
+        got="no chat_template in its tokenizer_config.json, and no chat_template.jinja",
+        expected="the template that the model was trained with",
+        fix=f"write that template into {where}/chat_template.jinja (its model card shows the format), in a copy of the "
+        "folder if it is a name of the hub",
+    )
 
 
 def same_tokens(a: Any, b: Any) -> bool:
@@ -113,4 +149,5 @@ def same_tokens(a: Any, b: Any) -> bool:
     one, two = a.tokenizer, b.tokenizer
     apart = one.get_vocab().items() ^ two.get_vocab().items()
     same = one.chat_template == two.chat_template and {token for token, _ in apart} <= {one.pad_token, two.pad_token}
+    same = same and a.whole_turn == b.whole_turn
     return bool(same and (a.start_id, a.eos_id) == (b.start_id, b.eos_id))

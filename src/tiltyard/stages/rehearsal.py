@@ -19,7 +19,7 @@ from tiltyard.methods.base import Method
 from tiltyard.models.load import load_tokenizer
 from tiltyard.models.pretrained import context_length, load_config
 from tiltyard.runs import Ref
-from tiltyard.scoring import FunctionScorer, Monitors, Scorer, build_reward
+from tiltyard.scoring import FunctionScorer, Monitors, RewardPart, Scorer, build_reward
 from tiltyard.stages.backend import new_arch
 from tiltyard.stages.base import Stage, StageContext, references
 from tiltyard.types import Prompt, Response
@@ -69,13 +69,13 @@ def _scoring(context: StageContext, settings: PromptSettings) -> Scoring:
     def unread(prompt: Prompt, response: Response) -> float:  # noqa: ARG001
         return 0.0
 
-    def stub(name: str, source: str) -> Scorer:  # noqa: ARG001
+    def stub(name: str, part: RewardPart | None = None) -> Scorer:  # noqa: ARG001
         return FunctionScorer(unread, name)
 
     spec = settings.reward_spec() if isinstance(settings, ScoreSettings) else ""
     watched = settings.monitors if isinstance(settings, ScoreSettings | SelfJudgeSettings) else []
     folders = [context.recipe_folder] if context.recipe_folder else []
-    scorer = build_reward(spec, stub, folders=folders) if spec else stub("judge", "")
+    scorer = build_reward(spec, stub, folders=folders) if spec else stub("judge")
     monitors = [build_reward(one, stub, name=name, folders=folders) for name, one in monitor_specs(watched)]
     return Scoring(scorer, Monitors(monitors) if monitors else None)
 

@@ -21,14 +21,16 @@ from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
-from tiltyard.records import EXECUTION, LAST_BITS, Settings
+from tiltyard.records import EXECUTION, LAST_BITS
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
+from tiltyard.scoring.parts import LabelChoice
+from tiltyard.scoring.reward_model import require_template
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import MICRO_TOKENS, Group
 
 
-class RewardEvalSettings(Settings):
+class RewardEvalSettings(LabelChoice):
     model: Annotated[str, Field(description="the reward model: an earlier stage, a folder or a hub name")]
     data: Annotated[str, Field(description="labelled comparisons: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
@@ -55,6 +57,8 @@ def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
     if not model.packed:
         context.console.print(f"  model: runs padded ({model.padded_reason})", markup=False, highlight=False)
     groups = groups_of(context, "data", settings.data, "comparisons", model.chat, settings, settings.seed)
+    if any(group.prompt.messages for group in groups):
+        require_template(model)
     cut = _check_groups(groups, settings)
     scores = scores_of(model, groups, settings.tokens_per_microbatch)
     pairs = scored_pairs(groups, scores)
@@ -80,7 +84,11 @@ def trained_reward_model(context: StageContext, settings: RewardEvalSettings) ->
     """
     folder = model_folder(context, settings.model)
     model = load_scalar_model(
-        folder, device=settings.device, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code
+        folder,
+        device=settings.device,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        labels=settings.weights(),
     )
     if model.compares:
         raise ModelError(

@@ -1,0 +1,1 @@
+"""Other people's programs and Tiltyard on the same model and data; `python -m benchmarks.agree --help`."""

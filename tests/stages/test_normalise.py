@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,19 @@ def trained(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`normalise` -> (the saved model, its result)."""
     root = tmp_path_factory.mktemp("normalise")
 
-    def train(how: str) -> tuple[Path, dict[str, Any]]:
+    def train(how: str, name: str = "", *more: str) -> tuple[Path, dict[str, Any]]:
         words = [
             "train", "reward", f"model={whole.run / 'sft'}", f"data={whole.run / 'label' / 'rankings.groups.jsonl'}",
             f"demonstrations={whole.run / 'world' / 'demonstrations_held_out.jsonl'}", f"normalise={how}", "steps=6",
-            "prompts_per_step=4", "lr=1e-3", "max_length=64", "device=cpu", f"name={how}", "--runs", str(root),
+            "prompts_per_step=4", "lr=1e-3", "max_length=64", "device=cpu", *more,
+            f"name={name or how}", "--runs", str(root),
         ]  # fmt: skip
         assert main(words) == 0
-        folder = root / how / "reward"
+        folder = root / (name or how) / "reward"
         return folder / "model", json.loads((folder / "done.json").read_text())["result"]
 
-    return {how: train(how) for how in ("none", "mean", "unit")}
+    few = {"few": train("mean", "few", "normalise_limit=4")}
+    return {how: train(how) for how in ("none", "mean", "unit")} | few
 
 
 def scores(whole: Whole, folder: Path) -> torch.Tensor:
@@ -52,6 +55,15 @@ def test_mean_and_variance_on_the_calibration_set(whole: Whole, trained: Any) ->
     torch.testing.assert_close(found["mean"], raw - raw.mean(), atol=1e-6, rtol=0)
     torch.testing.assert_close(found["unit"], (raw - raw.mean()) / raw.std(correction=0), atol=1e-4, rtol=1e-4)
     assert abs(float(raw.mean())) > 1e-6, "there was something to shift"
+
+
+def test_a_part_of_the_set_stands_for_it(whole: Whole, trained: Any) -> None:
+    """`normalise_limit=4`: the mean of four groups drawn with the seed is 0, that of all is near it."""
+    few, raw = scores(whole, trained["few"][0]), scores(whole, trained["none"][0])
+    drawn = sorted(random.Random(0).sample(range(len(raw)), 4))
+    assert abs(float(few[drawn].mean())) < 1e-6
+    assert 0 < abs(float(few.mean())) < 3 * float(raw.std())
+    torch.testing.assert_close(few - few.mean(), raw - raw.mean(), atol=1e-6, rtol=0)
 
 
 def test_the_result_says_what_was_done(trained: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -328,7 +329,11 @@ def _normalise(work: Workspace, settings: StageSettings, model: ScalarModel, gro
         limits = Rows(data.max_length, data.too_long, data.split, data.limit, data.bad_rows, data.limit_by)
         chat: Chat = model.chat
         groups = groups_of(work, "demonstrations", own.demonstrations, "demonstrations", chat, limits, settings.seed)
-    what = f"the rewards of {len(groups):,} groups of {own.demonstrations or 'the training data'} are measured"
+    what = f"{len(groups):,} groups of {own.demonstrations or 'the training data'}"
+    if 0 < own.normalise_limit < len(groups):  # a pass over all would cost a third of the training
+        drawn = sorted(random.Random(settings.seed).sample(range(len(groups)), own.normalise_limit))
+        groups, what = [groups[i] for i in drawn], f"{own.normalise_limit:,} of the {what}"
+    what = f"the rewards of {what} are measured"
     work.report("normalising", [f"{what} (normalise={own.normalise})"])
     scored = each_score(model, groups, settings.run.tokens_per_microbatch)
     every = told(scored, len(groups), lambda line: work.report("normalising", [line]))

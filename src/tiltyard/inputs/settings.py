@@ -268,3 +268,6 @@ class RewardTraining(Settings):
         Literal["mean", "unit", "none"],
         Field(description="shift rewards to mean 0, also scale them to variance 1, or leave them as they are"),
     ] = "mean"
+    normalise_limit: Annotated[
+        int, Field(ge=0, description="groups that are scored to normalise, drawn with the seed; 0: all")
+    ] = 512

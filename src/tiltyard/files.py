@@ -58,6 +58,14 @@ def give_usual_mode(folder: Path) -> None:
             path.chmod(mode)
 
 
+def cache_home() -> Path:
+    """The folder for what may be made again: TILTYARD_CACHE, or `tiltyard` in XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("TILTYARD_CACHE", ""):
+        return user_path(own).absolute()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (user_path(shared) if shared else user_path("~/.cache")).absolute() / "tiltyard"
+
+
 def remove_partial_files(folder: Path) -> None:
     """Removes the temporary files of interrupted writes below a folder; no other process may be writing there."""
     for left in folder.rglob(".*.tmp"):

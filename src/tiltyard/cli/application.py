@@ -61,6 +61,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "check": verbs.check,
     "sample": chat.sample,
     "chat": chat.chat,
+    "merge": verbs.merge,
     "bench": verbs.bench,
     "stages": verbs.stages,
     "show": verbs.show,

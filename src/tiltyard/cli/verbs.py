@@ -22,6 +22,7 @@ from tiltyard.cli.arguments import (
     run_one_stage,
 )
 from tiltyard.cli.output import console_for, emit, print_bench, show_result, summaries_table
+from tiltyard.errors import ConfigError, nearest
 
 
 def run(
@@ -149,6 +150,29 @@ def bench(
     values = bench_settings(method, path, data, prompts, settings)
     report = importlib.import_module("tiltyard.cli.bench").measure(method, values, steps=steps, warmup=warmup)
     emit(report) if json_output else print_bench(report, console_for(False))
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="An adapter's folder, or a stage or run that was trained with lora.")],
+    *,
+    into: Annotated[str, typer.Option(help="The folder to write; ADAPTER-merged without it.")] = "",
+    dtype: Annotated[str, typer.Option(help="Width of the weights: source, float32, bfloat16, float16.")] = "source",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    json_output: Json = False,
+) -> None:
+    """Merge an adapter into its model and write an ordinary model folder.
+
+    `tiltyard merge runs/demo/lora --into merged`
+    """
+    widths = ("source", "float32", "bfloat16", "float16")
+    if dtype not in widths:
+        raise ConfigError("unknown width", where="--dtype", got=dtype, fix=nearest(dtype, widths))
+    outcome = importlib.import_module("tiltyard.models.merging").merge(adapter, into, dtype=dtype, device=device)
+    if json_output:
+        emit(outcome)
+    else:
+        line = f"{outcome['adapter']} over {outcome['base']}: the merged model is in {outcome['model']}"
+        console_for(False).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def stages(json_output: Json = False) -> None:

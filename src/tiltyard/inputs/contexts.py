@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tiltyard.feedback import ModelJudgeSettings
 from tiltyard.inputs.scores import POLICY, ScoreSettings, SelfJudgeSettings, is_model, monitor_sources
 from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.inputs.workspace import Workspace, model_folder
+from tiltyard.models.folder import base_of
 from tiltyard.models.pretrained import context_length, load_config, load_tokenizer, resolve
 from tiltyard.scoring.reward_model import same_tokens
 
@@ -73,13 +75,25 @@ def _readers(settings: StageSettings) -> dict[str, str]:
     return found
 
 
+def config_of(work: Workspace, source: str) -> dict[str, Any]:
+    """The config.json of a model that is there: of an adapter that of its model, of a GGUF file that of its folder.
+
+    Raises:
+        OSError, ValueError, TiltyardError: there is none, or a hub name.
+    """
+    folder = model_folder(work, source)
+    if not Path(folder).exists():
+        raise FileNotFoundError(folder)  # nothing is asked of a hub here
+    return dict(json.loads((Path(base_of(resolve(folder))) / "config.json").read_text(encoding="utf-8")))
+
+
 def _folder(work: Workspace, source: str) -> str | None:
     """The folder of a model that is there; None for one of a later stage, and for names of the hub."""
     if not source:
         return None
     try:
         folder = model_folder(work, source)
-        return resolve(folder) if Path(folder).is_dir() else None
+        return resolve(folder) if Path(folder).exists() else None
     except TiltyardError:
         return None
 

@@ -17,6 +17,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.errors import CheckpointError, ModelError
 from tiltyard.files import give_usual_mode
 from tiltyard.models.backbone import Backbone
+from tiltyard.models.folder import BACKBONE
 from tiltyard.models.heads import with_scalar_head
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.lora import (
@@ -36,7 +37,6 @@ from tiltyard.models.pretrained import load_tokenizer, write_errors
 
 M = TypeVar("M", bound=Backbone)
 PEFT, WEIGHTS = "base_model.model.", "adapter_model.safetensors"  # PEFT's names
-BACKBONE = "backbone.json"  # next to an adapter's weights: the hash of its backbone, and what else its model needs
 
 
 def adapt(model: M, lora: Lora, name: str = "policy", seed: int = 0) -> M:

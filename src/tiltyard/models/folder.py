@@ -16,8 +16,10 @@ import torch
 from tiltyard.errors import ModelError
 from tiltyard.files import is_lfs_pointer
 from tiltyard.models.backbone import Origin
+from tiltyard.models.gguf_files import converted, gguf_of
 
 ADAPTER = "adapter_config.json"
+BACKBONE = "backbone.json"  # next to an adapter's weights: the hash of its backbone, and what else its model needs
 TOKENIZERS = (  # any of them makes a tokenizer
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json", "spm.model", "source.spm", "bpe.codes", "vocab-src.json", "merges.txt", "sentencepiece.model",
@@ -150,6 +152,9 @@ def base_of(name: str) -> str:
     base = str(config.get("base_model_name_or_path") or "")
     here = Path(base).expanduser()
     for path in (here, Path(name) / here):
+        file = gguf_of(path) if base else None
+        if file is not None:
+            return str(converted(file))
         if base and path.is_dir():
             return str(path / "model" if (path / "model" / "config.json").exists() else path)
     if base and base.count("/") <= 1 and not base.startswith((".", "/", "~")) and not here.parent.is_dir():
@@ -161,6 +166,18 @@ def base_of(name: str) -> str:
         expected="a folder or hub name of the model under the adapter",
         fix="correct base_model_name_or_path, or give the folder of the merged model (runs/NAME/STAGE/model)",
     )
+
+
+def has_scale(name: str) -> bool:
+    """True for the folder of an adapter that was written here for a reward model, with the scale of its scores."""
+    return "bias" in _json(Path(name) / BACKBONE)
+
+
+def take_scale(model: Any, name: str) -> None:
+    """Gives a scalar model the scale of scores that stands beside its adapter."""
+    if has_scale(name):
+        facts = _json(Path(name) / BACKBONE)
+        model.bias, model.gain, model.compares = facts["bias"], facts["gain"], facts["compares"]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tiltyard.models.adapters import clone_adapter
 from tiltyard.models.backbone import Backbone, DType
 from tiltyard.models.classifiers import SUFFIX, scalar_class
 from tiltyard.models.encoder import EncoderScalar, is_encoder
-from tiltyard.models.folder import adapter_config, base_of
+from tiltyard.models.folder import adapter_config, base_of, has_scale, take_scale
 from tiltyard.models.generation import mend_generation, take_ends
 from tiltyard.models.heads import scalar_from, value_head
 from tiltyard.models.labels import Chosen, adapter_labels, choose, label_names, take_labels
@@ -155,7 +155,8 @@ def load_scalar_model(
     whole = not fresh and reads_whole_turn(name, config)
     chat = Chat(tokenizer, max_length=context_length(config), whole_turn=whole)
     new: dict[str, Any] = {"num_labels": 1 if chosen is None else chosen.total}
-    if fresh:  # a head of others reads its score at the token that their config implies, a new one at the closing token
+    # a head of others reads its score at the token that their config implies, one that began here at the closing token
+    if fresh or (has_scale(name) and not _is_classifier(config)):
         new["pad_token_id"] = chat.pad_id if chat.pad_id != closing_id(chat) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -181,6 +182,7 @@ def load_scalar_model(
     module.config.reads_whole_turn = whole
     model = ScalarModel(module.eval(), chat, dtype)
     model.origin = replace(origin, notes=tuple(notes))
+    take_scale(model, name)
     model.fold()  # a factor beside the weights is of earlier versions
     return model
 
@@ -190,6 +192,10 @@ def has_scalar_head(name: str, config: Any) -> bool:
     adapter = adapter_config(name)
     if adapter is not None and base_of(name) != name:
         return "score" in (adapter.get("modules_to_save") or ()) or adapter.get("task_type") == "SEQ_CLS"
+    return _is_classifier(config)
+
+
+def _is_classifier(config: Any) -> bool:
     return any(SUFFIX in kind for kind in (config.architectures or []))
 
 

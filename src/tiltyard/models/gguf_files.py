@@ -89,7 +89,7 @@ def converted(file: Path) -> Path:
 
 
 def source_of(folder: str) -> dict[str, Any] | None:
-    """What a folder of the cache was made from: file, types, parameters; None for any other folder."""
+    """The facts about the file that a folder of the cache was made from; None for any other folder."""
     path = Path(folder)
     if path.parent != cache_home() / "gguf":
         return None

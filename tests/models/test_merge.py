@@ -59,7 +59,9 @@ def test_a_language_model_is_merged(tmp_path: Path, capsys: pytest.CaptureFixtur
     torch.testing.assert_close(merged.logp_R(batch)[0], model.logp_R(batch)[0], atol=1e-5, rtol=1e-5)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with model.plain(), torch.no_grad():
-        torch.testing.assert_close(theirs(input_ids=IDS).logits, model.module(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            theirs(input_ids=IDS).logits, model.module(input_ids=IDS).logits, atol=1e-5, rtol=1e-5
+        )
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == model.chat.tokenizer.chat_template
     assert not list((tmp_path / "out").glob("adapter*"))
     assert main(["merge", str(tmp_path / "run/dpo"), "--dtype", "bfloat16", "--device", "cpu"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,8 +64,9 @@ def trl_dpo(bench: Bench, count: int, steps: int) -> dict[str, Any]:
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
             return dataset  # it is token ids already
 
-    module = language(family, shape, bench.device).module
-    module.config._attn_implementation = "sdpa"
+    module, ref = (language(family, shape, bench.device).module for _ in range(2))
+    for one in (module, ref):
+        one.config._attn_implementation = "sdpa"
     settings = trl.DPOConfig(
         output_dir=str(bench.folder / "trl"),
         use_cpu=bench.device.type == "cpu",
@@ -72,6 +74,7 @@ def trl_dpo(bench: Bench, count: int, steps: int) -> dict[str, Any]:
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
+        logging_strategy="no",
         seed=0,
         per_device_train_batch_size=count,
         max_length=1024,
@@ -82,12 +85,15 @@ def trl_dpo(bench: Bench, count: int, steps: int) -> dict[str, Any]:
     )
     trainer = Encoded(
         model=module,
+        ref_model=ref,
         args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
         callbacks=[Marks()],
     )
-    trainer.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
     seconds = statistics.median(b - a for a, b in zip(at[SKIP:-1], at[SKIP + 1 :], strict=True))
     del trainer
     torch.clear_autocast_cache()

@@ -11,7 +11,7 @@ Losses see flat vectors over the R response tokens: the hidden state at `predict
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,11 @@ class AttentionTile:
     single_branch: bool
     deepest: int  # the largest position
 
+    def to(self, device: torch.device) -> AttentionTile:
+        """Returns the tile with its tensors on another device."""
+        named = {name: getattr(self, name).to(device) for name in ("index", "branch_nL", "position_nL")}
+        return replace(self, **named)
+
     def within(self, window: int) -> bool:
         """True if a window of this size hides no token."""
         return self.deepest < window
@@ -62,7 +67,10 @@ class AttentionTile:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """Packed trees and every index that losses need; all tensors on one device. Built by `pack`."""
+    """Packed trees and every index that losses need; all tensors on one device. Built by `pack`.
+
+    `host`: the same on the CPU, of a forest on another device: what is computed of it here makes nobody wait for that.
+    """
 
     ids_T: Tensor
     position_T: Tensor
@@ -78,6 +86,14 @@ class Forest:
     response_R: Tensor
     offset_B: Tensor  # first loss token of response b in R
     count_B: Tensor  # loss tokens of response b
+    host: Forest | None = None
+
+    def to(self, device: torch.device) -> Forest:
+        """Returns this forest with its tensors on another device, in one transfer."""
+        named = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        parts = torch.cat(list(named.values())).to(device).split([len(x) for x in named.values()])
+        # each alone: their own storages start where torch aligns them
+        return replace(self, **{name: x.clone() for name, x in zip(named, parts, strict=True)}, host=self)
 
     @property
     def T(self) -> int:
@@ -111,11 +127,13 @@ class Forest:
 
     @cached_property
     def tiles(self) -> tuple[AttentionTile, ...]:
-        return _tiles(self)
+        return _tiles(self) if self.host is None else tuple(tile.to(self.device) for tile in self.host.tiles)
 
     @cached_property
     def branches(self) -> list[list[tuple[int, int]]]:
         """The spans (first token, tokens) of each tree's responses."""
+        if self.host is not None:
+            return self.host.branches
         spans: list[list[tuple[int, int]]] = [[] for _ in range(self.G)]
         columns = (x.tolist() for x in (self.group_B, self.start_B, self.length_B))
         for group, start, length in zip(*columns, strict=True):
@@ -147,13 +165,15 @@ class Forest:
     @cached_property
     def untile_T(self) -> Tensor:
         """For each token of T, its place (one of its places) in the concatenation of all tiles' rows."""
+        if self.host is not None:
+            return self.host.untile_T.to(self.device)
         place = torch.empty(self.T, dtype=torch.long)
         done = 0
         for tile in self.tiles:
-            real = tile.branch_nL.flatten().cpu() >= 0
-            place[tile.index.cpu()[real]] = torch.nonzero(real).flatten() + done
+            real = tile.branch_nL.flatten() >= 0
+            place[tile.index[real]] = torch.nonzero(real).flatten() + done
             done += real.numel()
-        return place.to(self.device)
+        return place
 
 
 MAX_WASTE = 1.25  # a tile may hold at most this many slots per real token
@@ -196,11 +216,10 @@ def _tiles(forest: Forest) -> tuple[AttentionTile, ...]:
         else:
             tiles.append([strip])
             real = strip.length
-    branch_T, position_T = forest.branch_T.cpu(), forest.position_T.cpu()
-    return tuple(_tile(strips, branch_T, position_T, forest.device) for strips in tiles)
+    return tuple(_tile(strips, forest.branch_T, forest.position_T) for strips in tiles)
 
 
-def _tile(strips: list[_Strip], branch_T: Tensor, position_T: Tensor, device: torch.device) -> AttentionTile:
+def _tile(strips: list[_Strip], branch_T: Tensor, position_T: Tensor) -> AttentionTile:
     index = torch.zeros(len(strips), max(strip.length for strip in strips), dtype=torch.long)
     real = torch.zeros_like(index, dtype=torch.bool)
     for row, strip in enumerate(strips):
@@ -210,9 +229,9 @@ def _tile(strips: list[_Strip], branch_T: Tensor, position_T: Tensor, device: to
     return AttentionTile(
         n=index.shape[0],
         length=index.shape[1],
-        index=index.flatten().to(device),
-        branch_nL=branch_T[index].where(real, -1).to(device),
-        position_nL=position.to(device),
+        index=index.flatten(),
+        branch_nL=branch_T[index].where(real, -1),
+        position_nL=position,
         single_branch=strips[0].single,
         deepest=int(position.max()),
     )
@@ -241,7 +260,8 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> Forest:
             loss_tokens.append(_loss_tokens(response.loss_spans, len(response.ids)))
             ids.extend(response.ids)
         tree_length.append(len(ids) - tree_start[-1])
-    return _index(ids, spans, loss_tokens, tree_start, tree_length, prompt_length, device)
+    forest, device = _index(ids, spans, loss_tokens, tree_start, tree_length, prompt_length), torch.device(device)
+    return forest if device.type == "cpu" else forest.to(device)
 
 
 def _loss_tokens(loss_spans: tuple[tuple[int, int], ...] | None, length: int) -> np.ndarray:
@@ -257,7 +277,6 @@ def _index(
     tree_start: list[int],
     tree_length: list[int],
     prompt_length: list[int],
-    device: torch.device | str,
 ) -> Forest:
     ids_T = np.asarray(ids, dtype=np.int64)
     position_T = np.empty(len(ids), dtype=np.int64)
@@ -278,7 +297,7 @@ def _index(
     def tensor(values: list[np.ndarray] | np.ndarray | list[int]) -> Tensor:
         if isinstance(values, list) and values and isinstance(values[0], np.ndarray):
             values = np.concatenate(values)
-        return torch.as_tensor(np.asarray(values, dtype=np.int64)).to(device)
+        return torch.as_tensor(np.asarray(values, dtype=np.int64))
 
     return Forest(
         ids_T=tensor(ids_T),
@@ -300,12 +319,13 @@ def _index(
 
 def padded_rows(forest: Forest) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """((ids, mask) [rows, L], place of every token of T in the flattened rows); one row a response."""
+    forest = forest.host or forest
     start_B, length_B = forest.start_B.tolist(), forest.length_B.tolist()
     spans: list[tuple[int, int, int]] = []  # group, response start, response length
     spans += zip(forest.group_B.tolist(), start_B, length_B, strict=True)
     spans += [(g, 0, 0) for g in sorted(set(range(forest.G)) - {g for g, _, _ in spans})]  # prompts without responses
     longest = max(forest.prompt_length[g] + length for g, _, length in spans)
-    ids_T = forest.ids_T.cpu()
+    ids_T = forest.ids_T
     ids = torch.zeros(len(spans), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     place_T = torch.zeros(forest.T, dtype=torch.long)

@@ -17,12 +17,13 @@ from tiltyard.kernels.base import Backend
 from tiltyard.kernels.matmul import add_weight_grad_, linear, operand
 
 CHUNK_ELEMENTS = 1 << 20  # logits in one chunk: 4 MiB in float32, which a processor's cache holds
+CHUNK_ELEMENTS_GPU = 1 << 26  # 256 MiB: each chunk adds to the whole head's gradient, which costs memory traffic
 MIN_ROWS = 128  # at least, because every chunk reads the whole head, which is large where the vocabulary is
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Tokens whose logits are computed together."""
-    return max(MIN_ROWS, CHUNK_ELEMENTS // vocabulary)
+def chunk_rows(vocabulary: int, device: str = "cpu") -> int:
+    """Tokens whose logits are computed together on this type of device."""
+    return max(MIN_ROWS, (CHUNK_ELEMENTS if device == "cpu" else CHUNK_ELEMENTS_GPU) // vocabulary)
 
 
 def token_logp(
@@ -125,7 +126,7 @@ class _ChunkedLogp(torch.autograd.Function):
         entropy: bool,
         backend: Backend,
     ) -> tuple[Tensor, Tensor]:
-        rows = chunk_rows(weight.shape[0])
+        rows = chunk_rows(weight.shape[0], weight.device.type)
         found: list[tuple[Tensor, ...]] = []
         head = operand(weight.to(hidden_R.dtype), backend)
         for h, target in zip(hidden_R.split(rows), target_R.split(rows), strict=True):

@@ -71,13 +71,19 @@ def choose(module: Any, dtype: str = "float32") -> Backend:
     supported = dtype in ("float32", "bfloat16") and family.is_supported(module.base_model)
     device = next(module.parameters()).device.type
     if device != "cpu":
-        return Backend("torch", "blas", "fused" if supported else "modules", f"on {device}")
+        return _elsewhere(device, dtype, supported)
     ops, why_ops = _ops(module, dtype)
     if dtype == "bfloat16":
         return _bfloat16(ops, why_ops, supported)
     linear, why_linear = _linear(module, dtype, forced)
     decoder: Decoder = "modules" if not supported else "native" if ops == "cpu_c" else "fused"
     return Backend(ops, linear, decoder, why_ops, why_linear)
+
+
+def _elsewhere(device: str, dtype: str, supported: bool) -> Backend:
+    """The backend of a model on a GPU: torch's autocast, and the kernels' own products in bfloat16 where asked for."""
+    decoder: Decoder = "fused" if supported else "modules"
+    return Backend("torch", "bfloat16" if dtype == "bfloat16" else "blas", decoder, f"on {device}")
 
 
 def _bfloat16(ops: Ops, why: str, supported: bool) -> Backend:
@@ -151,7 +157,7 @@ def expected(
     """
     forced, supported = _forced_linear(), supported and dtype in ("float32", "bfloat16")
     if device != "cpu":
-        return Backend("torch", "blas", "fused" if supported else "modules", f"on {device}")
+        return _elsewhere(device, dtype, supported)
     state = library.State(False, dtype) if dtype == "float64" else library.state()
     ops: Ops = "cpu_c" if state.ready else "torch"
     if dtype == "bfloat16":

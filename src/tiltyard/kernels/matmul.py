@@ -1,11 +1,11 @@
-"""Linear layers on CPUs: in float32 by MKL or by oneDNN, or with factors in bfloat16.
+"""Linear layers: in float32 by MKL or by oneDNN on CPUs, or with factors in bfloat16.
 
 torch multiplies float32 matrices with MKL on x86. Depending on the processor, oneDNN, which every CPU build of torch
 contains, may be up to 2.2 times as fast (docs/lab.md). Which of the two a model uses is its backend's `linear`, which
 is measured once (`measure.py`) and kept.
 
 Where the model computes in bfloat16, both factors of every product are rounded to it, sums are float32 and the result
-is rounded once (as under torch's autocast); everything between the products stays float32.
+is rounded once (as under torch's autocast; not on GPUs, which give the sums); everything between stays float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def operand(x: Tensor, backend: Backend) -> Tensor:
 
 
 def _bfloat16(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """Returns `x @ weight.t()` [N, O] of factors in bfloat16, in bfloat16."""
+    """Returns `x @ weight.t()` [N, O] of factors in bfloat16: in bfloat16, on a GPU in float32."""
+    if x_NI.is_cuda:
+        return torch.mm(x_NI.bfloat16(), weight_OI.bfloat16().t(), out_dtype=torch.float32)
     return functional.linear(x_NI.bfloat16(), weight_OI.bfloat16())
 
 
@@ -142,42 +144,37 @@ class PackedLinear:
     """Weights laid out for repeated products with few rows: a snapshot, to be made anew when they change."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, backend: Backend):
-        self.bias_O, self.half = bias_O, backend.linear == "bfloat16"
-        if self.half:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.bfloat16(), 32)
-            self.bias_O = None if bias_O is None else bias_O.bfloat16()
-            return
-        plain = weight_OI.dtype == torch.float32 and weight_OI.device.type == "cpu" and backend.linear == "onednn"
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 32) if plain else None
-        self.weight_IO = weight_OI.t()
+        self.half = backend.linear == "bfloat16"
+        self.bias_O = operand(bias_O, backend) if bias_O is not None else None
+        weight_OI = operand(weight_OI, backend)
+        on_cpu = weight_OI.device.type == "cpu"
+        plain = weight_OI.dtype == torch.float32 and backend.linear == "onednn"
+        packs = on_cpu and (self.half or plain)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 32) if packs else None
+        self.weight_IO = None if packs else weight_OI.t()
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         """Returns `x @ weight + bias`, then the activation: `none` or `swish` (then in bfloat16 if the factors are)."""
-        if self.half:
-            out = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, self.bias_O, activation, [], "")
-            return out if activation == "swish" else out.float()
-        if self.packed is not None:
+        out = self._product(x, activation)
+        return out.float() if self.half and activation == "none" else out
+
+    def _product(self, x: Tensor, activation: str = "none") -> Tensor:
+        x = x.bfloat16() if self.half else x
+        if self.weight_IO is None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias_O, activation, [], "")
         out = torch.mm(x, self.weight_IO) if self.bias_O is None else torch.addmm(self.bias_O, x, self.weight_IO)
         return functional.silu(out) if activation == "swish" else out
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
         """Returns `x @ weight + bias + other`."""
-        return self._binary(x, other, "add")
+        if self.half or self.weight_IO is not None:
+            return other + self._product(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias_O, "add")
 
     def mul(self, x: Tensor, other: Tensor) -> Tensor:
         """Returns `(x @ weight + bias) * other`, in bfloat16 if the factors are."""
-        return self._binary(x, other, "mul")
-
-    def _binary(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         if self.half:
-            if operation == "add":
-                return other + torch.ops.mkldnn._linear_pointwise(
-                    x.bfloat16(), self.packed, self.bias_O, "none", [], ""
-                )
-            factors = (x.bfloat16(), other.bfloat16(), self.packed, self.bias_O)
-            return torch.ops.mkldnn._linear_pointwise.binary(*factors, operation)
-        if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias_O, operation)
-        out = self(x)
-        return out + other if operation == "add" else out * other
+            x, other = x.bfloat16(), other.bfloat16()
+        if self.weight_IO is not None:
+            return self._product(x) * other
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias_O, "mul")

@@ -137,7 +137,7 @@ class LanguageModel(Backbone):
         if self.packed:
             hidden_R = self.hidden_R(forest)
             cap, scale = self._transform()
-            rows = chunk_rows(self.vocab_size)
+            rows = chunk_rows(self.vocab_size, self.device.type)
             parts = zip(hidden_R.split(rows), forest.target_R.split(rows), uniform_R.split(rows), strict=True)
             with torch.no_grad():
                 negative_R = torch.cat([sample_negatives(self.logits(h), target, k, u) for h, target, u in parts])

@@ -6,6 +6,7 @@ from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudg
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
 from tiltyard.feedback.scorers import GradeScorer, JudgeScorer
+from tiltyard.feedback.service import ServiceScorer
 from tiltyard.feedback.settings import (
     ApiJudgeSettings,
     JudgeSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "ModelPointsJudge",
     "ModelScoreJudge",
     "ScoreJudge",
+    "ServiceScorer",
     "SimulatedJudge",
     "SimulatedJudgeSettings",
     "SimulatedRater",

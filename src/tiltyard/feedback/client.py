@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,24 +19,15 @@ from typing import TYPE_CHECKING, Any
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.answers import AnswerCache, content_key
 from tiltyard.feedback.completions import Answer, no_answer, read_completion
+from tiltyard.feedback.post import MAX_WAIT, Poster, Reply
 from tiltyard.feedback.verdicts import Cause, JudgeError, Usage
-from tiltyard.feedback.wire import (
-    Endpoint,
-    check_address,
-    read_body,
-    refusal,
-    retry_after,
-    run_async,
-    secret_headers,
-    tls_context,
-)
+from tiltyard.feedback.wire import Endpoint, check_address, run_async, secret_headers
 
 if TYPE_CHECKING:
     import httpx
 
 __all__ = ["Client", "Endpoint"]
 
-_MAX_WAIT = 120.0  # seconds before a retry, the upper limit on Retry-After too
 _EMPTY_TWICE = 2  # an empty reply is sent again once
 
 Missing = tuple[Cause, str] | None
@@ -57,17 +47,6 @@ class _Call:
     replies: int = 0
     unanswered: int = 0  # questions in a row that got no completion
     errors: dict[str, JudgeError] = field(default_factory=dict)  # of every question without one
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """The result of one attempt: an answer, or the problem with the reply."""
-
-    answer: dict[str, Any] | None = None
-    problem: str = ""
-    wait: float = 0.0
-    refused: str = "retry"
-    cause: Cause = "no reply"
 
 
 class Client:
@@ -95,7 +74,7 @@ class Client:
         owner: str = "",
         transport: httpx.AsyncBaseTransport | None = None,
     ):
-        self.endpoint, self.owner, self.transport = endpoint, owner, transport
+        self.endpoint, self.owner = endpoint, owner
         if endpoint.max_cost and not (endpoint.price_in or endpoint.price_out):
             raise ConfigError(
                 "a limit on the cost needs prices",
@@ -103,14 +82,14 @@ class Client:
                 got=f"{endpoint.max_cost:g}, with price_in and price_out 0",
                 fix="set judge.price_in and judge.price_out, of a million tokens; or leave max_cost out",
             )
-        check_address(endpoint)
+        check_address(endpoint.address, endpoint.url)
         self.cache = cache or AnswerCache(None)
         self.usage = Usage()
         self.turn: int | None = None  # equal for equal requests of a resumed run, e.g. the step
         self._counted: set[str] = set()
         self._spent = self.paid().cost
-        self._headers = secret_headers(endpoint)
-        self._secrets = sorted({v.removeprefix("Bearer ") for v in self._headers.values()}, key=len, reverse=True)
+        headers = secret_headers(endpoint.key_env, endpoint.headers)
+        self._poster = Poster(endpoint.address, headers, endpoint.timeout, transport)
 
     def complete(
         self,
@@ -179,15 +158,9 @@ class Client:
     # -------------------------------------------------------------------------------------------------- one call
 
     async def _all(self, call: _Call, count: int) -> None:
-        import httpx
-
-        endpoint = self.endpoint
-        options: dict[str, Any] = {"transport": self.transport} if self.transport else {"verify": tls_context()}
-        limits = httpx.Limits(max_connections=endpoint.concurrency)
-        async with httpx.AsyncClient(
-            timeout=endpoint.timeout, limits=limits, follow_redirects=False, **options
-        ) as http:
-            workers = [self._worker(http, call) for _ in range(min(endpoint.concurrency, count))]
+        concurrency = self.endpoint.concurrency
+        async with self._poster.session(concurrency) as http:
+            workers = [self._worker(http, call) for _ in range(min(concurrency, count))]
             await asyncio.gather(*workers)
 
     async def _worker(self, http: httpx.AsyncClient, call: _Call) -> None:
@@ -203,14 +176,14 @@ class Client:
 
     async def _question(self, http: httpx.AsyncClient, call: _Call, key: str, payload: Mapping[str, Any]) -> None:
         self._check_cost()
-        reply, empty = _Reply(problem="it was not sent"), 0
+        answer, reply, empty = None, Reply(problem="it was not sent"), 0
         for attempt in range(self.endpoint.retries + 1):
             if call.stop.is_set():
                 return
-            reply = await self._once(http, payload)
-            if reply.answer is not None:
+            answer, reply = await self._once(http, payload)
+            if answer is not None:
                 call.replies, call.unanswered = call.replies + 1, 0
-                missing = self._kept(call, key, reply.answer)
+                missing = self._kept(call, key, answer)
                 empty += missing is not None and missing[0] == "empty"
                 if missing is None or missing[0] != "empty" or empty == _EMPTY_TWICE:
                     return
@@ -218,8 +191,8 @@ class Client:
                 break
             if attempt < self.endpoint.retries:
                 self.usage.retries += 1
-                await self._pause(call, min(max(reply.wait, self.endpoint.backoff * 2**attempt), _MAX_WAIT))
-        if reply.answer is None:
+                await self._pause(call, min(max(reply.wait, self.endpoint.backoff * 2**attempt), MAX_WAIT))
+        if answer is None:
             self._unanswered(call, key, reply)
 
     def _kept(self, call: _Call, key: str, answer: dict[str, Any]) -> Missing:
@@ -245,7 +218,7 @@ class Client:
             )
         return missing
 
-    def _unanswered(self, call: _Call, key: str, reply: _Reply) -> None:
+    def _unanswered(self, call: _Call, key: str, reply: Reply) -> None:
         """Counts a question that got no completion; raises if it is not that question alone."""
         call.unanswered += reply.refused != "question"
         if reply.refused == "retry":
@@ -292,32 +265,10 @@ class Client:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(call.stop.wait(), seconds)
 
-    async def _once(self, http: httpx.AsyncClient, payload: Mapping[str, Any]) -> _Reply:
-        """Sends one request; the time limit holds for all of it, from the connection to the last byte."""
-        import httpx
-
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "tiltyard"}
-        headers["Accept-Encoding"] = "identity"  # the limit on its size is one of what is parsed
-        body = json.dumps(payload).encode()  # ASCII: any text that a model wrote can be sent
-        try:
-            async with asyncio.timeout(self.endpoint.timeout):
-                request = http.stream("POST", self.endpoint.address, content=body, headers=headers | self._headers)
-                async with request as reply:
-                    body = await read_body(reply)
-        except TimeoutError:
-            return _Reply(problem=f"the time limit of {self.endpoint.timeout:g} s was over")
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, ValueError) as error:
-            return _Reply(problem=self._clean(f"{type(error).__name__}: {error}"))  # no connection, reply torn off
-        for secret in self._secrets:
-            body = body.replace(secret.encode(), b"***")  # a server may echo what it was sent
-        if reply.is_success:
-            answer, problem = read_completion(body)
-            return _Reply(answer, problem)
-        refused, cause = refusal(reply.status_code, body)
-        problem = f"{reply.status_code} {' '.join(body[:2000].decode(errors='replace').split())[:300]}"
-        return _Reply(None, problem, retry_after(reply.headers), refused, cause)
-
-    def _clean(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+    async def _once(self, http: httpx.AsyncClient, payload: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Reply]:
+        """Sends one request; returns its answer, if it has one, and the reply with its problem otherwise."""
+        reply = await self._poster.send(http, payload)
+        if reply.body is None:
+            return None, reply
+        answer, problem = read_completion(reply.body)
+        return answer, Reply(problem=problem)

@@ -96,8 +96,11 @@ class Endpoint:
         return urlunsplit(parts._replace(path=path if path.endswith(_PATH) else path + _PATH, fragment=""))
 
 
-def check_address(endpoint: Endpoint) -> None:
+def check_address(address: str, url: str, who: str = "judge", where: str = "judge.url") -> None:
     """Checks the address before anything is sent.
+
+    Args:
+        address: of the requests. url: the setting that it comes from. who, where: for errors.
 
     Raises:
         ConfigError: the address is no URL, or it holds a password or key, which would be stored with the settings.
@@ -106,46 +109,52 @@ def check_address(endpoint: Endpoint) -> None:
 
     problem = "it names no host"
     try:
-        url = httpx.URL(endpoint.address)
-        host = url.host
+        parsed = httpx.URL(address)
+        host, userinfo = parsed.host, parsed.userinfo
     except (httpx.InvalidURL, ValueError) as error:
-        host, problem = "", str(error)
+        host, userinfo, problem = "", b"", str(error)
     if not host:
-        raise ConfigError("the judge's address is no URL", where="judge.url", got=f"{endpoint.url!r}: {problem}")
-    keys = [name for name, _ in parse_qsl(urlsplit(endpoint.url).query) if _SECRET.fullmatch(name.lower())]
-    if url.userinfo or keys:
+        raise ConfigError(f"the {who}'s address is no URL", where=where, got=f"{url!r}: {problem}")
+    keys = [name for name, _ in parse_qsl(urlsplit(url).query) if _SECRET.fullmatch(name.lower())]
+    home = where.rpartition(".")[0]
+    if userinfo or keys:
         raise ConfigError(
-            "the judge's address holds a secret, which would be stored with the settings",
-            where="judge.url",
+            f"the {who}'s address holds a secret, which would be stored with the settings",
+            where=where,
             got=f"the field {keys[0]!r} of its query" if keys else "a name or password before the host",
             expected="an address without it",
-            fix="put the value into an environment variable: judge.key_env=NAME, or judge.headers={HEADER: NAME}",
+            fix=f"put the value into an environment variable: {home}.key_env=NAME, or {home}.headers={{HEADER: NAME}}",
         )
 
 
-def secret_headers(endpoint: Endpoint) -> dict[str, str]:
+def secret_headers(
+    key_env: str, further: Mapping[str, str], who: str = "judge", where: str = "judge"
+) -> dict[str, str]:
     """Returns the headers whose values come from the environment: the key, and the further headers.
+
+    Args:
+        key_env: the variable of the key; empty: none. further: header -> variable. who, where: for errors.
 
     Raises:
         ConfigError: a variable is not set, or its value or a header's name cannot be sent.
     """
     headers = {}
-    if endpoint.key_env:
-        headers["Authorization"] = f"Bearer {_variable(endpoint.key_env, 'judge.key_env')}"
-    for name, variable in endpoint.headers.items():
+    if key_env:
+        headers["Authorization"] = f"Bearer {_variable(key_env, who, f'{where}.key_env')}"
+    for name, variable in further.items():
         if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or name.lower() in _RESERVED:
-            raise ConfigError("no header of this name can be set", where="judge.headers", got=name)
+            raise ConfigError("no header of this name can be set", where=f"{where}.headers", got=name)
         headers = {key: value for key, value in headers.items() if key.lower() != name.lower()}
-        headers[name] = _variable(variable, f"judge.headers.{name}")
+        headers[name] = _variable(variable, who, f"{where}.headers.{name}")
     return headers
 
 
-def _variable(name: str, where: str) -> str:
-    value = os.environ.get(name, "").strip()
-    if not re.fullmatch(r"[\x21-\x7e]+" if where == "judge.key_env" else r"[\x21-\x7e]+(?: [\x21-\x7e]+)*", value):
-        what = "key" if where == "judge.key_env" else "header"
+def _variable(name: str, who: str, where: str) -> str:
+    value, is_key = os.environ.get(name, "").strip(), where.endswith(".key_env")
+    if not re.fullmatch(r"[\x21-\x7e]+" if is_key else r"[\x21-\x7e]+(?: [\x21-\x7e]+)*", value):
+        what = "key" if is_key else "header"
         raise ConfigError(
-            f"the judge's {what} is invalid" if value else f"the judge's {what} is missing",
+            f"the {who}'s {what} is invalid" if value else f"the {who}'s {what} is missing",
             where=where,
             got=f"{name} is {'set to a text with blanks or non-ASCII characters' if value else 'empty or not set'}",
             expected=f"an environment variable that holds the {what}",

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from tiltyard.errors import ConfigError
-from tiltyard.feedback import JudgeSettings, ModelJudgeSettings, build_scorer
+from tiltyard.feedback import AnswerCache, JudgeSettings, ModelJudgeSettings, ServiceScorer, build_scorer
 from tiltyard.inputs.reference import load_options
 from tiltyard.inputs.settings import StageSettings
 from tiltyard.inputs.workspace import Workspace, answers_file, model_folder
@@ -254,10 +254,14 @@ def open_scoring(work: Workspace, settings: StageSettings, models: Models, rewar
     budget = settings.run.tokens_per_microbatch
 
     def scalar(name: str, part: RewardPart) -> Scorer:
+        if part.service is not None:
+            return open_service(work, name, part)
         model = rewards.get(name) or _reward_model(work, settings, part, policy)
         return RewardScorer(model, policy.chat, budget=budget, name=name)
 
     def watched(name: str, part: RewardPart) -> Scorer:
+        if part.service is not None:
+            return open_service(work, name, part)
         return RewardScorer(_reward_model(work, settings, part, policy), policy.chat, budget=budget, name=name)
 
     if settings.judge is not None:
@@ -269,6 +273,13 @@ def open_scoring(work: Workspace, settings: StageSettings, models: Models, rewar
         build_reward(spec, watched, name=name, folders=folders) for name, spec in monitor_specs(settings.monitors)
     ]
     return Scoring(scorer, Monitors(monitors) if monitors else None)
+
+
+def open_service(work: Workspace, name: str, part: RewardPart) -> ServiceScorer:
+    """The scorer of a part that is a reward service; its scores are kept for as long as this execution of the stage."""
+    where = "reward" if name == "reward" else f"reward.{name}"
+    cache = AnswerCache(answers_file(work, "rewards"))
+    return ServiceScorer(part.source, part.service, name=name, where=where, cache=cache, owner=work.execution)
 
 
 def _judge(work: Workspace, settings: StageSettings, judge: JudgeSettings, models: Models) -> Scorer:

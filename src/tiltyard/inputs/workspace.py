@@ -60,9 +60,13 @@ def stage_folder(work: Workspace, value: str) -> Path:
     return folder
 
 
-def answers_file(work: Workspace) -> Path:
-    """The file of a stage's paid answers, beside the stages' folders: it stays when the stage runs again."""
-    return work.run_folder / ".answers" / f"{work.name}.jsonl"
+def answers_file(work: Workspace, of: str = "") -> Path:
+    """The file of a stage's paid answers, beside the stages' folders: it stays when the stage runs again.
+
+    Args:
+        of: what the answers are, where they are not a judge's.
+    """
+    return work.run_folder / ".answers" / (f"{work.name}.{of}.jsonl" if of else f"{work.name}.jsonl")
 
 
 def cache_folder(work: Workspace, name: str = "") -> Path:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tiltyard.allocator import keep_freed_memory
-from tiltyard.cli import chat, verbs
+from tiltyard.cli import chat, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
@@ -54,6 +54,8 @@ def options(
 
 
 VERBS: dict[str, Callable[..., None]] = {
+    "init": wish.init,
+    "align": wish.align,
     "run": verbs.run,
     "train": verbs.train,
     "eval": verbs.evaluate,

@@ -163,6 +163,7 @@ STAGES: dict[str, Stage] = {}
 MODULES: tuple[str, ...] = (
     "world",
     "clean",
+    "split",
     "train",
     "label",
     "ai_label",
@@ -171,6 +172,7 @@ MODULES: tuple[str, ...] = (
     "judge_skill",
     "evaluate",
     "reward_eval",
+    "before_after",
 )
 
 

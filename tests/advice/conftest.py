@@ -13,7 +13,28 @@ import pytest
 from tiltyard.data import train_tokenizer
 from tiltyard.models.load import from_scratch, save_model
 
-WORDS = ["the", "cat", "sees", "a", "dog", "in", "house", "river", "stone", "bread", "warm", "cold", "small", "large", "sun", "moon", "walks", "runs", "and", "or"]
+WORDS = [
+    "the",
+    "cat",
+    "sees",
+    "a",
+    "dog",
+    "in",
+    "house",
+    "river",
+    "stone",
+    "bread",
+    "warm",
+    "cold",
+    "small",
+    "large",
+    "sun",
+    "moon",
+    "walks",
+    "runs",
+    "and",
+    "or",
+]
 
 
 class Place(NamedTuple):

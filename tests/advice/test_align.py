@@ -36,7 +36,7 @@ def go(request: Request, root: Path) -> tuple[dict[str, Any], str]:
 def test_killed_is_uninterrupted(place: Place, write: Write, tmp_path: Path) -> None:
     data = write("pairs.jsonl", pairs(30))
     request = Request(str(place.model), str(data), minutes=1, name="mine", size="lora")
-    outcome, text = go(request, tmp_path / "whole")
+    _, text = go(request, tmp_path / "whole")
     for words in ("the recipe, with the reason for every choice", "prefers the better answer", "wins against before"):
         assert words in text
     recipe = (tmp_path / "whole/mine/recipe.yaml").read_text()
@@ -52,10 +52,11 @@ def test_killed_is_uninterrupted(place: Place, write: Write, tmp_path: Path) -> 
     again, text = go(request, tmp_path / "cut")
     assert "going on with" in text
     assert recipe == (tmp_path / "cut/mine/recipe.yaml").read_text()
-    for name in ("dpo/model/model.safetensors", "reward/model/model.safetensors", "before_after/answers.jsonl"):
+    weights = ("dpo/model/model.safetensors", "reward/model/model.safetensors")
+    for name in (*weights, "before_after/answers.jsonl"):
         assert (tmp_path / "whole/mine" / name).read_bytes() == (tmp_path / "cut/mine" / name).read_bytes()
-    kept, other = (json.loads((tmp_path / f"{root}/mine/before_after/before_after.json").read_text()) for root in ("whole", "cut"))  # fmt: skip
-    assert kept == other
+    kept, other = (tmp_path / root / "mine/before_after/before_after.json" for root in ("whole", "cut"))
+    assert kept.read_text() == other.read_text()
     load_language_model(again["model"])
     assert any("tiltyard chat" in line for line in next_steps(again))
     with pytest.raises(ConfigError, match="begun with other wishes"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from rich.console import Console
 from tests.advice.conftest import pairs
 
@@ -84,7 +85,11 @@ def test_scores_and_verdicts() -> None:
 
 
 def test_labels() -> None:
-    groups = [group("a", "x", "y", preference=Preference(labels=(True, False))), group("b", "x", preference=Preference(labels=(False,)))]  # fmt: skip
+    labels = ((True, False), (False,))
+    groups = [
+        group("a", "x", "y", preference=Preference(labels=labels[0])),
+        group("b", "x", preference=Preference(labels=labels[1])),
+    ]
     after = [[(1.0, 1), (-1.0, 1)], [(1.0, 1)]]
     found = by_name(lines_of.labelled_lines(groups, [[(0.0, 1)] * 2, [(0.0, 1)]], after))
     right = found["moves with the label"].after
@@ -120,6 +125,7 @@ def test_the_stage_against_transformers(tmp_path: Path) -> None:
     logps: dict[str, list[list[float]]] = {}
     for name in ("old", "new"):
         model = load_language_model(tmp_path / name)
+        plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
         logps[name] = []
         for row in rows:
             one = []
@@ -127,7 +133,7 @@ def test_the_stage_against_transformers(tmp_path: Path) -> None:
                 prompt = model.chat.encode_prompt(_asked(row))
                 ids = [*prompt.ids, *_answer(model, row, key)]
                 with torch.no_grad():
-                    log_probs = model.module(torch.tensor([ids])).logits[0].log_softmax(-1)
+                    log_probs = plain(torch.tensor([ids])).logits[0].log_softmax(-1)
                 start = len(prompt.ids)
                 one.append(sum(float(log_probs[t - 1, ids[t]]) for t in range(start, len(ids))))
             logps[name].append(one)

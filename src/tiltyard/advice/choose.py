@@ -209,7 +209,7 @@ def held_out_of(prompts: int) -> Choice:
         return Choice(round(share, 3), f"a quarter of only {prompts} prompts")
     target = min(100, max(10, round(0.2 * prompts)), prompts // 2)
     return Choice(
-        round(target / prompts, 3),
+        float(f"{target / prompts:.3g}"),
         f"{target} of {prompts:,} prompts: intervals are over prompts, so these must be many",
     )
 

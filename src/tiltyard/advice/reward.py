@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tiltyard.advice.request import Request
 from tiltyard.errors import ConfigError, ScoringError, TiltyardError
-from tiltyard.scoring import FunctionScorer, Scorer, build_reward, checked_scores
+from tiltyard.scoring import FunctionScorer, RewardPart, Scorer, build_reward, checked_scores
 from tiltyard.types import Group, Response
 
 FIRST = 4  # rows
@@ -24,7 +24,7 @@ def try_reward(request: Request, groups: Sequence[Group]) -> None:
     if not request.reward:
         return
 
-    def stub(name: str, source: str) -> Scorer:  # noqa: ARG001
+    def stub(name: str, part: RewardPart) -> Scorer:  # noqa: ARG001
         return FunctionScorer(lambda prompt, response: 0.0, name)  # noqa: ARG005
 
     scorer = build_reward(request.reward_value(), stub, folders=[Path()])

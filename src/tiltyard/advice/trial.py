@@ -117,7 +117,7 @@ def _speed(source: str, groups: Sequence[Group], machine: Machine, dtype: DType,
     model = load_language_model(source, dtype=dtype, device=machine.device)
     load[0] = time.process_time() - began
     if lora:
-        model = adapt(model, Lora(), "policy", 0)
+        model = adapt(model, Lora(targets=[]), "policy", 0)
     batch = _batch(model.chat, groups, model)
     tokens = batch.forest.T
     parameters = [p for p in model.parameters() if p.requires_grad]

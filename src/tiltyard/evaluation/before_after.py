@@ -124,7 +124,7 @@ def preference_lines(groups: Sequence[Group], before: Logps, after: Logps) -> li
     if not pairs:
         return []
     keys = [pair.prompt for pair in pairs]
-    right = outcomes_of([p.chosen for p in pairs], [p.rejected for p in pairs])
+    right = outcomes_of([p.chosen for p in pairs], [p.rejected for p in pairs]).tolist()
     margins = [pair.chosen - pair.rejected for pair in pairs]
     longer = outcomes_of([p.chosen_tokens for p in pairs], [p.rejected_tokens for p in pairs])
     lines = [
@@ -165,12 +165,10 @@ def labelled_lines(groups: Sequence[Group], before: Logps, after: Logps) -> list
         return []
     means = "held-out answers whose log-prob rose where the label is good and fell where it is bad; 50%: by chance"
     lines = [alone("moves with the label", "share", right, keys, means, start=0.5, higher="better")]
-    good = [[k for k, label in enumerate(_labels(group)) if label] for group in groups]
-    kept = [i for i, some in enumerate(good) if some]
-    if kept:
-        chosen = [good[i][0] for i in kept]
-        some = [[source[i] for i in kept] for source in (before, after)]
-        lines.append(_loss([groups[i] for i in kept], some[0], some[1], chosen, "the good held-out answers"))
+    first = {i: labels.index(True) for i, labels in enumerate(map(_labels, groups)) if True in labels}
+    if first:
+        kept, was, now = [groups[i] for i in first], [before[i] for i in first], [after[i] for i in first]
+        lines.append(_loss(kept, was, now, list(first.values()), "the good held-out answers"))
     return lines
 
 
@@ -190,7 +188,7 @@ def _likelihood(groups: Sequence[Group], before: Logps, after: Logps) -> Line:
         average = [[logp / max(1, count) for logp, count in one] for one in logps]
         pairs = [pair.swapped() if pair.q < 0.5 else pair for pair in scored_pairs(groups, average)]
         pairs = [pair for pair in pairs if pair.q != 0.5]
-        sides.append(outcomes_of([p.chosen for p in pairs], [p.rejected for p in pairs]))
+        sides.append(outcomes_of([p.chosen for p in pairs], [p.rejected for p in pairs]).tolist())
         keys = [pair.prompt for pair in pairs]
     means = "held-out pairs whose better answer has the higher log-prob a token"
     return paired("  likelier a token", "share", sides[0], sides[1], keys, means, "better")
@@ -216,7 +214,7 @@ def answer_lines(before: Sequence[Group], after: Sequence[Group]) -> list[Line]:
     lines = [paired("answer's length", "tokens", lengths[0], lengths[1], keys, "mean tokens of an answer")]
     if any(cut[0]) or any(cut[1]):
         lines.append(paired("  cut at the limit", "share", cut[0], cut[1], keys, "answers that reached max_tokens"))
-    longer = outcomes_of(lengths[1], lengths[0])
+    longer = outcomes_of(lengths[1], lengths[0]).tolist()
     lines.append(
         alone("  longer than before", "share", longer, keys, "answers that are the longer one of the two", start=0.5)
     )
@@ -233,7 +231,7 @@ def score_lines(before: Sequence[Group], after: Sequence[Group], by: str) -> lis
     if not keys:
         return []
     values = {x for column in columns for x in column}
-    wins = outcomes_of(columns[1], columns[0])
+    wins = outcomes_of(columns[1], columns[0]).tolist()
     lines = [
         alone(
             "wins against before", "share", wins, keys, f"answers that {by} scores higher", start=0.5, higher="better"

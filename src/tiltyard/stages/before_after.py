@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from tiltyard.data import Kind, TooLong
+from tiltyard.data import Kind, LimitBy, TooLong
 from tiltyard.errors import ConfigError
 from tiltyard.evaluation import EvaluatedResponse
 from tiltyard.evaluation import before_after as lines_of
@@ -19,7 +19,7 @@ from tiltyard.feedback import JudgeSettings, build_scorer
 from tiltyard.files import atomic_write, write_json
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import groups_of, prompts_of
-from tiltyard.inputs.scores import WORDS, Reward, WeightedReward
+from tiltyard.inputs.scores import WORDS, Reward
 from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
 from tiltyard.inputs.workspace import answers_file, model_folder
 from tiltyard.models.language import LanguageModel
@@ -28,7 +28,8 @@ from tiltyard.records import EXECUTION, LAST_BITS, Settings
 from tiltyard.report import side_by_side, write_samples_markdown
 from tiltyard.report.before_after import print_lines, write_markdown
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer, Scorer, build_reward, checked_scores
+from tiltyard.scoring import RewardPart, RewardScorer, Scorer, build_reward, checked_scores, reward_parts
+from tiltyard.scoring.parts import is_service
 from tiltyard.scoring.registry import is_function
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
@@ -125,19 +126,21 @@ def _check(context: StageContext, settings: BeforeAfterSettings) -> None:
         )
     if settings.reward and settings.judge is not None:
         raise ConfigError("set one of reward and judge", where=context.name, got="both", fix="leave one out")
-    sources = _sources(settings)
-    readers = {name: source for name, source in sources.items() if not is_function(source)}
+    readers = {name: part.source for name, part in _parts(settings).items() if _is_model(part)}
     for line in check_reading(context, settings.after, readers, settings.max_prompt, settings.max_tokens):
         context.report("reward", [line])
 
 
-def _sources(settings: BeforeAfterSettings) -> dict[str, str]:
-    reward = settings.reward
-    if isinstance(reward, str):
-        return {"reward": reward} if reward else {}
-    if isinstance(reward, WeightedReward):
-        return {"reward": reward.source}
-    return {name: part.source for name, part in reward.items()}
+def _parts(settings: BeforeAfterSettings) -> dict[str, RewardPart]:
+    return reward_parts(_spec(settings)) if settings.reward else {}
+
+
+def _spec(settings: BeforeAfterSettings) -> Any:
+    return settings.model_dump(mode="json", include={"reward"})["reward"]
+
+
+def _is_model(part: RewardPart) -> bool:
+    return not (is_function(part.source) or is_service(part.source))
 
 
 def _note(settings: BeforeAfterSettings) -> str:
@@ -155,7 +158,9 @@ def _note(settings: BeforeAfterSettings) -> str:
 
 def _held_out(context: StageContext, settings: BeforeAfterSettings, models: dict[str, LanguageModel]) -> list[Line]:
     kind: Kind = settings.kind
-    groups = groups_of(context, "data", settings.data, kind, models["after"].chat, _Limits(settings), settings.seed)
+    groups = groups_of(
+        context, "data", settings.data, kind, models["after"].chat, _Limits(settings, prompts=False), settings.seed
+    )
     logps: dict[str, Logps] = {}
     for name, model in models.items():
         each = lines_of.each_logp(model, groups, settings.tokens_per_microbatch)
@@ -169,12 +174,13 @@ def _held_out(context: StageContext, settings: BeforeAfterSettings, models: dict
 
 
 class _Limits:
-    """Which held-out rows are read: all, within the lengths of the settings."""
+    """The held-out rows or prompts that are read: rows all, prompts up to the limit."""
 
-    def __init__(self, settings: BeforeAfterSettings):
+    def __init__(self, settings: BeforeAfterSettings, *, prompts: bool):
         self.max_length, self.too_long, self.bad_rows = settings.max_length, settings.too_long, settings.bad_rows
         self.max_prompt = settings.max_prompt
-        self.split, self.limit, self.limit_by = "", settings.limit, "first"
+        self.split, self.limit = "", settings.limit if prompts else 0
+        self.limit_by: LimitBy = "first"
 
 
 def _tells(context: StageContext, what: str) -> Callable[[str], None]:
@@ -190,7 +196,9 @@ def _answers(
     models: dict[str, LanguageModel],
     options: dict[str, Any],
 ) -> tuple[list[Line], dict[str, list[EvaluatedResponse]]]:
-    prompts = prompts_of(context, settings.prompts, models["after"].chat, _Limits(settings), settings.seed)
+    prompts = prompts_of(
+        context, settings.prompts, models["after"].chat, _Limits(settings, prompts=True), settings.seed
+    )
     scorer, name = _scorer(context, settings, models["after"], options)
     groups = {key: _sampled(context, settings, key, model, prompts) for key, model in models.items()}
     lines = []
@@ -248,15 +256,14 @@ def _scorer(
     if not settings.reward:
         return None, ""
 
-    def scalar(name: str, source: str) -> Scorer:
-        model = load_scalar_model(model_folder(context, source), **options)
+    def scalar(name: str, part: RewardPart) -> Scorer:
+        model = load_scalar_model(model_folder(context, part.source), **options, labels=part.labels)
         return RewardScorer(model, policy.chat, budget=settings.tokens_per_microbatch, name=name)
 
-    spec = settings.model_dump(mode="json", include={"reward"})["reward"]
     folders = [context.recipe_folder] if context.recipe_folder else []
-    scorer = build_reward(spec, scalar, folders=folders)
-    sources = list(_sources(settings).values())
-    model = len(sources) == 1 and not is_function(sources[0])
+    scorer = build_reward(_spec(settings), scalar, folders=folders)
+    parts = list(_parts(settings).values())
+    model = len(parts) == 1 and _is_model(parts[0])
     name = f"the reward {scorer.name}" if not model else "the reward model"
     return scorer, f"{name} (a proxy)" if settings.proxy else name
 

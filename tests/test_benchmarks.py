@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import scaling
-from benchmarks.speed import inputs, machine, ours, peers, rows, table
+from benchmarks.speed import inputs, machine, ours, peers, rows, smol, table
 from benchmarks.speed.floor import Shape, Tokens, flops, forward
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,6 +90,34 @@ def test_what_trl_printed_is_read_also_where_its_script_fails_afterwards() -> No
     found = peers.read_trl(TRL)
     assert (found["seconds"], found["rss_mib"], found["clean"]) == (2.616, 2700, "9 of 10")
     assert found["versions"] == {"trl": "1.16.0", "transformers": "5.23.0", "torch": "2.13.0+cpu"}
+
+
+def test_cpu_seconds_are_read_or_follow_from_the_share_of_two_cores() -> None:
+    assert peers.read_trl(TRL)["cpu_seconds"] == pytest.approx(2 * 2.631 * 0.98)
+    ours_of = "median s/step 2.5000 cpu s/step 4.2500 of 3 steps\npeak RSS MiB 100"
+    assert (peers.read_trl(ours_of)["seconds"], peers.read_trl(ours_of)["cpu_seconds"]) == (2.5, 4.25)
+    assert "cpu_seconds" not in peers.read_sampling(HF)
+
+
+def test_our_script_is_started_for_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the folder of its inputs, the steps and the threads."""
+    python = tmp_path / "trl/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    seen = {}
+
+    def run(command, **how):
+        seen.update(command=command, env=how["env"])
+        return subprocess.CompletedProcess(command, 0, "median s/step 1.0 cpu s/step 2.0\npeak RSS MiB 3", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    row = next(row for row in smol.rows(small=True) if row.name == "smol-dpo-lora-bf16")
+    found = peers.measure(row.peer, Path("scripts"), tmp_path, tuned=False, steps=2, threads=1)
+    assert found["cpu_seconds"] == 2
+    assert Path(seen["command"][1]).name == "peer_side.py"
+    assert Path(seen["command"][1]).exists()
+    assert seen["command"][-5:] == ["--lora", "--steps", "2", "--threads", "1"]
+    assert seen["env"]["PEERS_WORK"] == str(tmp_path / "smol")
 
 
 def test_what_samplers_printed_is_read() -> None:
@@ -212,6 +240,23 @@ def test_rows_have_names_of_their_own_and_are_chosen_by_them() -> None:
         rows.chosen("dqo")
 
 
+def test_rows_of_a_real_model_are_chosen_by_name_alone() -> None:
+    real = smol.rows(small=False)
+    assert len({row.name for row in (*rows.ROWS, *real)}) == 15 + 14
+    assert [row.name for row in rows.chosen("smol-dpo-lora,sft", real)] == [
+        "sft-12m",
+        "smol-dpo-lora",
+        "smol-dpo-lora-bf16",
+    ]
+    assert rows.chosen("", real) == list(rows.ROWS)
+    for row in real:  # both sides are told the same
+        said = " ".join(row.peer.words)
+        assert (f"--task {row.work.task} " in said, f"--dtype {row.work.dtype} " in said) == (True, True)
+        assert ("--lora" in row.peer.words) == ("--lora" in row.work.words) == row.work.lora
+        assert f"--batch {row.work.rows or row.work.batch} --tokens {row.work.tokens}" in said
+        assert row.groups == (row.work.rows or row.work.batch)
+
+
 # ------------------------------------------------------------------------------------------------------------- scaling
 
 
@@ -234,6 +279,34 @@ def test_our_side_of_every_row_runs(task: str, given: ours.Inputs, monkeypatch: 
     result = ours.sampled(given, 4, 2, lambda: 0.0) if task == "sample" else ours.trained(task, given, 1, lambda: 0.0)
     assert result["seconds"] > 0
     assert task == "sample" or any(name.startswith("loss") for name in result["last_metrics"])
+    assert result["cpu_seconds"] > 0
+
+
+@pytest.mark.parametrize(("task", "lora"), [("dpo", True), ("grpo", True), ("sft", False), ("sample", False)])
+def test_our_side_runs_in_bfloat16_and_with_adapters(task: str, lora: bool, given: ours.Inputs) -> None:
+    """Under LoRA the reference is the same backbone without its adapters."""
+    same = ours.Inputs(given.path.parents[1], given.path.name, "bfloat16", lora=lora, batch=2, tokens=3)
+    result = ours.sampled(same, 4, 2, lambda: 0.0) if task == "sample" else ours.trained(task, same, 1, lambda: 0.0)
+    assert result["seconds"] > 0
+    if lora:
+        policy = same.policy()
+        assert same.reference(policy).module is policy.module
+        assert not any(p.requires_grad for n, p in policy.module.named_parameters() if "lora_" not in n)
+
+
+def test_inputs_of_a_real_model(tmp_path: Path, given: ours.Inputs) -> None:
+    """The folder itself, a reward model whose scores differ, and pairs of at most that many tokens; made once."""
+    whose = inputs.make_real(tmp_path / "smol", given.path, tmp_path / "none", rows=6, longest=20)
+    assert whose == "made-up pairs"
+    pairs = inputs.read_pairs(tmp_path / "smol")
+    assert len(pairs) == len({p["raw_prompt"] for p in pairs}) == 6
+    assert max(len(p[key]) for p in pairs for key in ("prompt_ids", "chosen_ids", "rejected_ids")) == 20
+    assert (tmp_path / "smol/models/smollm2").resolve() == given.path
+    found = ours.Inputs(tmp_path / "smol", "smollm2", batch=2)
+    assert found.scalar(trained=False).head.weight.std() > 0.01
+    (tmp_path / "smol/pairs.json").write_text("[]")
+    assert inputs.make_real(tmp_path / "smol", given.path, tmp_path / "none") == "made-up pairs"
+    assert inputs.read_pairs(tmp_path / "smol") == []
 
 
 def test_what_scaling_is_expected_to_be() -> None:

@@ -16,9 +16,9 @@ SCRIPT = Path(__file__).with_name("trl_side.py")
 ABSENT = "the peers' programs"
 
 
-def python_of(work: Path | None) -> Path | None:
-    """TRL's Python in the peers' folder, as `make bench` sets it up (docs/bench.md); None if it is not there."""
-    python = None if work is None else work / "trl/bin/python"
+def python_of(work: Path | None, name: str = "trl") -> Path | None:
+    """The Python of an environment in the peers' folder, as `make bench` sets it up; None if it is not there."""
+    python = None if work is None else work / name / "bin/python"
     return python if python is not None and python.exists() else None
 
 

@@ -17,14 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import inputs, peers, table
+from benchmarks.models.__main__ import DEFAULT_CACHE as MODELS
+from benchmarks.speed import inputs, peers, smol, table
 from benchmarks.speed.floor import Shape, flops
-from benchmarks.speed.machine import wait_quiet
+from benchmarks.speed.machine import processor, wait_quiet
 from benchmarks.speed.rows import THREADS, Row, Work, chosen
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
+PREFERENCES = ROOT.parent / "shared/data/preferences/train.jsonl.gz"
 
 
 class Bench:
@@ -49,18 +51,17 @@ class Bench:
         """One of our measurements, made once; empty (and said) where this version cannot do the work."""
         key = f"{work.name}-{'as-it-comes' if tuned else 'no-tune'}"
         if key not in self.known:
-            words = ["--work", work.task, "--model", work.model, "--rows", str(work.rows)]
-            self.known[key] = self._worker(key, words, tuned)
+            self.known[key] = self._worker(key, work.words, tuned, self.work / work.folder)
         return self.known[key]
 
-    def _worker(self, key: str, words: list[str], tuned: bool) -> dict[str, Any]:
+    def _worker(self, key: str, words: list[str], tuned: bool, given: Path) -> dict[str, Any]:
         out = self.work / "logs" / f"ours-{key}.json"
         out.parent.mkdir(exist_ok=True)
         out.unlink(missing_ok=True)
         steps = ["--steps", str(self.asked.steps)] if self.asked.steps else []
         how = [*(["--no-wait"] if self.asked.no_wait else []), *([] if tuned else ["--no-tune"])]
         command = [sys.executable, "-m", "benchmarks.speed.ours", *words, *steps, *how]
-        command += ["--inputs", str(self.work), "--out", str(out)]
+        command += ["--inputs", str(given), "--out", str(out), "--threads", str(self.asked.threads)]
         added = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))}
         done = subprocess.run(
             command, cwd=ROOT, env=peers.environment(self.work, added), capture_output=True, text=True, check=False
@@ -84,7 +85,8 @@ class Bench:
         if not self.asked.no_wait:
             wait_quiet()
         try:
-            found = peers.measure(row.peer, self.scripts, self.work, tuned=tuned, steps=self.asked.steps)
+            how = {"tuned": tuned, "steps": self.asked.steps, "threads": self.asked.threads}
+            found = peers.measure(row.peer, self.scripts, self.work, **how)
         except peers.Unmeasured as error:
             self.console.print(f"[red]{error}[/]", highlight=False, soft_wrap=True)
             found = {}
@@ -94,6 +96,7 @@ class Bench:
     def row(self, row: Row, limits: dict[str, float]) -> table.Found:
         """Both sides of one row, in turns."""
         self.console.print(f"[bold]{row.name}[/] ...", highlight=False)
+        whose = self.whose_of(row)
         ours: dict[str, Any] = {}
         peer: dict[str, Any] = {}
         for mine, theirs in (("as_it_comes", "as_it_comes"), ("no_tune", "tuned")):
@@ -102,7 +105,8 @@ class Bench:
                     ours[mine] = found
                 if found := self.peer(row, tuned=theirs == "tuned"):
                     peer[theirs] = found
-        about = {"inputs": self.whose, "threads": THREADS, "when": time.strftime("%Y-%m-%d %H:%M:%S")}
+        about = {"inputs": whose, "threads": self.asked.threads, "when": time.strftime("%Y-%m-%d %H:%M:%S")}
+        about["processor"] = processor()
         about |= {"why": self.absent} if self.absent else {}
         found = table.record(row, ours, peer, self.floor(row, limits), about)
         table.write(found, RESULTS, row.name)
@@ -110,14 +114,28 @@ class Bench:
 
     def floor(self, row: Row, limits: dict[str, float]) -> dict[str, float]:
         """The row's arithmetic, and the machine's speed."""
-        shape = Shape.of(json.loads((self.work / "models" / row.work.model / "config.json").read_text()))
-        group = inputs.tokens_of(self.pairs, row.data, row.answers, row.tokens)
+        given = self.work / row.work.folder
+        shape = Shape.of(json.loads((given / "models" / row.work.model / "config.json").read_text()))
+        group = inputs.tokens_of(inputs.read_pairs(given), row.data, row.answers, row.tokens)
         gflop = flops(shape, group * row.groups, row.passes) / 1e9
         return {"gflop": gflop, "tokens": group.tree * row.groups, **limits}
 
+    def whose_of(self, row: Row) -> str:
+        """Whose the pairs of a row are; those of a real model are made at its first row.
+
+        Raises:
+            SystemExit: the model's folder is not there.
+        """
+        if not row.work.folder:
+            return self.whose
+        model = Path(self.asked.smol)
+        if not (model / "config.json").exists():
+            raise SystemExit(f"there is no model in {model}: python -m benchmarks.models smollm2, or --smol FOLDER")
+        return inputs.make_real(self.work / row.work.folder, model, PREFERENCES)
+
     def limits(self) -> dict[str, float]:
         """What the machine can do at most."""
-        found = self._worker("limits", ["--work", "limits"], tuned=True)
+        found = self._worker("limits", ["--work", "limits"], tuned=True, given=self.work)
         if not found:
             raise SystemExit("the machine's own speed could not be measured")
         return {key: found[key] for key in ("gemm_gflops", "best_gflops", "copy_gbs")}
@@ -135,15 +153,22 @@ def main() -> None:
     parser.add_argument("--peers", default=ROOT.parent / "shared/bench/peers", help="the folder of the peers' scripts")
     default = os.environ.get("PEERS_WORK", str(ROOT / "runs/peers"))
     parser.add_argument("--work", default=default, help="environments, models and logs (default: PEERS_WORK)")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of both sides (the peers' own scripts take 2)")
+    parser.add_argument("--smol", default=MODELS / "smollm2", help="the folder of SmolLM2, for the rows smol-*")
+    parser.add_argument(
+        "--small", action="store_true", help="rows smol-* of 2 prompts and 32 tokens instead of 8 and 128"
+    )
     asked = parser.parse_args()
-    rows = chosen(asked.only)
+    rows = chosen(asked.only, smol.rows(asked.small))
     bench = Bench(asked)
     limits = bench.limits()
     found = [bench.row(row, limits) for row in rows]
     table.show(found, Console(width=max(200, bench.console.width)))
     table.picture(found, RESULTS / "speed.png")
     speed = ", ".join(f"{name} {value:.0f}" for name, value in limits.items())
-    bench.console.print(f"{speed}; every row and speed.png are in {RESULTS}", highlight=False, soft_wrap=True)
+    bench.console.print(
+        f"{processor()}; {speed}; every row and speed.png are in {RESULTS}", highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -62,6 +62,56 @@ def make(folder: Path, presets: Sequence[str] = ("12m", "60m"), vocabulary: int 
     (folder / "pairs.json").write_text(json.dumps(rows))
 
 
+def make_real(folder: Path, model: Path, data: Path, rows: int = 64, longest: int = 128) -> str:
+    """A real model's inputs, made once: the folder itself, a reward model with a random head, and pairs of its ids.
+
+    Args:
+        data: preferences (`prompt`, `chosen`, `rejected`); where the file is not there, words of about their lengths.
+        longest: tokens of a prompt, and of an answer, at most.
+
+    Returns:
+        Whose the pairs are.
+    """
+    import gzip
+
+    import torch
+
+    from tiltyard import load_language_model, load_scalar_model, save_model
+
+    models = folder / "models"
+    if not (folder / "pairs.json").exists():
+        models.mkdir(parents=True, exist_ok=True)
+        (models / "smollm2").unlink(missing_ok=True)
+        (models / "smollm2").symlink_to(model.resolve())
+        chat = load_language_model(model, device="cpu").chat
+        end = min(chat.stop_ids)
+        reward = load_scalar_model(model, device="cpu")
+        torch.nn.init.normal_(reward.head.weight, std=0.02)  # scores that differ
+        save_model(reward, models / "smollm2-rm")
+        chance, seen = random.Random(0), set()
+        real = gzip.decompress(data.read_bytes()).decode().splitlines() if data.exists() else []
+        texts = real or _made_up(chance, 8 * rows)
+        found = []
+        for row in map(json.loads, texts):
+            if row["prompt"] not in seen and len(found) < rows:
+                seen.add(row["prompt"])
+                prompt = chat.tokenizer(row["prompt"])["input_ids"][:longest]
+                sides = {side: chat.tokenizer(row[side])["input_ids"][: longest - 1] for side in ("chosen", "rejected")}
+                ids = {f"{side}_ids": [*answer, end] for side, answer in sides.items()}
+                found.append({"raw_prompt": row["prompt"], "prompt_ids": prompt, **ids})
+        (folder / "pairs.json").write_text(json.dumps(found))
+        (folder / "inputs.txt").write_text("real pairs" if data.exists() else "made-up pairs")
+    return (folder / "inputs.txt").read_text()
+
+
+def _made_up(chance: random.Random, rows: int) -> list[str]:
+    def words(low: int, high: int) -> str:
+        return " ".join(f"word{chance.randrange(999)}" for _ in range(chance.randint(low, high)))
+
+    made = ({"prompt": words(5, 25), "chosen": words(15, 45), "rejected": words(15, 45)} for _ in range(rows))
+    return [json.dumps(row) for row in made]
+
+
 def described(pairs: list[dict[str, Any]]) -> str:
     """The pairs in one line."""
     sizes = {key: mean(len(p[f"{key}_ids"]) for p in pairs) for key in ("prompt", "chosen", "rejected")}

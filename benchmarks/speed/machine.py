@@ -59,19 +59,29 @@ class Steps:
         self.marks.append((time.perf_counter(), busy_seconds(), used.ru_utime + used.ru_stime))
 
     def result(self) -> dict[str, object]:
-        """`seconds`: the median; every step; the share of the machine that others took in each."""
+        """`seconds`, `cpu_seconds`: medians; every step; the share of the machine that others took in each."""
         pairs = list(zip(self.marks[:-1], self.marks[1:], strict=True))
-        seconds = [b[0] - a[0] for a, b in pairs]
+        seconds, own = [b[0] - a[0] for a, b in pairs], [b[2] - a[2] for a, b in pairs]
         foreign = [max(0.0, b[1] - a[1] - (b[2] - a[2])) / (cores() * (b[0] - a[0])) for a, b in pairs]
         first = self.skip if len(seconds) > self.skip + 1 else min(1, len(seconds) - 1)
         clean = [i for i in range(first, len(seconds)) if foreign[i] < FOREIGN]
         used = clean if len(clean) >= 2 else range(first, len(seconds))
         return {
             "seconds": statistics.median(seconds[i] for i in used),
+            "cpu_seconds": statistics.median(own[i] for i in used),
             "steps": [round(s, 4) for s in seconds],
             "foreign": [round(f, 3) for f in foreign],
             "clean": f"{len(clean)} of {len(seconds) - first}",
         }
+
+
+def processor() -> str:
+    """The processor's name and what of low precision it multiplies in hardware; "" where the system does not say."""
+    path = Path("/proc/cpuinfo")
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line) if path.exists() else {}
+    facts = {key.strip(): value.strip() for key, value in lines.items()}
+    knows = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in facts.get("flags", "").split()]
+    return f"{facts.get('model name', '')} ({', '.join(knows)})" if facts else ""
 
 
 def limits(threads: int) -> dict[str, float]:

@@ -63,7 +63,7 @@ def make_inputs(scripts: Path, work: Path) -> str:
     return kept.read_text() if kept.exists() else "the peers'"
 
 
-def measure(peer: Peer, scripts: Path, work: Path, *, tuned: bool, steps: int = 0) -> dict[str, Any]:
+def measure(peer: Peer, scripts: Path, work: Path, *, tuned: bool, steps: int = 0, threads: int = 2) -> dict[str, Any]:
     """Runs the peer's script and reads what it printed: seconds a step (or call), peak RSS, versions.
 
     Raises:
@@ -73,14 +73,18 @@ def measure(peer: Peer, scripts: Path, work: Path, *, tuned: bool, steps: int = 
     if not python.exists():
         raise Unmeasured(f"no environment for {peer.name}")
     added = {**(TUNED if tuned else {}), **({"PYTHONPATH": str(work / peer.path)} if peer.path else {})}
-    count = ("--steps", str(steps)) if steps and peer.script == "bench_trl.py" else ()
-    command = [str(python), str(scripts / peer.script), *peer.words, *count]
-    done = subprocess.run(command, cwd=work, env=environment(work, added), capture_output=True, text=True, check=False)
+    own = bool(peer.folder)
+    count = ("--steps", str(steps)) if steps and (own or peer.script == "bench_trl.py") else ()
+    count += ("--threads", str(threads)) if own else ()
+    script = Path(__file__).parent / peer.script if own else scripts / peer.script
+    command, given = [str(python), str(script), *peer.words, *count], environment(work / peer.folder, added)
+    done = subprocess.run(command, cwd=work, env=given, capture_output=True, text=True, check=False)
     log = work / "logs" / f"{peer.key}{'-tuned' if tuned else ''}.log"
     log.parent.mkdir(exist_ok=True)
     log.write_text(done.stdout + "\n----\n" + done.stderr)
     try:
-        found = read_trl(done.stdout) if peer.script == "bench_trl.py" else read_sampling(done.stdout)
+        trainer = peer.name.startswith("TRL")
+        found = read_trl(done.stdout) if trainer else read_sampling(done.stdout)
     except ValueError as error:
         raise Unmeasured(f"{peer.name} gave no result ({error}): see {log}") from error
     return {**found, "log": log.name}
@@ -93,6 +97,14 @@ def _number(pattern: str, text: str, what: str) -> float:
     return float(match.group(1))
 
 
+def _cpu_seconds(text: str) -> dict[str, float]:
+    """CPU seconds of a step, as printed or as the share of two cores over a step; nothing where neither is there."""
+    if said := re.search(rf"cpu s/step {NUMBER}", text):
+        return {"cpu_seconds": float(said[1])}
+    mean, share = re.search(rf"mean {NUMBER}", text), re.search(rf"own cpu util {NUMBER}", text)
+    return {"cpu_seconds": 2 * float(mean[1]) * float(share[1])} if mean and share else {}
+
+
 def read_trl(text: str) -> dict[str, Any]:
     """What bench_trl.py printed."""
     versions = re.search(r"versions trl (\S+) transformers (\S+) torch (\S+)", text)
@@ -100,6 +112,7 @@ def read_trl(text: str) -> dict[str, Any]:
     phases = re.search(r"phases s/step (\{[^}]*\})", text)
     return {
         "seconds": _number(rf"median s/step {NUMBER}", text, "no median"),
+        **_cpu_seconds(text),
         "rss_mib": _number(rf"peak RSS MiB {NUMBER}", text, "no peak RSS"),
         "clean": f"{clean[1]} of {clean[2]}" if clean else "",
         "phases": phases[1] if phases else "",
@@ -119,6 +132,7 @@ def read_sampling(text: str) -> dict[str, Any]:
     named = {"vllm": versions, "torch": torch, "transformers": transformers}
     return {
         "seconds": int(lines[-1]) / speed,
+        **_cpu_seconds(text),
         "tokens_per_second": speed,
         "rss_mib": _number(rf"RSS MiB (?:self )?{NUMBER}", text, "no peak RSS"),
         "versions": {name: match[1] for name, match in named.items() if match},

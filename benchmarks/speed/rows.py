@@ -11,16 +11,39 @@ STEPS |= {"online_dpo": 7, "sample": 5}
 
 @dataclass(frozen=True)
 class Work:
-    """What is measured on our side: a task of `ours.py` on a model. `rows`: of a sampling work."""
+    """What is measured on our side: a task of `ours.py` on a model.
+
+    rows: of a sampling work. dtype: of products. lora: rank 16 in all linear layers of the blocks. batch: rows, pairs
+    or prompts a step. tokens: of a sampled answer. folder: of PEERS_WORK, where models and pairs lie.
+    """
 
     task: str
     model: str = "bench-12m"
     rows: int = 0
+    dtype: str = "float32"
+    lora: bool = False
+    batch: int = 8
+    tokens: int = 128
+    folder: str = ""
 
     @property
     def name(self) -> str:
         size = self.model.removeprefix("bench-")
-        return f"{self.task}{self.rows or ''}-{size}"
+        kind = f"{'-lora' if self.lora else ''}{'-bf16' if self.dtype == 'bfloat16' else ''}"
+        return f"{self.task}{self.rows or ''}-{size}{kind}"
+
+    @property
+    def words(self) -> list[str]:
+        """The command line of `ours.py`."""
+        sizes = {
+            "work": self.task,
+            "model": self.model,
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "tokens": self.tokens,
+        }
+        said = [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
+        return [*said, "--rows", str(self.rows), *(["--lora"] if self.lora else [])]
 
     @property
     def steps(self) -> int:
@@ -29,13 +52,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Peer:
-    """How a peer does the same work: the script of the peers' folder, whose Python, its words, added environment."""
+    """How a peer does the same work: the script of the peers' folder, whose Python, its words, added environment.
+
+    folder: of PEERS_WORK, where models and pairs lie; with one, the script is `peer_side.py` beside this file.
+    """
 
     name: str
     script: str
     words: tuple[str, ...]
     python: str = "trl"
     path: str = ""  # a folder of PEERS_WORK that Python looks into first
+    folder: str = ""
 
     @property
     def key(self) -> str:
@@ -155,14 +182,15 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def chosen(only: str) -> list[Row]:
-    """The rows whose names begin with one of the comma-separated words; all without any.
+def chosen(only: str, more: tuple[Row, ...] = ()) -> list[Row]:
+    """The rows whose names begin with one of the comma-separated words; without any all but `more`.
 
     Raises:
         SystemExit: a word that no row begins with.
     """
     words = [w.strip() for w in only.split(",") if w.strip()]
     for word in words:
-        if not any(row.name.startswith(word) for row in ROWS):
-            raise SystemExit(f"no row begins with '{word}'; there are {', '.join(row.name for row in ROWS)}")
-    return [row for row in ROWS if not words or any(row.name.startswith(word) for word in words)]
+        if not any(row.name.startswith(word) for row in (*ROWS, *more)):
+            raise SystemExit(f"no row begins with '{word}'; there are {', '.join(row.name for row in (*ROWS, *more))}")
+    named = [row for row in (*ROWS, *more) if any(row.name.startswith(word) for word in words)]
+    return named if words else list(ROWS)

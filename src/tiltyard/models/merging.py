@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tiltyard.models.folder import ADAPTER, adapter_config, base_of
 from tiltyard.models.load import has_scalar_head, load_language_model, load_masked_model, load_scalar_model, save_model
 from tiltyard.models.pretrained import load_config
 from tiltyard.models.saving import SaveDType
+
+CARD = "README.md"
 
 
 def merge(
@@ -53,6 +56,8 @@ def merge(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".making", dir=out.parent) as work:
         made = Path(work) / "model"
         save_model(model, made, dtype=dtype)
+        if (card := adapter.parent / "model" / CARD).exists():  # of the stage that trained it: the same model
+            shutil.copyfile(card, made / CARD)
         if out.is_dir():
             out.rmdir()
         made.rename(out)

@@ -137,24 +137,24 @@ class StageContext:
 def references(stage: Stage, settings: BaseModel) -> Iterator[tuple[str, str]]:
     """Yields (key, text) of every setting that refers to a stage or path, those inside lists and mappings too."""
     for key in stage.refers:
-        for name, text in _texts(key, getattr(settings, key, None)):
+        for name, text in texts(key, getattr(settings, key, None)):
             if text not in stage.words:
                 yield name, text
 
 
-def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+def texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
     """(dotted key, text) of every text in a setting's value."""
     if hasattr(value, "folders"):
         for inner, item in value.folders().items():
-            yield from _texts(f"{key}.{inner}", item)
+            yield from texts(f"{key}.{inner}", item)
     elif isinstance(value, str | Path):
         yield from ((key, text) for text in [str(value)] if text)
     elif isinstance(value, Mapping):
         for inner, item in value.items():
-            yield from _texts(f"{key}.{inner}", item)
+            yield from texts(f"{key}.{inner}", item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(key, item)
+            yield from texts(key, item)
 
 
 # ---------------------------------------------------------------------------------------------------- the registry

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tiltyard.batch.logp import chunk_rows
+from tiltyard.errors import ConfigError
 
 UNFUSED = 2.1  # numbers that transformers' modules store, in those of a fused block (21 d against 10 d a token)
 ALLOCATOR = 1.2  # peak of the process in what is stored: pieces of unlike sizes leave holes
@@ -79,3 +80,27 @@ def logits(shape: Shape, number: int, *, whole: bool) -> float:
     """Returns the bytes of a chunk of logits with its gradient; of the head's gradient too where that is trained."""
     chunk = 3 * chunk_rows(shape.vocab) * shape.vocab
     return number * (chunk + shape.vocab * shape.width * whole)
+
+
+def check_room(memory: Memory, free: int, where: str, *, exact: bool) -> list[str]:
+    """Refuses a stage whose weights alone are more than the free memory; a line where the estimate of all is more.
+
+    Args:
+        free: bytes. exact: False where the weights are smaller in memory than the plan has them (4 bits).
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    room, total = f"{free / 2**20:,.0f} MiB are free", f"{memory.total / 2**20:,.0f} MiB"
+    less = "set lora (no gradients and moments of the backbone) or take a smaller model"
+    if exact and memory.weights > free:
+        raise ConfigError(
+            "there is too little memory for the models of this stage",
+            where=where,
+            got=room,
+            expected=f"{memory.weights / 2**20:,.0f} MiB for weights, gradients and moments, about {total} in all",
+            fix=f"{less}; or end other programs",
+        )
+    if memory.total <= free:
+        return []
+    return [f"memory: about {total} are needed and {room}: lower tokens_per_microbatch, {less}"]

@@ -22,7 +22,7 @@ from tiltyard.records import flattened
 from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes, plan_hidden
 from tiltyard.stages.backend import new_arch, planned
 from tiltyard.stages.base import StageContext
-from tiltyard.stages.memory import Memory, Shape, activations, logits, trained_weights
+from tiltyard.stages.memory import Memory, Shape, activations, check_room, logits, trained_weights
 from tiltyard.stages.methods import compose
 from tiltyard.training.source import Online
 
@@ -72,6 +72,8 @@ def plan_lines(method: Method, context: StageContext, settings: StageSettings) -
         2 * size.decoded * shape.width * shape.layers * width,
         kept.bytes if kept and kept.keep else 0,
     )
+    free = free_memory(pick_device(settings.models.device))
+    room = check_room(memory, free, f"{context.name}.model", exact=settings.models.quantize == "none")
     return [
         *lines,
         *([f"the sampler's hidden states: {kept}"] if kept else []),
@@ -80,6 +82,7 @@ def plan_lines(method: Method, context: StageContext, settings: StageSettings) -
         f"(weights and optimiser {memory.weights / 2**20:,.0f}, activations {memory.activations / 2**20:,.0f}, "
         f"chunked logits {memory.logits / 2**20:,.0f}"
         + (f", decoding cache {memory.cache / 2**20:,.0f})" if memory.cache else ")"),
+        *room,
     ]
 
 

@@ -34,6 +34,7 @@ from tiltyard.models.finite import require_finite
 from tiltyard.models.load import check_saving, freeze_bottom, save_model
 from tiltyard.stages.backend import keeps_backend, planned, report_model, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
+from tiltyard.stages.card import write_card
 from tiltyard.stages.methods import FILE_METHODS
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.rehearsal import pace, rehearse
@@ -122,9 +123,10 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
             sinks=[line, *sinks],
         )
     result: dict[str, Any] = {"steps": steps, "models_in_memory": models.in_memory + work.extra_models}
-    result |= held_out.last(models, steps)  # of the model as the loop measured it: scores are normalised below
+    figures = dict(held_out.last(models, steps))  # of the model as the loop measured it: scores are normalised below
     model = models.get(method.start.name)
-    result |= method.start.finish(context, settings, model, work.opened.groups)
+    figures |= method.start.finish(context, settings, model, work.opened.groups)
+    result |= figures
     if method.samples_policy:
         result |= spent(context.folder / "metrics.jsonl", settings)
         if result.get("judge_missing"):
@@ -132,6 +134,7 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
     if processes.is_main():
         context.report("saving", [f"{method.start.name} to {context.folder / 'model'}"])
         save_model(model, context.folder / "model", dtype=width)
+        write_card(context, method, settings, model, work.opened, figures)
         if settings.models.lora is not None:
             save_adapter(model, context.folder / "adapter")
         if models.value is not None:

@@ -1,0 +1,103 @@
+"""The model card beside a trained model: facts alone, the same bytes every time, names and no paths, texts as texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models import tiny
+from tiltyard.cli import main
+from tiltyard.report.card import Base, Card, add_figures, code, front_matter, render
+from tiltyard.stages.card import base_of_card, called
+
+V = 512
+ROWS = [{"prompt": "what is it?", "chosen": "the cat", "rejected": "yes it is so"}] * 4
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A model folder with a card of its own."""
+    folder = tmp_path / "some where" / "base-model"
+    tiny.causal("llama", vocab_size=V).save_pretrained(folder)
+    tiny.chat().tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: maker/base\n---\n# Words\n")
+    return folder
+
+
+def trained(base: Path, data: Path, runs: Path, *more: str, kind: str = "dpo") -> str:
+    words = [kind, f"model={base}", f"data={data}", f"held_out={data}", "steps=2", "prompts_per_step=2", "lr=1e-3"]
+    assert main(["train", *words, "name=one", "device=cpu", *more, "--runs", str(runs)]) == 0
+    return (runs / "one" / kind / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_trained_model_has_a_card(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "odd `name` | <b>.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    text = trained(base, data, tmp_path / "a", "lora.rank=4")
+    head = front_matter(tmp_path / "a/one/dpo/model")
+    assert head == {
+        "base_model": "maker/base",
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["tiltyard", "dpo", "lora"],
+    }
+    assert str(tmp_path) not in text
+    assert "`base-model` (licence: `apache-2.0`) with `dpo`" in text
+    assert f"`odd 'name' \\| <b>.jsonl` | `{hashlib.sha256(data.read_bytes()).hexdigest()}`" in text
+    assert "steps: 2, groups: 4" in text
+    assert "| `models.lora.rank` | `4` | `16` |" in text
+    assert "lora.alpha" not in text
+    assert "| `lr` | `0.001` |" in text
+    assert "device" not in text
+    assert "## Measured" in text
+    assert "| `held_out/accuracy` | `1` |" in text
+    assert text == trained(base, data, tmp_path / "b", "lora.rank=4")
+    # a stage's model has its first base's name and licence
+    assert trained(tmp_path / "a/one/dpo", data, tmp_path / "c").count("`one/dpo` (licence: `apache-2.0`)") == 1
+    assert front_matter(tmp_path / "c/one/dpo/model")["base_model"] == "maker/base"
+
+
+def test_a_reward_models_card(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    text = trained(base, data, tmp_path / "a", kind="reward")
+    assert "pipeline_tag: text-classification" in text
+    assert "load_scalar_model" in text
+
+
+def test_nothing_in_a_text_is_markup() -> None:
+    odd = "x`y`|<script>\n# head\x1b[31m --- {{x}}"
+    card = Card(odd, "text-generation", odd, base=Base(odd, odd, odd), settings=[(odd, odd, odd)], figures={odd: 1.0})
+    text = render(card)
+    assert text.count("---\n") == 2
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == odd
+    body = text.split("---\n", 2)[2]
+    assert "\x1b" not in body
+    assert "\n# head" not in body
+    assert "`y`" not in body
+    assert code("a|b`c") == "`a\\|b'c`"
+
+
+def test_figures_are_added_once(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(render(Card("run/stage", "text-generation", "dpo")), encoding="utf-8")
+    for value in (0.25, 0.5):
+        add_figures(tmp_path, "against the base", {"win rate": value, "interval": "0.4 to 0.6"})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.count("## Measured: against the base") == 1
+    assert "| `win rate` | `0.5` |" in text
+    assert text.index("Measured") < text.index("## Loading")
+
+
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert base_of_card("") == Base()
+    assert base_of_card("maker/model") == Base("maker/model", "maker/model")
+    assert called("maker/data") == "maker/data"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/rows.jsonl").write_text("")
+    assert called("data/rows.jsonl") == called(str(tmp_path / "data/rows.jsonl")) == "rows.jsonl"

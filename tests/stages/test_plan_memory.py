@@ -84,8 +84,8 @@ def test_too_little_memory_is_told_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights alone that do not fit end with status 2, an estimate that is above what is free is a line of the plan."""
-    data = tmp_path / "text.txt"
-    data.write_text("one line of text\n" * 40)
+    data = tmp_path / "text.jsonl"
+    data.write_text('{"text": "one line of text"}\n' * 40)
     model = from_scratch(PRESET, TOKENIZER)
     save_model(model, tmp_path / "model")
     words = ["train", "pretrain", f"model={tmp_path / 'model'}", f"data={data}", "steps=1", "device=cpu"]

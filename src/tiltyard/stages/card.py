@@ -65,7 +65,7 @@ def write_card(
 
 
 def base_of_card(source: str) -> Base:
-    """What is known of a base: its name without the path of a machine; name on the hub and licence by its own files."""
+    """The facts about a base: its name without the path of a machine; name on the hub and licence by its own files."""
     if not source:
         return Base()
     path = Path(source)

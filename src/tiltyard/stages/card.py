@@ -97,7 +97,7 @@ def keys_of(method: Method) -> list[str]:
 def changed(kind: type[BaseModel], settings: BaseModel, left_out: set[str]) -> list[tuple[str, str, str]]:
     """(key, value, default) of the settings that are not at their defaults and may change the result; paths by name."""
     usual = {row.key: row.default for row in describe(kind)}
-    usual |= {f"models.lora.{key}": value for key, value in Lora().model_dump().items()}
+    usual |= {f"models.lora.{key}": value for key, value in Lora.model_validate({}).model_dump().items()}
     values = {key: getattr(settings, key) for key in type(settings).model_fields}
     flat = flattened(jsonable({key: _dumped(value) for key, value in values.items()}))
     silent = {*execution_keys(kind), *left_out}

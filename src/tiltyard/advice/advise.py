@@ -116,7 +116,7 @@ def advise(request: Request, progress: Progress = lambda _: None) -> Advice:
     max_length = max_length_of(rows, model, machine, max_tokens.value if samples else 0)
     sizes = sizes_of(request, model, rows, machine, max_length, max_tokens)
     usable = [g for g, one in zip(rows.groups, rows.lengths, strict=True) if one.longest <= max_length.value]
-    speeds = measure(request.model, usable, machine, lora=sizes.lora, decodes=True, progress=progress)
+    speeds = measure(request.model, usable, machine, lora=sizes.lora, decodes=samples, progress=progress)
     exact = next(speed for speed in speeds if speed.dtype == "float32")
     costs = Costs(speeds[0], exact, fit.body_share(model), reading / machine.threads)
     stages, amounts = _fitted(request, want, model, rows, sizes, costs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tiltyard.advice import fit
-from tiltyard.advice.choose import Sizes, batch_of, passes_of, rate_of
+from tiltyard.advice.choose import Sizes, batch_of, rate_of
 from tiltyard.advice.fit import Amounts, Costs
 from tiltyard.advice.model import ModelFacts
 from tiltyard.advice.parts import Choice, StageAdvice
@@ -95,9 +95,8 @@ def _rows(stage: StageAdvice, method: str, rows: RowFacts, sizes: Sizes, amounts
         stage.set("bad_rows", "drop", "the chat template refuses some rows")
     if rows.kind == "comparisons" and rows.answers > 2 and method == "dpo":
         stage.set("pairs", "best_worst", "of each ranking the clearest pair")
-    passes = passes_of(method, amounts.used)
-    batch = batch_of(amounts.used, passes.value)
-    stage.set("epochs", *passes)
+    batch = batch_of(amounts.used, amounts.passes.value)
+    stage.set("epochs", *amounts.passes)
     stage.set("prompts_per_step", *batch)
     if method == "kto":
         _weights(stage, rows)

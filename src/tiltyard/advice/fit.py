@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tiltyard.advice.choose import batch_of, passes_of
 from tiltyard.advice.model import ModelFacts
+from tiltyard.advice.parts import Choice
 from tiltyard.advice.rows import Lengths, RowFacts
 from tiltyard.advice.trial import Speed
 from tiltyard.data.held_out import part_by_prompt
@@ -45,6 +46,7 @@ class Amounts(NamedTuple):
     prompts: int
     used: int  # rows that are short enough
     tokens: int  # packed, of one pass over them
+    passes: Choice = Choice(1.0)
 
 
 def body_share(model: ModelFacts) -> float:
@@ -121,9 +123,9 @@ def fit_rows(
     def cost(limit: int) -> tuple[Amounts, dict[str, float]]:
         used = places(limit)
         tokens = sum(one.packed for one in used)
-        passes = passes_of(method, len(used)).value
-        steps = max(1, round(len(used) * passes / batch_of(len(used), passes).value))
-        found = {method: train_seconds(costs, method, tokens * passes, steps)}
+        passes = passes_of(method, len(used)) if limit == every else Choice(1.0, "more rows, rather than more passes")
+        steps = max(1, round(len(used) * passes.value / batch_of(len(used), passes.value).value))
+        found = {method: train_seconds(costs, method, tokens * passes.value, steps)}
         judge = 0
         if judged:
             share_of = 1.0 if limit == every or limit <= 2 * LEAST else JUDGE
@@ -137,6 +139,7 @@ def fit_rows(
             prompts,
             len(used),
             tokens,
+            passes,
         )
         return amounts, found
 

@@ -60,4 +60,11 @@ def reference_logps(work: Workspace, settings: StageSettings, models: Models, gr
     if isinstance(chosen, RefModels) and chosen.ref:
         ref = load_language_model(model_folder(work, chosen.ref), **load_options(chosen))
     # shared by all runs of a folder: the same data under the same reference are scored once
-    return cache_ref_logps(ref, groups, cache_folder(work, "ref-logps"), settings.run.tokens_per_microbatch)
+    budget = settings.run.tokens_per_microbatch
+    return cache_ref_logps(
+        ref,
+        groups,
+        cache_folder(work, "ref-logps"),
+        budget,
+        lambda line: work.report("reference", [f"log-probs of {line} groups"]),
+    )

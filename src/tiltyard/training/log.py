@@ -100,6 +100,7 @@ SHOWN = (  # metrics of the live line, where a method has them: name, label, for
 
 
 T = TypeVar("T")
+SILENT = 10.0  # seconds without a line on a pipe, where a step is shorter
 LEAST = 2  # steps after the first one, which warms up, before the rest is estimated
 
 
@@ -134,28 +135,45 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def told(items: Iterable[T], total: int, tell: Callable[[str], None], *, every: float = 10.0) -> Iterator[T]:
-    """Yields the items and reports the progress.
+class Tally:
+    """Reports the progress of work that is done in pieces, a line every `every` seconds.
 
     Args:
-        tell: takes a line with the number of items so far and the time left, every `every` seconds.
+        total: units of the whole work. tell: takes a line with the number of units so far and the time left.
     """
-    left, last = TimeLeft(total), time.monotonic()
-    for done, item in enumerate(items, start=1):
+
+    def __init__(self, total: int, tell: Callable[[str], None], *, every: float = SILENT):
+        self.total, self._tell, self._every = total, tell, every
+        self._left, self._last, self._done = TimeLeft(total), time.monotonic(), 0
+
+    def add(self, units: int = 1) -> None:
+        """Counts units that are done."""
+        self._done = min(self.total, self._done + units)
+        now, rest = time.monotonic(), self._left.after(self._done)
+        if now - self._last >= self._every and self._done < self.total:
+            self._last = now
+            self._tell(", ".join(filter(None, (f"{self._done:,} of {self.total:,}", rest))))
+
+
+def told(items: Iterable[T], total: int, tell: Callable[[str], None], *, every: float = SILENT) -> Iterator[T]:
+    """Yields the items and reports the progress (`Tally`)."""
+    progress = Tally(total, tell, every=every)
+    for item in items:
         yield item
-        now, rest = time.monotonic(), left.after(done)
-        if now - last >= every and done < total:
-            last = now
-            tell(", ".join(filter(None, (f"{done:,} of {total:,}", rest))))
+        progress.add()
 
 
 class LiveLine:
-    """One live line: stage, step, tokens a second, loss, reward, KL, time left. On a pipe: one line now and then."""
+    """One live line: stage, step, tokens a second, loss, reward, KL, time left.
+
+    On a pipe: every tenth of the steps, and every 10 s.
+    """
 
     def __init__(self, console: Console, stage: str, steps: int):
         self.console, self.stage, self.steps = console, stage, steps
         self._every, self._left = max(1, steps // 10), TimeLeft(steps)
         self._told = False  # the time left, on a pipe
+        self._last = time.monotonic()  # line on a pipe
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),
@@ -185,7 +203,9 @@ class LiveLine:
         line = "  ".join(filter(None, (*facts, left)))
         first, self._told = bool(left) and not self._told, self._told or bool(left)
         self._progress.update(self._task, completed=step, facts=line)
-        if not self.console.is_terminal and (first or step % self._every == 0 or step == self.steps):
+        silent = time.monotonic() - self._last >= SILENT
+        if not self.console.is_terminal and (first or silent or step % self._every == 0 or step == self.steps):
+            self._last = time.monotonic()
             self.console.print(f"{self.stage} {step}/{self.steps}  {line}", markup=False, highlight=False)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from tiltyard.errors import CompositionError
 from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import base_weights
+from tiltyard.training.log import Tally
 from tiltyard.training.prepare import per_microbatch
 from tiltyard.types import MICRO_TOKENS, Group
 
@@ -138,11 +139,18 @@ class Numbers:
 
 
 def cache_ref_logps(
-    ref: LanguageModel, groups: Sequence[Group], folder: Path | None, budget: int = MICRO_TOKENS
+    ref: LanguageModel,
+    groups: Sequence[Group],
+    folder: Path | None,
+    budget: int = MICRO_TOKENS,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> RefCache:
     """The cache of these groups under this reference: read from `folder` if it is there, else computed and written.
 
     All processes share the work; the main one writes. `folder=None` keeps it in memory only.
+
+    Args:
+        tell: takes a line of progress now and then.
     """
     table = Table(groups)
     name = content_hash(ref, table.keys())
@@ -150,7 +158,7 @@ def cache_ref_logps(
     logp: Tensor | Numbers | None = _read(path, name)
     fresh = logp is None
     if logp is None:
-        parts = _compute(ref, groups, table.unique, budget)
+        parts = _compute(ref, groups, table.unique, budget, Tally(len(table.unique), tell))
         if path is None:
             return RefCache(table, torch.cat([*parts, torch.zeros(0, dtype=torch.float32)]), None, fresh)
         if processes.is_main():
@@ -192,8 +200,16 @@ def _loss_tokens(group: Group) -> int:
     return sum(len(r.ids) if r.loss_spans is None else sum(b - a for a, b in r.loss_spans) for r in group.responses)
 
 
-def _compute(ref: LanguageModel, groups: Sequence[Group], indices: np.ndarray, budget: int) -> Iterator[Tensor]:
+def _compute(
+    ref: LanguageModel, groups: Sequence[Group], indices: np.ndarray, budget: int, progress: Tally
+) -> Iterator[Tensor]:
     """The numbers of these groups in their order, a slab at a time; every process gets all of them."""
+
+    def logp_R(part: Batch) -> Tensor:
+        found = ref.logp_R(part.forest)[0]
+        progress.add(len(part.groups) * processes.world())
+        return found
+
     was_training = ref.module.training
     ref.module.eval()
     try:
@@ -201,10 +217,10 @@ def _compute(ref: LanguageModel, groups: Sequence[Group], indices: np.ndarray, b
             slab = indices[begin : begin + SLAB]
             shard = [(i, groups[index]) for i, index in processes.shard(slab.tolist())]
             batch = Batch.of([g for _, g in shard], [i for i, _ in shard], len(slab), ref.device, budget)
-            logp_R = per_microbatch(batch, lambda part: ref.logp_R(part.forest)[0]).cpu()
-            rows = dict(zip((i for i, _ in shard), logp_R.split([_loss_tokens(g) for _, g in shard]), strict=True))
+            found_R = per_microbatch(batch, logp_R).cpu()
+            rows = dict(zip((i for i, _ in shard), found_R.split([_loss_tokens(g) for _, g in shard]), strict=True))
             if processes.world() > 1:
-                rows = {i: torch.tensor(x, dtype=logp_R.dtype) for part in processes.gather_objects(
+                rows = {i: torch.tensor(x, dtype=found_R.dtype) for part in processes.gather_objects(
                     {i: x.tolist() for i, x in rows.items()}) for i, x in part.items()}  # fmt: skip
             yield torch.cat([rows[i] for i in range(len(slab))])
     finally:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.stats.intervals import Interval, mean_ci, rate_ci
+from tiltyard.stats.intervals import Estimate, Interval, mean_ci, rate_ci
 from tiltyard.stats.text import distinct_n
 from tiltyard.stats.win_rates import Pairing, win_rate_by_prompt
 
-WinBy = Literal["gold", "proxy"]
+WinBy = Literal["gold", "proxy", "judge"]
+RewardKind = Literal["model", "rule", "other"]
 DISTINCT_BUDGET = 1000  # word pairs on which the diversity of every model is measured
 
 
@@ -20,9 +21,11 @@ DISTINCT_BUDGET = 1000  # word pairs on which the diversity of every model is me
 class EvaluatedResponse:
     """One sampled response with its measurements. None: not measured, or (helpful, truthful, harmless) not applicable.
 
-    `length`: tokens. `truncated`: cut by the token limit. `proxy`: the reward model's score. `gold`: the score by the
+    `length`: tokens. `truncated`: cut by the token limit. `proxy`: the reward. `gold`: the score by the
     rules of the embedded world. `helpful`, `truthful`, `harmless`: in 0..1. `kl`: sum over the response's tokens of
     log pi - log ref, in nats (a one-sample estimate, may be negative). `entropy`: mean nats per token.
+    `rewards`: further ones by name. `win`: a judge's probability that this response is better than the baseline's;
+    `no_verdict`: the reason that it gave none.
     `prompt_key`: digest of the prompt's content (`types.prompt_digest`); ids may be missing or stand twice.
     """
 
@@ -39,6 +42,9 @@ class EvaluatedResponse:
     kl: float | None = None
     entropy: float | None = None
     prompt_key: str = ""
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    win: float | None = None
+    no_verdict: str = ""
 
     @property
     def key(self) -> str:
@@ -47,11 +53,22 @@ class EvaluatedResponse:
 
 
 @dataclass(frozen=True)
+class RewardMean:
+    """The mean of one reward over the `n` responses that have it; `is_rate`: a share of the responses."""
+
+    value: float
+    ci: Interval | None
+    n: int
+    is_rate: bool = False
+
+
+@dataclass(frozen=True)
 class PolicySummary:
     """Means of one model's responses. Every `_ci` is a 95% interval over prompts; None: not measured or undefined.
 
     `win_rate` is against the responses of `baseline`, by the score named in `win_by`. `truncated` is a share of the
-    responses. `distinct_2`: unique over all word pairs, on at most 1,000 pairs. `n` counts responses.
+    responses. `distinct_2`: unique over all word pairs, on at most 1,000 pairs. `n` counts responses, `unscored` those
+    of them that the reward abstained from. `proxy_kind`: what the reward is. `rewards`: further ones by name.
     """
 
     name: str
@@ -77,6 +94,9 @@ class PolicySummary:
     entropy: float | None
     baseline: str | None
     win_by: WinBy
+    proxy_kind: RewardKind = "model"
+    unscored: int = 0
+    rewards: Mapping[str, RewardMean] = field(default_factory=dict)
 
 
 def summarise(
@@ -89,12 +109,18 @@ def summarise(
     pairing: Pairing = "all",
     rounds: int = 1000,
     seed: int = 0,
+    proxy_kind: RewardKind = "model",
+    rates: Sequence[str] = (),
 ) -> PolicySummary:
     """Summarises one model's responses. Intervals resample prompts, so several responses to a prompt are allowed.
 
     The win rate pairs responses to the same prompt: `pairing="all"` every response with every response of the baseline
     (n x n pairs a prompt, ties 1/2), so the baseline against itself is exactly 0.5; `"index"` the i-th with the i-th.
-    helpful, truthful and harmless are averaged over the responses to which they apply.
+    helpful, truthful and harmless are averaged over the responses to which they apply, rewards over those that they do
+    not abstain from. With `win_by="judge"` the win rate is the mean of `win` over the responses with a verdict.
+
+    Args:
+        proxy_kind: what `proxy` is; of a rule it is a rate. rates: names of `rewards` that are rates.
 
     Raises:
         DataError: no responses, or a score that only some of the responses have.
@@ -102,21 +128,20 @@ def summarise(
     """
     if not responses:
         raise DataError("there are no responses to summarise", where=name)
-    if win_by not in ("gold", "proxy"):
-        raise ConfigError("unknown score to win by", where="win_by", got=win_by, expected="gold or proxy")
+    if win_by not in ("gold", "proxy", "judge"):
+        raise ConfigError("unknown score to win by", where="win_by", got=win_by, expected="gold, proxy or judge")
 
     measurements: dict[str, Any] = {}
-    for field in ("gold", "proxy", "kl", "helpful", "truthful", "harmless"):
-        applies = field in ("helpful", "truthful", "harmless")
-        measurements[field], measurements[f"{field}_ci"] = _mean(
-            name, responses, field, applies=applies, rounds=rounds, seed=seed
+    for key in ("gold", "proxy", "kl", "helpful", "truthful", "harmless"):
+        rate = key in ("helpful", "truthful", "harmless") or (key == "proxy" and proxy_kind == "rule")
+        measurements[key], measurements[f"{key}_ci"] = _mean(
+            name, responses, key, partly=key not in ("gold", "kl"), rate=rate, rounds=rounds, seed=seed
         )
-    scores = _scores_by_prompt(name, responses, win_by)
-    baseline_scores = _scores_by_prompt(baseline, baseline_responses, win_by) if baseline_responses else None
-    measurements["win_rate"] = measurements["win_rate_ci"] = None
-    if scores is not None and baseline_scores is not None:
-        win_rate = win_rate_by_prompt(scores, baseline_scores, pairing=pairing, rounds=rounds, seed=seed)
-        measurements["win_rate"], measurements["win_rate_ci"] = win_rate.value, _known(win_rate.ci)
+    how: dict[str, Any] = {"rounds": rounds, "seed": seed}
+    win_rate = _win_rate(name, responses, baseline, baseline_responses, win_by, pairing, how)
+    measurements["win_rate"] = None if win_rate is None else win_rate.value
+    measurements["win_rate_ci"] = None if win_rate is None else _known(win_rate.ci)
+    scored = [a.proxy is not None for a in responses]
     distinct = distinct_n([a.text for a in responses], 2, budget=DISTINCT_BUDGET)
     entropy = _column(name, responses, "entropy")
     return PolicySummary(
@@ -129,20 +154,70 @@ def summarise(
         entropy=None if entropy is None else sum(entropy) / len(entropy),
         baseline=baseline if baseline_responses else None,
         win_by=win_by,
+        proxy_kind=proxy_kind,
+        unscored=len(scored) - sum(scored) if any(scored) else 0,
+        rewards=_rewards(responses, rates, how),
         **measurements,
     )
 
 
+def _win_rate(
+    name: str,
+    responses: Sequence[EvaluatedResponse],
+    baseline: str,
+    baseline_responses: Sequence[EvaluatedResponse] | None,
+    win_by: WinBy,
+    pairing: Pairing,
+    how: Mapping[str, Any],
+) -> Estimate | None:
+    """The win rate over the baseline; None without one, or without what decides."""
+    if not baseline_responses:
+        return None
+    if win_by == "judge":
+        if name == baseline:
+            return Estimate(0.5, 0.5, 0.5, len(responses))
+        judged = [(a.key, a.win) for a in responses if a.win is not None]
+        return rate_ci([p for _, p in judged], [key for key, _ in judged], **how) if judged else None
+    scores = _scores_by_prompt(name, responses, win_by)
+    baseline_scores = _scores_by_prompt(baseline, baseline_responses, win_by)
+    if scores is None or baseline_scores is None:
+        return None
+    if win_by == "proxy":  # prompts on which a reward abstained from all responses of a model have no winner
+        shared = [key for key in scores if key in baseline_scores]
+        scores, baseline_scores = ({key: some[key] for key in shared} for some in (scores, baseline_scores))
+    return win_rate_by_prompt(scores, baseline_scores, pairing=pairing, **how) if scores else None
+
+
+def _rewards(
+    responses: Sequence[EvaluatedResponse], rates: Sequence[str], how: Mapping[str, Any]
+) -> dict[str, RewardMean]:
+    """The mean of each further reward over the responses that have it."""
+    found = {}
+    for name in dict.fromkeys(key for a in responses for key in a.rewards):
+        known = [(a.key, value) for a in responses if (value := a.rewards.get(name)) is not None]
+        if known:
+            keys, values = zip(*known, strict=True)
+            estimate = (rate_ci if name in rates else mean_ci)(values, keys, **how)
+            found[name] = RewardMean(estimate.value, _known(estimate.ci), len(known), name in rates)
+    return found
+
+
 def _mean(
-    name: str, responses: Sequence[EvaluatedResponse], field: str, *, applies: bool, rounds: int, seed: int
+    name: str,
+    responses: Sequence[EvaluatedResponse],
+    field: str,
+    *,
+    partly: bool,
+    rate: bool,
+    rounds: int,
+    seed: int,
 ) -> tuple[float | None, Interval | None]:
-    """Returns mean and interval over prompts; `applies`: a rate, averaged over the responses that have it."""
-    applicable = [a for a in responses if getattr(a, field) is not None] if applies else responses
+    """Returns mean and interval over prompts; `partly`: averaged over the responses that have it."""
+    applicable = [a for a in responses if getattr(a, field) is not None] if partly else responses
     values = _column(name, applicable, field)
     if values is None:
         return None, None
-    interval = rate_ci if applies else mean_ci
-    estimate = interval(values, [a.key for a in applicable], rounds=rounds, seed=seed)
+    estimate = (rate_ci if rate else mean_ci)(values, [a.key for a in applicable], rounds=rounds, seed=seed)
     return estimate.value, _known(estimate.ci)
 
 
@@ -162,11 +237,12 @@ def _column(name: str, responses: Sequence[EvaluatedResponse], field: str) -> li
 
 
 def _scores_by_prompt(name: str, responses: Sequence[EvaluatedResponse], field: str) -> dict[str, list[float]] | None:
-    values = _column(name, responses, field)
+    known = [a for a in responses if getattr(a, field) is not None] if field == "proxy" else responses
+    values = _column(name, known, field)
     if values is None:
         return None
     grouped: dict[str, list[float]] = {}
-    for response, value in zip(responses, values, strict=True):
+    for response, value in zip(known, values, strict=True):
         grouped.setdefault(response.key, []).append(value)
     return grouped
 

@@ -10,23 +10,28 @@ from torch import Tensor
 
 from tiltyard.errors import ConfigError
 
-MissingEos = Literal["replace", "subtract", "none"]
+MissingEos = Literal["replace", "subtract", "spread", "none"]
 Baseline = Literal["leave_one_out", "mean", "none"]
 
 
-def missing_eos_B(score_B: Tensor, stopped_B: Tensor, rule: MissingEos, penalty: float) -> Tensor:
+def missing_eos_B(
+    score_B: Tensor, stopped_B: Tensor, rule: MissingEos, penalty: float, spread: Tensor | float = 1.0
+) -> Tensor:
     """Scores after the rule for responses that never ended by themselves (`stopped_B` False), shape [B].
 
     `replace`: the score becomes `-penalty` (Ziegler et al. 2019: -1). `subtract`: `score - penalty` (TRL).
-    `none`: unchanged. `penalty` is a size, >= 0, so changing the rule never turns the penalty into a prize.
+    `spread`: `score - penalty * spread`, with the standard deviation of the scores, so that the penalty means the same
+    on every reward's scale (Tiltyard). `none`: unchanged. `penalty` is a size, >= 0, so changing the rule never
+    turns the penalty into a prize.
     """
     if penalty < 0:
         raise ConfigError("the missing-EOS penalty is a size and must be >= 0", where="penalty", got=penalty)
     if rule == "none":
         return score_B
-    if rule not in ("replace", "subtract"):
-        raise ConfigError("no such missing-EOS rule", got=rule, expected="replace, subtract or none")
-    cut_B = score_B - penalty if rule == "subtract" else torch.full_like(score_B, -penalty)
+    if rule not in ("replace", "subtract", "spread"):
+        raise ConfigError("no such missing-EOS rule", got=rule, expected="replace, subtract, spread or none")
+    size = penalty * spread if rule == "spread" else penalty
+    cut_B = torch.full_like(score_B, -penalty) if rule == "replace" else score_B - size
     return torch.where(stopped_B, score_B, cut_B)
 
 

@@ -125,7 +125,8 @@ def ppo(
         gamma: discount a token. [1.0: Ziegler et al. 2019, reference code]
         lam: GAE's lambda. [0.95: Ziegler et al. 2019, reference code]
         missing_eos: what happens to the score of a response that was cut: replace it by the negative penalty,
-            subtract the penalty, or none. [subtract: TRL's missing_eos_penalty]
+            subtract the penalty, subtract it times the standard deviation of the scores of the step (spread: the same
+            on the scale of every reward), or none. [subtract: TRL's missing_eos_penalty]
         missing_eos_penalty: a size, >= 0. [1.0: commands of TRL's documentation]
         whiten_advantages: mean 0 and variance 1 over the step's tokens.
             [true: Ziegler et al. 2019, reference code, over a minibatch]

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation.policies import EvaluatedResponse, PolicySummary
+from tiltyard.evaluation.policies import EvaluatedResponse, PolicySummary, RewardMean
 from tiltyard.files import write_atomic
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Interval
@@ -145,8 +145,13 @@ def _columns(results: Sequence[PolicySummary], sign: str, dash: str) -> tuple[li
         column("harmless", lambda r: _percent(r.harmless)),
         column(f"wins vs\n{plain(baseline or 'baseline')}", lambda r: _wins(r, sign)),
     ]
+    kind = results[0].proxy_kind
+    header = {"model": "proxy\nreward", "rule": "pass\nrate", "other": "reward"}[kind]
+    reward = column(header, lambda r: (_share if kind == "rule" else _value)(r.proxy, r.proxy_ci, sign))
+    further = list(dict.fromkeys(name for r in results for name in r.rewards))
     cost = [
-        column("proxy\nreward", lambda r: _value(r.proxy, r.proxy_ci, sign)),
+        reward,
+        *(column(plain(name), lambda r, name=name: _reward_mean(r.rewards.get(name), sign)) for name in further),
         column("KL\n(nats)", lambda r: _value(r.kl, r.kl_ci, sign, 1)),
         column("length\n(tokens)", lambda r: f"{r.length:.0f}"),
         column("cut\noff", lambda r: _percent(r.truncated)),
@@ -190,7 +195,13 @@ def _table(names: Sequence[str], columns: Sequence[_Column], console: Console) -
 
 def _legend(results: Sequence[PolicySummary], sign: str, dash: str) -> RenderableType:
     baseline = plain(_baseline(results) or "baseline")
-    by = "gold" if results[0].win_by == "gold" else "proxy"
+    wins = {
+        "gold": f"responses that beat {baseline}'s to the same prompt by gold reward (ties: half). Higher is better.",
+        "proxy": f"responses that beat {baseline}'s to the same prompt by {_REWARDS[results[0].proxy_kind][2]} "
+        "(ties: half). Higher is better.",
+        "judge": f"the judge's mean probability that a response beats {baseline}'s to the same prompt; pairs "
+        "without a verdict are left out. Higher is better.",
+    }[results[0].win_by]
     entries = [
         ("gold reward", "the true score, by rules that no model was trained on. Higher is better.", "gold"),
         (
@@ -198,16 +209,8 @@ def _legend(results: Sequence[PolicySummary], sign: str, dash: str) -> Renderabl
             "share of responses that pass, where the rule applies. Higher is better.",
             "helpful truthful harmless",
         ),
-        (
-            f"wins vs {baseline}",
-            f"responses that beat {baseline}'s to the same prompt by {by} reward (ties: half). Higher is better.",
-            "win_rate",
-        ),
-        (
-            "proxy reward",
-            "the trained reward model's score. Rising proxy with falling gold is reward hacking.",
-            "proxy",
-        ),
+        (f"wins vs {baseline}", wins, "win_rate"),
+        (*_REWARDS[results[0].proxy_kind][:2], "proxy"),
         ("KL", "divergence from the reference model, per response. 0: identical; lower is closer.", "kl"),
         ("length, cut off", "mean tokens of a response; share cut by the token limit (lower is better).", "length"),
     ]
@@ -223,6 +226,17 @@ def _legend(results: Sequence[PolicySummary], sign: str, dash: str) -> Renderabl
     return Group(grid, Text(note, "dim"))
 
 
+_REWARDS = {  # term, meaning, what wins are by
+    "model": (
+        "proxy reward",
+        "the trained reward model's score. Rising proxy with falling gold is reward hacking.",
+        "proxy reward",
+    ),
+    "rule": ("pass rate", "share of responses that keep every wish of the rule. Higher is better.", "the rule"),
+    "other": ("reward", "what the setting reward computes. Higher is better.", "reward"),
+}
+
+
 def _baseline(results: Sequence[PolicySummary]) -> str | None:
     return next((r.baseline for r in results if r.baseline), None)
 
@@ -233,6 +247,17 @@ def _value(value: float | None, ci: Interval | None, sign: str, digits: int = 2)
     text = f"{value:.{digits}f}"
     text = text.lstrip("-") if float(text) == 0 else text
     return text if ci is None else f"{text} {sign} {_half(value, ci):.{digits}f}"
+
+
+def _share(value: float | None, ci: Interval | None, sign: str) -> str:
+    text = _percent(value)
+    return text if value is None or ci is None else f"{text} {sign} {100 * _half(value, ci):.0f}"
+
+
+def _reward_mean(one: RewardMean | None, sign: str) -> str:
+    if one is None:
+        return ""
+    return (_share if one.is_rate else _value)(one.value, one.ci, sign)
 
 
 def _percent(value: float | None) -> str:
@@ -280,7 +305,7 @@ def _picked(n: int, total: int) -> str:
 def _facts(response: EvaluatedResponse) -> list[str]:
     facts = [
         f"{name} {value:.2f}"
-        for name, value in (("gold", response.gold), ("proxy", response.proxy))
+        for name, value in (("gold", response.gold), ("proxy", response.proxy), *response.rewards.items())
         if value is not None
     ]
     return [*facts, f"{response.length} tokens", *(["cut off"] if response.truncated else [])]

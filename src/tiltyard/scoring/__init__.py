@@ -9,6 +9,7 @@ from tiltyard.scoring.registry import (
     function_file,
     is_function,
     load_function,
+    part_scorer,
     register_alias,
 )
 from tiltyard.scoring.reward_model import RewardScorer
@@ -37,6 +38,7 @@ __all__ = [
     "is_function",
     "is_service",
     "load_function",
+    "part_scorer",
     "register_alias",
     "reward_parts",
 ]

@@ -113,7 +113,7 @@ def build_reward(
     single = isinstance(spec, str) or is_one_part(spec)
     names = [name or _metric(part.source) for part in parts.values()] if single else list(parts)
     scorers = [
-        (part.weight, _scorer(one, part, load_model, folders, time_limit))
+        (part.weight, part_scorer(one, part, load_model, folders, time_limit))
         for one, part in zip(names, parts.values(), strict=True)
     ]
     return scorers[0][1] if single and scorers[0][0] == 1.0 else WeightedScorer(scorers)
@@ -124,13 +124,14 @@ def _metric(source: str) -> str:
     return source.rpartition(":")[2] if is_function(source) else "reward"
 
 
-def _scorer(
+def part_scorer(
     name: str,
     part: RewardPart,
     load_model: Callable[[str, RewardPart], Scorer],
-    folders: Sequence[Path],
-    time_limit: float | None,
+    folders: Sequence[Path] = (),
+    time_limit: float | None = TIME_LIMIT,
 ) -> Scorer:
+    """The scorer of one part, without its weight; arguments as for `build_reward`."""
     if part.rule is not None:
         where = "reward" if name == RULE else f"reward.{name}"
         return FunctionScorer(RuleFunction(part.rule, where), name, time_limit=None)  # patterns have their own limit

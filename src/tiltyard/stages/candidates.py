@@ -24,6 +24,7 @@ from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.scores import WORDS, Reward, ScoreSettings
 from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
@@ -31,9 +32,10 @@ from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
-from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, RewardScorer, Scorer, checked_scores
+from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, Scorer, check_prompts, checked_scores
 from tiltyard.stages.backend import keeps_backend, report_model, settle
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.rewards import Rewards, sources
 from tiltyard.training import select
 from tiltyard.training.log import TimeLeft
 from tiltyard.training.source import generator
@@ -65,7 +67,10 @@ class CandidatesSettings(Settings):
         int, Field(gt=0, description="responses decoded at once; bounds memory only"), LAST_BITS
     ] = 256
     ranker: Annotated[str, Field(description="scored by this pairwise ranker, against one more response a prompt")] = ""
-    reward: Annotated[str, Field(description="or scored by this reward model")] = ""
+    reward: Annotated[
+        Reward,
+        Field(description="or scored by a reward model, a function, an address, a rule or a weighted sum of these"),
+    ] = ""
     gold: Annotated[bool, Field(description="or scored by the embedded world's own rules")] = False
     pairs: Annotated[
         Pairs,
@@ -86,9 +91,11 @@ class CandidatesSettings(Settings):
 
 @dataclass
 class Progress:
-    """Groups that the files hold so far, and sums over them for the result."""
+    """Prompts that are done, groups that the files hold so far, and sums over them for the result."""
 
+    prompts: int = 0
     candidates: int = 0
+    responses: int = 0
     pairs: int = 0
     ties: int = 0
     best: float = 0.0
@@ -103,7 +110,7 @@ class Progress:
 def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     """Samples, scores and pairs, a block of prompts after the other, from where an earlier attempt stopped."""
     sizes = (settings.max_prompt, settings.max_tokens)
-    for line in check_reading(context, settings.model, {"reward": settings.reward}, *sizes):
+    for line in check_reading(context, settings.model, sources(_scoring(settings)), *sizes):
         context.report("context", [line])
     model = load_language_model(model_folder(context, settings.model), device=settings.device, dtype=settings.dtype)
     settle(context, model)
@@ -114,13 +121,14 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     journal = Journal(context.folder, files, Progress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.candidates:,} of {len(prompts):,} prompts are done"])
+        context.report("goes on", [f"{progress.prompts:,} of {len(prompts):,} prompts are done"])
     left = TimeLeft(len(prompts))
-    for first in range(progress.candidates, len(prompts), BLOCK):
+    for first in range(progress.prompts, len(prompts), BLOCK):
         block = sampler.block(prompts[first : first + BLOCK], first)
+        progress.prompts = min(first + BLOCK, len(prompts))
         _count(progress, block, sampler)
         journal.commit({name: map(group_to_line, getattr(block, name.partition(".")[0])) for name in files})
-        done, total = progress.candidates, len(prompts)
+        done, total = progress.prompts, len(prompts)
         facts = (f"{done:,} of {total:,} prompts", f"{progress.pairs:,} pairs", left.after(done))
         context.report("candidates", [", ".join(filter(None, facts))])
     journal.close()
@@ -128,6 +136,8 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     result = _result(progress, settings)
     spread = ", ".join(f"{key} {result[f'score_{key}']:.3f}" for key in ("best", "mean", "worst"))
     context.report("scores", [f"{spread}; {result['truncated']:.0%} of the responses were cut"])
+    if result["unscored"]:
+        context.report("scores", [f"{result['unscored']:,} responses have none and are left out"])
     return result
 
 
@@ -164,7 +174,8 @@ class _Sampler:
             groups = checked_scores(BaselineScorer(self.ranker, baselines), groups)
         elif self.scorer is not None:
             groups = checked_scores(self.scorer, groups)
-        return _Block(groups, self._pairs(groups, generator(settings.seed, 4, first)), baselines)
+        several = [group for group in groups if len(group.responses) > 1]  # a reward may abstain from the others
+        return _Block(groups, self._pairs(several, generator(settings.seed, 4, first)), baselines)
 
     def _sample(self, prompts: Sequence[Prompt], n: int, stream: int, first: int) -> list[Group]:
         settings = self.settings
@@ -202,8 +213,8 @@ def _sampler(
     if settings.ranker:
         sampler.ranker = Ranker(load_scalar_model(model_folder(context, settings.ranker), **common))
     elif settings.reward:
-        reward = load_scalar_model(model_folder(context, settings.reward), **common)
-        sampler.scorer = RewardScorer(reward, model.chat)
+        sampler.scorer = Rewards(context, _scoring(settings), **common).scorer(model.chat)
+        check_prompts(sampler.scorer, prompts)
     else:
         if odd := [p for p in prompts if not is_world_prompt(p)]:
             raise DataError(
@@ -217,6 +228,10 @@ def _sampler(
     return sampler
 
 
+def _scoring(settings: CandidatesSettings) -> ScoreSettings:
+    return ScoreSettings(reward=settings.reward)
+
+
 def _count(progress: Progress, block: _Block, sampler: _Sampler) -> None:
     """Adds a block to the sums."""
     progress.candidates += len(block.candidates)
@@ -224,6 +239,7 @@ def _count(progress: Progress, block: _Block, sampler: _Sampler) -> None:
     progress.ties += block.pairs.dropped
     for group in block.candidates:
         scores = select.scores_of(group)
+        progress.responses += len(scores)
         progress.best += max(scores)
         progress.mean += sum(scores) / len(scores)
         progress.worst += min(scores)
@@ -239,13 +255,14 @@ def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
     prompts = max(1, progress.candidates)
     result: dict[str, Any] = {
         "prompts": progress.candidates,
-        "candidates": progress.candidates * settings.samples_per_prompt,
+        "candidates": progress.responses,
+        "unscored": progress.prompts * settings.samples_per_prompt - progress.responses,
         "pairs": progress.pairs,
         "ties": progress.ties,
         "score_best": progress.best / prompts,
         "score_mean": progress.mean / prompts,
         "score_worst": progress.worst / prompts,
-        "truncated": progress.truncated / (prompts * settings.samples_per_prompt),
+        "truncated": progress.truncated / max(1, progress.responses),
     }
     if progress.comparisons:
         result["position_bias"] = progress.even / progress.comparisons
@@ -274,5 +291,7 @@ register(
         CandidatesSettings,
         "A model answers each prompt n times; a ranker, a reward model or the world scores, and pairs are made.",
         refers=("model", "prompts", "ranker", "reward"),
+        words=WORDS,
+        version="2",
     )
 )

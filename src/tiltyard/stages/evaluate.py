@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tiltyard.errors import ConfigError, nearest
-from tiltyard.evaluation import EvaluatedResponse, summarise
+from tiltyard.evaluation import EvaluatedResponse, PolicySummary, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
+from tiltyard.evaluation.judged import Judged, compared, total_of, values_of
+from tiltyard.evaluation.policies import WinBy
+from tiltyard.feedback import Debiased, JudgeSettings
+from tiltyard.feedback.scorers import ParseFailures
 from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.scores import WORDS, Reward, ScoreSettings, Watched
 from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
 from tiltyard.inputs.workspace import model_folder
-from tiltyard.models.language import LanguageModel, ScalarModel
-from tiltyard.models.load import load_language_model, load_scalar_model
-from tiltyard.records import LAST_BITS, Settings
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.load import load_language_model
+from tiltyard.records import LAST_BITS
 from tiltyard.report import (
     print_table,
     read_metrics,
@@ -32,23 +37,37 @@ from tiltyard.report import (
 from tiltyard.report.comparison_plot import comparison_png
 from tiltyard.runs import read_step_groups
 from tiltyard.sampling import SampleSettings, sample
-from tiltyard.scoring import RewardScorer, checked_scores
+from tiltyard.scoring import check_prompts
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
+from tiltyard.stages.rewards import Rewards, named, sources
 from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group, prompt_digest
 from tiltyard.world import gold
 from tiltyard.world.reward import is_world_prompt
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(ScoreSettings):
     models: Annotated[
         list[str] | dict[str, str],
         Field(min_length=1, description="stages, folders or hub names in table order; {name: model} to name them"),
     ]
     prompts: Annotated[str, Field(description="held-out prompts")]
-    reward: Annotated[str, Field(description="reward model for the proxy reward; empty: none")] = ""
+    reward: Annotated[
+        Reward,
+        Field(
+            description="what scores responses: a reward model, a function, an address, a rule or a weighted sum, "
+            "as in training; empty: nothing"
+        ),
+    ] = ""
+    judge: Annotated[
+        JudgeSettings | None,
+        Field(description="an AI judge: compares with the baseline's responses in both orders, or grades (ask)"),
+    ] = None
+    monitors: Annotated[
+        Watched, Field(description="further rewards, each with a column of its own; or {NAME: {from: SOURCE}}")
+    ] = []
     baseline: Annotated[
         str, Field(description="model that the win rate is against; empty: `sft` if listed, else the first")
     ] = ""
@@ -94,14 +113,14 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
             fix=nearest(baseline, names),
         )
     for name, value in names.items():
-        for line in check_reading(
-            context, value, {"reward": settings.reward}, settings.max_prompt, settings.max_tokens
-        ):
+        for line in check_reading(context, value, sources(settings), settings.max_prompt, settings.max_tokens):
             context.report(name, [line])
     common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
-    reward = load_scalar_model(model_folder(context, settings.reward), **common) if settings.reward else None
+    rewards = Rewards(context, settings, **common)
+    judge = rewards.judge()
     ref = load_language_model(model_folder(context, settings.ref or names[baseline]), **common)
     responses: dict[str, list[EvaluatedResponse]] = {}
+    sampled: dict[str, list[Group]] = {}
     left = TimeLeft(len(names), least=1)
     for number, (name, value) in enumerate(names.items()):
         rest = left.after(number)
@@ -109,17 +128,20 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         report_model(context, name, model, samples=True)
         place = ", ".join(filter(None, (f"model {number + 1} of {len(names)}", rest)))
         context.console.print(f"  sampling {name} ({place})", markup=False, highlight=False)
-        responses[name] = _evaluated(context, settings, model, ref, reward)
-    win_by: Literal["gold", "proxy"] = "gold" if responses[baseline][0].gold is not None else "proxy"
-    against = responses[baseline] if win_by == "gold" or reward is not None else None
-    results = [summarise(name, evaluated, against, win_by, baseline=baseline) for name, evaluated in responses.items()]
+        sampled[name], responses[name] = _evaluated(context, settings, model, ref, rewards)
+    judged = _judged(context, settings, judge, sampled, responses, baseline) if judge is not None else {}
+    results = _summaries(responses, baseline, rewards, judged=judge is not None)
     print_table(results, context.console)
+    for line in (*_unscored(results), *(f"judge: {name} against {baseline}: {one}" for name, one in judged.items())):
+        context.console.print(line, markup=False, highlight=False, soft_wrap=True)
     if note := _note(settings):
         context.console.print(note, markup=False, highlight=False, soft_wrap=True)
     if settings.show:
         side_by_side(responses, settings.show, context.console)
     seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
     costs = {r.name: cost_of(context, names[r.name], r.distinct_2) for r in results}
+    for name, one in judged.items():
+        costs[name] = {**costs[name], "judge": asdict(one)}
     write_summary(context.folder / "summary.json", results, seconds, costs=costs)
     write_summary(context.run_folder / "summary.json", results, seconds, costs=costs)
     write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
@@ -171,19 +193,69 @@ def _evaluated(
     settings: EvaluateSettings,
     model: LanguageModel,
     ref: LanguageModel,
-    reward: ScalarModel | None,
-) -> list[EvaluatedResponse]:
+    rewards: Rewards,
+) -> tuple[list[Group], list[EvaluatedResponse]]:
+    """One model's responses, as they were sampled and with what was measured of them."""
     prompts = prompts_of(context, settings.prompts, model.chat, settings, settings.seed)
+    measured = rewards.of(model.chat)
+    for reward in measured:
+        check_prompts(reward.scorer, prompts)
     sampling = sampling_of(settings)
     n = settings.samples_per_prompt if settings.temperature > 0 else 1
     groups = sample(model, prompts, n, sampling, seed=settings.seed)
-    if reward is not None:
-        groups = checked_scores(RewardScorer(reward, model.chat), groups)
+    groups = [replace(group, origin=group.origin or f"{settings.prompts}:{i}") for i, group in enumerate(groups, 1)]
+    values = {reward.name: values_of(reward.scorer, groups) for reward in measured}
+    totals = total_of(measured, values, groups)
+    shown = [reward.name for reward in named(measured)]
     log_ratios, entropies = kl_and_entropy(groups, model, ref, settings.temperature or 1.0)
     # the mean log-ratio is the KL only under samples of the whole distribution
     kls = log_ratios if sampling.is_untruncated else [None] * len(log_ratios)
     flat = [(group, k) for group in groups for k in range(len(group.responses))]
-    return [_response(*flat[i], kls[i], entropies[i], settings.gold) for i in range(len(flat))]
+    evaluated = [_response(*flat[i], kls[i], entropies[i], settings.gold) for i in range(len(flat))]
+    flat_totals = [value for row in totals for value in row]
+    by_name = {name: [value for row in values[name] for value in row] for name in shown}
+    return groups, [
+        replace(one, proxy=flat_totals[i], rewards={name: by_name[name][i] for name in shown})
+        for i, one in enumerate(evaluated)
+    ]
+
+
+def _judged(
+    context: StageContext,
+    settings: EvaluateSettings,
+    judge: Debiased,
+    sampled: dict[str, list[Group]],
+    responses: dict[str, list[EvaluatedResponse]],
+    baseline: str,
+) -> dict[str, Judged]:
+    """Has the judge compare every model with the baseline; `responses` get its verdicts."""
+    assert settings.judge is not None
+    failures, counts = ParseFailures(settings.judge.max_missing), {}
+    for name, groups in sampled.items():
+        if name == baseline:
+            continue
+        what = f"{sum(len(group.responses) for group in groups):,} responses against those of {baseline}"
+        context.console.print(f"  judging {name} ({what})", markup=False, highlight=False)
+        responses[name], counts[name] = compared(judge, groups, sampled[baseline], responses[name], failures)
+    used = judge.usage
+    price = f", {used.cost:.4f}" if used.cost else ""
+    context.report("judge", [f"{used.calls:,} calls, {used.tokens_in + used.tokens_out:,} tokens{price}"])
+    return counts
+
+
+def _summaries(
+    responses: dict[str, list[EvaluatedResponse]], baseline: str, rewards: Rewards, *, judged: bool
+) -> list[PolicySummary]:
+    win_by: WinBy = "judge" if judged else "gold" if responses[baseline][0].gold is not None else "proxy"
+    decided = win_by != "proxy" or any(one.proxy is not None for one in responses[baseline])
+    how: dict[str, Any] = {"proxy_kind": rewards.kind, "rates": rewards.rates, "baseline": baseline}
+    against = responses[baseline] if decided else None
+    return [summarise(name, evaluated, against, win_by, **how) for name, evaluated in responses.items()]
+
+
+def _unscored(results: list[PolicySummary]) -> list[str]:
+    """Lines about responses without a score, which no mean has."""
+    return [f"{one.name}: {one.unscored:,} of {one.n:,} responses have no reward" for one in results if one.unscored]
 
 
 def sampling_of(settings: EvaluateSettings) -> SampleSettings:
@@ -204,7 +276,7 @@ def _note(settings: EvaluateSettings) -> str:
 
 def _response(group: Group, k: int, kl: float | None, entropy: float, use_gold: str) -> EvaluatedResponse:
     response, prompt = group.responses[k], group.prompt
-    scores: dict[str, float] = {}
+    scores: dict[str, Any] = {}
     if use_gold == "world" or (use_gold == "auto" and is_world_prompt(group.prompt)):
         result = gold(prompt.meta, response.text)
         scores = {key: float(getattr(result, key)) for key in ("helpful", "truthful", "harmless")}
@@ -217,7 +289,6 @@ def _response(group: Group, k: int, kl: float | None, entropy: float, use_gold: 
         text=response.text,
         length=len(response.ids),
         truncated=response.finish == "length",
-        proxy=group.scores[k] if group.scores else None,
         kl=kl,
         entropy=entropy,
         **scores,
@@ -269,6 +340,7 @@ register(
         run,
         EvaluateSettings,
         "Samples models on the same held-out prompts: rewards with intervals, KL, win rate, samples, a plot.",
-        refers=("models", "prompts", "reward", "ref", "curves"),
+        refers=("models", "prompts", "reward", "monitors", "judge", "ref", "curves"),
+        words=WORDS,
     )
 )

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch, Metrics
-from tiltyard.losses.advantages import MissingEos, missing_eos_B, response_rewards_B, token_rewards_R
+from tiltyard.distributed import processes
+from tiltyard.losses.advantages import (
+    MissingEos,
+    mean_var,
+    missing_eos_B,
+    moments,
+    response_rewards_B,
+    token_rewards_R,
+)
 from tiltyard.losses.kl import KLController
 from tiltyard.training.algorithm import Models
 from tiltyard.training.prepare.columns import sum_count
@@ -19,8 +27,9 @@ from tiltyard.training.prepare.columns import sum_count
 class TokenRewards:
     """`reward_R`: -beta * log-ratio on every token and the score on the last (methods 2.1, 2.6).
 
-    The score of a response that did not end by itself is replaced by `-penalty` (`replace`), lowered by it (`subtract`)
-    or left alone (`none`). Without a KL coefficient no reference is read.
+    The score of a response that did not end by itself is replaced by `-penalty` (`replace`), lowered by it
+    (`subtract`), lowered by it times the standard deviation of the step's scores (`spread`) or left alone (`none`).
+    Without a KL coefficient no reference is read.
     """
 
     kl: KLController
@@ -35,7 +44,7 @@ class TokenRewards:
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
         forest, old_R = batch.forest, batch["old_logp_R"]
         ref_R = batch["ref_logp_R"] if self.kl.beta > 0 else old_R
-        score_B = missing_eos_B(batch["score_B"], batch["stopped_B"] > 0, self.missing_eos, self.penalty)
+        score_B = _after_rule_B(batch, self.missing_eos, self.penalty)
         reward_R = token_rewards_R(old_R, ref_R, score_B, forest.offset_B + forest.count_B - 1, self.kl.beta)
         return batch.with_columns(response_metrics(batch, score_B), reward_R=reward_R)
 
@@ -58,10 +67,19 @@ class ResponseRewards:
         return (*(("kl_B",) if self.beta else ()), "score_B", "stopped_B")
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        score_B = missing_eos_B(batch["score_B"], batch["stopped_B"] > 0, self.missing_eos, self.penalty)
+        score_B = _after_rule_B(batch, self.missing_eos, self.penalty)
         kl_B = batch["kl_B"] if self.beta else torch.zeros_like(score_B)
         reward_B = response_rewards_B(score_B, kl_B, self.beta, self.score_weight)
         return batch.with_columns(response_metrics(batch, score_B), reward_B=reward_B)
+
+
+def _after_rule_B(batch: Batch, rule: MissingEos, penalty: float) -> Tensor:
+    """Scores after the missing-EOS rule; the spread is that of the step's scores on all processes together."""
+    score_B = batch["score_B"]
+    if rule != "spread":
+        return missing_eos_B(score_B, batch["stopped_B"] > 0, rule, penalty)
+    _, var = mean_var(*processes.sum_all(torch.stack(moments(score_B))))
+    return missing_eos_B(score_B, batch["stopped_B"] > 0, rule, penalty, var.sqrt().to(score_B.dtype))
 
 
 def response_metrics(batch: Batch, score_B: Tensor) -> Metrics:

@@ -1,0 +1,175 @@
+"""`evaluate` and `candidates` with rewards of every kind, and with judges that compare or grade."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.feedback.server import Server, by_length, completion, serving
+from tests.models.test_labels import labelled
+
+from models import tiny
+from tiltyard import cli
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.load import save_model
+
+from .tiny import rows
+
+REWARDS = '''
+def letters(prompt, response):
+    """The number of characters, none for responses of an odd number."""
+    return None if len(response.text) % 2 else float(len(response.text))
+'''
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+    for name, seed in (("one", 0), ("two", 1)):
+        save_model(LanguageModel(tiny.causal("llama", seed=seed, vocab_size=300), tiny.chat()), tmp_path / name)
+    labelled(tmp_path / "classifier", "llama", tiny.chat().tokenizer)
+    Path("rewards.py").write_text(REWARDS)
+    words = ("this", "that", "it", "so")
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"what is {w}?", "word": w}) + "\n" for w in words))
+    return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as running:
+        yield running
+
+
+def evaluated(*settings: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    common = ["models={one: one, two: two}", "prompts=prompts.jsonl", "max_tokens=6", "device=cpu", "name=e"]
+    assert cli.main(["eval", *common, "samples_per_prompt=3", *settings]) == 0
+    folder = Path("runs/e/evaluate")
+    return json.loads((folder / "summary.json").read_text())["models"], rows(folder / "answers.jsonl")
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_a_rule_is_a_pass_rate_with_an_interval(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts, answers = evaluated("reward={from: rule, max_characters: 9}")
+    for name in ("one", "two"):
+        kept = [float(len(a["text"]) <= 9) for a in answers if a["model"] == name]
+        assert facts[name]["proxy"] == pytest.approx(mean(kept))
+        assert facts[name]["proxy_kind"] == "rule"
+        low, high = facts[name]["proxy_ci"]
+        assert 0 <= low <= facts[name]["proxy"] <= high <= 1
+    output = capsys.readouterr().out
+    assert "pass" in output
+    assert "keep every wish of the rule" in output
+    assert "proxy reward" not in output
+    assert facts["one"]["win_rate"] == 0.5
+
+
+def test_a_sum_with_its_parts_a_function_that_abstains_and_monitors(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, answers = evaluated(
+        "reward={helpful: {from: classifier, label: helpful}, size: {from: rewards.py:letters, weight: 0.5}}",
+        "monitors={brief: {from: rule, max_characters: 9}, verbose: {from: classifier, label: verbose}}",
+    )
+    for a in answers:
+        size = None if len(a["text"]) % 2 else float(len(a["text"]))
+        assert a["rewards"]["size"] == size
+        assert a["rewards"]["brief"] == float(len(a["text"]) <= 9)
+        expected = None if size is None else a["rewards"]["helpful"] + 0.5 * size
+        assert a["proxy"] == (None if expected is None else pytest.approx(expected))
+        assert a["rewards"]["helpful"] != a["rewards"]["verbose"]
+    for name in ("one", "two"):
+        mine = [a for a in answers if a["model"] == name]
+        missing = sum(a["proxy"] is None for a in mine)
+        assert facts[name]["unscored"] == missing > 0
+        assert facts[name]["proxy"] == pytest.approx(mean([a["proxy"] for a in mine if a["proxy"] is not None]))
+        assert facts[name]["rewards"]["size"]["n"] == 12 - missing
+        assert facts[name]["rewards"]["brief"]["is_rate"]
+        assert set(facts[name]["rewards"]) == {"helpful", "size", "brief", "verbose"}
+    assert "responses have no reward" in capsys.readouterr().out
+
+
+def test_a_judge_compares_in_both_orders(there: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.reply = by_length
+    facts, answers = evaluated("judge={kind: api, model: m, url: '" + server.url + "'}")
+    ours = [a for a in answers if a["model"] == "two"]
+    base = [a for a in answers if a["model"] == "one"]
+    for a, b in zip(ours, base, strict=True):
+        longer = len(a["text"]) - len(b["text"])
+        assert (a["win"] > 0.5) == (longer > 0)
+        assert (a["win"] == 0.5) == (longer == 0)
+    assert facts["two"]["win_by"] == "judge"
+    assert facts["two"]["win_rate"] == pytest.approx(mean([a["win"] for a in ours]))
+    assert facts["one"]["win_rate"] == 0.5
+    judged = facts["two"]["judge"]
+    assert (judged["pairs"], judged["missing"], judged["disagree"]) == (12, 0, 0)
+    assert len(server.asked) == 2 * judged["both_orders"]
+    assert "judge: two against one: 12 pairs; the two orders disagree in 0 of" in capsys.readouterr().out
+
+
+def test_no_verdict_and_disagreeing_orders_are_counted(
+    there: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A judge that always prefers the first response, and says nothing about one word."""
+
+    def reply(payload: dict[str, Any], number: int) -> Any:
+        text = "I cannot tell" if "what is that?" in payload["messages"][0]["content"] else "1"
+        return 200, completion(text), {}
+
+    server.reply = reply
+    facts, answers = evaluated("judge={kind: api, model: m, url: '" + server.url + "', max_missing: 1}")
+    silent = [a for a in answers if a["model"] == "two" and a["win"] is None]
+    judged = facts["two"]["judge"]
+    assert len(silent) == judged["missing"] == sum(judged["causes"].values()) > 0
+    assert all("that" in a["prompt_text"] and a["no_verdict"] for a in silent)
+    assert judged["disagree"] == judged["both_orders"] > 0
+    assert facts["two"]["win_rate"] == 0.5
+    assert "without a verdict (3 unreadable); the two orders disagree in" in capsys.readouterr().out
+
+
+def test_a_judge_that_grades_has_a_column(there: Path, server: Server) -> None:
+    server.reply = lambda payload, n: (200, completion("10"), {})
+    more = "judge={kind: api, model: m, ask: score, logprobs: false, url: '" + server.url + "'}"
+    facts, _ = evaluated(more, "reward=rewards.py:letters")
+    assert facts["one"]["rewards"]["judge"]["value"] == 1.0
+    assert facts["one"]["win_by"] == "proxy"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["reward={from: classifier}"], "classifier of 3 labels"),
+        (["reward=rewards.py:lettres"], "did you mean 'letters'"),
+        (["reward={from: rule, number: total}"], "no field 'total'"),
+        (["judge={kind: model, model: policy}"], "no policy is trained here"),
+        (["reward=rewards.py:letters", "monitors=[rewards.py:letters, rewards.py:letters]"], "two rewards are called"),
+    ],
+)
+def test_what_is_wrong_is_named(there: Path, settings: list[str], said: str, capsys: Any) -> None:
+    common = ["models={one: one}", "prompts=prompts.jsonl", "max_tokens=6", "device=cpu", "name=e"]
+    assert cli.main(["eval", *common, *settings]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_candidates_take_any_reward_and_leave_out_what_has_none(there: Path) -> None:
+    """Some prompts may lose all their responses: every prompt is still sampled once, and the counts say so."""
+    common = ["candidates", "model=one", "prompts=prompts.jsonl", "samples_per_prompt=3", "max_tokens=6", "device=cpu"]
+    for name, reward, unscored in (
+        ("rule", "{from: rule, max_characters: 9}", False),
+        ("label", "{from: classifier, label: 2}", False),
+        ("function", "rewards.py:letters", True),
+    ):
+        assert cli.main(["train", *common, f"reward={reward}", f"name={name}", "pairs=all"]) == 0
+        (done,) = Path("runs", name).rglob("candidates/done.json")
+        result = json.loads(done.read_text())["result"]
+        groups = rows(done.parent / "candidates.groups.jsonl")
+        kept = [r for g in groups for r in g["responses"]]
+        assert result["candidates"] == len(kept) == 12 - result["unscored"]
+        assert bool(result["unscored"]) == unscored
+        assert all(len(g["scores"]) == len(g["responses"]) for g in groups)

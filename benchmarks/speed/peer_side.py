@@ -78,7 +78,8 @@ def made(asked: argparse.Namespace, pairs: list[dict[str, Any]]) -> Any:
         def _prepare_dataset(self, dataset: Any, *args: Any, **more: Any) -> Any:  # noqa: ARG002 - ids are given
             return dataset
 
-    folder, base = str(WORK / "models" / asked.model), settings(asked)
+    name = f"{asked.model}-rm" if asked.task == "reward" else asked.model
+    folder, base = str(WORK / "models" / name), settings(asked)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     loader = AutoModelForSequenceClassification if asked.task == "reward" else AutoModelForCausalLM
     model = loader.from_pretrained(folder, dtype=torch.float32)
@@ -149,7 +150,8 @@ def sampled(asked: argparse.Namespace, pairs: list[dict[str, Any]]) -> None:
     import vllm
 
     folder = str(WORK / "models" / asked.model)
-    how: dict[str, Any] = {"dtype": asked.dtype, "max_model_len": 512, "max_num_seqs": 256, "seed": 0}
+    longest = max(len(p["prompt_ids"]) for p in pairs) + asked.tokens
+    how: dict[str, Any] = {"dtype": asked.dtype, "max_model_len": longest, "max_num_seqs": 256, "seed": 0}
     engine = vllm.LLM(model=folder, enable_prefix_caching=False, enforce_eager=asked.eager, **how)
     ids = [{"prompt_token_ids": p["prompt_ids"]} for p in (pairs * asked.batch)[: asked.batch]]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,33 +61,24 @@ def whole_run(rows: list[Row], folders: Folders, python: Path | None, asked: Any
     """DPO from the reference on, step by step: ours, ours in smaller micro-batches, TRL."""
     case, batch = next(c for c in CASES if c.name == "dpo"), asked.batch
     how = {"steps": asked.steps, "batch": batch, "lr": asked.lr}
+    theirs: list[dict[str, float]] = []
+    if python:  # first: what we free may stay with this process
+        job = peer.job(case, folders, ref=str(folders.model), padding_learns=True, **how)
+        found = peer.run(python, [job], {"rows": rows}, asked.work / "trl-run.json", asked.threads)
+        theirs = found["jobs"]["dpo"]["steps"]
     mine = ours.run(case, rows, folders, ref=folders.model, **how)
     again = ours.run(case, rows, folders, ref=folders.model, microbatch=256, **how)
-    theirs: list[dict[str, float]] = []
-    if python:
-        told = peer.job(case, folders, ref=str(folders.model), padding_learns=True, **how)
-        theirs = peer.run(python, [told], {"rows": rows}, asked.work / "trl-run.json", asked.threads)["jobs"]["dpo"][
-            "steps"
-        ]
-    console.print(
-        f"\nDPO, {asked.steps} steps of {batch} pairs, lr {asked.lr:g}, from the reference on", highlight=False
-    )
-    curves = {"step": [], "loss": [], "loss, TRL": [], "margin": [], "margin, TRL": []}
-    for step, row in enumerate(mine):
-        other = theirs[step] if theirs else {}
-        said = [f"{x:.6f}" if x is not None else "-" for x in (row["loss"], other.get("loss"))]
-        said += [f"{x:+.6f}" if x is not None else "-" for x in (row["margin"], other.get("rewards/margins"))]
-        if step in (0, 1, 4, 9, 14, len(mine) - 1):
-            console.print(
-                f"step {step + 1:3}: loss {said[0]}, TRL {said[1]}; margin {said[2]}, TRL {said[3]}", highlight=False
-            )
-        for name, value in zip(curves, (step + 1, *said), strict=True):
-            curves[name].append(value)
-    noise = max(abs(a["loss"] - b["loss"]) for a, b in zip(mine, again, strict=True))
-    console.print(f"largest difference of losses: ours in smaller micro-batches {noise:.1e}", end="", highlight=False)
-    if theirs:
-        apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(mine, theirs, strict=True))
-        console.print(f", TRL {apart:.1e}", highlight=False)
+    said = f"\nDPO, {asked.steps} steps of {batch} pairs, lr {asked.lr:g}, from the reference on"
+    console.print(said, highlight=False)
+    for step in sorted({0, 1, 4, 9, 14, len(mine) - 1} & set(range(len(mine)))):
+        row, other = mine[step], theirs[step] if theirs else {"loss": math.nan, "rewards/margins": math.nan}
+        line = f"step {step + 1:3}: loss {row['loss']:.6f}, TRL {other['loss']:.6f}; "
+        line += f"margin {row['margin']:+.6f}, TRL {other['rewards/margins']:+.6f}"
+        console.print(line, highlight=False)
+    apart = [max(abs(a["loss"] - b["loss"]) for a, b in zip(mine, x, strict=True)) for x in (again, theirs) if x]
+    names = ("ours in smaller micro-batches", "TRL")
+    told = ", ".join(f"{name} {gap:.1e}" for name, gap in zip(names, apart, strict=False))
+    console.print(f"largest difference of losses from ours: {told}", highlight=False)
     return {"ours": mine, "again": again, "trl": theirs}
 
 

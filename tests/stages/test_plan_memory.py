@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from tiltyard import from_scratch, train_tokenizer
+from tiltyard import FunctionScorer, NativeSampler, SampleSettings, from_scratch, train_tokenizer
+from tiltyard.batch.batch import Batch
 from tiltyard.batch.forest import pack
 from tiltyard.cli import main
 from tiltyard.errors import ConfigError
+from tiltyard.inputs.base import Opened
+from tiltyard.methods import METHODS
 from tiltyard.models.adapters import adapt
 from tiltyard.models.load import PRESETS, save_model
 from tiltyard.models.lora import Lora
-from tiltyard.stages.memory import ALLOCATOR, UNFUSED, Memory, Shape, activations, check_room, logits, trained_weights
+from tiltyard.stages.lengths import Lengths, lengths_of
+from tiltyard.stages.memory import (
+    ALLOCATOR,
+    UNFUSED,
+    Memory,
+    Shape,
+    activations,
+    check_room,
+    decoding,
+    logits,
+    trained_weights,
+)
+from tiltyard.stages.plan import _held
+from tiltyard.stages.settings import method_settings
+from tiltyard.training.models import Models
+from tiltyard.training.source import Offline, Online, SelfPlay
 from tiltyard.types import Group, Prompt, Response
 
 PRESET = "1m"
@@ -77,7 +97,9 @@ def test_gradients_are_made_while_activations_are_freed_unless_a_pass_has_severa
     assert logits(shape, 4, whole=True) - logits(shape, 4, whole=False) == 4 * 100 * 8
     plain = activations(shape, 10, 4, fused=True, recomputed=False)
     assert activations(shape, 10, 4, fused=False, recomputed=False) == pytest.approx(UNFUSED * plain)
-    assert Memory(1.0, 2.0, 3.0, 4.0).total == 10.0
+    assert Memory(1.0, 2.0, 3.0, 4.0).total == 6.0
+    assert Memory(1.0, 2.0, 3.0, 40.0, 5.0).total == 46.0  # it samples before it trains
+    assert decoding(shape, 10, 4) == 4 * (1000 + 2 * 10 * 4 * 2)
 
 
 def test_too_little_memory_is_told_before_it_starts(
@@ -108,3 +130,54 @@ def test_room() -> None:
         assert f"about 150 MiB are needed and {free} MiB are free" in line
     with pytest.raises(ConfigError, match=r"sft.model[\s\S]*got: +90 MiB[\s\S]*expected: 100 MiB"):
         check_room(memory, 90 * 2**20, "sft.model", exact=True)
+
+
+def tree(prompt: int, *responses: int) -> Group:
+    return Group(Prompt(ids=(1,) * prompt), tuple(Response(ids=(2,) * n) for n in responses))
+
+
+def test_the_lengths_are_those_of_the_steps_that_will_come() -> None:
+    """Counted here by drawing the steps and packing them."""
+    groups = [tree(3 + i % 5, 4 + 7 * i % 11, 2 + i % 3) for i in range(23)]
+    source, budget, steps = Offline(groups, 4, seed=3), 40, 9
+    drawn = [Batch.of(d.groups, d.index, d.total, "cpu", budget) for d in (source(Models(), n) for n in range(steps))]
+    micro = [part.forest.T for batch in drawn for part in batch.micro()]
+    expected = Lengths(max(b.forest.T for b in drawn), max(micro), max(len(b.micro()) for b in drawn))
+    assert lengths_of(Opened(source, steps, groups), budget) == expected
+    alone = [tree(30, 20), tree(2, 3)]  # one longer than the budget
+    assert lengths_of(Opened(Offline(alone, 2), 1, alone), 40) == Lengths(55, 50, 2)
+
+
+def test_of_sampled_responses_the_longest_are_counted() -> None:
+    prompts = [Prompt(ids=(1,) * n) for n in (5, 9, 2)]
+    scorer = FunctionScorer(lambda prompt, response: 0.0)
+    online = Online(prompts, NativeSampler(), scorer, 3, 2, SampleSettings(max_tokens=10))
+    assert lengths_of(Opened(online, 4), 1000) == Lengths(16 + 60, 76, 1, prompt=9)
+    online.tries = 2  # how many batches a step takes is not known before
+    assert lengths_of(Opened(online, 4), 1000) is None
+    assert lengths_of(Opened(SelfPlay([tree(2, 3)], NativeSampler(), 1, every=1), 4), 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("scored", "models"),
+    [
+        ({"reward": "some/model"}, ["ref", "reward"]),
+        ({"reward": "gold"}, ["ref"]),
+        ({"reward": "rewards.py:concise"}, ["ref"]),
+        ({"reward": {"from": "rule", "max_words": 9}}, ["ref"]),
+        ({"reward": {"from": "http://127.0.0.1:1/score"}}, ["ref"]),
+        (
+            {"reward": {"a": {"from": "one"}, "b": {"from": "two"}, "c": {"from": "gold"}}},
+            ["ref", "reward a", "reward b"],
+        ),
+        ({"judge": {"kind": "model", "model": "some/judge"}}, ["ref", "judge"]),
+        ({"judge": {"kind": "model", "model": "policy"}}, ["ref"]),
+        ({"judge": {"kind": "simulated"}}, ["ref"]),
+    ],
+)
+def test_models_in_memory_are_those_that_are_loaded(scored: dict[str, Any], models: list[str]) -> None:
+    kind = method_settings(METHODS["grpo"])
+    settings = kind.model_validate_json(json.dumps({"model": "m", "prompts": {"path": "p"}, **scored}))
+    held = _held(METHODS["grpo"], settings)
+    assert held.words == f"policy (trained), {', '.join(models)} (frozen)"
+    assert held.frozen == len(models)

@@ -69,7 +69,7 @@ class AttentionTile:
 class Forest:
     """Packed trees and every index that losses need; all tensors on one device. Built by `pack`.
 
-    `host`: the same on the CPU, of a forest on another device: what is computed of it here makes no one wait for it.
+    `host`: the same forest on the CPU, of one on another device: reading it does not wait for that device.
     """
 
     ids_T: Tensor

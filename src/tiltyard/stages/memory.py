@@ -7,6 +7,8 @@
 
 Activations are those of one micro-batch: what autograd stores, with the share that an allocator adds. A fused block
 stores x, q, k, v, the attention's result, mid, gate and up (`kernels.fused_block`); transformers' modules twice that.
+A step that samples does so before it trains: its decoder's copy of the weights and its cache stand where activations
+stand later.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Shape(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes at the peak, over what the libraries take."""
+    """Bytes at the peak, over what the libraries take: `cache` while responses are sampled, `activations` and `logits`
+    while the model is trained, the others always."""
 
     weights: float
     activations: float
@@ -54,8 +57,8 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All together."""
-        return sum(self)
+        """The peak of both."""
+        return self.weights + self.kept + max(self.activations + self.logits, self.cache)
 
 
 def activations(shape: Shape, tokens: int, number: int, *, fused: bool, recomputed: bool) -> float:
@@ -76,9 +79,14 @@ def trained_weights(shape: Shape, number: int, stored: float, whole: int, *, sev
     return whole * (3 * bytes_each + gradients)
 
 
-def logits(shape: Shape, number: int, *, whole: bool) -> float:
+def decoding(shape: Shape, tokens: int, number: int) -> float:
+    """Returns the bytes of the decoder's copy of the weights, and of keys and values of `tokens`."""
+    return number * (shape.parameters + 2 * tokens * shape.keys * shape.layers)
+
+
+def logits(shape: Shape, number: int, *, whole: bool, device: str = "cpu") -> float:
     """Returns the bytes of a chunk of logits with its gradient; of the head's gradient too where that is trained."""
-    chunk = 3 * chunk_rows(shape.vocab) * shape.vocab
+    chunk = 3 * chunk_rows(shape.vocab, device) * shape.vocab
     return number * (chunk + shape.vocab * shape.width * whole)
 
 

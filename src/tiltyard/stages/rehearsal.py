@@ -22,11 +22,16 @@ from tiltyard.runs import Ref
 from tiltyard.scoring import FunctionScorer, Monitors, RewardPart, Scorer, build_reward
 from tiltyard.stages.backend import new_arch
 from tiltyard.stages.base import Stage, StageContext, references
+from tiltyard.stages.lengths import Lengths, lengths_of
 from tiltyard.types import Prompt, Response
 
 
-def rehearse(method: Method, stage: Stage, context: StageContext, settings: StageSettings) -> list[str]:
-    """Returns the lines that the run would print about its data; one that gives the reason where they are not there.
+def rehearse(
+    method: Method, stage: Stage, context: StageContext, settings: StageSettings
+) -> tuple[list[str], Lengths | None]:
+    """Returns the lines that the run would print about its data, and the sizes of its steps.
+
+    One line gives the reason where the data are not there.
 
     Raises:
         TiltyardError: the error with which the run would end before its first step.
@@ -35,7 +40,7 @@ def rehearse(method: Method, stage: Stage, context: StageContext, settings: Stag
     folder = None if new_arch(settings) is not None else Path(context.resolve(settings.model, want="model"))
     if missing or folder is None or not folder.exists():
         what = f"'{missing}' is made" if missing else "the run reads them"
-        return [f"data: not read before {what}"]
+        return [f"data: not read before {what}"], None
     trust = settings.models.trust_remote_code
     name = resolve(folder)
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
@@ -52,7 +57,8 @@ def rehearse(method: Method, stage: Stage, context: StageContext, settings: Stag
             work.report("check", method.source.overlap(opened.groups, held_out))
         if method.aux_data is not None:
             method.aux_data.open(work, settings, chat)
-        return [*(line.strip() for line in out.getvalue().splitlines()), *pace(settings, opened)]
+        lines = [*(line.strip() for line in out.getvalue().splitlines()), *pace(settings, opened)]
+        return lines, lengths_of(opened, settings.run.tokens_per_microbatch)
 
 
 def _missing(stage: Stage, context: StageContext, settings: StageSettings) -> str:

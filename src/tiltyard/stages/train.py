@@ -221,8 +221,10 @@ def stage_of(method: Method) -> Stage:
         return train(method, context, settings)
 
     def plan(context: StageContext, settings: StageSettings) -> list[str]:
-        lines = plan_lines(method, context, settings)
-        return [*lines, *rehearse(method, stage, context, settings)] if context.dry_run else lines
+        if not context.dry_run:
+            return plan_lines(method, context, settings)
+        data, lengths = rehearse(method, stage, context, settings)
+        return [*plan_lines(method, context, settings, lengths), *data]
 
     stage = Stage(
         name=method.name,

@@ -120,6 +120,12 @@ class Offline:
             step += 1
         return step
 
+    def tokens_of(self, step: int) -> list[int]:
+        """Packed tokens of each group of a step, in order; no group is read where the file keeps their number."""
+        if not len(self._tokens):
+            self._tokens = _tokens_of(self.groups)
+        return self._tokens[self.chosen(step)].tolist()
+
     def indices_until(self, steps: int) -> np.ndarray:
         """Indices of the groups of the first `steps` steps, each once, in the file's order."""
         end = self._begin(steps)
@@ -274,6 +280,11 @@ class Online:
         width = int(policy.module.config.get_text_config().hidden_size)
         size = hidden_state_bytes(self.responses_per_step, self.settings.max_tokens, width, policy.dtype)
         return plan_hidden(self.sampler.capabilities, size, free_memory(policy.device))
+
+    def tokens_of(self, step: int) -> list[int]:
+        """Packed tokens of each group of a step, in order, if every response is as long as it may be."""
+        answers = self.samples_per_prompt * self.settings.max_tokens
+        return [len(p.ids) + answers for p in self.shuffle.batch_at(step, self.prompts_per_step)]
 
     @property
     def responses_per_step(self) -> int:

@@ -21,6 +21,7 @@ REQUIRE_ALL = os.environ.get("TILTYARD_REQUIRE_ALL", "") not in ("", "0")
 LONGEST = (  # slow tests by file, the longest first; the others follow in their usual order
     "tests/stages/test_kill_methods.py",
     "tests/test_table.py",
+    "tests/real/test_smollm2.py",
     "tests/stages/test_jobs.py",
     "tests/stages/test_offline.py",
     "tests/training/test_processes.py",

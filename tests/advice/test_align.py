@@ -53,10 +53,14 @@ def test_killed_is_uninterrupted(place: Place, write: Write, tmp_path: Path) -> 
     assert "going on with" in text
     assert recipe == (tmp_path / "cut/mine/recipe.yaml").read_text()
     weights = ("dpo/model/model.safetensors", "reward/model/model.safetensors")
-    for name in (*weights, "before_after/answers.jsonl"):
+    for name in (*weights, "dpo/model/README.md", "before_after/answers.jsonl"):
         assert (tmp_path / "whole/mine" / name).read_bytes() == (tmp_path / "cut/mine" / name).read_bytes()
     kept, other = (tmp_path / root / "mine/before_after/before_after.json" for root in ("whole", "cut"))
     assert kept.read_text() == other.read_text()
+    card = (Path(again["model"]) / "README.md").read_text()
+    assert card.count("## Measured: before to after training") == 1
+    assert "| `wins against before` |" in card
+    assert str(tmp_path) not in card
     load_language_model(again["model"])
     assert any("tiltyard chat" in line for line in next_steps(again))
     with pytest.raises(ConfigError, match="begun with other wishes"):

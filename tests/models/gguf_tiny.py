@@ -9,7 +9,10 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
 WIDTH, LAYERS, HEADS, INNER = 32, 2, 2, 64
-TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 
 
 def write_gguf(

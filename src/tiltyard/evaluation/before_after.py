@@ -5,7 +5,8 @@ Every interval is a 95% bootstrap over prompts, of a change that of the paired d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,16 @@ class Line:
             value = getattr(self, key)
             row[key] = None if value is None else value._asdict()
         return row
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Line:
+        """The line that `to_dict` gave."""
+        estimates: dict[str, Estimate | None] = dict.fromkeys(("before", "after", "change"))
+        for key in estimates:
+            if row[key] is not None:  # JSON has no NaN
+                numbers = {name: math.nan if value is None else value for name, value in row[key].items()}
+                estimates[key] = Estimate(**numbers)
+        return cls(**{**row, **estimates})
 
 
 def paired(

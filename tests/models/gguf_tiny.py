@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ TEMPLATE = (
 
 
 def write_gguf(
-    path: Path, *, architecture: str = "llama", kind: str = "F32", leave_out: str = "", parts: int = 1
+    path: Path,
+    *,
+    architecture: str = "llama",
+    kind: str = "F32",
+    leave_out: str = "",
+    parts: int = 1,
+    rope: Sequence[float] = (),
+    scaling: str = "",
 ) -> None:
     """Writes the file.
 
     Args:
         kind: type of its matrices, e.g. Q8_0; vectors are F32. leave_out: a tensor. parts: as many as its header says.
+        rope: factors that divide its rotary frequencies. scaling: another kind of scaling, by its name.
     """
     import gguf
 
@@ -44,6 +53,10 @@ def write_gguf(
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_chat_template(TEMPLATE)
+    if scaling:
+        writer.add_string(f"{architecture}.rope.scaling.type", scaling)
+    if len(rope):
+        writer.add_tensor("rope_freqs.weight", np.array(rope, dtype=np.float32))
     if parts > 1:
         writer.add_uint16("split.count", parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,27 @@ def test_a_file_trains_and_answers(file: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["sample", str(file), "-p", "yes", "--max-tokens", "2", "--device", "cpu"]) == 0
 
 
+def test_the_scaling_of_llama_3_is_read(tmp_path: Path) -> None:
+    """Such files hold factors by which frequencies are divided; transformers does not read them."""
+    theta, halves, factor = 10000.0, 8, 32.0
+    factors = []
+    for i in range(halves):
+        turns = 8192 * theta ** (-i / halves) / (2 * math.pi)  # in the context of the pretraining
+        share = min(1.0, max(0.0, (turns - 1) / (4 - 1)))
+        factors.append(1 / ((1 - share) / factor + share))
+    assert factors[0] == 1.0
+    assert factors[-1] == factor
+    assert any(1 < one < factor for one in factors)
+    write_gguf(tmp_path / "three.gguf", rope=factors)
+    model = load(tmp_path / "three.gguf")
+    plain = theta ** -(torch.arange(halves) / halves)
+    torch.testing.assert_close(model.module.model.rotary_emb.inv_freq * torch.tensor(factors), plain)
+    save_model(model, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["rope_parameters"]["rope_type"] == "llama3"
+    write_gguf(tmp_path / "three.gguf", rope=[1.0] * halves)
+    assert load(tmp_path / "three.gguf").module.config.rope_parameters["rope_type"] == "default"
+
+
 # ----------------------------------------------------------------------------------------------------- what is refused
 
 
@@ -125,6 +147,8 @@ def test_without_the_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"architecture": "rwkv6"}, r"of this architecture[\s\S]*rwkv6[\s\S]*llama"),
         ({"parts": 3}, r"one part of several[\s\S]*llama-gguf-split --merge"),
+        ({"scaling": "yarn"}, r"scales its rotary frequencies[\s\S]*yarn"),
+        ({"rope": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]}, r"scales its rotary frequencies[\s\S]*3, 4, 5"),
         ({"leave_out": "blk.1.ffn_up.weight"}, r"1 weights of the model are not in[\s\S]*layers.1.mlp.up_proj"),
     ],
 )

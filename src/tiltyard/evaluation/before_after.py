@@ -56,7 +56,9 @@ class Line:
         estimates: dict[str, Estimate | None] = dict.fromkeys(("before", "after", "change"))
         for key in estimates:
             if row[key] is not None:  # JSON has no NaN
-                numbers = {name: math.nan if value is None else value for name, value in row[key].items()}
+                numbers: dict[str, Any] = {
+                    name: math.nan if value is None else value for name, value in row[key].items()
+                }
                 estimates[key] = Estimate(**numbers)
         return cls(**{**row, **estimates})
 

@@ -7,6 +7,7 @@ the file (path, size, time) and one version of the packages; it may be deleted a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import io
@@ -15,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 from tiltyard.errors import CheckpointError, MissingDependency, ModelError
 from tiltyard.files import cache_home, give_usual_mode, read_json, write_json
 
+LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of all of them
 SUFFIX, SOURCE, FORM = ".gguf", "source.json", "1"
 FORGET = ("quantization_config", "_name_or_path", "_model_name_or_path")  # the saved weights are not quantised
 
@@ -72,7 +74,7 @@ def converted(file: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{file.stem}.", suffix=".making", dir=out.parent) as work:
             made = Path(work) / "model"
-            convert(file, made)
+            convert(file, made, facts.pop("rope_factors"))
             write_json(made / SOURCE, {"file": str(file), **facts, "with": versions})
             give_usual_mode(made)
             if not (out / SOURCE).exists():  # another process may have been faster
@@ -103,7 +105,8 @@ def note_of(source: Mapping[str, Any]) -> str:
 
 
 def examine(file: Path) -> dict[str, Any]:
-    """Returns what a GGUF file holds: `architecture`, `types` of its weights (most first), `parameters`, `licence`.
+    """Returns what a GGUF file holds: `architecture`, `types` of its weights (most first), `parameters`, `licence`, and
+    `rope_factors`, by which it divides rotary frequencies.
 
     Raises:
         ModelError: see `converted`.
@@ -144,11 +147,54 @@ def examine(file: Path) -> dict[str, Any]:
         if tensor.tensor_type.name not in known:
             raise _unreadable(file, f"{tensor.name} of type {tensor.tensor_type.name}")
     types = [name for name, _ in sizes.most_common()]
-    return {"architecture": architecture, "types": types, "parameters": sum(sizes.values()), "licence": licence}
+    facts = {"architecture": architecture, "types": types, "parameters": sum(sizes.values()), "licence": licence}
+    return facts | {"rope_factors": _rope_factors(reader, file, architecture)}
 
 
-def convert(file: Path, out: Path) -> int:
+def _rope_factors(reader: Any, file: Path, architecture: str) -> list[float]:
+    """The factors of Llama 3 by which frequencies are divided; [] for none. transformers reads no scaling from GGUF."""
+    from transformers.modeling_gguf_pytorch_utils import read_field
+
+    kind = "".join(str(one) for one in read_field(reader, f"{architecture}.rope.scaling.type")[:1])
+    tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name.startswith("rope_")}
+    found = tensors.pop("rope_freqs.weight", None)
+    if tensors or (kind not in ("", "none") and "oss" not in architecture):
+        raise _scaled(file, kind or ", ".join(tensors))
+    factors = [] if found is None else [float(one) for one in found.data]
+    return factors if any(one != 1.0 for one in factors) else []
+
+
+def _llama3(config: Any, factors: Sequence[float], file: Path) -> dict[str, Any]:
+    """The settings of a Llama 3 that divide its frequencies by these factors."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    theta = float(config.rope_parameters["rope_theta"])
+    scaling = {"rope_type": "llama3", "rope_theta": theta, "factor": max(factors), **LLAMA_3}
+    trial = copy.deepcopy(config)
+    trial.rope_parameters = scaling
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](trial, "cpu")
+    plain = theta ** -(torch.arange(len(factors)) / len(factors))
+    if len(scaled) != len(factors) or not torch.allclose(plain / scaled, torch.tensor(factors), rtol=1e-3):
+        raise _scaled(file, ", ".join(f"{one:.4g}" for one in factors[:64]))
+    return scaling
+
+
+def _scaled(file: Path, got: str) -> ModelError:
+    return ModelError(
+        "the GGUF file scales its rotary frequencies in a way that is not read from it",
+        where=str(file),
+        got=got,
+        expected="no scaling, or that of Llama 3",
+        fix="take the model's own folder (safetensors), whose config.json has the scaling",
+    )
+
+
+def convert(file: Path, out: Path, rope_factors: Sequence[float] = ()) -> int:
     """Dequantises a GGUF file to float32 and saves model and tokenizer; returns the number of parameters.
+
+    Args:
+        rope_factors: see `examine`.
 
     Raises:
         ModelError: transformers cannot read it, or it lacks weights of the model.
@@ -166,6 +212,8 @@ def convert(file: Path, out: Path) -> int:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **how)
         read, info = loaded
         config = {key: value for key, value in read.config.to_dict().items() if key not in FORGET}
+        if rope_factors:
+            config["rope_parameters"] = _llama3(read.config, rope_factors, file)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(type(read.config)(**config))
     if missing := sorted(info["missing_keys"]):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import resume
 from benchmarks.gpu.equal import Pass, as_near, near
 from benchmarks.gpu.law import SIGMAS, fit_of, truncated
 from benchmarks.gpu.report import Bench, Result
@@ -75,6 +76,22 @@ def test_a_wrong_law_is_found_and_the_right_one_passes() -> None:
     first = truncated(law, SampleSettings(top_k=40, top_p=0.8))
     assert fit_of(counts, first).sigmas == float("inf")  # truncated tokens were drawn
     assert torch.allclose(first, probs_NV(law.log()[None], SampleSettings(top_k=40, top_p=0.8))[0])
+
+
+@pytest.mark.parametrize(("shift", "state"), [(0.0, "ok"), (1e-6, "FAIL")])
+def test_where_no_algorithm_is_deterministic_the_bits_decide(
+    shift: float, state: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def trained(bench: Bench, method: str, dtype: str, how: str) -> list[torch.Tensor]:
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
+        return [torch.ones(3) + (shift if how.startswith(resume.PARTED) else 0.0)]
+
+    monkeypatch.setattr(resume, "trained", trained)
+    found = resume.compared(Bench(torch.device("cpu"), True, tmp_path), "grpo", "float32")
+    assert found.state == state
+    assert "no deterministic algorithm: cumsum_cuda_kernel" in found.text
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_of_two_names_of_a_device_the_longer_stands_first() -> None:

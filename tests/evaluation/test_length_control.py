@@ -1,12 +1,14 @@
 """The length-controlled win rate against another optimiser, its identities, a planted bias and its coverage."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from tiltyard.errors import DataError
+from tiltyard.evaluation import EvaluatedResponse, summarise
 from tiltyard.stats.length_control import MIN_CLUSTERS, RIDGE, length_controlled_win_rate
 
 
@@ -81,3 +83,43 @@ def test_too_few_prompts_or_one_sided_outcomes_have_no_value():
 def test_bad_input(y, d):
     with pytest.raises(DataError):
         length_controlled_win_rate(y, d)
+
+
+def responses(name, lengths, scores):
+    return [
+        EvaluatedResponse(f"p{k}", "?", f"{name} {k}", length, proxy=score, prompt_key=f"p{k}")
+        for k, (length, score) in enumerate(zip(lengths, scores, strict=True))
+    ]
+
+
+def test_a_policy_that_only_writes_more_gains_nothing_at_equal_length():
+    """The reward counts tokens: 100% wins by it, and no better at equal length than its own noise allows."""
+    rng = np.random.default_rng(6)
+    start, longer = rng.integers(20, 60, 200), rng.integers(35, 75, 200)
+    noise_a, noise_b = rng.normal(0, 8, 200), rng.normal(0, 8, 200)
+    before, after = responses("a", start, start + noise_a), responses("b", longer, longer + noise_b)
+    result = summarise("b", after, before, "proxy", baseline="a")
+    assert result.win_rate > 0.65
+    low, high = result.win_rate_equal_length_ci
+    assert low < 0.5 < high
+    same = summarise("a", before, before, "proxy", baseline="a")
+    assert same.win_rate_equal_length is None
+
+
+def test_a_judge_s_verdicts_are_paired_as_they_were_asked():
+    rng = np.random.default_rng(7)
+    before = responses("a", rng.integers(20, 60, 90), [None] * 90)
+    after = [
+        replace(r, win=float(rng.random() < 0.8), proxy=None)
+        for r in responses("b", rng.integers(20, 60, 90), [None] * 90)
+    ]
+    result = summarise("b", after, before, "judge", baseline="a")
+    expected = length_controlled_win_rate(
+        [r.win for r in after],
+        [r.length - s.length for r, s in zip(after, before, strict=True)],
+        [r.key for r in after],
+    )
+    assert result.win_rate_equal_length == expected.value
+    few = summarise("b", after[:20], before[:20], "judge", baseline="a")
+    assert few.win_rate is not None
+    assert few.win_rate_equal_length is None

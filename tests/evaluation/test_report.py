@@ -16,7 +16,7 @@ from tiltyard.report.text import plain
 KEYS = {
     *("n", "prompts", "gold", "gold_ci", "helpful", "helpful_ci", "truthful", "truthful_ci", "harmless", "harmless_ci"),
     *("proxy", "proxy_ci", "kl", "kl_ci", "win_rate", "win_rate_ci", "length", "truncated", "distinct_2", "entropy"),
-    *("baseline", "win_by", "proxy_kind", "unscored", "rewards"),
+    *("baseline", "win_by", "proxy_kind", "unscored", "rewards", "win_rate_equal_length", "win_rate_equal_length_ci"),
 }
 
 

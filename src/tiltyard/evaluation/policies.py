@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.evaluation.equal_length import win_rate_at_equal_length
 from tiltyard.stats.intervals import Estimate, Interval, mean_ci, rate_ci
 from tiltyard.stats.text import distinct_n
 from tiltyard.stats.win_rates import Pairing, win_rate_by_prompt
@@ -69,6 +70,7 @@ class PolicySummary:
     `win_rate` is against the responses of `baseline`, by the score named in `win_by`. `truncated` is a share of the
     responses. `distinct_2`: unique over all word pairs, on at most 1,000 pairs. `n` counts responses, `unscored` those
     of them that the reward abstained from. `proxy_kind`: what the reward is. `rewards`: further ones by name.
+    `win_rate_equal_length`: what remains of a win rate by a reward or a judge at equal length (30 prompts or more).
     """
 
     name: str
@@ -97,6 +99,8 @@ class PolicySummary:
     proxy_kind: RewardKind = "model"
     unscored: int = 0
     rewards: Mapping[str, RewardMean] = field(default_factory=dict)
+    win_rate_equal_length: float | None = None
+    win_rate_equal_length_ci: Interval | None = None
 
 
 def summarise(
@@ -141,6 +145,10 @@ def summarise(
     win_rate = _win_rate(name, responses, baseline, baseline_responses, win_by, pairing, how)
     measurements["win_rate"] = None if win_rate is None else win_rate.value
     measurements["win_rate_ci"] = None if win_rate is None else _known(win_rate.ci)
+    if win_by != "gold" and baseline_responses and name != baseline:
+        equal = win_rate_at_equal_length(responses, baseline_responses, win_by, rounds=rounds, seed=seed)
+        if equal is not None:
+            measurements |= {"win_rate_equal_length": equal.value, "win_rate_equal_length_ci": _known(equal.ci)}
     scored = [a.proxy is not None for a in responses]
     distinct = distinct_n([a.text for a in responses], 2, budget=DISTINCT_BUDGET)
     entropy = _column(name, responses, "entropy")

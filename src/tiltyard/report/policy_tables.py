@@ -144,6 +144,7 @@ def _columns(results: Sequence[PolicySummary], sign: str, dash: str) -> tuple[li
         column("truthful", lambda r: _percent(r.truthful)),
         column("harmless", lambda r: _percent(r.harmless)),
         column(f"wins vs\n{plain(baseline or 'baseline')}", lambda r: _wins(r, sign)),
+        column("at equal\nlength", lambda r: _share(r.win_rate_equal_length, r.win_rate_equal_length_ci, sign)),
     ]
     kind = results[0].proxy_kind
     header = {"model": "proxy\nreward", "rule": "pass\nrate", "other": "reward"}[kind]
@@ -210,6 +211,11 @@ def _legend(results: Sequence[PolicySummary], sign: str, dash: str) -> Renderabl
             "helpful truthful harmless",
         ),
         (f"wins vs {baseline}", wins, "win_rate"),
+        (
+            "at equal length",
+            "what a regression of the wins on the difference in length leaves of them where it is 0.",
+            "win_rate_equal_length",
+        ),
         (*_REWARDS[results[0].proxy_kind][:2], "proxy"),
         ("KL", "divergence from the reference model, per response. 0: identical; lower is closer.", "kl"),
         ("length, cut off", "mean tokens of a response; share cut by the token limit (lower is better).", "length"),

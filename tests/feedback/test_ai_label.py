@@ -180,7 +180,7 @@ def test_missing_verdicts_are_counted_and_kept(server: Server, tmp_path) -> None
         return by_length(payload, number)
 
     server.reply = reply
-    judge = {"kind": "api", "model": "j", "url": server.url, "price_in": 1.0}
+    judge = {"kind": "api", "constrain": "none", "model": "j", "url": server.url, "price_in": 1.0}
     folder, result, _ = run(tmp_path, write(tmp_path / "p.jsonl", pairs), judge)
     assert (result["pairs"], result["labels"], result["missing"]) == (10, 9, 1)
     assert (result["judge_calls"], result["tokens_in"]) == (20, 2000)
@@ -202,7 +202,7 @@ def test_missing_verdicts_are_counted_by_cause(server: Server, tmp_path) -> None
         return status, value, headers
 
     server.reply = reply
-    judge = {"kind": "api", "model": "j", "url": server.url}
+    judge = {"kind": "api", "constrain": "none", "model": "j", "url": server.url}
     folder, result, text = run(tmp_path, write(tmp_path / "p.jsonl", words(4, 10)), judge)
     assert (result["labels"], result["missing"], result["missing_causes"]) == (8, 2, {"cut": 1, "filtered": 1})
     assert "2 pairs without a verdict: 1 cut, 1 filtered" in text
@@ -213,7 +213,7 @@ def test_missing_verdicts_are_counted_by_cause(server: Server, tmp_path) -> None
 
 def test_a_judge_without_verdicts_ends_with_that_sentence(server: Server, tmp_path) -> None:
     server.reply = lambda payload, number: (200, completion("Response 1 is the worse of the two."), {})
-    judge = {"kind": "api", "model": "j", "url": server.url}
+    judge = {"kind": "api", "constrain": "none", "model": "j", "url": server.url}
     data = write(tmp_path / "p.jsonl", words(4, 3))
     with pytest.raises(JudgeError, match=r"(?s)judge\.max_missing.*no verdict on more than 50%.*3 of 3 .*3 unreadable"):
         run(tmp_path, data, judge)
@@ -230,7 +230,7 @@ def test_verdicts_of_two_kinds_and_unknown_costs_are_said(server: Server, tmp_pa
         return status, value, headers
 
     server.reply = reply
-    judge = {"kind": "api", "model": "j", "url": server.url, "concurrency": 1}
+    judge = {"kind": "api", "constrain": "none", "model": "j", "url": server.url, "concurrency": 1}
     _, result, text = run(tmp_path, write(tmp_path / "p.jsonl", words(4, 4)), judge)
     assert (result["soft"], result["hard"], result["unmetered"]) == (4, 4, 4)
     assert "4 verdicts are from log-probabilities and 4 from words" in text
@@ -248,7 +248,15 @@ def test_another_way_of_execution_goes_on_and_pays_nothing_again(server: Server,
     monkeypatch.setenv("SOME_KEY", "abc")
     server.reply = lambda p, n: (*by_length(p, n)[:1], by_length(p, n)[1] | {"usage": dear}, {})
     dear = {"prompt_tokens": 1_000_000, "completion_tokens": 1}
-    judge = {"kind": "api", "model": "j", "url": server.url, "price_in": 1.0, "max_cost": 10.0, "concurrency": 2}
+    judge = {
+        "kind": "api",
+        "constrain": "none",
+        "model": "j",
+        "url": server.url,
+        "price_in": 1.0,
+        "max_cost": 10.0,
+        "concurrency": 2,
+    }
     data = write(tmp_path / "p.jsonl", words(4, 6))
     with pytest.raises(JudgeError, match="cost limit"):
         run(tmp_path, data, judge)
@@ -262,7 +270,7 @@ def test_another_way_of_execution_goes_on_and_pays_nothing_again(server: Server,
 def test_what_was_paid_for_is_found_by_a_stage_that_runs_again(server: Server, tmp_path) -> None:
     """Another seed, a smaller limit, other data: the stage starts anew, and equal questions are answered already."""
     server.reply = by_length
-    judge = {"kind": "api", "model": "j", "url": server.url}
+    judge = {"kind": "api", "constrain": "none", "model": "j", "url": server.url}
     run(tmp_path, write(tmp_path / "p.jsonl", words(4, 6)), judge)
     assert len(server.asked) == 12
     _, result, _ = run(tmp_path, tmp_path / "p.jsonl", judge, limit=4)
@@ -281,7 +289,7 @@ def test_kill_9_at_any_write(server: Server, tmp_path, write_no, torn) -> None:
     """Six writes (three blocks, two files): the process dies in the middle of one or right after it."""
     server.reply = by_length
     data = write(tmp_path / "p.jsonl", words(5, 11), labelled=True)
-    judge = {"kind": "api", "model": "j", "url": server.url, "price_in": 1.0, "retries": 0}
+    judge = {"kind": "api", "constrain": "none", "model": "j", "url": server.url, "price_in": 1.0, "retries": 0}
     (tmp_path / "whole").mkdir()
     whole, result, _ = run(tmp_path / "whole", data, judge)
     asked = len(server.asked)
@@ -303,7 +311,7 @@ def test_kill_9_at_any_write(server: Server, tmp_path, write_no, torn) -> None:
 def test_the_key_is_in_no_file_of_the_run(server: Server, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-777")
     server.reply = by_length
-    judge = {"kind": "api", "model": "j", "url": server.url, "key_env": "JUDGE_KEY"}
+    judge = {"kind": "api", "constrain": "none", "model": "j", "url": server.url, "key_env": "JUDGE_KEY"}
     run(tmp_path, write(tmp_path / "p.jsonl", words(6, 3)), judge)
     assert server.asked[0][0]["Authorization"] == "Bearer sk-secret-777"
     files = [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -97,7 +97,7 @@ def test_a_sum_with_its_parts_a_function_that_abstains_and_monitors(
 
 def test_a_judge_compares_in_both_orders(there: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.reply = by_length
-    facts, answers = evaluated("judge={kind: api, model: m, url: '" + server.url + "'}")
+    facts, answers = evaluated("judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}")
     ours = [a for a in answers if a["model"] == "two"]
     base = [a for a in answers if a["model"] == "one"]
     for a, b in zip(ours, base, strict=True):
@@ -123,7 +123,9 @@ def test_no_verdict_and_disagreeing_orders_are_counted(
         return 200, completion(text), {}
 
     server.reply = reply
-    facts, answers = evaluated("judge={kind: api, model: m, url: '" + server.url + "', max_missing: 1}")
+    facts, answers = evaluated(
+        "judge={kind: api, constrain: none, model: m, url: '" + server.url + "', max_missing: 1}"
+    )
     silent = [a for a in answers if a["model"] == "two" and a["win"] is None]
     judged = facts["two"]["judge"]
     assert len(silent) == judged["missing"] == sum(judged["causes"].values()) > 0
@@ -135,7 +137,7 @@ def test_no_verdict_and_disagreeing_orders_are_counted(
 
 def test_a_judge_that_grades_has_a_column(there: Path, server: Server) -> None:
     server.reply = lambda payload, n: (200, completion("10"), {})
-    more = "judge={kind: api, model: m, ask: score, logprobs: false, url: '" + server.url + "'}"
+    more = "judge={kind: api, constrain: none, model: m, ask: score, logprobs: false, url: '" + server.url + "'}"
     facts, _ = evaluated(more, "reward=rewards.py:letters")
     assert facts["one"]["rewards"]["judge"]["value"] == 1.0
     assert facts["one"]["win_by"] == "proxy"

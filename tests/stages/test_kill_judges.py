@@ -22,7 +22,7 @@ from .test_kill_methods import ASKED, answers_of, files_of, go, metrics_row, pla
 
 pytestmark = pytest.mark.slow  # whole stages: not for the inner loop
 
-API = "kind: api, model: j, price_in: 0.7, price_out: 1.3, retries: 0"
+API = "kind: api, constrain: none, model: j, price_in: 0.7, price_out: 1.3, retries: 0"
 ROUNDS = f"{ASKED}, iterations: 3, samples_per_prompt: 3"
 STAGES = {
     "online_dpo": (ASKED, "ask: pair"),

@@ -125,6 +125,36 @@ class Client:
             self.cache.spend(key, {"tokens_in": 0, "tokens_out": 0, "cause": call.missing[key]["cause"]})
         return [call.missing.get(key) or self.cache.answers[key] for key in keys]
 
+    def keeps_to(self, payload: Mapping[str, Any], kept: Callable[[str], bool]) -> bool | None:
+        """True if the server answers this request, and with a text that is `kept`; None if it does not reply at all.
+
+        The result is an answer in the cache: what it cost counts towards `max_cost`, and it is asked once.
+        """
+        key = content_key(self.endpoint.address, "keeps_to", payload)
+        known = self.cache.get(key)
+        if known is None:
+            self._check_cost()
+            answer, reply = run_async(self._tried(payload))
+            if answer is None and reply.refused == "retry":
+                return None
+            answer = answer or {"text": "", "finish": "", "top": [], "tokens_in": 0, "tokens_out": 0, "metered": True}
+            known = answer | {"kept": kept(str(answer["text"])), "by": [self.owner, self.turn]}
+            self._spent += self._price(known["tokens_in"], known["tokens_out"])
+            self.cache.put(key, known)
+        return bool(known["kept"])
+
+    async def _tried(self, payload: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Reply]:
+        """The answer to one request by itself, after as many attempts as the settings allow."""
+        answer, reply = None, Reply(problem="it was not sent")
+        async with self._poster.session(1) as http:
+            for attempt in range(self.endpoint.retries + 1):
+                answer, reply = await self._once(http, payload)
+                if answer is not None or reply.refused != "retry":
+                    break
+                if attempt < self.endpoint.retries:
+                    await asyncio.sleep(min(max(reply.wait, self.endpoint.backoff * 2**attempt), MAX_WAIT))
+        return answer, reply
+
     def _count(self, keys: Sequence[str], fresh: Container[str], wasted: Mapping[str, Sequence[Answer]]) -> None:
         """Adds the replies that came to the usage, in the order of the questions, so that sums repeat bit for bit."""
         for key in dict.fromkeys(keys):

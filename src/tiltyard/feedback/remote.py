@@ -11,6 +11,17 @@ from typing import Any
 
 from tiltyard.feedback.client import Client, Problem
 from tiltyard.feedback.completions import Answer, is_cut, no_answer
+from tiltyard.feedback.constrain import (
+    FIELDS,
+    JSON_TOKENS,
+    PROBE,
+    WAYS,
+    Constrain,
+    Way,
+    choice_fields,
+    probe_payload,
+    written_choice,
+)
 from tiltyard.feedback.local import Sample, _by_group, _each, mean_points
 from tiltyard.feedback.prompts import (
     CHOICES,
@@ -22,7 +33,7 @@ from tiltyard.feedback.prompts import (
     to_unit,
 )
 from tiltyard.feedback.replies import answer_part, read_choice, read_points, read_rating
-from tiltyard.feedback.verdicts import Cause, Grade, Usage, Verdict, sigmoid
+from tiltyard.feedback.verdicts import Cause, Grade, JudgeError, Usage, Verdict, sigmoid
 from tiltyard.types import Group
 
 _ALONE = re.compile(r"\W*[12]\W*")  # the label and nothing else
@@ -39,6 +50,7 @@ class _Remote:
         logprobs: request log-probs; where the server returns none, the text is parsed.
         max_tokens: limit of the generated tokens.
         extra: fields of the request that are added or replaced; null leaves one out.
+        constrain: lets the server write nothing but a label, see `feedback.constrain`.
     """
 
     client: Client
@@ -46,12 +58,59 @@ class _Remote:
     logprobs: bool = True
     max_tokens: int = 8
     extra: Mapping[str, Any] = field(default_factory=dict)
+    constrain: Constrain = "none"
+    _way: Way | None = field(default=None, init=False)
 
     @property
     def usage(self) -> Usage:
         return self.client.usage
 
-    def _payload(self, question: str, temperature: float, logprobs: bool) -> dict[str, Any]:
+    @property
+    def way(self) -> Way:
+        """The way in which this server writes nothing but a label, tried once; empty if it has none.
+
+        Raises:
+            JudgeError: `constrain: choice`, and the server knows neither of its ways.
+        """
+        if self._way is None:
+            self._way = self._found_way()
+        return self._way
+
+    def _found_way(self) -> Way:
+        if any(key in self.extra for key in FIELDS):
+            return ""  # the user's own constraint
+        if self.constrain == "json_schema":
+            return "json_schema"
+        for way in WAYS[self.constrain]:
+            if way == "json_schema" and self.max_tokens < JSON_TOKENS:
+                continue
+            payload = probe_payload(self.client.endpoint.model, way, self.max_tokens, self.extra)
+            kept = self.client.keeps_to(payload, lambda text: written_choice(text).strip() in PROBE)
+            if kept:
+                return way
+            if kept is None:
+                break  # no reply: the questions themselves name the error
+        else:
+            if self.constrain == "choice":
+                raise JudgeError(
+                    "the judge's server has no structured choice",
+                    where="judge.constrain",
+                    got="neither structured_outputs nor guided_choice kept the reply to the choices",
+                    expected="a server like vLLM's",
+                    fix="set judge.constrain=auto, json_schema or none",
+                )
+        return ""
+
+    @property
+    def constraint_line(self) -> str:
+        """A line about it, once a question was asked; empty before that and where none was wanted."""
+        if self._way is None or self.constrain == "none":
+            return ""
+        return f"labels alone, by {self._way}" if self._way else "the server has no structured choice: replies are read"
+
+    def _payload(
+        self, question: str, temperature: float, logprobs: bool, choices: Sequence[str] = ()
+    ) -> dict[str, Any]:
         payload: dict[str, Any] = {
             "model": self.client.endpoint.model,
             "messages": [{"role": "user", "content": question}],
@@ -59,6 +118,7 @@ class _Remote:
             "temperature": temperature,
         }
         payload |= {"logprobs": True, "top_logprobs": 20} if logprobs else {}
+        payload |= choice_fields(self.way, choices) if choices and self.constrain != "none" else {}
         return {key: value for key, value in (payload | dict(self.extra)).items() if value is not None}
 
     def _counted(self, soft: Sequence[bool]) -> None:
@@ -77,7 +137,7 @@ class ApiJudge(_Remote):
     def __call__(self, pairs: Sequence[Group]) -> list[Verdict]:
         """Returns one verdict per pair, in the order of its responses: wrap the judge in `Debiased`."""
         questions = [pair_question(self.instruction, self.exemplars, g.prompt, g.responses) for g in pairs]
-        payloads = [self._payload(q, 0.0, self.logprobs) for q in questions]
+        payloads = [self._payload(q, 0.0, self.logprobs, CHOICES) for q in questions]
         verdicts = [verdict_of(answer) for answer in self.client.complete(payloads, problem=_problem(verdict_of))]
         self._counted([v.logit is not None for v in verdicts if v.p is not None])
         return verdicts
@@ -90,7 +150,7 @@ class ApiScoreJudge(_Remote):
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
         """Returns one grade per response."""
         questions = [score_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
-        payloads = [self._payload(q, 0.0, self.logprobs) for q in questions]
+        payloads = [self._payload(q, 0.0, self.logprobs, RATINGS) for q in questions]
         grades = [grade_of(answer) for answer in self.client.complete(payloads, problem=_problem(grade_of))]
         self._counted([g.soft for g in grades if g.score is not None])
         return _by_group(groups, grades)
@@ -121,7 +181,7 @@ def verdict_of(answer: Answer) -> Verdict:
     (a label that is not among them has no mass, so p can be exactly 0 or 1), else 1. A cut answer has a verdict only if
     it is the label alone, with alternatives: what would have followed is unknown.
     """
-    text = str(answer["text"])
+    text = written_choice(str(answer["text"]))
     missing = no_answer(answer)
     choice = None if missing else read_choice(text)
     if choice is not None and not (is_cut(answer) and not _ALONE.fullmatch(text)):
@@ -140,7 +200,7 @@ def grade_of(answer: Answer) -> Grade:
 
     Where a server's tokens are single digits, the mass of "1" includes that of "10": then the written rating counts.
     """
-    text = str(answer["text"])
+    text = written_choice(str(answer["text"]))
     missing = no_answer(answer)
     rating = None if missing else read_rating(text)
     if rating is not None:

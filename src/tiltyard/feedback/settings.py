@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, model_validator
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.answers import AnswerCache
 from tiltyard.feedback.client import Client, Endpoint
+from tiltyard.feedback.constrain import Constrain
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
@@ -145,6 +146,14 @@ class ApiJudgeSettings(_Prompted):
         Field(description="request log-probs; the written label is read where the server has none"),
         OnlyFor("pair", "score"),
     ] = True
+    constrain: Annotated[
+        Constrain,
+        Field(
+            description="let the server write labels alone: choice (vLLM), json_schema (OpenAI and others), auto: the "
+            "first of these that it keeps to, tried once, or none"
+        ),
+        OnlyFor("pair", "score"),
+    ] = "auto"
     extra: Annotated[dict[str, Any], Field(description="fields of the request, added or replaced; null removes")] = (
         Field(default_factory=dict)
     )
@@ -184,7 +193,12 @@ def build_judge(settings: JudgeSettings, load: Load, cache: Path | None = None, 
             reasoning=settings.reasoning,
         )
     else:
-        judge = ApiJudge(**_api(settings, cache, owner), logprobs=settings.logprobs, exemplars=settings.exemplars)
+        judge = ApiJudge(
+            **_api(settings, cache, owner),
+            logprobs=settings.logprobs,
+            constrain=settings.constrain,
+            exemplars=settings.exemplars,
+        )
     return Debiased(judge, settings.debias)
 
 
@@ -208,7 +222,7 @@ def build_score_judge(settings: JudgeSettings, load: Load, cache: Path | None = 
             seed=settings.seed,
         )
     if settings.ask == "score":
-        return ApiScoreJudge(**_api(settings, cache, owner), logprobs=settings.logprobs)
+        return ApiScoreJudge(**_api(settings, cache, owner), logprobs=settings.logprobs, constrain=settings.constrain)
     return ApiPointsJudge(**_api(settings, cache, owner), samples=settings.samples, temperature=settings.temperature)
 
 

@@ -108,7 +108,7 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     journal.close()
     _write_rows(context.folder)
     result = _result(progress)
-    context.report("judge", _lines(result))
+    context.report("judge", [*filter(None, [getattr(judge.judge, "constraint_line", "")]), *_lines(result)])
     return result
 
 

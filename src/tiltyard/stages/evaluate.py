@@ -239,6 +239,7 @@ def _judged(
         responses[name], counts[name] = compared(judge, groups, sampled[baseline], responses[name], failures)
     used = judge.usage
     price = f", {used.cost:.4f}" if used.cost else ""
+    context.report("judge", filter(None, [getattr(judge.judge, "constraint_line", "")]))
     context.report("judge", [f"{used.calls:,} calls, {used.tokens_in + used.tokens_out:,} tokens{price}"])
     return counts
 

@@ -17,7 +17,7 @@ import tiltyard.stages.before_after as before_after
 import tiltyard.stages.train as train
 from tiltyard.advice import Request
 from tiltyard.advice.align import align, next_steps
-from tiltyard.cli import main
+from tiltyard.cli import main, wish
 from tiltyard.errors import ConfigError
 from tiltyard.models.load import load_language_model
 
@@ -85,3 +85,46 @@ def test_the_verbs(place: Place, write: Write, tmp_path: Path, capsys: pytest.Ca
     assert main(["align", str(place.model), str(data), "--lora", "--full"]) == 2
     assert main(["align", str(place.model), str(data), "--minutes", "1", "--dry-run", "--runs", str(tmp_path)]) == 0
     assert not list(tmp_path.glob("chatty*"))
+
+
+ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+    "imitate": (
+        [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs(20)],
+        {},
+        "held-out loss",
+    ),
+    "labelled": (
+        [
+            {"prompt": row["prompt"], "completion": row[key], "label": key == "chosen"}
+            for row in pairs(20, 1)
+            for key in ("chosen", "rejected")
+        ],
+        {},
+        "moves with the label",
+    ),
+    "reward": (
+        [{"prompt": row["prompt"]} for row in pairs(12, 1)],
+        {"reward": "{from: rule, max_words: 4}"},
+        "pass rate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_wish_ends_with_its_measurement(place: Place, write: Write, tmp_path: Path, name: str) -> None:
+    rows, more, line = ROWS[name]
+    request = Request(str(place.model), str(write("rows.jsonl", rows)), minutes=0.1, name=name, **more)
+    outcome, text = go(request, tmp_path)
+    lines = {one["name"]: one for one in outcome["stages"]["before_after"]["result"]["lines"]}
+    assert line in lines
+    assert lines["KL from before"]["after"]["value"] > 0
+    assert f"{line}: " in text
+    load_language_model(outcome["model"])
+    assert go(request, tmp_path)[0]["stages"]["before_after"]["status"] == "skip"
+
+
+def test_what_is_missing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["MODEL", "rows.jsonl", "reward", "rewards.py:concise"])
+    monkeypatch.setattr(wish.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(wish.typer, "prompt", lambda *args, **how: next(answers))
+    assert wish._asked("", "", "", "") == ("MODEL", "rows.jsonl", "reward", "rewards.py:concise")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiltyard.advice import Advice, Request, advise
 from tiltyard.advice.choose import batch_of, held_out_of, passes_of, peak
 from tiltyard.advice.machine import Machine
 from tiltyard.advice.trial import Speed
+from tiltyard.advice.trial import measure as timed
 from tiltyard.errors import ConfigError, DataError, ModelError
 from tiltyard.pipeline.recipe import check, parse_recipe
 
@@ -26,14 +28,14 @@ SPEEDS = [
 ]
 
 
+ADVISE = sys.modules["tiltyard.advice.advise"]  # the package has a function of that name
+
+
 @pytest.fixture(autouse=True)
 def known_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds and a machine that are always the same."""
-    import sys
-
-    advise_module = sys.modules["tiltyard.advice.advise"]
-    monkeypatch.setattr(advise_module, "measure", lambda *args, **how: list(SPEEDS))
-    monkeypatch.setattr(advise_module, "this_machine", lambda: Machine("cpu", 2, 8 * 2**30, True))
+    monkeypatch.setattr(ADVISE, "measure", lambda *args, **how: list(SPEEDS))
+    monkeypatch.setattr(ADVISE, "this_machine", lambda: Machine("cpu", 2, 8 * 2**30, True))
 
 
 def stages(advice: Advice) -> dict[str, dict[str, Any]]:
@@ -208,10 +210,8 @@ def test_a_reward_that_raises(place: Place, write: Write, tmp_path: Path) -> Non
 
 
 def test_too_little_memory(place: Place, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     little = lambda: Machine("cpu", 2, 2**20, True)  # noqa: E731
-    monkeypatch.setattr(sys.modules["tiltyard.advice.advise"], "this_machine", little)
+    monkeypatch.setattr(ADVISE, "this_machine", little)
     text = refused(ConfigError, place, write("rows.jsonl", pairs(20)))
     assert "M parameters" in text
 
@@ -245,3 +245,20 @@ def test_adapters_take_less_memory(place: Place) -> None:
     model, _ = look_at_model(str(place.model))
     whole, lora = (peak(model, 1024, lora=lora, recomputed=False) for lora in (False, True))
     assert lora < whole
+
+
+def test_a_model_that_does_not_fit_its_files(place: Place, write: Write, tmp_path: Path, monkeypatch: Any) -> None:
+    """Found by the trial, which loads the model: before anything is trained."""
+    monkeypatch.setattr(ADVISE, "measure", timed)
+    folder = tmp_path / "small"
+    shutil.copytree(place.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    refused(ModelError, place, write("rows.jsonl", pairs(20)), model=folder)
+
+
+def test_an_adapter_without_its_base(place: Place, write: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    assert "base_model_name_or_path" in refused(ModelError, place, write("rows.jsonl", pairs(20)), model=folder)

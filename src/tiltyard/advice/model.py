@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tiltyard.data import Chat
 from tiltyard.errors import ModelError, TiltyardError
+from tiltyard.models.folder import base_of
 from tiltyard.models.pretrained import context_length, load_config, load_tokenizer, loading_errors, quiet, resolve
 from tiltyard.stages.memory import Shape
 from tiltyard.types import Message, Prompt
@@ -60,7 +61,13 @@ def look_at_model(source: str, *, default_template: bool = False) -> tuple[Model
     parameters, head = _count(folder, config)
     names = getattr(config, "architectures", None) or [type(config).__name__]
     facts = ModelFacts(
-        source, str(names[0]), parameters, head, context_length(config), _shape(folder, parameters), has_template
+        source,
+        str(names[0]),
+        parameters,
+        head,
+        context_length(config),
+        _shape(base_of(folder), parameters),
+        has_template,
     )
     return facts, chat
 

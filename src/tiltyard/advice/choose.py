@@ -179,7 +179,7 @@ def rate_of(method: str, model: ModelFacts, lora: bool) -> Choice:
     size = model.parameters
     base = {"sft": 2e-4, "reward": 2e-4, "kto": 5e-5, "rloo": 1e-4, "online_dpo": 5e-5}.get(method, 1e-4)
     if size < TINY:
-        return Choice(10 * base if method in ("sft", "reward") else base, "a very small model wants a high rate")
+        return Choice(10 * base if method in ("sft", "reward") else 2 * base, "a very small model takes a high rate")
     scale = 1.0 if size < 5e8 else 0.5 if size < 2e9 else 0.2
     if lora:
         return Choice(float(f"{base * scale:.1g}"), "for adapters, ten to twenty times the rate for all weights")

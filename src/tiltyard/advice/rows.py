@@ -16,6 +16,7 @@ from tiltyard.types import Group
 REFUSED = "the chat template refuses them"
 FIRST = 200  # rows whose fields show the kind of the file
 COUNTED = 20_000  # rows whose tokens are counted; of more these are a sample
+BIASED = 0.6  # share of longer better answers from which on length is a large part of the preference
 REPEATED = 20  # an answer of more prompts than this is no answer (the default of the stage `clean`)
 
 
@@ -75,7 +76,8 @@ class RowFacts(NamedTuple):
             lines.append(f"{len(self.groups):,} rows of {self.prompts:,} prompts are left")
         bias = self.report.length
         if bias is not None and bias.longer is not None:
-            lines.append(f"the better answer is the longer one in {bias.longer:.0%} of the rows")
+            learnt = ": length is learnt with the rest" if bias.longer_interval[0] > BIASED else ""
+            lines.append(f"the better answer is the longer one in {bias.longer:.0%} of the rows{learnt}")
         packed = sorted(one.packed for one in self.lengths)
         lines.append(f"tokens a row: {packed[len(packed) // 2]:,} (median), {packed[-1]:,} at most")
         return lines

@@ -67,6 +67,16 @@ def test_draws_without_a_finite_rating_make_an_infinite_end():
     assert found.rank_low_M.tolist() == [1, 2, 2]
 
 
+@pytest.mark.parametrize("ties", ["davidson", "rao_kupper"])
+def test_draws_whose_ties_have_no_maximum_leave_the_interval_open(ties):
+    """Two prompts, one with wins and a tie, one with a loss: a quarter of the draws has no loss."""
+    battles = battles_of("uuuuu", "vvvvv", ["a", "a", "a", "tie", "b"], prompt=[0, 0, 0, 0, 1])
+    draw_RM = bootstrap(bradley_terry(battles, ties=ties), rounds=100)
+    assert 0.1 < np.isnan(draw_RM[:, 0]).mean() + np.isinf(draw_RM[:, 0]).mean() < 0.9
+    found = intervals(bradley_terry(battles, ties=ties), method="bootstrap", rounds=100)
+    assert (found.low_M[0], found.high_M[0]) == (-np.inf, np.inf)
+
+
 def test_one_prompt_has_no_interval():
     fit = bradley_terry(battles_of("xx", "yy", "ab", prompt=[0, 0]))
     for function in (sandwich, bootstrap):

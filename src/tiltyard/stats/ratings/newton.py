@@ -95,7 +95,7 @@ def maximise(design: Design, count_RU3: Floats, start_P: Floats) -> Solution:
     value_R, gradient_RP, information_RPP = _derivatives(design, x, squares, parameter_RP, count_RU3)
     done_R = np.zeros(len(count_RU3), dtype=bool)
     for _ in range(ITERATIONS):
-        step_RP = np.linalg.solve(information_RPP, gradient_RP[..., None])[..., 0]
+        step_RP = _solved(information_RPP, gradient_RP)
         decrement_R = (step_RP * gradient_RP).sum(1)
         done_R = (np.abs(step_RP).max(1) < _STEP) | (decrement_R < 1e-17 * total_R)
         scale_R = np.minimum(1, 10 / np.maximum(np.abs(step_RP).max(1), 1e-300))
@@ -114,9 +114,26 @@ def maximise(design: Design, count_RU3: Floats, start_P: Floats) -> Solution:
     return Solution(parameter_RP, information_RPP, done_R)
 
 
+def _solved(information_RPP: Floats, gradient_RP: Floats) -> Floats:
+    """Solves for Newton's steps; where a likelihood without a maximum became flat, with a ridge that lets it go on."""
+    try:
+        return np.asarray(np.linalg.solve(information_RPP, gradient_RP[..., None])[..., 0])
+    except np.linalg.LinAlgError:
+        p = gradient_RP.shape[1]
+        ridge_R = 1e-10 * np.maximum(np.einsum("rpp->rp", information_RPP).max(1), 1e-300)
+        return np.asarray(
+            np.linalg.solve(information_RPP + ridge_R[:, None, None] * np.eye(p), gradient_RP[..., None])[..., 0]
+        )
+
+
+def bounded(solution: Solution) -> NDArray[np.bool_]:
+    """Returns for each weighting whether Newton's method found a finite maximum, shape [R]."""
+    return solution.converged_R & (np.abs(solution.parameter_RP).max(1) <= _BEYOND)
+
+
 def check_converged(solution: Solution) -> None:
     """Raises a DataError where the likelihood has no finite maximum that Newton's method found."""
-    if not solution.converged_R.all() or np.abs(solution.parameter_RP).max() > _BEYOND:
+    if not bounded(solution).all():
         raise DataError(
             "the ratings did not converge",
             got=f"parameters up to {np.abs(solution.parameter_RP).max():.3g} after {ITERATIONS} steps",

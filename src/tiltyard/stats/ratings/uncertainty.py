@@ -11,8 +11,8 @@ from tiltyard.errors import DataError, nearest
 from tiltyard.stats.intervals import expanded_tail, normal_quantile
 from tiltyard.stats.ratings.battles import Floats, Ints
 from tiltyard.stats.ratings.bradley_terry import Fit
-from tiltyard.stats.ratings.connected import components, connectivity
-from tiltyard.stats.ratings.newton import maximise
+from tiltyard.stats.ratings.connected import components, connectivity, tie_model_is_finite
+from tiltyard.stats.ratings.newton import bounded, maximise
 
 IntervalMethod = Literal["sandwich", "bootstrap"]
 
@@ -65,7 +65,8 @@ def bootstrap(fit: Fit, *, rounds: int = 1000, seed: int = 0) -> Floats:
     """Refits the ratings on prompts drawn with replacement, shape [R, M].
 
     Prompts whose battles are the same are drawn as one with their number: the draws are multinomial weights of unique
-    rows. In a draw where some models cannot be compared, those outside its largest component are +inf, -inf or nan.
+    rows. In a draw where some models cannot be compared, those outside its largest component are +inf, -inf or nan;
+    in one whose likelihood has no finite maximum for another reason (ties, lengths), all are nan.
 
     Raises:
         DataError: no round, or battles of a single prompt.
@@ -83,9 +84,35 @@ def bootstrap(fit: Fit, *, rounds: int = 1000, seed: int = 0) -> Floats:
         draw_RQ = rng.multinomial(rows.n_clusters, times_Q / rows.n_clusters, size=min(at_once, rounds - start))
         count_RU3 = (draw_RQ @ profile_QC).reshape(len(draw_RQ), rows.n_unique, 3)
         unrated_RK = _without_the_unrated(fit, count_RU3)
-        rating_RK = maximise(design, count_RU3, fit.parameter_P).parameter_RP[:, : design.n_models]
-        ratings.append(np.where(unrated_RK == 0, rating_RK, unrated_RK))
+        ratings.append(np.where(unrated_RK == 0, _refitted(fit, count_RU3), unrated_RK))
     return fit.scattered(_centred(np.concatenate(ratings)))
+
+
+def _refitted(fit: Fit, count_RU3: Floats) -> Floats:
+    """Returns the ratings of each draw, [R, K]; nan where its likelihood has no finite maximum."""
+    k, rating_RK = fit.design.n_models, np.full((len(count_RU3), fit.design.n_models), np.nan)
+    tied_R = count_RU3[..., 2].sum(1) > 0
+    for has_tie in (True, False):  # a draw without a tie has no parameter of ties
+        drawn_R = np.flatnonzero((tied_R & fit.design.has_tie) == has_tie)
+        if has_tie:
+            drawn_R = (
+                drawn_R[[_is_finite(fit, count_U3) for count_U3 in count_RU3[drawn_R]]] if len(drawn_R) else drawn_R
+            )
+        if len(drawn_R) == 0:
+            continue
+        design = fit.design._replace(has_tie=has_tie)
+        solution = maximise(design, count_RU3[drawn_R], fit.parameter_P[: design.n_parameters])
+        rating_RK[drawn_R] = np.where(bounded(solution)[:, None], solution.parameter_RP[:, :k], np.nan)
+    return rating_RK
+
+
+def _is_finite(fit: Fit, count_U3: Floats) -> bool:
+    i_U, j_U, k = fit.design.i_U, fit.design.j_U, fit.design.n_models
+    wins_KK, ties_KK = np.zeros((k, k)), np.zeros((k, k))
+    np.add.at(wins_KK, (i_U, j_U), count_U3[:, 0])
+    np.add.at(wins_KK, (j_U, i_U), count_U3[:, 1])
+    np.add.at(ties_KK, (i_U, j_U), count_U3[:, 2])
+    return tie_model_is_finite(wins_KK, ties_KK + ties_KK.T)
 
 
 def _profiles(fit: Fit):  # type: ignore[no-untyped-def]
@@ -128,7 +155,7 @@ def _without_the_unrated(fit: Fit, count_RU3: Floats) -> Floats:
 def _centred(rating_RK: Floats) -> Floats:
     """Subtracts the mean of the finite ratings."""
     finite_RK = np.isfinite(rating_RK)
-    mean_R = np.where(finite_RK, rating_RK, 0).sum(1) / finite_RK.sum(1)
+    mean_R = np.where(finite_RK, rating_RK, 0).sum(1) / np.maximum(finite_RK.sum(1), 1)
     return rating_RK - mean_R[:, None]
 
 

@@ -21,6 +21,7 @@ from tiltyard.models.load import from_scratch, load_language_model, save_model
 from tiltyard.pipeline import run_stage
 from tiltyard.report.before_after import cells_of, is_better
 from tiltyard.stats.intervals import Estimate
+from tiltyard.stats.length_control import length_controlled_win_rate
 from tiltyard.types import Group, Preference, Prompt, Response
 
 
@@ -70,6 +71,7 @@ def test_scores_and_verdicts() -> None:
     before = [group("a", "xx", scores=(0.0,)), group("b", "yy", scores=(1.0,)), group("c", "zz", scores=(1.0,))]
     after = [group("a", "x", scores=(1.0,)), group("c", "zzz", scores=(1.0,))]  # an answer without a score is left out
     found = by_name(lines_of.score_lines(before, after, "the reward"))
+    assert "at equal length" not in found  # two prompts are too few
     wins, passed = found["wins against before"].after, found["pass rate"]
     assert wins is not None
     assert (wins.value, wins.n) == (0.75, 2)
@@ -82,6 +84,15 @@ def test_scores_and_verdicts() -> None:
     assert line.after.value == 0.75
     lengths = by_name(lines_of.answer_lines([group("a", "xx")], [group("a", "xxx")]))
     assert lengths["longer than before"].after == Estimate(1.0, *lengths["longer than before"].after.ci, 1)  # type: ignore[union-attr]
+
+
+def test_wins_at_equal_length() -> None:
+    before = [group(f"p{i}", "x" * 5, scores=(0.0,)) for i in range(60)]
+    after = [group(f"p{i}", "x" * (4 + i % 4), scores=(float(i % 3),)) for i in range(60)]
+    line = by_name(lines_of.score_lines(before, after, "it"))["at equal length"]
+    wins = [1.0 if i % 3 else 0.5 for i in range(60)]
+    expected = length_controlled_win_rate(wins, [i % 4 - 1 for i in range(60)], range(60))
+    assert line.after == expected
 
 
 def test_labels() -> None:

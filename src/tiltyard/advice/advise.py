@@ -70,6 +70,8 @@ class Advice:
             lines.append(
                 f"  other programs took {busy:.0%} of the processors while it was measured: with them it takes longer"
             )
+        if self.request.judge:
+            lines.append("  without the judge's own time, which is not known before it is asked")
         if self.request.minutes and self.seconds > 60 * self.request.minutes:
             least = f"the smallest run takes {duration(self.seconds)}"
             lines.append(f"  more than the {self.request.minutes:g} minutes that were asked for: {least}")

@@ -19,6 +19,7 @@ from tiltyard.evaluation.scored_pairs import prompt_key, scored_pairs
 from tiltyard.losses.kl import sum_per_response
 from tiltyard.models.language import LanguageModel
 from tiltyard.stats.intervals import Estimate, mean_ci, rate_ci
+from tiltyard.stats.length_control import length_controlled_win_rate
 from tiltyard.stats.win_rates import outcomes_of
 from tiltyard.types import Group
 
@@ -98,8 +99,13 @@ def alone(
 ) -> Line:
     """Returns a line that compares the trained model with the start; `start`: the number of the start by definition."""
     interval = rate_ci if unit == "share" else mean_ci
-    before = None if start is None else Estimate(start, start, start, len(after))
+    before = None if start is None else _at(start, clusters)
     return Line(name, unit, before, interval(after, clusters), None, means, higher)
+
+
+def _at(value: float, clusters: Clusters) -> Estimate:
+    """A number that holds by definition."""
+    return Estimate(value, value, value, len(clusters))
 
 
 # ---------------------------------------------------------------------------------------------- held-out rows
@@ -240,16 +246,17 @@ def score_lines(before: Sequence[Group], after: Sequence[Group], by: str) -> lis
     Args:
         by: what gave the scores, e.g. "the reward model".
     """
-    keys, columns = _scores(before, after)
+    keys, columns, differences = _scores(before, after)
     if not keys:
         return []
     values = {x for column in columns for x in column}
     wins = outcomes_of(columns[1], columns[0]).tolist()
-    lines = [
-        alone(
-            "wins against before", "share", wins, keys, f"answers that {by} scores higher", start=0.5, higher="better"
-        )
-    ]
+    means = f"answers that {by} scores higher"
+    lines = [alone("wins against before", "share", wins, keys, means, start=0.5, higher="better")]
+    controlled = length_controlled_win_rate(wins, differences, keys)
+    if any(differences) and not math.isnan(controlled.value):
+        means = "the same at equal length, by a logistic regression (Dubois et al. 2024)"
+        lines.append(Line("  at equal length", "share", _at(0.5, keys), controlled, None, means, "better"))
     if values <= {0.0, 1.0}:
         means = f"answers that pass {by}"
         return [*lines, paired("pass rate", "share", columns[0], columns[1], keys, means, "better")]
@@ -271,11 +278,12 @@ def verdict_line(judged: Sequence[Group], by: str) -> Line | None:
     return alone("wins against before", "share", wins, keys, means, start=0.5, higher="better")
 
 
-def _scores(before: Sequence[Group], after: Sequence[Group]) -> tuple[list[Hashable], list[list[float]]]:
-    """Scores of the answers that both models have a score for, prompt by prompt and answer by answer."""
+def _scores(before: Sequence[Group], after: Sequence[Group]) -> tuple[list[Hashable], list[list[float]], list[float]]:
+    """(prompts, scores of both models, differences of length) of the answers that both have a score for."""
     known = {prompt_key(group): group for group in after}
     keys: list[Hashable] = []
     columns: list[list[float]] = [[], []]
+    differences: list[float] = []
     for group in before:
         other = known.get(prompt_key(group))
         if other is None or group.scores is None or other.scores is None:
@@ -283,8 +291,10 @@ def _scores(before: Sequence[Group], after: Sequence[Group]) -> tuple[list[Hasha
         count = min(len(group.scores), len(other.scores))
         columns[0] += group.scores[:count]
         columns[1] += other.scores[:count]
+        pairs = zip(group.responses[:count], other.responses[:count], strict=True)
+        differences += [float(len(new.ids) - len(old.ids)) for old, new in pairs]
         keys += [prompt_key(group)] * count
-    return keys, columns
+    return keys, columns, differences
 
 
 def kl_line(

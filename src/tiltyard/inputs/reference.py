@@ -66,5 +66,5 @@ def reference_logps(work: Workspace, settings: StageSettings, models: Models, gr
         groups,
         cache_folder(work, "ref-logps"),
         budget,
-        lambda line: work.report("reference", [f"log-probs of {line} groups"]),
+        lambda line: work.report("reference", [f"log-probs of groups: {line}"]),
     )

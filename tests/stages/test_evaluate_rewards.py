@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from tests.feedback.server import Server, by_length, completion, serving
-from tests.models.test_labels import labelled
+from tests.models.test_labels import labelled, other_words
 
 from models import tiny
 from tiltyard import cli
+from tiltyard.data.chat import Chat
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import save_model
 
@@ -175,3 +176,18 @@ def test_candidates_take_any_reward_and_leave_out_what_has_none(there: Path) -> 
         assert result["candidates"] == len(kept) == 12 - result["unscored"]
         assert bool(result["unscored"]) == unscored
         assert all(len(g["scores"]) == len(g["responses"]) for g in groups)
+
+
+def test_models_of_another_tokenizer_are_compared_and_have_no_kl(there: Path, server: Server, capsys: Any) -> None:
+    """The baseline's vocabulary is smaller: its log-probs of the other's tokens would be an index out of range."""
+    save_model(LanguageModel(tiny.causal("llama", vocab_size=512), Chat(other_words(), max_length=64)), there / "far")
+    server.reply = by_length
+    judge = "judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}"
+    common = ["models={one: one, far: far}", "prompts=prompts.jsonl", "max_tokens=6", "device=cpu", "name=f"]
+    assert cli.main(["eval", *common, judge]) == 0
+    facts = json.loads(Path("runs/f/evaluate/summary.json").read_text())["models"]
+    assert facts["one"]["kl"] is not None
+    assert facts["far"]["kl"] is None
+    assert facts["far"]["entropy"] > 0
+    assert facts["far"]["win_rate"] is not None
+    assert "another tokenizer" in capsys.readouterr().out

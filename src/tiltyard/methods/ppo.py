@@ -127,7 +127,8 @@ def ppo(
         missing_eos: what happens to the score of a response that was cut: replace it by the negative penalty,
             subtract the penalty, subtract it times the standard deviation of the scores of the step (spread: the same
             on the scale of every reward), or none. [subtract: TRL's missing_eos_penalty]
-        missing_eos_penalty: a size, >= 0. [1.0: commands of TRL's documentation]
+        missing_eos_penalty: a size, >= 0; under spread in standard deviations. A size of many of them is all that is
+            learnt, which the first step says. [1.0: commands of TRL's documentation; docs/lab.md has measurements]
         whiten_advantages: mean 0 and variance 1 over the step's tokens.
             [true: Ziegler et al. 2019, reference code, over a minibatch]
         whiten_rewards: divide token rewards by their standard deviation, keeping the mean.

@@ -146,8 +146,13 @@ def same_tokens(a: Any, b: Any) -> bool:
     """
     if a is b:
         return True
-    one, two = a.tokenizer, b.tokenizer
-    apart = one.get_vocab().items() ^ two.get_vocab().items()
-    same = one.chat_template == two.chat_template and {token for token, _ in apart} <= {one.pad_token, two.pad_token}
+    same = same_vocabulary(a, b) and a.tokenizer.chat_template == b.tokenizer.chat_template
     same = same and a.whole_turn == b.whole_turn
     return bool(same and (a.start_id, a.eos_id) == (b.start_id, b.eos_id))
+
+
+def same_vocabulary(a: Any, b: Any) -> bool:
+    """True if the same ids are the same tokens for two chats, a padding token that one of them has apart."""
+    one, two = a.tokenizer, b.tokenizer
+    apart = one.get_vocab().items() ^ two.get_vocab().items() if one is not two else set()
+    return {token for token, _ in apart} <= {one.pad_token, two.pad_token}

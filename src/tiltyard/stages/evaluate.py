@@ -38,6 +38,7 @@ from tiltyard.report.comparison_plot import comparison_png
 from tiltyard.runs import read_step_groups
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import check_prompts
+from tiltyard.scoring.reward_model import same_vocabulary
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
@@ -207,9 +208,12 @@ def _evaluated(
     values = {reward.name: values_of(reward.scorer, groups) for reward in measured}
     totals = total_of(measured, values, groups)
     shown = [reward.name for reward in named(measured)]
-    log_ratios, entropies = kl_and_entropy(groups, model, ref, settings.temperature or 1.0)
+    shared = same_vocabulary(model.chat, ref.chat)  # log-probs of other tokens cannot be compared
+    log_ratios, entropies = kl_and_entropy(groups, model, ref if shared else model, settings.temperature or 1.0)
+    if not shared:
+        context.report("KL", ["not measured: the reference has another tokenizer"])
     # the mean log-ratio is the KL only under samples of the whole distribution
-    kls = log_ratios if sampling.is_untruncated else [None] * len(log_ratios)
+    kls = log_ratios if shared and sampling.is_untruncated else [None] * len(log_ratios)
     flat = [(group, k) for group in groups for k in range(len(group.responses))]
     evaluated = [_response(*flat[i], kls[i], entropies[i], settings.gold) for i in range(len(flat))]
     flat_totals = [value for row in totals for value in row]

@@ -36,6 +36,7 @@ from tiltyard.stages.backend import keeps_backend, planned, report_model, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.card import write_card
 from tiltyard.stages.methods import FILE_METHODS
+from tiltyard.stages.penalty_note import PenaltyNote
 from tiltyard.stages.plan import plan_lines
 from tiltyard.stages.rehearsal import pace, rehearse
 from tiltyard.stages.sample_logger import SampleLogger
@@ -184,6 +185,9 @@ def _sinks(method: Method, context: StageContext, settings: StageSettings, work:
         prompts = tuple(work.opened.prompts)
         sinks.append(SampleLogger(context.console, work.models, settings.run.sample_every, context.folder, prompts))
     if processes.is_main():
+        rule, penalty = (getattr(settings, key, None) for key in ("missing_eos", "missing_eos_penalty"))
+        if rule is not None and penalty is not None:
+            sinks.append(PenaltyNote(context.console, rule, penalty))
         if "tensorboard" in settings.run.log_to:
             sinks.append(TensorBoard(context.folder / "tensorboard"))
         if "wandb" in settings.run.log_to:

@@ -44,9 +44,9 @@ class TokenRewards:
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
         forest, old_R = batch.forest, batch["old_logp_R"]
         ref_R = batch["ref_logp_R"] if self.kl.beta > 0 else old_R
-        score_B = _after_rule_B(batch, self.missing_eos, self.penalty)
+        score_B, metrics = _after_rule_B(batch, self.missing_eos, self.penalty)
         reward_R = token_rewards_R(old_R, ref_R, score_B, forest.offset_B + forest.count_B - 1, self.kl.beta)
-        return batch.with_columns(response_metrics(batch, score_B), reward_R=reward_R)
+        return batch.with_columns(metrics, reward_R=reward_R)
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ class ResponseRewards:
         return (*(("kl_B",) if self.beta else ()), "score_B", "stopped_B")
 
     def __call__(self, models: Models, batch: Batch) -> Batch:  # noqa: ARG002
-        score_B = _after_rule_B(batch, self.missing_eos, self.penalty)
+        score_B, metrics = _after_rule_B(batch, self.missing_eos, self.penalty)
         kl_B = batch["kl_B"] if self.beta else torch.zeros_like(score_B)
         reward_B = response_rewards_B(score_B, kl_B, self.beta, self.score_weight)
-        return batch.with_columns(response_metrics(batch, score_B), reward_B=reward_B)
+        return batch.with_columns(metrics, reward_B=reward_B)
 
 
-def _after_rule_B(batch: Batch, rule: MissingEos, penalty: float) -> Tensor:
-    """Scores after the missing-EOS rule; the spread is that of the step's scores on all processes together."""
+def _after_rule_B(batch: Batch, rule: MissingEos, penalty: float) -> tuple[Tensor, Metrics]:
+    """Scores after the missing-EOS rule, and metrics of them; the spread is that of all processes together."""
     score_B = batch["score_B"]
-    if rule != "spread":
-        return missing_eos_B(score_B, batch["stopped_B"] > 0, rule, penalty)
     _, var = mean_var(*processes.sum_all(torch.stack(moments(score_B))))
-    return missing_eos_B(score_B, batch["stopped_B"] > 0, rule, penalty, var.sqrt().to(score_B.dtype))
+    std = var.sqrt()
+    after_B = missing_eos_B(score_B, batch["stopped_B"] > 0, rule, penalty, std.to(score_B.dtype))
+    return after_B, response_metrics(batch, after_B) | {"score_std": (float(std), 1.0)}
 
 
 def response_metrics(batch: Batch, score_B: Tensor) -> Metrics:

@@ -1,0 +1,125 @@
+"""Reads a store as groups with preferences: what training, ratings and agreement are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from tiltyard.feedback.store import tables as t
+from tiltyard.feedback.store.database import Database
+from tiltyard.feedback.store.judgements import WITHDRAWN
+from tiltyard.feedback.store.verdicts import preference_of
+from tiltyard.types import Group, Message, Preference, Prompt, Response, response_id
+
+BLOCK = 1000  # judgements read at a time
+
+
+def groups(
+    database: Database, *, stages: Sequence[str] = ("real", "adjudication"), kinds: Sequence[str] = ()
+) -> Iterator[Group]:
+    """Yields a group for each judgement that stands, the oldest first: one opinion of one annotator.
+
+    The preference names the annotator, the time, the version of the guidelines, the prompt and the responses; its
+    `meta` holds `task`, `stage`, `chosen_with` (the probability with which the task was chosen) and the comment. A pair
+    of which both are bad has a preference without ranks (`meta["reason"]`), as has a written text, whose group has the
+    text as its one response.
+
+    Args:
+        stages: of the tasks that count; `gold`, `attention` and `training` are tests of annotators, not data.
+        kinds: of tasks; empty: all.
+    """
+    after = 0
+    while rows := _block(database, after, stages, kinds):
+        after = rows[-1].judgement_id
+        yield from (_group(row, responses) for row, responses in zip(rows, _responses(database, rows), strict=True))
+
+
+def _block(database: Database, after: int, stages: Sequence[str], kinds: Sequence[str]) -> list[Any]:
+    j, newer = t.judgements, t.judgements.alias("newer")
+    query = (
+        select(
+            j.c.id.label("judgement_id"),
+            j.c.verdict,
+            j.c.comment,
+            j.c.created,
+            j.c.seconds,
+            t.tasks.c.id.label("task_id"),
+            t.tasks.c.kind,
+            t.tasks.c.stage,
+            t.tasks.c.probability,
+            t.tasks.c.responses,
+            t.tasks.c.source,
+            t.prompts.c.id.label("prompt_id"),
+            t.prompts.c.messages,
+            t.prompts.c.tools,
+            t.prompts.c.meta,
+            t.annotators.c.name,
+            t.exposures.c.guideline,
+            t.exposures.c.shown,
+        )
+        .join(t.tasks, t.tasks.c.id == j.c.task_id)
+        .join(t.prompts, t.prompts.c.id == t.tasks.c.prompt_id)
+        .join(t.annotators, t.annotators.c.id == j.c.annotator_id)
+        .outerjoin(t.exposures, t.exposures.c.id == j.c.exposure_id)
+        .outerjoin(newer, newer.c.supersedes == j.c.id)
+        .where(newer.c.id.is_(None), j.c.id > after, t.tasks.c.stage.in_(stages))
+        .order_by(j.c.id)
+        .limit(BLOCK)
+    )
+    if kinds:
+        query = query.where(t.tasks.c.kind.in_(kinds))
+    with database.reading() as connection:
+        rows = list(connection.execute(query).all())
+    standing = [row for row in rows if row.verdict != WITHDRAWN]
+    return standing if standing or not rows else _block(database, rows[-1].judgement_id, stages, kinds)
+
+
+def _responses(database: Database, rows: Sequence[Any]) -> list[list[Any]]:
+    ids = sorted({key for row in rows for key in row.responses})
+    query = select(t.responses, t.policies.c.name, t.policies.c.version).join(
+        t.policies, t.policies.c.id == t.responses.c.policy_id
+    )
+    found: dict[int, Any] = {}
+    with database.reading() as connection:
+        for start in range(0, len(ids), BLOCK):
+            part = query.where(t.responses.c.id.in_(ids[start : start + BLOCK]))
+            found |= {row.id: row for row in connection.execute(part)}
+    return [[found[key] for key in row.responses] for row in rows]
+
+
+def _group(row: Any, stored: Sequence[Any]) -> Group:
+    prompt = _prompt(row)
+    responses = tuple(
+        Response(text=one.text, meta={**one.meta, "policy": one.name} | ({"version": one.version} if one.version else {}))
+        for one in stored
+    )
+    if row.kind == "write":
+        responses = (Response(text=row.verdict["text"], meta={"policy": f"annotator:{row.name}"}),)
+    meta = {"task": row.task_id, "kind": row.kind, "stage": row.stage, "chosen_with": row.probability}
+    meta |= {"comment": row.comment} if row.comment else {}
+    meta |= {"seconds": row.seconds} if row.seconds is not None else {}
+    meta |= {"shown": list(row.shown)} if row.shown is not None else {}
+    preference: Preference = preference_of(
+        row.kind,
+        row.verdict,
+        len(stored),
+        annotator=row.name,
+        when=datetime.fromtimestamp(row.created / 1000, UTC).isoformat(timespec="milliseconds"),
+        guideline="" if row.guideline is None else str(row.guideline),
+        prompt=prompt.id,
+        responses=tuple(response_id(response) for response in responses),
+        meta=meta,
+    )
+    return Group(prompt, responses, preference=preference, origin=row.source)
+
+
+def _prompt(row: Any) -> Prompt:
+    meta = {key: value for key, value in row.meta.items() if key != "id"}
+    name = str(row.meta.get("id", row.prompt_id))
+    if isinstance(row.messages, dict):
+        return Prompt(text=row.messages["text"], id=name, meta=meta)
+    messages = tuple(Message.from_dict(one) for one in row.messages)
+    return Prompt(messages=messages, id=name, meta=meta, tools=row.tools)

@@ -1,0 +1,208 @@
+"""Judgements: stored once and for good, corrected by newer ones, decided by a third person where two disagree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from tiltyard.errors import DataError
+from tiltyard.feedback.store import tables as t
+from tiltyard.feedback.store.database import Database, now
+from tiltyard.feedback.store.verdicts import Verdict, agree, checked, to_responses
+
+WITHDRAWN: Verdict = {"withdrawn": True}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of a verdict. `right`, `explanation`: of an item whose verdict is known; None and "" of others."""
+
+    id: int
+    right: bool | None = None
+    explanation: str = ""
+
+
+def judge(
+    database: Database,
+    annotator: int,
+    exposure: int,
+    verdict: Any,
+    *,
+    key: str,
+    seconds: float | None = None,
+    comment: str = "",
+    adjudicate: bool = True,
+    at: int | None = None,
+) -> Stored:
+    """Stores a verdict on what an exposure showed. When it returns, the judgement is on disk.
+
+    Args:
+        verdict: about places on the page.
+        key: made by whoever sends it: the same key again returns the judgement that it made, and stores nothing.
+        adjudicate: two different verdicts on a real task make a task for a third person.
+
+    Raises:
+        DataError: an exposure of somebody else, of a task that this annotator has judged, or a malformed verdict.
+    """
+    if not key or len(key) > 64:
+        raise DataError("a judgement needs a key", where="key", got=repr(key[:80]), expected="1 to 64 characters")
+    at = now() if at is None else at
+    with database.writing() as connection:
+        old = connection.execute(select(t.judgements).where(t.judgements.c.key == key)).one_or_none()
+        if old is not None:
+            if old.annotator_id != annotator:
+                raise DataError("this key belongs to another annotator's judgement", where="key", fix="make a new key")
+            return _stored(connection, old)
+        shown = _exposure(connection, exposure, annotator)
+        task = connection.execute(select(t.tasks).where(t.tasks.c.id == shown.task_id)).one()
+        count = len(task.responses)
+        canonical = to_responses(task.kind, checked(task.kind, verdict, count), shown.shown)
+        last = _newest(connection, task.id, annotator)
+        if last is not None and last.verdict != WITHDRAWN:
+            raise DataError(
+                "this annotator has judged this task already",
+                where=f"task {task.id}",
+                fix="undo the judgement first, then judge again",
+            )
+        row = {
+            "key": key,
+            "task_id": task.id,
+            "annotator_id": annotator,
+            "exposure_id": exposure,
+            "verdict": canonical,
+            "comment": comment[:10_000],
+            "seconds": seconds,
+            "supersedes": None if last is None else last.id,
+            "created": at,
+        }
+        inserted = connection.execute(insert(t.judgements).values(row)).inserted_primary_key
+        assert inserted is not None
+        _end(connection, exposure, "judged", "", at)
+        _count(connection, task.id, -1)
+        if adjudicate and task.stage == "real":
+            _adjudicate(connection, task, at)
+        new = connection.execute(select(t.judgements).where(t.judgements.c.id == inserted[0])).one()
+        return _stored(connection, new)
+
+
+def undo(database: Database, annotator: int, *, at: int | None = None) -> int | None:
+    """Withdraws the annotator's newest judgement and shows its task again; returns the task, None if there is none.
+
+    The judgement stays in the store, superseded by one that withdraws it.
+    """
+    at = now() if at is None else at
+    with database.writing() as connection:
+        j, newer = t.judgements, t.judgements.alias("newer")
+        row = connection.execute(
+            select(j)
+            .outerjoin(newer, newer.c.supersedes == j.c.id)
+            .where(j.c.annotator_id == annotator, newer.c.id.is_(None))
+            .order_by(j.c.id.desc())
+            .limit(1)
+        ).first()
+        if row is None or row.verdict == WITHDRAWN:
+            return None
+        values = {"task_id": row.task_id, "annotator_id": annotator, "exposure_id": row.exposure_id}
+        connection.execute(
+            insert(j).values(**values, key=f"undo-{row.id}", verdict=WITHDRAWN, supersedes=row.id, created=at)
+        )
+        _count(connection, row.task_id, +1)
+        old = connection.execute(select(t.exposures).where(t.exposures.c.id == row.exposure_id)).one()
+        for held in connection.execute(_open_exposures(annotator, at)).all():
+            _end(connection, held.id, "released", "undo", at)
+        again = {"task_id": row.task_id, "annotator_id": annotator, "shown": old.shown, "guideline": old.guideline}
+        connection.execute(insert(t.exposures).values(**again, began=at, expires=at + (old.expires - old.began)))
+        return int(row.task_id)
+
+
+def skip(database: Database, annotator: int, exposure: int, reason: str, *, at: int | None = None) -> None:
+    """Ends an exposure without a verdict; the task goes to somebody else.
+
+    Raises:
+        DataError: no reason, or an exposure of somebody else.
+    """
+    if not reason.strip():
+        raise DataError("a skipped task needs a reason", where="skip", fix="say why it cannot be judged")
+    with database.writing() as connection:
+        _exposure(connection, exposure, annotator)
+        _end(connection, exposure, "skipped", reason[:2000], now() if at is None else at)
+
+
+def flag(database: Database, annotator: int, exposure: int, reason: str) -> None:
+    """Marks the prompt of an exposure as one that should not be judged at all (private data, nonsense, harm)."""
+    with database.writing() as connection:
+        shown = _exposure(connection, exposure, annotator)
+        prompt = connection.scalar(select(t.tasks.c.prompt_id).where(t.tasks.c.id == shown.task_id))
+        row = {"prompt_id": prompt, "annotator_id": annotator, "reason": reason[:2000], "created": now()}
+        connection.execute(insert(t.flags).values(row))
+
+
+def _exposure(connection: Connection, exposure: int, annotator: int) -> Any:
+    row = connection.execute(select(t.exposures).where(t.exposures.c.id == exposure)).one_or_none()
+    if row is None or row.annotator_id != annotator:
+        raise DataError(
+            "this task was not given to this annotator", where=f"exposure {exposure}", fix="ask for the next task"
+        )
+    return row
+
+
+def _open_exposures(annotator: int, at: int) -> Any:
+    e, ends = t.exposures, t.exposure_ends
+    return (
+        select(e)
+        .outerjoin(ends, ends.c.exposure_id == e.c.id)
+        .where(e.c.annotator_id == annotator, e.c.expires > at, ends.c.exposure_id.is_(None))
+    )
+
+
+def _end(connection: Connection, exposure: int, reason: str, note: str, at: int) -> None:
+    ends = t.exposure_ends
+    if connection.scalar(select(ends.c.exposure_id).where(ends.c.exposure_id == exposure)) is None:
+        connection.execute(insert(ends).values(exposure_id=exposure, reason=reason, note=note, ended=at))
+
+
+def _count(connection: Connection, task: int, change: int) -> None:
+    state = t.task_state
+    connection.execute(update(state).where(state.c.task_id == task).values(missing=state.c.missing + change))
+
+
+def _newest(connection: Connection, task: int, annotator: int) -> Any:
+    j = t.judgements
+    return connection.execute(
+        select(j).where(j.c.task_id == task, j.c.annotator_id == annotator).order_by(j.c.id.desc()).limit(1)
+    ).first()
+
+
+def standing(connection: Connection, task: int) -> list[Any]:
+    """Returns the judgements of a task that are neither superseded nor withdrawn, the oldest first."""
+    j, newer = t.judgements, t.judgements.alias("newer")
+    rows = connection.execute(
+        select(j)
+        .outerjoin(newer, newer.c.supersedes == j.c.id)
+        .where(j.c.task_id == task, newer.c.id.is_(None))
+        .order_by(j.c.id)
+    ).all()
+    return [row for row in rows if row.verdict != WITHDRAWN]
+
+
+def _adjudicate(connection: Connection, task: Any, at: int) -> None:
+    """Makes a task for a third person once two verdicts on a task differ; once for each task."""
+    verdicts = [row.verdict for row in standing(connection, task.id)]
+    if len(verdicts) < 2 or all(agree(task.kind, verdicts[0], other) for other in verdicts[1:]):
+        return
+    if connection.scalar(select(t.tasks.c.id).where(t.tasks.c.parent_id == task.id)) is not None:
+        return
+    same = {key: getattr(task, key) for key in ("kind", "prompt_id", "responses", "probability", "place", "source")}
+    row = {**same, "stage": "adjudication", "overlap": 1, "chooser": "adjudication", "parent_id": task.id}
+    key = connection.execute(insert(t.tasks).values(**row, created=at)).inserted_primary_key
+    assert key is not None
+    connection.execute(insert(t.task_state).values(task_id=key[0], missing=1))
+
+
+def _stored(connection: Connection, row: Any) -> Stored:
+    task = connection.execute(select(t.tasks).where(t.tasks.c.id == row.task_id)).one()
+    if task.expected is None or row.verdict == WITHDRAWN:
+        return Stored(row.id)
+    return Stored(row.id, agree(task.kind, row.verdict, task.expected), task.explanation)

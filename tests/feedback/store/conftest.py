@@ -47,9 +47,13 @@ def postgres() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = f"-p {port} -k {base} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off -c shared_buffers=32MB"
+    options = (
+        f"-p {port} -k {base} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off -c shared_buffers=32MB"
+    )
     control = [*as_user, _binary("pg_ctl"), "-D", str(data)]
-    subprocess.run([*control, "-w", "-o", options, "-l", str(base / "log"), "start"], check=True, capture_output=True, cwd=base)  # noqa: E501
+    subprocess.run(
+        [*control, "-w", "-o", options, "-l", str(base / "log"), "start"], check=True, capture_output=True, cwd=base
+    )
     yield f"postgresql://tiltyard@127.0.0.1:{port}"
     subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, check=False, cwd=base)
     shutil.rmtree(base, ignore_errors=True)
@@ -69,7 +73,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{server}/{name}"
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(url: str) -> Iterator[Database]:
     """An open store with guidelines."""
     database = Database(url)
@@ -85,7 +89,7 @@ def group(k: int, count: int = 2) -> Group:
     return Group(prompt, texts)
 
 
-@pytest.fixture()
+@pytest.fixture
 def items() -> Callable[..., list[Item]]:
     """Makes `n` items of a kind."""
 

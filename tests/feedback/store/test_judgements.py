@@ -92,7 +92,7 @@ def test_ratings_and_texts(store, items):
 
 
 def test_overlap_leases_and_never_twice(store, items):
-    """Two people judge each task, no third one does, and none judges one twice; a lease that runs out frees the place."""
+    """Two people judge each task, no third one does, none judges one twice; a lease that runs out frees the place."""
     ids = add_tasks(store, items(3, overlap=2))
     people = [person(store, name) for name in "abc"]
     held = [next_task(store, who, at=1000, lease_seconds=10) for who in people]
@@ -256,7 +256,7 @@ def test_what_was_collected_cannot_be_changed(store, items, table):
     task = next_task(store, who)
     flag(store, who, task.exposure, "why")
     judge(store, who, task.exposure, {"choice": "tie"}, key="k")
-    for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET created = 0"):  # noqa: S608
+    for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET created = 0"):
         column = "created" if "created" in t.metadata.tables[table].c else "began" if table == "exposures" else "ended"
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), store.writing() as connection:
             connection.execute(sa.text(statement.replace("created", column)))

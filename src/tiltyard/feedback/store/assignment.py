@@ -64,7 +64,9 @@ def next_task(
     with database.writing() as connection:
         version = connection.scalar(select(func.max(t.guidelines.c.version)))
         if version is None:
-            raise DataError("there are no guidelines yet", where=database.where, fix="add them before tasks are given out")
+            raise DataError(
+                "there are no guidelines yet", where=database.where, fix="add them before tasks are given out"
+            )
         held = connection.execute(_held(annotator, at)).first()
         if held is not None:
             return _assignment(connection, held, annotator, at)
@@ -90,11 +92,7 @@ def next_task(
 def _held(annotator: int, at: int) -> Select[Any]:
     """The exposures of an annotator that are neither ended nor run out, the oldest first."""
     e = t.exposures
-    return (
-        select(e)
-        .where(e.c.annotator_id == annotator, e.c.expires > at, ~_ended(e.c.id))
-        .order_by(e.c.id)
-    )
+    return select(e).where(e.c.annotator_id == annotator, e.c.expires > at, ~_ended(e.c.id)).order_by(e.c.id)
 
 
 def _ended(exposure: Any) -> Any:

@@ -93,7 +93,9 @@ def _responses(database: Database, rows: Sequence[Any]) -> list[list[Any]]:
 def _group(row: Any, stored: Sequence[Any]) -> Group:
     prompt = _prompt(row)
     responses = tuple(
-        Response(text=one.text, meta={**one.meta, "policy": one.name} | ({"version": one.version} if one.version else {}))
+        Response(
+            text=one.text, meta={**one.meta, "policy": one.name} | ({"version": one.version} if one.version else {})
+        )
         for one in stored
     )
     if row.kind == "write":

@@ -1,4 +1,4 @@
-"""What is judged: prompts, responses with the policy that wrote them, and tasks with the probability of their choice."""
+"""What is judged: prompts, responses with the policy that wrote them, tasks with the probability of their choice."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ def _response(connection: Connection, prompt_id: str, response: Response, at: in
     policy = register_policy(connection, name, version, {}, at)
     digest, table = response_id(response), t.responses
     found = connection.scalar(
-        select(table.c.id).where(
-            table.c.prompt_id == prompt_id, table.c.policy_id == policy, table.c.digest == digest
-        )
+        select(table.c.id).where(table.c.prompt_id == prompt_id, table.c.policy_id == policy, table.c.digest == digest)
     )
     if found is not None:
         return int(found)

@@ -51,7 +51,9 @@ def add_annotator(
     """
     name = name.strip()
     if not name or len(name) > 200:
-        raise ConfigError("an annotator needs a name", where="annotator", got=repr(name), expected="1 to 200 characters")
+        raise ConfigError(
+            "an annotator needs a name", where="annotator", got=repr(name), expected="1 to 200 characters"
+        )
     if role not in ROLES:
         raise ConfigError("unknown role", where=f"annotator {name}", got=role, expected=", ".join(ROLES))
     token = secrets.token_urlsafe(32)

@@ -36,7 +36,7 @@ def checked(kind: str, verdict: Any, count: int) -> Verdict:
     return _CHECKS[kind](kind, verdict, count)
 
 
-def _pair(kind: str, verdict: Mapping[str, Any], count: int) -> Verdict:
+def _pair(kind: str, verdict: Mapping[str, Any], _count: int) -> Verdict:
     choice, strength = verdict.get("choice"), verdict.get("strength")
     if choice not in CHOICES:
         raise _bad(kind, choice, f"choice: {', '.join(CHOICES)}")
@@ -164,4 +164,3 @@ def _bad(kind: str, got: object, expected: str) -> DataError:
         expected=expected,
         fix="send the verdict again; nothing was stored",
     )
-

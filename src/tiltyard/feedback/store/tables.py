@@ -1,7 +1,7 @@
 """The tables of the feedback store.
 
 What was asked, shown and judged is append-only (`APPEND_ONLY`; triggers refuse changes): a correction is a new
-judgement that supersedes an older one, a lease ends by a row of its own, no policy or guideline is ever taken back. Only
+judgement that supersedes an older one, a lease ends by a row of its own, no policy or guideline is taken back. Only
 `task_state` (a count that can be computed again), `annotators` and `sessions` change.
 
 Times are milliseconds since 1970 in UTC. Prompts and responses are named by digests of their content.

@@ -49,7 +49,7 @@ def _pair(kind: str, verdict: Mapping[str, Any], _count: int) -> Verdict:
 
 
 def _ranking(kind: str, verdict: Mapping[str, Any], count: int) -> Verdict:
-    ranks = verdict.get("ranks")
+    ranks: Any = verdict.get("ranks")
     if not _list(ranks, count) or not all(_whole(rank, 1, count) for rank in ranks):
         raise _bad(kind, ranks, f"ranks: {count} numbers from 1 (best) to {count}, equal where they tie")
     return {"ranks": list(dense_ranks([-rank for rank in ranks]))}
@@ -63,7 +63,8 @@ def _best_worst(kind: str, verdict: Mapping[str, Any], count: int) -> Verdict:
 
 
 def _rating(kind: str, verdict: Mapping[str, Any], count: int) -> Verdict:
-    ratings, flags = verdict.get("ratings"), verdict.get("flags", [{}] * count)
+    ratings: Any = verdict.get("ratings")
+    flags: Any = verdict.get("flags", [{}] * count)
     low, high = SCALE
     if not _list(ratings, count) or not all(_whole(rating, low, high) for rating in ratings):
         raise _bad(kind, ratings, f"ratings: {count} whole numbers from {low} to {high}")
@@ -107,7 +108,7 @@ def to_responses(kind: str, verdict: Verdict, shown: Sequence[int]) -> Verdict:
         place = {response: k for k, response in enumerate(shown)}
         order = [place[response] for response in range(len(shown))]
         return {key: [value[k] for k in order] for key, value in verdict.items()}
-    moved = {key: shown[verdict[key]] for key in ("best", "worst", "edited") if key in verdict}
+    moved: Verdict = {key: shown[verdict[key]] for key in ("best", "worst", "edited") if key in verdict}
     return {**verdict, **moved}
 
 

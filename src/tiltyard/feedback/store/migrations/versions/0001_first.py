@@ -1,4 +1,8 @@
-"""The first schema, and triggers that refuse to change or delete what was collected."""
+"""The first schema, and triggers that refuse to change or delete what was collected.
+
+It makes the tables as `tables.py` has them. The first change of the schema copies them here as they are now, so that a
+store of this version can still be brought to the next.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which task an annotator gets next: training first, then real ones with gold between them, leased and never twice.
+"""Assignment of tasks to annotators: training first, then real ones with gold between them, leased and never twice.
 
 A task is given out while fewer people judge or have judged it than its overlap asks for; a lease that runs out gives
 the place back. The order on the page is drawn with a seed made of the task and the annotator, and stored.
@@ -53,7 +53,7 @@ def next_task(
     The same annotator gets the same task again until it is judged, skipped or released, or its lease runs out.
 
     Args:
-        gold_every: after so many real tasks a gold or attention item comes that this annotator has not seen; 0: never.
+        gold_every: after this number of real tasks a gold or attention item comes, never the same twice; 0: none.
         seed: of the order on the page and of the choice among gold items.
         at: the present, in milliseconds; for tests.
 

@@ -1,4 +1,4 @@
-"""What is judged: prompts, responses with the policy that wrote them, tasks with the probability of their choice."""
+"""Prompts, responses with the policy that wrote them, and tasks with the probability of their choice."""
 
 from __future__ import annotations
 

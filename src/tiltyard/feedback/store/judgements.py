@@ -17,7 +17,7 @@ WITHDRAWN: Verdict = {"withdrawn": True}
 
 @dataclass(frozen=True)
 class Stored:
-    """What became of a verdict. `right`, `explanation`: of an item whose verdict is known; None and "" of others."""
+    """A stored judgement. `right`, `explanation`: of an item whose verdict is known; None and "" of others."""
 
     id: int
     right: bool | None = None
@@ -40,11 +40,11 @@ def judge(
 
     Args:
         verdict: about places on the page.
-        key: made by whoever sends it: the same key again returns the judgement that it made, and stores nothing.
+        key: made by the sender: the same key again returns the judgement that it made, and stores nothing.
         adjudicate: two different verdicts on a real task make a task for a third person.
 
     Raises:
-        DataError: an exposure of somebody else, of a task that this annotator has judged, or a malformed verdict.
+        DataError: an exposure of another annotator, of a task that this annotator has judged, or a malformed verdict.
     """
     if not key or len(key) > 64:
         raise DataError("a judgement needs a key", where="key", got=repr(key[:80]), expected="1 to 64 characters")
@@ -118,10 +118,10 @@ def undo(database: Database, annotator: int, *, at: int | None = None) -> int | 
 
 
 def skip(database: Database, annotator: int, exposure: int, reason: str, *, at: int | None = None) -> None:
-    """Ends an exposure without a verdict; the task goes to somebody else.
+    """Ends an exposure without a verdict; the task goes to another annotator.
 
     Raises:
-        DataError: no reason, or an exposure of somebody else.
+        DataError: no reason, or an exposure of another annotator.
     """
     if not reason.strip():
         raise DataError("a skipped task needs a reason", where="skip", fix="say why it cannot be judged")

@@ -21,7 +21,7 @@ SESSION_HOURS = 12
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who judges: a person, an AI judge or a simulated annotator."""
+    """An annotator: a person, an AI judge or a simulated one."""
 
     id: int
     name: str
@@ -71,13 +71,13 @@ def new_link(database: Database, name: str) -> str:
     """Returns a new token for an annotator; the old link and all sessions end.
 
     Raises:
-        ConfigError: nobody has this name.
+        ConfigError: no annotator has this name.
     """
     token = secrets.token_urlsafe(32)
     with database.writing() as connection:
         found = connection.scalar(select(t.annotators.c.id).where(t.annotators.c.name == name))
         if found is None:
-            raise ConfigError("nobody has this name", where="annotator", got=name, fix="add the annotator first")
+            raise ConfigError("no annotator has this name", where="annotator", got=name, fix="add the annotator first")
         connection.execute(update(t.annotators).where(t.annotators.c.id == found).values(token=digest(token)))
         connection.execute(delete(t.sessions).where(t.sessions.c.annotator_id == found))
     return token
@@ -88,7 +88,7 @@ def set_active(database: Database, name: str, active: bool) -> None:
     with database.writing() as connection:
         found = connection.scalar(select(t.annotators.c.id).where(t.annotators.c.name == name))
         if found is None:
-            raise ConfigError("nobody has this name", where="annotator", got=name)
+            raise ConfigError("no annotator has this name", where="annotator", got=name)
         connection.execute(update(t.annotators).where(t.annotators.c.id == found).values(active=int(active)))
         if not active:
             connection.execute(delete(t.sessions).where(t.sessions.c.annotator_id == found))

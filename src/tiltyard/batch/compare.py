@@ -57,7 +57,7 @@ def compare_with_ref(
         temperature: of both distributions (the sampler's). ref_temperature: of `ref_at_R`; None: the same.
         states: the policy's `hidden_R`, if it is computed already.
     """
-    rows = chunk_rows(policy.vocab_size, policy.device.type)
+    rows = chunk_rows(policy.vocab_size, forest.ids_T.device.type)
     policy_chunks = policy.full_log_probs(forest, rows, temperature, temperature, **states)
     ref_chunks = ref.full_log_probs(
         forest, rows, temperature, temperature if ref_temperature is None else ref_temperature

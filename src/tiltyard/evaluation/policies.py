@@ -12,6 +12,7 @@ from tiltyard.evaluation.equal_length import win_rate_at_equal_length
 from tiltyard.stats.intervals import Estimate, Interval, mean_ci, rate_ci
 from tiltyard.stats.text import distinct_n
 from tiltyard.stats.win_rates import Pairing, win_rate_by_prompt
+from tiltyard.types import Group, prompt_digest
 
 WinBy = Literal["gold", "proxy", "judge"]
 RewardKind = Literal["model", "rule", "other"]
@@ -46,6 +47,20 @@ class EvaluatedResponse:
     rewards: Mapping[str, float | None] = field(default_factory=dict)
     win: float | None = None
     no_verdict: str = ""
+
+    @classmethod
+    def of(cls, group: Group, k: int, **measured: Any) -> EvaluatedResponse:
+        """The k-th response of a group, with what was measured of it."""
+        response, prompt = group.responses[k], group.prompt
+        return cls(
+            prompt_id=prompt.id,
+            prompt_key=prompt_digest(prompt),
+            prompt_text="\n".join(m.content for m in prompt.messages) if prompt.messages else prompt.text or "",
+            text=response.text,
+            length=len(response.ids),
+            truncated=response.finish == "length",
+            **measured,
+        )
 
     @property
     def key(self) -> str:

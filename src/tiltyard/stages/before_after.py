@@ -34,7 +34,7 @@ from tiltyard.scoring.registry import is_function
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.training.log import duration, told
-from tiltyard.types import MICRO_TOKENS, Group, Prompt, prompt_digest
+from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
 SECONDS = 10.0  # between two lines of progress
 T = TypeVar("T")
@@ -270,18 +270,8 @@ def _scorer(
 
 def _responses(groups: Iterable[Group]) -> Iterator[EvaluatedResponse]:
     for group in groups:
-        prompt = group.prompt
-        text = "\n".join(m.content for m in prompt.messages) if prompt.messages else prompt.text or ""
-        for k, response in enumerate(group.responses):
-            yield EvaluatedResponse(
-                prompt_id=prompt.id,
-                prompt_key=prompt_digest(prompt),
-                prompt_text=text,
-                text=response.text,
-                length=len(response.ids),
-                truncated=response.finish == "length",
-                proxy=group.scores[k] if group.scores else None,
-            )
+        for k in range(len(group.responses)):
+            yield EvaluatedResponse.of(group, k, proxy=group.scores[k] if group.scores else None)
 
 
 register(

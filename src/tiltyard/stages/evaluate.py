@@ -44,7 +44,7 @@ from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
 from tiltyard.stages.rewards import Rewards, named, sources
 from tiltyard.training.log import TimeLeft
-from tiltyard.types import Group, prompt_digest
+from tiltyard.types import Group
 from tiltyard.world import gold
 from tiltyard.world.reward import is_world_prompt
 
@@ -286,18 +286,7 @@ def _response(group: Group, k: int, kl: float | None, entropy: float, use_gold: 
         result = gold(prompt.meta, response.text)
         scores = {key: float(getattr(result, key)) for key in ("helpful", "truthful", "harmless")}
         scores["gold"] = result.total
-    prompt_text = "\n".join(m.content for m in prompt.messages) if prompt.messages else prompt.text or ""
-    return EvaluatedResponse(
-        prompt_id=prompt.id,
-        prompt_key=prompt_digest(prompt),
-        prompt_text=prompt_text,
-        text=response.text,
-        length=len(response.ids),
-        truncated=response.finish == "length",
-        kl=kl,
-        entropy=entropy,
-        **scores,
-    )
+    return EvaluatedResponse.of(group, k, kl=kl, entropy=entropy, **scores)
 
 
 def _write_responses(path: Path, responses: dict[str, list[EvaluatedResponse]]) -> None:

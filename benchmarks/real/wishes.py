@@ -3,13 +3,14 @@
     python -m benchmarks.real.wishes FOLDER_OF_DATA OUT
 
 Each instruction of `prompts/train` gets one of four wishes, by turns; each of `prompts/dev` gets all four. `kept` is
-the reward of `benchmarks/real/wishes.yaml`: 1 where the response keeps the wish of its prompt's row, else 0.
+the reward of `benchmarks/real/wishes.yaml`: 1 where the response keeps the wish of its prompt's row, else 0; `brief`,
+`asks`, `prose` and `json` are the same for the prompts of one wish, and abstain from the others.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ CHECKS = {name: RuleFunction(rule) for name, (_, rule) in WISHES.items()}
 def kept(prompt: Prompt, response: Response, row: Mapping[str, Any]) -> float:
     """Returns 1 where the response ended by itself and keeps the wish that its prompt asked for, else 0."""
     return float(response.finish != "length" and CHECKS[str(row["wish"])](prompt, response, dict(row)))
+
+
+def _one(name: str) -> Callable[[Prompt, Response, Mapping[str, Any]], float | None]:
+    """`kept` for the prompts of one wish alone."""
+    return lambda prompt, response, row: kept(prompt, response, row) if row["wish"] == name else None
+
+
+brief, asks, prose, json = (_one(name) for name in WISHES)
 
 
 def main(data: Path, out: Path) -> None:

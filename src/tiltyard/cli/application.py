@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tiltyard.allocator import keep_freed_memory
-from tiltyard.cli import chat, verbs, wish
+from tiltyard.cli import chat, people, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
@@ -63,6 +63,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "check": verbs.check,
     "sample": chat.sample,
     "chat": chat.chat,
+    "rate": people.rate,
+    "agreement": people.agreement,
+    "export": people.export,
     "merge": verbs.merge,
     "bench": verbs.bench,
     "stages": verbs.stages,

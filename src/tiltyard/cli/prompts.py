@@ -14,7 +14,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.types import Message, Prompt
 
 if TYPE_CHECKING:
-    from tiltyard.data.read import Row
+    from tiltyard.data.row import Row
 
 STDIN = "standard input"
 ROW_KEYS = ("messages", "conversations", "conversation", "prompt")  # an object with one of them is a row

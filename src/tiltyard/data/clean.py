@@ -11,7 +11,7 @@ from typing import Any
 from tiltyard.data.bad_rows import parse_answers
 from tiltyard.data.formats import Kind, parse_row
 from tiltyard.data.keys import answer_key, content_key, near_key, prompt_key
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.errors import DataError
 from tiltyard.types import Group
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from tiltyard.data.conversations import message_list
 from tiltyard.data.fields import typed
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.errors import DataError
 from tiltyard.types import Message
 

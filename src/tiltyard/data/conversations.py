@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tiltyard.data.fields import empty, lacks
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.errors import DataError, nearest
 from tiltyard.types import Message
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tiltyard.data.conversations import ROLES, WEIGHT, holds_transcript, is_transcript
 from tiltyard.data.pair_labels import answers_of
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.data.turns import TURNS, turns_of
 from tiltyard.types import Group, Message, shares_of
 

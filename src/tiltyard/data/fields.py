@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.errors import DataError, nearest
 
 EXAMPLES: dict[str, str] = {

@@ -32,7 +32,7 @@ from tiltyard.data.conversations import (
 )
 from tiltyard.data.fields import check_order, filled, flag, lacks, numbers, probability, shares_field, typed
 from tiltyard.data.pair_labels import as_ranking
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.data.turns import (
     TURNS,
     Asked,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.errors import DataError
 
 NAMES = (

@@ -14,11 +14,12 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from tiltyard.data.foreign import own_rows
 from tiltyard.data.limit import Limit, limited
+from tiltyard.data.row import Row
 from tiltyard.data.splits import SUFFIXES, choose_split, split_files, suffix_of
 from tiltyard.errors import DataError, nearest
 from tiltyard.files import HEAD, exists, foreign_format, not_utf8, reading, user_path
@@ -29,13 +30,7 @@ _FIX_LINE = "correct or delete this line"
 _ONE_OBJECT_A_LINE = 'one JSON object a line, e.g. {"prompt": "...", "completion": "..."}'
 
 
-@dataclass(frozen=True)
-class Row:
-    """One record of a source. `where` is `file.jsonl:17` (lines count from 1) or `file.parquet:row 3`."""
-
-    value: dict[str, Any]
-    where: str
-
+__all__ = ["Item", "Row", "read_rows", "row_of"]
 
 Item = Row | DataError  # a row, or why it cannot be read
 
@@ -48,7 +43,7 @@ def read_rows(
     on_bad: Callable[[DataError], None] | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Row]:
-    """Reads the rows of a file, a folder or a dataset of the hub.
+    """Reads the rows of a file, a folder or a dataset of the hub; judgements of other tools as `foreign` has them.
 
     Args:
         source: `.jsonl`, `.jsonl.gz`, `.json` (a list), `.parquet`; a folder made by `save_to_disk` or holding
@@ -97,12 +92,14 @@ def _good(items: Iterator[Item], where: str, on_bad: Callable[[DataError], None]
     empty = True
     for item in items:
         empty = False
-        if isinstance(item, Row):
-            yield item
-        elif on_bad is None:
-            raise item
-        else:
-            on_bad(item)
+        try:
+            if isinstance(item, DataError):
+                raise item
+            yield from own_rows(item)
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
     if empty:
         raise DataError(
             "no rows", where=where, got="an empty source", expected="at least one row", fix="check the path"
@@ -328,9 +325,11 @@ def _objects(values: Iterable[Any], prefix: str, before: int = 0) -> Iterator[It
             yield DataError("not an object", where=where, got=_short(value), expected="an object", fix="correct it")
 
 
-def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+def _without_nulls(row: Any) -> Any:
     # in a column store an absent field reads as null; only there does null mean absent
-    return {key: value for key, value in row.items() if value is not None}
+    if isinstance(row, list):
+        return [_without_nulls(value) for value in row]
+    return {k: _without_nulls(v) for k, v in row.items() if v is not None} if isinstance(row, dict) else row
 
 
 def _short(value: Any) -> str:

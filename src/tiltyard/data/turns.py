@@ -25,7 +25,7 @@ from tiltyard.data.conversations import (
     without_weights,
 )
 from tiltyard.data.fields import empty, filled, lacks, typed
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.errors import DataError
 from tiltyard.types import Group, Message, Preference, Prompt, Response
 

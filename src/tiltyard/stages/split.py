@@ -14,7 +14,7 @@ from tiltyard.data import BadRows, Kind, parsed_rows, read_rows
 from tiltyard.data.clean import kind_of, parse_any
 from tiltyard.data.held_out import part_by_prompt
 from tiltyard.data.keys import near_key
-from tiltyard.data.read import Row
+from tiltyard.data.row import Row
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.inputs.settings import BadRowsSetting

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,41 @@ def next_task(
         connection.execute(insert(t.exposures).values(row))
         exposure = connection.execute(_held(annotator, at)).first()
         return _assignment(connection, exposure, annotator, at)
+
+
+def show(
+    database: Database,
+    annotator: int,
+    task: int,
+    shown: Sequence[int],
+    *,
+    lease_seconds: float = LEASE_SECONDS,
+    at: int | None = None,
+) -> int:
+    """Notes that an annotator is shown a task in an order that the page has chosen; returns the exposure.
+
+    Args:
+        shown: shown[place on the page] = index into the task's responses.
+
+    Raises:
+        DataError: there are no guidelines yet, or `shown` is no order of the task's responses.
+    """
+    at = now() if at is None else at
+    with database.writing() as connection:
+        version = connection.scalar(select(func.max(t.guidelines.c.version)))
+        responses = connection.scalar(select(t.tasks.c.responses).where(t.tasks.c.id == task))
+        if version is None or responses is None or sorted(shown) != list(range(len(responses))):
+            raise DataError(
+                "this task cannot be shown so",
+                where=f"task {task}",
+                got=f"order {list(shown)}, guidelines {version}",
+                expected="an order of its responses, and a version of the guidelines",
+            )
+        row = {"task_id": task, "annotator_id": annotator, "shown": list(shown), "guideline": version}
+        times = {"began": at, "expires": at + round(1000 * lease_seconds)}
+        key = connection.execute(insert(t.exposures).values(**row, **times)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
 
 
 def _held(annotator: int, at: int) -> Select[Any]:

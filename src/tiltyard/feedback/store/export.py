@@ -11,7 +11,7 @@ from sqlalchemy import select
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.judgements import WITHDRAWN
-from tiltyard.feedback.store.verdicts import preference_of
+from tiltyard.feedback.store.verdicts import agree, preference_of
 from tiltyard.types import Group, Message, Preference, Prompt, Response, response_id
 
 BLOCK = 1000  # judgements read at a time
@@ -23,8 +23,9 @@ def groups(
     """Yields a group for each judgement that stands, the oldest first: one opinion of one annotator.
 
     The preference names the annotator, the time, the version of the guidelines, the prompt and the responses; its
-    `meta` holds `task`, `stage`, `chosen_with` (the probability with which the task was chosen) and the comment. A pair
-    of which both are bad has a preference without ranks (`meta["reason"]`), as has a written text, whose group has the
+    `meta` holds `task`, `stage`, `chosen_with` (the probability with which the task was chosen), `source`, `role` (of
+    an admin, a judge or a simulated annotator), `right` (of an item whose verdict is known) and the comment. A pair of
+    which both are bad has a preference without ranks (`meta["reason"]`), as has a written text, whose group has the
     text as its one response.
 
     Args:
@@ -35,6 +36,13 @@ def groups(
     while rows := _block(database, after, stages, kinds):
         after = rows[-1].judgement_id
         yield from (_group(row, responses) for row, responses in zip(rows, _responses(database, rows), strict=True))
+
+
+def policies(database: Database) -> list[str]:
+    """Returns the names of all policies ever registered, `name` or `name@version`, in the order of their arrival."""
+    with database.reading() as connection:
+        rows = connection.execute(select(t.policies.c.name, t.policies.c.version).order_by(t.policies.c.id)).all()
+    return [f"{row.name}@{row.version}" if row.version else row.name for row in rows]
 
 
 def _block(database: Database, after: int, stages: Sequence[str], kinds: Sequence[str]) -> list[Any]:
@@ -56,7 +64,9 @@ def _block(database: Database, after: int, stages: Sequence[str], kinds: Sequenc
             t.prompts.c.messages,
             t.prompts.c.tools,
             t.prompts.c.meta,
+            t.tasks.c.expected,
             t.annotators.c.name,
+            t.annotators.c.role,
             t.exposures.c.guideline,
             t.exposures.c.shown,
         )
@@ -101,6 +111,9 @@ def _group(row: Any, stored: Sequence[Any]) -> Group:
     if row.kind == "write":
         responses = (Response(text=row.verdict["text"], meta={"policy": f"annotator:{row.name}"}),)
     meta = {"task": row.task_id, "kind": row.kind, "stage": row.stage, "chosen_with": row.probability}
+    meta |= {"role": row.role} if row.role != "annotator" else {}
+    meta |= {"source": row.source} if row.source else {}
+    meta |= {} if row.expected is None else {"right": agree(row.kind, row.verdict, row.expected)}
     meta |= {"comment": row.comment} if row.comment else {}
     meta |= {"seconds": row.seconds} if row.seconds is not None else {}
     meta |= {"shown": list(row.shown)} if row.shown is not None else {}

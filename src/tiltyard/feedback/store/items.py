@@ -35,6 +35,7 @@ class Item:
         expected: the right verdict, about `group.responses`; of training, gold and attention items.
         explanation: why it is right, shown after a training item.
         source: tasks are given out so that all sources advance alike.
+        reserved: the page that made it shows it itself (`assignment.show`); it is given out to no one else.
     """
 
     group: Group
@@ -46,6 +47,7 @@ class Item:
     expected: Mapping[str, Any] | None = None
     explanation: str = ""
     source: str = ""
+    reserved: bool = False
 
 
 def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0) -> list[int]:
@@ -82,7 +84,9 @@ def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0) -> li
             }
             key = connection.execute(insert(t.tasks).values(row)).inserted_primary_key
             assert key is not None
-            connection.execute(insert(t.task_state).values(task_id=key[0], missing=item.overlap))
+            connection.execute(
+                insert(t.task_state).values(task_id=key[0], missing=0 if item.reserved else item.overlap)
+            )
             ids.append(int(key[0]))
     return ids
 

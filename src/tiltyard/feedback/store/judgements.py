@@ -34,6 +34,7 @@ def judge(
     seconds: float | None = None,
     comment: str = "",
     adjudicate: bool = True,
+    open_alone: bool = False,
     at: int | None = None,
 ) -> Stored:
     """Stores a verdict on what an exposure showed. When it returns, the judgement is on disk.
@@ -42,6 +43,7 @@ def judge(
         verdict: about places on the page.
         key: made by the sender: the same key again returns the judgement that it made, and stores nothing.
         adjudicate: two different verdicts on a real task make a task for a third person.
+        open_alone: refuse an exposure that has ended, such as one whose models were shown.
 
     Raises:
         DataError: an exposure of another annotator, of a task that this annotator has judged, or a malformed verdict.
@@ -55,7 +57,7 @@ def judge(
             if old.annotator_id != annotator:
                 raise DataError("this key belongs to another annotator's judgement", where="key", fix="make a new key")
             return _stored(connection, old)
-        shown = _exposure(connection, exposure, annotator)
+        shown = _exposure(connection, exposure, annotator, open_alone=open_alone)
         task = connection.execute(select(t.tasks).where(t.tasks.c.id == shown.task_id)).one()
         count = len(task.responses)
         canonical = to_responses(task.kind, checked(task.kind, verdict, count), shown.shown)
@@ -139,12 +141,26 @@ def flag(database: Database, annotator: int, exposure: int, reason: str) -> None
         connection.execute(insert(t.flags).values(row))
 
 
-def _exposure(connection: Connection, exposure: int, annotator: int) -> Any:
+def end_exposure(database: Database, annotator: int, exposure: int, reason: str) -> None:
+    """Ends an exposure without a verdict, whatever the reason; one that has ended stays as it is.
+
+    Raises:
+        DataError: an exposure of another annotator.
+    """
+    with database.writing() as connection:
+        _exposure(connection, exposure, annotator)
+        _end(connection, exposure, reason[:40], "", now())
+
+
+def _exposure(connection: Connection, exposure: int, annotator: int, *, open_alone: bool = False) -> Any:
     row = connection.execute(select(t.exposures).where(t.exposures.c.id == exposure)).one_or_none()
     if row is None or row.annotator_id != annotator:
         raise DataError(
             "this task was not given to this annotator", where=f"exposure {exposure}", fix="ask for the next task"
         )
+    ends = t.exposure_ends
+    if open_alone and connection.scalar(select(ends.c.exposure_id).where(ends.c.exposure_id == exposure)) is not None:
+        raise DataError("this task is over", where=f"exposure {exposure}", got="a verdict after its end", fix="go on")
     return row
 
 

@@ -14,8 +14,8 @@ from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database, now
 
-Role = Literal["admin", "annotator", "judge", "simulated"]
-ROLES: tuple[Role, ...] = ("admin", "annotator", "judge", "simulated")
+Role = Literal["admin", "annotator", "judge", "simulated", "visitor"]  # visitor: of the arena, without a link
+ROLES: tuple[Role, ...] = ("admin", "annotator", "judge", "simulated", "visitor")
 SESSION_HOURS = 12
 
 

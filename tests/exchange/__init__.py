@@ -1,0 +1,1 @@
+"""Judgements in the forms of other tools."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -144,6 +145,30 @@ def test_a_model_that_fails_leaves_nothing(store, caplog) -> None:  # noqa: F811
     assert not list(groups(store))
     assert "bad gave no answer" in caplog.text
     assert "bad" not in str(events)
+
+
+def test_nothing_is_shown_before_both_have_begun(store) -> None:  # noqa: F811
+    """The faster model would be known by its speed."""
+    gate = threading.Event()
+
+    class Slow(Scripted):
+        def write(self, messages, seed, show):
+            gate.wait(10)
+            return super().write(messages, seed, show)
+
+    desk = Desk(store, [Scripted("fast"), Slow("slow")])
+    visitor = desk.visitor("a cookie")
+    found: list[dict] = []
+    name = desk.begin(visitor, "Why?")
+    reader = threading.Thread(target=lambda: found.extend(desk.answers(name, visitor)))
+    reader.start()
+    while not desk.writers[0].asked:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert found == []
+    gate.set()
+    reader.join(10)
+    assert "battle" in found[-1]
 
 
 def test_a_visitor_who_leaves_stops_both(store) -> None:  # noqa: F811

@@ -235,7 +235,8 @@ class Desk:
         threads = [threading.Thread(target=write, args=one, daemon=True) for one in zip("ab", order, strict=True)]
         for thread in threads:
             thread.start()
-        ended = 0
+        ended, begun = 0, set[str]()
+        held: list[dict[str, Any]] = []  # nothing is shown before both have begun: the faster one would be known by it
         try:
             while ended < len(threads):
                 event = events.get()
@@ -243,7 +244,11 @@ class Desk:
                     yield event
                     return
                 ended += "end" in event
-                yield event
+                begun.add(event["side"])
+                held.append(event)
+                if len(begun) == len(threads):
+                    yield from held
+                    held = []
             yield {"battle": self._stored(opened, places, found)}
         finally:
             gone.set()

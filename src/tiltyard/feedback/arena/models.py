@@ -181,7 +181,7 @@ class Entry:
                 "not a model of an arena",
                 where="--model",
                 got=text,
-                expected="NAME=FOLDER or NAME=http://HOST:PORT/v1#MODEL",
+                expected="NAME=FOLDER or NAME=http://{HOST}:{PORT}/v1#MODEL",
             )
         if len(name) > 100 or len(version) > 100:
             raise ConfigError("a model's name is too long", where="--model", got=f"{name[:40]}...", expected="100")
@@ -194,7 +194,7 @@ class Entry:
                 "not the address of a model",
                 where=f"--model {name}",
                 got=address if not parts.password else "an address with a password",
-                expected="http://HOST:PORT/v1#MODEL; keys come from the environment (--key)",
+                expected="http://{HOST}:{PORT}/v1#MODEL; keys come from the environment (--key)",
             )
         return cls(name, version, address, served, keys.get(name, ""))
 

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 import tiltyard
 from tiltyard.cli import app
 from tiltyard.cli.arguments import eval_arguments
+from tiltyard.cli.judge import judge_arguments
 from tiltyard.config import REQUIRED, describe
 from tiltyard.data import Row, parse_row
 from tiltyard.data.formats import KINDS
@@ -271,8 +272,11 @@ def test_commands_of_the_pages_are_right(page, command) -> None:
     parsed = typer.main.get_command(app).commands[verb].make_context(verb, words).params
     if verb == "run":
         check(read_recipe(parsed["recipe"], parsed["overrides"] or []))
-    elif verb in ("train", "eval"):
-        kind, pairs = eval_arguments(parsed.get("reward", ""), parsed["settings"], Path("runs"))
+    elif verb in ("train", "eval", "judge"):
+        if verb == "judge":
+            kind, pairs = judge_arguments(parsed["action"], parsed["settings"])
+        else:
+            kind, pairs = eval_arguments(parsed.get("reward", ""), parsed["settings"], Path("runs"))
         kind = parsed.get("method") or kind
         values: dict = {}
         for pair in pairs:

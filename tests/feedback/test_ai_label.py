@@ -87,7 +87,7 @@ def test_unlabelled_rows_become_soft_labels(tmp_path) -> None:
         assert row["p_chosen"] == max(shares_of(group.preference))
     judged = rows(folder / "judgements.jsonl")
     assert [j["shares"][0] for j in judged] == [shares_of(g.preference)[0] for g in labels]
-    assert {j["annotator"] for j in judged} == {"judge:simulated"}
+    assert {j["annotator"].partition("#")[0] for j in judged} == {"judge:simulated"}
     assert "labels, mean confidence" in text
 
 
@@ -308,6 +308,39 @@ def test_kill_9_at_any_write(server: Server, tmp_path, write_no, torn) -> None:
     assert {k: v for k, v in again.items() if k != "cached"} == {k: v for k, v in result.items() if k != "cached"}
 
 
+def test_judges_that_grade_and_panels(tmp_path) -> None:
+    """Ratings become preferences and scores; a panel's label is the mean, and each judge has its own line."""
+    data = write(tmp_path / "p.jsonl", apart(world_pairs(9)))
+    folder, result, _ = run(tmp_path, data, {"kind": "simulated", "ask": "score"})
+    labels = list(read_groups(folder / "labels.groups.jsonl"))
+    assert result["labels"] == len(labels) == result["pairs"]
+    assert all(g.preference.ratings == g.scores for g in labels)
+    assert all(set(row) >= {"responses", "ranks", "scores"} for row in rows(folder / "rows.jsonl"))
+    (tmp_path / "panel").mkdir()
+    one, two = {"kind": "simulated"}, {"kind": "simulated", "instruction": {"length": -1.0}}
+    folder, result, _ = run(tmp_path / "panel", data, one, panel=[two])
+    judged = rows(folder / "judgements.jsonl")
+    labels = list(read_groups(folder / "labels.groups.jsonl"))
+    assert len(judged) == 2 * len(labels)
+    assert len({j["annotator"] for j in judged}) == len(result["judges"]) == 2
+    for group, first, second in zip(labels, judged[::2], judged[1::2], strict=True):
+        assert shares_of(group.preference)[0] == pytest.approx((first["shares"][0] + second["shares"][0]) / 2)
+        assert group.preference.annotator.startswith("panel:2#")
+    with pytest.raises(ConfigError, match="asked the same"):
+        run(tmp_path, data, one, panel=[{"kind": "simulated", "ask": "score"}])
+
+
+def test_orders_that_disagree_may_have_no_label(tmp_path) -> None:
+    data = write(tmp_path / "p.jsonl", apart(world_pairs(12)))
+    judge = {"kind": "simulated", "position_bias": 1.0}
+    folder, result, _ = run(tmp_path, data, judge, disagreement="drop")
+    apart_count = round(result["same_position"] * result["pairs"])
+    assert result["missing_causes"] == {"orders": apart_count}
+    assert apart_count > 0
+    reasons = [j["meta"].get("reason") for j in rows(folder / "judgements.jsonl")]
+    assert reasons.count("the two orders prefer different responses") == apart_count
+
+
 def test_the_key_is_in_no_file_of_the_run(server: Server, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-777")
     server.reply = by_length
@@ -335,8 +368,10 @@ stages:
 
 def test_wrong_settings(tmp_path) -> None:
     data = write(tmp_path / "p.jsonl", words(7, 2))
-    with pytest.raises(ConfigError, match="grades single responses"):
-        run(tmp_path, data, {"kind": "simulated", "ask": "score"})
+    with pytest.raises(ConfigError, match="pairs has no effect"):
+        run(tmp_path, data, {"kind": "simulated", "ask": "score"}, pairs="all")
+    with pytest.raises(ConfigError, match="does not rank lists"):
+        run(tmp_path, data, {"kind": "simulated", "ask": "rank"})
     with pytest.raises(ConfigError, match="no such stage or path: 'rewrad'"):
         run(tmp_path, data, {"kind": "model", "model": "rewrad"})
     with pytest.raises(ConfigError, match="temprature"):

@@ -51,7 +51,7 @@ def pairs(count: int = 3) -> list[Group]:
 
 
 def judge(server: Server, constrain: Any = "auto", cache: AnswerCache | None = None, **more: Any) -> ApiJudge:
-    endpoint = Endpoint(server.url, "m", backoff=0.0, retries=1)
+    endpoint = Endpoint(url=server.url, model="m", backoff=0.0, retries=1)
     return ApiJudge(Client(endpoint, cache), constrain=constrain, max_tokens=32, **more)
 
 
@@ -119,7 +119,7 @@ def test_a_server_that_is_down_is_named_by_the_question(server: Server) -> None:
 
 def test_ratings_are_constrained_too(server: Server) -> None:
     server.reply = replies("structured_outputs")
-    one = ApiScoreJudge(Client(Endpoint(server.url, "m")), constrain="auto", max_tokens=32)
+    one = ApiScoreJudge(Client(Endpoint(url=server.url, model="m")), constrain="auto", max_tokens=32)
     (grades,) = one.score(pairs(1))
     assert [g.score for g in grades] == [pytest.approx(-7 / 9)] * 2  # the second of ten ratings
     assert server.asked[-1][1]["structured_outputs"]["choice"] == [str(i) for i in range(1, 11)]

@@ -237,7 +237,9 @@ def test_no_reply_breaks_it_deceives_it_or_is_paid_twice(tmp_path, monkeypatch, 
 
     with serving(script) as url:
         for _ in range(3):  # a run that was stopped is started again
-            endpoint = Endpoint(url, "m", timeout=5.0, retries=1, backoff=0.0, concurrency=concurrency, price_in=1.0)
+            endpoint = Endpoint(
+                url=url, model="m", timeout=5.0, retries=1, backoff=0.0, concurrency=concurrency, price_in=1.0
+            )
             client = Client(endpoint, AnswerCache(path))
             client._pause = no_pause  # type: ignore[method-assign]
             try:

@@ -21,7 +21,7 @@ LABELS = {"1": math.log(0.55), "2": math.log(0.45)}
 
 def client(server: Server, cache=None, **more) -> Client:
     settings = {"retries": 1, "backoff": 0.0, "timeout": 5.0, "concurrency": 2, "price_in": 2.0}
-    return Client(Endpoint(server.url, "judge-1", **(settings | more)), AnswerCache(cache))
+    return Client(Endpoint(url=server.url, model="judge-1", **(settings | more)), AnswerCache(cache))
 
 
 def reply(text: Any, *, finish: Any = "stop", top: dict[str, float] | None = None, **message: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ KEY = "sk-very-secret-1234567890"
 
 def client(server: Server, cache: Path | None = None, **more) -> Client:
     settings = {"retries": 3, "backoff": 0.0, "timeout": 5.0, "concurrency": 2, "price_in": 2.0, "price_out": 10.0}
-    return Client(Endpoint(server.url, "judge-1", **(settings | more)), AnswerCache(cache))
+    return Client(Endpoint(url=server.url, model="judge-1", **(settings | more)), AnswerCache(cache))
 
 
 # --------------------------------------------------------------------------------------------------------- verdicts
@@ -204,7 +204,7 @@ def test_redirects_are_refused(server, monkeypatch) -> None:
 
 def test_a_proxy_of_the_environment_is_used(server, monkeypatch) -> None:
     monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
-    asked = Client(Endpoint("http://judge.invalid/v1", "judge-1", timeout=5.0, retries=0), AnswerCache(None))
+    asked = Client(Endpoint(url="http://judge.invalid/v1", model="judge-1", timeout=5.0, retries=0), AnswerCache(None))
     (verdict,) = ApiJudge(asked)([pair("a", "b")])
     assert verdict.p == 1.0
     assert server.asked[0][2] == "http://judge.invalid/v1/chat/completions"
@@ -213,7 +213,7 @@ def test_a_proxy_of_the_environment_is_used(server, monkeypatch) -> None:
 @pytest.mark.parametrize("url", ["http://", "http://h:port/v1", "https:///v1"])
 def test_an_address_that_is_no_url(url) -> None:
     with pytest.raises(ConfigError, match="no URL"):
-        Client(Endpoint(url, "judge-1"), AnswerCache(None))
+        Client(Endpoint(url=url, model="judge-1"), AnswerCache(None))
 
 
 def test_any_text_can_be_sent(server) -> None:

@@ -24,7 +24,7 @@ SECRET = "abc-very-secret-0123"
 
 def client(server: Server, cache=None, **more) -> Client:
     settings = {"retries": 1, "backoff": 0.0, "timeout": 5.0, "concurrency": 2}
-    return Client(Endpoint(server.url, "judge-1", **(settings | more)), AnswerCache(cache))
+    return Client(Endpoint(url=server.url, model="judge-1", **(settings | more)), AnswerCache(cache))
 
 
 AZURE = "https://x.example/openai/deployments/d"
@@ -44,11 +44,11 @@ AZURE = "https://x.example/openai/deployments/d"
     ],
 )
 def test_the_path_is_completed_and_the_query_stays(url, address) -> None:
-    assert Endpoint(url, "m").address == address
+    assert Endpoint(url=url, model="m").address == address
 
 
 def test_the_query_is_sent(server) -> None:
-    ApiJudge(Client(Endpoint(f"{server.url}?api-version=1", "m")))([pair("a", "b")])
+    ApiJudge(Client(Endpoint(url=f"{server.url}?api-version=1", model="m")))([pair("a", "b")])
     assert server.asked[0][2] == "/v1/chat/completions?api-version=1"
 
 
@@ -57,7 +57,7 @@ def test_the_query_is_sent(server) -> None:
 )
 def test_an_address_with_a_secret_is_refused(url) -> None:
     with pytest.raises(ConfigError, match=r"(?s)holds a secret.*judge\.headers"):
-        Client(Endpoint(url, "m"))
+        Client(Endpoint(url=url, model="m"))
 
 
 def test_headers_come_from_the_environment_and_are_shown_nowhere(server, tmp_path, monkeypatch) -> None:
@@ -171,7 +171,7 @@ def test_the_time_limit_holds_for_the_whole_request(monkeypatch, head) -> None:
     url, listener = dripping([head, *[b"a"] * 200], 0.05)
     begun = time.monotonic()
     with pytest.raises(JudgeError, match=r"time limit of 0\.4 s"):
-        ApiJudge(Client(Endpoint(url, "m", retries=0, timeout=0.4)))([pair("a", "b")])
+        ApiJudge(Client(Endpoint(url=url, model="m", retries=0, timeout=0.4)))([pair("a", "b")])
     listener.close()
     assert time.monotonic() - begun < 3
 

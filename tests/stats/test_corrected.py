@@ -100,6 +100,65 @@ def test_bad_input():
     assert math.isnan(alone.estimate.low)
 
 
+def test_equal_probabilities_change_nothing():
+    judge, people, prompts = judged(np.random.default_rng(5), 400, 100)
+    plain = ppi_rate(judge, people, prompts)
+    weighted = ppi_rate(judge, people, prompts, chosen_with=np.full(400, 0.25))
+    assert weighted.estimate.value == pytest.approx(plain.estimate.value, abs=1e-12)
+    assert weighted.weight == pytest.approx(plain.weight, abs=1e-12)
+    assert weighted.estimate.ci == pytest.approx(plain.estimate.ci, abs=1e-12)
+    assert weighted.people.value == pytest.approx(plain.people.value)
+
+
+def test_inverse_probabilities_closed_form():
+    """Labels with probabilities 1/2 and 1/4 count 2 and 4; a perfect judge's own rate comes out."""
+    judge, people = [1, 0, 1, 1, 0, 0], [1, 0, math.nan, math.nan, math.nan, 1]
+    chosen = [0.5, 0.25, 0.5, 0.25, 0.25, 0.5]
+    found = ppi_rate(judge, people, chosen_with=chosen, weight=0)
+    assert found.people.value == pytest.approx((2 + 2) / (2 + 4 + 2))
+    half = ppi_rate(judge, people, chosen_with=chosen, weight=0.5)  # 0.5 on the 3 others, 1 on all
+    assert half.estimate.value == pytest.approx(4 / 8 + 1.0 * (3 / 6 - 2 / 8))
+    sure = rogan_gladen([1, 1, 0, 0] * 50, [1, 1, 0, 0] * 50, chosen_with=[0.5, 0.25, 0.5, 1.0] * 50)
+    assert sure.estimate.value == 0.5
+    with pytest.raises(DataError, match="at most at 1"):
+        ppi_rate(judge, people, chosen_with=[0.5, 0, 1, 1, 1, 1])
+    with pytest.raises(DataError, match="has a probability"):
+        ppi_rate(judge, people, chosen_with=[0.5])
+
+
+def uneven(rng, n=1200):
+    """Items of two kinds: of the harder one people label more, it is lost more often, and the judge errs more."""
+    hard = rng.random(n) < 0.4
+    truth = (rng.random(n) < np.where(hard, 0.35, 0.75)).astype(float)
+    right = rng.random(n) < np.where(hard, 0.65, 0.9)
+    chosen = np.where(hard, 0.4, 0.1)
+    people = np.where(rng.random(n) < chosen, truth, np.nan)
+    return np.where(right, truth, 1 - truth), people, chosen
+
+
+UNEVEN_RATE = 0.4 * 0.35 + 0.6 * 0.75
+
+
+@pytest.mark.statistical
+def test_labels_drawn_unevenly_are_weighted():
+    judge, people, chosen = uneven(np.random.default_rng(shifted(11)), 60_000)
+    weighted = ppi_rate(judge, people, chosen_with=chosen, rounds=300)
+    near(weighted.estimate.value, UNEVEN_RATE, (weighted.estimate.high - weighted.estimate.low) / 3.92, "ppi")
+    assert weighted.people.value == pytest.approx(UNEVEN_RATE, abs=0.02)
+    assert ppi_rate(judge, people, rounds=300).people.value < UNEVEN_RATE - 0.05  # the hard ones count too much
+
+
+@pytest.mark.statistical
+def test_a_judge_that_knows_nothing_leaves_the_peoples_interval():
+    rng = np.random.default_rng(shifted(12))
+    judge, people, _ = judged(rng, 4000, 1000, q1=0.5, q0=0.5)
+    found = ppi_rate(judge, people)
+    assert found.weight < 0.2
+    near(found.estimate.value, found.people.value, 0.004, "value")
+    assert found.estimate.high - found.estimate.low == pytest.approx(found.people.high - found.people.low, rel=0.08)
+    assert rogan_gladen(judge, people).estimate == found.people
+
+
 @pytest.mark.statistical
 def test_planted_errors_are_corrected():
     rng = np.random.default_rng(shifted(7))
@@ -112,7 +171,7 @@ def test_planted_errors_are_corrected():
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("case", ["plain", "prompts", "useless", "wrong", "rare"])
+@pytest.mark.parametrize("case", ["plain", "prompts", "useless", "wrong", "rare", "uneven"])
 def test_coverage(case):
     more = {
         "plain": {},
@@ -120,6 +179,7 @@ def test_coverage(case):
         "useless": {"q1": 0.5, "q0": 0.5},
         "wrong": {"q1": 0.3, "q0": 0.2},  # worse than a coin: people alone count
         "rare": {"rate": 0.85, "q1": 0.95, "q0": 0.9},
+        "uneven": {"rate": UNEVEN_RATE},
     }[case]
     rng = np.random.default_rng(shifted(21))
     truth = more.get("rate", 0.6)
@@ -128,9 +188,12 @@ def test_coverage(case):
     found = {"rogan_gladen": [], "ppi_rate": [], "people": []}
     for seed in range(SIMULATIONS):
         judge, people, prompts = judged(rng, 1000, 200, **more)
+        chosen = None
+        if case == "uneven":
+            judge, people, chosen = uneven(rng)
         clusters = prompts if case == "prompts" else None
         for method in (rogan_gladen, ppi_rate):
-            result = method(judge, people, clusters, rounds=400, seed=seed)
+            result = method(judge, people, clusters, chosen_with=chosen, rounds=400, seed=seed)
             found[method.__name__].append(result.estimate.ci)
         found["people"].append(result.people.ci)
     width = {name: float(np.mean(np.diff(np.array(bounds)))) for name, bounds in found.items()}

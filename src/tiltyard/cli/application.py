@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tiltyard.allocator import keep_freed_memory
-from tiltyard.cli import chat, people, verbs, wish
+from tiltyard.cli import chat, judge, people, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
@@ -59,6 +59,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": verbs.run,
     "train": verbs.train,
     "eval": verbs.evaluate,
+    "judge": judge.judge,
     "replay": verbs.replay,
     "check": verbs.check,
     "sample": chat.sample,

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tiltyard.evaluation.people import GivenVerdict, PairTable
 from tiltyard.evaluation.policies import EvaluatedResponse
 from tiltyard.feedback.scorers import ParseFailures, counted
 from tiltyard.feedback.verdicts import Judge, Verdict
 from tiltyard.scoring.base import Scorer, checked_scores, matched_groups, matched_responses
 from tiltyard.types import Group, Response, prompt_digest
 
+JUDGE = "judge"  # its name in a table of pairs
 Values = list[list[float | None]]  # one a response of each group; None: the scorer abstained
 
 
@@ -83,6 +85,7 @@ def compared(
     baseline: Sequence[Group],
     responses: Sequence[EvaluatedResponse],
     failures: ParseFailures,
+    table: PairTable | None = None,
 ) -> tuple[list[EvaluatedResponse], Judged]:
     """The responses with the judge's probability that each is better than the baseline's, and the counts.
 
@@ -91,6 +94,7 @@ def compared(
         groups: of the model, in the order of `responses`. baseline: of the baseline; the k-th response to a prompt is
             compared with the k-th. What has no counterpart there (another tokenizer drops other prompts) has no pair.
         failures: stops a run whose judge has no verdict on too many pairs.
+        table: gets every pair with the verdict, under the name `judge`.
     """
     others: dict[str, list[Group]] = {}
     for group in reversed(baseline):
@@ -107,6 +111,9 @@ def compared(
         place += len(group.responses)
     verdicts = dict(zip(pairs, judge(list(pairs.values())), strict=True))
     failures.add(list(verdicts.values()))
+    if table is not None:
+        for i, pair in pairs.items():
+            table.add_verdict(pair, JUDGE, GivenVerdict(verdicts[i].p, verdicts[i].orders))
     missing = [v for v in verdicts.values() if v.p is None]
     orders = [v.same_position for v in verdicts.values() if v.same_position is not None]
     causes: dict[str, int] = dict(Counter(v.cause or "unreadable" for v in missing))

@@ -2,6 +2,8 @@
 
 from tiltyard.feedback.answers import AnswerCache
 from tiltyard.feedback.client import Client, Endpoint
+from tiltyard.feedback.identity import JudgeIdentity
+from tiltyard.feedback.listwise import BothLists, ListJudge, Ranking
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
@@ -13,8 +15,10 @@ from tiltyard.feedback.settings import (
     ModelJudgeSettings,
     SimulatedJudgeSettings,
     build_judge,
+    build_list_judge,
     build_score_judge,
     build_scorer,
+    identity,
 )
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
@@ -25,6 +29,7 @@ __all__ = [
     "ApiJudgeSettings",
     "ApiPointsJudge",
     "ApiScoreJudge",
+    "BothLists",
     "Client",
     "Debiased",
     "Endpoint",
@@ -33,12 +38,15 @@ __all__ = [
     "GradeScorer",
     "Judge",
     "JudgeError",
+    "JudgeIdentity",
     "JudgeScorer",
     "JudgeSettings",
+    "ListJudge",
     "ModelJudge",
     "ModelJudgeSettings",
     "ModelPointsJudge",
     "ModelScoreJudge",
+    "Ranking",
     "ScoreJudge",
     "ServiceScorer",
     "SimulatedJudge",
@@ -47,6 +55,8 @@ __all__ = [
     "Usage",
     "Verdict",
     "build_judge",
+    "build_list_judge",
     "build_score_judge",
     "build_scorer",
+    "identity",
 ]

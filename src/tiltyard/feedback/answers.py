@@ -25,7 +25,7 @@ def content_key(*parts: Any) -> str:
 class AnswerCache:
     """Answers by the hash of their question, and what replies without a verdict cost (`spent`), which are no answers.
 
-    `failed` has the keys of the questions without a verdict, those that got no reply too: they are asked again.
+    `attempts` has what requests cost to which no completion came, refusals and lost connections included. `failed` has the keys of the questions without a verdict, those that got no reply too: they are asked again.
 
     A kill leaves at most an incomplete last line, which is removed when the file is next opened or appended to. Several
     processes may share a file: each holds a lock while it writes, and reads the lines of the others when it opens it.
@@ -38,6 +38,7 @@ class AnswerCache:
         self.path = path
         self.answers: dict[str, dict[str, Any]] = {}
         self.spent: list[dict[str, Any]] = []
+        self.attempts: list[dict[str, Any]] = []
         self.failed: set[str] = set()
         self._lock = threading.Lock()
         if path is not None:
@@ -60,6 +61,12 @@ class AnswerCache:
             self._append({"key": key, "spent": costs})
             self.spent.append(dict(costs))
             self.failed.add(key)
+
+    def attempt(self, key: str, costs: Mapping[str, Any]) -> None:
+        """Stores what a request without a completion cost."""
+        with self._lock:
+            self._append({"key": key, "attempt": costs})
+            self.attempts.append(dict(costs))
 
     def _append(self, row: Mapping[str, Any]) -> None:
         line = (json.dumps(row, ensure_ascii=True) + "\n").encode()
@@ -90,6 +97,8 @@ class AnswerCache:
                 key = str(row["key"])
                 if "answer" in row:
                     self.answers[key] = dict(row["answer"])
+                elif "attempt" in row:
+                    self.attempts.append(dict(row["attempt"]))
                 else:
                     self.spent.append(dict(row["spent"]))
                     self.failed.add(key)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.answers import AnswerCache, content_key
+from tiltyard.feedback.budget import Budget, Forecast, lost_tokens
 from tiltyard.feedback.completions import Answer, no_answer, read_completion
 from tiltyard.feedback.post import MAX_WAIT, Poster, Reply
 from tiltyard.feedback.verdicts import Cause, JudgeError, Usage
@@ -85,9 +87,12 @@ class Client:
         check_address(endpoint.address, endpoint.url)
         self.cache = cache or AnswerCache(None)
         self.usage = Usage()
+        self.served: set[str] = set()  # how the server named what answered the last questions
+        self.value = 0.0  # price of all answers that were returned, stored ones too
+        self.seconds = 0.0  # of the requests that were sent
         self.turn: int | None = None  # equal for equal requests of a resumed run, e.g. the step
         self._counted: set[str] = set()
-        self._spent = self.paid().cost
+        self.budget = Budget.of(endpoint, self.paid())
         headers = secret_headers(endpoint.key_env, endpoint.headers)
         self._poster = Poster(endpoint.address, headers, endpoint.timeout, transport)
 
@@ -121,6 +126,9 @@ class Client:
             call.error = new[0]  # nothing shows that the server answers at all
         if call.error is not None:
             raise call.error
+        answers = [self.cache.answers[key] for key in dict.fromkeys(keys) if key in self.cache.answers]
+        self.served = {str(answer.get("served", "")) for answer in answers} - {""}
+        self.value += sum(self.budget.price(a["tokens_in"], a["tokens_out"]) for a in answers)
         for key in call.errors:
             self.cache.spend(key, {"tokens_in": 0, "tokens_out": 0, "cause": call.missing[key]["cause"]})
         return [call.missing.get(key) or self.cache.answers[key] for key in keys]
@@ -133,22 +141,34 @@ class Client:
         key = content_key(self.endpoint.address, "keeps_to", payload)
         known = self.cache.get(key)
         if known is None:
-            self._check_cost()
-            answer, reply = run_async(self._tried(payload))
+            answer, reply = run_async(self._tried(key, payload))
             if answer is None and reply.refused == "retry":
                 return None
             answer = answer or {"text": "", "finish": "", "top": [], "tokens_in": 0, "tokens_out": 0, "metered": True}
             known = answer | {"kept": kept(str(answer["text"])), "by": [self.owner, self.turn]}
-            self._spent += self._price(known["tokens_in"], known["tokens_out"])
+            self.budget.add(known["tokens_in"], known["tokens_out"])
             self.cache.put(key, known)
         return bool(known["kept"])
 
-    async def _tried(self, payload: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Reply]:
+    def is_kept(self, payload: Mapping[str, Any]) -> bool | None:
+        """The stored result of `keeps_to`; None if it was not asked yet."""
+        known = self.cache.get(content_key(self.endpoint.address, "keeps_to", payload))
+        return None if known is None else bool(known["kept"])
+
+    def forecast(self, payloads: Sequence[Mapping[str, Any]], samples: Sequence[int] | None = None) -> Forecast:
+        """Estimates what `complete` would send and cost, without sending anything."""
+        numbers = samples or [0] * len(payloads)
+        keys = [content_key(self.endpoint.address, p, n) for p, n in zip(payloads, numbers, strict=True)]
+        distinct = dict(zip(keys, payloads, strict=True))
+        fresh = [payload for key, payload in distinct.items() if self.cache.get(key) is None]
+        return self.budget.forecast(fresh, len(distinct) - len(fresh))
+
+    async def _tried(self, key: str, payload: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Reply]:
         """The answer to one request by itself, after as many attempts as the settings allow."""
         answer, reply = None, Reply(problem="it was not sent")
         async with self._poster.session(1) as http:
             for attempt in range(self.endpoint.retries + 1):
-                answer, reply = await self._once(http, payload)
+                answer, reply = await self._once(http, key, payload)
                 if answer is not None or reply.refused != "retry":
                     break
                 if attempt < self.endpoint.retries:
@@ -174,16 +194,18 @@ class Client:
     def _add(self, reply: Answer) -> None:
         read, written = reply["tokens_in"], reply["tokens_out"]
         unmetered = int(not reply.get("metered", True))
-        self.usage += Usage(1, read, written, self._price(read, written), unmetered=unmetered)
+        self.usage += Usage(1, read, written, self.budget.price(read, written), unmetered=unmetered)
 
     def paid(self) -> Usage:
-        """Returns the usage of all replies in the cache, of this process and of earlier ones."""
-        every = [*self.cache.answers.values(), *(costs for costs in self.cache.spent if "by" in costs)]
-        read, written = (sum(int(a[k]) for a in every) for k in ("tokens_in", "tokens_out"))
-        return Usage(len(every), read, written, self._price(read, written))
+        """Returns the usage of all requests in the cache, of this process and of earlier ones.
 
-    def _price(self, read: int, written: int) -> float:
-        return (read * self.endpoint.price_in + written * self.endpoint.price_out) / 1e6
+        `calls` counts replies, `retries` requests to which no completion came; tokens and cost are those of both.
+        """
+        every = [*self.cache.answers.values(), *(costs for costs in self.cache.spent if "by" in costs)]
+        lost = self.cache.attempts
+        read, written = (sum(int(a[k]) for a in (*every, *lost)) for k in ("tokens_in", "tokens_out"))
+        cost = Budget(self.endpoint).price(read, written)
+        return Usage(len(every), read, written, cost, retries=len(lost))
 
     # -------------------------------------------------------------------------------------------------- one call
 
@@ -205,12 +227,11 @@ class Client:
                 return
 
     async def _question(self, http: httpx.AsyncClient, call: _Call, key: str, payload: Mapping[str, Any]) -> None:
-        self._check_cost()
         answer, reply, empty = None, Reply(problem="it was not sent"), 0
         for attempt in range(self.endpoint.retries + 1):
             if call.stop.is_set():
                 return
-            answer, reply = await self._once(http, payload)
+            answer, reply = await self._once(http, key, payload)
             if answer is not None:
                 call.replies, call.unanswered = call.replies + 1, 0
                 missing = self._kept(call, key, answer)
@@ -228,7 +249,7 @@ class Client:
     def _kept(self, call: _Call, key: str, answer: dict[str, Any]) -> Missing:
         """Stores an answer, or what a reply without a verdict cost; returns what it lacks."""
         answer["by"] = [self.owner, self.turn]
-        self._spent += self._price(answer["tokens_in"], answer["tokens_out"])
+        self.budget.add(answer["tokens_in"], answer["tokens_out"])
         missing = call.problem(answer)
         if missing is None:
             call.missing.pop(key, None)
@@ -239,12 +260,13 @@ class Client:
             call.wasted.setdefault(key, []).append(answer)
             costs = {name: answer[name] for name in ("by", "tokens_in", "tokens_out", "metered")}
             self.cache.spend(key, costs | {"cause": cause})
-        if self.endpoint.max_cost and not answer["metered"]:
+        key_of_limit = "max_cost" if self.endpoint.max_cost else "max_total_tokens"
+        if (self.endpoint.max_cost or self.endpoint.max_total_tokens) and not answer["metered"]:
             raise JudgeError(
                 "the judge's server reports no tokens, so a limit on the cost cannot be kept",
-                where="judge.max_cost",
+                where=f"judge.{key_of_limit}",
                 got="a reply without usage.prompt_tokens and usage.completion_tokens",
-                fix="set judge.max_cost=0 and limit the number of questions instead (limit, steps)",
+                fix=f"set judge.{key_of_limit}=0 and limit the number of requests instead (judge.max_calls, limit)",
             )
         return missing
 
@@ -279,26 +301,29 @@ class Client:
             "reason": f"{reply.cause}: {reply.problem}",
         }
 
-    def _check_cost(self) -> None:
-        limit = self.endpoint.max_cost
-        if limit and self._spent >= limit:
-            raise JudgeError(
-                "the judge has reached its cost limit",
-                where="judge.max_cost",
-                got=f"{self._spent:.4f}",
-                expected=f"below {limit}",
-                fix="raise max_cost and run again: it goes on, and paid answers are in the cache",
-            )
-
     async def _pause(self, call: _Call, seconds: float) -> None:
         """Waits before a retry, at most until the call stops."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(call.stop.wait(), seconds)
 
-    async def _once(self, http: httpx.AsyncClient, payload: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Reply]:
-        """Sends one request; returns its answer, if it has one, and the reply with its problem otherwise."""
+    async def _once(
+        self, http: httpx.AsyncClient, key: str, payload: Mapping[str, Any]
+    ) -> tuple[dict[str, Any] | None, Reply]:
+        """Sends one request; returns its answer, if it has one, and the reply with its problem otherwise.
+
+        Raises:
+            JudgeError: a limit of the budget is reached.
+        """
+        self.budget.start()
+        began = time.monotonic()
         reply = await self._poster.send(http, payload)
-        if reply.body is None:
-            return None, reply
-        answer, problem = read_completion(reply.body)
-        return answer, Reply(problem=problem)
+        answer, problem = (None, "") if reply.body is None else read_completion(reply.body)
+        if answer is not None:
+            self.seconds += time.monotonic() - began
+            return answer, reply
+        reply = reply if reply.body is None else Reply(problem=problem)
+        lost = lost_tokens(payload, reply)
+        self.budget.add(lost, 0)
+        self.usage.cost += self.budget.price(lost, 0)
+        self.cache.attempt(key, {"by": [self.owner, self.turn], "tokens_in": lost, "tokens_out": 0})
+        return None, reply

@@ -50,6 +50,7 @@ def read_completion(body: bytes) -> tuple[dict[str, Any] | None, str]:
         answer = {"text": text, "finish": "" if finish is None else str(finish)[:80]}
         answer["refusal"] = str(message.get("refusal") or refusal or "")[:2000]
         answer |= {"top": _top(choice.get("logprobs"), text)} | _tokens(value.get("usage"))
+        answer |= {"served": _served(value)}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         shown = body[:200].decode(errors="replace")
         return None, f"a reply that is no chat completion ({type(error).__name__}: {str(error)[:80]}): {shown!r}"
@@ -103,6 +104,12 @@ def _text(content: Any) -> tuple[str, str]:
         elif part.get("type") == "refusal":
             refusals.append(str(part["refusal"]))
     return "".join(texts), " ".join(refusals)
+
+
+def _served(value: Mapping[str, Any]) -> str:
+    """The model that answered, as the server names it, with the fingerprint of its configuration where it has one."""
+    names = [value.get("model"), value.get("system_fingerprint")]
+    return "-".join(name[:80] for name in names if isinstance(name, str) and name)
 
 
 def _tokens(usage: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -31,6 +32,7 @@ from tiltyard.feedback.prompts import (
 from tiltyard.feedback.replies import read_points
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.feedback.verdicts import Cause, Grade, Usage, Verdict, sigmoid
+from tiltyard.models.adapters import weights_hash
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.types import Group, Message, Prompt, Response
@@ -58,6 +60,11 @@ class _ModelJudge:
     too_long: TooLong = "error"
     budget: int = 16384
     usage: Usage = field(default_factory=Usage)
+
+    @cached_property
+    def snapshot(self) -> str:
+        """Digest of the model's weights, its adapters among them."""
+        return weights_hash(dict(self.model.module.named_parameters()))[:12]
 
     def _fitting_indices(
         self, prompts: Sequence[Prompt], origins: Sequence[str], reserve: int

@@ -22,7 +22,7 @@ class Reply:
     """The result of one attempt: the body of a success, or the problem with it.
 
     Attributes:
-        status: of http; 0 where no reply came.
+        status: of http; 0 where no reply came. sent: False where no connection was made.
         wait: seconds that the server asks to wait before the next attempt.
         refused: whether a further attempt may help, see `wire.refusal`. cause: of a refusal.
     """
@@ -33,6 +33,7 @@ class Reply:
     refused: Refused = "retry"
     cause: Cause = "no reply"
     status: int = 0
+    sent: bool = True
 
 
 class Poster:
@@ -77,7 +78,8 @@ class Poster:
         except TimeoutError:
             return Reply(problem=f"the time limit of {self.timeout:g} s was over")
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, ValueError) as error:
-            return Reply(problem=self.clean(f"{type(error).__name__}: {error}"))  # no connection, reply torn off
+            unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL)
+            return Reply(problem=self.clean(f"{type(error).__name__}: {error}"), sent=not unsent)  # or torn off
         for secret in self._secrets:
             body = body.replace(secret.encode(), b"***")  # a server may echo what it was sent
         if reply.is_success:

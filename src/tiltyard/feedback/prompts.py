@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import Field
 
@@ -35,8 +36,45 @@ POINTS_PREAMBLE = (
 )
 POINTS_ENDING = "Give your reasons in at most 100 words. End with a line of the form\nScore: <points>"
 
+RANK_PREAMBLE = (
+    "You rank responses to the same text. A good response does what is asked, is true, harms no person, and is as short "
+    "as that allows. Do not let the order in which they stand influence you."
+)
+RANK_ENDING = (
+    "Rank all {count} responses from best to worst. Answer with their numbers alone, in the form {form}.\nRanking="
+)
+
 CHOICES = ("1", "2")
 RATINGS = tuple(str(i) for i in range(1, 11))
+
+
+@dataclass(frozen=True)
+class Template:
+    """A versioned wording of a question. A change of the text is a new version; `tests/feedback` keeps the digests.
+
+    Attributes:
+        name: what is asked. source: where the form comes from. text: all that is Tiltyard's in the question.
+    """
+
+    name: str
+    version: str
+    source: str
+    text: str
+
+
+TEMPLATES = (
+    Template("pair", "1", "Lee et al. 2023 (2309.00267), section 2.1; wording Tiltyard's", PREAMBLE + PAIR_ENDING),
+    Template("score", "1", "Lee et al. 2023, section 2.2.2; wording Tiltyard's", SCORE_PREAMBLE + SCORE_ENDING),
+    Template(
+        "points", "1", "Yuan et al. 2024 (2401.10020), figure 2; Tiltyard's wording", POINTS_PREAMBLE + POINTS_ENDING
+    ),
+    Template("rank", "1", "Sun et al. 2023 (2304.09542), permutation; wording Tiltyard's", RANK_PREAMBLE + RANK_ENDING),
+)
+
+
+def template_of(ask: str) -> Template:
+    """Returns the template of a question by its name."""
+    return next(template for template in TEMPLATES if template.name == ask)
 
 
 class Exemplar(Settings):
@@ -66,6 +104,14 @@ def score_question(instruction: str, prompt: Prompt, response: Response) -> str:
 def points_question(instruction: str, prompt: Prompt, response: Response) -> str:
     """Returns the question for additive points from 0 to 5 (Yuan et al. 2024; the wording is Tiltyard's)."""
     return _one(instruction or POINTS_PREAMBLE, prompt, response, POINTS_ENDING)
+
+
+def rank_question(instruction: str, prompt: Prompt, responses: Sequence[Response]) -> str:
+    """Returns the question for a ranking of K responses, best first (the permutation of Sun et al. 2023)."""
+    shown = "\n\n".join(f"Response {k}:\n{response_text(r)}" for k, r in enumerate(responses, start=1))
+    form = " > ".join(str(k) for k in range(len(responses), 0, -1))
+    ending = RANK_ENDING.format(count=len(responses), form=form)
+    return f"{instruction or RANK_PREAMBLE}\n\nText:\n{conversation(prompt)}\n\n{shown}\n\n{ending}"
 
 
 def conversation(prompt: Prompt) -> str:

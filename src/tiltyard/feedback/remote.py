@@ -7,8 +7,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
+from tiltyard.feedback.budget import Forecast
 from tiltyard.feedback.client import Client, Problem
 from tiltyard.feedback.completions import Answer, is_cut, no_answer
 from tiltyard.feedback.constrain import (
@@ -36,6 +37,17 @@ from tiltyard.feedback.replies import answer_part, read_choice, read_points, rea
 from tiltyard.feedback.verdicts import Cause, Grade, JudgeError, Usage, Verdict, sigmoid
 from tiltyard.types import Group
 
+
+class Read(Protocol):
+    """What was read of an answer: the cause and the reason where it is no verdict."""
+
+    @property
+    def cause(self) -> Cause | Literal[""]: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
 _ALONE = re.compile(r"\W*[12]\W*")  # the label and nothing else
 _SPLIT = 0.01  # share of the labels' mass that "1" may have where "10" is not listed
 
@@ -51,6 +63,7 @@ class _Remote:
         max_tokens: limit of the generated tokens.
         extra: fields of the request that are added or replaced; null leaves one out.
         constrain: lets the server write nothing but a label, see `feedback.constrain`.
+        sample: number of this repetition: the same questions under another number are asked again.
     """
 
     client: Client
@@ -59,6 +72,7 @@ class _Remote:
     max_tokens: int = 8
     extra: Mapping[str, Any] = field(default_factory=dict)
     constrain: Constrain = "none"
+    sample: int = field(default=0, kw_only=True)
     _way: Way | None = field(default=None, init=False)
 
     @property
@@ -102,14 +116,32 @@ class _Remote:
         return ""
 
     @property
+    def _stored_way(self) -> Way:
+        """The way that was found before; without asking the server anything, empty if it is not known."""
+        if self._way is not None or any(key in self.extra for key in FIELDS):
+            return self._way or ""
+        if self.constrain == "json_schema":
+            return "json_schema"
+        tried = (
+            (way, probe_payload(self.client.endpoint.model, way, self.max_tokens, self.extra))
+            for way in WAYS[self.constrain]
+        )
+        return next((way for way, payload in tried if self.client.is_kept(payload)), "")
+
+    @property
     def constraint_line(self) -> str:
         """A line about it, once a question was asked; empty before that and where none was wanted."""
         if self._way is None or self.constrain == "none":
             return ""
         return f"labels alone, by {self._way}" if self._way else "the server has no structured choice: replies are read"
 
+    @property
+    def snapshot(self) -> str:
+        """The version that answered the last questions, as the server names it; several are joined."""
+        return "+".join(sorted(self.client.served))
+
     def _payload(
-        self, question: str, temperature: float, logprobs: bool, choices: Sequence[str] = ()
+        self, question: str, temperature: float, logprobs: bool, choices: Sequence[str] = (), way: Way | None = None
     ) -> dict[str, Any]:
         payload: dict[str, Any] = {
             "model": self.client.endpoint.model,
@@ -118,7 +150,8 @@ class _Remote:
             "temperature": temperature,
         }
         payload |= {"logprobs": True, "top_logprobs": 20} if logprobs else {}
-        payload |= choice_fields(self.way, choices) if choices and self.constrain != "none" else {}
+        if choices and self.constrain != "none":
+            payload |= choice_fields(self.way if way is None else way, choices)
         return {key: value for key, value in (payload | dict(self.extra)).items() if value is not None}
 
     def _counted(self, soft: Sequence[bool]) -> None:
@@ -136,11 +169,20 @@ class ApiJudge(_Remote):
 
     def __call__(self, pairs: Sequence[Group]) -> list[Verdict]:
         """Returns one verdict per pair, in the order of its responses: wrap the judge in `Debiased`."""
-        questions = [pair_question(self.instruction, self.exemplars, g.prompt, g.responses) for g in pairs]
-        payloads = [self._payload(q, 0.0, self.logprobs, CHOICES) for q in questions]
-        verdicts = [verdict_of(answer) for answer in self.client.complete(payloads, problem=_problem(verdict_of))]
+        payloads = self._payloads(pairs)
+        answers = self.client.complete(payloads, [self.sample] * len(payloads), _problem(verdict_of))
+        verdicts = [verdict_of(answer) for answer in answers]
         self._counted([v.logit is not None for v in verdicts if v.p is not None])
         return verdicts
+
+    def forecast(self, pairs: Sequence[Group]) -> Forecast:
+        """Estimates what these questions cost, without asking anything."""
+        payloads = self._payloads(pairs, self._stored_way)
+        return self.client.forecast(payloads, [self.sample] * len(payloads))
+
+    def _payloads(self, pairs: Sequence[Group], way: Way | None = None) -> list[dict[str, Any]]:
+        questions = [pair_question(self.instruction, self.exemplars, g.prompt, g.responses) for g in pairs]
+        return [self._payload(q, 0.0, self.logprobs, CHOICES, way) for q in questions]
 
 
 @dataclass
@@ -149,11 +191,20 @@ class ApiScoreJudge(_Remote):
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
         """Returns one grade per response."""
-        questions = [score_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
-        payloads = [self._payload(q, 0.0, self.logprobs, RATINGS) for q in questions]
-        grades = [grade_of(answer) for answer in self.client.complete(payloads, problem=_problem(grade_of))]
+        payloads = self._payloads(groups)
+        answers = self.client.complete(payloads, [self.sample] * len(payloads), _problem(grade_of))
+        grades = [grade_of(answer) for answer in answers]
         self._counted([g.soft for g in grades if g.score is not None])
         return _by_group(groups, grades)
+
+    def forecast(self, groups: Sequence[Group]) -> Forecast:
+        """Estimates what these questions cost, without asking anything."""
+        payloads = self._payloads(groups, self._stored_way)
+        return self.client.forecast(payloads, [self.sample] * len(payloads))
+
+    def _payloads(self, groups: Sequence[Group], way: Way | None = None) -> list[dict[str, Any]]:
+        questions = [score_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
+        return [self._payload(q, 0.0, self.logprobs, RATINGS, way) for q in questions]
 
 
 @dataclass
@@ -165,13 +216,21 @@ class ApiPointsJudge(_Remote):
 
     def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
         """Returns one grade per response."""
-        questions = [points_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
-        payloads = [self._payload(q, self.temperature, logprobs=False) for q in questions for _ in range(self.samples)]
-        numbers = list(range(self.samples)) * len(questions)
-        answers = self.client.complete(payloads, numbers, _problem(points_of))
+        answers = self.client.complete(*self._payloads(groups), _problem(points_of))
         samples = [points_of(answer) for answer in answers]
         starts = range(0, len(samples), self.samples)
         return _by_group(groups, [mean_points(samples[at : at + self.samples]) for at in starts])
+
+    def forecast(self, groups: Sequence[Group]) -> Forecast:
+        """Estimates what these questions cost, without asking anything."""
+        return self.client.forecast(*self._payloads(groups))
+
+    def _payloads(self, groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[int]]:
+        """The requests and the number of the sample of each."""
+        questions = [points_question(self.instruction, g.prompt, r) for g, r in _each(groups)]
+        payloads = [self._payload(q, self.temperature, logprobs=False) for q in questions for _ in range(self.samples)]
+        numbers = [self.sample * self.samples + k for k in range(self.samples)] * len(questions)
+        return payloads, numbers
 
 
 def verdict_of(answer: Answer) -> Verdict:
@@ -236,7 +295,7 @@ def _unread(answer: Answer, what: str) -> tuple[Cause, str]:
     return "unreadable", f"{what} in {text[:80]!r}"
 
 
-def _problem(read: Callable[[Answer], Verdict | Grade | Sample]) -> Problem:
+def _problem(read: Callable[[Answer], Read]) -> Problem:
     """Returns the function by which the client recognises answers without a verdict."""
 
     def problem(answer: Answer) -> tuple[Cause, str] | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,20 +11,23 @@ from pydantic import Discriminator, Field, model_validator
 
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.answers import AnswerCache
-from tiltyard.feedback.client import Client, Endpoint
+from tiltyard.feedback.client import Client
 from tiltyard.feedback.constrain import Constrain
+from tiltyard.feedback.identity import JudgeIdentity, identity_of
+from tiltyard.feedback.listwise import ApiListJudge, BothLists, ListJudge, ModelListJudge
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
 from tiltyard.feedback.scorers import MAX_MISSING, GradeScorer, JudgeScorer
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
+from tiltyard.feedback.wire import Endpoint
 from tiltyard.models.language import LanguageModel
 from tiltyard.records import EXECUTION, Settings
 
 Load = Callable[[str], LanguageModel]
 
-Ask = Literal["pair", "score", "points"]
+Ask = Literal["pair", "score", "points", "rank"]
 
 
 class OnlyFor:
@@ -38,12 +41,16 @@ class _Common(Settings):
     """The settings that all judges share."""
 
     ask: Annotated[
-        Ask, Field(description="which of two is better; a rating from 1 to 10; points from 0 to 5 with reasons")
+        Ask,
+        Field(
+            description="which of two is better; a rating from 1 to 10; points from 0 to 5 with reasons; rank: the order "
+            "of 2 to 9 responses"
+        ),
     ] = "pair"
     debias: Annotated[
         Literal["probabilities", "logits", "none"],
-        Field(description="ask in both orders and average probabilities or log-odds; none: one order"),
-        OnlyFor("pair"),
+        Field(description="ask in both orders and average probabilities or log-odds (of rank: ranks); none: one order"),
+        OnlyFor("pair", "rank"),
     ] = "probabilities"
 
     max_missing: Annotated[
@@ -106,7 +113,7 @@ class ModelJudgeSettings(_Prompted):
     too_long: Annotated[
         Literal["error", "skip"], Field(description="questions beyond the judge's context: an error, or no verdict")
     ] = "error"
-    max_tokens: Annotated[int, Field(ge=1, description="longest judgement"), OnlyFor("points")] = 256
+    max_tokens: Annotated[int, Field(ge=1, description="longest judgement"), OnlyFor("points", "rank")] = 256
     seed: Annotated[int, Field(ge=0, description="of sampled points"), OnlyFor("points")] = 0
 
     def folders(self) -> dict[str, str]:
@@ -114,33 +121,15 @@ class ModelJudgeSettings(_Prompted):
         return {"model": self.model}
 
 
-class ApiJudgeSettings(_Prompted):
+class ApiJudgeSettings(_Prompted, Endpoint):
     """A judge behind an OpenAI-compatible server."""
 
     kind: Annotated[Literal["api"], Field(description="an OpenAI-compatible server")] = "api"
-    model: Annotated[str, Field(min_length=1, description="the name it is served under")]
     url: Annotated[str, Field(pattern=r"^https?://", description="base address of the server, as .../v1, or all of it")]
     max_tokens: Annotated[int, Field(ge=1, description="longest answer of the server")] = 256
-    key_env: Annotated[str, Field(description="environment variable that holds the key; empty: no key"), EXECUTION] = ""
-    headers: Annotated[
-        dict[str, str],
-        Field(description="further headers of the request: name -> the environment variable that holds its value"),
-        EXECUTION,
-    ] = Field(default_factory=dict)
-    timeout: Annotated[float, Field(gt=0, description="seconds a request may take in all"), EXECUTION] = 60.0
-    retries: Annotated[int, Field(ge=0, description="times a failed request is sent again"), EXECUTION] = 5
-    backoff: Annotated[
-        float, Field(ge=0, description="seconds before the first retry, doubled each time"), EXECUTION
-    ] = 1.0
-    concurrency: Annotated[int, Field(ge=1, le=256, description="requests at the same time"), EXECUTION] = 4
     cache: Annotated[
         str, Field(description="file of stored answers; empty: .answers/STAGE.jsonl of the run"), EXECUTION
     ] = ""
-    price_in: Annotated[float, Field(ge=0, description="of a million tokens read"), EXECUTION] = 0.0
-    price_out: Annotated[float, Field(ge=0, description="of a million tokens written"), EXECUTION] = 0.0
-    max_cost: Annotated[
-        float, Field(ge=0, description="stop when the stored answers have cost this much; 0: no limit"), EXECUTION
-    ] = 0.0
     logprobs: Annotated[
         bool,
         Field(description="request log-probs; the written label is read where the server has none"),
@@ -202,11 +191,33 @@ def build_judge(settings: JudgeSettings, load: Load, cache: Path | None = None, 
     return Debiased(judge, settings.debias)
 
 
+def build_list_judge(settings: JudgeSettings, load: Load, cache: Path | None = None, owner: str = "") -> BothLists:
+    """The judge that ranks a list (`ask: rank`); arguments as for `build_judge`.
+
+    Raises:
+        ConfigError: another `ask`, or the simulated judge, which compares and grades.
+    """
+    if settings.ask != "rank" or isinstance(settings, SimulatedJudgeSettings):
+        raise ConfigError(
+            "this judge does not rank lists",
+            where="judge.ask",
+            got=f"{settings.ask}, kind: {settings.kind}",
+            expected="ask: rank of a judge of kind model or api",
+        )
+    judge: ListJudge
+    if isinstance(settings, ModelJudgeSettings):
+        shared = (load(settings.model), settings.instruction, settings.style, settings.too_long)
+        judge = ModelListJudge(*shared, max_tokens=settings.max_tokens)
+    else:
+        judge = ApiListJudge(**_api(settings, cache, owner))
+    return BothLists(judge, settings.debias)
+
+
 def build_score_judge(settings: JudgeSettings, load: Load, cache: Path | None = None, owner: str = "") -> ScoreJudge:
     """The judge that grades (`ask: score` or `points`); arguments as for `build_judge`."""
-    if settings.ask == "pair":
+    if settings.ask in ("pair", "rank"):
         raise ConfigError(
-            "this judge compares and does not grade", where="judge.ask", got="pair", expected="score, points"
+            "this judge compares and does not grade", where="judge.ask", got=settings.ask, expected="score, points"
         )
     if isinstance(settings, SimulatedJudgeSettings):
         return _simulated(settings)
@@ -242,14 +253,28 @@ def build_scorer(
     return GradeScorer(grader, moving=moving, max_missing=settings.max_missing)
 
 
+def identity(settings: JudgeSettings, snapshot: str = "") -> JudgeIdentity:
+    """Who the judge of these settings is, see `JudgeIdentity`.
+
+    Args:
+        snapshot: the version that answered, where it is known.
+    """
+    model = settings.kind if isinstance(settings, SimulatedJudgeSettings) else settings.model
+    keys = ("debias", "style", "reasoning", "temperature", "samples", "votes", "position_bias", "seed", "kind")
+    further = {key: getattr(settings, key) for key in keys if hasattr(settings, key)}
+    exemplars = getattr(settings, "exemplars", ())
+    instruction = settings.instruction
+    words = json.dumps(instruction, sort_keys=True) if isinstance(instruction, dict) else instruction
+    return identity_of(model, settings.ask, words, exemplars, snapshot=snapshot, **further)
+
+
 def _simulated(settings: SimulatedJudgeSettings) -> SimulatedJudge:
     judge = SimulatedRater if settings.ask == "score" else SimulatedJudge
     return judge(settings.instruction, settings.temperature, settings.votes, settings.position_bias, settings.seed)
 
 
 def _api(settings: ApiJudgeSettings, cache: Path | None, owner: str) -> dict[str, Any]:
-    endpoint = Endpoint(**{f.name: getattr(settings, f.name) for f in fields(Endpoint)})
-    client = Client(endpoint, AnswerCache(Path(settings.cache) if settings.cache else cache), owner)
+    client = Client(settings, AnswerCache(Path(settings.cache) if settings.cache else cache), owner)
     return {
         "client": client,
         "instruction": settings.instruction,

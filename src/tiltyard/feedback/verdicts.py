@@ -31,6 +31,8 @@ class Verdict:
     `logit`: of p, where it is known to more digits than p holds. `text`: what the judge generated (untrusted).
     `same_position`: both orders were queried, and the same position (not the same response) was preferred.
     `cause`: the kind of reason by which missing verdicts are counted; "" where there is a verdict.
+    `orders`: p in the order of the responses and with the two swapped, where both were queried; None where an order
+    has no verdict.
     """
 
     p: float | None
@@ -39,12 +41,17 @@ class Verdict:
     text: str = ""
     same_position: bool | None = None
     cause: Cause | Literal[""] = ""
+    orders: tuple[float | None, float | None] | None = None
 
     def swapped(self) -> Verdict:
         """Returns the verdict on the same pair with its responses in the other order."""
         p = None if self.p is None else 1 - self.p
         logit = None if self.logit is None else -self.logit
-        return replace(self, p=p, logit=logit)
+        orders = self.orders
+        if orders is not None:
+            one, two = (None if x is None else 1 - x for x in orders[::-1])
+            orders = one, two
+        return replace(self, p=p, logit=logit, orders=orders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,19 @@ class Debiased:
 
     def __call__(self, pairs: Sequence[Group]) -> list[Verdict]:
         """Returns one verdict per pair; see the class."""
+        keys, swapped, fresh = self._distinct(pairs)
+        results = dict(zip(fresh, self._both_orders(list(fresh.values())), strict=True))
+        self.ties += sum(key not in fresh for key in keys)
+        verdicts = [results.get(key, Verdict(0.5, "both responses are the same", 0.0)) for key in keys]
+        return [v.swapped() if swap else v for v, swap in zip(verdicts, swapped, strict=True)]
+
+    def asked(self, pairs: Sequence[Group]) -> list[Group]:
+        """Returns the pairs that the judge is asked about, each in the orders in which it is."""
+        fresh = list(self._distinct(pairs)[2].values())
+        return fresh if self.how == "none" else [*fresh, *map(_swapped, fresh)]
+
+    def _distinct(self, pairs: Sequence[Group]) -> tuple[list[tuple], list[bool], dict[tuple, Group]]:
+        """Returns each pair's key and if it is swapped, and the different pairs of different responses by their keys."""
         for pair in pairs:
             _check_pair(pair)
         texts = [tuple(response_text(r) for r in pair.responses) for pair in pairs]
@@ -166,10 +186,7 @@ class Debiased:
             for key, pair, swap, (a, b) in zip(keys, pairs, swapped, texts, strict=True)
             if a != b
         }
-        results = dict(zip(fresh, self._both_orders(list(fresh.values())), strict=True))
-        self.ties += len(pairs) - sum(a != b for a, b in texts)
-        verdicts = [results.get(key, Verdict(0.5, "both responses are the same", 0.0)) for key in keys]
-        return [v.swapped() if swap else v for v, swap in zip(verdicts, swapped, strict=True)]
+        return keys, swapped, fresh
 
     def _both_orders(self, pairs: list[Group]) -> list[Verdict]:
         if self.how == "none":
@@ -193,20 +210,22 @@ class Debiased:
     def _merged(self, one: Verdict, two: Verdict) -> Verdict:
         """Merges the verdicts on both orders into one on the first; `two` is the one with the responses swapped."""
         text = "\n\n".join(filter(None, (one.text, two.text)))
+        orders = one.p, None if two.p is None else 1 - two.p
         if one.p is None or two.p is None:
             which = [f"{name} order: {v.reason or 'no verdict'}" for name, v in (("first", one), ("second", two))]
             missing = [reason for reason, v in zip(which, (one, two), strict=True) if v.p is None]
-            return Verdict(None, "; ".join(missing), text=text, cause=one.cause if one.p is None else two.cause)
+            cause = one.cause if one.p is None else two.cause
+            return Verdict(None, "; ".join(missing), text=text, cause=cause, orders=orders)
         same = (one.p - 0.5) * (two.p - 0.5) > 0
         self.position_counts.pairs += 1
         self.position_counts.same += same
         self.position_counts.first += same and one.p > 0.5
         if self.how == "probabilities":
-            return Verdict((one.p + (1 - two.p)) / 2, text=text, same_position=same)
+            return Verdict((one.p + (1 - two.p)) / 2, text=text, same_position=same, orders=orders)
         logits = logit_of(one), -logit_of(two)
         opposed = math.isinf(logits[0]) and logits[0] == -logits[1]
         logit = 0.0 if opposed else sum(logits) / 2
-        return Verdict(sigmoid(logit), logit=logit, text=text, same_position=same)
+        return Verdict(sigmoid(logit), logit=logit, text=text, same_position=same, orders=orders)
 
 
 def logit_of(verdict: Verdict) -> float:

@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from pydantic import Field
 
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.verdicts import Cause
+from tiltyard.records import EXECUTION
+from tiltyard.scoring.parts import Service
 
 if TYPE_CHECKING:
     import httpx
@@ -59,34 +62,27 @@ _SETTING: tuple[str, ...] = (
 _SETTING += ("unrecognized request argument", "extra inputs are not permitted", "model_not_found", "invalid_api_key")
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """The address of a server, its limits and its prices.
+class Endpoint(Service):
+    """A server of chat completions: its address, the limits of its requests, its prices and a budget.
 
-    Args:
-        url: the base, up to and including `/v1`, or the whole address of `chat/completions`; a query stays at its end.
-        model: the name it is served under.
-        key_env: the environment variable with the key; empty: no key is sent.
-        headers: further headers, by name the environment variable that holds the value.
-        timeout: seconds that a request may take in all. retries: times it is sent again after 408, 409, 424, 425, 429,
-            5xx, a lost connection or a reply that is no completion; the wait before is `backoff`, doubled each time, or
-            the server's Retry-After.
-        concurrency: requests at the same time.
-        price_in, price_out: of a million tokens. max_cost: no request is sent once the replies in the cache
-            have cost that much; 0: no limit.
+    Retried are 408, 409, 424, 425, 429, 5xx, lost connections and replies that are no completion; the wait before is
+    `backoff`, doubled each time, or the server's Retry-After. The budget counts what the file of answers holds: every
+    attempt is a call, and one that was sent and brought no completion costs an estimate of its question.
     """
 
-    url: str
-    model: str
-    key_env: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = 60.0
-    retries: int = 5
-    backoff: float = 1.0
-    concurrency: int = 4
-    price_in: float = 0.0
-    price_out: float = 0.0
-    max_cost: float = 0.0
+    url: Annotated[str, Field(description="base address of the server, as .../v1, or all of it")]
+    model: Annotated[str, Field(min_length=1, description="the name it is served under")]
+    price_in: Annotated[float, Field(ge=0, description="of a million tokens read"), EXECUTION] = 0.0
+    price_out: Annotated[float, Field(ge=0, description="of a million tokens written"), EXECUTION] = 0.0
+    max_cost: Annotated[
+        float, Field(ge=0, description="stop when the stored answers have cost this much; 0: no limit"), EXECUTION
+    ] = 0.0
+    max_calls: Annotated[
+        int, Field(ge=0, description="requests that may be sent, repeated ones included; 0: no limit"), EXECUTION
+    ] = 0
+    max_total_tokens: Annotated[
+        int, Field(ge=0, description="stop when this many tokens were read and written; 0: no limit"), EXECUTION
+    ] = 0
 
     @property
     def address(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,8 +154,13 @@ def _head(model: Backbone) -> dict[str, Tensor]:
 
 def backbone_hash(backbone: Any) -> str:
     """Hash of a backbone's weights, adapters left out."""
+    return weights_hash(base_weights(backbone))
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Hash of the names, types, shapes and values of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(base_weights(backbone).items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -55,6 +55,20 @@ def read_step_groups(path: str | Path) -> Iterator[tuple[int, Group]]:
     return _read(path, lambda row: (int(row["step"]), group_from_dict(row)), line_ends=True)
 
 
+def read_judgements(path: str | Path) -> Iterator[Preference]:
+    """Reads the lines of a `judgements.jsonl` lazily. An incomplete last line, left by a kill, is skipped.
+
+    Raises:
+        DataError: no such file, or a line that is not a judgement.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            "no judgements are stored here", where=str(path), fix="name the folder of a stage that judged or labelled"
+        )
+    return _read(path, preference_from_dict)
+
+
 def group_to_dict(group: Group) -> dict[str, Any]:
     """Converts a group to JSON-ready values. Empty and default fields are left out."""
     value: dict[str, Any] = {

@@ -46,7 +46,7 @@ class LabelChoice(Settings):
 
 
 class Service(Settings):
-    """The requests to a reward service. The defaults are those of judges behind a server."""
+    """The limits and secrets of requests by http: to a reward service, and to the server of a judge."""
 
     timeout: Annotated[float, Field(gt=0, description="seconds a request may take in all"), EXECUTION] = 60.0
     retries: Annotated[int, Field(ge=0, description="times a failed request is sent again"), EXECUTION] = 5

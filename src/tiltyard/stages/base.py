@@ -167,6 +167,7 @@ MODULES: tuple[str, ...] = (
     "train",
     "label",
     "ai_label",
+    "calibrate",
     "candidates",
     "new_prompts",
     "judge_skill",

@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import EvaluatedResponse, PolicySummary, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.evaluation.judged import Judged, compared, total_of, values_of
+from tiltyard.evaluation.people import PairTable
 from tiltyard.evaluation.policies import WinBy
 from tiltyard.feedback import Debiased, JudgeSettings
 from tiltyard.feedback.scorers import ParseFailures
@@ -41,6 +42,7 @@ from tiltyard.scoring import check_prompts
 from tiltyard.scoring.reward_model import same_vocabulary
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.corrected import by_people, corrected_win_rates
 from tiltyard.stages.costs import cost_of
 from tiltyard.stages.rewards import Rewards, named, sources
 from tiltyard.training.log import TimeLeft
@@ -66,6 +68,13 @@ class EvaluateSettings(ScoreSettings):
         JudgeSettings | None,
         Field(description="an AI judge: compares with the baseline's responses in both orders, or grades (ask)"),
     ] = None
+    people: Annotated[
+        str,
+        Field(
+            description="pairs of these responses that people labelled (rows, groups, a feedback store): the judge's win "
+            "rate is corrected by them"
+        ),
+    ] = ""
     monitors: Annotated[
         Watched, Field(description="further rewards, each with a column of its own; or {NAME: {from: SOURCE}}")
     ] = []
@@ -100,6 +109,12 @@ class EvaluateSettings(ScoreSettings):
     device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
 
+    @model_validator(mode="after")
+    def _judged_by_people(self) -> EvaluateSettings:
+        if self.people and (self.judge is None or self.judge.ask != "pair"):
+            raise ValueError("people has no effect without a judge that compares: set judge, with ask: pair")
+        return self
+
 
 def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     """Samples, scores and summarises; writes summary.json, samples.md, answers.jsonl and reward_vs_kl.png."""
@@ -130,10 +145,13 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         place = ", ".join(filter(None, (f"model {number + 1} of {len(names)}", rest)))
         context.console.print(f"  sampling {name} ({place})", markup=False, highlight=False)
         sampled[name], responses[name] = _evaluated(context, settings, model, ref, rewards)
-    judged = _judged(context, settings, judge, sampled, responses, baseline) if judge is not None else {}
+    tables: dict[str, PairTable] = {}
+    judged = _judged(context, settings, judge, sampled, responses, baseline, tables) if judge is not None else {}
+    corrected = {name: by_people(context, settings.people, table) for name, table in tables.items()}
     results = _summaries(responses, baseline, rewards, judged=judge is not None)
     print_table(results, context.console)
-    for line in (*_unscored(results), *(f"judge: {name} against {baseline}: {one}" for name, one in judged.items())):
+    lines = [*_unscored(results), *(f"judge: {name} against {baseline}: {one}" for name, one in judged.items())]
+    for line in (*lines, *corrected_win_rates(corrected, baseline)):
         context.console.print(line, markup=False, highlight=False, soft_wrap=True)
     if note := _note(settings):
         context.console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -142,7 +160,11 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
     costs = {r.name: cost_of(context, names[r.name], r.distinct_2) for r in results}
     for name, one in judged.items():
-        costs[name] = {**costs[name], "judge": asdict(one)}
+        costs[name] = {
+            **costs[name],
+            "judge": asdict(one),
+            **({"corrected": corrected[name]} if corrected.get(name) else {}),
+        }
     write_summary(context.folder / "summary.json", results, seconds, costs=costs)
     write_summary(context.run_folder / "summary.json", results, seconds, costs=costs)
     write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
@@ -231,8 +253,9 @@ def _judged(
     sampled: dict[str, list[Group]],
     responses: dict[str, list[EvaluatedResponse]],
     baseline: str,
+    tables: dict[str, PairTable],
 ) -> dict[str, Judged]:
-    """Has the judge compare every model with the baseline; `responses` get its verdicts."""
+    """Has the judge compare every model with the baseline; `responses` get its verdicts, `tables` also the pairs."""
     assert settings.judge is not None
     failures, counts = ParseFailures(settings.judge.max_missing), {}
     for name, groups in sampled.items():
@@ -240,7 +263,8 @@ def _judged(
             continue
         what = f"{sum(len(group.responses) for group in groups):,} responses against those of {baseline}"
         context.console.print(f"  judging {name} ({what})", markup=False, highlight=False)
-        responses[name], counts[name] = compared(judge, groups, sampled[baseline], responses[name], failures)
+        table = tables.setdefault(name, PairTable()) if settings.people else None
+        responses[name], counts[name] = compared(judge, groups, sampled[baseline], responses[name], failures, table)
     used = judge.usage
     price = f", {used.cost:.4f}" if used.cost else ""
     context.report("judge", filter(None, [getattr(judge.judge, "constraint_line", "")]))
@@ -334,7 +358,7 @@ register(
         run,
         EvaluateSettings,
         "Samples models on the same held-out prompts: rewards with intervals, KL, win rate, samples, a plot.",
-        refers=("models", "prompts", "reward", "monitors", "judge", "ref", "curves"),
+        refers=("models", "prompts", "reward", "monitors", "judge", "people", "ref", "curves"),
         words=WORDS,
     )
 )

@@ -3,7 +3,8 @@
 A judge's own rate is biased by its errors. Two corrections, both with intervals that carry the noise of the part that
 people labelled: Rogan-Gladen from sensitivity and specificity (Lee et al. 2025, arXiv 2511.21140), and
 prediction-powered inference (Angelopoulos et al. 2023, arXiv 2311.01453; for judges Chen et al. 2026, arXiv
-2601.05420), which needs no model of the errors. Both need a labelled part that is a random sample of the items.
+2601.05420), which needs no model of the errors. The labelled part is a random sample of the items: an even one, or one
+drawn with known probabilities (`chosen_with`), whose labels then count with their inverses (Horvitz and Thompson 1952).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tiltyard.errors import DataError
 from tiltyard.stats.arrays import finite
-from tiltyard.stats.intervals import Clusters, Estimate, expanded_tail, mean_ci, normal_quantile, rate_ci
+from tiltyard.stats.intervals import Clusters, Estimate, expanded_tail, mean_ci, normal_quantile, rate_ci, wilson
 
 Method = Literal["rogan_gladen", "ppi", "people"]
 Floats = NDArray[np.float64]
@@ -48,6 +49,7 @@ def rogan_gladen(
     people: ArrayLike,
     clusters: Clusters = None,
     *,
+    chosen_with: ArrayLike | None = None,
     rounds: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -59,6 +61,10 @@ def rogan_gladen(
     bootstrap over clusters (prompts; None: items) of the same estimate, each of p, q0, q1 with z^2/2, 1 and 1
     successes and failures added as in Lee et al., so that a rate of 1 has noise too.
 
+    `chosen_with`: [N], the probability with which each item was given to people (read where they labelled it). Then
+    q0, q1 and the people's own rate weight labels by its inverse, scaled to their effective number, and p is over all
+    items, because those that remain are no even sample.
+
     Where sensitivity + specificity - 1 is not shown to be above 0, the judge is of no use, and the people's own rate
     is returned.
 
@@ -66,11 +72,12 @@ def rogan_gladen(
         DataError: outcomes other than 0 and 1, or labels of one value alone (q0 or q1 is then unknown).
     """
     f_N, h_N, labelled_N = _checked(judge, people, clusters)
+    weight_N = _weights(chosen_with, labelled_N)
     if not (np.isin(f_N, [0, 1]).all() and np.isin(h_N[labelled_N], [0, 1]).all()):
         raise DataError(
             "sensitivity and specificity need outcomes that are 0 or 1", fix="leave out ties, or use `ppi_rate`"
         )
-    test_N = ~labelled_N if not labelled_N.all() else labelled_N
+    test_N = ~labelled_N if chosen_with is None and not labelled_N.all() else np.ones_like(labelled_N)
     won_N, lost_N = labelled_N & (h_N == 1), labelled_N & (h_N == 0)
     if not won_N.any() or not lost_N.any():
         raise DataError(
@@ -78,6 +85,7 @@ def rogan_gladen(
             got=f"{int(won_N.sum())} ones, {int(lost_N.sum())} zeros",
             fix="label more items, or use `ppi_rate`",
         )
+    won_N, lost_N = won_N * weight_N, lost_N * weight_N
     columns_NK = np.stack([test_N, test_N * f_N, won_N, won_N * f_N, lost_N, lost_N * (1 - f_N)], 1).astype(float)
     total_K = columns_NK.sum(0)
     q1, q0 = total_K[3] / total_K[2], total_K[5] / total_K[4]
@@ -90,7 +98,7 @@ def rogan_gladen(
         theta_R = np.clip((p_R + q0_R - 1) / (q0_R + q1_R - 1), 0, 1)
         youden_R = total_RK[:, 3] / total_RK[:, 2] + total_RK[:, 5] / total_RK[:, 4] - 1  # nothing added: it would help
         youden_R = np.nan_to_num(youden_R)  # a resample without one of the labels shows nothing
-    shared = _beside(f_N, h_N, labelled_N, clusters, rounds, seed, level)
+    shared = _beside(f_N, h_N, weight_N, clusters, rounds, seed, level, even=chosen_with is None)
     tail = expanded_tail(n_clusters, level) if n_clusters > 1 else 0.5
     if n_clusters < 2 or np.quantile(youden_R, tail) <= 0:
         why = f"sensitivity {q1:.2f} + specificity {q0:.2f} is not shown to be above 1: the judge is of no use"
@@ -105,6 +113,7 @@ def ppi_rate(
     people: ArrayLike,
     clusters: Clusters = None,
     *,
+    chosen_with: ArrayLike | None = None,
     weight: float | None = None,
     rounds: int = 1000,
     seed: int = 0,
@@ -117,19 +126,26 @@ def ppi_rate(
     useless judge gets weight 0 and the people's own interval comes out, but for the weight's own noise. Interval: the
     bootstrap over clusters (prompts; None: items), the weight computed anew in each resample.
 
+    `chosen_with`: [N], the probability with which each item was given to people (read where they labelled it). Means
+    over labelled items then weight each by its inverse (Hajek's ratio), and the judge's mean over all items takes the
+    place of the one over the others; of the weight the covariance and variance count with the square of the inverses,
+    as they do in the estimate's variance. With equal probabilities it is the same estimate.
+
     Raises:
-        DataError: outcomes outside 0..1, or fewer than two labels of people.
+        DataError: outcomes outside 0..1, fewer than two labels of people, or probabilities outside (0, 1].
     """
     f_N, h_N, labelled_N = _checked(judge, people, clusters)
+    w_N = _weights(chosen_with, labelled_N)
     if weight is not None and not 0 <= weight <= 1:
         raise DataError("the judge's weight lies in 0..1", got=weight)
-    shared = _beside(f_N, h_N, labelled_N, clusters, rounds, seed, level)
-    q1, q0 = _accuracies(f_N, h_N, labelled_N)
+    shared = _beside(f_N, h_N, w_N, clusters, rounds, seed, level, even=chosen_with is None)
+    q1, q0 = _accuracies(f_N, h_N, w_N)
     if labelled_N.all():
         return Corrected(shared[1], *shared, "people", q1, q0, 0.0, "people labelled every item")
-    h_N, other_N = np.where(labelled_N, h_N, 0.0), ~labelled_N
-    on_N = labelled_N * f_N
-    columns_NK = np.stack([labelled_N, h_N, on_N, on_N * h_N, on_N * f_N, other_N, other_N * f_N], 1).astype(float)
+    h_N = np.where(labelled_N, h_N, 0.0)
+    products_KN = np.stack([np.ones_like(f_N), h_N, f_N, f_N * h_N, f_N * f_N])
+    columns = [np.stack([np.ones_like(f_N), f_N, labelled_N]), w_N * products_KN[:3], w_N**2 * products_KN]
+    columns_NK = np.concatenate(columns).T
     theta, lam = (float(x[0]) for x in _ppi(columns_NK.sum(0)[None], weight))
     if lam == 0:
         return Corrected(shared[1], *shared, "people", q1, q0, 0.0, "the judge does not vary with people's labels")
@@ -144,14 +160,20 @@ def ppi_rate(
 
 
 def _ppi(total_RK: Floats, weight: float | None) -> tuple[Floats, Floats]:
-    """Returns the estimate and the weight of each resample, from the sums of its columns."""
-    n_R, h_R, f_R, fh_R, ff_R, others_R, other_R = total_RK.T
+    """Returns the estimate and the weight of each resample, from the sums of its columns.
+
+    The weight is that of the judge's answers on the other items. In terms of all items, whose mean is used here, it is
+    larger by N / (N - n): both are the same estimate.
+    """
+    all_R, f_R, n_R, w_R, wh_R, wf_R, v_R, vh_R, vf_R, vfh_R, vff_R = total_RK.T
     with np.errstate(divide="ignore", invalid="ignore"):
-        covariance_R = fh_R / n_R - f_R * h_R / n_R**2
-        variance_R = ff_R / n_R - (f_R / n_R) ** 2
-        best_R = np.where(variance_R > 1e-12, covariance_R / ((1 + n_R / others_R) * variance_R), 0.0)
+        covariance_R = vfh_R / v_R - vf_R * vh_R / v_R**2
+        variance_R = vff_R / v_R - (vf_R / v_R) ** 2
+        others_R = (all_R - n_R) / all_R
+        best_R = np.where(variance_R > 1e-12, covariance_R / variance_R * others_R, 0.0)
         lam_R = np.clip(best_R, 0, 1) if weight is None else np.full_like(n_R, weight)
-        return h_R / n_R + lam_R * (other_R / others_R - f_R / n_R), lam_R
+        of_all_R = np.where(others_R > 0, lam_R / others_R, 0.0)
+        return wh_R / w_R + of_all_R * (f_R / all_R - wf_R / w_R), lam_R
 
 
 def _checked(judge: ArrayLike, people: ArrayLike, clusters: Clusters) -> tuple[Floats, Floats, NDArray[np.bool_]]:
@@ -170,33 +192,63 @@ def _checked(judge: ArrayLike, people: ArrayLike, clusters: Clusters) -> tuple[F
     return f_N, h_N, labelled_N
 
 
-def _accuracies(f_N: Floats, h_N: Floats, labelled_N: NDArray[np.bool_]) -> tuple[float, float]:
+def _weights(chosen_with: ArrayLike | None, labelled_N: NDArray[np.bool_]) -> Floats:
+    """Returns the weight of each label, 0 where there is none; their sum is the effective number of labels (Kish)."""
+    if chosen_with is None:
+        return labelled_N.astype(float)
+    p_N = np.asarray(chosen_with, dtype=float)
+    if p_N.shape != labelled_N.shape:
+        raise DataError("each item has a probability", got=f"{p_N.shape} for {labelled_N.shape}")
+    p_L = p_N[labelled_N]
+    if not ((p_L > 0) & (p_L <= 1)).all():
+        raise DataError(
+            "the probability with which an item was given to people lies above 0, and at most at 1",
+            got=f"{p_L.min():g} .. {p_L.max():g}",
+        )
+    w_N = np.zeros(len(p_N))
+    w_N[labelled_N] = 1 / p_L
+    return w_N * w_N.sum() / (w_N**2).sum()
+
+
+def _accuracies(f_N: Floats, h_N: Floats, w_N: Floats) -> tuple[float, float]:
     """Returns sensitivity and specificity; nan without labels of that value, or with outcomes between 0 and 1."""
+    labelled_N = w_N > 0
     if not (np.isin(f_N, [0, 1]).all() and np.isin(h_N[labelled_N], [0, 1]).all()):
         return math.nan, math.nan
-    won_N, lost_N = labelled_N & (h_N == 1), labelled_N & (h_N == 0)
+    won_N, lost_N = w_N * (labelled_N & (h_N == 1)), w_N * (labelled_N & (h_N == 0))
     return (
-        float(f_N[won_N].mean()) if won_N.any() else math.nan,
-        float(1 - f_N[lost_N].mean()) if lost_N.any() else math.nan,
+        float(won_N @ f_N / won_N.sum()) if won_N.any() else math.nan,
+        float(lost_N @ (1 - f_N) / lost_N.sum()) if lost_N.any() else math.nan,
     )
 
 
 def _beside(
-    f_N: Floats,
-    h_N: Floats,
-    labelled_N: NDArray[np.bool_],
-    clusters: Clusters,
-    rounds: int,
-    seed: int,
-    level: float,
+    f_N: Floats, h_N: Floats, w_N: Floats, clusters: Clusters, rounds: int, seed: int, level: float, *, even: bool
 ) -> tuple[Estimate, Estimate]:
     """Returns the judge's own rate on all items and the people's own on theirs."""
+    labelled_N = w_N > 0
     names = None if clusters is None else list(clusters)
     own = None if names is None else [c for c, there in zip(names, labelled_N, strict=True) if there]
     judged = rate_ci(f_N, names, rounds=rounds, seed=seed, level=level)
     h_L = h_N[labelled_N]
+    if not even:
+        return judged, _weighted_rate(h_L, w_N[labelled_N], own, rounds, seed, level)
     labels = mean_ci if names is None and not np.isin(h_L, [0, 1]).all() else rate_ci  # Wilson is for 0 and 1
     return judged, labels(h_L, own, rounds=rounds, seed=seed, level=level)
+
+
+def _weighted_rate(h_L: Floats, w_L: Floats, clusters: Clusters, rounds: int, seed: int, level: float) -> Estimate:
+    """The weighted mean of labels; bootstrap interval, or Wilson's of the effective number where all are equal."""
+    value = float(w_L @ h_L / w_L.sum())
+    if len(set(h_L)) == 1 and value in (0.0, 1.0):
+        effective = max(1, round(float(w_L.sum())))
+        return Estimate(value, *wilson(value * effective, effective, level), len(h_L))
+    total_RK, n_clusters = _resampled(np.stack([w_L, w_L * h_L], 1), clusters, rounds, seed)
+    if n_clusters < 2:
+        return Estimate(value, math.nan, math.nan, len(h_L))
+    tail = expanded_tail(n_clusters, level)
+    low, high = np.quantile(total_RK[:, 1] / total_RK[:, 0], [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), len(h_L))
 
 
 def _resampled(columns_NK: Floats, clusters: Clusters, rounds: int, seed: int) -> tuple[Floats, int]:

@@ -18,7 +18,11 @@ BLOCK = 1000  # judgements read at a time
 
 
 def groups(
-    database: Database, *, stages: Sequence[str] = ("real", "adjudication"), kinds: Sequence[str] = ()
+    database: Database,
+    *,
+    stages: Sequence[str] = ("real", "adjudication"),
+    kinds: Sequence[str] = (),
+    roles: Sequence[str] = (),
 ) -> Iterator[Group]:
     """Yields a group for each judgement that stands, the oldest first: one opinion of one annotator.
 
@@ -31,11 +35,12 @@ def groups(
     Args:
         stages: of the tasks that count; `gold`, `attention` and `training` are tests of annotators, not data.
         kinds: of tasks; empty: all.
+        roles: of annotators (`admin`, `annotator`, `judge`, `simulated`); empty: all.
     """
     after = 0
-    while rows := _block(database, after, stages, kinds):
+    while rows := _block(database, after, stages, kinds, roles):
         after = rows[-1].judgement_id
-        yield from (_group(row, responses) for row, responses in zip(rows, _responses(database, rows), strict=True))
+        yield from (_group(row, responses) for row, responses in zip(rows, responses_of(database, rows), strict=True))
 
 
 def policies(database: Database) -> list[str]:
@@ -45,7 +50,9 @@ def policies(database: Database) -> list[str]:
     return [f"{row.name}@{row.version}" if row.version else row.name for row in rows]
 
 
-def _block(database: Database, after: int, stages: Sequence[str], kinds: Sequence[str]) -> list[Any]:
+def _block(
+    database: Database, after: int, stages: Sequence[str], kinds: Sequence[str], roles: Sequence[str]
+) -> list[Any]:
     j, newer = t.judgements, t.judgements.alias("newer")
     query = (
         select(
@@ -81,13 +88,16 @@ def _block(database: Database, after: int, stages: Sequence[str], kinds: Sequenc
     )
     if kinds:
         query = query.where(t.tasks.c.kind.in_(kinds))
+    if roles:
+        query = query.where(t.annotators.c.role.in_(roles))
     with database.reading() as connection:
         rows = list(connection.execute(query).all())
     standing = [row for row in rows if row.verdict != WITHDRAWN]
-    return standing if standing or not rows else _block(database, rows[-1].judgement_id, stages, kinds)
+    return standing if standing or not rows else _block(database, rows[-1].judgement_id, stages, kinds, roles)
 
 
-def _responses(database: Database, rows: Sequence[Any]) -> list[list[Any]]:
+def responses_of(database: Database, rows: Sequence[Any]) -> list[list[Any]]:
+    """Returns the stored responses, with their policies, that each row names in `responses`, in that order."""
     ids = sorted({key for row in rows for key in row.responses})
     query = select(t.responses, t.policies.c.name, t.policies.c.version).join(
         t.policies, t.policies.c.id == t.responses.c.policy_id
@@ -101,7 +111,7 @@ def _responses(database: Database, rows: Sequence[Any]) -> list[list[Any]]:
 
 
 def _group(row: Any, stored: Sequence[Any]) -> Group:
-    prompt = _prompt(row)
+    prompt = prompt_of(row)
     responses = tuple(
         Response(
             text=one.text, meta={**one.meta, "policy": one.name} | ({"version": one.version} if one.version else {})
@@ -131,7 +141,8 @@ def _group(row: Any, stored: Sequence[Any]) -> Group:
     return Group(prompt, responses, preference=preference, origin=row.source)
 
 
-def _prompt(row: Any) -> Prompt:
+def prompt_of(row: Any) -> Prompt:
+    """Returns the prompt of a row with the columns `prompt_id`, `messages`, `tools` and `meta`."""
     meta = {key: value for key, value in row.meta.items() if key != "id"}
     name = str(row.meta.get("id", row.prompt_id))
     if isinstance(row.messages, dict):

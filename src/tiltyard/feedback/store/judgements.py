@@ -192,12 +192,16 @@ def _newest(connection: Connection, task: int, annotator: int) -> Any:
 
 
 def standing(connection: Connection, task: int) -> list[Any]:
-    """Returns the judgements of a task that are neither superseded nor withdrawn, the oldest first."""
+    """Returns people's judgements of a task that are neither superseded nor withdrawn, the oldest first.
+
+    AI judges are left out: a person and a judge who differ are no two people who do.
+    """
     j, newer = t.judgements, t.judgements.alias("newer")
     rows = connection.execute(
         select(j)
         .outerjoin(newer, newer.c.supersedes == j.c.id)
-        .where(j.c.task_id == task, newer.c.id.is_(None))
+        .join(t.annotators, t.annotators.c.id == j.c.annotator_id)
+        .where(j.c.task_id == task, newer.c.id.is_(None), t.annotators.c.role != "judge")
         .order_by(j.c.id)
     ).all()
     return [row for row in rows if row.verdict != WITHDRAWN]

@@ -96,6 +96,27 @@ _CHECKS: dict[str, Callable[[str, Mapping[str, Any], int], Verdict]] = {
 }
 
 
+def checked_of_judge(kind: str, verdict: Mapping[str, Any], count: int) -> Verdict:
+    """Returns a judge's verdict with its known fields: what `checked` has, and of a pair its probabilities.
+
+    `p` is the probability that the first response is better, `orders` that of each order where both were asked.
+
+    Raises:
+        DataError: as `checked`; a p that does not give the choice.
+    """
+    known = checked(kind, verdict, count)
+    if kind != "pair" or "p" not in verdict:
+        return known
+    p, orders = verdict["p"], verdict.get("orders")
+    if not _share(p) or verdict["choice"] != ("tie" if p == 0.5 else "first" if p > 0.5 else "second"):
+        raise _bad(kind, p, "p: the probability of the first response, in 0..1, that gives the choice")
+    if orders is None:
+        return {**known, "p": p}
+    if not _list(orders, 2) or not all(map(_share, orders)):
+        raise _bad(kind, orders, "orders: p as the pair stands, and with the two swapped")
+    return {**known, "p": p, "orders": list(orders)}
+
+
 def to_responses(kind: str, verdict: Verdict, shown: Sequence[int]) -> Verdict:
     """Returns a checked verdict about places on the page as one about the task's responses.
 
@@ -140,6 +161,9 @@ def preference_of(kind: str, verdict: Verdict, count: int, **provenance: Any) ->
     if kind == "rating":
         meta |= {"flags": verdict["flags"]} if any(verdict["flags"]) else {}
         return Preference(ratings=tuple(verdict["ratings"]), meta=meta, **provenance)
+    if "p" in verdict:
+        meta |= {"orders": verdict["orders"]} if "orders" in verdict else {}
+        return Preference(shares=(verdict["p"], 1 - verdict["p"]), meta=meta, **provenance)
     ranks = ranks_of_verdict(kind, verdict, count)
     if ranks is None:
         meta["reason"] = verdict.get("choice", kind)
@@ -150,6 +174,10 @@ def preference_of(kind: str, verdict: Verdict, count: int, **provenance: Any) ->
 
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _list(value: object, count: int) -> bool:

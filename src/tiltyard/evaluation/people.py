@@ -59,7 +59,7 @@ class LabelledPair:
 
     @property
     def policies(self) -> tuple[str, str]:
-        """Who wrote the two responses; "" where that is unknown."""
+        """The policies of the two responses; "" where that is unknown."""
         one, two = (policy_of(response) for response in self.group.responses)
         return one, two
 
@@ -183,7 +183,7 @@ def verdicts_of_row(row: Row) -> dict[str, GivenVerdict]:
 
 
 def policy_of(response: Response) -> str:
-    """Who wrote a response, as a file or a store names it; "" where it does not."""
+    """The policy of a response, as a file or a store names it; "" where it does not."""
     return str(response.meta.get("policy") or response.meta.get("model") or "")
 
 

@@ -140,7 +140,7 @@ class ModelListJudge(_ModelJudge):
 
 @dataclass
 class BothLists:
-    """Asks a judge of lists in the order of the responses and in the opposite one, and merges the two rankings.
+    """Queries a judge of lists in the order of the responses and in the opposite one, and merges the two rankings.
 
     Merged ranks are those of the mean rank, equal means tie. Without a ranking in either order there is none.
     `how`: "none" asks once, in the order of the responses.

@@ -39,7 +39,7 @@ from tiltyard.types import Group
 
 
 class Read(Protocol):
-    """What was read of an answer: the cause and the reason where it is no verdict."""
+    """A result that was read from an answer: the cause and the reason where it is no verdict."""
 
     @property
     def cause(self) -> Cause | Literal[""]: ...

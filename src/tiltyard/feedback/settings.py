@@ -254,7 +254,7 @@ def build_scorer(
 
 
 def identity(settings: JudgeSettings, snapshot: str = "") -> JudgeIdentity:
-    """Who the judge of these settings is, see `JudgeIdentity`.
+    """The identity of the judge of these settings, see `JudgeIdentity`.
 
     Args:
         snapshot: the version that answered, where it is known.

@@ -83,7 +83,7 @@ class CalibrateSettings(Settings):
 
 
 def run(context: StageContext, settings: CalibrateSettings) -> dict[str, Any]:
-    """Reads the labels, asks the judges, and writes the table."""
+    """Reads the labels, queries the judges, and writes the table."""
     table = PairTable()
     for group, verdicts in _sources(context, settings):
         table.add_people(group)
@@ -150,7 +150,7 @@ def _tuned_prompts(context: StageContext, settings: CalibrateSettings) -> set[st
 def _ask(
     context: StageContext, settings: CalibrateSettings, judges: Sequence[JudgeSettings], pairs: Sequence[LabelledPair]
 ) -> dict[str, tuple[float | None, float | None]]:
-    """Asks the judges about every pair, servers twice; returns {name: (price, seconds) of 1,000 pairs}."""
+    """Queries the judges about every pair, servers twice; returns {name: (price, seconds) of 1,000 pairs}."""
     prices: dict[str, tuple[float | None, float | None]] = {}
     first = open_panel(context, judges, device=settings.device, seed=settings.seed)
     context.report("estimate", first.estimate([pair.group for pair in pairs]))
@@ -171,7 +171,7 @@ def _ask(
 
 
 def _asked(context: StageContext, panel: Panel, pairs: Sequence[LabelledPair], *, again: bool) -> list[str]:
-    """Asks in blocks; the verdicts go to the pairs under the names of the judges, which are returned."""
+    """Queries in blocks; the verdicts go to the pairs under the names of the judges, which are returned."""
     given: list[list[GivenVerdict]] = [[] for _ in panel.members]
     for at in range(0, len(pairs), BLOCK):
         _, each = panel.ask([pair.group for pair in pairs[at : at + BLOCK]], at)

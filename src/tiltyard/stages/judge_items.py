@@ -1,4 +1,4 @@
-"""What a judge is asked about: pairs and groups of a file, or the tasks of a feedback store."""
+"""The items that a judge is queried about: pairs and groups of a file, or the tasks of a feedback store."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def items_of_file(
 
 
 def pairs_of_group(group: Group, number: int, pairs: Cut, seed: int) -> list[Group]:
-    """Cuts a group into pairs, as the setting `pairs` says.
+    """Cuts a group into pairs, by the setting `pairs`.
 
     Raises:
         DataError: more than two responses and `pairs: given`, or fewer than two.

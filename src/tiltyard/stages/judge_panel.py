@@ -1,4 +1,4 @@
-"""Judges of a stage that asks them about items: one, or several as a panel, whose verdicts become preferences.
+"""Judges that a stage queries about items: one, or several as a panel, whose verdicts become preferences.
 
 A judgement is a `Preference` without a verdict where the judge gave none (`meta["reason"]`, `meta["cause"]`). A panel's
 verdict is the mean of its members' (probabilities, ratings, ranks) over those that have one.
@@ -56,7 +56,7 @@ class Member:
 
     @property
     def identity(self) -> JudgeIdentity:
-        """Who it is, as far as its replies showed by now."""
+        """Its identity, as far as its replies showed by now."""
         inner = getattr(self.judge, "judge", self.judge)
         return identity(self.settings, getattr(inner, "snapshot", ""))
 
@@ -120,7 +120,7 @@ class Member:
 
     @property
     def constraint_line(self) -> str:
-        """A line about a server's structured choice; empty where there is nothing to say."""
+        """A line about a server's structured choice; empty without one."""
         return str(getattr(getattr(self.judge, "judge", self.judge), "constraint_line", ""))
 
     def take_positions(self) -> PositionCounts:

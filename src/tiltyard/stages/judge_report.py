@@ -1,4 +1,4 @@
-"""Counts of a stage that asks judges, its result and its lines for the console."""
+"""Counts of a stage that queries judges, its result and its lines for the console."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def calibration_table(
 
 @dataclass(frozen=True)
 class _People:
-    """What every row is compared with."""
+    """The side of people, with which every row is compared."""
 
     truth_N: Floats
     longest_N: Floats

@@ -27,6 +27,8 @@ EXACT = {
     "log_to",
     "show_kl",
     # of a judge behind a server
+    "max_calls",
+    "max_total_tokens",
     "key_env",
     "headers",
     "timeout",

@@ -133,7 +133,11 @@ class ModelListJudge(_ModelJudge):
         written = self._generate([prompts[i] for i in fits], 1, sampling, 0)
         for index, one in zip(fits, written, strict=True):
             (response,) = one.responses
-            answer: dict[str, Any] = {"text": response.text, "finish": "length" if response.finish == "length" else "stop", "top": []}
+            answer: dict[str, Any] = {
+                "text": response.text,
+                "finish": "length" if response.finish == "length" else "stop",
+                "top": [],
+            }
             rankings[index] = ranking_of(answer, len(groups[index].responses))
         return rankings
 

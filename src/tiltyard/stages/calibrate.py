@@ -31,7 +31,7 @@ from tiltyard.feedback import JudgeSettings, Usage, identity
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.files import write_json
 from tiltyard.inputs.settings import BadRowsSetting
-from tiltyard.records import EXECUTION, LAST_BITS, Settings
+from tiltyard.records import LAST_BITS, Settings
 from tiltyard.report.judge_tables import calibration_lines, json_ready, print_calibration
 from tiltyard.runs.groups import read_judgements
 from tiltyard.stages.base import Stage, StageContext, register
@@ -67,7 +67,7 @@ class CalibrateSettings(Settings):
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
     limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
     bad_rows: BadRowsSetting = "error"
-    rounds: Annotated[int, Field(ge=100, description="resamples of an interval"), EXECUTION] = 1000
+    rounds: Annotated[int, Field(ge=100, description="resamples of an interval")] = 1000
     seed: Annotated[int, Field(ge=0, description="of intervals, and of the order where debias is none")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
 

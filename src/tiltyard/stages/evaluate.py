@@ -71,8 +71,8 @@ class EvaluateSettings(ScoreSettings):
     people: Annotated[
         str,
         Field(
-            description="pairs of these responses that people labelled (rows, groups, a feedback store): the judge's win "
-            "rate is corrected by them"
+            description="pairs of these responses that people labelled (rows, groups, a feedback store): the judge's "
+            "win rate is corrected by them"
         ),
     ] = ""
     monitors: Annotated[

@@ -1,4 +1,4 @@
-"""Judges beside people on the same pairs: agreement, position, length and self-preference, repeatability, with intervals.
+"""Judges beside people on the same pairs: agreement, biases, repeatability, with intervals.
 
 The columns are those of AlpacaEval's table of evaluators (Dubois et al. 2023), with three annotators that cost nothing
 beside every judge: `longest` prefers the longer response, `first` the first one of each pair, `random` neither. A judge

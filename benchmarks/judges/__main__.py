@@ -2,14 +2,14 @@
 
     python -m benchmarks.judges VERDICTS.jsonl.gz [--json FILE]
 
-VERDICTS has rows with `prompt`, `responses`, `label` (1 or 2), `source`, and `verdicts`: {judge: [as shown, with the two
+Rows have `prompt`, `responses`, `label` (1 or 2), `source`, and `verdicts`: {judge: [as shown, with the two
 swapped]}, both 1, 2 or null, made of the `result.json` of each judge in LLMBar's repository (Zeng et al. 2024, arXiv
 2310.07641, MIT licence). `natural.csv` beside this file has what their `statistics.json` state for LLMBar-Natural:
 verdicts that are right in each order and in both, pairs on which both orders name the same response, and Cohen's kappa
 of the two orders.
 
 The strategies `Swap` and `Swap_CoT` ask a second time where the two orders disagree, and their published figures are
-those after it (`results[-1]`), while the verdicts are of the first pass (`results[0]`); they are shown and not compared.
+those after it (`results[-1]`), while the verdicts are of the first pass (`results[0]`); they are not compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The identity of a judge: its model, the snapshot of it that answered, and the digest of the texts that it is asked with.
+"""The identity of a judge: its model, the snapshot of it that answered, and the digest of the texts of its question.
 
 Another snapshot of one model, or another wording, is another judge: verdicts of the two are not mixed in one row of a
 table (in JudgeArena's measurements a second snapshot of one judge moved win rates by 11 points).

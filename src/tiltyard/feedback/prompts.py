@@ -37,8 +37,8 @@ POINTS_PREAMBLE = (
 POINTS_ENDING = "Give your reasons in at most 100 words. End with a line of the form\nScore: <points>"
 
 RANK_PREAMBLE = (
-    "You rank responses to the same text. A good response does what is asked, is true, harms no person, and is as short "
-    "as that allows. Do not let the order in which they stand influence you."
+    "You rank responses to the same text. A good response does what is asked, is true, harms no person, and is as "
+    "short as that allows. Do not let the order in which they stand influence you."
 )
 RANK_ENDING = (
     "Rank all {count} responses from best to worst. Answer with their numbers alone, in the form {form}.\nRanking="

@@ -43,8 +43,8 @@ class _Common(Settings):
     ask: Annotated[
         Ask,
         Field(
-            description="which of two is better; a rating from 1 to 10; points from 0 to 5 with reasons; rank: the order "
-            "of 2 to 9 responses"
+            description="which of two is better; a rating from 1 to 10; points from 0 to 5 with reasons; rank: the "
+            "order of 2 to 9 responses"
         ),
     ] = "pair"
     debias: Annotated[

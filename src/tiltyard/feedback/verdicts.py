@@ -173,7 +173,7 @@ class Debiased:
         return fresh if self.how == "none" else [*fresh, *map(_swapped, fresh)]
 
     def _distinct(self, pairs: Sequence[Group]) -> tuple[list[tuple], list[bool], dict[tuple, Group]]:
-        """Returns each pair's key and if it is swapped, and the different pairs of different responses by their keys."""
+        """Returns each pair's key and if it is swapped, and the distinct pairs of two responses by their keys."""
         for pair in pairs:
             _check_pair(pair)
         texts = [tuple(response_text(r) for r in pair.responses) for pair in pairs]

@@ -62,7 +62,7 @@ def print_calibration(result: Mapping[str, Any], console: Console) -> None:
 
 
 def calibration_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a line for each judge that is useless, each bias that fired, and the corrected rates beside the raw ones."""
+    """Yields a line for each judge, each bias that fired, and the corrected rates beside the raw ones."""
     if result.get("order_drawn"):
         yield "the data has the better response first in every pair, so the order of `first` was drawn"
     for name, row in result["rows"].items():
@@ -88,7 +88,8 @@ def corrected_lines(judge: str, policy: str, methods: Mapping[str, Mapping[str, 
     """Yields the judge's own rate, people's own, and each corrected one."""
     for k, (method, found) in enumerate(methods.items()):
         if k == 0:
-            yield f"{policy} is preferred, {judge}: raw {_share(found['judge'])}, people alone {_share(found['people'])}"
+            people = _share(found["people"])
+            yield f"{policy} is preferred, {judge}: raw {_share(found['judge'])}, people alone {people}"
         named = {"ppi": "prediction-powered", "rogan_gladen": "Rogan-Gladen"}[method]
         why = f": {found['reason']}" if found["reason"] else ""
         own = " (people's own)" if found["method"] == "people" else ""

@@ -188,7 +188,7 @@ class _Store:
 
 
 def write_rows(folder: Path) -> None:
-    """Writes the labels as rows of comparisons; those with a response without text are left out: readers refuse them."""
+    """Writes the labels as rows of comparisons; readers refuse those with an empty response."""
     with atomic_write(folder / "rows.jsonl") as file:
         for group in read_groups(folder / LABELS):
             if len(group.responses) < 2 or not all(r.text.strip() for r in group.responses):

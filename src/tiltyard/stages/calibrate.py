@@ -96,10 +96,7 @@ def run(context: StageContext, settings: CalibrateSettings) -> dict[str, Any]:
     pairs = list(table.pairs.values())
     if not pairs:
         raise DataError("no pair is left to compare", where=settings.data or settings.store, got="0 pairs")
-    if settings.judge is not None:
-        prices = _ask(context, settings, [settings.judge, *settings.panel], pairs)
-    else:
-        prices = {}
+    prices = _ask(context, settings, [settings.judge, *settings.panel], pairs) if settings.judge is not None else {}
     drawn = _draw_order(pairs, settings.seed)
     result = _measured(settings, table, pairs, prices)
     result |= {"left_out": left_out, "order_drawn": drawn, "both_bad": table.undecided}
@@ -260,7 +257,7 @@ register(
         "calibrate",
         run,
         CalibrateSettings,
-        "Judges against people on the same pairs: agreement, biases, price, corrected rates; longest, first and random beside.",
+        "Judges against people on the same pairs: agreement, biases, price, corrected rates; beside `longest`.",
         refers=("data", "store", "judge", "panel", "judged", "tuned_on"),
     )
 )

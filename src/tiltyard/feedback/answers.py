@@ -26,7 +26,8 @@ class AnswerCache:
     """Answers by the hash of their question, and what replies without a verdict cost (`spent`), which are no answers.
 
     `attempts` has what requests cost to which no completion came, refusals and lost connections
-    included. `failed` has the keys of the questions without a verdict, those that got no reply too: they are asked again.
+    included. `failed` has the keys of the questions without a verdict, those without a reply too: they are
+    asked again.
 
     A kill leaves at most an incomplete last line, which is removed when the file is next opened or appended to. Several
     processes may share a file: each holds a lock while it writes, and reads the lines of the others when it opens it.

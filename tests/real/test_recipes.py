@@ -15,7 +15,7 @@ FILES = ("a", "b", "balanced", "balanced_b", "dev", "hhh", "human", "llmbar_natu
 KEPT = {
     "brief": "The answer is a short one.",
     "asks": "It is a good idea to begin early. When would you like to begin?",
-    "prose": " ".join(["word"] * 40) + ".",
+    "prose": " ".join(["word"] * 45) + ".",
     "json": '{"answer": "Paris"}',
 }
 

@@ -186,14 +186,17 @@ def test_coverage(case):
     if case == "prompts":  # the mean of the clipped rates
         truth = float(np.clip(0.6 + 0.25 * np.random.default_rng(0).standard_normal(4_000_000), 0, 1).mean())
     found = {"rogan_gladen": [], "ppi_rate": [], "people": []}
-    for seed in range(SIMULATIONS):
+    # Rogan-Gladen of weighted labels covers 94%: three times the simulations tell that from 93
+    for seed in range(SIMULATIONS * (3 if case == "uneven" else 1)):
         judge, people, prompts = judged(rng, 1000, 200, **more)
         chosen = None
         if case == "uneven":
             judge, people, chosen = uneven(rng)
         clusters = prompts if case == "prompts" else None
         for method in (rogan_gladen, ppi_rate):
-            result = method(judge, people, clusters, chosen_with=chosen, rounds=400, seed=seed)
+            result = method(
+                judge, people, clusters, chosen_with=chosen, rounds=300 if chosen is not None else 400, seed=seed
+            )
             found[method.__name__].append(result.estimate.ci)
         found["people"].append(result.people.ci)
     width = {name: float(np.mean(np.diff(np.array(bounds)))) for name, bounds in found.items()}

@@ -114,6 +114,37 @@ def test_a_judge_compares_in_both_orders(there: Path, server: Server, capsys: py
     assert "judge: two against one: 12 pairs; the two orders disagree in 0 of" in capsys.readouterr().out
 
 
+def test_people_correct_the_win_rate_of_a_judge(
+    there: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """People labelled half of the pairs, in the other order and against the judge; labels of other pairs are counted."""
+    server.reply = by_length
+    judge = "judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}"
+    _, answers = evaluated(judge)
+    ours = [a for a in answers if a["model"] == "two"]
+    base = [a for a in answers if a["model"] == "one"]
+    pairs = [(a, b) for a, b in zip(ours, base, strict=True) if a["text"].strip() and b["text"].strip()]
+    lines = [
+        {"prompt": f"what is {'this that it so'.split()[k // 3]}?", "responses": [b["text"], a["text"]], "label": 1}
+        for k, (a, b) in enumerate(zip(ours, base, strict=True))
+        if (a, b) in pairs and a["text"] != b["text"]
+    ][:6]
+    other = {"prompt": "what is love?", "responses": ["a", "b"], "label": 2}
+    Path("people.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, other]))
+    facts, _ = evaluated(judge, "people=people.jsonl")
+    corrected = facts["two"]["corrected"]["ppi"]
+    assert corrected["people"]["value"] == 0.0  # of the model "two": its responses lost all of them
+    assert corrected["people"]["n"] == len(lines)
+    assert corrected["judge"]["value"] == pytest.approx(facts["two"]["win_rate"])
+    assert "corrected" not in facts["one"]
+    assert "two against one is preferred, the judge: raw" in capsys.readouterr().out
+    Path("people.jsonl").write_text(json.dumps(other) + "\n" + json.dumps({**other, "label": 1}) + "\n")
+    facts, _ = evaluated(judge, "people=people.jsonl")
+    assert "corrected" not in facts["two"]
+    assert "no corrected win rate" in capsys.readouterr().out
+    assert cli.main(["eval", "models={one: one}", "prompts=prompts.jsonl", "people=people.jsonl", "name=f"]) == 2
+
+
 def test_no_verdict_and_disagreeing_orders_are_counted(
     there: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

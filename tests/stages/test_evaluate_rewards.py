@@ -117,7 +117,7 @@ def test_a_judge_compares_in_both_orders(there: Path, server: Server, capsys: py
 def test_people_correct_the_win_rate_of_a_judge(
     there: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """People labelled half of the pairs, in the other order and against the judge; labels of other pairs are counted."""
+    """People labelled half of the pairs in the other order and against the judge; labels of other pairs count apart."""
     server.reply = by_length
     judge = "judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}"
     _, answers = evaluated(judge)
@@ -125,7 +125,7 @@ def test_people_correct_the_win_rate_of_a_judge(
     base = [a for a in answers if a["model"] == "one"]
     pairs = [(a, b) for a, b in zip(ours, base, strict=True) if a["text"].strip() and b["text"].strip()]
     lines = [
-        {"prompt": f"what is {'this that it so'.split()[k // 3]}?", "responses": [b["text"], a["text"]], "label": 1}
+        {"prompt": f"what is {('this', 'that', 'it', 'so')[k // 3]}?", "responses": [b["text"], a["text"]], "label": 1}
         for k, (a, b) in enumerate(zip(ours, base, strict=True))
         if (a, b) in pairs and a["text"] != b["text"]
     ][:6]

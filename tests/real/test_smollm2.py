@@ -7,7 +7,6 @@ skipped, which is a failure under TILTYARD_REQUIRE_ALL=1.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -33,6 +32,15 @@ PAIRS = [
     ("How many legs has a spider?", "Eight.", "Spiders have many legs, with which they walk over their webs."),
     ("What is frozen water called?", "Ice.", "Water that has frozen has a name, and it is used in many drinks."),
 ]
+# in a process of its own, and not by wait4: its peak includes the parent's before exec, here that of a long test run
+MEASURED = """
+import sys
+from tiltyard.cli import main
+from tiltyard.profiler import peak_memory_mib
+code = main(sys.argv[1:])
+print(peak_memory_mib())
+sys.exit(code)
+"""
 PEAK = 3.0  # GiB of a process that trains an adapter: four bytes a weight are 0.5, the libraries 0.5
 
 
@@ -96,13 +104,9 @@ def test_an_adapter_learns_merges_and_is_loaded(file: Path, tmp_path: Path) -> N
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["train", "dpo", f"model={file}", f"data={data}", "steps=3", "prompts_per_step=4", "lr=1e-3"]
     words += ["lora.rank=8", "warmup=0", "device=cpu", "--runs", str(tmp_path / "runs")]
-    command = [sys.executable, "-m", "tiltyard.cli", *words]
-    log = tmp_path / "log.txt"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        _, status, usage = os.wait4(process.pid, 0)  # of this process alone, not the largest of all before it
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, log.read_text()[-3000:]
-    assert usage.ru_maxrss / 2**20 < PEAK
+    done = subprocess.run([sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert float(done.stdout.split()[-1]) / 1024 < PEAK
     stage = tmp_path / "runs/dpo/dpo"
     losses = [json.loads(line)["loss"] for line in (stage / "metrics.jsonl").read_text().splitlines()]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)

@@ -171,14 +171,14 @@ def tls_context() -> ssl.SSLContext:
 
 
 async def read_body(reply: httpx.Response) -> bytes:
-    """The reply's body; one without end is cut, and then is no completion."""
+    """The reply's body; one that is longer is cut, and then is no completion. One part of a gzipped body can be all."""
     parts, size = [], 0
     async for part in reply.aiter_bytes():
         parts.append(part)
         size += len(part)
         if size >= _MAX_REPLY:
             break
-    return b"".join(parts)
+    return b"".join(parts)[:_MAX_REPLY]
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

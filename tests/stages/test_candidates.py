@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,17 @@ def test_exactly_one_scorer(whole: Whole, tmp_path: Path, scorer: str) -> None:
     with pytest.raises(ConfigError, match="exactly one of ranker, reward and gold"):
         made(whole, tmp_path, scorer.format(r=f"{whole.run}/reward"))
     assert not (tmp_path / "c").exists()
+
+
+def test_without_a_scorer_the_same_answers_have_no_scores(whole: Whole, tmp_path: Path) -> None:
+    for name in ("scored", "plain"):
+        (tmp_path / name).mkdir()
+    scored, *_ = made(whole, tmp_path / "scored", "gold: true, pairs: none")
+    plain, result, text = made(whole, tmp_path / "plain", "pairs: none")
+    assert result["candidates"] == 44
+    assert not any(key.startswith("score") for key in result)
+    assert "scores:" not in text
+    assert [replace(group, scores=None) for group in groups(scored, "candidates")] == groups(plain, "candidates")
 
 
 def test_gold_needs_the_world(whole: Whole, tmp_path: Path) -> None:

@@ -83,10 +83,17 @@ class CandidatesSettings(Settings):
     @model_validator(mode="after")
     def _one_scorer(self) -> CandidatesSettings:
         given = [name for name in ("ranker", "reward", "gold") if getattr(self, name)]
-        if len(given) != 1:
+        if len(given) > 1 or not (given or self.pairs == "none"):
             named = " and ".join(given) or "none"
-            raise ValueError(f"set exactly one of ranker, reward and gold: who scores? (set: {named})")
+            raise ValueError(
+                f"set exactly one of ranker, reward and gold: who scores? (set: {named}); without a scorer pairs: none"
+            )
         return self
+
+    @property
+    def scored(self) -> bool:
+        """True if something scores the responses."""
+        return bool(self.ranker or self.reward or self.gold)
 
 
 @dataclass
@@ -134,8 +141,9 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     journal.close()
     _write_rows(context.folder)
     result = _result(progress, settings)
-    spread = ", ".join(f"{key} {result[f'score_{key}']:.3f}" for key in ("best", "mean", "worst"))
-    context.report("scores", [f"{spread}; {result['truncated']:.0%} of the responses were cut"])
+    spread = [f"{key} {result[f'score_{key}']:.3f}" for key in ("best", "mean", "worst") if settings.scored]
+    cut = f"{result['truncated']:.0%} of the responses were cut"
+    context.report("scores" if spread else "candidates", ["; ".join(filter(None, (", ".join(spread), cut)))])
     if result["unscored"]:
         context.report("scores", [f"{result['unscored']:,} responses have none and are left out"])
     return result
@@ -215,7 +223,7 @@ def _sampler(
     elif settings.reward:
         sampler.scorer = Rewards(context, _scoring(settings), **common).scorer(model.chat)
         check_prompts(sampler.scorer, prompts)
-    else:
+    elif settings.gold:
         if odd := [p for p in prompts if not is_world_prompt(p)]:
             raise DataError(
                 "gold scores belong to the embedded world, and these prompts are not about it",
@@ -238,12 +246,14 @@ def _count(progress: Progress, block: _Block, sampler: _Sampler) -> None:
     progress.pairs += len(block.pairs)
     progress.ties += block.pairs.dropped
     for group in block.candidates:
+        progress.responses += len(group.responses)
+        progress.truncated += sum(r.finish == "length" for r in group.responses)
+        if sampler.ranker is None and sampler.scorer is None:
+            continue
         scores = select.scores_of(group)
-        progress.responses += len(scores)
         progress.best += max(scores)
         progress.mean += sum(scores) / len(scores)
         progress.worst += min(scores)
-        progress.truncated += sum(r.finish == "length" for r in group.responses)
     if sampler.ranker is not None:
         position = sampler.ranker.take_position()
         progress.comparisons += position.asked
@@ -259,11 +269,11 @@ def _result(progress: Progress, settings: CandidatesSettings) -> dict[str, Any]:
         "unscored": progress.prompts * settings.samples_per_prompt - progress.responses,
         "pairs": progress.pairs,
         "ties": progress.ties,
-        "score_best": progress.best / prompts,
-        "score_mean": progress.mean / prompts,
-        "score_worst": progress.worst / prompts,
         "truncated": progress.truncated / max(1, progress.responses),
     }
+    if settings.scored:
+        sums = {"best": progress.best, "mean": progress.mean, "worst": progress.worst}
+        result |= {f"score_{key}": value / prompts for key, value in sums.items()}
     if progress.comparisons:
         result["position_bias"] = progress.even / progress.comparisons
         result["position_flips"] = progress.flips / progress.comparisons
@@ -289,7 +299,7 @@ register(
         "candidates",
         keeps_backend(run),
         CandidatesSettings,
-        "A model answers each prompt n times; a ranker, a reward model or the world scores, and pairs are made.",
+        "A model answers each prompt n times; a ranker, a reward model or the world may score, and pairs are made.",
         refers=("model", "prompts", "ranker", "reward"),
         words=WORDS,
         version="2",

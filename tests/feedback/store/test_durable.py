@@ -21,6 +21,8 @@ from tiltyard.feedback.store.export import groups
 from tiltyard.feedback.store.items import add_tasks
 from tiltyard.feedback.store.judgements import judge
 from tiltyard.feedback.store.people import (
+    accept_guideline,
+    accepted_guideline,
     add_annotator,
     add_guideline,
     annotators,
@@ -175,6 +177,22 @@ def test_databases_that_are_no_store(tmp_path: Path):
     store.close()
     with pytest.raises(DataError, match="later version"):
         Database(later)
+
+
+def test_a_store_of_the_first_version_is_brought_to_this_one(store, items):
+    """A store as version 0001 left it, with judgements in it, opens: nothing in it changes."""
+    add_tasks(store, items(3))
+    who = add_annotator(store, "ada")[0].id
+    judge(store, who, next_task(store, who).exposure, {"choice": "tie"}, key="k")
+    with store.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE acceptances")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    before = list(groups(store))
+    again = Database(store.url.render_as_string(hide_password=False))
+    assert list(groups(again)) == before
+    accept_guideline(again, who, 1)
+    assert accepted_guideline(again, who) == 1
+    again.close()
 
 
 def test_migrations_lead_to_the_tables_of_the_code(store):

@@ -13,7 +13,7 @@ from tiltyard.feedback.store.assignment import next_task
 from tiltyard.feedback.store.export import groups
 from tiltyard.feedback.store.items import Item, add_tasks
 from tiltyard.feedback.store.judgements import flag, judge, skip, undo
-from tiltyard.feedback.store.people import add_annotator
+from tiltyard.feedback.store.people import accept_guideline, add_annotator
 
 from .conftest import group
 
@@ -255,6 +255,7 @@ def test_what_was_collected_cannot_be_changed(store, items, table):
     who = person(store)
     task = next_task(store, who)
     flag(store, who, task.exposure, "why")
+    accept_guideline(store, who, 1)
     judge(store, who, task.exposure, {"choice": "tie"}, key="k")
     for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET created = 0"):
         column = "created" if "created" in t.metadata.tables[table].c else "began" if table == "exposures" else "ended"

@@ -19,14 +19,15 @@ from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database, now
 
 LEASE_SECONDS = 20 * 60
+DATA, KNOWN = ("real", "adjudication"), ("gold", "attention")  # stages: what is collected, what is known
 
 
 @dataclass(frozen=True)
 class Assignment:
     """A task as one annotator sees it: the responses' texts in the order of the page, and no names of models.
 
-    `shown[place]` is the index of the response among the task's; `remaining` counts tasks that this annotator could
-    still get.
+    `shown[place]` is the index of the response among the task's; `remaining` counts the tasks that this annotator could
+    get after this one, with the gold items that will come between them, so that it falls by one whatever comes next.
     """
 
     exposure: int
@@ -70,7 +71,7 @@ def next_task(
             )
         held = connection.execute(_held(annotator, at)).first()
         if held is not None:
-            return _assignment(connection, held, annotator, at)
+            return _assignment(connection, held, annotator, gold_every, at)
         task = _next(connection, annotator, gold_every, seed, at)
         if task is None:
             return None
@@ -87,7 +88,7 @@ def next_task(
         }
         connection.execute(insert(t.exposures).values(row))
         exposure = connection.execute(_held(annotator, at)).first()
-        return _assignment(connection, exposure, annotator, at)
+        return _assignment(connection, exposure, annotator, gold_every, at)
 
 
 def show(
@@ -167,7 +168,7 @@ def _real(annotator: int, at: int) -> Select[Any]:
         .join(t.task_state, t.task_state.c.task_id == t.tasks.c.id)
         .where(
             t.task_state.c.missing > 0,
-            t.tasks.c.stage.in_(("real", "adjudication")),
+            t.tasks.c.stage.in_(DATA),
             ~parent,
             _open_to(annotator),
             _wanted(at),
@@ -181,7 +182,7 @@ def _next(connection: Connection, annotator: int, gold_every: int, seed: int, at
     if (task := connection.execute(training).first()) is not None:
         return task
     if gold_every and _gold_is_due(connection, annotator, gold_every):
-        gold = select(t.tasks).where(t.tasks.c.stage.in_(("gold", "attention")), open_to).order_by(t.tasks.c.id)
+        gold = select(t.tasks).where(t.tasks.c.stage.in_(KNOWN), open_to).order_by(t.tasks.c.id)
         items = connection.execute(gold).all()
         if items:
             digest = hashlib.sha256(f"{seed}:{annotator}:{len(items)}".encode()).digest()
@@ -193,24 +194,38 @@ def _next(connection: Connection, annotator: int, gold_every: int, seed: int, at
 
 def _gold_is_due(connection: Connection, annotator: int, gold_every: int) -> bool:
     """True if as many real tasks were shown to the annotator since the last gold item."""
-    stages = connection.scalars(
-        select(t.tasks.c.stage)
-        .join(t.exposures, t.exposures.c.task_id == t.tasks.c.id)
-        .where(t.exposures.c.annotator_id == annotator, t.tasks.c.stage != "training")
-        .order_by(t.exposures.c.id.desc())
-        .limit(gold_every)
-    ).all()
-    return len(stages) == gold_every and not {"gold", "attention"} & set(stages)
+    return _since_gold(connection, annotator) >= gold_every
 
 
-def _assignment(connection: Connection, exposure: Any, annotator: int, at: int) -> Assignment:
+def _since_gold(connection: Connection, annotator: int) -> int:
+    """The number of real tasks that were shown to the annotator since the last gold item."""
+    shown = (
+        select(t.exposures.c.id)
+        .join(t.tasks, t.tasks.c.id == t.exposures.c.task_id)
+        .where(t.exposures.c.annotator_id == annotator)
+    )
+    last = select(func.max(shown.where(t.tasks.c.stage.in_(KNOWN)).subquery().c.id)).scalar_subquery()
+    real = shown.where(t.tasks.c.stage.in_(DATA), t.exposures.c.id > func.coalesce(last, 0))
+    return int(connection.scalar(select(func.count()).select_from(real.subquery())) or 0)
+
+
+def _remaining(connection: Connection, annotator: int, task: int, gold_every: int, at: int) -> int:
+    others = _real(annotator, at).where(t.tasks.c.id != task)
+    real = int(connection.scalar(select(func.count()).select_from(others.subquery())) or 0)
+    if not gold_every:
+        return real
+    known = select(t.tasks.c.id).where(t.tasks.c.stage.in_(KNOWN), t.tasks.c.id != task, _open_to(annotator))
+    gold = int(connection.scalar(select(func.count()).select_from(known.subquery())) or 0)
+    return real + min(gold, (_since_gold(connection, annotator) + real) // gold_every)
+
+
+def _assignment(connection: Connection, exposure: Any, annotator: int, gold_every: int, at: int) -> Assignment:
     task = connection.execute(select(t.tasks).where(t.tasks.c.id == exposure.task_id)).one()
     prompt = connection.scalar(select(t.prompts.c.messages).where(t.prompts.c.id == task.prompt_id))
     rows = connection.execute(
         select(t.responses.c.id, t.responses.c.text).where(t.responses.c.id.in_(task.responses))
     ).all()
     texts = {row.id: row.text for row in rows}
-    remaining = connection.scalar(select(func.count()).select_from(_real(annotator, at).subquery()))
     return Assignment(
         exposure.id,
         task.id,
@@ -220,5 +235,5 @@ def _assignment(connection: Connection, exposure: Any, annotator: int, at: int) 
         tuple(texts[task.responses[k]] for k in exposure.shown),
         tuple(exposure.shown),
         exposure.guideline,
-        int(remaining or 0),
+        _remaining(connection, annotator, task.id, gold_every, at),
     )

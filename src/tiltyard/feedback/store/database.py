@@ -18,6 +18,10 @@ BUSY_SECONDS = 30  # a writer waits for another process so long before it gives 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
+class StoreUnusable(DataError):
+    """The store does not answer, cannot be written, or is no store."""
+
+
 class Database:
     """An open store. Reading transactions run side by side; writing ones one after the other.
 
@@ -27,7 +31,7 @@ class Database:
     Raises:
         ConfigError: another kind of URL.
         MissingDependency: PostgreSQL without psycopg.
-        DataError: the file is no store, or the server does not answer.
+        StoreUnusable: the file is no store, or the server does not answer.
     """
 
     def __init__(self, url: str | Path):
@@ -65,7 +69,7 @@ class Database:
         """A transaction that writes: alone among those of this process, and on disk when it has been left.
 
         Raises:
-            DataError: another process keeps the store locked for longer than `BUSY_SECONDS`, or the disk is full.
+            StoreUnusable: another process keeps the store locked for longer than `BUSY_SECONDS`, or the disk is full.
         """
         with self._writing:
             try:
@@ -172,7 +176,7 @@ def _engine(url: URL, is_sqlite: bool, begin: str) -> Engine:
 
 def _unusable(where: str, error: Exception) -> TiltyardError:
     reason = str(getattr(error, "orig", error)).strip().splitlines()
-    return DataError(
+    return StoreUnusable(
         "the feedback store cannot be used",
         where=where,
         got=reason[0] if reason else type(error).__name__,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database
@@ -23,6 +23,7 @@ def groups(
     stages: Sequence[str] = ("real", "adjudication"),
     kinds: Sequence[str] = (),
     roles: Sequence[str] = (),
+    tasks: Collection[int] | None = None,
 ) -> Iterator[Group]:
     """Yields a group for each judgement that stands, the oldest first: one opinion of one annotator.
 
@@ -36,9 +37,17 @@ def groups(
         stages: of the tasks that count; `gold`, `attention` and `training` are tests of annotators, not data.
         kinds: of tasks; empty: all.
         roles: of annotators (`admin`, `annotator`, `judge`, `simulated`); empty: all.
+        tasks: their ids; None: all.
     """
     after = 0
-    while rows := _block(database, after, stages, kinds, roles):
+    wanted = [t.tasks.c.stage.in_(stages)]
+    if kinds:
+        wanted.append(t.tasks.c.kind.in_(kinds))
+    if roles:
+        wanted.append(t.annotators.c.role.in_(roles))
+    if tasks is not None:
+        wanted.append(t.tasks.c.id.in_(tasks))
+    while rows := _block(database, after, wanted):
         after = rows[-1].judgement_id
         yield from (_group(row, responses) for row, responses in zip(rows, responses_of(database, rows), strict=True))
 
@@ -50,9 +59,7 @@ def policies(database: Database) -> list[str]:
     return [f"{row.name}@{row.version}" if row.version else row.name for row in rows]
 
 
-def _block(
-    database: Database, after: int, stages: Sequence[str], kinds: Sequence[str], roles: Sequence[str]
-) -> list[Any]:
+def _block(database: Database, after: int, wanted: Sequence[ColumnElement[bool]]) -> list[Any]:
     j, newer = t.judgements, t.judgements.alias("newer")
     query = (
         select(
@@ -82,18 +89,14 @@ def _block(
         .join(t.annotators, t.annotators.c.id == j.c.annotator_id)
         .outerjoin(t.exposures, t.exposures.c.id == j.c.exposure_id)
         .outerjoin(newer, newer.c.supersedes == j.c.id)
-        .where(newer.c.id.is_(None), j.c.id > after, t.tasks.c.stage.in_(stages))
+        .where(newer.c.id.is_(None), j.c.id > after, *wanted)
         .order_by(j.c.id)
         .limit(BLOCK)
     )
-    if kinds:
-        query = query.where(t.tasks.c.kind.in_(kinds))
-    if roles:
-        query = query.where(t.annotators.c.role.in_(roles))
     with database.reading() as connection:
         rows = list(connection.execute(query).all())
     standing = [row for row in rows if row.verdict != WITHDRAWN]
-    return standing if standing or not rows else _block(database, rows[-1].judgement_id, stages, kinds, roles)
+    return standing if standing or not rows else _block(database, rows[-1].judgement_id, wanted)
 
 
 def responses_of(database: Database, rows: Sequence[Any]) -> list[list[Any]]:

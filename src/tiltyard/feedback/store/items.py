@@ -13,6 +13,7 @@ from sqlalchemy import Connection, insert, select
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database, now
+from tiltyard.feedback.store.texts import storable
 from tiltyard.feedback.store.verdicts import KINDS, Verdict, checked
 from tiltyard.types import Group, Prompt, Response, prompt_digest, response_id
 
@@ -151,6 +152,7 @@ def _response(connection: Connection, prompt_id: str, response: Response, at: in
     name, version = str(response.meta.get("policy", "unknown")), str(response.meta.get("version", ""))
     policy = register_policy(connection, name, version, {}, at)
     digest, table = response_id(response), t.responses
+    storable(response.text, f"a response of {name}")
     found = connection.scalar(
         select(table.c.id).where(table.c.prompt_id == prompt_id, table.c.policy_id == policy, table.c.digest == digest)
     )

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 from tiltyard.errors import DataError
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database, now
+from tiltyard.feedback.store.texts import storable
 from tiltyard.feedback.store.verdicts import Verdict, agree, checked, to_responses
 
 WITHDRAWN: Verdict = {"withdrawn": True}
@@ -17,9 +18,13 @@ WITHDRAWN: Verdict = {"withdrawn": True}
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored judgement. `right`, `explanation`: of an item whose verdict is known; None and "" of others."""
+    """A stored judgement. `right`, `explanation`: of an item whose verdict is known; None and "" of others.
+
+    `stage` is the task's: what is right of a gold or attention item is not for the annotator's eyes.
+    """
 
     id: int
+    stage: str
     right: bool | None = None
     explanation: str = ""
 
@@ -50,6 +55,8 @@ def judge(
     """
     if not key or len(key) > 64:
         raise DataError("a judgement needs a key", where="key", got=repr(key[:80]), expected="1 to 64 characters")
+    storable(key, "key")
+    storable(comment, "comment")
     at = now() if at is None else at
     with database.writing() as connection:
         old = connection.execute(select(t.judgements).where(t.judgements.c.key == key)).one_or_none()
@@ -127,6 +134,7 @@ def skip(database: Database, annotator: int, exposure: int, reason: str, *, at: 
     """
     if not reason.strip():
         raise DataError("a skipped task needs a reason", where="skip", fix="say why it cannot be judged")
+    storable(reason, "reason")
     with database.writing() as connection:
         _exposure(connection, exposure, annotator)
         _end(connection, exposure, "skipped", reason[:2000], now() if at is None else at)
@@ -134,6 +142,7 @@ def skip(database: Database, annotator: int, exposure: int, reason: str, *, at: 
 
 def flag(database: Database, annotator: int, exposure: int, reason: str) -> None:
     """Marks the prompt of an exposure as one that should not be judged at all (private data, nonsense, harm)."""
+    storable(reason, "reason")
     with database.writing() as connection:
         shown = _exposure(connection, exposure, annotator)
         prompt = connection.scalar(select(t.tasks.c.prompt_id).where(t.tasks.c.id == shown.task_id))
@@ -150,6 +159,14 @@ def end_exposure(database: Database, annotator: int, exposure: int, reason: str)
     with database.writing() as connection:
         _exposure(connection, exposure, annotator)
         _end(connection, exposure, reason[:40], "", now())
+
+
+def since_shown(database: Database, annotator: int, exposure: int, at: int) -> float:
+    """Returns the seconds since an exposure of this annotator began; 0 for one that it has not."""
+    e = t.exposures
+    with database.reading() as connection:
+        began = connection.scalar(select(e.c.began).where(e.c.id == exposure, e.c.annotator_id == annotator))
+    return 0.0 if began is None else max(0.0, (at - began) / 1000)
 
 
 def _exposure(connection: Connection, exposure: int, annotator: int, *, open_alone: bool = False) -> Any:
@@ -224,5 +241,5 @@ def _adjudicate(connection: Connection, task: Any, at: int) -> None:
 def _stored(connection: Connection, row: Any) -> Stored:
     task = connection.execute(select(t.tasks).where(t.tasks.c.id == row.task_id)).one()
     if task.expected is None or row.verdict == WITHDRAWN:
-        return Stored(row.id)
-    return Stored(row.id, agree(task.kind, row.verdict, task.expected), task.explanation)
+        return Stored(row.id, task.stage)
+    return Stored(row.id, task.stage, agree(task.kind, row.verdict, task.expected), task.explanation)

@@ -159,6 +159,28 @@ def guideline(database: Database) -> tuple[int, str] | None:
     return None if row is None else (int(row.version), row.text)
 
 
+def accept_guideline(database: Database, annotator: int, version: int) -> None:
+    """Notes that an annotator has read a version of the guidelines and accepts it; a second time changes nothing.
+
+    Raises:
+        DataError: there is no such version.
+    """
+    table = t.acceptances
+    with database.writing() as connection:
+        if connection.scalar(select(t.guidelines.c.version).where(t.guidelines.c.version == version)) is None:
+            raise DataError("there is no such version of the guidelines", where="guidelines", got=version)
+        known = select(table.c.id).where(table.c.annotator_id == annotator, table.c.guideline == version)
+        if connection.scalar(known) is None:
+            connection.execute(insert(table).values(annotator_id=annotator, guideline=version, created=now()))
+
+
+def accepted_guideline(database: Database, annotator: int) -> int:
+    """Returns the newest version of the guidelines that an annotator has accepted; 0: none."""
+    table = t.acceptances
+    with database.reading() as connection:
+        return int(connection.scalar(select(func.max(table.c.guideline)).where(table.c.annotator_id == annotator)) or 0)
+
+
 def digest(token: str) -> str:
     """SHA-256 in hex: a token has 256 random bits, so no slow hash is needed."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -181,6 +181,16 @@ flags = Table(
     Column("created", BigInteger, nullable=False),
 )
 
+acceptances = Table(
+    "acceptances",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("annotator_id", ForeignKey("annotators.id"), nullable=False),
+    Column("guideline", ForeignKey("guidelines.version"), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    UniqueConstraint("annotator_id", "guideline"),
+)
+
 APPEND_ONLY = (
     "prompts",
     "policies",
@@ -191,4 +201,5 @@ APPEND_ONLY = (
     "exposure_ends",
     "judgements",
     "flags",
+    "acceptances",
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tiltyard.errors import DataError
+from tiltyard.feedback.store.texts import storable
 from tiltyard.types import Preference, dense_ranks
 
 Verdict = dict[str, Any]
@@ -80,6 +81,7 @@ def _write(kind: str, verdict: Mapping[str, Any], count: int) -> Verdict:
     text, edited = verdict.get("text"), verdict.get("edited")
     if not isinstance(text, str) or not text.strip() or len(text) > MOST_TEXT:
         raise _bad(kind, text if text is None else type(text).__name__, f"text: 1 to {MOST_TEXT:,} characters")
+    storable(text, "text")
     if edited is None:
         return {"text": text}
     if not _whole(edited, 0, count - 1):
@@ -131,6 +133,12 @@ def to_responses(kind: str, verdict: Verdict, shown: Sequence[int]) -> Verdict:
         return {key: [value[k] for k in order] for key, value in verdict.items()}
     moved: Verdict = {key: shown[verdict[key]] for key in ("best", "worst", "edited") if key in verdict}
     return {**verdict, **moved}
+
+
+def to_places(kind: str, verdict: Verdict, shown: Sequence[int]) -> Verdict:
+    """The inverse of `to_responses`: a verdict about the task's responses as one about places on the page."""
+    place = {response: k for k, response in enumerate(shown)}
+    return to_responses(kind, verdict, [place[response] for response in range(len(shown))])
 
 
 def agree(kind: str, one: Verdict, other: Verdict) -> bool:

@@ -1,0 +1,137 @@
+// Rankings (drag, arrows, keys, ties), best and worst, and texts to edit. The selects of a ranking stay what is sent.
+"use strict";
+
+const list = document.getElementById("answers");
+const said = document.getElementById("said");
+const kind = form.dataset.kind;
+
+if (kind === "ranking") {
+  const hint = document.querySelector(".ranking-hint");
+  hint.hidden = false;
+  list.classList.add("sortable");
+  for (const answer of answers()) {
+    for (const tool of answer.querySelectorAll("[data-up], [data-down], .equal, .handle")) tool.hidden = false;
+    answer.querySelector(".place").classList.add("number");
+  }
+
+  const cards = () => [...list.querySelectorAll(".answer:not(.ghost)")];
+  const equalOf = (answer) => answer.querySelector("[data-equal]");
+  const number = () => {
+    let rank = 0;
+    cards().forEach((answer, place) => {
+      if (place === 0) equalOf(answer).checked = false;
+      if (!equalOf(answer).checked) rank = place + 1;
+      answer.querySelector("select").value = String(rank);
+      answer.classList.toggle("tied", equalOf(answer).checked);
+      equalOf(answer).disabled = place === 0;
+      answer.querySelector("[data-up]").disabled = place === 0;
+      answer.querySelector("[data-down]").disabled = place === cards().length - 1;
+    });
+  };
+  const announce = (answer) => {
+    const place = cards().indexOf(answer) + 1;
+    said.textContent = form.dataset.moved
+      .replace("{name}", answer.dataset.name).replace("{place}", place).replace("{count}", cards().length);
+  };
+  const carry = (answer, by) => {
+    const all = cards();
+    const at = all.indexOf(answer);
+    const to = at + by;
+    if (to < 0 || to >= all.length) return;
+    const focused = document.activeElement;
+    list.insertBefore(answer, by < 0 ? all[to] : all[to].nextSibling);
+    equalOf(answer).checked = false;
+    number();
+    announce(answer);
+    const button = focused !== answer && answer.contains(focused) && !focused.disabled ? focused : null;
+    if (button) button.focus();
+    else focusOn(answer);
+    answer.scrollIntoView({ block: "nearest" });
+  };
+
+  for (const answer of answers()) {
+    answer.querySelector("[data-up]").addEventListener("click", () => carry(answer, -1));
+    answer.querySelector("[data-down]").addEventListener("click", () => carry(answer, 1));
+    equalOf(answer).addEventListener("change", number);
+    answer.querySelector("select").addEventListener("change", (event) => {
+      const to = Number(event.target.value) - 1;
+      const at = cards().indexOf(answer);
+      const other = cards()[to];
+      list.insertBefore(answer, to < at ? other : other.nextSibling);
+      equalOf(answer).checked = false;
+      number();
+      announce(answer);
+    });
+    drag(answer);
+  }
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || dialogs.some((one) => one.open)) return;
+    if (single && !single.checked) return;
+    const answer = current();
+    if (!answer || !["J", "K", "="].includes(event.key)) return;
+    event.preventDefault();
+    if (event.key === "=") {
+      if (!equalOf(answer).disabled) equalOf(answer).click();
+    } else {
+      carry(answer, event.key === "J" ? 1 : -1);
+    }
+  });
+
+  // By mouse, pen and finger: the card follows the pointer's place among the others' middles.
+  function drag(answer) {
+    const handle = answer.querySelector(".handle");
+    handle.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      event.preventDefault();
+      handle.setPointerCapture(event.pointerId);
+      answer.classList.add("dragged");
+      list.classList.add("dragging");
+    });
+    handle.addEventListener("pointermove", (event) => {
+      if (!answer.classList.contains("dragged")) return;
+      const others = cards().filter((one) => one !== answer);
+      const next = others.find((one) => {
+        const box = one.getBoundingClientRect();
+        return event.clientY < box.top + box.height / 2;
+      });
+      const before = next ?? null;
+      if (before !== answer.nextElementSibling || (before === null && answer.nextElementSibling)) {
+        list.insertBefore(answer, before);
+        equalOf(answer).checked = false;
+        number();
+      }
+      const edge = 80;
+      if (event.clientY < edge) scrollBy(0, -12);
+      else if (event.clientY > innerHeight - edge) scrollBy(0, 12);
+    });
+    const drop = () => {
+      if (!answer.classList.contains("dragged")) return;
+      answer.classList.remove("dragged");
+      list.classList.remove("dragging");
+      announce(answer);
+      focusOn(answer);
+    };
+    handle.addEventListener("pointerup", drop);
+    handle.addEventListener("pointercancel", drop);
+  }
+  number();
+}
+
+if (kind === "best_worst") {
+  // One answer cannot be both: the later choice takes the other away.
+  list.addEventListener("change", (event) => {
+    const other = event.target.name === "best" ? "worst" : "best";
+    const twin = event.target.closest(".answer").querySelector(`[name=${other}]`);
+    if (twin) twin.checked = false;
+  });
+}
+
+if (kind === "write") {
+  const text = document.getElementById("text");
+  for (const radio of document.querySelectorAll("[data-copy]")) {
+    radio.addEventListener("change", () => {
+      text.value = radio.closest(".answer").querySelector(".original").value;
+      text.focus();
+    });
+  }
+}

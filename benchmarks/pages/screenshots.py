@@ -43,8 +43,9 @@ def main(folder: Path) -> None:
                 with served(store, gold_every=0) as url:
                     page = signed_in(dark, url, tokens["ada"])
                     page.click("form[action='/guidelines'] button")
-                    page.keyboard.press("1")
+                    page.click("[name=choice][value=first]")
                     page.click("#go-on")
+                    page.wait_for_selector("#task")
                     _shot(page, folder, "pair-dark-ko", size)
                 store.close()
     print(f"{len(list(folder.glob('*.png')))} pictures in {folder}")

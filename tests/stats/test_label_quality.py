@@ -67,6 +67,29 @@ def test_the_poor_annotator_is_found() -> None:
     assert weight["a3"] < 0.3 < 0.6 < min(weight[name] for name in ("a0", "a1", "a2"))
 
 
+def test_ties_make_no_good_annotator_a_poor_one() -> None:
+    """One label in ten is a tie or both bad: MACE's competence is that of the decided labels, and nobody is accused."""
+    rng = np.random.default_rng(3)
+    groups = []
+    for g in battles(200, STRENGTHS, seed=2, annotators=4, wrong=0.15):
+        drawn = rng.random()
+        if g.preference.annotator == "a3":
+            g = replace(g, preference=replace(g.preference, ranks=(1, 2) if rng.random() < 0.5 else (2, 1)))
+        if drawn < 0.05:
+            g = replace(g, preference=replace(g.preference, ranks=(1, 1)))
+        elif drawn < 0.1:
+            meta = {**g.preference.meta, "reason": "both_bad"}
+            g = replace(g, preference=replace(g.preference, ranks=None, meta=meta))
+        groups.append(g)
+    report = label_report(groups, rounds=100)
+    found = {one.name: one.standing for one in report.annotators}
+    assert found["a3"] == "poor"
+    assert {found[name] for name in ("a0", "a1", "a2")} == {"good"}
+    assert all(0.5 < one.competence.value < 0.9 for one in report.annotators if one.name != "a3")  # 1 - 2 * 0.15
+    weight = reliabilities(votes_of(groups).votes)
+    assert weight["a3"] < 0.3 < 0.5 < min(weight[name] for name in ("a0", "a1", "a2"))
+
+
 def test_habits_gold_and_repeats() -> None:
     groups = []
     for k in range(60):

@@ -34,7 +34,8 @@ from tiltyard.types import Group, Preference, ranks_of, response_id
 
 Item = tuple[str, ...]
 TESTS = ("gold", "attention", "training")
-PAIR_LABELS = ("1", "2", "tie", BOTH_BAD)
+DECIDED = ("1", "2")
+PAIR_LABELS = (*DECIDED, "tie", BOTH_BAD)
 COHEN_MOST = 12  # annotators up to which all pairs are compared
 
 
@@ -271,7 +272,10 @@ def _models(
         draws = min(rounds, 200)
         ability = dawid_skene(data, rounds=draws, seed=seed, level=level)
         # the standing of many annotators is looked at: together they err as often as one
-        competence = mace(data, rounds=draws, seed=seed, level=1 - (1 - level) / len(data.annotators))
+        strict = 1 - (1 - level) / len(data.annotators)
+        competence = mace(
+            _decided((x.item, x.annotator, x.label) for x in shared), rounds=draws, seed=seed, level=strict
+        )
     except DataError as error:
         notes.append(f"no models of annotators: {error.what}")
         return ({}, {}), {}
@@ -280,6 +284,15 @@ def _models(
         for u, item in enumerate(data.units)
     }
     return (dict(ability.quality), dict(competence.quality)), posterior  # type: ignore[return-value]
+
+
+def _decided(rows: Iterable[tuple[Item, str, str]]) -> Annotations:
+    """Returns the labels that prefer one of two responses.
+
+    MACE holds all true labels equally likely. With ties and "both bad", which are seldom the truth, among them, its
+    likeliest parameters are that everyone guesses: annotators who are right in 85% get a competence near 0.
+    """
+    return Annotations.of((row for row in rows if row[2] in DECIDED), order=DECIDED)
 
 
 def _annotators(
@@ -386,9 +399,10 @@ def reliabilities(votes: Sequence[Vote], *, seed: int = 0) -> dict[str, float]:
     names = sorted({vote.annotator for vote in votes})
     last = {(vote.item, vote.annotator): vote.outcome for vote in votes}
     overlap = Counter(item for item, _ in last)
-    shared = [(item, name, outcome) for (item, name), outcome in last.items() if overlap[item] > 1]
+    decided = {key: outcome for key, outcome in last.items() if outcome in ("a", "b")}  # as `_decided`
+    shared = [(item, name, outcome) for (item, name), outcome in decided.items() if overlap[item] > 1]
     try:
-        quality = mace(Annotations.of(shared), rounds=1, seed=seed).quality if shared else {}
+        quality = mace(Annotations.of(shared, order=("a", "b")), rounds=1, seed=seed).quality if shared else {}
     except DataError:
         quality = {}
     known = {str(name): max(0.01, estimate.value) for name, estimate in quality.items()}

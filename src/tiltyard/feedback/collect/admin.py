@@ -33,7 +33,7 @@ Admin = Annotated[Session, Depends(needs("admin"))]
 STAGES = ("real", "adjudication", "gold", "attention")
 ROUNDS = 400  # of the bootstrap: a page is waited for
 FLOOR = 0.3  # of the competence, as `tiltyard agreement` has it
-SHOWN = 50  # disagreements on the page
+SHOWN = 15  # disagreements on the page
 
 
 @dataclass(frozen=True)

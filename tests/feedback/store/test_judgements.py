@@ -162,6 +162,18 @@ def test_two_verdicts_that_differ_go_to_a_third_person(store, items):
     assert Counter(g.preference.meta["stage"] for g in groups(store)) == {"real": 2, "adjudication": 1}
 
 
+def test_who_has_decided_a_dispute_is_not_asked_again(store, items):
+    """Two of three wanted verdicts differ: the third person decides, and the task's third place goes to a fourth."""
+    add_tasks(store, items(1, overlap=3))
+    people = [person(store, name) for name in "abcd"]
+    for k, who in enumerate(people[:3]):
+        task = next_task(store, who)
+        assert task.stage == ("real" if k < 2 else "adjudication")
+        judge(store, who, task.exposure, verdict_for(task, f"-{k % 2}"), key=f"k{k}")
+    assert next_task(store, people[2]) is None
+    assert next_task(store, people[3]).stage == "real"
+
+
 def test_training_comes_first_with_feedback_and_gold_never_twice(store, items):
     known = {"expected": {"choice": "second"}, "explanation": "It is shorter."}
     add_tasks(store, items(40))

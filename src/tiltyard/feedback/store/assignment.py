@@ -161,7 +161,13 @@ def _wanted(at: int) -> Any:
 
 
 def _real(annotator: int, at: int) -> Select[Any]:
-    """Real tasks and adjudications that this annotator may get; of the latter those whose parent it did not judge."""
+    """Real tasks and adjudications that this annotator may get: none whose adjudication or parent it has judged."""
+    child = t.tasks.alias("child")
+    decided = exists().where(
+        child.c.parent_id == t.tasks.c.id,
+        t.judgements.c.task_id == child.c.id,
+        t.judgements.c.annotator_id == annotator,
+    )
     parent = exists().where(t.judgements.c.task_id == t.tasks.c.parent_id, t.judgements.c.annotator_id == annotator)
     return (
         select(t.tasks)
@@ -170,6 +176,7 @@ def _real(annotator: int, at: int) -> Select[Any]:
             t.task_state.c.missing > 0,
             t.tasks.c.stage.in_(DATA),
             ~parent,
+            ~decided,
             _open_to(annotator),
             _wanted(at),
         )

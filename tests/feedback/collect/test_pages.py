@@ -72,7 +72,9 @@ def test_every_kind(store, client):
         place = {j: place_of(html, f"answer 0-{j}") for j in range(kinds[kind])}
         if kind == "ranking":
             by_place = sorted(place, key=place.__getitem__)
-            sent = {"rank": [str(1 + j if j < 3 else 3) for j in by_place]}  # 0 best, then 1, then 2 and 3 equal
+            sent = {
+                f"rank_{k}": 1 + j if j < 3 else 3 for k, j in enumerate(by_place)
+            }  # 0 best, then 1, then 2 and 3 equal
         elif kind == "best_worst":
             sent = {"best": place[1], "worst": place[2]}
         elif kind == "rating":

@@ -33,7 +33,7 @@ changes = [Depends(protected)]
 
 
 class VerdictForm(BaseModel):
-    """The fields of a task's form; `rating_0`, `helpful_0`, ... of each answer are among the further ones."""
+    """The fields of a task's form; `rank_0`, `rating_0`, `helpful_0`, ... of each answer are among the others."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -44,7 +44,6 @@ class VerdictForm(BaseModel):
     comment: str = Field("", max_length=10_000)
     choice: str | None = Field(None, max_length=20)
     strength: int | None = None
-    rank: list[int] = Field(default_factory=list, max_length=len(LETTERS))
     best: int | None = None
     worst: int | None = None
     text: str | None = None
@@ -56,7 +55,7 @@ class VerdictForm(BaseModel):
             decided = self.choice in CHOICES[:2] and self.strength is not None
             return {"choice": self.choice} | ({"strength": self.strength} if decided else {})
         if self.kind == "ranking":
-            return {"ranks": self.rank}
+            return {"ranks": self._numbers("rank")}
         if self.kind == "best_worst":
             return {"best": self.best, "worst": self.worst}
         if self.kind == "rating":
@@ -64,15 +63,22 @@ class VerdictForm(BaseModel):
         return {"text": self.text} | ({} if self.edited is None else {"edited": self.edited})
 
     def _ratings(self) -> dict[str, Any]:
-        given = self.model_extra or {}
-        ratings, flags = [], []
-        for k in range(len(LETTERS)):
-            rating = given.get(f"rating_{k}")
-            if not isinstance(rating, str) or not rating.isdigit() or len(rating) > 2:
-                break
-            ratings.append(int(rating))
-            flags.append({f: given[f"{f}_{k}"] == "yes" for f in FLAGS if given.get(f"{f}_{k}") in ("yes", "no")})
+        given, ratings = self.model_extra or {}, self._numbers("rating")
+        flags = [
+            {flag: given[f"{flag}_{k}"] == "yes" for flag in FLAGS if given.get(f"{flag}_{k}") in ("yes", "no")}
+            for k in range(len(ratings))
+        ]
         return {"ratings": ratings, "flags": flags}
+
+    def _numbers(self, name: str) -> list[int]:
+        """The fields name_0, name_1, ... up to the first that is no small number."""
+        given, numbers = self.model_extra or {}, []
+        for k in range(len(LETTERS)):
+            value = given.get(f"{name}_{k}")
+            if not isinstance(value, str) or not (value.isascii() and value.isdigit()) or len(value) > 2:
+                break
+            numbers.append(int(value))
+        return numbers
 
 
 @router.get("/", include_in_schema=False)

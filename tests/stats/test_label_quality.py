@@ -13,7 +13,8 @@ from tiltyard.errors import DataError
 from tiltyard.stats.agreement import cohen_kappa, krippendorff_alpha
 from tiltyard.stats.annotations import Annotations
 from tiltyard.stats.judged import votes_of
-from tiltyard.stats.label_quality import label_report, reliabilities
+from tiltyard.stats.label_quality import label_report
+from tiltyard.stats.reliability import reliabilities
 from tiltyard.types import response_id
 
 STRENGTHS = {"m0": 0.8, "m1": 0.2, "m2": -1.0}

@@ -111,7 +111,7 @@ def _rate(
     )
     weights, quality = None, {}
     if reliability:
-        from tiltyard.stats.label_quality import reliabilities
+        from tiltyard.stats.reliability import reliabilities
 
         quality = reliabilities(votes, seed=settings.seed)
         weights = [quality[vote.annotator] for vote in votes]

@@ -29,7 +29,7 @@ from tiltyard.stats.annotations import Annotations
 from tiltyard.stats.annotators import dawid_skene, mace, standing
 from tiltyard.stats.habits import preference_habits
 from tiltyard.stats.intervals import Estimate, rate_ci, wilson
-from tiltyard.stats.judged import BOTH_BAD, Vote, is_judge, prompt_name
+from tiltyard.stats.judged import BOTH_BAD, is_judge, prompt_name
 from tiltyard.types import Group, Preference, ranks_of, response_id
 
 Item = tuple[str, ...]
@@ -389,22 +389,3 @@ def _disagreements(labels: Sequence[Label], posterior: dict[Item, dict[str, floa
         responses = tuple(texts[key] for key in item[1:])
         found.append(Disagreement(item, prompt, responses, names, posterior.get(item, {}), group.origin))
     return found
-
-
-def reliabilities(votes: Sequence[Vote], *, seed: int = 0) -> dict[str, float]:
-    """Returns MACE's competence of each annotator of votes, to weigh them; the mean where there is no overlap.
-
-    At least 0.01, so that every vote stays in the ratings. All 1 where nothing can be told.
-    """
-    names = sorted({vote.annotator for vote in votes})
-    last = {(vote.item, vote.annotator): vote.outcome for vote in votes}
-    overlap = Counter(item for item, _ in last)
-    decided = {key: outcome for key, outcome in last.items() if outcome in ("a", "b")}  # as `_decided`
-    shared = [(item, name, outcome) for (item, name), outcome in decided.items() if overlap[item] > 1]
-    try:
-        quality = mace(Annotations.of(shared, order=("a", "b")), rounds=1, seed=seed).quality if shared else {}
-    except DataError:
-        quality = {}
-    known = {str(name): max(0.01, estimate.value) for name, estimate in quality.items()}
-    mean = sum(known.values()) / len(known) if known else 1.0
-    return {name: known.get(name, mean) for name in names}

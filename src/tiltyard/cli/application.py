@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tiltyard.allocator import keep_freed_memory
-from tiltyard.cli import chat, collect, judge, people, verbs, wish
+from tiltyard.cli import arena, chat, collect, judge, people, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
@@ -74,7 +74,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "methods": verbs.methods,
     "doctor": verbs.doctor,
 }
-GROUPS: dict[str, typer.Typer] = {"collect": collect.app}  # verbs that have verbs of their own
+GROUPS: dict[str, typer.Typer] = {"collect": collect.app, "arena": arena.app}  # verbs that have verbs of their own
 for name, verb in VERBS.items():
     app.command(name)(verb)
 for name, group in GROUPS.items():

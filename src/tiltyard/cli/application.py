@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tiltyard.allocator import keep_freed_memory
-from tiltyard.cli import arena, chat, collect, judge, people, verbs, wish
+from tiltyard.cli import arena, chat, collect, judge, people, report, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
@@ -60,6 +60,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": verbs.train,
     "eval": verbs.evaluate,
     "judge": judge.judge,
+    "report": report.report,
     "replay": verbs.replay,
     "check": verbs.check,
     "sample": chat.sample,

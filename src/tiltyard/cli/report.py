@@ -1,0 +1,81 @@
+"""The verbs that show runs: `report` writes one page, `watch` follows a run in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tiltyard.cli.arguments import Json, Runs
+from tiltyard.cli.output import console_for, emit
+from tiltyard.errors import ConfigError, nearest
+
+Folders = Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs (runs/demo), or their names.")]
+
+
+def report(
+    folders: Folders,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    watts: Annotated[
+        float | None, typer.Option(min=0.1, help="Power of the machine under load, for the energy estimate.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of the machine.")] = None,
+    json_output: Json = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write one self-contained page about a run, or several side by side.
+
+    `tiltyard report runs/demo -o report.html`; open it with a double click.
+    """
+    from tiltyard.pipeline.state import package_version
+    from tiltyard.report.html import write_report
+    from tiltyard.report.text import plain
+
+    found = [find_run(folder, runs) for folder in folders]
+    if output.is_dir():
+        raise ConfigError("this is a folder", where=f"-o {output}", expected="a file, e.g. report.html")
+    path, notes = write_report(
+        found, output, defaults=defaults_of, watts=watts, price=price, version=package_version()
+    )
+    size = path.stat().st_size
+    if json_output:
+        emit({"report": str(path), "bytes": size, "missing": notes})
+        return
+    console = console_for(False)
+    for note in notes:
+        console.print(plain(note), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"the report is {path} ({size / 1e6:.1f} MB)", markup=False, highlight=False, soft_wrap=True)
+
+
+def find_run(name: str, runs: Path) -> Path:
+    """Resolves a run's folder: a path, or a name below `runs`.
+
+    Raises:
+        ConfigError: there is none, or it is a stage of one.
+    """
+    from tiltyard.runs import existing_path
+
+    for candidate in (name, str(runs / name)):
+        path = existing_path(candidate)
+        if path is None or not path.is_dir():
+            continue
+        if (path / "config.json").exists() and (path.resolve().parent / ".lock").exists():
+            raise ConfigError("this is one stage of a run", where=name, fix=f"name the run: {path.resolve().parent.name}")
+        return path
+    there = [p.name for p in sorted(runs.iterdir()) if p.is_dir()] if runs.is_dir() else []
+    fix = nearest(name, there) if there else f"no run is in {runs} yet: run a recipe first"
+    raise ConfigError("there is no such run", where=name, expected="a folder like runs/NAME", fix=fix)
+
+
+def defaults_of(kind: str) -> Mapping[str, Any]:
+    """{dotted key: default} of a kind of stage, as values of JSON; settings without a default are left out."""
+    from tiltyard.config import REQUIRED, describe
+    from tiltyard.files import jsonable
+    from tiltyard.records import flattened
+    from tiltyard.stages.base import get_stage
+
+    rows = describe(get_stage(kind).settings)
+    return flattened({row.key: jsonable(row.default) for row in rows if row.default is not REQUIRED})

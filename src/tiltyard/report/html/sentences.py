@@ -1,0 +1,248 @@
+"""The summary of a run in sentences with numbers and intervals, and warnings about what they do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tiltyard.report.html.reading import number
+from tiltyard.training.log import duration
+
+Sentence = dict[str, Any]  # {"parts": [text | {"b": bold text}], "tone": good | bad | warn | ""}
+LEADERS = 3  # models of a comparison that the summary names
+LONGER = 1.25  # ratio of lengths that is worth a sentence
+FEW = 100  # prompts below which a sentence warns
+
+CUT = 0.2  # share of responses cut at the token limit
+REWARDS = ("reward", "ranker", "pretrain", "mlm")  # kinds of training that make no policy to compare
+VERDICTS = {
+    1: "is better than",
+    -1: "is worse than",
+    0: "is not shown to differ from",
+    None: "was compared with",
+}
+TONES = {1: "good", -1: "bad", 0: "", None: ""}
+
+DECIDES = {"gold": "by the gold reward", "proxy": "by the reward of the evaluation", "judge": "by an AI judge"}
+
+
+def summary_of(page: Mapping[str, Any]) -> list[Sentence]:
+    """The sentences of the whole page, the most important first."""
+    found: list[Sentence] = []
+    for table in page["evaluations"]:
+        found += _comparison(table)
+    for table in page["before_after"]:
+        found += _before_after(table)
+    if not found and _trains_policies(page["runs"]):
+        found.append(_say("The trained models were not compared yet: there are curves, but no result.", tone="warn"))
+    found += _reward_models(page["reward_models"])
+    found += _work(page["runs"])
+    return found
+
+
+def _say(*parts: str | dict[str, str], tone: str = "") -> Sentence:
+    return {"parts": [part for part in parts if part], "tone": tone}
+
+
+def _b(text: str) -> dict[str, str]:
+    """A bold part of a sentence."""
+    return {"b": text}
+
+
+# ---------------------------------------------------------------------------------------------------- models compared
+
+
+def _comparison(table: Mapping[str, Any]) -> Iterator[Sentence]:
+    baseline = table["baseline"]
+    others = [row for row in table["rows"] if row["model"] != baseline]
+    rated = [row for row in others if "win_rate" in row["cells"]]
+    rated.sort(key=lambda row: -row["cells"]["win_rate"]["v"])
+    by = DECIDES.get(table["by"], "")
+    start = next((row for row in table["rows"] if row["model"] == baseline), None)
+    for place, row in enumerate(rated[:LEADERS]):
+        yield _wins(row, baseline, by)
+        if place == 0 and start is not None:
+            yield from _price_of_change(row, start)
+    if len(rated) > LEADERS:
+        yield _others(rated, baseline)
+    few = min((row["prompts"] or 0 for row in table["rows"]), default=0)
+    if 0 < few < FEW:
+        yield _say(
+            f"The comparison has {few:.0f} prompts: only a large difference could have been shown.", tone="warn"
+        )
+
+
+def _wins(row: Mapping[str, Any], baseline: str, by: str) -> Sentence:
+    cell = row["cells"]["win_rate"]
+    verdict = _against(cell, 0.5)
+    what = VERDICTS[verdict]
+    prompts = f" on {row['prompts']:,.0f} prompts" if row["prompts"] else ""
+    ends = f"{_ends(cell)}{prompts}{', ' if by else ''}{by}."
+    of = " of comparisons"
+    parts = (_b(row["model"]), f" {what} ", _b(baseline), ": it wins ", _b(_percent(cell["v"])), f"{of}{ends}")
+    return _say(*parts, tone=TONES[verdict])
+
+
+def _others(rated: Sequence[Mapping[str, Any]], baseline: str) -> Sentence:
+    verdicts = [_against(row["cells"]["win_rate"], 0.5) for row in rated]
+    better, worse = verdicts.count(1), verdicts.count(-1)
+    rest = len(rated) - better - worse
+    return _say(
+        f"Of {len(rated)} models ",
+        _b(f"{better} {'is' if better == 1 else 'are'} better"),
+        f" than {baseline}, ",
+        _b(f"{worse} worse"),
+        ", and ",
+        _b(f"{rest} cannot be told apart"),
+        " from it. Of so many intervals about one in twenty misses by chance.",
+    )
+
+
+def _price_of_change(best: Mapping[str, Any], start: Mapping[str, Any]) -> Iterator[Sentence]:
+    cells, before, name = best["cells"], start["cells"], best["model"]
+    if all(key in one for key in ("gold", "proxy") for one in (cells, before)):
+        gold, proxy = (cells[key]["v"] - before[key]["v"] for key in ("gold", "proxy"))
+        hacked = proxy > 0 >= gold
+        tail = ": the reward was hacked." if hacked else "."
+        yield _say(
+            f"The proxy reward of {name} changed by ",
+            _b(_signed(proxy)),
+            " and its gold reward by ",
+            _b(_signed(gold) + tail if hacked else _signed(gold)),
+            "" if hacked else ".",
+            tone="bad" if hacked else "",
+        )
+    if "kl" in cells:
+        ends = f" (95% interval {cells['kl']['lo']:.2f} to {cells['kl']['hi']:.2f})" if "lo" in cells["kl"] else ""
+        moved = _b(f"{cells['kl']['v']:.2f} nats")
+        yield _say(f"For that {name} moved ", moved, f" of KL divergence a response away from the reference{ends}.")
+    if "length" in cells and before.get("length", {}).get("v"):
+        ratio = cells["length"]["v"] / before["length"]["v"]
+        if ratio > LONGER or ratio < 1 / LONGER:
+            equal = cells.get("win_rate_equal_length")
+            more = _b(f"{abs(ratio - 1):.0%} {'longer' if ratio > 1 else 'shorter'}")
+            parts = [f"The responses of {name} are ", more, f" than those of {start['model']}"]
+            parts += ["; at equal length it would win ", _b(_percent(equal["v"])), f"{_ends(equal)}."] if equal else ["."]
+            yield _say(*parts, tone="warn")
+    cut = cells.get("truncated", {}).get("v", 0)
+    if cut > CUT:
+        yield _say(_b(_percent(cut)), f" of the responses of {name} were cut at the token limit.", tone="warn")
+
+
+# --------------------------------------------------------------------------------------------- before and after, rewards
+
+
+def _before_after(table: Mapping[str, Any]) -> Iterator[Sentence]:
+    lines = {line["name"]: line for line in table["lines"]}
+    main = lines.get("wins against before")
+    if main and main["after"]:
+        cell = main["after"]
+        verdict = _against(cell, 0.5)
+        what = VERDICTS[verdict].removeprefix("is ").removeprefix("was ")
+        prompts = f" on {cell['n']:,} prompts" if cell.get("n") else ""
+        yield _say(
+            "After training the answers are ",
+            _b(what),
+            " those before: they win ",
+            _b(_percent(cell["v"])),
+            f" of comparisons{_ends(cell)}{prompts}. A win: {main['about']}.",
+            tone=TONES[verdict],
+        )
+    yield from _preferred(lines)
+    for line in table["lines"]:
+        if line["verdict"] == "worse":
+            yield _say("Worse than before: ", _b(line["name"]), f" ({line['about']}).", tone="bad")
+    length = lines.get("answer's length")
+    if length and length["change"] and length["before"] and "lo" in length["change"]:
+        change, ratio = length["change"], length["after"]["v"] / max(1e-9, length["before"]["v"])
+        if (change["lo"] > 0 or change["hi"] < 0) and (ratio > LONGER or ratio < 1 / LONGER):
+            more = _b(f"{abs(ratio - 1):.0%} {'longer' if ratio > 1 else 'shorter'}")
+            yield _say("The answers became ", more, ".", tone="warn")
+
+
+def _preferred(lines: Mapping[str, Mapping[str, Any]]) -> Iterator[Sentence]:
+    line, rule = lines.get("prefers the better answer"), lines.get("the longer is better")
+    if not line or not line["after"]:
+        return
+    cell = line["after"]
+    parts = ["On held-out pairs the model prefers the better answer in ", _b(_percent(cell["v"])), _ends(cell)]
+    if not rule or not rule["after"]:
+        yield _say(*parts, ".")
+        return
+    as_good = cell["v"] <= rule["after"]["v"]
+    other = _b(_percent(rule["after"]["v"]))
+    tail = ": no less." if as_good else "."
+    yield _say(*parts, "; preferring the longer one would be right in ", other, tail, tone="warn" if as_good else "")
+
+
+def _reward_models(tables: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
+    known = [table for table in tables if table["accuracy"]]
+    if len(known) > LEADERS:
+        verdicts = [_against(table["above_rule"], 0.0) for table in known if table["above_rule"]]
+        above, below = verdicts.count(1), verdicts.count(-1)
+        yield _say(
+            f"In {len(known)} evaluations of reward models, ",
+            _b(f"{above} {'is' if above == 1 else 'are'} shown to be better"),
+            " than preferring the longer response, ",
+            _b(f"{below} worse"),
+            f", and {len(verdicts) - above - below} cannot be told apart from it.",
+            tone="" if above else "warn",
+        )
+    for table in sorted(known, key=lambda table: -table["accuracy"]["v"])[: 1 if len(known) > LEADERS else LEADERS]:
+        yield _reward_model(table, best=len(known) > LEADERS)
+
+
+def _reward_model(table: Mapping[str, Any], *, best: bool) -> Sentence:
+    cell, rule, above = table["accuracy"], table["longer_wins"], table["above_rule"]
+    tail = ("; preferring the longer response agrees with ", _b(_percent(rule["v"])), ".") if rule else (".",)
+    lead = "The highest agreement: reward model " if best else "Reward model "
+    return _say(
+        lead,
+        _b(table["model"]),
+        " agrees with ",
+        _b(_percent(cell["v"])),
+        f"{_ends(cell)} of the {table['pairs'] or 0:,} labelled pairs of {table['title']}",
+        *tail,
+        tone=TONES[_against(above, 0.0)] or ("warn" if above else "") if above else "",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the work
+
+
+def _work(runs: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
+    for run in runs:
+        stages = run["stages"]
+        if not stages:
+            continue
+        unfinished = [stage["name"] for stage in stages if stage.get("status") != "finished"]
+        seconds = sum(number(stage.get("seconds")) or 0.0 for stage in stages)
+        made = f"{len(stages)} {'stage' if len(stages) == 1 else 'stages'}"
+        tail = f" of computing, {run['cost']['text']}." if run["cost"]["text"] else " of computing."
+        yield _say("The run ", _b(run["name"]), f" has {made} and took ", _b(duration(seconds)), tail)
+        if unfinished:
+            verb = " has" if len(unfinished) == 1 else " have"
+            yield _say(_b(", ".join(unfinished)), f"{verb} not finished.", tone="warn")
+
+
+def _ends(cell: Mapping[str, Any]) -> str:
+    return f" (95% interval {_percent(cell['lo'])} to {_percent(cell['hi'])})" if "lo" in cell else ""
+
+
+def _trains_policies(runs: Sequence[Mapping[str, Any]]) -> bool:
+    return any(stage.get("steps") and stage.get("kind") not in REWARDS for run in runs for stage in run["stages"])
+
+
+def _against(cell: Mapping[str, Any], zero: float) -> int | None:
+    """1 where the interval is above, -1 where it is below, 0 where it has the value; None without an interval."""
+    if "lo" not in cell:
+        return None
+    return 1 if cell["lo"] > zero else -1 if cell["hi"] < zero else 0
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"

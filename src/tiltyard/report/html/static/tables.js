@@ -1,0 +1,100 @@
+// Tables of what was measured: every figure with its 95% interval, and a small picture of it on the column's scale.
+function evaluation(data, order) {
+  const box = h("div", {}, h("h3", {}, data.title));
+  const against = data.baseline ? `Wins are against ${data.baseline}, ${DECIDES[data.by] || "by the score of the evaluation"}. ` : "";
+  const prompts = [...new Set(data.rows.map((row) => row.prompts))].filter(Boolean);
+  box.append(h("p", { class: "dim small" }, `${against}Each model answered ${prompts.map((n) => num(n)).join(" or ")} prompts; below each figure its 95% interval over prompts.`));
+  const spans = Object.fromEntries(data.columns.map((c) => [c.key, extent(data.rows.flatMap((r) => { const x = r.cells[c.key]; return x ? [x.v, x.lo, x.hi] : []; }), 0.08)]));
+  const base = data.rows.find((row) => row.model === data.baseline);
+  const rows = data.rows.map((row) => h("tr", { class: row.model === data.baseline ? "baseline" : null },
+    h("th", { scope: "row" }, row.model),
+    data.columns.map((column) => cellOf(column, row, base, spans[column.key], order.indexOf(row.model)))));
+  const head = h("tr", {}, h("td", {}), data.columns.map((c) => hover(h("th", { scope: "col" }, c.title, unitOf(c.unit) && h("span", { class: "about" }, unitOf(c.unit))), c.about)));
+  box.append(scrolling(h("table", {}, h("thead", {}, head), h("tbody", {}, rows)), `Results of ${data.title}`));
+  const meanings = () => h("dl", {}, data.columns.map((c) => [h("dt", {}, c.title), h("dd", {}, c.about)]));
+  box.append(behind(`columns of ${data.title}`, meanings, "What the columns are"));
+  const costs = data.rows.filter((row) => Object.keys(row.costs).length);
+  if (costs.length) box.append(behind(`cost of ${data.title}`, () => costTable(costs), "What each model cost"));
+  if (data.judge.length) box.append(behind(`verdicts of ${data.title}`, () => h("ul", {}, data.judge.map((text) => h("li", {}, text))), "Verdicts of the judge"));
+  const unscored = data.rows.filter((row) => row.unscored);
+  if (unscored.length) box.append(h("p", { class: "small dim" }, "Without a reward: ", unscored.map((row) => `${row.model} ${num(row.unscored)} of ${num(row.n)} responses`).join(", "), "."));
+  return box;
+}
+const DECIDES = { gold: "by the gold reward", proxy: "by the reward", judge: "by an AI judge" };
+const unitOf = (unit) => (unit === "share" ? "" : unit || "");
+
+function cellOf(column, row, base, span, place) {
+  const cell = row.cells[column.key];
+  if (!cell) return h("td", {}, h("span", { class: "dim" }, "–"));
+  const zero = column.key.startsWith("win_rate") ? 0.5 : base && base !== row && base.cells[column.key] ? base.cells[column.key].v : null;
+  const known = cell.lo !== undefined;
+  let verdict = null;
+  if (known && zero !== null && column.better && (column.key.startsWith("win_rate") || disjoint(cell, base.cells[column.key]))) {
+    const up = cell.lo > zero, down = cell.hi < zero;
+    if (up || down) verdict = up === (column.better === "up") ? "better" : "worse";
+  }
+  const x = scale(span, [3, 69]), [value, ends] = exact(cell, column.unit), self = known && cell.lo === cell.hi;
+  const picture = known && span[1] > span[0] ? s("svg", { class: `c${Math.max(0, place) % COLOURS}`, width: 72, height: 10, "aria-hidden": "true" },
+    zero !== null && zero >= span[0] && zero <= span[1] ? s("line", { class: "zero", x1: x(zero), x2: x(zero), y1: 0, y2: 10 }) : null,
+    s("line", { class: "whisker", x1: x(cell.lo), x2: x(cell.hi), y1: 5, y2: 5 }), s("circle", { class: "dot", cx: x(cell.v), cy: 5, r: 4 })) : null;
+  return h("td", { class: verdict }, self ? shown(cell.v, column.unit) : value, picture, !self && ends && h("span", { class: "ci" }, ends));
+}
+const disjoint = (a, b) => b && b.lo !== undefined && (a.lo > b.hi || a.hi < b.lo);
+
+function costTable(rows) {
+  const keys = ["samples", "judge_calls", "rankings", "seconds", "models_in_memory"].filter((key) => rows.some((row) => row.costs[key] !== undefined));
+  const titles = { samples: "responses sampled", judge_calls: "scores and judge calls", rankings: "people's rankings", seconds: "time", models_in_memory: "models in memory" };
+  return table(["", ...keys.map((key) => titles[key])], rows.map((row) => [row.model, ...keys.map((key) => (key === "seconds" ? time(row.costs[key]) : num(row.costs[key])))]), { label: "Cost of each model" });
+}
+
+function beforeAfter(data) {
+  const value = (cell, unit) => (cell ? shown(cell.v, unit) : "–");
+  const rows = data.lines.map((line) => {
+    const change = line.change ? [signed(line.change.v, line.unit), h("span", { class: "ci" }, line.change.lo !== undefined ? `${signed(line.change.lo, line.unit, "")} to ${signed(line.change.hi, line.unit, "")}` : "")]
+      : line.after && line.after.lo !== undefined ? h("span", { class: "ci" }, `after: ${interval(line.after, line.unit)}`) : "–";
+    return h("tr", { class: line.inner ? "inner" : null }, h("th", { scope: "row" }, line.name, h("span", { class: "about" }, line.about)),
+      h("td", {}, value(line.before, line.unit)), h("td", {}, value(line.after, line.unit)),
+      h("td", { class: line.verdict || null }, change), h("td", { class: `verdict ${line.verdict}` }, line.verdict || ""));
+  });
+  const head = h("tr", {}, h("td", {}), ["before", "after", "change (95% interval)", ""].map((t) => (t ? h("th", { scope: "col" }, t) : h("td", {}))));
+  return h("div", {}, h("h3", {}, data.title), scrolling(h("table", {}, h("thead", {}, head), h("tbody", {}, rows)), `Before and after: ${data.title}`),
+    data.note && h("p", { class: "small dim" }, data.note));
+}
+
+function rewardModels(list) {
+  const box = h("div", {}, h("h3", {}, "Reward models on labelled pairs"));
+  const cell = (c, unit) => (c ? [shown(c.v, unit), h("span", { class: "ci" }, interval(c, unit))] : "–");
+  const head = ["", "agrees with labels", "longer response agrees", "above that rule", "prefers the longer", "calibration error", "pairs"];
+  const rows = list.map((r) => h("tr", {}, h("th", { scope: "row" }, r.title, h("span", { class: "about" }, `${r.model} on ${r.data}`)),
+    h("td", {}, cell(r.accuracy, "share")), h("td", {}, cell(r.longer_wins, "share")),
+    h("td", { class: r.above_rule && r.above_rule.lo > 0 ? "better" : r.above_rule && r.above_rule.hi < 0 ? "worse" : null }, r.above_rule ? [signed(r.above_rule.v, "share"), h("span", { class: "ci" }, `${signed(r.above_rule.lo, "share", "")} to ${signed(r.above_rule.hi, "share", "")}`)] : "–"),
+    h("td", {}, cell(r.picks_longer, "share")), h("td", {}, num(r.ece)), h("td", {}, num(r.pairs))));
+  box.append(scrolling(h("table", {}, h("thead", {}, h("tr", {}, head.map((t) => (t ? h("th", { scope: "col" }, t) : h("td", {}))))), h("tbody", {}, rows)), "Reward models"));
+  const grid = h("div", { class: "grid wide" });
+  for (const r of list.slice(0, 12)) {
+    if (r.findings.length) grid.append(h("div", {}, h("h3", {}, r.title), h("ul", {}, r.findings.map((text) => h("li", {}, text)))));
+  }
+  if (grid.children.length) box.append(folded("Findings for each of them", () => grid));
+  const pictures = list.filter((r) => r.by_length.length).slice(0, 12);
+  if (pictures.length) {
+    box.append(folded("Accuracy by how much longer the chosen response is", () => h("div", { class: "grid wide" }, pictures.map((r) =>
+      dots(r.title, "share of pairs whose label it agrees with; the line: by chance", r.by_length.filter((x) => x.accuracy).map((x) => ({ name: x.label, place: 0, cell: x.accuracy })), { unit: "share", zero: 0.5 })))));
+  }
+  return box;
+}
+
+function winMatrix(data) {
+  const head = h("tr", {}, h("td", {}), data.models.map((m) => h("th", { scope: "col" }, m)));
+  const rows = data.models.map((a, i) => h("tr", {}, h("th", { scope: "row" }, a), data.models.map((b, j) => {
+    const cell = data.matrix[i][j];
+    if (!cell) return h("td", {}, h("span", { class: "dim", "aria-hidden": "true" }, "·"));
+    const found = h("td", {}, percent(cell.v));
+    const strength = Math.min(0.5, Math.abs(cell.v - 0.5) * 1.1);
+    found.style.backgroundColor = `rgb(var(--${cell.v >= 0.5 ? "up" : "down"}) / ${strength.toFixed(2)})`;
+    if (cell.lo > 0.5 || cell.hi < 0.5) found.style.fontWeight = "700";
+    return hover(found, `${a} against ${b}: ${percent(cell.v)}\n95% interval ${interval(cell, "share")}\non ${num(cell.n)} prompts`);
+  })));
+  const intervals = () => table(["", "against", "wins", "95% interval", "prompts"], data.models.flatMap((a, i) => data.models.map((b, j) => (data.matrix[i][j] && i < j ? [a, b, percent(data.matrix[i][j].v), interval(data.matrix[i][j], "share"), num(data.matrix[i][j].n)] : null))).filter(Boolean), { label: "Intervals of the win matrix", texts: true });
+  return h("figure", {}, h("figcaption", {}, `Wins of the row over the column, by ${data.by}`, h("span", { class: "about" }, "in bold where the 95% interval leaves out 50%; ties count half")),
+    scrolling(h("table", { class: "heat" }, h("thead", {}, head), h("tbody", {}, rows)), `Win matrix of ${data.title}`), behind(`intervals of the wins in ${data.title}`, intervals));
+}

@@ -37,9 +37,7 @@ def report(
     found = [find_run(folder, runs) for folder in folders]
     if output.is_dir():
         raise ConfigError("this is a folder", where=f"-o {output}", expected="a file, e.g. report.html")
-    path, notes = write_report(
-        found, output, defaults=defaults_of, watts=watts, price=price, version=package_version()
-    )
+    path, notes = write_report(found, output, defaults=defaults_of, watts=watts, price=price, version=package_version())
     size = path.stat().st_size
     if json_output:
         emit({"report": str(path), "bytes": size, "missing": notes})
@@ -63,7 +61,9 @@ def find_run(name: str, runs: Path) -> Path:
         if path is None or not path.is_dir():
             continue
         if (path / "config.json").exists() and (path.resolve().parent / ".lock").exists():
-            raise ConfigError("this is one stage of a run", where=name, fix=f"name the run: {path.resolve().parent.name}")
+            raise ConfigError(
+                "this is one stage of a run", where=name, fix=f"name the run: {path.resolve().parent.name}"
+            )
         return path
     there = [p.name for p in sorted(runs.iterdir()) if p.is_dir()] if runs.is_dir() else []
     fix = nearest(name, there) if there else f"no run is in {runs} yet: run a recipe first"

@@ -28,8 +28,8 @@ def cost_of(stages: Sequence[Mapping[str, Any]], watts: float | None, price: flo
         how = f"seconds of every stage times {WATTS_GPU:g} W a GPU; the true figure is between 0.6 and 1.4 times that"
     else:
         how = (
-            f"seconds of every stage times its threads (1 where not recorded) times {WATTS_THREAD:g} W, a busy core with its "
-            "share of memory and power supply; the true figure is between 0.6 and 1.5 times that"
+            f"seconds of every stage times its threads (1 where not recorded) times {WATTS_THREAD:g} W, a busy core "
+            "with its share of memory and power supply; the true figure is between 0.6 and 1.5 times that"
         )
     if money is not None:
         how += f"; money at {price:g} an hour"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tiltyard.report.html.reading import Source, json_lines, number, rounded, text_of
+
+Series = tuple[list[Any], list[Any]]  # steps, values
 
 POINTS = 200  # of one curve
 KNOWN = (  # in the order of the page: pattern of the metric, title, unit, what it is
@@ -37,13 +39,16 @@ MAIN = 12  # metrics that are drawn before the reader asks for the others
 def curves(sources: list[Source]) -> dict[str, Any]:
     """The metrics of all stages: {metrics: [{name, title, unit, about, series: [{stage, x, y}]}], stages}."""
     columns: dict[str, list[dict[str, Any]]] = {}
-    stages, merged, kinds = [], {}, {}
+    stages: list[str] = []
+    merged: dict[str, int] = {}
+    kinds: dict[str, str] = {}
+    nothing: tuple[dict[str, Series], int] = ({}, 0)
     for source in sources:
         for name, reader in source.stages.items():
             path = reader.folder / "metrics.jsonl"
             if not path.exists():
                 continue
-            found, steps = source.attempt(f"{name}/metrics.jsonl", lambda p=path, n=name: _columns(source, n, p), ({}, 0))
+            found, steps = source.attempt(f"{name}/metrics.jsonl", nothing, _columns, source, name, path)
             if not found:
                 source.notes.append(f"{source.label(name)} has no metrics yet.")
                 continue
@@ -56,14 +61,14 @@ def curves(sources: list[Source]) -> dict[str, Any]:
                 columns.setdefault(metric, []).append({"stage": label, "x": x, "y": y})
     metrics = [m for name in sorted(columns, key=_order) for m in _metrics(name, columns[name], kinds)]
     shown = len([metric for metric in metrics if metric["name"] == "loss"])
-    for place, metric in enumerate(metrics):
-        many = metric["name"] == "loss" and shown > LOSSES
-        metric["main"] = not many and place < MAIN + shown and _order(metric["name"])[0] < len(KNOWN)
+    for place, one in enumerate(metrics):
+        many = one["name"] == "loss" and shown > LOSSES
+        one["main"] = not many and place < MAIN + shown and _order(one["name"])[0] < len(KNOWN)
     return {"metrics": metrics, "stages": stages, "merged": merged}
 
 
 def _metrics(name: str, series: list[dict[str, Any]], kinds: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The charts of a metric: one, or of the loss one for each kind of stage, whose losses are on scales of their own."""
+    """The charts of a metric: one; of the loss one for each kind of stage, since their scales differ."""
     if name != "loss":
         yield _metric(name, series)
         return
@@ -85,7 +90,7 @@ def _order(name: str) -> tuple[int, str]:
     return len(KNOWN) + name.startswith("time/"), name
 
 
-def _columns(source: Source, name: str, path: Path) -> tuple[dict[str, tuple[list[Any], list[Any]]], int]:
+def _columns(source: Source, name: str, path: Path) -> tuple[dict[str, Series], int]:
     """Returns ({metric: (steps, values)}, number of steps); a metric that never changes its one value is kept."""
     rows, bad = [], 0
     for row, _ in json_lines(path):
@@ -102,7 +107,7 @@ def _columns(source: Source, name: str, path: Path) -> tuple[dict[str, tuple[lis
     return found, len(rows)
 
 
-def _series(rows: list[Mapping[str, Any]], key: str, width: int) -> tuple[list[Any], list[Any]] | None:
+def _series(rows: Sequence[Mapping[str, Any]], key: str, width: int) -> Series | None:
     known = [(number(row["step"]), number(row.get(key))) for row in rows]
     points = [(s, v) for s, v in known if s is not None and v is not None]
     if not points:

@@ -42,7 +42,7 @@ def _rows(result: Mapping[str, Any], before: str = "") -> Iterator[list[Any]]:
 
 
 def _files(source: Source) -> Iterator[list[Any]]:
-    seen = {}
+    seen: dict[tuple[str, str], list[str]] = {}
     for name, reader in source.stages.items():
         config = reader.config
         files = config.files if config is not None and isinstance(config.files, Mapping) else {}

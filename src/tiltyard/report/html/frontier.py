@@ -18,7 +18,7 @@ def frontier(sources: Sequence[Source]) -> list[dict[str, Any]]:
             path = reader.folder / "metrics.jsonl"
             if not path.exists():
                 continue
-            rows = source.attempt(name, lambda p=path: [r for r, _ in json_lines(p) if r is not None], [])
+            rows = [row for row, _ in json_lines(path) if row is not None]
             points = [point for row in rows if (point := _point(row)) is not None]
             if len(points) > 1:
                 columns = _columns(points)

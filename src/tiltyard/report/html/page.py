@@ -37,7 +37,7 @@ def write_report(
     price: float | None = None,
     version: str = "",
 ) -> tuple[Path, list[str]]:
-    """Writes the report of the runs; returns its path and what the page says is missing.
+    """Writes the report of the runs; returns its path and the notes about what is missing.
 
     Args:
         runs: folders of runs. defaults: kind of a stage -> its default settings. version: of the package.
@@ -114,7 +114,7 @@ def _run(source: Source, defaults: Defaults | None, watts: float | None, price: 
 
 
 def _missing(sources: Sequence[Source], page: Mapping[str, Any]) -> list[str]:
-    """What a reader may expect and this run does not have."""
+    """Notes about what a reader may expect and these runs do not have."""
     found = [f"{source.name} has no stage that was started." for source in sources if not source.stages]
     measured = page["evaluations"] or page["before_after"] or page["reward_models"]
     if not measured and any(source.stages for source in sources):

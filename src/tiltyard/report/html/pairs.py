@@ -39,14 +39,12 @@ def comparisons(sources: Sequence[Source], baselines: Mapping[str, str]) -> list
     Args:
         baselines: name of the evaluation -> its baseline.
     """
-    found = []
+    found, no_models, nothing = [], dict[str, _Model](), dict[str, Any]()
     for source, name, path in answer_files(sources):
         label = source.label(name)
-        models = source.attempt(f"{name}/answers.jsonl", lambda p=path: _models(p), {})
+        models = source.attempt(f"{name}/answers.jsonl", no_models, _models, path)
         if models:
-            read = source.attempt(
-                f"{name}/answers.jsonl", lambda m=models, b=label: _compared(m, baselines.get(b, "")), {}
-            )
+            read = source.attempt(f"{name}/answers.jsonl", nothing, _compared, models, baselines.get(label, ""))
             found.append({"title": text_of(label), **read})
     return found
 

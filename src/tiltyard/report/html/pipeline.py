@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
+from tiltyard.files import read_json
 from tiltyard.records import flattened
 from tiltyard.report.html.reading import Source, done_of, number, rounded, short, text_of
 from tiltyard.runs import StageConfig, StageReader
@@ -30,7 +32,7 @@ LONGEST = 400  # characters of a setting's value
 def stage_facts(source: Source, defaults: Defaults | None) -> list[dict[str, Any]]:
     """The stages of a run, in the order of their start, ready for the page."""
     return [
-        source.attempt(name, lambda name=name, reader=reader: _facts(source, name, reader, defaults), {"name": name})
+        source.attempt(name, {"name": text_of(name)}, _facts, source, name, reader, defaults)
         for name, reader in source.stages.items()
     ]
 
@@ -73,8 +75,6 @@ def last_step(reader: StageReader) -> int:
             lines = file.read().split(b"\n")[:-1]
     except OSError:
         return 0
-    import json
-
     for line in reversed(lines):
         try:
             step = json.loads(line).get("step")
@@ -94,7 +94,7 @@ def _elapsed(reader: StageReader) -> float:
 
 
 def _reads(config: StageConfig, stages: Mapping[str, StageReader]) -> Iterator[dict[str, Any]]:
-    """What the settings refer to: stages of the run, and files and models from elsewhere, each with its setting."""
+    """Yields the references of the settings: stages of the run, and files and models from elsewhere, each with its setting."""
     files = config.files if isinstance(config.files, Mapping) else {}
     inputs = [name for name in config.inputs if name in stages] if isinstance(config.inputs, Mapping) else []
     seen = set()
@@ -169,7 +169,7 @@ def _settings(config: StageConfig, defaults: Defaults | None) -> list[list[Any]]
 
 def shown(value: Any) -> str:
     """A setting's value in one line."""
-    if value is None or value == "" or value == [] or value == {}:
+    if value is None or value in ("", [], {}):
         return "—"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -183,12 +183,9 @@ def shown(value: Any) -> str:
 
 
 def _machine(reader: StageReader) -> dict[str, Any]:
-    """What `config.json` keeps about the machine and the code, as far as it is there."""
-    from tiltyard.files import read_json
-
+    """Facts about the machine and the code that `config.json` keeps, as far as they are there."""
     raw = read_json(reader.folder / "config.json") or {}
-    backend = raw.get("backend") if isinstance(raw.get("backend"), Mapping) else {}
-    commits = raw.get("commits") if isinstance(raw.get("commits"), Mapping) else {}
+    backend, commits = (one if isinstance(one := raw.get(key), dict) else {} for key in ("backend", "commits"))
     return {
         "threads": rounded(backend.get("threads")),
         "device": text_of(backend.get("device") or ("cuda" if backend.get("ops") == "cuda" else "cpu")),

@@ -36,10 +36,10 @@ class Source:
         """The name of a stage or model in the report."""
         return f"{self.name}/{name}" if self.several else name
 
-    def attempt(self, what: str, read: Callable[[], T], otherwise: T) -> T:
-        """Returns what was read; `otherwise`, with a note, if the file is damaged or cannot be read."""
+    def attempt(self, what: str, otherwise: T, read: Callable[..., T], *args: Any) -> T:
+        """Returns `read(*args)`; `otherwise`, with a note, if the file is damaged or cannot be read."""
         try:
-            return read()
+            return read(*args)
         except (TiltyardError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             self.notes.append(f"{self.label(what)} could not be read and is left out: {_reason(error)}.")
             return otherwise
@@ -67,7 +67,7 @@ def _stages(source: Source) -> dict[str, StageReader]:
     for path in sorted(source.folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
             reader = StageReader(path)
-            config = source.attempt(f"{path.name}/config.json", lambda reader=reader: reader.config, None)
+            config = source.attempt(f"{path.name}/config.json", None, lambda reader: reader.config, reader)
             if config is not None:
                 found.append((str(config.started), path.name, reader))
     return {name: reader for _, name, reader in sorted(found, key=lambda one: one[:2])}
@@ -75,7 +75,7 @@ def _stages(source: Source) -> dict[str, StageReader]:
 
 def done_of(source: Source, reader: StageReader) -> tuple[dict[str, Any], float, str]:
     """Returns (result, seconds, time of the end) of a stage; ({}, 0, "") of one that did not finish."""
-    done = source.attempt(f"{reader.folder.name}/done.json", lambda: reader.done, None)
+    done = source.attempt(f"{reader.folder.name}/done.json", None, lambda: reader.done)
     if done is None:
         return {}, 0.0, ""
     result = dict(done.result) if isinstance(done.result, Mapping) else {}

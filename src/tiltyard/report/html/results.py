@@ -11,7 +11,13 @@ from tiltyard.report.before_after import is_better
 from tiltyard.report.html.reading import Source, estimate, estimate_of, number, rounded, short, text_of
 
 COLUMNS = (  # key of the summary, title, unit, better direction, what it is
-    ("win_rate", "Wins", "share", "up", "share of comparisons with the baseline's responses that it wins, ties as half"),
+    (
+        "win_rate",
+        "Wins",
+        "share",
+        "up",
+        "share of comparisons with the baseline's responses that it wins, ties as half",
+    ),
     ("win_rate_equal_length", "Wins at equal length", "share", "up", "the same at equal length, by a regression"),
     ("gold", "Gold reward", "", "up", "true score by the rules of the embedded world"),
     ("proxy", "Proxy reward", "", "up", "mean score by the reward of the evaluation"),
@@ -37,11 +43,11 @@ def evaluations(sources: list[Source]) -> list[dict[str, Any]]:
         if not present and (source.folder / "summary.json").exists():
             present = [("summary.json", source.folder / "summary.json")]
         for name, path in present:
-            body = source.attempt(f"{name}/summary.json", lambda p=path: read_json(p), None)
+            body = source.attempt(f"{name}/summary.json", None, read_json, path)
             if body is None:
                 source.notes.append(f"{source.label(name)}/summary.json is damaged and left out.")
                 continue
-            table = source.attempt(f"{name}/summary.json", lambda b=body, n=name: _evaluation(source, n, b), None)
+            table = source.attempt(f"{name}/summary.json", None, _evaluation, source, name, body)
             if table is not None:
                 found.append(table)
     return found
@@ -58,7 +64,10 @@ def _evaluation(source: Source, name: str, body: Mapping[str, Any]) -> dict[str,
     columns = [
         {"key": key, "title": title, "unit": unit, "better": better, "about": about}
         for key, title, unit, better, about in COLUMNS
-    ] + [{"key": f"reward:{e}", "title": text_of(e), "unit": "", "better": "up", "about": "a further reward"} for e in extra]
+    ] + [
+        {"key": f"reward:{e}", "title": text_of(e), "unit": "", "better": "up", "about": "a further reward"}
+        for e in extra
+    ]
     kind = str(first.get("proxy_kind") or "model")
     for column in columns:
         if column["key"] == "proxy":
@@ -104,14 +113,18 @@ def _judge_lines(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def before_after(sources: list[Source]) -> list[dict[str, Any]]:
     """Every `before_after.json`: lines with before, after and the paired change."""
-    found = []
+    found, no_lines = [], list[dict[str, Any]]()
     for source, name, body in _files(sources, "before_after.json"):
-        lines = source.attempt(f"{name}/before_after.json", lambda b=body: [_line(row) for row in b["lines"]], [])
+        lines = source.attempt(f"{name}/before_after.json", no_lines, _lines, body)
         if lines:
             note = body.get("note") or body.get("notes") or ""
             note = " ".join(map(str, note)) if isinstance(note, list) else str(note)
             found.append({"title": text_of(source.label(name)), "lines": lines, "note": text_of(note, 600)})
     return found
+
+
+def _lines(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_line(row) for row in body["lines"]]
 
 
 def _line(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +147,7 @@ def reward_models(sources: list[Source]) -> list[dict[str, Any]]:
     """Every `reward_report.json`: what a reward model gets right on labelled pairs."""
     found = []
     for source, name, body in _files(sources, "reward_report.json"):
-        table = source.attempt(f"{name}/reward_report.json", lambda b=body, n=name: _reward(source, n, b), None)
+        table = source.attempt(f"{name}/reward_report.json", None, _reward, source, name, body)
         if table is not None:
             found.append(table)
     return found

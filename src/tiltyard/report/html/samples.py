@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list
     shared: dict[str, int] = {}  # prompt -> files that have it
     responses = 0
     for source, name, path in files:
-        seen, bad = set(), 0
+        seen: set[str] = set()
+        bad = 0
         for row, length in json_lines(path):
             if row is None:
                 bad += 1
@@ -78,7 +80,8 @@ def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list
     notes = _other_prompts(sources, files, shared)
     tokens = {path: token_rows(path.with_name("tokens.jsonl")) for _, _, path in files}
     coloured = {key for rows in tokens.values() for key in rows.prompts}
-    chosen, spent = set(), 0
+    chosen: set[str] = set()
+    spent = 0
     for key in sorted(weights, key=lambda k: (-shared[k], k not in coloured, rank_of(k))):
         spent += weights[key]
         if chosen and spent > budget * 1.2:  # lines of the file and of the page are about as long
@@ -118,9 +121,7 @@ def _other_prompts(
     return [f"The evaluations have {what}: figures of different prompts are no comparison of models."]
 
 
-def _items(
-    files: Sequence[tuple[Source, str, Path]], chosen: set[str], tokens: Mapping[Path, TokenRows]
-) -> list[Item]:
+def _items(files: Sequence[tuple[Source, str, Path]], chosen: set[str], tokens: Mapping[Path, TokenRows]) -> list[Item]:
     items: dict[str, Item] = {}
     for source, name, path in files:
         counts: dict[tuple[str, str], int] = {}
@@ -132,7 +133,9 @@ def _items(
             if place >= MOST_ALIKE:
                 continue
             label = source.label(name)
-            item = items.setdefault(key, {"p": text_of(row.get("prompt_text"), LONGEST), "src": text_of(label), "rs": []})
+            item = items.setdefault(
+                key, {"p": text_of(row.get("prompt_text"), LONGEST), "src": text_of(label), "rs": []}
+            )
             item["rs"].append(_response(source.label(model), row) | tokens[path].of(model, key, place))
     for item in items.values():
         item["dis"] = disagreement(item["rs"])
@@ -140,7 +143,7 @@ def _items(
 
 
 def _response(model: str, row: Mapping[str, Any]) -> Item:
-    more = row.get("rewards") if isinstance(row.get("rewards"), Mapping) else {}
+    more = one if isinstance(one := row.get("rewards"), dict) else {}
     found = {
         "m": text_of(model),
         "t": text_of(row.get("text"), LONGEST),
@@ -187,8 +190,9 @@ def _trained(sources: Sequence[Source], budget: int) -> list[Item]:
         if (reader.folder / "groups.jsonl").exists()
     ]
     found: list[Item] = []
+    none: list[Item] = []
     for source, name, reader in stages:
-        items = source.attempt(f"{name}/groups.jsonl", lambda s=source, n=name, r=reader: _stage(s, n, r), [])
+        items = source.attempt(f"{name}/groups.jsonl", none, _stage, source, name, reader)
         found += itertools.takewhile(_within(budget // len(stages)), items)
     return found
 
@@ -203,8 +207,6 @@ def _stage(source: Source, name: str, reader: StageReader) -> list[Item]:
     pieces, tokens = Pieces.of(reader.folder), token_rows(reader.folder / "tokens.jsonl")
     counts: dict[int, int] = {}
     items = []
-    import json
-
     with path.open("rb") as file:
         for line in file:
             head = _STEP.match(line)

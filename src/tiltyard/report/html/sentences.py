@@ -67,9 +67,7 @@ def _comparison(table: Mapping[str, Any]) -> Iterator[Sentence]:
         yield _others(rated, baseline)
     few = min((row["prompts"] or 0 for row in table["rows"]), default=0)
     if 0 < few < FEW:
-        yield _say(
-            f"The comparison has {few:.0f} prompts: only a large difference could have been shown.", tone="warn"
-        )
+        yield _say(f"The comparison has {few:.0f} prompts: only a large difference could have been shown.", tone="warn")
 
 
 def _wins(row: Mapping[str, Any], baseline: str, by: str) -> Sentence:
@@ -94,7 +92,7 @@ def _others(rated: Sequence[Mapping[str, Any]], baseline: str) -> Sentence:
         _b(f"{worse} worse"),
         ", and ",
         _b(f"{rest} cannot be told apart"),
-        " from it. Of so many intervals about one in twenty misses by chance.",
+        " from it. About one interval in twenty misses by chance.",
     )
 
 
@@ -121,15 +119,21 @@ def _price_of_change(best: Mapping[str, Any], start: Mapping[str, Any]) -> Itera
         if ratio > LONGER or ratio < 1 / LONGER:
             equal = cells.get("win_rate_equal_length")
             more = _b(f"{abs(ratio - 1):.0%} {'longer' if ratio > 1 else 'shorter'}")
-            parts = [f"The responses of {name} are ", more, f" than those of {start['model']}"]
-            parts += ["; at equal length it would win ", _b(_percent(equal["v"])), f"{_ends(equal)}."] if equal else ["."]
+            parts: list[str | dict[str, str]] = [
+                f"The responses of {name} are ",
+                more,
+                f" than those of {start['model']}",
+            ]
+            parts += (
+                ["; at equal length it would win ", _b(_percent(equal["v"])), f"{_ends(equal)}."] if equal else ["."]
+            )
             yield _say(*parts, tone="warn")
     cut = cells.get("truncated", {}).get("v", 0)
     if cut > CUT:
         yield _say(_b(_percent(cut)), f" of the responses of {name} were cut at the token limit.", tone="warn")
 
 
-# --------------------------------------------------------------------------------------------- before and after, rewards
+# -------------------------------------------------------------------------------------------- before and after, rewards
 
 
 def _before_after(table: Mapping[str, Any]) -> Iterator[Sentence]:
@@ -165,7 +169,11 @@ def _preferred(lines: Mapping[str, Mapping[str, Any]]) -> Iterator[Sentence]:
     if not line or not line["after"]:
         return
     cell = line["after"]
-    parts = ["On held-out pairs the model prefers the better answer in ", _b(_percent(cell["v"])), _ends(cell)]
+    parts: list[str | dict[str, str]] = [
+        "On held-out pairs the model prefers the better answer in ",
+        _b(_percent(cell["v"])),
+        _ends(cell),
+    ]
     if not rule or not rule["after"]:
         yield _say(*parts, ".")
         return

@@ -19,7 +19,7 @@ NUMBERS = {"logp": "lp", "ref_logp": "rp", "advantage": "ad"}  # in the file, in
 
 @dataclass
 class TokenRows:
-    """The rows of a `tokens.jsonl`: of evaluations by (model, prompt, response), of training by (step, group, response)."""
+    """Rows of a `tokens.jsonl`: of evaluations by (model, prompt, response), of training by (step, group, response)."""
 
     evaluated: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
     trained: dict[tuple[int, int, int], dict[str, Any]] = field(default_factory=dict)
@@ -46,7 +46,9 @@ def token_rows(path: Path) -> TokenRows:
     for row, _ in json_lines(path):
         if row is None:
             continue
-        numbers = {short: found for name, short in NUMBERS.items() if (found := _numbers(row.get(name)))}
+        numbers: dict[str, Any] = {
+            short: found for name, short in NUMBERS.items() if (found := _numbers(row.get(name)))
+        }
         pieces = row.get("pieces")
         if isinstance(pieces, list):
             numbers["tok"] = [text_of(piece) for piece in pieces[:MOST]]

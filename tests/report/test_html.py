@@ -1,0 +1,295 @@
+"""The report's data and its file: figures, sentences, what is missing, sizes, and a data island that nothing leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiltyard.cli import main
+from tiltyard.errors import ConfigError
+from tiltyard.report.html import page_data, render, write_report
+from tiltyard.report.html.island import island, source_hash
+from tiltyard.report.html.samples import disagreement
+from tiltyard.report.html.tokens import pieces_of
+
+from .made import HOSTILE, answers, dump, lines, metrics, stage, summary, whole_run
+
+
+class Page(HTMLParser):
+    """Tags, and the texts of scripts and styles, as a browser would find them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag in ("script", "style")
+        if self._inside:
+            self.texts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self.texts[-1] += data
+
+
+def said(page) -> list[str]:
+    return ["".join(p if isinstance(p, str) else p["b"] for p in one["parts"]) for one in page["summary"]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return whole_run(tmp_path_factory.mktemp("runs"))
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_page_has_the_summary_s_figures_and_says_them(run):
+    page = page_data([run])
+    facts = json.loads((run / "evaluate/summary.json").read_text())["models"]["ppo"]
+    row = next(row for row in page["evaluations"][0]["rows"] if row["model"] == "ppo")
+    assert row["cells"]["win_rate"] == {"v": 0.62, "lo": 0.58, "hi": 0.66}
+    assert row["cells"]["gold"]["v"] == pytest.approx(facts["gold"], rel=1e-4)
+    assert row["cells"]["reward:concise"]["n"] == 40
+    sentences = said(page)
+    assert sentences[0] == (
+        "ppo is better than start: it wins 62.0% of comparisons (95% interval 58.0% to 66.0%) on 40 prompts, "
+        "by the gold reward."
+    )
+    assert any("40 prompts: only a large difference" in line for line in sentences)
+    assert page["notes"] == []
+
+
+def test_the_pipeline_has_what_each_stage_read_and_made(run):
+    stages = {one["name"]: one for one in page_data([run])["runs"][0]["stages"]}
+    assert stages["reward"]["reads"] == [{"stage": "clean", "what": "rows.jsonl", "key": "data", "sha": ""}]
+    assert {"stage": "reward", "what": "", "key": "reward", "sha": ""} in stages["ppo"]["reads"]
+    assert stages["ppo"]["made"] == ["120 responses"]
+    assert stages["reward"]["made"] == ["a model"]
+    assert (stages["ppo"]["steps"], stages["ppo"]["of"]) == (20, 20)
+
+
+def test_a_setting_of_a_stage_s_name_is_no_input(tmp_path):
+    run = tmp_path / "names"
+    run.mkdir()
+    stage(run, "dpo", "dpo", done={})
+    stage(run, "online", "online_dpo", number=1, done={}, settings={"loss": "dpo"})
+    assert page_data([run])["runs"][0]["stages"][1]["reads"] == []
+
+
+def test_the_matrix_is_antisymmetric_and_by_the_same_prompts(run):
+    one = page_data([run])["comparisons"][0]
+    assert one["by"] == "gold reward"
+    for i, row in enumerate(one["matrix"]):
+        for j, cell in enumerate(row):
+            if i == j:
+                assert cell is None
+            else:
+                assert cell["v"] + one["matrix"][j][i]["v"] == pytest.approx(1, abs=1e-4)
+                assert cell["lo"] <= cell["v"] <= cell["hi"]
+                assert cell["n"] == 40
+    rated = {row["model"]: row for row in one["ratings"]}
+    assert rated["start"]["v"] == pytest.approx(1000)
+    assert rated["dpo"]["v"] > 1000
+
+
+def test_hacking_is_said(tmp_path):
+    run = tmp_path / "hacked"
+    run.mkdir()
+    rows = list(answers(200, ("start", "ppo")))
+    rows = [
+        row | {"gold": row["gold"] - (row["model"] == "ppo"), "proxy": row["proxy"] + (row["model"] == "ppo")}
+        for row in rows
+    ]
+    dump(stage(run, "evaluate", "evaluate", done={}) / "summary.json", summary(rows))
+    page = page_data([run])
+    assert any("the reward was hacked" in line for line in said(page))
+    assert any(one["tone"] == "bad" for one in page["summary"])
+
+
+def test_disagreement_is_of_the_order_of_two_measures():
+    a, b = {"s": 1.0, "g": 0.0}, {"s": 0.0, "g": 1.0}
+    assert disagreement([a, b]) == 1
+    assert disagreement([a, {"s": 0.0, "g": -1.0}]) == 0
+    assert disagreement([{"s": 1.0}, {"s": 0.0}]) is None
+    assert disagreement([a, a]) == 0
+
+
+def test_token_pieces_join_to_the_text():
+    from tiltyard.data.tokenizer import train_tokenizer
+
+    text = "A stone, naïve 日本語 🙂🙂 and é."
+    tokenizer = train_tokenizer([text], 262)
+    ids = tokenizer.encode(text)
+    pieces = pieces_of(tokenizer.backend_tokenizer, ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == text
+    assert "" in pieces  # a byte within a character
+
+
+# ------------------------------------------------------------------------------------------ what is missing
+
+
+def test_a_run_without_evaluation_shows_the_rest(tmp_path):
+    run = tmp_path / "open"
+    run.mkdir()
+    lines(stage(run, "ppo", "ppo", settings={"steps": 50}) / "metrics.jsonl", metrics(10))
+    page = page_data([run])
+    assert "The trained models were not compared yet" in said(page)[0]
+    assert any("There is no evaluation" in note for note in page["notes"])
+    assert page["runs"][0]["stages"][0]["status"] == "unfinished"
+    assert [m["name"] for m in page["curves"]["metrics"]][:2] == ["loss", "score"]
+
+
+def test_half_written_files_are_left_out_and_named(tmp_path):
+    run = whole_run(tmp_path)
+    with (run / "ppo/metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "loss"')
+    (run / "evaluate/summary.json").write_text('{"models": {"a"')
+    (run / "reward/done.json").write_text("[")
+    (run / "broken").mkdir()
+    (run / "broken/config.json").write_text('{"schema": 1, "run"')
+    with (run / "evaluate/answers.jsonl").open("a") as file:
+        file.write('{"model": "ppo", "text": "half')
+    page = page_data([run])
+    notes = "\n".join(page["notes"])
+    for file in (
+        "ppo: one line of the metrics is",
+        "evaluate/summary.json is damaged",
+        "reward/done.json",
+        "broken/config.json",
+    ):
+        assert file in notes
+    assert "evaluate/answers.jsonl: 1 damaged lines" in notes
+    loss = next(m for m in page["curves"]["metrics"] if m["name"] == "loss" and m["series"][0]["stage"] == "ppo")
+    assert len(loss["series"][0]["x"]) == 20
+    assert page["samples"]
+
+
+def test_an_empty_run_and_no_run(tmp_path):
+    (tmp_path / "empty").mkdir()
+    page = page_data([tmp_path / "empty"])
+    assert page["notes"] == ["empty has no stage that was started."]
+    render(page)
+    with pytest.raises(ConfigError, match="no such run"):
+        page_data([tmp_path / "nothing"])
+    with pytest.raises(ConfigError, match="no run to report"):
+        write_report([], tmp_path / "x.html")
+
+
+def test_runs_of_other_prompts_are_shown_apart_and_it_says_so(tmp_path):
+    first, second = whole_run(tmp_path, name="first"), whole_run(tmp_path, name="second")
+    rows = [row | {"prompt_key": f"other{row['prompt_key']}"} for row in answers(40)]
+    lines(second / "evaluate/answers.jsonl", rows)
+    page = page_data([first, second])
+    assert {row["model"] for row in page["evaluations"][1]["rows"]} >= {"ppo"}
+    assert {item["src"] for item in page["samples"]} >= {"first/evaluate", "second/evaluate"}
+    assert any("no prompt in common" in note for note in page["sample_notes"])
+    lines(second / "evaluate/answers.jsonl", answers(40))
+    page = page_data([first, second])
+    shared = next(item for item in page["samples"] if item["p"] == "Question 3?")
+    assert {r["m"] for r in shared["rs"]} == {
+        f"{run}/{m}" for run in ("first", "second") for m in ("start", "ppo", "dpo")
+    }
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_samples_stay_under_five_megabytes(tmp_path):
+    run = whole_run(tmp_path)
+    text = "word " * 60
+    lines(run / "evaluate/answers.jsonl", answers(33_400, text=lambda model, i: f"{text}{model} {i}"))
+    path, _ = write_report([run], tmp_path / "large.html")
+    assert path.stat().st_size < 5_000_000
+    page = page_data([run])
+    evaluated = [item for item in page["samples"] if item["src"] == "evaluate"]
+    assert len(evaluated) > 500
+    assert all(len(item["rs"]) == 3 for item in evaluated)  # all models' responses to a prompt
+    assert any("of 33,400 prompts" in note for note in page["sample_notes"])
+    assert page["comparisons"][0]["matrix"][0][1]["n"] == 33_400  # figures are of all of them
+
+
+def test_texts_that_grow_when_they_are_escaped_stay_under_five_megabytes(tmp_path):
+    run = whole_run(tmp_path, prompts=400, text=lambda _model, _i: "<" * 5000)
+    path, _ = write_report([run], tmp_path / "wide.html")
+    assert path.stat().st_size < 5_000_000
+
+
+# ------------------------------------------------------------------------------------------ the data island
+
+TEXTS = st.text() | st.sampled_from(HOSTILE) | st.text(alphabet="<>/!-script&\u2028\"'\\ ")
+VALUES = st.recursive(
+    TEXTS | st.none() | st.booleans() | st.integers(-9, 9),
+    lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
+)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(VALUES)
+def test_no_text_leaves_the_island(value):
+    text = island(value)
+    assert not set(text) & set("<>&\u2028\u2029")
+    page = Page(f'<script type="application/json" id="data">{text}</script><p>')
+    assert [tag for tag, _ in page.tags] == ["script", "p"]
+    # `json.dumps` writes a lone surrogate as it is, and the encoder replaces it
+    assert json.loads(text) == json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode())
+
+
+def test_a_page_of_hostile_texts_has_the_same_markup_as_any_other(tmp_path):
+    plain = Page(render(page_data([whole_run(tmp_path, name="plain")])))
+    hostile = whole_run(tmp_path, name="hostile", text=lambda _model, i: HOSTILE[i % len(HOSTILE)])
+    body = json.loads((hostile / "evaluate/summary.json").read_text())
+    body["models"][HOSTILE[2]] = body["models"].pop("dpo")
+    dump(hostile / "evaluate/summary.json", body)
+    page = Page(render(page_data([hostile])))
+    assert page.tags == plain.tags
+    assert [t for t in page.texts if not t.startswith("{")] == [t for t in plain.texts if not t.startswith("{")]
+
+
+def test_the_policy_allows_the_page_s_own_script_and_style_alone(run):
+    page = Page(render(page_data([run])))
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    style, data, script = page.texts
+    assert policy == (
+        f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    assert json.loads(data)["title"] == "made"
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest"):
+        assert word not in script
+    assert not [
+        attrs for _, attrs in page.tags if "src" in attrs or "style" in attrs or (attrs.get("href") or "#")[0] != "#"
+    ]
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", script + style)
+
+
+# ------------------------------------------------------------------------------------------------------------- the verb
+
+
+def test_the_verb(run, tmp_path, capsys):
+    out = tmp_path / "a" / "report.html"
+    assert main(["report", str(run), "-o", str(out), "--watts", "100", "--price", "2"]) == 0
+    assert f"the report is {out}" in " ".join(capsys.readouterr().out.split())
+    page = json.loads(Page(out.read_text()).texts[1])
+    cost = page["runs"][0]["cost"]
+    assert cost["watt_hours"] == pytest.approx(5 * 60 * 100 / 3600, rel=1e-3)
+    assert cost["money"] == pytest.approx(5 * 60 / 3600 * 2, rel=1e-3)
+    assert "as given" in cost["how"]
+    changed = {row[0]: row for row in page["runs"][0]["stages"][2]["settings"]}
+    assert changed["beta"][2] not in (None, "0.1")  # beside its default
+    assert main(["report", "mad", "--runs", str(run.parent)]) == 2
+    assert "did you mean 'made'" in capsys.readouterr().err
+    assert main(["report", str(run), "-o", str(tmp_path)]) == 2
+    assert main(["report", "made", "--runs", str(run.parent), "-o", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == []

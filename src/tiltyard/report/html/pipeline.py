@@ -94,7 +94,7 @@ def _elapsed(reader: StageReader) -> float:
 
 
 def _reads(config: StageConfig, stages: Mapping[str, StageReader]) -> Iterator[dict[str, Any]]:
-    """Yields the references of the settings: stages of the run, and files and models from elsewhere, each with its setting."""
+    """Yields the references of the settings: stages of the run, files and models from elsewhere."""
     files = config.files if isinstance(config.files, Mapping) else {}
     inputs = [name for name in config.inputs if name in stages] if isinstance(config.inputs, Mapping) else []
     seen = set()

@@ -9,7 +9,14 @@ from scipy.optimize import minimize
 
 from tiltyard.errors import DataError
 from tiltyard.evaluation import EvaluatedResponse, summarise
-from tiltyard.stats.length_control import MIN_CLUSTERS, RIDGE, length_controlled_win_rate
+from tiltyard.stats.length_control import (
+    MIN_CLUSTERS,
+    RIDGE,
+    at_equal_length,
+    by_length_ratio,
+    length_controlled_win_rate,
+    unstable,
+)
 
 
 def planted(rng, n, theta, phi):
@@ -75,8 +82,30 @@ def test_too_few_prompts_or_one_sided_outcomes_have_no_value():
     y, d = planted(np.random.default_rng(5), 200, 0.0, 1.0)
     assert math.isnan(length_controlled_win_rate(y, d, np.arange(200) % (MIN_CLUSTERS - 1)).value)
     assert math.isnan(length_controlled_win_rate(np.ones(50), d[:50]).value)
-    separated = length_controlled_win_rate((d[:60] > 30) * 1.0, d[:60])
-    assert 0 <= separated.low <= separated.high <= 1
+    assert math.isnan(length_controlled_win_rate((d[:60] > 30) * 1.0, d[:60]).value)
+    assert "separates" in unstable((d[:60] > 30) * 1.0, d[:60])
+    assert "4 of 60 prompts are lost" in unstable(np.repeat([1.0, 0.0], [56, 4]), d[:60])
+
+
+def test_where_the_regression_is_not_stable_the_matched_pairs_decide():
+    """12 pairs of equal length are won 2 to 1; the others, whose responses are three times as long, all."""
+    y = np.r_[np.tile([1.0, 1.0, 0.0], 4), np.ones(14)]
+    length, baseline = np.r_[np.full(12, 50), np.full(14, 150)], np.full(26, 50)
+    found = at_equal_length(y, length, baseline)
+    assert (found.how, found.estimate.value, found.estimate.n) == ("matched", pytest.approx(2 / 3), 12)
+    assert "26 prompts" in found.reason
+    few = at_equal_length(y[5:], length[5:], baseline[5:])
+    assert few.how == ""
+    assert math.isnan(few.estimate.value)
+    assert "7 have a pair of about equal length" in few.reason
+    y[-4:] = 0
+    enough = at_equal_length(*(np.tile(x, 3) for x in (y, length, baseline)))
+    assert (enough.how, enough.reason) == ("regression", "")
+
+
+def test_win_rates_by_the_ratio_of_the_lengths():
+    rows = by_length_ratio([1.0, 0.0, 0.5, 1.0], [99, 9, 20, 10], [9, 99, 20, 10])
+    assert [(row.rate.n, row.rate.value) for row in rows if row.rate.n] == [(1, 0.0), (2, 0.75), (1, 1.0)]
 
 
 @pytest.mark.parametrize(("y", "d"), [([0.5], [1, 2]), ([2.0, 0], [1, 2]), ([math.nan, 1], [1, 2])])
@@ -122,4 +151,5 @@ def test_a_judge_s_verdicts_are_paired_as_they_were_asked():
     assert result.win_rate_equal_length == expected.value
     few = summarise("b", after[:20], before[:20], "judge", baseline="a")
     assert few.win_rate is not None
-    assert few.win_rate_equal_length is None
+    assert few.win_rate_equal_length_how != "regression"
+    assert "20 prompts" in few.win_rate_equal_length_note

@@ -17,6 +17,8 @@ KEYS = {
     *("n", "prompts", "gold", "gold_ci", "helpful", "helpful_ci", "truthful", "truthful_ci", "harmless", "harmless_ci"),
     *("proxy", "proxy_ci", "kl", "kl_ci", "win_rate", "win_rate_ci", "length", "truncated", "distinct_2", "entropy"),
     *("baseline", "win_by", "proxy_kind", "unscored", "rewards", "win_rate_equal_length", "win_rate_equal_length_ci"),
+    *("win_rate_equal_length_how", "win_rate_equal_length_note", "win_rate_by_length", "differences"),
+    *("wins", "ties", "losses", "undecided", "win_rate_bounds", "win_rate_p", "win_rate_q", "win_rate_mde"),
 }
 
 

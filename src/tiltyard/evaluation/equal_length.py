@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tiltyard.stats.intervals import Estimate
-from tiltyard.stats.length_control import length_controlled_win_rate
+from tiltyard.evaluation.outcomes import number, pair_outcomes
+from tiltyard.stats.length_control import at_equal_length, by_length_ratio
 
 if TYPE_CHECKING:
     from tiltyard.evaluation.policies import EvaluatedResponse
 
 
-def win_rate_at_equal_length(
+def equal_length_facts(
     responses: Sequence[EvaluatedResponse],
     baseline_responses: Sequence[EvaluatedResponse],
     by: Literal["proxy", "judge"],
     *,
+    every: bool = True,
     rounds: int = 1000,
     seed: int = 0,
-) -> Estimate | None:
-    """Computes the length-controlled win rate over a baseline (`stats.length_control`), lengths in tokens.
-
-    By `proxy` every response is compared with every one of the baseline's to the same prompt, ties 1/2; by `judge` the
-    i-th with the i-th, as it was asked.
+) -> dict[str, Any]:
+    """Computes the win rate over a baseline at equal length, and by the ratio of the lengths, in tokens.
 
     Returns:
-        The estimate; None with fewer than 30 prompts, without scores, or where all outcomes agree.
+        The fields of `PolicySummary` that begin with `win_rate_equal_length` and `win_rate_by_length`; {} where no pair
+        was decided.
     """
-    others: dict[str, list[EvaluatedResponse]] = defaultdict(list)
-    for other in baseline_responses:
-        others[other.key].append(other)
-    place: dict[str, int] = defaultdict(int)
-    outcomes, differences, keys = [], [], []
-    for one in responses:
-        of_prompt = others.get(one.key, [])
-        k = place[one.key]
-        place[one.key] += 1
-        for other in of_prompt if by == "proxy" else of_prompt[k : k + 1]:
-            outcome = _outcome(one, other) if by == "proxy" else one.win
-            if outcome is not None:
-                outcomes.append(outcome)
-                differences.append(one.length - other.length)
-                keys.append(one.key)
-    if not outcomes:
-        return None
-    estimate = length_controlled_win_rate(outcomes, differences, keys, rounds=rounds, seed=seed)
-    return None if math.isnan(estimate.value) else estimate
-
-
-def _outcome(one: EvaluatedResponse, other: EvaluatedResponse) -> float | None:
-    if one.proxy is None or other.proxy is None:
-        return None
-    return 0.5 if one.proxy == other.proxy else float(one.proxy > other.proxy)
+    pairs = pair_outcomes(responses, baseline_responses, by, every=every)
+    decided = [(pair, pair.outcome) for pair in pairs if pair.outcome is not None]
+    if not decided:
+        return {}
+    columns: tuple[Any, ...] = (
+        [outcome for _, outcome in decided],
+        [pair.length for pair, _ in decided],
+        [pair.baseline_length for pair, _ in decided],
+        [pair.key for pair, _ in decided],
+    )
+    found = at_equal_length(*columns, rounds=rounds, seed=seed)
+    value = number(found.estimate.value)
+    return {
+        "win_rate_equal_length": value,
+        "win_rate_equal_length_ci": None if number(found.estimate.low) is None else found.estimate.ci,
+        "win_rate_equal_length_how": found.how,
+        "win_rate_equal_length_note": found.reason,
+        "win_rate_by_length": [
+            {
+                "label": row.label,
+                "value": number(row.rate.value),
+                "low": number(row.rate.low),
+                "high": number(row.rate.high),
+                "n": row.rate.n,
+            }
+            for row in by_length_ratio(*columns)
+        ],
+    }

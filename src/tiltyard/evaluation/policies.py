@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.evaluation.equal_length import win_rate_at_equal_length
+from tiltyard.evaluation.equal_length import equal_length_facts
 from tiltyard.stats.intervals import Estimate, Interval, mean_ci, rate_ci
 from tiltyard.stats.text import distinct_n
 from tiltyard.stats.win_rates import Pairing, win_rate_by_prompt
@@ -85,7 +85,15 @@ class PolicySummary:
     `win_rate` is against the responses of `baseline`, by the score named in `win_by`. `truncated` is a share of the
     responses. `distinct_2`: unique over all word pairs, on at most 1,000 pairs. `n` counts responses, `unscored` those
     of them that the reward abstained from. `proxy_kind`: what the reward is. `rewards`: further ones by name.
-    `win_rate_equal_length`: what remains of a win rate by a reward or a judge at equal length (30 prompts or more).
+    `win_rate_equal_length`: what remains of a win rate by a reward or a judge at equal length; `_how` is `regression`
+    or `matched` (pairs of about equal length), `_note` why it was not the regression. `win_rate_by_length`: the win
+    rates by the ratio of the lengths, rows of label, value, low, high, n.
+
+    Of `evaluation.outcomes.with_tests`: `wins`, `ties`, `losses`, `undecided` count pairs, `win_rate_bounds` is the win
+    rate with all undecided pairs lost, and won. `win_rate_p`: that it is 1/2, paired by prompt; `win_rate_q`: adjusted
+    for the number of models; `win_rate_mde`: the smallest difference from 1/2 that this set shows with a power of 80%.
+    `differences`: the model's measurement less the baseline's, paired by prompt, each with value, low, high, n,
+    clusters, p, q (adjusted for all differences of the table), mde and test.
     """
 
     name: str
@@ -116,6 +124,18 @@ class PolicySummary:
     rewards: Mapping[str, RewardMean] = field(default_factory=dict)
     win_rate_equal_length: float | None = None
     win_rate_equal_length_ci: Interval | None = None
+    win_rate_equal_length_how: str = ""
+    win_rate_equal_length_note: str = ""
+    win_rate_by_length: Sequence[Mapping[str, Any]] = ()
+    wins: int | None = None
+    ties: int | None = None
+    losses: int | None = None
+    undecided: int | None = None
+    win_rate_bounds: Interval | None = None
+    win_rate_p: float | None = None
+    win_rate_q: float | None = None
+    win_rate_mde: float | None = None
+    differences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def summarise(
@@ -161,9 +181,9 @@ def summarise(
     measurements["win_rate"] = None if win_rate is None else win_rate.value
     measurements["win_rate_ci"] = None if win_rate is None else _known(win_rate.ci)
     if win_by != "gold" and baseline_responses and name != baseline:
-        equal = win_rate_at_equal_length(responses, baseline_responses, win_by, rounds=rounds, seed=seed)
-        if equal is not None:
-            measurements |= {"win_rate_equal_length": equal.value, "win_rate_equal_length_ci": _known(equal.ci)}
+        measurements |= equal_length_facts(
+            responses, baseline_responses, win_by, every=pairing == "all", rounds=rounds, seed=seed
+        )
     scored = [a.proxy is not None for a in responses]
     distinct = distinct_n([a.text for a in responses], 2, budget=DISTINCT_BUDGET)
     entropy = _column(name, responses, "entropy")
@@ -208,6 +228,10 @@ def _win_rate(
     if win_by == "proxy":  # prompts on which a reward abstained from all responses of a model have no winner
         shared = [key for key in scores if key in baseline_scores]
         scores, baseline_scores = ({key: some[key] for key in shared} for some in (scores, baseline_scores))
+    if (
+        scores and scores == baseline_scores and pairing == "all"
+    ):  # each prompt is exactly 1/2 by symmetry, not by chance
+        return Estimate(0.5, 0.5, 0.5, sum(len(of_prompt) ** 2 for of_prompt in scores.values()))
     return win_rate_by_prompt(scores, baseline_scores, pairing=pairing, **how) if scores else None
 
 

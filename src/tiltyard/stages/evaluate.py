@@ -14,6 +14,7 @@ from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import EvaluatedResponse, PolicySummary, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
 from tiltyard.evaluation.judged import Judged, compared, total_of, values_of
+from tiltyard.evaluation.outcomes import with_tests
 from tiltyard.evaluation.people import PairTable
 from tiltyard.evaluation.policies import WinBy
 from tiltyard.feedback import Debiased, JudgeSettings
@@ -36,6 +37,7 @@ from tiltyard.report import (
     write_summary,
 )
 from tiltyard.report.comparison_plot import comparison_png
+from tiltyard.report.significance import significance_lines
 from tiltyard.runs import read_step_groups
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import check_prompts
@@ -150,7 +152,11 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     corrected = {name: by_people(context, settings.people, table) for name, table in tables.items()}
     results = _summaries(responses, baseline, rewards, judged=judge is not None)
     print_table(results, context.console)
-    lines = [*_unscored(results), *(f"judge: {name} against {baseline}: {one}" for name, one in judged.items())]
+    lines = [
+        *significance_lines(results),
+        *_unscored(results),
+        *(f"judge: {name} against {baseline}: {one}" for name, one in judged.items()),
+    ]
     for line in (*lines, *corrected_win_rates(corrected, baseline)):
         context.console.print(line, markup=False, highlight=False, soft_wrap=True)
     if note := _note(settings):
@@ -279,7 +285,8 @@ def _summaries(
     decided = win_by != "proxy" or any(one.proxy is not None for one in responses[baseline])
     how: dict[str, Any] = {"proxy_kind": rewards.kind, "rates": rewards.rates, "baseline": baseline}
     against = responses[baseline] if decided else None
-    return [summarise(name, evaluated, against, win_by, **how) for name, evaluated in responses.items()]
+    results = [summarise(name, evaluated, against, win_by, **how) for name, evaluated in responses.items()]
+    return with_tests(results, responses, baseline)
 
 
 def _unscored(results: list[PolicySummary]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Estimates with intervals: means and rates by the cluster bootstrap, proportions by Wilson's interval.
+"""Estimates with intervals: means and rates by the cluster bootstrap, few or rare outcomes by a Beta distribution.
 
 Responses to one prompt are not independent, so intervals resample whole prompts ("clusters") if those are given.
 An interval that is unknown (a single prompt) is (nan, nan).
@@ -20,6 +20,8 @@ from tiltyard.stats.arrays import finite
 Interval = tuple[float, float]
 Clusters = Sequence[Hashable] | NDArray | None
 
+SMALL = 100  # clusters below which the bootstrap of a rate covers too little (Bowyer et al. 2025, arXiv:2503.01747)
+RARE = 10  # the same of clusters with another outcome than nearly all have
 _CHUNK = 4_000_000  # resampling weights in memory at once
 
 
@@ -40,7 +42,8 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
     """Returns the Wilson score interval of a proportion.
 
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). Equal to `scipy.stats.binomtest(k, n).proportion_ci`,
-    which takes whole numbers only; here a tie may count as half a success.
+    which takes whole numbers only; here an effective number need not be whole. A tie is no half success of it: rates
+    with ties are those of `rate_ci`.
 
     Raises:
         DataError: successes outside 0..n, or a level outside (0, 1).
@@ -110,10 +113,12 @@ def mean_ci(
 def rate_ci(
     outcomes: ArrayLike, clusters: Clusters = None, *, rounds: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Estimate:
-    """Computes the mean of outcomes in [0, 1]; Wilson's interval without clusters, the cluster bootstrap with them.
+    """Computes the mean of outcomes in [0, 1], a tie 1/2.
 
-    If all outcomes are 0, or all are 1, the bootstrap interval would have no width; Wilson's for that many clusters is
-    returned instead.
+    The interval is Wilson's for outcomes that are all 0 or 1 and have no clusters: a half is no binomial outcome. Else
+    it is that of `beta_interval` for fewer than `SMALL` clusters, or fewer than `RARE` with another outcome than the
+    most frequent extreme, and the cluster bootstrap's for more. If all outcomes are 0, or all are 1, it is Wilson's
+    for that many clusters.
 
     Raises:
         DataError: an outcome outside [0, 1].
@@ -122,14 +127,42 @@ def rate_ci(
     if x.min() < 0 or x.max() > 1:
         raise DataError("an outcome must lie in 0..1", got=f"{x.min():g} .. {x.max():g}")
     value = float(x.mean())
-    if clusters is None:
+    sums, counts = by_cluster(x, clusters)
+    if clusters is None and np.isin(x, (0.0, 1.0)).all():
         low, high = wilson(float(x.sum()), len(x), level)
     elif value in (0.0, 1.0):
-        n_clusters = len(by_cluster(x, clusters)[0])
-        low, high = wilson(value * n_clusters, n_clusters, level)
+        low, high = wilson(value * len(sums), len(sums), level)
+    elif len(sums) < SMALL or (sums != (counts if value > 0.5 else 0)).sum() < RARE:
+        low, high = beta_interval(sums, counts, level)
     else:
         low, high = bootstrap_ci(x, clusters, rounds, seed, level)
     return Estimate(value, low, high, len(x))
+
+
+def beta_interval(sums_C: ArrayLike, counts_C: ArrayLike, level: float = 0.95) -> Interval:
+    """Computes the interval of a rate from the sum and the number of the outcomes of each cluster.
+
+    One cluster of wins and one of losses are added; the Beta distribution with the mean and the variance of the ratio
+    that results is the posterior. For clusters of one outcome, 0 or 1, it is exactly Beta(1 + wins, 1 + losses), the
+    Beta-binomial of a uniform prior; for ties and several outcomes a cluster it is that with an effective number of
+    outcomes (Korn and Graubard 1998). Measured coverage of 95% intervals with 10, 30 and 100 clusters at rates of 0.5,
+    0.8 and 0.95, with and without ties and several outcomes: 92 to 98%; of nothing but ties nearly 100%. One cluster:
+    (nan, nan).
+    """
+    from scipy.special import betaincinv
+
+    _check_level(level)
+    sums, counts = np.asarray(sums_C, dtype=float), np.asarray(counts_C, dtype=float)
+    if len(sums) < 2:
+        return (math.nan, math.nan)
+    size = counts.mean()
+    sums, counts = np.append(sums, [size, 0.0]), np.append(counts, [size, size])
+    p = sums.sum() / counts.sum()
+    variance = ((sums - p * counts) ** 2).sum() / counts.sum() ** 2
+    effective = p * (1 - p) / variance
+    tail = (1 - level) / 2
+    low, high = betaincinv(p * effective, (1 - p) * effective, [tail, 1 - tail])
+    return (float(low), float(high))
 
 
 def by_cluster(x: NDArray[np.float64], clusters: Clusters) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -61,6 +61,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": verbs.evaluate,
     "judge": judge.judge,
     "report": report.report,
+    "watch": report.watch,
     "replay": verbs.replay,
     "check": verbs.check,
     "sample": chat.sample,

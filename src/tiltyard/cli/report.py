@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tiltyard.cli.arguments import Json, Runs
 from tiltyard.cli.output import console_for, emit
 from tiltyard.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tiltyard.runs import RunReader, StageReader
+
+BETWEEN_STAGES = 10.0  # seconds that a run may look finished before the next stage starts
 
 Folders = Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs (runs/demo), or their names.")]
 
@@ -79,3 +86,59 @@ def defaults_of(kind: str) -> Mapping[str, Any]:
 
     rows = describe(get_stage(kind).settings)
     return flattened({row.key: jsonable(row.default) for row in rows if row.default is not REQUIRED})
+
+
+def watch(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (runs/demo), or its name.")],
+    *,
+    stage: Annotated[str, typer.Option(help="A stage; without it the one that is running, or ran last.")] = "",
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the present state and end.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Follow a run in the terminal: curves, samples, alarms. It reads files alone, so it can be stopped at any time.
+
+    `tiltyard watch demo`; on a finished run, and on a pipe, it prints the last state and ends.
+    """
+    from tiltyard.report.live import is_finished, screen, stage_to_watch
+    from tiltyard.runs import RunReader
+
+    console = console_for(False)
+    run = RunReader(find_run(folder, runs))
+    found = stage_to_watch(run, stage)
+    if found is None:
+        console.print("no stage was started yet")
+        return
+    if not (once or is_finished(run)) and console.is_terminal:
+        found = _follow(run, stage, every, console) or found
+    console.print(screen(found, _rows(found), console))
+
+
+def _rows(stage: StageReader) -> list[dict[str, Any]]:
+    from tiltyard.report.live import Follower
+
+    return Follower(stage.folder / "metrics.jsonl").read()
+
+
+def _follow(run: RunReader, name: str, every: float, console: Console) -> StageReader | None:
+    """Shows the run until it has finished, or Ctrl-C; returns the stage that was shown last."""
+    import time
+
+    from rich.live import Live
+
+    from tiltyard.report.live import Follower, is_finished, screen, stage_to_watch
+
+    found, follower, quiet = stage_to_watch(run, name), None, 0.0
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while quiet < BETWEEN_STAGES:
+                found = stage_to_watch(run, name) or found
+                if found is not None:
+                    path = found.folder / "metrics.jsonl"
+                    follower = follower if follower is not None and follower.path == path else Follower(path)
+                    live.update(screen(found, follower.read(), console), refresh=True)
+                time.sleep(every)
+                quiet = quiet + every if is_finished(run) else 0.0
+    except KeyboardInterrupt:
+        pass
+    return found

@@ -47,6 +47,7 @@ from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.corrected import by_people, corrected_win_rates
 from tiltyard.stages.costs import cost_of
 from tiltyard.stages.rewards import Rewards, named, sources
+from tiltyard.stages.token_file import TokenFile
 from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group
 from tiltyard.world import gold
@@ -139,7 +140,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     ref = load_language_model(model_folder(context, settings.ref or names[baseline]), **common)
     responses: dict[str, list[EvaluatedResponse]] = {}
     sampled: dict[str, list[Group]] = {}
-    left = TimeLeft(len(names), least=1)
+    left, tokens = TimeLeft(len(names), least=1), TokenFile()
     for number, (name, value) in enumerate(names.items()):
         rest = left.after(number)
         model = load_language_model(model_folder(context, value), **common)
@@ -147,6 +148,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         place = ", ".join(filter(None, (f"model {number + 1} of {len(names)}", rest)))
         context.console.print(f"  sampling {name} ({place})", markup=False, highlight=False)
         sampled[name], responses[name] = _evaluated(context, settings, model, ref, rewards)
+        tokens.add(name, sampled[name], model, ref, settings.temperature or 1.0)
     tables: dict[str, PairTable] = {}
     judged = _judged(context, settings, judge, sampled, responses, baseline, tables) if judge is not None else {}
     corrected = {name: by_people(context, settings.people, table) for name, table in tables.items()}
@@ -175,6 +177,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     write_summary(context.run_folder / "summary.json", results, seconds, costs=costs)
     write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
     _write_responses(context.folder / "answers.jsonl", responses)
+    tokens.write(context.folder / "tokens.jsonl")
     if len(names) > MANY:
         facts = {r.name: {**asdict(r), **costs[r.name]} for r in results}
         plot = comparison_png(context.folder / "comparison.png", facts, title=f"{context.run_name}: methods compared")

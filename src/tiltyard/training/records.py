@@ -17,10 +17,11 @@ from tiltyard.runs.groups import group_to_dict
 from tiltyard.runs.journal import JsonlFile
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.log import Sink, finite
+from tiltyard.training.token_rows import token_rows
 
 
 class StepRecords:
-    """The main process's files of a run, `metrics.jsonl` and on request `groups.jsonl`, and the sinks besides.
+    """The main process's files of a run, `metrics.jsonl` and on request `groups.jsonl` and `tokens.jsonl`; the sinks.
 
     Args:
         folder: where the files go; None writes none. keep_groups: whether the sampled groups are written.
@@ -30,7 +31,7 @@ class StepRecords:
         self.keep_groups, self.sinks = keep_groups, sinks
         self.files: dict[str, JsonlFile] = {}
         if folder is not None and processes.is_main():
-            names = ["metrics", "groups"] if keep_groups else ["metrics"]
+            names = ["metrics", "groups", "tokens"] if keep_groups else ["metrics"]
             self.files = {name: JsonlFile(folder / f"{name}.jsonl") for name in names}
 
     def write(self, step: int, batch: Batch, means: dict[str, float]) -> None:
@@ -40,6 +41,7 @@ class StepRecords:
             rows = {i: row for part in processes.gather_objects(rows) for i, row in part.items()}
             if "groups" in self.files:
                 self.files["groups"].write([rows[i] for i in sorted(rows)])
+                self.files["tokens"].write(token_rows(step, batch))
         if processes.is_main():
             if "metrics" in self.files:
                 self.files["metrics"].write([{"step": step, **finite(means)}])

@@ -154,15 +154,9 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     corrected = {name: by_people(context, settings.people, table) for name, table in tables.items()}
     results = _summaries(responses, baseline, rewards, judged=judge is not None)
     print_table(results, context.console)
-    lines = [
-        *significance_lines(results),
-        *_unscored(results),
-        *(f"judge: {name} against {baseline}: {one}" for name, one in judged.items()),
-    ]
-    for line in (*lines, *corrected_win_rates(corrected, baseline)):
+    lines = [*significance_lines(results), *_unscored(results), *_verdict_lines(judged, baseline)]
+    for line in filter(None, (*lines, *corrected_win_rates(corrected, baseline), _note(settings))):
         context.console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if note := _note(settings):
-        context.console.print(note, markup=False, highlight=False, soft_wrap=True)
     if settings.show:
         side_by_side(responses, settings.show, context.console)
     seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
@@ -295,6 +289,11 @@ def _summaries(
 def _unscored(results: list[PolicySummary]) -> list[str]:
     """Lines about responses without a score, which no mean has."""
     return [f"{one.name}: {one.unscored:,} of {one.n:,} responses have no reward" for one in results if one.unscored]
+
+
+def _verdict_lines(judged: dict[str, Judged], baseline: str) -> list[str]:
+    """Lines about what the judge decided, and did not."""
+    return [f"judge: {name} against {baseline}: {one}" for name, one in judged.items()]
 
 
 def sampling_of(settings: EvaluateSettings) -> SampleSettings:

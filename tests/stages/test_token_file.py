@@ -1,4 +1,4 @@
-"""Numbers of single tokens, of a sampling stage and of an evaluation: they add up to the figures of the same files."""
+"""Numbers of single tokens, of a sampling stage and of an evaluation, add up to the figures of the same files."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ function table(head, rows, options = {}) {
   return scrolling(made, options.label || options.caption || "table");
 }
 function scrolling(content, label) {
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, content);
+  return h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": label }, content);
 }
 // A table behind a picture, for screen readers and for copying; it is made when it is first opened.
 function behind(label, make, summary = "Table") {

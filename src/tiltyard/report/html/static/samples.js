@@ -93,10 +93,10 @@ function card(item, state, mode, place) {
   const base = state.against && item.rs.find((r) => r.m === state.against);
   const meta = [item.step !== undefined && `step ${num(item.step)}`, item.dis && `measures disagree on ${percent(item.dis)} of the pairs`].filter(Boolean).join(" · ");
   return h("article", { class: "sample" }, h("header", {}, h("div", { class: "prompt", tabindex: item.p.length > 700 ? 0 : null }, item.p || "(no prompt)"), meta && h("div", { class: "meta" }, meta)),
-    h("div", { class: "answers" }, [...new Set(rs.map((r) => r.m))].map((model) => h("div", { class: "answer" }, h("h4", {}, model),
+    h("div", { class: "answers" }, [...new Set(rs.map((r) => r.m))].map((model) => h("div", { class: "answer" }, h("h3", {}, model),
       rs.filter((r) => r.m === model).map((r) => h("div", { class: "one" },
         h("div", { class: "meta" }, unique && r.s === best && h("span", { class: "badge" }, "highest reward "), factsOf(r)),
-        h("div", { class: "text", tabindex: r.t.length > 900 ? 0 : null, role: r.t.length > 900 ? "region" : null, "aria-label": r.t.length > 900 ? `answer of ${r.m}` : null }, body(r, base, mode))))))));
+        h("div", { class: "text", tabindex: r.t.length > 900 ? 0 : null, role: r.t.length > 900 ? "group" : null, "aria-label": r.t.length > 900 ? `answer of ${r.m}` : null }, body(r, base, mode))))))));
 }
 function factsOf(r) {
   const further = Object.entries(r.x || {}).map(([key, value]) => `${key} ${num(value)}`);

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
-
 from tiltyard.feedback.collect.app import PACKAGE, collect_app
 from tiltyard.feedback.collect.desk import Settings
 from tiltyard.feedback.store.database import Database
+from tiltyard.feedback.web.server import bound, in_background
 from tiltyard.feedback.web.site import Site
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -28,20 +24,10 @@ def chromium() -> str:
 @contextmanager
 def served(store: Database, **settings: Any) -> Iterator[str]:
     """Serves the labelling page of a store on a free port of loopback; yields its address."""
-    bound = socket.socket()
-    bound.bind(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-    app = collect_app(Site("collect", store, url, (PACKAGE,)), Settings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    try:
+    listening = bound("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with in_background(collect_app(Site("collect", store, url, (PACKAGE,)), Settings(**settings)), listening):
         yield url
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["rlaif", "drlaif", "self_rewarding", "iterated"])
+@pytest.mark.parametrize("name", ["rlaif", "drlaif", "self_rewarding", "iterated", "people"])
 def test_they_are_recipes_of_the_package(name: str) -> None:
     steps = check(read_recipe(name))
     assert steps[0].name == "world"
@@ -208,6 +208,31 @@ def test_the_reward_model_learns_old_and_new_labels(iterated: Ran) -> None:
         config = json.loads((iterated.folder / stage / "config.json").read_text())
         data = config["settings"]["data"]["path"]
         assert (len(data) if isinstance(data, list) else 1) == files
+
+
+# --------------------------------------------------------------------------------------------------------------- people
+
+
+def test_people_go_round_from_answers_to_labels_to_the_next_policy(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    more: dict[str, Any] = {}
+    for number in ("", "_2", "_3"):
+        more |= {f"answers{number}__limit": 8, f"answers{number}__max_tokens": 8}
+    for number in ("", "_2"):
+        more |= {f"reward{number}__steps": 3, f"reward{number}__prompts_per_step": 4}
+        more |= {f"ppo{number}__steps": 2, f"ppo{number}__prompts_per_step": 6, f"ppo{number}__max_tokens": 6}
+    ran = run("people", tmp_path, **more)
+    asked = [ran.results[name]["rankings"] for name in ("collect", "collect_2", "collect_3")]
+    assert all(n >= 6 for n in asked)  # of 8 prompts; pairs of equal answers are left out
+    met = [[(v["new"], v["old"]) for v in ran.results[f"collect{n}"]["versions"]] for n in ("", "_2", "_3")]
+    assert met == [[], [("ppo", "sft")], [("ppo_2", "ppo")]]
+    for group in read_groups(ran.folder / "collect_3" / "labels.groups.jsonl"):
+        assert group.preference is not None
+        assert group.preference.annotator in ran.results["collect_3"]["annotators"]
+        assert {r.meta["policy"] for r in group.responses} == {"ppo", "ppo_2"}
+        assert all(r.meta["version"] for r in group.responses)  # the execution that trained it
+    summary = json.loads((ran.folder / "summary.json").read_text())["models"]
+    assert [summary[name]["rankings"] for name in ("sft", "ppo", "ppo_2")] == [0, asked[0], sum(asked[:2])]
 
 
 # ------------------------------------------------------------------------------------------------------ several files

@@ -167,6 +167,7 @@ MODULES: tuple[str, ...] = (
     "train",
     "label",
     "ai_label",
+    "collect",
     "calibrate",
     "candidates",
     "new_prompts",

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tiltyard.errors import DataError
-from tiltyard.feedback.collect.load import Wanted, read_items
+from tiltyard.feedback.collect.load import Wanted, items_of, read_items
 from tiltyard.runs.groups import write_groups
 from tiltyard.types import Group, Message, Prompt, Response
 
@@ -85,3 +85,29 @@ def test_groups_of_a_stage_keep_their_policy_and_step(tmp_path):
     assert item.group.responses[0].meta == {"policy": "demo/ppo", "version": "step 7"}
     (item,), _ = read_items(str(tmp_path / "x.groups.jsonl"), Wanted(policy="mine"))
     assert item.group.responses[0].meta == {"policy": "mine"}
+
+
+def test_a_stage_that_sampled_names_its_model_and_who_trained_it(tmp_path):
+    prompt = Prompt(messages=(Message("user", "Who?"),))
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    write_groups(folder / "candidates.groups.jsonl", [Group(prompt, (Response(text="a"), Response(text="b")))])
+    config = {"settings": {"model": "ppo"}, "inputs": {"ppo": "0123456789abcdef"}, "schema": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    [item], _ = read_items(str(folder), Wanted())
+    assert item.group.responses[0].meta == {"policy": "ppo", "version": "0123456789"}
+    [item], _ = read_items(str(folder), Wanted(policy="new"))
+    assert item.group.responses[0].meta["policy"] == "new"
+
+
+def test_pairs_of_two_policies_alone():
+    prompt = Prompt(messages=(Message("user", "Who?"),))
+    answers = tuple(Response(text=f"{name} {k}", meta={"policy": name}) for name in ("old", "new") for k in range(2))
+    dropped: Counter[str] = Counter()
+    items = items_of([Group(prompt, answers)], Wanted(pairs=0, across=True), "here", dropped)
+    assert len(items) == 4
+    assert all({r.meta["policy"] for r in item.group.responses} == {"old", "new"} for item in items)
+    [item] = items_of([Group(prompt, answers)], Wanted(across=True), "here", dropped)
+    assert (item.probability, item.chooser, item.source) == (0.25, "random", "here")
+    assert items_of([Group(prompt, answers[:2])], Wanted(across=True), "here", dropped) == []
+    assert dropped == {"no two different responses of two policies": 1}

@@ -185,7 +185,10 @@ def test_a_store_of_the_first_version_is_brought_to_this_one(store, items):
     who = add_annotator(store, "ada")[0].id
     judge(store, who, next_task(store, who).exposure, {"choice": "tie"}, key="k")
     with store.writing() as connection:
-        connection.exec_driver_sql("DROP TABLE acceptances")
+        for table in ("acceptances", "campaigns"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        for table in ("judgements", "exposures"):
+            connection.exec_driver_sql(f"DROP INDEX ix_{table}_task_annotator")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     before = list(groups(store))
     again = Database(store.url.render_as_string(hide_password=False))

@@ -263,13 +263,13 @@ def test_tasks_that_cannot_be(store, items, change):
 
 @pytest.mark.parametrize("table", t.APPEND_ONLY)
 def test_what_was_collected_cannot_be_changed(store, items, table):
-    add_tasks(store, items(1))
+    add_tasks(store, items(1), campaign="c")
     who = person(store)
     task = next_task(store, who)
     flag(store, who, task.exposure, "why")
     accept_guideline(store, who, 1)
     judge(store, who, task.exposure, {"choice": "tie"}, key="k")
     for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET created = 0"):
-        column = "created" if "created" in t.metadata.tables[table].c else "began" if table == "exposures" else "ended"
+        column = next(name for name in ("created", "began", "ended", "name") if name in t.metadata.tables[table].c)
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), store.writing() as connection:
             connection.execute(sa.text(statement.replace("created", column)))

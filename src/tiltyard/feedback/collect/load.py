@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -17,9 +17,11 @@ from tiltyard.data.row import Row
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback.store.items import COUNTS, Item, Stage
 from tiltyard.feedback.store.verdicts import SCALE
+from tiltyard.runs import StageReader
 from tiltyard.runs.groups import read_groups, read_step_groups
 from tiltyard.types import Group, Response, prompt_digest, ranks_of
 
+CANDIDATES = "candidates.groups.jsonl"  # of a stage that sampled for others to score
 KNOWN = ("training", "gold", "attention")  # stages whose items need a right verdict
 
 
@@ -34,6 +36,7 @@ class Wanted:
         source: name under which tasks are mixed; empty: the field `source` of each row, else the file's name.
         policy: who wrote responses that do not say it.
         seed: of the drawn pairs.
+        across: of kind `pair`, the two responses of each are of two policies.
     """
 
     kind: str = "pair"
@@ -43,6 +46,7 @@ class Wanted:
     source: str = ""
     policy: str = ""
     seed: int = 0
+    across: bool = False
 
 
 def read_items(path: str, wanted: Wanted, *, split: str = "", limit: Limit = None) -> tuple[list[Item], Counter[str]]:
@@ -55,10 +59,8 @@ def read_items(path: str, wanted: Wanted, *, split: str = "", limit: Limit = Non
     """
     if wanted.kind not in COUNTS:
         raise ConfigError("unknown kind of task", where="--kind", got=wanted.kind, expected=", ".join(COUNTS))
-    items: list[Item] = []
     dropped: Counter[str] = Counter()
-    for group in _groups(path, wanted, split, limit):
-        items += _items(group, wanted, Path(path).name, dropped)
+    items = items_of(written_groups(path, wanted, split=split, limit=limit), wanted, Path(path).name, dropped)
     if not items:
         raise DataError(
             "the file holds no task of this kind",
@@ -69,8 +71,27 @@ def read_items(path: str, wanted: Wanted, *, split: str = "", limit: Limit = Non
     return items, dropped
 
 
-def _groups(path: str, wanted: Wanted, split: str, limit: Limit) -> Iterator[Group]:
+def items_of(groups: Iterable[Group], wanted: Wanted, name: str, dropped: Counter[str]) -> list[Item]:
+    """Returns the tasks of groups; `name`: their source where nothing names one. `dropped` counts what is left out.
+
+    Raises:
+        DataError: no preference where a right verdict is needed.
+    """
+    return [item for group in groups for item in _items(group, wanted, name, dropped)]
+
+
+def written_groups(path: str, wanted: Wanted, *, split: str = "", limit: Limit = None) -> Iterator[Group]:
+    """Yields the groups of a file or of a stage's folder; `meta` of each response names its policy and version.
+
+    Raises:
+        DataError: a bad row.
+    """
     folder = Path(path)
+    if folder.is_dir() and (folder / CANDIDATES).is_file():
+        name, version = _model_of(folder)
+        for group in limited(lambda: read_groups(folder / CANDIDATES), limit):
+            yield _written_by(group, wanted.policy or name, version)
+        return
     if folder.is_dir() and (folder / "groups.jsonl").is_file():
         name = wanted.policy or "/".join(folder.resolve().parts[-2:])
         for step, group in limited(lambda: read_step_groups(folder / "groups.jsonl"), limit):
@@ -82,6 +103,14 @@ def _groups(path: str, wanted: Wanted, split: str, limit: Limit) -> Iterator[Gro
         blank = wanted.kind == "write"
         for _, group in parsed_rows(path, lambda row: _parsed(row, blank), bad, split=split or None, limit=limit):
             yield _written_by(group, wanted.policy, "")
+
+
+def _model_of(folder: Path) -> tuple[str, str]:
+    """The model whose responses a stage sampled: its name, and the execution of the stage that trained it."""
+    config = StageReader(folder).config
+    model = "" if config is None else str(config.settings.get("model", ""))
+    trained = "" if config is None else config.inputs.get(model.partition("/")[0], "")
+    return Path(model).name, trained[:10]
 
 
 def _parsed(row: Row, blank: bool) -> Group:
@@ -128,7 +157,7 @@ def _items(group: Group, wanted: Wanted, name: str, dropped: Counter[str]) -> It
     common: dict[str, Any] = {"kind": wanted.kind, "stage": wanted.stage, "overlap": wanted.overlap, "source": source}
     common["explanation"] = str(group.prompt.meta.get("explanation", ""))
     count, (low, high) = len(group.responses), COUNTS[wanted.kind]
-    if wanted.kind == "pair" and count > 2:
+    if wanted.kind == "pair" and (count > 2 or wanted.across):
         yield from _pairs(group, wanted, common, dropped)
         return
     if not low <= count <= high:
@@ -146,9 +175,10 @@ def _pairs(group: Group, wanted: Wanted, common: Mapping[str, Any], dropped: Cou
         (i, j)
         for i, j in combinations(range(len(group.responses)), 2)
         if group.responses[i].text != group.responses[j].text
+        and not (wanted.across and _policy(group.responses[i]) == _policy(group.responses[j]))
     ]
     if not every:
-        dropped["all responses equal"] += 1
+        dropped["no two different responses of two policies" if wanted.across else "all responses equal"] += 1
         return
     count = min(wanted.pairs, len(every)) if wanted.pairs else len(every)
     chosen = random.Random(f"{wanted.seed}:{prompt_digest(group.prompt)}").sample(every, count)
@@ -161,6 +191,10 @@ def _pairs(group: Group, wanted: Wanted, common: Mapping[str, Any], dropped: Cou
         probability = count / len(every)
         chooser = "all" if count == len(every) else "random"
         yield Item(pair, expected=_expected(pair, wanted), probability=probability, chooser=chooser, **common)
+
+
+def _policy(response: Response) -> tuple[Any, Any]:
+    return response.meta.get("policy"), response.meta.get("version")
 
 
 def _expected(group: Group, wanted: Wanted) -> dict[str, Any] | None:

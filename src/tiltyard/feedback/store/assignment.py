@@ -163,10 +163,10 @@ def _wanted(at: int) -> Any:
 def _real(annotator: int, at: int) -> Select[Any]:
     """Real tasks and adjudications that this annotator may get: none whose adjudication or parent it has judged."""
     child = t.tasks.alias("child")
-    decided = exists().where(
-        child.c.parent_id == t.tasks.c.id,
-        t.judgements.c.task_id == child.c.id,
-        t.judgements.c.annotator_id == annotator,
+    decided = (  # computed once: there is no index to look the adjudication of a task up by
+        select(child.c.parent_id)
+        .join(t.judgements, t.judgements.c.task_id == child.c.id)
+        .where(t.judgements.c.annotator_id == annotator, child.c.parent_id.is_not(None))
     )
     parent = exists().where(t.judgements.c.task_id == t.tasks.c.parent_id, t.judgements.c.annotator_id == annotator)
     return (
@@ -176,7 +176,7 @@ def _real(annotator: int, at: int) -> Select[Any]:
             t.task_state.c.missing > 0,
             t.tasks.c.stage.in_(DATA),
             ~parent,
-            ~decided,
+            t.tasks.c.id.not_in(decided),
             _open_to(annotator),
             _wanted(at),
         )

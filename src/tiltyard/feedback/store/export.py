@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, select
 
 from tiltyard.feedback.store import tables as t
+from tiltyard.feedback.store.campaigns import tasks_of
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.judgements import WITHDRAWN
 from tiltyard.feedback.store.verdicts import agree, preference_of
@@ -24,6 +25,7 @@ def groups(
     kinds: Sequence[str] = (),
     roles: Sequence[str] = (),
     tasks: Collection[int] | None = None,
+    campaign: str = "",
 ) -> Iterator[Group]:
     """Yields a group for each judgement that stands, the oldest first: one opinion of one annotator.
 
@@ -38,6 +40,7 @@ def groups(
         kinds: of tasks; empty: all.
         roles: of annotators (`admin`, `annotator`, `judge`, `simulated`); empty: all.
         tasks: their ids; None: all.
+        campaign: of the tasks, and of those that they decide; empty: all.
     """
     after = 0
     wanted = [t.tasks.c.stage.in_(stages)]
@@ -47,6 +50,8 @@ def groups(
         wanted.append(t.annotators.c.role.in_(roles))
     if tasks is not None:
         wanted.append(t.tasks.c.id.in_(tasks))
+    if campaign:
+        wanted.append(t.tasks.c.id.in_(tasks_of(campaign)))
     while rows := _block(database, after, wanted):
         after = rows[-1].judgement_id
         yield from (_group(row, responses) for row, responses in zip(rows, responses_of(database, rows), strict=True))

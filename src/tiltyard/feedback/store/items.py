@@ -51,11 +51,15 @@ class Item:
     reserved: bool = False
 
 
-def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0) -> list[int]:
+def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0, campaign: str = "") -> list[int]:
     """Adds tasks with their prompts, responses and policies in one transaction; returns their ids in order.
 
     Sources are mixed: after any number of tasks each source has had its share (its own tasks in an order drawn with
     the seed). Items of one prompt with the same responses are different tasks if they are added twice.
+
+    Args:
+        campaign: a name for these tasks (`campaigns`). Where the store has one of this name, nothing is added, and its
+            tasks' ids are returned: work that was killed may ask again.
 
     Raises:
         ConfigError: an unknown kind or stage, a probability outside (0, 1], an overlap below 1.
@@ -66,6 +70,10 @@ def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0) -> li
     ids: list[int] = []
     with database.writing() as connection:
         at = now()
+        if campaign:
+            known = select(t.campaigns.c.task_id).where(t.campaigns.c.name == campaign).order_by(t.campaigns.c.task_id)
+            if ids := list(connection.scalars(known)):
+                return ids
         for item, verdict, place in zip(items, expected, places, strict=True):
             prompt_id = _prompt(connection, item.group.prompt, item.source, at)
             responses = [_response(connection, prompt_id, response, at) for response in item.group.responses]
@@ -89,6 +97,8 @@ def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0) -> li
                 insert(t.task_state).values(task_id=key[0], missing=0 if item.reserved else item.overlap)
             )
             ids.append(int(key[0]))
+            if campaign:
+                connection.execute(insert(t.campaigns).values(task_id=ids[-1], name=campaign))
     return ids
 
 
@@ -138,12 +148,23 @@ def _mixed(sources: Sequence[str], seed: int) -> list[float]:
     return places
 
 
+def messages_of(prompt: Prompt) -> Any:
+    """Returns a prompt as the store has it and pages show it: a list of messages, or {"text": ...}."""
+    return {"text": prompt.text} if prompt.messages is None else [message.to_dict() for message in prompt.messages]
+
+
 def _prompt(connection: Connection, prompt: Prompt, source: str, at: int) -> str:
     key = prompt_digest(prompt)
     if connection.scalar(select(t.prompts.c.id).where(t.prompts.c.id == key)) is None:
-        messages = {"text": prompt.text} if prompt.messages is None else [m.to_dict() for m in prompt.messages]
         meta = dict(prompt.meta) | ({"id": prompt.id} if prompt.id else {})
-        row = {"id": key, "messages": messages, "tools": prompt.tools, "source": source, "meta": meta, "created": at}
+        row = {
+            "id": key,
+            "messages": messages_of(prompt),
+            "tools": prompt.tools,
+            "source": source,
+            "meta": meta,
+            "created": at,
+        }
         connection.execute(insert(t.prompts).values(row))
     return key
 

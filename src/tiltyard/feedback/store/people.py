@@ -159,6 +159,14 @@ def guideline(database: Database) -> tuple[int, str] | None:
     return None if row is None else (int(row.version), row.text)
 
 
+def guideline_of(database: Database, text: str) -> int | None:
+    """Returns the newest version of the guidelines that has this text; None where none has."""
+    table = t.guidelines
+    with database.reading() as connection:
+        found = connection.scalar(select(func.max(table.c.version)).where(table.c.text == text))
+    return None if found is None else int(found)
+
+
 def accept_guideline(database: Database, annotator: int, version: int) -> None:
     """Notes that an annotator has read a version of the guidelines and accepts it; a second time changes nothing.
 

@@ -137,6 +137,7 @@ exposures = Table(
     Column("guideline", ForeignKey("guidelines.version"), nullable=False),
     Column("began", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False),  # of the lease
+    Index("ix_exposures_task_annotator", "task_id", "annotator_id"),
 )
 
 exposure_ends = Table(
@@ -161,6 +162,7 @@ judgements = Table(
     Column("seconds", Float),  # between showing and judging
     Column("supersedes", ForeignKey("judgements.id"), unique=True),
     Column("created", BigInteger, nullable=False),
+    Index("ix_judgements_task_annotator", "task_id", "annotator_id"),
     Index(
         "uq_judgements_once",
         "task_id",
@@ -191,6 +193,13 @@ acceptances = Table(
     UniqueConstraint("annotator_id", "guideline"),
 )
 
+campaigns = Table(
+    "campaigns",
+    metadata,
+    Column("task_id", ForeignKey("tasks.id"), primary_key=True),
+    Column("name", String(200), nullable=False, index=True),  # under which the task was added, with others
+)
+
 APPEND_ONLY = (
     "prompts",
     "policies",
@@ -202,4 +211,5 @@ APPEND_ONLY = (
     "judgements",
     "flags",
     "acceptances",
+    "campaigns",
 )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
 from tiltyard.errors import ConfigError
 from tiltyard.feedback.web.site import LOOPBACK, Site
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 def address(host: str, port: int, url: str) -> str:
@@ -44,29 +52,56 @@ def exposure(site: Site, host: str) -> list[str]:
     return lines
 
 
+def bound(host: str, port: int) -> socket.socket:
+    """Returns a socket at an address; port 0: a free one.
+
+    Raises:
+        ConfigError: the port is taken, or the host is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            "this address cannot be served",
+            where=f"{host}:{port}",
+            got=error.strerror,
+            fix="stop what uses the port, or take another one",
+        ) from error
+    return made
+
+
 def serve(app: FastAPI, host: str, port: int, *, told: Callable[[str], None], log_level: str = "warning") -> None:
     """Serves until it is stopped (Ctrl-C, SIGTERM); requests in flight are answered.
 
     Raises:
         ConfigError: the port is taken.
     """
-    import socket
-
-    import uvicorn
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        raise ConfigError(
-            "this address cannot be served",
-            where=f"{host}:{port}",
-            got=error.strerror,
-            fix="stop what uses the port, or take another with --port",
-        ) from error
+    listening = bound(host, port)
     for line in exposure(app.state.site, host):
         told(line)
+    _server(app, log_level).run(sockets=[listening])
+
+
+@contextmanager
+def in_background(app: FastAPI, listening: socket.socket, *, log_level: str = "warning") -> Iterator[None]:
+    """Serves in a thread of this process, and stops when the block ends; requests in flight are answered."""
+    server = _server(app, log_level)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def _server(app: FastAPI, log_level: str) -> uvicorn.Server:
+    import uvicorn
+
     config = uvicorn.Config(app, log_level=log_level, server_header=False, timeout_graceful_shutdown=10)
-    uvicorn.Server(config).run(sockets=[bound])
+    return uvicorn.Server(config)

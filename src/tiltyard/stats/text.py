@@ -1,8 +1,9 @@
-"""Statistics of texts: bits per byte, distinct n-grams."""
+"""Statistics of texts: bits per byte, distinct n-grams, self-BLEU, unique texts."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,3 +31,40 @@ def distinct_n(texts: Sequence[str], n: int = 2, budget: int | None = None, seed
         picked = np.random.default_rng(seed).choice(len(ngrams), size=budget, replace=False)
         ngrams = [ngrams[i] for i in picked]
     return len(set(ngrams)) / len(ngrams)
+
+
+def unique_share(texts: Sequence[str]) -> float:
+    """Returns unique texts over all texts; nan without any."""
+    return len(set(texts)) / len(texts) if texts else math.nan
+
+
+def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
+    """Returns the mean BLEU of each text against all others (Zhu et al. 2018, "Texygen"): 1 where all are equal.
+
+    BLEU of Papineni et al. 2002 over n-grams of words up to `longest`, without smoothing: a text that shares no n-gram
+    of some length with the others counts 0. nan for fewer than two texts.
+    """
+    words = [text.split() for text in texts]
+    if len(words) < 2:
+        return math.nan
+    precisions = np.ones(len(words))
+    for n in range(1, longest + 1):
+        counts = [Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in words]
+        most: dict[tuple[str, ...], list[int]] = {}  # of each n-gram the two highest counts in one text
+        for count in counts:
+            for gram, k in count.items():
+                most[gram] = sorted([*most.get(gram, [0, 0]), k])[1:]
+        for i, count in enumerate(counts):
+            total = sum(count.values())
+            # the highest count among the others: the second one where the highest is the text's own
+            shared = sum(min(k, most[gram][0] if most[gram][1] == k else most[gram][1]) for gram, k in count.items())
+            precisions[i] *= (shared / total) ** (1 / longest) if total else 0.0
+    lengths = np.array([len(w) for w in words])
+    return float(np.mean([p * _brevity(lengths, i) for i, p in enumerate(precisions)]))
+
+
+def _brevity(lengths: np.ndarray, i: int) -> float:
+    """BLEU's penalty of a text that is shorter than the reference nearest to it in length."""
+    others = np.delete(lengths, i)
+    nearest = min(others.tolist(), key=lambda length: (abs(length - lengths[i]), length))
+    return 1.0 if lengths[i] >= nearest else math.exp(1 - nearest / max(int(lengths[i]), 1))

@@ -18,6 +18,7 @@ from typing import IO, Any, Literal
 from tiltyard.config import REQUIRED, describe
 from tiltyard.errors import DataError, TiltyardError
 from tiltyard.files import jsonable, read_json, sync_folder, write_json
+from tiltyard.pipeline.commits import commits
 from tiltyard.pipeline.recipe import Step
 from tiltyard.records import execution_keys, flattened
 from tiltyard.runs import StageConfig, StageReader
@@ -261,6 +262,7 @@ def begin(
         "id": execution,
         "started": (old.started if old else "") or _now().isoformat(timespec="seconds"),
         "tiltyard": package_version(),
+        "commits": commits(),
         **kept,
     }
     write_json(folder / "config.json", config)

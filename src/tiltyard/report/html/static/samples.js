@@ -23,7 +23,7 @@ function sampleBrowser(items, notes, order) {
   const chips = h("div", { class: "chips", role: "group", "aria-label": "Models shown side by side" });
   const against = select("against", [["", "nothing"]]);
   const sourceSelect = select("source", sources.map((name) => [name, `${name}${items.find((i) => i.src === name).step !== undefined ? " (training)" : ""}`]));
-  sourceSelect.addEventListener("change", chooseModels);
+  sourceSelect.addEventListener("change", () => { chooseModels(); draw(); });
   if (sources.length > 1) controls.append(field("From", sourceSelect));
   if (all((r) => r.s).some((v) => v !== undefined)) controls.append(h("div", { class: "field" }, "Reward", h("span", { class: "range" }, number("low", "from reward"), number("high", "to reward"))));
   controls.append(h("div", { class: "field" }, "Tokens", h("span", { class: "range" }, number("short", "from tokens"), number("long", "to tokens"))));

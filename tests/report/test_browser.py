@@ -1,0 +1,159 @@
+"""The report in Chromium: no error, no request, every picture drawn, filters, differences, hostile texts, axe-core."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("playwright", reason="Playwright is not installed (pip install playwright)")
+
+from axe_playwright_python.sync_playwright import Axe
+from benchmarks.pages.serving import browser, chromium
+
+from tiltyard.report.html import write_report
+
+from .made import HOSTILE, whole_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(not chromium(), reason="Chromium is missing")]
+
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The page of a run whose responses, prompts and a model's name are hostile."""
+    folder = tmp_path_factory.mktemp("report")
+    run = whole_run(folder, text=lambda model, i: f"{model} {i} {HOSTILE[i % len(HOSTILE)]}")
+    body = (run / "evaluate/answers.jsonl").read_text()
+    (run / "evaluate/answers.jsonl").write_text(
+        body.replace('"model": "dpo"', '"model": "<img src=x onerror=alert(1)>"')
+    )
+    return write_report([run], folder / "report.html", version="0.1.0")[0]
+
+
+class Opened:
+    """The page with what Chromium had to say about it."""
+
+    def __init__(self, chrome, path, size="desktop", scheme="light"):
+        width, height = SIZES[size]
+        self.context = chrome.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        self.page.set_default_timeout(30_000)  # a busy machine
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(f"file://{path}")
+        self.page.wait_for_selector("html[data-ready=yes]")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.close()
+
+    def count(self) -> str:
+        return self.page.locator("#samples [role=status]").inner_text()
+
+
+def barriers(page) -> list[str]:
+    """What axe-core finds, with the first place of each."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0].get('failureSummary')}" for one in found]
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("desktop", "light"), ("desktop", "dark"), ("phone", "light")])
+def test_it_opens_without_an_error_a_request_or_a_barrier(chrome, report, size, scheme):
+    with Opened(chrome, report, size, scheme) as opened:
+        page = opened.page
+        assert page.title() == "made – Tiltyard report"
+        assert page.evaluate("window.hacked") is None
+        for number in range(page.locator("figure .draw").count()):
+            box = page.locator("figure .draw svg").nth(number).bounding_box()
+            assert box["width"] > 100
+            assert box["height"] > 20
+        assert page.locator("figure .draw").count() >= 10
+        assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]  # only tables scroll sideways
+        assert barriers(page) == []
+        assert opened.requests == [f"file://{report}"]
+        assert opened.problems == []
+
+
+def test_filters_differences_and_colours(chrome, report):
+    with Opened(chrome, report) as opened:
+        page = opened.page
+        samples = page.locator("#samples")
+        assert opened.count() == "40 prompts of 40"
+        samples.get_by_label("Search").fill("question 12?")
+        assert opened.count() == "1 prompt of 40"
+        samples.get_by_label("Search").fill("")
+        page.get_by_label("from reward").fill("1.5")
+        few = int(opened.count().split()[0])
+        assert 0 < few < 40
+        page.get_by_label("from reward").fill("")
+        page.get_by_label("to tokens").fill("8")
+        assert 0 < int(opened.count().split()[0]) < 40
+        page.get_by_label("to tokens").fill("")
+        page.get_by_label("only where measures disagree").check()
+        assert 0 < int(opened.count().split()[0]) < 40
+        page.get_by_label("only where measures disagree").uncheck()
+
+        assert samples.locator("article").first.locator(".answer").count() == 3
+        samples.get_by_role("button", name="ppo", exact=True).click()
+        assert samples.locator("article").first.locator(".answer").count() == 2
+        samples.get_by_role("button", name="ppo", exact=True).click()
+        samples.get_by_label("Order").select_option("best")
+        rewards = samples.locator("article").first.inner_text()
+        assert "highest reward" in rewards
+
+        page.get_by_label("Differences to").select_option("start")
+        assert (
+            "ppo"
+            in samples.locator("article ins").first.inner_text() + samples.locator("article ins").nth(1).inner_text()
+        )
+        page.get_by_label("Differences to").select_option("")
+        samples.get_by_label("Order").select_option("")
+        samples.get_by_label("Search").fill("question 3?")
+        page.get_by_label("Colour tokens by").select_option("lr")
+        tokens = samples.locator(".token")
+        assert tokens.all_inner_texts()[:3] == ["one ", "two ", "<b>three</b>"]
+        colours = [tokens.nth(i).evaluate("e => e.style.backgroundColor") for i in range(3)]
+        assert colours[0] == "rgba(0, 114, 178, 0.12)" or "var(--up) / 0.1" in colours[0]  # 1 nat likelier
+        assert "down" in colours[2] or "213" in colours[2]  # 1.5 nats less likely
+        samples.get_by_label("Search").fill("")
+        samples.get_by_role("combobox", name="From").select_option("ppo")
+        assert "step" in samples.locator("article").first.inner_text()
+        assert opened.problems == []
+
+
+def test_stages_can_be_hidden_and_every_picture_has_its_table(chrome, report):
+    with Opened(chrome, report) as opened:
+        page = opened.page
+        before = page.locator("#training figure").count()
+        page.locator("#training").get_by_role("button", name="ppo").click()
+        assert page.locator("#training figure").count() < before
+        page.locator("#training").get_by_role("button", name="ppo").click()
+        for summary in page.locator("figure > details > summary").all():
+            summary.click()
+        figures = page.locator("figure").count()
+        assert page.locator("figure table").count() >= figures
+        page.locator("#settings summary").first.click()
+        assert "setting" in page.locator("#settings details").first.inner_text()
+        assert barriers(page) == []
+        assert opened.problems == []
+
+
+def test_it_prints(chrome, report, tmp_path):
+    with Opened(chrome, report, scheme="dark") as opened:
+        opened.page.pdf(path=tmp_path / "report.pdf", format="A4", print_background=True)
+        assert (tmp_path / "report.pdf").stat().st_size > 50_000
+        opened.page.emulate_media(media="print")
+        assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert not opened.page.locator(".controls").first.is_visible()

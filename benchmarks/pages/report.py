@@ -21,7 +21,7 @@ stages:
   - sft: {model: pretrain, data: world/demonstrations.jsonl, lr: 5e-4, steps: 80, max_length: 256}
   - label: {model: sft, prompts: world/prompts.jsonl, k: 4, limit: 200}
   - reward: {model: sft, data: label/rankings.groups.jsonl, lr: 1e-3, steps: 60, max_length: 256}
-  - ppo: {model: sft, reward: reward, prompts: world/prompts.jsonl, monitors: [gold], steps: 20, lr: 3e-4, max_tokens: 40}
+  - ppo: {model: sft, reward: reward, prompts: world/prompts.jsonl, steps: 20, lr: 3e-4, max_tokens: 40}
   - evaluate: {models: [pretrain, sft, ppo], reward: reward, prompts: world/held_out.jsonl, limit: 100, max_tokens: 48}
 """
 

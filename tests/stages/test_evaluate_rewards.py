@@ -98,7 +98,9 @@ def test_a_sum_with_its_parts_a_function_that_abstains_and_monitors(
 
 def test_a_judge_compares_in_both_orders(there: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.reply = by_length
-    facts, answers = evaluated("judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}")
+    facts, answers = evaluated(
+        "judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}", "null_prompts=0"
+    )
     ours = [a for a in answers if a["model"] == "two"]
     base = [a for a in answers if a["model"] == "one"]
     for a, b in zip(ours, base, strict=True):
@@ -112,6 +114,40 @@ def test_a_judge_compares_in_both_orders(there: Path, server: Server, capsys: py
     assert (judged["pairs"], judged["missing"], judged["disagree"]) == (12, 0, 0)
     assert len(server.asked) == 2 * judged["both_orders"]
     assert "judge: two against one: 12 pairs; the two orders disagree in 0 of" in capsys.readouterr().out
+
+
+def test_a_judge_that_prefers_an_answer_that_answers_nothing_raises_an_alarm(
+    there: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A judge that likes length prefers the constant answer, which is longer than six tokens, on every prompt."""
+    server.reply = by_length
+    words = [f"what is number {i}?" for i in range(12)]
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": w}) + "\n" for w in words))
+    evaluated("judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}")
+    evaluation = json.loads(Path("runs/e/evaluate/summary.json").read_text())["evaluation"]
+    rows = {row["name"]: row for row in evaluation["null_rows"]}
+    assert list(rows) == ["constant", "longest", "prompt"]
+    assert (rows["constant"]["n"], rows["constant"]["alarm"]) == (12, True)
+    assert rows["constant"]["win_rate"] > 0.9
+    output = capsys.readouterr().out
+    assert "alarm: the judge prefers a constant answer to one's answers" in output
+    assert "alarm: the judge prefers a constant answer" in evaluation["alarms"][0]
+    assert evaluation["prompts"] == 12
+    assert evaluation["selection"] == {"evaluations": ["e/evaluate"], "models": 2}
+
+
+def test_the_models_that_were_looked_at_on_the_same_prompts_are_counted(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated("reward={from: rule, max_characters: 9}")
+    assert "selection:" not in capsys.readouterr().out
+    evaluated("reward={from: rule, max_characters: 9}", "models={one: one, copy: two, more: one}", "name=later")
+    assert (
+        "selection: 2 models were looked at on these 4 prompts, in 2 evaluations of this folder"
+        in capsys.readouterr().out
+    )
+    evaluated("reward={from: rule, max_characters: 9}", "limit=2", "name=other")
+    assert "selection:" not in capsys.readouterr().out
 
 
 def test_people_correct_the_win_rate_of_a_judge(

@@ -13,12 +13,10 @@ from pydantic import Field, model_validator
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.evaluation import EvaluatedResponse, PolicySummary, summarise
 from tiltyard.evaluation.divergence import kl_and_entropy
-from tiltyard.evaluation.judged import Judged, compared, total_of, values_of
+from tiltyard.evaluation.judged import total_of, values_of
 from tiltyard.evaluation.outcomes import with_tests
-from tiltyard.evaluation.people import PairTable
 from tiltyard.evaluation.policies import WinBy
-from tiltyard.feedback import Debiased, JudgeSettings
-from tiltyard.feedback.scorers import ParseFailures
+from tiltyard.feedback import JudgeSettings
 from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
@@ -44,9 +42,10 @@ from tiltyard.scoring import check_prompts
 from tiltyard.scoring.reward_model import same_vocabulary
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.corrected import by_people, corrected_win_rates
 from tiltyard.stages.costs import cost_of
+from tiltyard.stages.evaluate_judge import JudgedModels, judge_models
 from tiltyard.stages.rewards import Rewards, named, sources
+from tiltyard.stages.selection import looked_at, prompts_digest, selection_line
 from tiltyard.stages.token_file import TokenFile
 from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group
@@ -78,6 +77,14 @@ class EvaluateSettings(ScoreSettings):
             "win rate is corrected by them"
         ),
     ] = ""
+    null_prompts: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="prompts on which a judge that compares also sees answers that answer nothing (a constant one, "
+            "the longest to another prompt, a copy of the prompt): it should prefer none. 0: none",
+        ),
+    ] = 20
     monitors: Annotated[
         Watched, Field(description="further rewards, each with a column of its own; or {NAME: {from: SOURCE}}")
     ] = []
@@ -149,26 +156,24 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         context.console.print(f"  sampling {name} ({place})", markup=False, highlight=False)
         sampled[name], responses[name] = _evaluated(context, settings, model, ref, rewards)
         tokens.add(name, sampled[name], model, ref, settings.temperature or 1.0)
-    tables: dict[str, PairTable] = {}
-    judged = _judged(context, settings, judge, sampled, responses, baseline, tables) if judge is not None else {}
-    corrected = {name: by_people(context, settings.people, table) for name, table in tables.items()}
+    judged = JudgedModels()
+    if judge is not None and settings.judge is not None:
+        how: dict[str, Any] = {"max_missing": settings.judge.max_missing, "people": settings.people}
+        how["null_prompts"] = settings.null_prompts
+        judged = judge_models(context, judge, sampled, responses, baseline, **how)
     results = _summaries(responses, baseline, rewards, judged=judge is not None)
     print_table(results, context.console)
-    lines = [*significance_lines(results), *_unscored(results), *_verdict_lines(judged, baseline)]
-    for line in filter(None, (*lines, *corrected_win_rates(corrected, baseline), _note(settings))):
+    disclosed = _disclosed(context, settings, names, baseline, responses[baseline], judged)
+    looked = selection_line(disclosed["selection"], disclosed["prompts"])
+    lines = [*significance_lines(results), *_unscored(results), *judged.lines(baseline), looked, _note(settings)]
+    for line in filter(None, lines):
         context.console.print(line, markup=False, highlight=False, soft_wrap=True)
     if settings.show:
         side_by_side(responses, settings.show, context.console)
     seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
-    costs = {r.name: cost_of(context, names[r.name], r.distinct_2) for r in results}
-    for name, one in judged.items():
-        costs[name] = {
-            **costs[name],
-            "judge": asdict(one),
-            **({"corrected": corrected[name]} if corrected.get(name) else {}),
-        }
-    write_summary(context.folder / "summary.json", results, seconds, costs=costs)
-    write_summary(context.run_folder / "summary.json", results, seconds, costs=costs)
+    costs = {r.name: cost_of(context, names[r.name], r.distinct_2) | judged.facts(r.name) for r in results}
+    for folder in (context.folder, context.run_folder):
+        write_summary(folder / "summary.json", results, seconds, {"evaluation": disclosed}, costs)
     write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
     _write_responses(context.folder / "answers.jsonl", responses)
     tokens.write(context.folder / "tokens.jsonl")
@@ -181,6 +186,29 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         context.console.print(f"reward against KL: {curves}", markup=False, highlight=False)
     context.console.print(f"summary: {context.run_folder / 'summary.json'}", markup=False, highlight=False)
     return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
+
+
+def _disclosed(
+    context: StageContext,
+    settings: EvaluateSettings,
+    names: dict[str, str],
+    baseline: str,
+    responses: list[EvaluatedResponse],
+    judged: JudgedModels,
+) -> dict[str, Any]:
+    """Returns the facts of the evaluation as a whole, see docs/eval.md."""
+    models = {name: str(context.outputs.get(value) or value) for name, value in names.items()}
+    digest = prompts_digest(one.key for one in responses)
+    return {
+        "prompts_source": settings.prompts,
+        "prompts": len({one.key for one in responses}),
+        "prompts_digest": digest,
+        "baseline": baseline,
+        "models": models,
+        "selection": looked_at(context.run_folder.parent, digest, context.folder, models.values()),
+        "null_rows": [row.to_dict() for row in judged.nulls],
+        "alarms": list(judged.alarms(baseline)),
+    }
 
 
 MANY = 3  # above this number of models a figure compares them
@@ -249,32 +277,6 @@ def _evaluated(
     ]
 
 
-def _judged(
-    context: StageContext,
-    settings: EvaluateSettings,
-    judge: Debiased,
-    sampled: dict[str, list[Group]],
-    responses: dict[str, list[EvaluatedResponse]],
-    baseline: str,
-    tables: dict[str, PairTable],
-) -> dict[str, Judged]:
-    """Has the judge compare every model with the baseline; `responses` get its verdicts, `tables` also the pairs."""
-    assert settings.judge is not None
-    failures, counts = ParseFailures(settings.judge.max_missing), {}
-    for name, groups in sampled.items():
-        if name == baseline:
-            continue
-        what = f"{sum(len(group.responses) for group in groups):,} responses against those of {baseline}"
-        context.console.print(f"  judging {name} ({what})", markup=False, highlight=False)
-        table = tables.setdefault(name, PairTable()) if settings.people else None
-        responses[name], counts[name] = compared(judge, groups, sampled[baseline], responses[name], failures, table)
-    used = judge.usage
-    price = f", {used.cost:.4f}" if used.cost else ""
-    context.report("judge", filter(None, [getattr(judge.judge, "constraint_line", "")]))
-    context.report("judge", [f"{used.calls:,} calls, {used.tokens_in + used.tokens_out:,} tokens{price}"])
-    return counts
-
-
 def _summaries(
     responses: dict[str, list[EvaluatedResponse]], baseline: str, rewards: Rewards, *, judged: bool
 ) -> list[PolicySummary]:
@@ -289,11 +291,6 @@ def _summaries(
 def _unscored(results: list[PolicySummary]) -> list[str]:
     """Lines about responses without a score, which no mean has."""
     return [f"{one.name}: {one.unscored:,} of {one.n:,} responses have no reward" for one in results if one.unscored]
-
-
-def _verdict_lines(judged: dict[str, Judged], baseline: str) -> list[str]:
-    """Lines about what the judge decided, and did not."""
-    return [f"judge: {name} against {baseline}: {one}" for name, one in judged.items()]
 
 
 def sampling_of(settings: EvaluateSettings) -> SampleSettings:

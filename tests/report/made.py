@@ -82,6 +82,8 @@ def summary(rows: Sequence[Mapping[str, Any]], baseline: str = "start") -> dict[
         models[model] = {
             "n": len(mine), "prompts": len(mine), "baseline": baseline, "win_by": "gold", "proxy_kind": "model",
             "win_rate": win, "win_rate_ci": [win - 0.04, win + 0.04] if model != baseline else [0.5, 0.5],
+            "wins": 20, "ties": 5, "losses": 15, "win_rate_p": 0.01, "win_rate_q": 0.02, "win_rate_mde": 0.11,
+            "differences": {"gold": {"value": 0.3, "low": 0.1, "high": 0.5, "n": 40, "p": 0.01, "q": 0.03, "mde": 0.2}},
             "length": mean("length"), "truncated": 0.1, "samples": 100, "seconds": 12.5,
             **{key: mean(key) for key in ("gold", "proxy", "kl")},
             **{f"{key}_ci": [mean(key) - 0.1, mean(key) + 0.1] for key in ("gold", "proxy", "kl")},

@@ -140,8 +140,9 @@ def test_stages_can_be_hidden_and_every_picture_has_its_table(chrome, report):
         page.locator("#training").get_by_role("button", name="ppo").click()
         assert page.locator("#training figure").count() < before
         page.locator("#training").get_by_role("button", name="ppo").click()
-        for summary in page.locator("figure > details > summary").all():
+        for summary in page.locator("figure > details > summary, #results details > summary").all():
             summary.click()
+        assert "Benjamini-Hochberg" in page.locator("#results").inner_text()
         figures = page.locator("figure").count()
         assert page.locator("figure table").count() >= figures
         page.locator("#settings summary").first.click()

@@ -70,6 +70,45 @@ def test_the_page_has_the_summary_s_figures_and_says_them(run):
     )
     assert any("40 prompts: only a large difference" in line for line in sentences)
     assert page["notes"] == []
+    assert row["tests"]["win_rate_q"] == 0.02
+    assert row["tests"]["differences"]["gold"] == {
+        "v": 0.3,
+        "lo": 0.1,
+        "hi": 0.5,
+        "n": 40,
+        "p": 0.01,
+        "q": 0.03,
+        "mde": 0.2,
+    }
+
+
+def test_alarms_and_the_number_of_models_that_were_looked_at_are_said(tmp_path):
+    run = tmp_path / "alarmed"
+    run.mkdir()
+    rows = [{"name": "constant", "win_rate": 0.7, "low": 0.6, "high": 0.8, "n": 40, "alarm": True}, {"name": "prompt"}]
+    facts = {"alarms": ["! alarm: the judge prefers the same words"], "null_rows": rows}
+    facts["selection"] = {"evaluations": ["a/evaluate", "b/evaluate"], "models": 9}
+    body = summary(list(answers(40))) | {"evaluation": facts}
+    dump(stage(run, "evaluate", "evaluate", done={}) / "summary.json", body)
+    page = page_data([run])
+    assert "Alarm: the judge prefers the same words." in said(page)
+    assert any(line.startswith("9 models were looked at on these prompts, in 2 evaluations") for line in said(page))
+    assert page["evaluations"][0]["nulls"][0] == {"name": "constant", "v": 0.7, "lo": 0.6, "hi": 0.8, "n": 40}
+
+
+def test_what_was_not_shown_is_said_with_what_would_have_shown(tmp_path):
+    run = tmp_path / "even"
+    run.mkdir()
+    body = summary(list(answers(40, ("start", "dpo", "a", "b", "c"))))
+    for name, facts in body["models"].items():
+        facts |= {"win_rate_ci": [0.45, 0.65], "win_rate_q": 0.01 if name == "a" else 0.4}
+    dump(stage(run, "evaluate", "evaluate", done={}) / "summary.json", body)
+    sentences = said(page_data([run]))
+    assert "is not shown to differ from start" in sentences[0]
+    assert sentences[0].endswith("This set of prompts would show 11 points (80% power).")
+    assert any(
+        line.startswith("Of 4 models 1 is better than start, 0 worse, and 3 cannot be told apart") for line in sentences
+    )
 
 
 def test_the_pipeline_has_what_each_stage_read_and_made(run):

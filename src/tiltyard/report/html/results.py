@@ -84,6 +84,23 @@ def _evaluation(source: Source, name: str, body: Mapping[str, Any]) -> dict[str,
         "by": text_of(first.get("win_by") or ""),
         "kind": kind,
         "judge": [text_of(line) for line in _judge_lines(models)],
+        **_disclosed(body.get("evaluation")),
+    }
+
+
+def _disclosed(facts: Any) -> dict[str, Any]:
+    """Alarms, null rows and the models that were looked at on the same prompts, of the evaluation as a whole."""
+    facts = facts if isinstance(facts, Mapping) else {}
+    selection = one if isinstance(one := facts.get("selection"), Mapping) else {}
+    nulls = [row for row in facts.get("null_rows") or [] if isinstance(row, Mapping)]
+    return {
+        "alarms": [text_of(line).removeprefix("! alarm: ") for line in facts.get("alarms") or []],
+        "looked_at": rounded(selection.get("models")) or 0,
+        "looks": len(selection.get("evaluations") or []),
+        "nulls": [
+            {"name": text_of(row.get("name")), **(estimate_of({**row, "value": row.get("win_rate")}) or {})}
+            for row in nulls
+        ],
     }
 
 
@@ -99,8 +116,23 @@ def _row(model: str, facts: Mapping[str, Any], extra: list[str]) -> dict[str, An
         "n": rounded(facts.get("n")),
         "unscored": rounded(facts.get("unscored")) or 0,
         "cells": {key: cell for key, cell in cells.items() if cell is not None},
+        "tests": _tests(facts),
         "costs": {key: rounded(facts[key]) for key in COSTS if number(facts.get(key)) is not None},
     }
+
+
+def _tests(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts, p-values and smallest differences that would have shown, as far as the summary has them."""
+    keys = ("wins", "ties", "losses", "undecided", "win_rate_p", "win_rate_q", "win_rate_mde")
+    found: dict[str, Any] = {key: rounded(facts[key]) for key in keys if rounded(facts.get(key)) is not None}
+    differences = facts.get("differences")
+    rows = differences.items() if isinstance(differences, Mapping) else ()
+    found["differences"] = {
+        text_of(key): (estimate_of(row) or {}) | {k: rounded(row.get(k)) for k in ("p", "q", "mde")}
+        for key, row in rows
+        if isinstance(row, Mapping) and estimate_of(row)
+    }
+    return found
 
 
 def _judge_lines(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -13,6 +13,8 @@ LEADERS = 3  # models of a comparison that the summary names
 LONGER = 1.25  # ratio of lengths that is worth a sentence
 FEW = 100  # prompts below which a sentence warns
 
+LEVEL = 0.05  # of adjusted p-values
+OF_MANY = " from it. About one interval in twenty misses by chance."
 CUT = 0.2  # share of responses cut at the token limit
 REWARDS = ("reward", "ranker", "pretrain", "mlm")  # kinds of training that make no policy to compare
 VERDICTS = {
@@ -65,26 +67,37 @@ def _comparison(table: Mapping[str, Any]) -> Iterator[Sentence]:
             yield from _price_of_change(row, start)
     if len(rated) > LEADERS:
         yield _others(rated, baseline)
+    for alarm in table["alarms"]:
+        yield _say(_b("Alarm: "), f"{alarm}.", tone="bad")
+    if table["looked_at"] > len(table["rows"]):
+        looked = _b(f"{table['looked_at']} models")
+        where = f" were looked at on these prompts, in {table['looks']} evaluations"
+        tail = f"{where}: the best of many looks better than it is."
+        yield _say(looked, tail, tone="warn")
     few = min((row["prompts"] or 0 for row in table["rows"]), default=0)
     if 0 < few < FEW:
         yield _say(f"The comparison has {few:.0f} prompts: only a large difference could have been shown.", tone="warn")
 
 
 def _wins(row: Mapping[str, Any], baseline: str, by: str) -> Sentence:
-    cell = row["cells"]["win_rate"]
+    cell, tests = row["cells"]["win_rate"], row["tests"]
     verdict = _against(cell, 0.5)
     what = VERDICTS[verdict]
     prompts = f" on {row['prompts']:,.0f} prompts" if row["prompts"] else ""
-    ends = f"{_ends(cell)}{prompts}{', ' if by else ''}{by}."
+    least = tests.get("win_rate_mde")
+    could = f" This set of prompts would show {100 * least:.0f} points (80% power)." if least and not verdict else ""
+    ends = f"{_ends(cell)}{prompts}{', ' if by else ''}{by}.{could}"
     of = " of comparisons"
     parts = (_b(row["model"]), f" {what} ", _b(baseline), ": it wins ", _b(_percent(cell["v"])), f"{of}{ends}")
     return _say(*parts, tone=TONES[verdict])
 
 
 def _others(rated: Sequence[Mapping[str, Any]], baseline: str) -> Sentence:
-    verdicts = [_against(row["cells"]["win_rate"], 0.5) for row in rated]
+    adjusted = all("win_rate_q" in row["tests"] for row in rated)
+    verdicts = [_adjusted(row) if adjusted else _against(row["cells"]["win_rate"], 0.5) for row in rated]
     better, worse = verdicts.count(1), verdicts.count(-1)
     rest = len(rated) - better - worse
+    how = " from it, adjusted for their number (Benjamini-Hochberg, 5%)." if adjusted else OF_MANY
     return _say(
         f"Of {len(rated)} models ",
         _b(f"{better} {'is' if better == 1 else 'are'} better"),
@@ -92,8 +105,14 @@ def _others(rated: Sequence[Mapping[str, Any]], baseline: str) -> Sentence:
         _b(f"{worse} worse"),
         ", and ",
         _b(f"{rest} cannot be told apart"),
-        " from it. About one interval in twenty misses by chance.",
+        how,
     )
+
+
+def _adjusted(row: Mapping[str, Any]) -> int:
+    """1, -1 or 0 by the p-value that is adjusted for the number of models."""
+    above = row["cells"]["win_rate"]["v"] > 0.5
+    return 0 if row["tests"]["win_rate_q"] >= LEVEL else 1 if above else -1
 
 
 def _price_of_change(best: Mapping[str, Any], start: Mapping[str, Any]) -> Iterator[Sentence]:

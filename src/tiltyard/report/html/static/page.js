@@ -15,7 +15,7 @@ function summary(page) {
 
 function results(page, order) {
   if (!page.evaluations.length && !page.before_after.length && !page.reward_models.length) return null;
-  const found = section("results", "Results", "Below each figure its 95% interval over prompts. Coloured: the interval leaves out 50% wins, or does not meet the baseline's.");
+  const found = section("results", "Results", "Below each figure its 95% interval over prompts. Coloured where a figure is shown to differ from the baseline's: by paired tests adjusted for their number, or where there are none by intervals that do not meet.");
   found.append(...page.evaluations.map((table) => evaluation(table, order)), ...page.before_after.map(beforeAfter));
   if (page.reward_models.length) found.append(rewardModels(page.reward_models));
   const hhh = page.evaluations.filter((t) => t.columns.some((c) => c.key === "helpful" || c.key === "truthful" || c.key === "harmless"));

@@ -13,8 +13,12 @@ function evaluation(data, order) {
   box.append(scrolling(h("table", {}, h("thead", {}, head), h("tbody", {}, rows)), `Results of ${data.title}`));
   const meanings = () => h("dl", {}, data.columns.map((c) => [h("dt", {}, c.title), h("dd", {}, c.about)]));
   box.append(behind(`columns of ${data.title}`, meanings, "What the columns are"));
+  const tested = data.rows.filter((row) => row.tests.win_rate_p !== undefined || Object.keys(row.tests.differences).length);
+  if (tested.length) box.append(behind(`tests of ${data.title}`, () => testTables(tested, data), `Tests against ${data.baseline || "the baseline"}`));
   const costs = data.rows.filter((row) => Object.keys(row.costs).length);
   if (costs.length) box.append(behind(`cost of ${data.title}`, () => costTable(costs), "What each model cost"));
+  const nulls = data.nulls.filter((row) => row.v !== undefined);
+  if (nulls.length) box.append(behind(`null rows of ${data.title}`, () => table(["", "wins", "95% interval", "pairs"], nulls.map((row) => [row.name, percent(row.v), interval(row, "share") || "–", num(row.n)]), { label: `Null rows of ${data.title}`, caption: `How often the judge prefers answers that answer nothing to those of ${data.baseline}: a constant one, the longest to another prompt, a copy of the prompt.` }), "Answers that answer nothing"));
   if (data.judge.length) box.append(behind(`verdicts of ${data.title}`, () => h("ul", {}, data.judge.map((text) => h("li", {}, text))), "Verdicts of the judge"));
   const unscored = data.rows.filter((row) => row.unscored);
   if (unscored.length) box.append(h("p", { class: "small dim" }, "Without a reward: ", unscored.map((row) => `${row.model} ${num(row.unscored)} of ${num(row.n)} responses`).join(", "), "."));
@@ -29,15 +33,27 @@ function cellOf(column, row, base, span, place) {
   const zero = column.key.startsWith("win_rate") ? 0.5 : base && base !== row && base.cells[column.key] ? base.cells[column.key].v : null;
   const known = cell.lo !== undefined;
   let verdict = null;
-  if (known && zero !== null && column.better && (column.key.startsWith("win_rate") || disjoint(cell, base.cells[column.key]))) {
-    const up = cell.lo > zero, down = cell.hi < zero;
-    if (up || down) verdict = up === (column.better === "up") ? "better" : "worse";
+  const paired = row.tests.differences[column.key], adjusted = column.key === "win_rate" ? row.tests.win_rate_q : paired && paired.q;
+  if (known && zero !== null && column.better) {
+    const sure = typeof adjusted === "number" ? adjusted < 0.05 : column.key.startsWith("win_rate") ? cell.lo > zero || cell.hi < zero : disjoint(cell, base.cells[column.key]);
+    if (sure) verdict = (cell.v > zero) === (column.better === "up") ? "better" : "worse";
   }
   const x = scale(span, [3, 69]), [value, ends] = exact(cell, column.unit), self = known && cell.lo === cell.hi;
   const picture = known && span[1] > span[0] ? s("svg", { class: `c${Math.max(0, place) % COLOURS}`, width: 72, height: 10, "aria-hidden": "true" },
     zero !== null && zero >= span[0] && zero <= span[1] ? s("line", { class: "zero", x1: x(zero), x2: x(zero), y1: 0, y2: 10 }) : null,
     s("line", { class: "whisker", x1: x(cell.lo), x2: x(cell.hi), y1: 5, y2: 5 }), s("circle", { class: "dot", cx: x(cell.v), cy: 5, r: 4 })) : null;
   return h("td", { class: verdict }, self ? shown(cell.v, column.unit) : value, picture, !self && ends && h("span", { class: "ci" }, ends));
+}
+const pText = (p) => (p === undefined || p === null ? "–" : p < 0.0001 ? "< 0.0001" : num(p, 2));
+function testTables(rows, data) {
+  const wins = table(["", "wins", "ties", "losses", "without a verdict", "p", "adjusted", "would show"], rows.map((row) => {
+    const t = row.tests;
+    return [row.model, num(t.wins), num(t.ties), num(t.losses), num(t.undecided), pText(t.win_rate_p), pText(t.win_rate_q), t.win_rate_mde ? `${Math.ceil(100 * t.win_rate_mde - 1e-9)} points` : "–"];
+  }), { label: `Tests of the wins in ${data.title}`, caption: "Paired by prompt; adjusted for the number of models (Benjamini-Hochberg). Would show: the smallest difference from 50% that this set shows with 80% power." });
+  const unit = (key) => (data.columns.find((c) => c.key === key) || {}).unit;
+  const title = (key) => (data.columns.find((c) => c.key === key) || { title: key }).title;
+  const differences = rows.flatMap((row) => Object.entries(row.tests.differences).map(([key, d]) => [`${row.model}: ${title(key)}`, signed(d.v, unit(key)), d.lo === undefined ? "–" : `${signed(d.lo, unit(key), "")} to ${signed(d.hi, unit(key), "")}`, pText(d.p), pText(d.q), d.mde === null ? "–" : signed(d.mde, unit(key))]));
+  return h("div", {}, wins, differences.length ? table(["", "difference", "95% interval", "p", "adjusted", "would show"], differences, { label: `Differences in ${data.title}`, caption: `Each model less ${data.baseline}, paired by prompt.` }) : null);
 }
 const disjoint = (a, b) => b && b.lo !== undefined && (a.lo > b.hi || a.hi < b.lo);
 

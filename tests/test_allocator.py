@@ -71,3 +71,35 @@ def test_the_command_line_tunes_its_own_process(words: list[str], monkeypatch: p
     assert asked == ([] if "--no-tune" in words else [True])
     assert cli.main(words) == 0
     assert len(asked) <= 1
+
+HELD = """
+from tiltyard import allocator
+allocator.LARGE = 0
+allocator.keep_freed_memory()
+import numpy
+kept = [numpy.ones(1_000_000) for _ in range(10)]  # 80 MB in use, between holes of 640
+allocator.note_use()
+most = allocator._use.most
+holes = [(numpy.ones(8_000_000), numpy.ones(100)) for _ in range(10)]
+small = [one for _, one in holes]
+del holes
+before = allocator._resident()
+print(allocator.give_back(), allocator.give_back(), before / most, allocator._resident() / most)
+"""
+
+
+@pytest.mark.skipif(bool(allocator.unsupported()) and "set" not in allocator.unsupported(), reason="needs glibc")
+def test_holes_between_blocks_are_given_back() -> None:
+    """Pages between blocks in use go back once a process holds more than SLACK times what it used, and not again."""
+    environment = {k: v for k, v in os.environ.items() if k not in (*allocator.USER_SETTINGS, allocator.OFF)}
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, env=environment, check=True)
+    first, again, before, after = done.stdout.split()
+    assert (first, again) == ("True", "False")
+    assert float(before) > 5
+    assert float(after) < 0.5 * float(before)
+
+
+def test_nothing_is_given_back_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "_kept", [False])
+    allocator.note_use()
+    assert not allocator.give_back()

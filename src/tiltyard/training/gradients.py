@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from tiltyard import allocator
 from tiltyard.batch.batch import Batch, Metrics, summed
 from tiltyard.distributed import processes
 from tiltyard.distributed.strategy import Strategy
@@ -85,11 +86,13 @@ class GradientAccumulator:
             with record("forward"):
                 per_item, metrics = loss(forward, part)
                 total = reduce.sum(per_item, part)
+            allocator.note_use()
             if first_pass is not None:
                 self.metrics.add(first_pass(forward))
             with record("backward"):
                 if total.requires_grad:
                     (total * (weight / count)).backward()
+            allocator.give_back()
             loss_sum += float(total.detach())
             self.metrics.tokens += part.forest.T
             add_count("tokens", part.forest.T)

@@ -55,7 +55,7 @@ def keeps_freed_memory() -> bool:
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What glibc (2.33 and newer) counts: bytes in use are `uordblks` of its heaps and `hblkhd` of its mappings."""
+    """The record `mallinfo2` of glibc 2.33: bytes in use are `uordblks` of its heaps and `hblkhd` of its mappings."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -65,7 +65,7 @@ class _Mallinfo2(ctypes.Structure):
 
 @dataclass
 class _Use:
-    """Bytes in use at most, as noted, and bytes resident after the last trim."""
+    """The bytes in use at most, as noted, and the bytes resident after the last trim."""
 
     most: int = 0
     trimmed: int = 0

@@ -72,6 +72,7 @@ def test_the_command_line_tunes_its_own_process(words: list[str], monkeypatch: p
     assert cli.main(words) == 0
     assert len(asked) <= 1
 
+
 HELD = """
 from tiltyard import allocator
 allocator.LARGE = 0

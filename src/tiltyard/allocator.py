@@ -22,6 +22,7 @@ OFF = "TILTYARD_NO_TUNE"
 USER_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
 SLACK = 1.4  # what a process may hold in what it used at most; below it the holes of usual batches stay
 LARGE = 1 << 30  # bytes that a process may hold whatever it uses: small models never pay for the counting
+_COUNTS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 _kept = [False]
 
 
@@ -57,10 +58,7 @@ def keeps_freed_memory() -> bool:
 class _Mallinfo2(ctypes.Structure):
     """The record `mallinfo2` of glibc 2.33: bytes in use are `uordblks` of its heaps and `hblkhd` of its mappings."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in _COUNTS]
 
 
 @dataclass

@@ -175,6 +175,7 @@ MODULES: tuple[str, ...] = (
     "evaluate",
     "reward_eval",
     "before_after",
+    "gap",
 )
 
 

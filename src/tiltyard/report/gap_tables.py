@@ -1,0 +1,133 @@
+"""Tables and the frontier's picture of `tiltyard gap`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tiltyard.evaluation.gap import Gap
+from tiltyard.posterior.frontier import Point
+from tiltyard.report.plots import COLOURS, blank_figure, literal, save_png
+from tiltyard.report.text import plain
+from tiltyard.stats.intervals import Estimate
+
+COLUMNS = (
+    ("kl", "KL to\nprior"),
+    ("gap", "gap: KL\nto pi*"),
+    ("reverse", "KL from\npi*"),
+    ("tv", "TV to\npi*"),
+    ("entropy", "entropy"),
+)
+
+
+def print_gaps(gaps: Sequence[Gap], console: Console) -> None:
+    """Prints a row for each model, its diversity, and the reasons of refusals with the samples that would mend them."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("model")
+    for title in ("reward", *(title for _, title in COLUMNS), "log Z", "ESS", "k-hat"):
+        table.add_column(title, justify="right")
+    for gap in gaps:
+        cells = [_cell(gap.reward), *(_cell(gap.estimates.get(key)) for key, _ in COLUMNS)]
+        cells += [_cell(gap.estimates.get("log_z")), f"{gap.support.ess:.0f} of {gap.support.samples}"]
+        shape = gap.support.k_hat
+        cells.append("-" if shape is None else f"{shape:.2f}")
+        table.add_row(plain(gap.name), *cells)
+    console.print(table)
+    diversity = Table(box=None, pad_edge=False, header_style="dim")
+    diversity.add_column("model")
+    for title in ("unique", "distinct-2", "self-BLEU", "cut off"):
+        diversity.add_column(title, justify="right")
+    for gap in gaps:
+        shares = (f"{gap.unique:.0%}", f"{gap.distinct_2:.2f}", f"{gap.self_bleu:.2f}", f"{gap.cut:.0%}")
+        diversity.add_row(plain(gap.name), *shares)
+    console.print()
+    console.print(diversity)
+    for line in refusal_lines(gaps):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def refusal_lines(gaps: Sequence[Gap]) -> list[str]:
+    """One line for each refusal: the reason, and the number of samples that would mend it."""
+    lines = []
+    for gap in gaps:
+        for refusal in gap.support.refusals:
+            mend = (
+                "no number of samples of these models mends that: raise beta, shorten the responses"
+                if refusal.needed is None
+                else f"about {refusal.needed:,} samples a prompt (policy's and prior's together) would do"
+            )
+            lines.append(f"{plain(gap.name)}: log Z, the gap, KL from pi* and TV are refused: {refusal.reason}; {mend}")
+    return lines
+
+
+def _cell(value: Estimate | None) -> str:
+    if value is None:
+        return "refused"
+    if not math.isfinite(value.value):
+        return f"{value.value:g}"
+    half = (value.high - value.low) / 2
+    return f"{value.value:.2f}" if math.isnan(half) else f"{value.value:.2f} ± {half:.2f}"
+
+
+def frontier_png(
+    path: str | Path, gaps: Sequence[Gap], curve: Sequence[Point], best: Sequence[Point], beta: float, note: str
+) -> Path:
+    """Draws reward against KL to the prior: the optimal curve, best-of-N with its bound, and every model.
+
+    Args:
+        curve: the estimated optimum along beta. best: best-of-N. beta: of the target, where the tangent is drawn.
+        note: of the conventions, below the title.
+    """
+    figure = blank_figure(1, 1, width=7.5, height=5.0)
+    (ax,) = figure.axes
+    if curve:
+        ax.plot(
+            [p.kl for p in curve], [p.reward for p in curve], color="0.25", linewidth=2.0, label="optimum, estimated"
+        )
+        here = min(curve, key=lambda p: abs(math.log(p.at / beta)))
+        if math.isclose(here.at, beta, rel_tol=1e-6):
+            ax.plot(here.kl, here.reward, "*", color="0.25", markersize=13, label=f"pi* at beta = {beta:g}")
+            reach = 0.35 * max(here.kl, 0.05)
+            x = [here.kl - reach, here.kl + reach]
+            ax.plot(x, [here.reward + beta * (v - here.kl) for v in x], color="0.25", linewidth=0.9, linestyle=":")
+    if best:
+        xs, ys = [p.kl for p in best], [p.reward for p in best]
+        ax.plot(xs, ys, "s-", color=COLOURS[4], markersize=4, linewidth=1.2, label="best-of-N, true distribution")
+        bounds = [p.kl if p.bound is None else p.bound for p in best]
+        ax.plot(bounds, ys, "--", color=COLOURS[4], linewidth=1.0, label="log N - (N-1)/N, a bound of its KL")
+        for p in best:
+            ax.annotate(
+                f"{p.at:g}", (p.kl, p.reward), fontsize=7, color="0.4", textcoords="offset points", xytext=(4, -9)
+            )
+    markers = "oDv^<>ph"
+    for i, gap in enumerate(gaps):
+        kl, reward, colour = gap.estimates["kl"], gap.reward, COLOURS[i % 4]
+        if not math.isfinite(kl.value):
+            continue
+        ax.errorbar(
+            kl.value,
+            reward.value,
+            xerr=_arms(kl),
+            yerr=_arms(reward),
+            fmt=markers[i % len(markers)],
+            color=colour,
+            markersize=7,
+            elinewidth=1.0,
+            label=literal(plain(gap.name)),
+        )
+    ax.set_xlabel("KL to the prior (nats per response)")
+    ax.set_ylabel("reward (mean per response)")
+    ax.set_title(literal(note), fontsize=8, color="0.35")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle("Reward against KL: models and the optimum", fontsize=12, fontweight="bold")
+    return save_png(figure, path)
+
+
+def _arms(value: Estimate) -> list[list[float]] | None:
+    if math.isnan(value.low):
+        return None
+    return [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]

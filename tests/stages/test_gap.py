@@ -1,0 +1,107 @@
+"""`tiltyard gap`: its files and table, what it refuses, and the verb's arguments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import tiny
+from tiltyard import cli
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.load import save_model
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, another one, a reward function and prompts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    chat = tiny.chat()
+    for name, seed in (("model", 0), ("other", 1)):
+        save_model(LanguageModel(tiny.causal("llama", seed, vocab_size=300), chat), tmp_path / name)
+    rows = [{"prompt": f"what is {word}?"} for word in ("this", "that", "it", "all")]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("rewards.py").write_text("def eighths(prompt, response):\n    return sum(response.ids) % 8 / 8\n")
+    return tmp_path
+
+
+def gap(*words: str, beta: str = "1.0", models: tuple[str, ...] = ("other",)) -> int:
+    common = ["--prior", "model", "--reward", "rewards.py:eighths", "--beta", beta]
+    sizes = ["max_tokens=4", "samples_per_prompt=32", "device=cpu", "name=g", *words]
+    return cli.main(["gap", *models, *common, "prompts.jsonl", *sizes])
+
+
+def numbers() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("runs/g/gap/gap.json").read_text())
+    return found
+
+
+def test_one_command_measures_models(there: Path, capsys: pytest.CaptureFixture) -> None:
+    assert gap() == 0
+    output = capsys.readouterr().out
+    found = numbers()
+    assert list(found["models"]) == ["prior", "other"]
+    for name, one in found["models"].items():
+        terms = {key: value["value"] for key, value in one["estimates"].items()}
+        # the identity holds in the printed means: all terms have the same samples
+        identity = terms["kl"] - terms["factor"] + terms["log_z"]
+        assert terms["gap"] == pytest.approx(identity, abs=1e-9), name
+        assert one["reward"]["value"] == pytest.approx(terms["factor"])
+        assert not one["refused"]
+    assert found["models"]["prior"]["estimates"]["kl"]["value"] == 0
+    assert found["models"]["other"]["estimates"]["kl"]["value"] > 0
+    assert "a response cut at the limit is an outcome" in found["conventions"]
+    assert found["best_of_n"][0]["kl"] == pytest.approx(0, abs=1e-9)
+    assert {p["at"] for p in found["optimum"]} >= {1.0, 4.0}
+    assert "sampling 128 responses" in output
+    assert "gap: KL" in output
+    assert Path("runs/g/gap/frontier.png").read_bytes()[:4] == b"\x89PNG"
+    rows = [json.loads(line) for line in Path("runs/g/gap/responses.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 4 * 32
+    assert {"model", "reward", "log_model", "log_prior"} <= set(rows[0])
+
+
+def test_numbers_that_the_weights_do_not_carry_are_refused(there: Path, capsys: pytest.CaptureFixture) -> None:
+    assert gap(beta="0.01") == 0
+    output = capsys.readouterr().out
+    assert "refused" in output
+    assert "samples a prompt" in output or "no number of samples" in output
+    for one in numbers()["models"].values():
+        if one["refused"]:
+            assert "gap" not in one["estimates"]
+            assert {"kl", "factor", "entropy"} <= set(one["estimates"])
+    assert any(one["refused"] for one in numbers()["models"].values())
+
+
+def test_the_upper_bound_of_a_bounded_reward(there: Path, capsys: pytest.CaptureFixture) -> None:
+    assert gap("score_bound=0.875") == 0
+    assert "log Z is at most" in capsys.readouterr().out
+    found = numbers()
+    assert found["upper_log_z"] > found["models"]["prior"]["estimates"]["log_z"]["low"] - 0.1
+    assert gap("score_bound=0.1", "seed=1") == 2
+    assert "above its declared bound" in capsys.readouterr().err
+
+
+def test_what_the_verb_refuses(there: Path, capsys: pytest.CaptureFixture) -> None:
+    common = ["--prior", "model", "--reward", "rewards.py:eighths", "--beta", "1"]
+    assert cli.main(["gap", "prompts.jsonl", *common]) == 2
+    assert "gap needs a model and prompts" in capsys.readouterr().err
+    assert cli.main(["gap", "missing", "prompts.jsonl", *common]) == 2
+    assert "there is no such model" in capsys.readouterr().err
+    assert gap("temperatur=2") == 2
+    assert "temperature" in capsys.readouterr().err
+    assert gap(beta="0") == 2
+    assert gap(models=("{}",)) == 2
+
+
+def test_json_is_the_whole_result(there: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["gap", "other", "--prior", "model", "--reward", "rewards.py:eighths", "--beta", "1", "prompts.jsonl"]
+    sizes = ["max_tokens=3", "samples_per_prompt=16", "name=j"]
+    assert cli.main([*words, *sizes, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {"conventions", "models", "refusals", "optimum", "best_of_n"}
+    assert cli.main([*words, *sizes, "cut=ended"]) == 2  # a model of random weights ends hardly any response
+    assert "no response to a prompt ended" in capsys.readouterr().err

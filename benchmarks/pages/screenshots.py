@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import arena
 from benchmarks.pages.examples import example_store
 from benchmarks.pages.serving import browser, served, signed_in
 
@@ -37,6 +38,7 @@ def main(folder: Path) -> None:
                     page.click("#disagreements ~ .scroll a >> nth=0")
                     _shot(page, folder, "admin-task", size)
                 store.close()
+            arena.pictures(chrome, size, viewport, lambda page, name, size: _shot(page, folder, name, size))
             dark = chrome.new_context(viewport=viewport, color_scheme="dark", locale="ko-KR")
             with tempfile.TemporaryDirectory() as work:
                 store, tokens = example_store(f"{work}/labels.db")

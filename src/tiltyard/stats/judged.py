@@ -24,6 +24,8 @@ Outcome = Literal["a", "b", "tie", "both_bad"]
 
 NO_VERDICT = "judgements without a verdict"
 SAME_MODEL = "comparisons of a model with itself"
+NAMED = "comparisons in which a model introduces itself by a name"
+NAMES_ITSELF = "names_itself"  # in the meta of such a response
 BOTH_BAD = "both_bad"
 JUDGE = "judge"
 _SWAPPED: dict[Outcome, Outcome] = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
@@ -133,6 +135,8 @@ def votes_of(groups: Iterable[Group], judges: Sequence[str] = ()) -> Votes:
         for i, j in combinations(range(len(names)), 2):
             if names[i] == names[j]:
                 left_out[SAME_MODEL] += 1
+            elif group.responses[i].meta.get(NAMES_ITSELF) or group.responses[j].meta.get(NAMES_ITSELF):
+                left_out[NAMED] += 1
             else:
                 votes.append(_vote(group, preference, ranks, (i, j), names, judges))
     return Votes(tuple(votes), tuple(rankings), dict(left_out))

@@ -27,7 +27,7 @@ NAMES = ("sft", "dpo", "ppo")
 
 @pytest.fixture
 def desk(store) -> Desk:  # noqa: F811
-    return Desk(store, [Scripted(name, f"I am an answer of {name}", "v1") for name in NAMES], ArenaSettings(seed=3))
+    return Desk(store, [Scripted(name, f"an answer of {name}", "v1") for name in NAMES], ArenaSettings(seed=3))
 
 
 def fought(desk: Desk, visitor: int, text: str = "Why?") -> int:

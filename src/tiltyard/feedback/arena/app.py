@@ -178,5 +178,11 @@ def board_json(request: Request) -> Response:
     """The leaderboard as `tiltyard rate --json` writes it."""
     ranking = request.app.state.board.ranking()
     found = None if ranking.board is None else ranking.board.to_dict()
-    values = {"votes": ranking.votes, "visitors": ranking.visitors, "models": list(ranking.models), "board": found}
+    values = {
+        "votes": ranking.votes,
+        "visitors": ranking.visitors,
+        "named": ranking.named,
+        "models": list(ranking.models),
+        "board": found,
+    }
     return JSONResponse(jsonable(values))

@@ -21,7 +21,8 @@ from typing import Any
 from sqlalchemy import func, insert, select
 
 from tiltyard.errors import ConfigError, DataError, TiltyardError
-from tiltyard.feedback.arena.models import Decoding, Writer
+from tiltyard.feedback.arena.identity import names_itself
+from tiltyard.feedback.arena.models import Decoding, EndpointModel, Writer
 from tiltyard.feedback.arena.pairing import Pair, Pairing, Policy
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.assignment import show
@@ -29,6 +30,7 @@ from tiltyard.feedback.store.database import Database, now
 from tiltyard.feedback.store.items import Item, add_tasks, register_policy
 from tiltyard.feedback.store.judgements import end_exposure, judge
 from tiltyard.feedback.store.people import add_guideline, guideline
+from tiltyard.stats.judged import NAMES_ITSELF
 from tiltyard.types import Group, Message, Prompt, Response
 
 log = logging.getLogger("tiltyard.arena")
@@ -266,6 +268,7 @@ class Desk:
                     "version": self.writers[k].version,
                     "seed": opened.seed + k,
                     "finish": found[k].finish,
+                    **({NAMES_ITSELF: True} if names_itself(found[k].text, names_of(self.writers[k])) else {}),
                     **facts,
                 },
             )
@@ -327,6 +330,12 @@ class Desk:
 def name_of(writer: Writer) -> str:
     """Returns the name on the board: `name`, or `name@version`."""
     return f"{writer.name}@{writer.version}" if writer.version else writer.name
+
+
+def names_of(writer: Writer) -> tuple[str, ...]:
+    """Returns the names under which a model could introduce itself: here, and at its server."""
+    served = writer.model.rpartition("/")[2] if isinstance(writer, EndpointModel) else ""
+    return writer.name, served
 
 
 def _battles() -> Any:

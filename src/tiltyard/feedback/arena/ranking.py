@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tiltyard.errors import DataError
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.export import groups, policies
-from tiltyard.stats.judged import battles_of_votes, votes_of
+from tiltyard.stats.judged import NAMED, battles_of_votes, votes_of
 from tiltyard.stats.ratings.board import Board, BoardSettings, Standing, board_of
 
 SECONDS = 10.0
@@ -17,12 +17,16 @@ SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Ranking:
-    """A board, or the models alone where nothing was voted on yet; `votes` on them, and by how many visitors."""
+    """A board, or the models alone where nothing was voted on yet; `votes` on them, and by how many visitors.
+
+    `named`: votes that do not count, since an answer introduced its model by a name.
+    """
 
     board: Board | None
     models: tuple[str, ...]
     votes: int
     visitors: int
+    named: int = 0
 
 
 @dataclass
@@ -45,17 +49,23 @@ class Leaderboard:
                 self._found, self._at = self._computed(), time.monotonic()
             return self._found
 
+    def forget(self) -> None:
+        """Has the next board computed anew."""
+        with self._lock:
+            self._found = None
+
     def _computed(self) -> Ranking:
         names = policies(self.database)
-        found = [vote for vote in votes_of(groups(self.database, kinds=("pair",))).votes if not vote.judge]
+        votes = votes_of(groups(self.database, kinds=("pair",)))
+        found, named = [vote for vote in votes.votes if not vote.judge], votes.left_out.get(NAMED, 0)
         visitors = len({vote.annotator for vote in found})
         if not found:
-            return Ranking(None, tuple(names), 0, 0)
+            return Ranking(None, tuple(names), 0, 0, named)
         try:
             board = board_of(battles_of_votes(found, models=names), self.settings)
         except DataError:
-            return Ranking(None, tuple(names), len(found), visitors)
-        return Ranking(board, tuple(names), len(found), visitors)
+            return Ranking(None, tuple(names), len(found), visitors, named)
+        return Ranking(board, tuple(names), len(found), visitors, named)
 
 
 @dataclass(frozen=True)

@@ -120,4 +120,7 @@ def _answer(page: Any, kind: str) -> None:
 
 
 if __name__ == "__main__":
+    from benchmarks.pages import report
+
     main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/screenshots"))
+    report.main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/screenshots"))

@@ -32,7 +32,10 @@ def summary_of(page: Mapping[str, Any]) -> list[Sentence]:
     """The sentences of the whole page, the most important first."""
     found: list[Sentence] = []
     for table in page["evaluations"]:
-        found += _comparison(table)
+        sentences = list(_comparison(table))
+        if sentences and len(page["evaluations"]) > 1:
+            sentences[0]["parts"].insert(0, f"{table['title']}: ")
+        found += sentences
     for table in page["before_after"]:
         found += _before_after(table)
     if not found and _trains_policies(page["runs"]):
@@ -272,4 +275,4 @@ def _percent(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}"
+    return f"{value:+.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:+.1g}"

@@ -95,7 +95,7 @@ function lineChart(title, about, given, options) {
   const paint = (width) => {
     const height = 190, box = { left: 52, right: width - 8, top: 10, bottom: height - 26, height };
     const svg = canvas(width, height);
-    const far = series.map((one) => one.x[one.x.length - 1]), apart = Math.max(...far) > 4 * Math.min(...far);
+    const far = series.filter((one) => one.x.length > 1).map((one) => one.x[one.x.length - 1]), apart = Math.max(...far) > 4 * Math.min(...far);
     if (apart) series = series.map((one) => ({ ...one, steps: one.x, x: one.x.map((v) => v / one.x[one.x.length - 1]) }));
     options = { ...options, xunit: apart ? "share" : "" };
     const [x, y] = scales(box, series.flatMap((one) => one.x), series.flatMap((one) => one.y));

@@ -60,6 +60,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": verbs.train,
     "eval": verbs.evaluate,
     "gap": posterior.gap,
+    "compare": verbs.compare,
     "judge": judge.judge,
     "report": report.report,
     "watch": report.watch,

@@ -86,6 +86,23 @@ def evaluate(
         show_result(outcome, kind)
 
 
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN[:MODEL]", help="An evaluated run, e.g. runs/a or runs/a:ppo.")],
+    second: Annotated[str, typer.Argument(metavar="RUN[:MODEL]", help="Another, on the same prompts.")],
+    json_output: Json = False,
+) -> None:
+    """Compare two evaluated models on the same prompts: paired differences with intervals, settings that differ.
+
+    `tiltyard compare runs/a runs/b`, `tiltyard compare runs/demo:dpo runs/demo:ppo`
+    """
+    comparison = importlib.import_module("tiltyard.evaluation.comparison")
+    found = comparison.compare(comparison.read_evaluated(first), comparison.read_evaluated(second))
+    if json_output:
+        emit(found)
+    else:
+        importlib.import_module("tiltyard.report.run_comparison").print_comparison(found, console_for(False))
+
+
 def replay(
     stage: Annotated[Path, typer.Argument(help="The folder of a stage that samples, e.g. runs/demo/ppo.")],
     settings: Pairs = None,

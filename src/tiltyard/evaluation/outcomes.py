@@ -125,12 +125,31 @@ def _differences(
     """The paired differences of the prompts' means; of prompts on which both models have the measurement."""
     found = {}
     for field in COMPARED:
-        after, before = _means(responses, field), _means(baseline_responses, field)
-        shared = [key for key in after if key in before]
-        if shared:
-            difference = paired_difference([after[k] for k in shared], [before[k] for k in shared], shared, **how)
-            found[field] = json_difference(difference)
+        paired = paired_means(responses, baseline_responses, field, **how)
+        if paired is not None:
+            found[field] = json_difference(paired[2])
     return found
+
+
+def paired_means(
+    responses: Sequence[EvaluatedResponse],
+    baseline_responses: Sequence[EvaluatedResponse],
+    field: str,
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float, Difference] | None:
+    """Computes (mean, mean of the baseline, difference) of a measurement over the prompts on which both have it.
+
+    Each prompt has the same weight. None where there is no such prompt.
+    """
+    after, before = _means(responses, field), _means(baseline_responses, field)
+    shared = [key for key in after if key in before]
+    if not shared:
+        return None
+    ours, theirs = [after[key] for key in shared], [before[key] for key in shared]
+    difference = paired_difference(ours, theirs, shared, rounds=rounds, seed=seed)
+    return sum(ours) / len(shared), sum(theirs) / len(shared), difference
 
 
 def json_difference(difference: Difference) -> dict[str, Any]:

@@ -1,0 +1,194 @@
+"""Two evaluated models of any two runs, compared on the same prompts: paired differences, and settings that differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tiltyard.errors import ConfigError, DataError, nearest
+from tiltyard.evaluation.outcomes import By, number, pair_outcomes, paired_means, win_facts
+from tiltyard.evaluation.policies import EvaluatedResponse
+from tiltyard.runs import RunReader, StageReader
+from tiltyard.stats.intervals import rate_ci
+from tiltyard.stats.paired import false_discovery
+
+MEASUREMENTS = ("gold", "helpful", "truthful", "harmless", "proxy", "kl", "length")
+_EVALUATED = "an evaluation leaves answers.jsonl: tiltyard eval models=[...] prompts=FILE name=NAME"
+
+
+class Evaluated(NamedTuple):
+    """One model of an evaluation: its name, its responses, the evaluation's settings, and the run that it came from."""
+
+    name: str
+    responses: Sequence[EvaluatedResponse]
+    stage: StageReader
+    run: RunReader
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of the evaluation."""
+        return self.stage.config.settings if self.stage.config is not None else {}
+
+
+def read_evaluated(name: str) -> Evaluated:
+    """Reads a model of a run's evaluation, RUN or RUN:MODEL, e.g. runs/demo or runs/demo:ppo.
+
+    Raises:
+        ConfigError: no such run, no evaluation in it, no such model in its table, or several to choose from.
+        DataError: a damaged file.
+    """
+    path, model = (name, "") if Path(name).is_dir() else _split(name)
+    run = RunReader(path)
+    stages = [stage for stage in run.stages.values() if (stage.folder / "answers.jsonl").exists()]
+    stages = [stage for stage in stages if stage.config is not None and stage.config.kind == "evaluate"]
+    if not stages:
+        raise ConfigError("the run has no finished evaluation", where=path, got="no answers.jsonl", fix=_EVALUATED)
+    stage = stages[-1]
+    models = read_responses(stage.folder / "answers.jsonl")
+    if not model:
+        summary = RunReader(stage.folder).summary or {}
+        baselines = {facts.get("baseline") for facts in summary.get("models", {}).values()}
+        others = [key for key in models if key not in baselines] or list(models)
+        if len(others) > 1:
+            raise ConfigError(
+                "the evaluation has several models: name one",
+                where=path,
+                got=", ".join(others),
+                fix=f"write {path}:{others[-1]}",
+            )
+        model = others[0]
+    if model not in models:
+        raise ConfigError(
+            f"the evaluation has no model '{model}'", where=str(stage.folder), fix=nearest(model, list(models))
+        )
+    return Evaluated(model, models[model], stage, run)
+
+
+def _split(name: str) -> tuple[str, str]:
+    path, _, model = name.rpartition(":")
+    return (path, model) if path else (name, "")
+
+
+def read_responses(path: str | Path) -> dict[str, list[EvaluatedResponse]]:
+    """Reads the responses that an evaluation wrote, by model in the order of its table; unknown fields are left out.
+
+    Raises:
+        DataError: a line that is no evaluated response, with its `file:line`.
+    """
+    known = {field.name for field in fields(EvaluatedResponse)}
+    found: dict[str, list[EvaluatedResponse]] = {}
+    with Path(path).open(encoding="utf-8") as file:
+        for at, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                response = EvaluatedResponse(**{key: value for key, value in row.items() if key in known})
+                found.setdefault(row["model"], []).append(response)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DataError(
+                    "this is no evaluated response",
+                    where=f"{path}:{at}",
+                    got=line.strip()[:80],
+                    expected="a line as `tiltyard eval` writes it",
+                    fix="run the evaluation again",
+                ) from error
+    return found
+
+
+def compare(first: Evaluated, second: Evaluated, *, rounds: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Computes the paired differences, second less first, of what was measured of both on the same prompts.
+
+    Returns:
+        JSON-ready: `prompts`; `rows`, each with name, first, second, difference, low, high, p, q (adjusted for all
+        rows), mde, test; `wins` of the second over the first by gold, else by proxy, or None; `settings` that differ,
+        each (stage, key, first, second); `left_out`: sentences about what cannot be compared.
+
+    Raises:
+        ConfigError: they were evaluated on other prompts.
+    """
+    keys = [list(dict.fromkeys(response.key for response in one.responses)) for one in (first, second)]
+    alone = set(keys[0]) ^ set(keys[1])
+    if alone:
+        raise ConfigError(
+            "the two models were evaluated on different prompts, so no difference of theirs is one of the models",
+            where=f"{first.run.folder}, {second.run.folder}",
+            got=f"{len(alone):,} of {len(set(keys[0]) | set(keys[1])):,} prompts have responses of one model only",
+            expected="the same prompts for both",
+            fix="evaluate both with the same prompts, limit and seed, or in one evaluation: tiltyard eval models=[...]",
+        )
+    same = {key: first.settings.get(key) == second.settings.get(key) for key in ("reward", "ref")}
+    left_out = []
+    if not same["reward"]:
+        left_out.append("proxy: the two evaluations have other rewards, whose scores are not comparable")
+    measured = [name for name in MEASUREMENTS if name != "proxy" or same["reward"]]
+    rows = list(_rows(first, second, measured, {"rounds": rounds, "seed": seed}))
+    for row, q in zip(rows, false_discovery([row["p"] for row in rows]), strict=True):
+        row["q"] = number(q)
+    by: By | None = next((b for b in ("gold", "proxy") if any(r["name"] == b for r in rows)), None)
+    return {
+        "first": first.name,
+        "second": second.name,
+        "prompts": len(keys[0]),
+        "rows": [{k: number(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
+        "wins": None if by is None else _wins(first, second, by, {"rounds": rounds, "seed": seed}),
+        "settings": settings_that_differ(first.run, second.run),
+        "left_out": left_out,
+    }
+
+
+def _rows(
+    first: Evaluated, second: Evaluated, measured: Sequence[str], how: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    for name in measured:
+        found = paired_means(second.responses, first.responses, name, **how)
+        if found is not None:
+            after, before, d = found
+            yield {"name": name, "first": before, "second": after, "difference": d.value, **_without_value(d.to_dict())}
+
+
+def _without_value(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "value"}
+
+
+def _wins(first: Evaluated, second: Evaluated, by: By, how: Mapping[str, Any]) -> dict[str, Any] | None:
+    pairs = pair_outcomes(second.responses, first.responses, by)
+    known = [(pair.key, pair.outcome) for pair in pairs if pair.outcome is not None]
+    if not known:
+        return None
+    rate = rate_ci([outcome for _, outcome in known], [key for key, _ in known], **how)
+    return {
+        "by": by,
+        "win_rate": rate.value,
+        "low": number(rate.low),
+        "high": number(rate.high),
+        **win_facts(pairs, **how),
+    }
+
+
+def settings_that_differ(first: RunReader, second: RunReader) -> list[list[Any]]:
+    """Returns [stage, key, value in the first, value in the second] of every setting that differs; None: not there."""
+    sides = [dict(_flat_settings(run)) for run in (first, second)]
+    keys = dict.fromkeys([*sides[0], *sides[1]])
+    return [
+        [*key, sides[0].get(key), sides[1].get(key)]
+        for key in keys
+        if sides[0].get(key) != sides[1].get(key) or (key in sides[0]) != (key in sides[1])
+    ]
+
+
+def _flat_settings(run: RunReader) -> Iterator[tuple[tuple[str, str], Any]]:
+    for name, stage in run.stages.items():
+        if stage.config is not None:
+            yield (name, "(kind of stage)"), stage.config.kind
+            for key, value in _flat(stage.config.settings):
+                yield (name, key), value
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,77 @@
+"""The table of `tiltyard compare`: two models on the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tiltyard.report.significance import p_text, points
+from tiltyard.report.text import plain
+
+RATES = ("helpful", "truthful", "harmless")
+SETTINGS_SHOWN = 40
+
+
+def print_comparison(found: Mapping[str, Any], console: Console) -> None:
+    """Prints what `evaluation.comparison.compare` returned: differences, wins, and the settings that differ."""
+    utf = console.encoding.lower().startswith("utf")
+    table = Table(box=box.SIMPLE_HEAD if utf else box.ASCII2, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("")
+    for header in (plain(found["first"]), plain(found["second"]), "difference", "95% interval", "p", "adjusted", "MDE"):
+        table.add_column(Text(header), justify="right", no_wrap=True)
+    for row in found["rows"]:
+        table.add_row(*_cells(row))
+    console.print(table)
+    for line in lines(found):
+        console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(row: Mapping[str, Any]) -> Iterator[str]:
+    rate = row["name"] in RATES
+    scale, form = (100, ".0f") if rate else (1, ".1f") if row["name"] in ("length", "kl") else (1, ".2f")
+
+    def number(value: float | None, sign: str = "") -> str:
+        return "" if value is None else f"{scale * value:{sign}{form}}{'%' if rate and not sign else ''}"
+
+    yield str(row["name"])
+    yield number(row["first"])
+    yield number(row["second"])
+    yield number(row["difference"], "+")
+    yield "" if row["low"] is None else f"{number(row['low'], '+')} to {number(row['high'], '+')}"
+    yield "" if row["p"] is None else p_text(row["p"])
+    yield "" if row["q"] is None else p_text(row["q"])
+    yield "" if row["mde"] is None else f"{scale * row['mde']:{form}}"
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the lines below the table."""
+    yield (
+        f"{found['prompts']:,} prompts, paired; adjusted: p for all rows together (Benjamini-Hochberg); MDE: the "
+        "smallest difference that this set shows (80% power)"
+    )
+    wins = found["wins"]
+    if wins is not None:
+        line = f"{found['second']} wins {wins['win_rate']:.0%} against {found['first']} by {wins['by']}"
+        if wins["low"] is not None:
+            line += f" ({wins['low']:.0%} to {wins['high']:.0%})"
+        line += f": {wins['wins']:,} wins, {wins['ties']:,} ties, {wins['losses']:,} losses"
+        line += f"; p = {p_text(wins['win_rate_p'])}" if wins.get("win_rate_p") is not None else ""
+        mde = wins.get("win_rate_mde")
+        yield line + (f"; this set shows a difference of {points(mde)} from 50%" if mde is not None else "")
+    yield from found["left_out"]
+    differ = found["settings"]
+    yield "settings that differ:" if differ else "all settings are the same"
+    for stage, key, first, second in differ[:SETTINGS_SHOWN]:
+        yield f"  {stage}.{key}: {_value(first)} | {_value(second)}"
+    if len(differ) > SETTINGS_SHOWN:
+        yield f"  and {len(differ) - SETTINGS_SHOWN:,} more: --json lists all"
+
+
+def _value(value: Any) -> str:
+    text = "(none)" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

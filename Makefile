@@ -1,4 +1,4 @@
-# make install | demo | test | check | check-torch | lint | bench | scaling | clean  (PYTHON=..., TORCH_INDEX=... allowed)
+# make install | demo | test | check | check-torch | lint | bench | scaling | screenshots | clean  (PYTHON=..., TORCH_INDEX=... allowed)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,7 +15,7 @@ TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test check check-torch lint bench scaling clean
+.PHONY: help install demo test check check-torch lint bench scaling screenshots clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,12 @@ bench: $(STAMP)  ## speed and memory against TRL, transformers and vLLM, as rati
 
 scaling: $(STAMP)  ## how time and memory grow with tokens, answers, parameters and rows (benchmarks/results)
 	$(BIN)/python -m benchmarks.scaling
+
+# Each page at desktop and phone width, in a folder that git ignores (needs Chromium, and fonts of the three languages).
+SCREENSHOTS ?= out/screenshots
+
+screenshots: $(STAMP)  ## pictures of the pages for people, to look at (out/screenshots)
+	$(BIN)/python -m benchmarks.pages.screenshots $(SCREENSHOTS)
 
 clean:  ## remove caches and builds; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

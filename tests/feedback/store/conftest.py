@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks.pages.postgres import binary, new_database, postgres_server
 
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.items import Item
@@ -20,43 +14,14 @@ from tiltyard.feedback.store.people import add_guideline
 from tiltyard.types import Group, Message, Prompt, Response
 
 
-def _binary(name: str) -> str:
-    for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
-        if (folder / name).exists():
-            return str(folder / name)
-    return shutil.which(name) or ""
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a server of this test session, without a database; nothing of it outlives the session."""
     pytest.importorskip("psycopg")
-    if not _binary("initdb"):
+    if not binary("initdb"):
         pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
-    base = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    as_user = []
-    if os.getuid() == 0:  # the server refuses to run as root
-        user = next((u for u in ("postgres", "nobody") if any(p.pw_name == u for p in pwd.getpwall())), "nobody")
-        shutil.chown(base, user)
-        as_user = ["runuser", "-u", user, "--"]
-    data = base / "data"
-    subprocess.run(
-        [*as_user, _binary("initdb"), "-D", str(data), "-U", "tiltyard", "-A", "trust", "--no-sync"],
-        check=True, capture_output=True, cwd=base,
-    )  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = (
-        f"-p {port} -k {base} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off -c shared_buffers=32MB"
-    )
-    control = [*as_user, _binary("pg_ctl"), "-D", str(data)]
-    subprocess.run(
-        [*control, "-w", "-o", options, "-l", str(base / "log"), "start"], check=True, capture_output=True, cwd=base
-    )
-    yield f"postgresql://tiltyard@127.0.0.1:{port}"
-    subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, check=False, cwd=base)
-    shutil.rmtree(base, ignore_errors=True)
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -64,13 +29,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'labels.db'}"
-    import psycopg
-
-    server = request.getfixturevalue("postgres")
-    name = f"t{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{server}/{name}"
+    return new_database(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture

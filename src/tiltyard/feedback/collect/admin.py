@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from sqlalchemy import func, select
 from starlette.exceptions import HTTPException
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from tiltyard.feedback.collect import charts
 from tiltyard.feedback.collect.overview import Overview, overview
@@ -20,15 +21,16 @@ from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.export import groups
 from tiltyard.feedback.store.people import Session
-from tiltyard.feedback.web.pages import render
+from tiltyard.feedback.web.pages import REFUSED, render
 from tiltyard.feedback.web.sessions import needs
 from tiltyard.runs.groups import group_to_line
-from tiltyard.stats.agreement import Agreement
+from tiltyard.stats.agreement import Agreement, percent_agreement
+from tiltyard.stats.annotations import Annotations
 from tiltyard.stats.intervals import Estimate
-from tiltyard.stats.label_quality import LabelReport, label_report, labels_of
+from tiltyard.stats.label_quality import Label, LabelReport, label_report, labels_of
 from tiltyard.types import Preference
 
-router = APIRouter()
+router = APIRouter(default_response_class=HTMLResponse, responses=REFUSED)
 Admin = Annotated[Session, Depends(needs("admin"))]
 STAGES = ("real", "adjudication", "gold", "attention")
 ROUNDS = 400  # of the bootstrap: a page is waited for
@@ -38,11 +40,20 @@ SHOWN = 15  # disagreements on the page
 
 @dataclass(frozen=True)
 class Found:
-    """The figures of a store; `report` is None while nothing was judged. `tasks`: of each disagreement, in order."""
+    """The figures of a store; `report` is None while nothing was judged.
+
+    `tasks`: of each disagreement, in order. `by_version`: agreement of pairs by the version of the guidelines.
+    """
 
     counts: Overview
     report: LabelReport | None
     tasks: tuple[int, ...] = ()
+    by_version: Mapping[int, Agreement] = field(default_factory=dict)
+
+    @property
+    def poor(self) -> list[str]:
+        """Names of the annotators whose quality is found poor."""
+        return [one.name for one in self.report.annotators if one.standing == "poor"] if self.report else []
 
 
 class Figures:
@@ -75,7 +86,20 @@ def figures(database: Database) -> Found:
         return Found(counts, None)
     report = label_report(found, floor=FLOOR, rounds=ROUNDS)
     task = {x.item: int(x.group.preference.meta["task"]) for x in labels if x.group.preference is not None}
-    return Found(counts, report, tuple(task[one.item] for one in report.disagreements[:SHOWN]))
+    shown = tuple(task[one.item] for one in report.disagreements[:SHOWN])
+    return Found(counts, report, shown, _by_version(labels))
+
+
+def _by_version(labels: Sequence[Label]) -> dict[int, Agreement]:
+    """Percent agreement of pairs of which two people judged under the same version."""
+    rows: dict[int, dict[Any, Any]] = defaultdict(dict)
+    for label in labels:
+        preference = label.group.preference
+        if label.kind == "pair" and label.stage == "real" and preference is not None and preference.guideline:
+            rows[int(preference.guideline)][label.item, label.annotator] = (label.item, label.annotator, label.label)
+    return {
+        version: percent_agreement(Annotations.of(one.values()), rounds=ROUNDS) for version, one in rows.items()
+    }
 
 
 @router.get("/admin")
@@ -83,7 +107,9 @@ def admin(request: Request, found: Admin) -> Response:
     """Shows the whole on one page."""
     del found
     figures_now: Found = request.app.state.figures.get()
-    return render(request, "admin.html", found=figures_now, charts=charts, floor=FLOOR, known=known)
+    return render(
+        request, "admin.html", found=figures_now, charts=charts, floor=FLOOR, known=known, leaning=leaning
+    )
 
 
 @router.get("/admin/task/{task}")
@@ -150,3 +176,10 @@ def spelled(preference: Preference) -> str:
 def known(estimate: Estimate | Agreement | None) -> bool:
     """True for a value that is there and a number."""
     return estimate is not None and not math.isnan(estimate.value)
+
+
+def leaning(estimate: Estimate | None) -> int:
+    """1 or -1 for a habit whose whole interval lies above or below 50%, else 0."""
+    if estimate is None or not known(estimate):
+        return 0
+    return int(estimate.low > 0.5) - int(estimate.high < 0.5)

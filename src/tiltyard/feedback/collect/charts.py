@@ -24,6 +24,8 @@ def interval(
 
     middle = HEIGHT / 2
     parts = [f'<line class="axis" x1="8" x2="{WIDTH - 8}" y1="{middle}" y2="{middle}"/>']
+    for at in (least, (least + most) / 2, most):
+        parts.append(f'<line class="axis" x1="{x(at)}" x2="{x(at)}" y1="{middle - 4}" y2="{middle + 4}"/>')
     if mark is not None:
         parts.append(f'<line class="mark-line" x1="{x(mark)}" x2="{x(mark)}" y1="2" y2="{HEIGHT - 2}"/>')
     if not math.isnan(value):
@@ -34,24 +36,40 @@ def interval(
     return _svg(WIDTH, HEIGHT, "interval", "", parts)
 
 
-def columns(values: Sequence[tuple[str, int]], title: str) -> Markup:
-    """Draws counts as columns, with the first and the last label below and the largest count at the top."""
-    width, height, floor = 720, 160, 130
+def scale(least: str, middle: str, most: str) -> Markup:
+    """Draws the numbers of the line on which `interval` draws, to stand above a column of them."""
+    ends = ((8, "start", least), (WIDTH / 2, "middle", middle), (WIDTH - 8, "end", most))
+    parts = [f'<text class="tick" x="{x}" y="18" text-anchor="{anchor}">{escape(text)}</text>' for x, anchor, text in ends]
+    return _svg(WIDTH, 22, "interval", "", parts)
+
+
+def columns(values: Sequence[tuple[str, int]], title: str, marks: Sequence[tuple[int, str]] = ()) -> Markup:
+    """Draws counts as columns, with the first and the last label below and the largest count at the top.
+
+    Args:
+        marks: (index of a column, name) of what happened then, such as a new version of the guidelines.
+    """
+    width, height, top, floor = 720, 160, 24, 130
     if not values:
         return Markup("")
     most = max(1, *(count for _, count in values))
     step = (width - 40) / len(values)
     parts = [f'<line class="axis" x1="40" x2="{width}" y1="{floor}" y2="{floor}"/>']
-    parts.append(f'<text class="tick" x="34" y="18" text-anchor="end">{most}</text>')
+    parts.append(f'<text class="tick" x="34" y="{top + 6}" text-anchor="end">{most}</text>')
     parts.append(f'<text class="tick" x="34" y="{floor + 4}" text-anchor="end">0</text>')
     for k, (label, count) in enumerate(values):
-        tall = round((floor - 12) * count / most, 1)
+        tall = round((floor - top) * count / most, 1)
         left, wide = round(40 + k * step + step * 0.1, 1), round(max(step * 0.8, 1), 1)
         hint = f"<title>{escape(label)}: {count}</title>"
         parts.append(
             f'<rect class="column" x="{left}" y="{floor - tall}" width="{min(wide, 60)}" height="{tall}" rx="3">'
             f"{hint}</rect>"
         )
+    for k, name in marks:
+        left = round(40 + k * step + step * 0.02, 1)
+        near = 'text-anchor="end" dx="-5"' if k > len(values) * 0.8 else 'dx="5"'
+        parts.append(f'<line class="mark-line" x1="{left}" x2="{left}" y1="4" y2="{floor}"/>')
+        parts.append(f'<text class="tick" x="{left}" y="14" {near}>{escape(name)}</text>')
     ends = [(0, "start", 40), (len(values) - 1, "end", width)] if len(values) > 1 else [(0, "start", 40)]
     for k, anchor, at in ends:
         parts.append(

@@ -11,7 +11,16 @@ from tiltyard.feedback.collect.desk import Desk
 from tiltyard.feedback.collect.pages import LARGEST, Labeller
 from tiltyard.feedback.web.sessions import protected
 
-router = APIRouter(prefix="/api")
+
+
+class Refused(BaseModel):
+    """Why a request was refused; nothing was stored."""
+
+    detail: str | list[str]
+    expected: str | None = None
+
+
+router = APIRouter(prefix="/api", responses={code: {"model": Refused} for code in (401, 403, 409, 413, 422, 503)})
 changes = [Depends(protected)]
 Exposure = Annotated[int, Field(ge=1, le=LARGEST)]
 

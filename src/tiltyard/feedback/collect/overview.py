@@ -31,12 +31,16 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the guidelines: when it came, who accepted it, and the judgements under it."""
+    """A version of the guidelines: when it came, how many accepted it, and the judgements under it.
+
+    `column`: the index in `Overview.by_time` of the time in which it came; None: before the first or after the last.
+    """
 
     version: int
     when: str
     accepted: int
     judged: int
+    column: int | None
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,21 @@ def overview(database: Database) -> Overview:
             )
         )
     under = Counter(row.guideline for row in judged)
+    names, counts, pattern = _by_time([row.created for row in judged])
+    columns = {name: k for k, name in enumerate(names)}
     return Overview(
         _coverage(tasks, Counter(row.task_id for row in judged)),
-        _by_time([row.created for row in judged]),
-        tuple(Version(row.version, _day(row.created), accepted[row.version], under[row.version]) for row in versions),
+        tuple(zip(names, counts, strict=True)),
+        tuple(
+            Version(
+                row.version,
+                _day(row.created),
+                accepted[row.version],
+                under[row.version],
+                columns.get(_moment(row.created).strftime(pattern)),
+            )
+            for row in versions
+        ),
         tuple((row.prompt_id, row.name, row.reason) for row in flags),
         tuple((" ".join(filter(None, (name, version))), count) for name, version, count in policies),
         dict(skipped),
@@ -112,10 +127,10 @@ def _coverage(tasks: Sequence[Any], judged: Counter[int]) -> tuple[Coverage, ...
     return tuple(Coverage(*key, *counts) for key, counts in sorted(found.items()))
 
 
-def _by_time(moments: Sequence[int]) -> tuple[tuple[str, int], ...]:
-    """Counts by the hour where all lie within two days, else by the day (at most the last 60)."""
+def _by_time(moments: Sequence[int]) -> tuple[list[str], list[int], str]:
+    """Names and counts by the hour where all lie within two days, else by the day (the last 60), and their pattern."""
     if not moments:
-        return ()
+        return [], [], ""
     first, last = min(moments), max(moments)
     hourly = last - first < 48 * HOUR
     pattern, step = ("%m-%d %H:00", timedelta(hours=1)) if hourly else ("%Y-%m-%d", timedelta(days=1))
@@ -126,7 +141,8 @@ def _by_time(moments: Sequence[int]) -> tuple[tuple[str, int], ...]:
         names.append(at.strftime(pattern))
         at += step
     names.append(end.strftime(pattern))
-    return tuple((name, counts[name]) for name in names[-60:])
+    names = names[-60:]
+    return names, [counts[name] for name in names], pattern
 
 
 def _moment(milliseconds: int) -> datetime:

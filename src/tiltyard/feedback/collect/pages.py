@@ -10,15 +10,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Form, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from tiltyard.feedback.collect.desk import Desk
 from tiltyard.feedback.store.people import Session
 from tiltyard.feedback.store.verdicts import CHOICES, FLAGS, SCALE, STRENGTHS
-from tiltyard.feedback.web.pages import render
+from tiltyard.feedback.web.pages import REFUSED, render
 from tiltyard.feedback.web.sessions import needs, protected, session
 
-router = APIRouter()
+router = APIRouter(default_response_class=HTMLResponse, responses=REFUSED)
 LETTERS = "ABCDEFGHI"
 ROLES = ("system", "user", "assistant", "tool", "text")
 NOTES = ("stored", "skipped", "flagged", "undone", "nothing_to_undo")

@@ -15,6 +15,12 @@ from tiltyard.feedback.web.markdown import to_html
 from tiltyard.feedback.web.sessions import session
 from tiltyard.feedback.web.words import LANGUAGES, Words, chosen
 
+# For the schema of routes that answer with pages: an error is a page, too.
+REFUSED: dict[int | str, dict[str, Any]] = {
+    code: {"description": "A page that says what is wrong", "content": {"text/html": {}}}
+    for code in (403, 404, 409, 413, 422, 429, 503)
+}
+
 
 class Pages:
     """The templates and static files of some packages."""

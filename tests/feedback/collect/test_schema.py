@@ -1,0 +1,56 @@
+"""Requests made from the page's own OpenAPI schema, right ones and wrong ones: none is an error of the server."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("schemathesis", reason="schemathesis is not installed (pip install schemathesis)")
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tiltyard.feedback.store.items import Item, add_tasks
+from tiltyard.feedback.web.limits import Limits
+
+from ..store.conftest import group
+from .conftest import ADDRESS, Browser
+
+EXAMPLES = 20  # of each operation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["annotator", "admin", "nobody"])
+def test_no_request_is_an_error_of_the_server(store, page, client, role):
+    add_tasks(store, [Item(group(k, 2 + k % 3), kind=("pair", "ranking", "rating")[k % 3]) for k in range(60)])
+    app = page(Limits(session=1e6, burst=1e6, address=1e6, wrong=1e6))
+    browser = Browser(app) if role == "nobody" else client("ada", role, app=app)
+    cookies = dict(browser.http.cookies)
+    headers = {}
+    if role == "annotator":
+        headers["x-csrf-token"] = browser.get("/api/me").json()["csrf"]
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    operations = [one.ok() for one in schema.get_all_operations()]
+    assert len(operations) >= 18
+    seen: dict[str, set[int]] = {}
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=EXAMPLES,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        def ask(case, operation=operation):
+            answer = case.call(base_url=ADDRESS, headers=headers, cookies=cookies, allow_redirects=False)
+            seen.setdefault(operation.label, set()).add(answer.status_code)
+            assert answer.status_code < 500, (case.as_curl_command(), answer.status_code)
+
+        ask()
+    if role == "annotator":
+        assert any(200 in codes for codes in seen.values())
+        assert all(codes <= {200, 303, 404, 409, 422} for codes in seen.values()), seen
+    elif role == "nobody":
+        assert all(codes <= {303, 401, 422, 404} for codes in seen.values()), seen

@@ -66,11 +66,11 @@ POEM = (
 )
 
 
-def example_store(url: str, *, busy: bool = False, seed: int = 0) -> tuple[Database, dict[str, str]]:
+def example_store(url: str, *, busy: int = 0, seed: int = 0) -> tuple[Database, dict[str, str]]:
     """Returns a store and the tokens of `ada` (annotator) and `root` (admin).
 
     Args:
-        busy: five more people have judged for a while, one of them carelessly, one preferring what stands first.
+        busy: judgements of five more people, one of them careless, one preferring what stands first.
     """
     store = Database(url)
     add_guideline(store, GUIDELINES)
@@ -92,7 +92,7 @@ def example_store(url: str, *, busy: bool = False, seed: int = 0) -> tuple[Datab
             store, [Item(_group("Write two lines about winter.", POEM[:count], "poems"), kind=kind, source="poems")]
         )
     if busy:
-        _judge_for_a_while(store, random.Random(seed))
+        _judge_for_a_while(store, busy, random.Random(seed))
     return store, tokens
 
 
@@ -104,15 +104,15 @@ def _group(prompt: str, texts: tuple[str, ...], source: str) -> Group:
     return Group(Prompt(messages=(Message("user", prompt),), meta={"source": source}), responses)
 
 
-def _judge_for_a_while(store: Database, rng: random.Random) -> None:
-    """Sixty tasks by five simulated people, who find the better answer with different chances."""
+def _judge_for_a_while(store: Database, judgements: int, rng: random.Random) -> None:
+    """Tasks by five simulated people, who find the better answer with different chances."""
     items = [
         Item(
             _group(f"Question {k}: {PAIRS[k % 5][0]}", PAIRS[k % 5][1:], "everyday"),
             overlap=3,
             source="everyday" if k % 3 else "support",
         )
-        for k in range(60)
+        for k in range(max(8, judgements // 4))
     ]
     known = [
         Item(
@@ -124,12 +124,12 @@ def _judge_for_a_while(store: Database, rng: random.Random) -> None:
         for k in range(12)
     ]
     add_tasks(store, [*items, *known])
-    skill = {"bora": 0.92, "chen": 0.88, "dana": 0.85, "emil": 0.5, "fred": 0.8}
+    skill = {"bora": 0.92, "chen": 0.88, "dana": 0.85, "emil": 0.35, "fred": 0.8}
     ids = {name: add_annotator(store, name)[0].id for name in skill}
     for who in ids.values():
         accept_guideline(store, who, 1)
     at = 1_764_300_000_000
-    for k in range(230):
+    for k in range(judgements):
         name = rng.choice(list(skill))
         task = next_task(store, ids[name], gold_every=6, at=at)
         if task is None:
@@ -140,11 +140,11 @@ def _judge_for_a_while(store: Database, rng: random.Random) -> None:
         verdict = _verdict(task.kind, task.shown, skill[name], name == "fred", rng)
         judge(store, ids[name], task.exposure, verdict, key=f"{k}", seconds=rng.uniform(6, 60), at=at)
         at += rng.randrange(20_000, 500_000)
-        if k == 40:
+        if k == judgements // 6:
             held = next_task(store, ids[name], at=at)
             if held is not None:
                 flag(store, ids[name], held.exposure, "private: a phone number")
-        if k == 120:
+        if k == judgements // 2:
             add_guideline(store, GUIDELINES + "\nNew: an answer in another language than the prompt's is bad.\n")
             for who in ids.values():
                 accept_guideline(store, who, 2)

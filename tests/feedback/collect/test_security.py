@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Sequence
 
 import pytest
 from fastapi.routing import APIRoute
@@ -46,10 +47,10 @@ PAYLOADS = (
 )
 
 
-def hostile_items(kind: str = "pair", count: int = 2) -> list[Item]:
+def hostile_items(kind: str = "pair", count: int = 2, texts: Sequence[str] = PAYLOADS) -> list[Item]:
     """An item for each payload: in the prompt, a system message, every response and the names of the models."""
     made = []
-    for k, text in enumerate(PAYLOADS):
+    for k, text in enumerate(texts):
         prompt = Prompt(messages=(Message("system", text), Message("user", text)), id=f"{text[:20]}{k}")
         responses = tuple(
             Response(text=f"{text}\n\n{j}", meta={"policy": text[:150], "version": str(j)}) for j in range(count)

@@ -21,7 +21,9 @@ TAGS = frozenset(
 ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}, "td": {"align"}, "th": {"align"}}
 BLOCKS = ["blockquote", "h3", "li", "ol", "p", "table", "td", "th", "ul"]
 HEADING = "h3"  # of every level: the page's own are h1 and h2, and none may be left out between
-FORCED = {name: {"dir": "auto"} for name in BLOCKS} | {"a": {"target": "_blank"}}
+WIDE = {"tabindex": "0"}  # what may be wider than the page is scrolled, by keyboard too
+FORCED = {name: {"dir": "auto"} for name in BLOCKS} | {"a": {"target": "_blank"}, "pre": WIDE}
+FORCED["table"] |= WIDE
 
 
 @lru_cache(maxsize=1)

@@ -33,15 +33,21 @@ if (kind === "ranking") {
     said.textContent = form.dataset.moved
       .replace("{name}", answer.dataset.name).replace("{place}", place).replace("{count}", cards().length);
   };
-  const carry = (answer, by) => {
+  // The others move: an element that is taken out of the page loses the focus and the pointer that it holds.
+  const put = (answer, to) => {
     const all = cards();
     const at = all.indexOf(answer);
-    const to = at + by;
-    if (to < 0 || to >= all.length) return;
-    const focused = document.activeElement;
-    list.insertBefore(answer, by < 0 ? all[to] : all[to].nextSibling);
+    for (let k = at - 1; k >= to; k -= 1) list.insertBefore(all[k], answer.nextSibling);
+    for (let k = at + 1; k <= to; k += 1) list.insertBefore(all[k], answer);
     equalOf(answer).checked = false;
     number();
+  };
+  const carry = (answer, by) => {
+    const all = cards();
+    const to = all.indexOf(answer) + by;
+    if (to < 0 || to >= all.length) return;
+    const focused = document.activeElement;
+    put(answer, to);
     announce(answer);
     const button = focused !== answer && answer.contains(focused) && !focused.disabled ? focused : null;
     if (button) button.focus();
@@ -54,12 +60,7 @@ if (kind === "ranking") {
     answer.querySelector("[data-down]").addEventListener("click", () => carry(answer, 1));
     equalOf(answer).addEventListener("change", number);
     answer.querySelector("select").addEventListener("change", (event) => {
-      const to = Number(event.target.value) - 1;
-      const at = cards().indexOf(answer);
-      const other = cards()[to];
-      list.insertBefore(answer, to < at ? other : other.nextSibling);
-      equalOf(answer).checked = false;
-      number();
+      put(answer, Number(event.target.value) - 1);
       announce(answer);
     });
     drag(answer);
@@ -90,16 +91,12 @@ if (kind === "ranking") {
     handle.addEventListener("pointermove", (event) => {
       if (!answer.classList.contains("dragged")) return;
       const others = cards().filter((one) => one !== answer);
-      const next = others.find((one) => {
+      const next = others.findIndex((one) => {
         const box = one.getBoundingClientRect();
         return event.clientY < box.top + box.height / 2;
       });
-      const before = next ?? null;
-      if (before !== answer.nextElementSibling || (before === null && answer.nextElementSibling)) {
-        list.insertBefore(answer, before);
-        equalOf(answer).checked = false;
-        number();
-      }
+      const to = next < 0 ? others.length : next;
+      if (to !== cards().indexOf(answer)) put(answer, to);
       const edge = 80;
       if (event.clientY < edge) scrollBy(0, -12);
       else if (event.clientY > innerHeight - edge) scrollBy(0, 12);

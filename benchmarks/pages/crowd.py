@@ -26,9 +26,9 @@ from typing import Any
 
 import httpx
 import numpy as np
+from benchmarks.pages.postgres import new_database, postgres_server
 from sqlalchemy import select
 
-from benchmarks.pages.postgres import new_database, postgres_server
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.items import Item, add_tasks
@@ -249,7 +249,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
     given = parser.parse_args()
     print(f"{processor()}; load {os.getloadavg()[0]:.1f}; {given.people} annotators, the server killed in the middle")
-    print("store       pause  votes  votes/s  vote ms 50%  95%  99%  page ms 95%  sent again  lost  doubled  refused  down s")
+    print(
+        "store       pause  votes  votes/s  vote ms 50%  95%  99%  page ms 95%  resent  lost  doubled  refused  down s"
+    )
     for kind in ("sqlite", "postgresql") if given.only is None else (given.only,):
         for pause in given.pause:
             with tempfile.TemporaryDirectory() as folder, postgres_server(durable=True) as server:
@@ -258,7 +260,7 @@ def main() -> None:
             vote = "  ".join(f"{ms:4.0f}" for ms in one.vote_ms)
             print(
                 f"{kind:10}  {pause:5.1f}  {one.votes:5}  {one.per_second:7.1f}  {vote:>20}  {one.page_ms[1]:11.0f}  "
-                f"{one.resent:10}  {one.lost:4}  {one.doubled:7}  {len(one.refused):7}  {one.down_s:6.1f}",
+                f"{one.resent:6}  {one.lost:4}  {one.doubled:7}  {len(one.refused):7}  {one.down_s:6.1f}",
                 flush=True,
             )
 

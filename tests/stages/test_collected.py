@@ -51,8 +51,10 @@ def test_collected_judgements_train_the_reward_model(whole, tmp_path, monkeypatc
     assert client.get("/api/task").json() is None
     store.close()
     assert main(["export", "labels.db", "--to", "groups", "--out", "labels.groups.jsonl"]) == 0
-    words = ("steps=30", "prompts_per_step=8", "max_length=64", "lr=3e-3", "device=cpu", "--out", "reward")
+    words = ("steps=30", "prompts_per_step=8", "max_length=64", "lr=3e-3", "device=cpu", "name=own")
     capsys.readouterr()
     assert main(["train", "reward", f"model={whole.run / 'sft' / 'model'}", "data=labels.groups.jsonl", *words]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "reward" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "runs" / "own" / "reward" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]

@@ -119,7 +119,7 @@ def test_hostile_names_are_text(store, client):
 
 @pytest.mark.slow
 def test_the_poor_annotator_and_the_biased_one_are_found(store, client):
-    """Three people prefer the better answer in 92%; emil is right in 45%; fred takes what stands first in most cases."""
+    """Three people prefer the better answer in 92%, emil in 45%; fred takes what stands first in most cases."""
     rng = random.Random(0)
     add_tasks(store, [Item(group(k), overlap=5) for k in range(90)])
     for name in ("ann", "bea", "cem", "emil", "fred"):

@@ -240,7 +240,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(chrome, tmp_path):
 
 def test_hostile_texts_run_nothing_and_load_nothing(chrome, store):
     texts = ["\n\n".join(PAYLOADS[k : k + 3]) for k in range(0, len(PAYLOADS), 3)]
-    kinds = {"pair": 2, "write": 2, "ranking": 3}
+    kinds = {"pair": 2, "write": 2}
     add_tasks(store, [item for kind, count in kinds.items() for item in hostile_items(kind, count, texts)])
     add_guideline(store, "\n\n".join(PAYLOADS))
     asked, dialogs, broken = [], [], []
@@ -269,13 +269,13 @@ def test_hostile_texts_run_nothing_and_load_nothing(chrome, store):
                     page.locator("[data-copy]").first.check(force=True)
                 following(page, lambda: page.click("#submit"))
             count += 1
-        assert count == 3 * len(texts)
+        assert count == 2 * len(texts)
         admin_context = chrome.new_context(viewport=DESKTOP)
         admin_context.on("page", watch)
         admin = signed_in(admin_context, url, add_annotator(store, PAYLOADS[1], "admin")[1])
         admin.wait_for_selector(".tiles")
         assert admin.evaluate("window.hacked === undefined")
-        for task in range(1, 3 * len(texts) + 1):
+        for task in range(1, 2 * len(texts) + 1):
             admin.goto(f"{url}/admin/task/{task}")
             assert admin.evaluate("window.hacked === undefined && document.querySelector('main script') === null")
     assert not dialogs

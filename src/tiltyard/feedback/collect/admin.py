@@ -97,9 +97,7 @@ def _by_version(labels: Sequence[Label]) -> dict[int, Agreement]:
         preference = label.group.preference
         if label.kind == "pair" and label.stage == "real" and preference is not None and preference.guideline:
             rows[int(preference.guideline)][label.item, label.annotator] = (label.item, label.annotator, label.label)
-    return {
-        version: percent_agreement(Annotations.of(one.values()), rounds=ROUNDS) for version, one in rows.items()
-    }
+    return {version: percent_agreement(Annotations.of(one.values()), rounds=ROUNDS) for version, one in rows.items()}
 
 
 @router.get("/admin")
@@ -107,9 +105,7 @@ def admin(request: Request, found: Admin) -> Response:
     """Shows the whole on one page."""
     del found
     figures_now: Found = request.app.state.figures.get()
-    return render(
-        request, "admin.html", found=figures_now, charts=charts, floor=FLOOR, known=known, leaning=leaning
-    )
+    return render(request, "admin.html", found=figures_now, charts=charts, floor=FLOOR, known=known, leaning=leaning)
 
 
 @router.get("/admin/task/{task}")

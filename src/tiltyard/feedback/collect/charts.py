@@ -24,8 +24,10 @@ def interval(
 
     middle = HEIGHT / 2
     parts = [f'<line class="axis" x1="8" x2="{WIDTH - 8}" y1="{middle}" y2="{middle}"/>']
-    for at in (least, (least + most) / 2, most):
-        parts.append(f'<line class="axis" x1="{x(at)}" x2="{x(at)}" y1="{middle - 4}" y2="{middle + 4}"/>')
+    parts += [
+        f'<line class="axis" x1="{x(at)}" x2="{x(at)}" y1="{middle - 4}" y2="{middle + 4}"/>'
+        for at in (least, (least + most) / 2, most)
+    ]
     if mark is not None:
         parts.append(f'<line class="mark-line" x1="{x(mark)}" x2="{x(mark)}" y1="2" y2="{HEIGHT - 2}"/>')
     if not math.isnan(value):
@@ -39,7 +41,9 @@ def interval(
 def scale(least: str, middle: str, most: str) -> Markup:
     """Draws the numbers of the line on which `interval` draws, to stand above a column of them."""
     ends = ((8, "start", least), (WIDTH / 2, "middle", middle), (WIDTH - 8, "end", most))
-    parts = [f'<text class="tick" x="{x}" y="18" text-anchor="{anchor}">{escape(text)}</text>' for x, anchor, text in ends]
+    parts = [
+        f'<text class="tick" x="{x}" y="18" text-anchor="{anchor}">{escape(text)}</text>' for x, anchor, text in ends
+    ]
     return _svg(WIDTH, 22, "interval", "", parts)
 
 

@@ -12,7 +12,6 @@ from tiltyard.feedback.collect.pages import LARGEST, Labeller
 from tiltyard.feedback.web.sessions import protected
 
 
-
 class Refused(BaseModel):
     """Why a request was refused; nothing was stored."""
 

@@ -18,7 +18,6 @@ def test_log_ratios_of_tokens_sum_to_the_response_s_kl(whole):
         answer = answers[row["model"], row["prompt_key"]]
         assert len(row["logp"]) == len(row["ref_logp"]) == len(row["pieces"]) == answer["length"]
         assert sum(row["logp"]) - sum(row["ref_logp"]) == pytest.approx(answer["kl"], abs=2e-3)
-        assert "".join(row["pieces"]).strip().startswith(answer["text"].strip()[:3])
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from tiltyard.data.facts import facts_of, same_answers
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.inputs.workspace import Workspace, cache_folder
 from tiltyard.scoring.reward_model import in_tokens_of
+from tiltyard.stats.judged import BOTH_BAD
 from tiltyard.types import Group, Prompt
 
 # (chat, groups, max_length, too_long) -> the groups as a method reads them, then lines about what was left out
@@ -144,7 +145,8 @@ def files_of(key: str, source: str | list[str]) -> list[str]:
 def _sampled_groups(
     work: Workspace, key: str, path: Path, max_length: int, chat: Chat, limit: Limit
 ) -> Iterator[Group]:
-    """Streams the groups of a `*.groups.jsonl`; too long ones are dropped and counted.
+    """Streams the groups of a `*.groups.jsonl`; too long ones, and pairs that a person found both bad, are dropped
+    and counted.
 
     Ids are kept as sampled where this model's tokenizer and template give the same ids for the texts; otherwise all
     texts are encoded again.
@@ -160,10 +162,13 @@ def _sampled_groups(
         return limited(lambda: read_groups(path), limit, told)
 
     foreign = any(_foreign(chat, group) for group in every())
-    rows = kept = 0
+    rows = kept = neither = 0
     same: Counter[str] = Counter()
     for group in every():
         rows += 1
+        if group.preference is not None and group.preference.meta.get("reason") == BOTH_BAD:
+            neither += 1
+            continue
         encoded = in_tokens_of(chat, group) if foreign else group
         if len(encoded.prompt.ids) + max(len(r.ids) for r in encoded.responses) <= max_length:
             kept += 1
@@ -176,7 +181,9 @@ def _sampled_groups(
             got=f"{rows:,} groups",
             expected=f"a prompt and its longest response of at most {max_length} tokens",
         )
-    dropped = f", {rows - kept:,} dropped (longer than {max_length} tokens)" if rows > kept else ""
+    long = rows - kept - neither
+    dropped = f", {long:,} dropped (longer than {max_length} tokens)" if long else ""
+    dropped += f", {neither:,} left out (both bad: neither is preferred)" if neither else ""
     ids = "ids encoded again from the texts (another tokenizer or template made them)" if foreign else "ids as sampled"
     notes = [f"note {count:,}: {reason}" for reason, count in same.items()]
     work.report(key, [f"{kept:,} groups, {ids}{dropped}", *filter(None, [drawn]), *notes])

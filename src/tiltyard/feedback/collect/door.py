@@ -13,7 +13,7 @@ from tiltyard.feedback.web.sessions import protected
 
 
 class Refused(BaseModel):
-    """Why a request was refused; nothing was stored."""
+    """An error of the door: nothing was stored."""
 
     detail: str | list[str]
     expected: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,29 +26,32 @@ COLUMNS = (
 
 
 def print_gaps(gaps: Sequence[Gap], console: Console) -> None:
-    """Prints a row for each model, its diversity, and the reasons of refusals with the samples that would mend them."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("model")
-    for title in ("reward", *(title for _, title in COLUMNS), "log Z", "ESS", "k-hat"):
-        table.add_column(title, justify="right")
-    for gap in gaps:
-        cells = [_cell(gap.reward), *(_cell(gap.estimates.get(key)) for key, _ in COLUMNS)]
-        cells += [_cell(gap.estimates.get("log_z")), f"{gap.support.ess:.0f} of {gap.support.samples}"]
-        shape = gap.support.k_hat
-        cells.append("-" if shape is None else f"{shape:.2f}")
-        table.add_row(plain(gap.name), *cells)
-    console.print(table)
-    diversity = Table(box=None, pad_edge=False, header_style="dim")
-    diversity.add_column("model")
-    for title in ("unique", "distinct-2", "self-BLEU", "cut off"):
-        diversity.add_column(title, justify="right")
-    for gap in gaps:
-        shares = (f"{gap.unique:.0%}", f"{gap.distinct_2:.2f}", f"{gap.self_bleu:.2f}", f"{gap.cut:.0%}")
-        diversity.add_row(plain(gap.name), *shares)
+    """Prints each model's distances, its diagnostics and diversity, and refusals with what mends them."""
+    rows = [[_cell(gap.reward), *(_cell(gap.estimates.get(key)) for key, _ in COLUMNS)] for gap in gaps]
+    console.print(_table(gaps, ["reward", *(title for _, title in COLUMNS)], rows))
     console.print()
-    console.print(diversity)
+    rows = [
+        [
+            _cell(gap.estimates.get("log_z")),
+            f"{gap.support.ess:.0f}/{gap.support.samples}",
+            "-" if gap.support.k_hat is None else f"{gap.support.k_hat:.2f}",
+            *(f"{gap.unique:.0%}", f"{gap.distinct_2:.2f}", f"{gap.self_bleu:.2f}", f"{gap.cut:.0%}"),
+        ]
+        for gap in gaps
+    ]
+    console.print(_table(gaps, ["log Z", "ESS", "k-hat", "unique", "distinct-2", "self-BLEU", "cut off"], rows))
     for line in refusal_lines(gaps):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(gaps: Sequence[Gap], titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("model", overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap="\n" not in title)
+    for gap, row in zip(gaps, rows, strict=True):
+        table.add_row(plain(gap.name), *row)
+    return table
 
 
 def refusal_lines(gaps: Sequence[Gap]) -> list[str]:
@@ -70,7 +74,7 @@ def _cell(value: Estimate | None) -> str:
     if not math.isfinite(value.value):
         return f"{value.value:g}"
     half = (value.high - value.low) / 2
-    return f"{value.value:.2f}" if math.isnan(half) else f"{value.value:.2f} ± {half:.2f}"
+    return f"{value.value:.2f}" if math.isnan(half) else f"{value.value:.2f}±{half:.2f}"
 
 
 def frontier_png(
@@ -121,7 +125,7 @@ def frontier_png(
         )
     ax.set_xlabel("KL to the prior (nats per response)")
     ax.set_ylabel("reward (mean per response)")
-    ax.set_title(literal(note), fontsize=8, color="0.35")
+    ax.set_title("\n".join(textwrap.wrap(literal(note), 110)), fontsize=8, color="0.35")
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle("Reward against KL: models and the optimum", fontsize=12, fontweight="bold")
     return save_png(figure, path)

@@ -152,7 +152,7 @@ COVERED = ("log_z", "factor", "kl", "gap", "reverse", "posterior_factor")
 @pytest.mark.statistical
 @pytest.mark.parametrize(("prompts", "spread"), [(400, 1.0), (1, 0.7)])
 def test_intervals_cover(prompts: int, spread: float) -> None:
-    """95% of 500 runs within chance, where prompts differ and where the noise of sampling alone is left (91 to 95% here)."""
+    """95% of 500 runs within chance, where prompts differ and where sampling alone makes the noise."""
     runs, drawn = 500, 40
     rng = np.random.default_rng(shifted(6))
     table = world(5, prompts, spread=spread)

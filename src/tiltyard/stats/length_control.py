@@ -84,7 +84,7 @@ def unstable(outcomes_P: ArrayLike, length_difference_P: ArrayLike, clusters: Cl
         return f"{prompts} prompts, and the regression needs {MIN_CLUSTERS}"
     share = float((sums_C / counts_C).mean())
     rarer = min(share, 1 - share) * prompts
-    if rarer < MIN_RARER:
+    if rarer < MIN_RARER - 1e-9:  # 5 of 30 is 4.999... in floating point
         which = "lost" if share > 0.5 else "won"
         return f"{rarer:g} of {prompts} prompts are {which}, and the regression needs {MIN_RARER}"
     theta_R, phi_R = _fit(y_P, d_P, np.ones((1, len(y_P))))

@@ -7,7 +7,7 @@ from tiltyard.feedback.listwise import BothLists, ListJudge, Ranking
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
-from tiltyard.feedback.scorers import GradeScorer, JudgeScorer
+from tiltyard.feedback.scorers import GradeScorer, JudgeScorer, ListScorer
 from tiltyard.feedback.service import ServiceScorer
 from tiltyard.feedback.settings import (
     ApiJudgeSettings,
@@ -42,6 +42,7 @@ __all__ = [
     "JudgeScorer",
     "JudgeSettings",
     "ListJudge",
+    "ListScorer",
     "ModelJudge",
     "ModelJudgeSettings",
     "ModelPointsJudge",

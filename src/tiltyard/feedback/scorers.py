@@ -10,6 +10,7 @@ from typing import Any
 from tiltyard.batch.batch import Metrics
 from tiltyard.distributed import processes
 from tiltyard.errors import DataError
+from tiltyard.feedback.listwise import ListJudge
 from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
 from tiltyard.scoring.base import Cost, Scale
 from tiltyard.types import Group, Preference, dense_ranks
@@ -172,13 +173,58 @@ class GradeScorer:
         return _metrics(self.judge, self.failures)
 
 
+class ListScorer:
+    """A judge that ranks whole lists, as a scorer: two requests a group, in place of two for each of its pairs.
+
+    The score of a response is the share of the others that it is ranked above, a tie one half: on the scale of
+    `JudgeScorer`, a mean win probability. A group without a ranking is left out.
+
+    Args:
+        judge: wrapped in `BothLists` by the settings. moving, name, max_missing: see `JudgeScorer`.
+    """
+
+    def __init__(self, judge: ListJudge, *, moving: bool = False, name: str = "judge", max_missing: float = MAX_MISSING):
+        self.judge = judge
+        self.failures = ParseFailures(max_missing)
+        self.scale, self.name = Scale(comparable=False, moving=moving), name
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with scores and ranks.
+
+        Raises:
+            DataError: a group of fewer than two responses, or of more than nine.
+            JudgeError: the judge ranks fewer than 1 - `max_missing` of the groups.
+        """
+        set_turn(self.judge, policy_version_of(groups))
+        rankings = self.judge.rank(groups)
+        self.failures.add([Verdict(None if r.ranks is None else 0.5, r.reason, cause=r.cause) for r in rankings])
+        scored = []
+        for group, ranking in zip(groups, rankings, strict=True):
+            if ranking.ranks is not None:
+                others = len(ranking.ranks) - 1
+                scores = tuple(
+                    (sum(r > rank for r in ranking.ranks) + (ranking.ranks.count(rank) - 1) / 2) / others
+                    for rank in ranking.ranks
+                )
+                scored.append(replace(group, scores=scores, preference=Preference(ranks=ranking.ranks)))
+        return scored
+
+    def take_cost(self) -> Cost:
+        """Returns the cost of the judge since the last call."""
+        return _taken_cost(self.judge)
+
+    def take_metrics(self) -> Metrics:
+        """As of `JudgeScorer`; `judge_missing` counts groups."""
+        return _metrics(self.judge, self.failures)
+
+
 def policy_version_of(groups: Sequence[Group]) -> int | None:
     """Version of the policy that sampled these groups, the newest of several; None if no response was sampled."""
     versions = [r.policy_version for g in groups for r in g.responses if r.policy_version is not None]
     return max(versions, default=None)
 
 
-def _taken_cost(judge: Judge | ScoreJudge) -> Cost:
+def _taken_cost(judge: Judge | ScoreJudge | ListJudge) -> Cost:
     return _cost(judge.usage.taken())
 
 
@@ -186,7 +232,7 @@ def _cost(used: Usage) -> Cost:
     return Cost(used.calls, used.tokens_in, used.tokens_out, used.cost)
 
 
-def _metrics(judge: Judge | ScoreJudge, failures: ParseFailures) -> Metrics:
+def _metrics(judge: Judge | ScoreJudge | ListJudge, failures: ParseFailures) -> Metrics:
     """The cost and the missing verdicts, these also by cause; verdicts from words where log-probs were requested."""
     once = float(processes.is_main())  # sums over processes, not means
     used, causes = judge.usage.taken(), failures.take()

@@ -18,7 +18,7 @@ from tiltyard.feedback.listwise import ApiListJudge, BothLists, ListJudge, Model
 from tiltyard.feedback.local import ModelJudge, ModelPointsJudge, ModelScoreJudge
 from tiltyard.feedback.prompts import Exemplar
 from tiltyard.feedback.remote import ApiJudge, ApiPointsJudge, ApiScoreJudge
-from tiltyard.feedback.scorers import MAX_MISSING, GradeScorer, JudgeScorer
+from tiltyard.feedback.scorers import MAX_MISSING, GradeScorer, JudgeScorer, ListScorer
 from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
 from tiltyard.feedback.verdicts import Debiased, Judge, ScoreJudge
 from tiltyard.feedback.wire import Endpoint
@@ -244,11 +244,14 @@ def build_scorer(
     owner: str = "",
     *,
     moving: bool = False,
-) -> JudgeScorer | GradeScorer:
+) -> JudgeScorer | ListScorer | GradeScorer:
     """The scorer that the settings describe; `moving`: the judge is the policy that is trained."""
     if settings.ask == "pair":
         judge = build_judge(settings, load, cache, owner)
         return JudgeScorer(judge, moving=moving, max_missing=settings.max_missing)
+    if settings.ask == "rank":
+        lists = build_list_judge(settings, load, cache, owner)
+        return ListScorer(lists, moving=moving, max_missing=settings.max_missing)
     grader = build_score_judge(settings, load, cache, owner)
     return GradeScorer(grader, moving=moving, max_missing=settings.max_missing)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -28,37 +28,46 @@ _LEGEND = (
 
 
 def print_calibration(result: Mapping[str, Any], console: Console) -> None:
-    """Prints a row for each judge, then people and the three annotators that cost nothing."""
-    headers = (
-        "agree %",
-        "over longest",
-        "kappa",
-        "longer",
-        "first",
-        "apart",
-        "repeat",
-        "own",
-        "none",
-        "price",
-        "seconds",
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("judge", overflow="fold", min_width=8, max_width=36)
-    for header in headers:
-        table.add_column(header, justify="right")
-    people = result["people"]
+    """Prints agreement and price of each judge, of people and of the three annotators that cost nothing, then biases.
+
+    Two tables of at most 100 columns: all of it in one would fold at twice that.
+    """
     free = [name for name in ("longest", "first", "random") if name in result["rows"]]
     judges = [name for name in result["rows"] if name not in free]
-    for name in judges:
-        table.add_row(Text(plain(name)), *_cells(result["rows"][name]))
-    agreement = people["agreement"]
-    if agreement["n"]:
-        cells = [_share(agreement), *[""] * 9, _number(people["seconds"], 0)]
-        table.add_row(Text("people (one against the others)"), *cells)
-    for name in free:
-        table.add_row(Text(name, style="dim"), *_cells(result["rows"][name]))
+    agreement, seconds = result["people"]["agreement"], result["people"]["seconds"]
+    people = ["people (one and the others)", _share(agreement), "", "", "", "", _number(seconds, 0)]
+    rows = {name: _agreement_cells(result["rows"][name]) for name in result["rows"]}
+    table = _table("judge", "agree %", "over longest", "kappa", "none", "price", "seconds")
+    _fill(table, judges, rows, free, people if agreement["n"] else None)
+    console.print(table)
+    rows = {name: _bias_cells(result["rows"][name]) for name in result["rows"]}
+    table = _table("judge", "longer %", "first %", "apart %", "repeat %", "own")
+    _fill(table, judges, rows, [name for name in free if any(rows[name])], None)
     console.print(table)
     console.print(Text(_LEGEND, style="dim"))
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column(first, overflow="fold", min_width=8, max_width=36)
+    for header in others:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _fill(
+    table: Table,
+    judges: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    free: Sequence[str],
+    people: Sequence[str] | None,
+) -> None:
+    for name in judges:
+        table.add_row(Text(plain(name)), *rows[name])
+    if people is not None:
+        table.add_row(*people)
+    for name in free:
+        table.add_row(Text(name, style="dim"), *rows[name])
 
 
 def calibration_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -109,29 +118,32 @@ def json_ready(value: Any) -> Any:
     return jsonable(value)
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    shares = [_share(row[key]) for key in ("longer", "first", "disagree", "repeat")]
+def _agreement_cells(row: Mapping[str, Any]) -> list[str]:
     missing = f"{row['missing']:,}" if row["missing"] else ""
-    kappa = row["kappa"]["value"]
-    own = _points(row["own_excess"])
     prices = [_number(row["price"], 4), _number(row["seconds"], 0)]
-    return [_share(row["agreement"]), _points(row["gain"]), _number(kappa, 3), *shares, own, missing, *prices]
+    return [_share(row["agreement"]), _points(row["gain"]), _number(row["kappa"]["value"], 3), missing, *prices]
 
 
-def _share(estimate: Mapping[str, Any]) -> str:
+def _bias_cells(row: Mapping[str, Any]) -> list[str]:
+    shares = [_share(row[key], 0) for key in ("longer", "first", "disagree", "repeat")]
+    return [*shares, _points(row["own_excess"], 0)]
+
+
+def _share(estimate: Mapping[str, Any], digits: int = 1) -> str:
     """A share in per cent with its interval; empty where it is unknown."""
     value, low, high = (estimate[key] for key in ("value", "low", "high"))
     if value is None or not estimate["n"]:
         return ""
-    return f"{100 * value:.1f}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
+    return f"{100 * value:.{digits}f}" + ("" if low is None else f" [{100 * low:.{digits}f}, {100 * high:.{digits}f}]")
 
 
-def _points(estimate: Mapping[str, Any]) -> str:
+def _points(estimate: Mapping[str, Any], digits: int = 1) -> str:
     """A difference of shares in points with its interval."""
     value, low, high = (estimate[key] for key in ("value", "low", "high"))
     if value is None or not estimate["n"]:
         return ""
-    return f"{100 * value:+.1f}" + ("" if low is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
+    ends = "" if low is None else f" [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"
+    return f"{100 * value:+.{digits}f}{ends}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -38,6 +38,13 @@ class Rewards:
         for part in self.parts.values():
             if is_model(part.source):
                 self._model(part)
+        if settings.judge is not None and settings.judge.ask == "rank":
+            raise ConfigError(
+                "a judge of lists scores no response by itself",
+                where=f"{context.name}.judge.ask",
+                got="rank",
+                expected="pair (against the baseline), score or points",
+            )
         if settings.judge is not None and settings.judge.ask != "pair":
             scorer = build_scorer(*self._judge_arguments(settings.judge))
             assert isinstance(scorer, GradeScorer)

@@ -1,12 +1,14 @@
 """Judged groups as votes, comparisons of two responses by one annotator each: what ratings are computed from.
 
 Who wrote a response stands in its `meta`: `policy`, and `version` where it has one. The preference's `meta` may hold
-`chosen_with` (the probability with which these responses were chosen), `shown` (the order on the page), `role`,
-`stage`, `right` and `reason`, as the feedback store writes them.
+`chosen_with` (the probability with which these responses were chosen), `drawn_with` and `candidates` (of an active draw
+of the task: its probability, among how many), `shown` (the order on the page), `role`, `stage`, `right` and `reason`,
+as the feedback store writes them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +18,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tiltyard.errors import DataError
-from tiltyard.stats.ratings.battles import Battles, battles_of, weights_of_propensity
+from tiltyard.stats.ratings.battles import Battles, Floats, battles_of, weights_of_propensity
 from tiltyard.stats.ratings.rewards import rewards_of_responses
-from tiltyard.types import Group, Preference, Response, prompt_digest, ranks_of, response_id
+from tiltyard.stats.ratings.selection import weights_of_draws
+from tiltyard.types import Group, Preference, Response, prompt_digest, ranks_of, response_id, shares_of
 
 Outcome = Literal["a", "b", "tie", "both_bad"]
 
@@ -39,8 +42,10 @@ class Vote(NamedTuple):
         item: (prompt, id of a's response, id of b's response).
         first: whether a was shown first; None where the order is not known.
         probability: with which these responses were chosen among those that could have been.
+        drawn: (probability, number of candidates) of an active draw of this item; None: it was given out in order.
         lengths: characters of the two responses; None where the texts are not there.
         judge: the annotator is an AI judge.
+        p: of a soft label the probability that a's response is the better one.
     """
 
     prompt: str
@@ -54,9 +59,13 @@ class Vote(NamedTuple):
     probability: float = 1.0
     lengths: tuple[float, float] | None = None
     judge: bool = False
+    p: float | None = None
+    drawn: tuple[float, int] | None = None
 
     def score_of(self, model: str) -> float:
-        """Returns 1 where the model won, 0 where it lost, 1/2 for a tie and for "both bad"."""
+        """Returns 1 where the model won, 0 where it lost, 1/2 for a tie and "both bad", the probability of a soft one."""
+        if self.p is not None:
+            return self.p if model == self.a else 1 - self.p
         won: Outcome = "a" if model == self.a else "b"
         return 0.5 if self.outcome in ("tie", "both_bad") else float(self.outcome == won)
 
@@ -106,13 +115,15 @@ def is_judge(preference: Preference, judges: Iterable[str] = ()) -> bool:
     return preference.meta.get("role") == JUDGE or name.startswith("judge:") or name in tuple(judges)
 
 
-def votes_of(groups: Iterable[Group], judges: Sequence[str] = ()) -> Votes:
+def votes_of(
+    groups: Iterable[Group], judges: Sequence[str] = (), *, hard: bool = False, keep_named: bool = False
+) -> Votes:
     """Returns the votes of judged groups; a ranking of K responses is its K (K - 1) / 2 comparisons.
-
-    A soft label counts for the side that it prefers.
 
     Args:
         judges: names of annotators that are AI judges though nothing else shows it.
+        hard: a soft label counts for the side that it prefers, not as its probability.
+        keep_named: keep votes on responses that introduce their model (`NAMES_ITSELF` in their meta), which were not blind.
 
     Raises:
         DataError: a response whose model is not recorded.
@@ -130,16 +141,21 @@ def votes_of(groups: Iterable[Group], judges: Sequence[str] = ()) -> Votes:
             left_out[NO_VERDICT] += 1
             continue
         names = [model_of(response, group.origin or group.prompt.id) for response in group.responses]
-        if len(names) > 2 and ranks is not None and len(set(names)) == len(names):
+        told = set() if keep_named else _named(group)
+        if len(names) > 2 and ranks is not None and len(set(names)) == len(names) and not told:
             rankings.append((prompt_name(group), _ranking(names, ranks)))
         for i, j in combinations(range(len(names)), 2):
             if names[i] == names[j]:
                 left_out[SAME_MODEL] += 1
-            elif group.responses[i].meta.get(NAMES_ITSELF) or group.responses[j].meta.get(NAMES_ITSELF):
+            elif {i, j} & told:
                 left_out[NAMED] += 1
             else:
-                votes.append(_vote(group, preference, ranks, (i, j), names, judges))
+                votes.append(_vote(group, preference, ranks, (i, j), names, judges, hard))
     return Votes(tuple(votes), tuple(rankings), dict(left_out))
+
+
+def _named(group: Group) -> set[int]:
+    return {k for k, r in enumerate(group.responses) if r.meta.get(NAMES_ITSELF)}
 
 
 def _ranking(names: Sequence[str], ranks: Sequence[int]) -> tuple[tuple[str, ...], ...]:
@@ -153,14 +169,19 @@ def _vote(
     pair: tuple[int, int],
     names: Sequence[str],
     judges: Sequence[str],
+    hard: bool,
 ) -> Vote:
     i, j = pair
+    shares, p = shares_of(preference), None
+    if shares is not None and not hard and shares[i] != shares[j]:
+        p = shares[i] / (shares[i] + shares[j])
     outcome: Outcome = "both_bad"
     if ranks is not None:
         outcome = "tie" if ranks[i] == ranks[j] else "a" if ranks[i] < ranks[j] else "b"
     one, other = (_key(group.responses[k], names[k]) for k in pair)
     if other < one:
         i, j, outcome, one, other = j, i, _SWAPPED[outcome], other, one
+        p = None if p is None else 1 - p
     texts = [group.responses[k] for k in (i, j)]
     lengths = tuple(float(r.meta.get("length", len(r.text))) for r in texts)
     known = all(r.text or "length" in r.meta for r in texts)
@@ -178,7 +199,14 @@ def _vote(
         float(preference.meta.get("chosen_with", 1.0)),
         (lengths[0], lengths[1]) if known else None,
         is_judge(preference, judges),
+        p,
+        _drawn(preference),
     )
+
+
+def _drawn(preference: Preference) -> tuple[float, int] | None:
+    q, n = (preference.meta.get(key) for key in ("drawn_with", "candidates"))
+    return None if q is None or n is None else (float(q), int(n))
 
 
 def _key(response: Response, name: str) -> str:
@@ -197,9 +225,7 @@ def battles_of_votes(
     Raises:
         DataError: no vote.
     """
-    weight_N = np.ones(len(votes)) if weights is None else np.asarray(weights, dtype=float)
-    if is_weighted(votes):
-        weight_N = weight_N * weights_of_propensity([vote.probability for vote in votes])
+    weight_N = propensity_weights(votes) * (1.0 if weights is None else np.asarray(weights, dtype=float))
     lengths = [vote.lengths for vote in votes]
     return battles_of(
         [vote.a for vote in votes],
@@ -209,14 +235,29 @@ def battles_of_votes(
         weight=weight_N / weight_N.mean() if len(votes) else None,
         lengths=None if None in lengths else [pair for pair in lengths if pair is not None],
         source=[vote.source for vote in votes],
+        p=[math.nan if vote.p is None else vote.p for vote in votes],
         models=models,
         where="vote",
     )
 
 
-def is_weighted(votes: Sequence[Vote]) -> bool:
-    """True where pairs were chosen with different probabilities: ratings then need inverse-propensity weights."""
-    return len({vote.probability for vote in votes}) > 1
+def propensity_weights(votes: Sequence[Vote]) -> Floats:
+    """Returns the weight of each vote that undoes the choice of pairs, [N]; 1 for all where there was none.
+
+    1 / the probability with which the responses were chosen, times the weight of the draw where the item was drawn
+    (`weights_of_draws`, among the votes of each source, since sources are drawn from apart).
+    """
+    if not votes:
+        return np.ones(0)
+    weight_N = weights_of_propensity([vote.probability for vote in votes])
+    by_source: dict[str, list[int]] = {}
+    for k, vote in enumerate(votes):
+        if vote.drawn is not None:
+            by_source.setdefault(vote.source, []).append(k)
+    for places in by_source.values():
+        q, n = zip(*(votes[k].drawn or (1.0, 1) for k in places), strict=True)
+        weight_N[places] *= weights_of_draws(q, n)
+    return weight_N if np.ptp(weight_N) > 1e-12 * weight_N.max() else np.ones(len(votes))
 
 
 def rewarded(groups: Iterable[Group], *, prior_sd: float | None = 1.0) -> Iterator[Group]:
@@ -247,12 +288,13 @@ def rewarded(groups: Iterable[Group], *, prior_sd: float | None = 1.0) -> Iterat
 
 
 def _battles_of_responses(judged: Sequence[Group]) -> Battles:
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str, float]] = []
     for group in judged:
-        ranks = ranks_of(group.preference) or ()
+        ranks, shares = ranks_of(group.preference) or (), shares_of(group.preference)
         ids = [response_id(r) for r in group.responses]
         for i, j in combinations(range(len(ids)), 2):
             if ids[i] != ids[j]:
-                rows.append((ids[i], ids[j], "tie" if ranks[i] == ranks[j] else "a" if ranks[i] < ranks[j] else "b"))
-    a, b, outcome = zip(*rows, strict=True)
-    return battles_of(a, b, outcome, prompt=["one"] * len(rows))
+                p = math.nan if shares is None or ranks[i] == ranks[j] else shares[i] / (shares[i] + shares[j])
+                rows.append((ids[i], ids[j], "tie" if ranks[i] == ranks[j] else "a" if ranks[i] < ranks[j] else "b", p))
+    a, b, outcome, p_N = zip(*rows, strict=True)
+    return battles_of(a, b, outcome, prompt=["one"] * len(rows), p=p_N)

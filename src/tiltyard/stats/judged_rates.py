@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tiltyard.errors import DataError
 from tiltyard.stats.corrected import Corrected, ppi_rate
 from tiltyard.stats.intervals import Estimate
-from tiltyard.stats.judged import Vote
+from tiltyard.stats.judged import Vote, propensity_weights
 from tiltyard.stats.ratings.battles import BothBad
 
 
@@ -42,7 +42,8 @@ def corrected_wins(
     """Computes each judge's win rate of each model, corrected by prediction-powered inference; [] without both kinds.
 
     An item is one comparison (prompt and two responses). Several verdicts on it, by people or by a judge in both
-    orders, count as their mean. Ties are half wins. People's items must be a random part of the judge's.
+    orders, count as their mean. Ties are half wins, a soft label is its probability. People's items are a random part of
+    the judge's, or one drawn with the probabilities that their votes carry (`chosen_with`, active draws).
 
     Args:
         opponent: compare with this model alone; "": with all others.
@@ -74,15 +75,32 @@ def _of_model(
     level: float,
 ) -> CorrectedWins:
     judged, labelled = _scores(own, model, opponent), _scores(people, model, opponent)
+    chosen = _chosen_with(judged, own, people)
     prompts = [item[0] for item in judged]
     said = [_mean(scores) for scores in judged.values()]
     truth = [_mean(labelled[item]) if item in labelled else math.nan for item in judged]
     count = sum(not math.isnan(x) for x in truth)
     try:
-        corrected = ppi_rate(said, truth, prompts, rounds=rounds, seed=seed, level=level)
+        corrected = ppi_rate(said, truth, prompts, chosen_with=chosen, rounds=rounds, seed=seed, level=level)
     except DataError as error:
         return CorrectedWins(judge, model, opponent, len(said), count, None, error.what)
     return CorrectedWins(judge, model, opponent, len(said), count, corrected, corrected.reason)
+
+
+def _chosen_with(
+    items: Iterable[tuple[str, str, str]], own: Sequence[Vote], people: Sequence[Vote]
+) -> list[float] | None:
+    """Returns the probability with which people labelled each of the judge's items, up to a factor; None: all alike.
+
+    A pair that judge and people have from one draw, with one probability, was given to people for sure.
+    """
+    base = {vote.item: vote.probability for vote in own}
+    given = [vote for vote in people if vote.item in base]
+    beyond = [v._replace(probability=1.0) if v.probability == base[v.item] else v for v in given]
+    weights = dict(zip([vote.item for vote in given], propensity_weights(beyond), strict=True))
+    if not weights or max(weights.values()) - min(weights.values()) <= 1e-12:
+        return None
+    return [min(weights.values()) / weights[item] if item in weights else 1.0 for item in items]
 
 
 def _scores(votes: Sequence[Vote], model: str, opponent: str) -> dict[tuple[str, str, str], list[float]]:

@@ -32,6 +32,7 @@ class Battles:
         weight_N: positive, e.g. 1 / the probability with which the pair was chosen.
         length_N2: lengths of the two answers in any unit, or None where they are not known.
         sources: names of where the battles come from. source_N: places in them.
+        p_N: of a soft label the probability that a's answer is the better one, NaN of others; None: none is soft.
     """
 
     models: tuple[str, ...]
@@ -43,12 +44,13 @@ class Battles:
     length_N2: Floats | None
     sources: tuple[str, ...]
     source_N: Ints
+    p_N: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.a_N)
 
-    def where(self, keep_N: NDArray[np.bool_]) -> Battles:
-        """Returns the battles at which `keep_N` is true; every model and source keeps its place."""
+    def where(self, keep_N: NDArray[np.bool_] | Ints) -> Battles:
+        """Returns the battles at which `keep_N` is true, or at those places; models and sources keep theirs."""
         return replace(
             self,
             a_N=self.a_N[keep_N],
@@ -58,7 +60,25 @@ class Battles:
             weight_N=self.weight_N[keep_N],
             length_N2=None if self.length_N2 is None else self.length_N2[keep_N],
             source_N=self.source_N[keep_N],
+            p_N=None if self.p_N is None else self.p_N[keep_N],
         )
+
+    def soft_N(self) -> NDArray[np.bool_]:
+        """Returns which battles are soft labels: they count p of a win of a and 1 - p of a win of b."""
+        return np.zeros(len(self), dtype=bool) if self.p_N is None else ~np.isnan(self.p_N)
+
+    def hard(self) -> Battles:
+        """Returns soft labels as two battles of one prompt each, whose weights are p and 1 - p of the label's."""
+        soft_N = self.soft_N()
+        if self.p_N is None or not soft_N.any():
+            return self
+        place_N = np.concatenate([np.arange(len(self)), np.flatnonzero(soft_N)])
+        copied_N = np.arange(len(place_N)) >= len(self)
+        whole, p_N = self.where(place_N), self.p_N[place_N]
+        share_N = np.where(np.isnan(p_N), 1.0, np.where(copied_N, 1 - p_N, p_N))
+        outcome_N = np.where(np.isnan(p_N), whole.outcome_N, np.where(copied_N, B_WINS, A_WINS))
+        whole = replace(whole, outcome_N=outcome_N, weight_N=whole.weight_N * share_N, p_N=None)
+        return whole.where(share_N > 0)
 
     def without_both_bad(self, both_bad: BothBad) -> Battles:
         """Returns the battles that a rating uses: "both bad" becomes a tie (`"tie"`), or is not used.
@@ -85,6 +105,7 @@ def battles_of(
     weight: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     source: Sequence[str] | None = None,
+    p: ArrayLike | None = None,
     models: Iterable[str] = (),
     where: str = "battle",
 ) -> Battles:
@@ -97,12 +118,13 @@ def battles_of(
         weight: positive numbers; None: 1.
         lengths: shape [N, 2], of the answers of a and b.
         source: of each battle; None: all of one, without a name.
+        p: of soft labels the probability that a's answer is the better one, NaN of others; its outcome is "a" or "b".
         models: models that must be listed although they have no battle.
         where: begins the place in messages, which end in ":" and the number of the battle, from 1.
 
     Raises:
         DataError: columns of other lengths, no battle, a model against itself, an unknown outcome, a weight that is not
-            positive and finite, lengths that are not finite.
+            positive and finite, lengths that are not finite, a probability outside 0..1 or of another outcome.
     """
     n = len(a)
     columns = {"b": b, "outcome": outcome, "prompt": prompt, "source": source}
@@ -132,6 +154,7 @@ def battles_of(
         None if lengths is None else _lengths(lengths, n, where),
         sources,
         np.array([source_place[name] for name in source]) if source is not None else np.zeros(n, dtype=np.int64),
+        None if p is None else _probabilities(p, outcome, where),
     )
 
 
@@ -170,6 +193,21 @@ def _weights(weight: ArrayLike, n: int, where: str) -> Floats:
             fix="leave battles out that must not count",
         )
     return w_N
+
+
+def _probabilities(p: ArrayLike, outcome: Sequence[str], where: str) -> Floats | None:
+    p_N = np.asarray(p, dtype=float)
+    if p_N.shape != (len(outcome),):
+        raise DataError("every battle has a probability or NaN", where=where, got=p_N.shape, expected=len(outcome))
+    for number, (value, result) in enumerate(zip(p_N, outcome, strict=True), 1):
+        if not np.isnan(value) and (not 0 <= value <= 1 or result != ("a" if value > 0.5 else "b")):
+            raise DataError(
+                "a soft label is a probability in 0..1 with the outcome that it prefers",
+                where=f"{where}:{number}",
+                got=f"{value:g} with the outcome {result!r}",
+                fix="give NaN for ties and for outcomes that are no soft labels",
+            )
+    return None if np.isnan(p_N).all() else p_N
 
 
 def _lengths(lengths: ArrayLike, n: int, where: str) -> Floats:

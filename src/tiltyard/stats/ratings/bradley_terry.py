@@ -80,7 +80,7 @@ def bradley_terry(
     """Computes Bradley-Terry ratings by maximum likelihood (Newton's method on unique weighted comparisons).
 
     Args:
-        battles: the comparisons.
+        battles: the comparisons; a soft label counts p of a win and 1 - p of a loss.
         ties: "half_win" (a tie is half a win for each: a quasi-likelihood), "davidson" (1970) or "rao_kupper" (1967).
         both_bad: "apart" (not part of the ratings, counted in the coverage), "tie", or "left out" (not counted either).
         length_control: adds the feature tanh((length_a - length_b) / sd), whose coefficient is estimated with the
@@ -92,7 +92,7 @@ def bradley_terry(
     """
     if ties not in TIE_MODELS:
         raise DataError(f"unknown tie model {ties!r}", fix=nearest(str(ties), TIE_MODELS))
-    used = battles.without_both_bad(both_bad)
+    used = battles.without_both_bad(both_bad).hard()
     if len(used) == 0:
         raise DataError("no battle is left to rate", got="both_bad alone", fix="use both_bad='tie'")
     beats_MM, ties_MM = wins_and_ties(used)
@@ -147,7 +147,11 @@ _NO_TIES = {"davidson": 0.0, "rao_kupper": 1.0}  # the parameter without a tie i
 
 
 def wins_and_ties(battles: Battles) -> tuple[Floats, Floats]:
-    """Returns the weights of wins (row beat column) and of ties (symmetric), both [M, M]; "both bad" is in neither."""
+    """Returns the weights of wins (row beat column) and of ties (symmetric), both [M, M]; "both bad" is in neither.
+
+    A soft label is p of a win and 1 - p of a loss.
+    """
+    battles = battles.hard()
     m = len(battles.models)
     b_won_N = battles.outcome_N == B_WINS
     winner_N, loser_N = np.where(b_won_N, battles.b_N, battles.a_N), np.where(b_won_N, battles.a_N, battles.b_N)

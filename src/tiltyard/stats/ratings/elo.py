@@ -14,7 +14,7 @@ from tiltyard.errors import DataError
 from tiltyard.stats.ratings.battles import Battles, BothBad, Floats, Ints
 
 LEAST_ORDERS = 100
-_SCORE_OF_A = np.array([1.0, 0.0, 0.5])
+_SCORE_OF_A = np.array([1.0, 0.0, 0.5, 0.5])
 
 
 class Elo(NamedTuple):
@@ -65,6 +65,12 @@ def elo(
     return Elo(battles.models, rating_RM.mean(0), rating_RM.std(0, ddof=1), orders)
 
 
+def scores_of_a(battles: Battles) -> Floats:
+    """Returns the score of a in each battle, [N]: 1, 0, 1/2 for a tie or "both bad", the probability of a soft label."""
+    score_N = _SCORE_OF_A[battles.outcome_N]
+    return score_N if battles.p_N is None else np.where(battles.soft_N(), battles.p_N, score_N)
+
+
 def in_orders(battles: Battles, order_NR: Ints, k: float, initial: float) -> Floats:
     """Returns the final ratings of each order (a column of battle numbers), shape [R, M].
 
@@ -72,7 +78,7 @@ def in_orders(battles: Battles, order_NR: Ints, k: float, initial: float) -> Flo
     """
     each_R = np.arange(order_NR.shape[1])
     rating_RM = np.full((order_NR.shape[1], len(battles.models)), float(initial))
-    score_N = _SCORE_OF_A[battles.outcome_N]
+    score_N = scores_of_a(battles)
     for now_R in order_NR:
         a_R, b_R = battles.a_N[now_R], battles.b_N[now_R]
         expected_R = 1 / (1 + 10 ** ((rating_RM[each_R, b_R] - rating_RM[each_R, a_R]) / 400))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tiltyard.errors import DataError
-from tiltyard.stats.ratings.battles import Battles, BothBad, Floats
-from tiltyard.stats.ratings.bradley_terry import bradley_terry, unique_comparisons
-from tiltyard.stats.ratings.connected import RATED, Connectivity
-from tiltyard.stats.ratings.newton import check_converged, maximise
+from tiltyard.stats.ratings.battles import Battles, BothBad
+from tiltyard.stats.ratings.bradley_terry import bradley_terry
+from tiltyard.stats.ratings.selection import rating_posterior
 
 
 def rewards_of_responses(
@@ -37,17 +34,5 @@ def rewards_of_responses(
     if prior_sd is None:
         fit = bradley_terry(battles, both_bad=both_bad)
         return dict(zip(fit.models, fit.rating_M.tolist(), strict=True))
-    if not prior_sd > 0 or not np.isfinite(prior_sd):
-        raise DataError("the deviation of the prior must be positive", got=prior_sd)
-    used = battles.without_both_bad(both_bad)
-    rating_M = np.zeros(len(used.models)) if len(used) == 0 else _posterior_mode(used, prior_sd)
-    return dict(zip(battles.models, rating_M.tolist(), strict=True))
-
-
-def _posterior_mode(used: Battles, prior_sd: float) -> Floats:
-    m = len(used.models)
-    everyone = Connectivity(used.models, np.arange(m), (RATED,) * m)
-    design, rows = unique_comparisons(used, everyone, np.zeros((len(used), 0)), "half_win")
-    solution = maximise(design._replace(prior_precision=prior_sd**-2), rows.counts()[None], np.zeros(m))
-    check_converged(solution)
-    return solution.parameter_RP[0]
+    mode = rating_posterior(battles, prior_sd=prior_sd, both_bad=both_bad)
+    return dict(zip(mode.models, mode.mean_M.tolist(), strict=True))

@@ -19,6 +19,7 @@ import json
 import random
 import re
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tiltyard.stats.intervals import mean_ci
 from tiltyard.stats.correlation import kendall_tau_b
+from tiltyard.stats.intervals import mean_ci
 from tiltyard.stats.ratings.battles import Battles, battles_of
 from tiltyard.stats.ratings.bradley_terry import bradley_terry
 from tiltyard.stats.ratings.selection import (
@@ -63,7 +64,10 @@ def mixtures() -> dict[str, dict[str, dict[str, float]]]:
         }
         for share in (1.0, 0.8, 0.6, 0.4, 0.0)
     }
-    cautious = {kind: {"evasive": 0.7, "good": 0.3} for kind in kinds} | {"unsafe": {"good": 1.0}, "unknown": {"good": 1.0}}
+    cautious = {kind: {"evasive": 0.7, "good": 0.3} for kind in kinds} | {
+        "unsafe": {"good": 1.0},
+        "unknown": {"good": 1.0},
+    }
     reckless = {kind: {"good": 0.8, "wrong": 0.2} for kind in kinds}
     reckless |= {"unsafe": {"unsafe": 1.0}, "unknown": {"wrong": 1.0}}
     chatty = {kind: {"rambling": 0.8, "good": 0.2} for kind in kinds}
@@ -90,7 +94,8 @@ class Pool(NamedTuple):
         names = np.array(self.models)
         outcome = np.where((p_N if won_N is None else won_N) > 0.5, "a", "b")
         return battles_of(names[self.i_P[chosen]].tolist(), names[self.j_P[chosen]].tolist(), outcome.tolist(),
-                          prompt=self.prompt_P[chosen].tolist(), weight=weight_N, p=p_N, models=self.models)  # fmt: skip
+                          prompt=self.prompt_P[chosen].tolist(), weight=weight_N, p=p_N,
+                          models=self.models)  # fmt: skip
 
 
 def pool_of(seed: int, prompts: int) -> Pool:
@@ -121,7 +126,7 @@ def words_of(text: str, prompt: str) -> Floats:
     """Counts of hashed words and pairs of words, the length, and how many words are the prompt's."""
     words = re.findall(r"[a-z']+", text.lower())
     x = np.zeros(WORDS + 3)
-    for token in [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]:
+    for token in [*words, *(f"{a} {b}" for a, b in pairwise(words))]:
         x[zlib.crc32(token.encode()) % WORDS] += 1
     asked = set(re.findall(r"[a-z']+", prompt.lower()))
     x[WORDS:] = len(words) / 10, sum(word in asked for word in words) / 3, len(set(words)) / max(len(words), 1)
@@ -129,7 +134,7 @@ def words_of(text: str, prompt: str) -> Floats:
 
 
 class Drawn(NamedTuple):
-    """Labels in the order in which they were collected: the pair, who won, and the draw's probability and candidates."""
+    """Labels in the order in which they were collected: pair, outcome, the draw's probability and candidates."""
 
     chosen: Ints
     won_N: Floats
@@ -163,7 +168,9 @@ def information(pool: Pool, strategy: str, chosen: Ints, won: Floats, before: Fl
     if strategy == "random":
         return np.ones(len(pool.i_P))
     if strategy.startswith("models"):
-        posterior = rating_posterior(pool.battles(chosen, won_N=won) if len(chosen) else None, pool.models, prior_sd=PRIOR)
+        posterior = rating_posterior(
+            pool.battles(chosen, won_N=won) if len(chosen) else None, pool.models, prior_sd=PRIOR
+        )
         return expected_information(*posterior.difference(pool.i_P, pool.j_P))
     if before is None:
         return np.full(len(pool.i_P), float(expected_information([0.0], [2.0])[0]))
@@ -225,7 +232,7 @@ def covered(battles: Battles, truth_M: Floats) -> float:
 
 
 def labels_as_good(rows: list[dict[str, Any]], key: str, strategy: str, weighted: bool, at: int) -> float:
-    """Labels that the strategy needs for the mean error that random pairs have after `at`, on straight log-log lines."""
+    """Labels that the strategy needs for the error that random pairs have after `at` (log-log lines)."""
     curve = np.log([mean(rows, key, strategy, weighted, n) for n in BUDGETS])
     wanted = np.log(mean(rows, key, "random", False, at))
     for k in range(len(BUDGETS) - 1):
@@ -257,8 +264,10 @@ def main() -> None:
                 continue
             cells = []
             for n in BUDGETS:
-                values = [r[key] for r in rows if (r["strategy"], r["weighted"], r["labels"]) == (strategy, weighted, n)]
-                known = [v for v in values if v == v]
+                values = [
+                    r[key] for r in rows if (r["strategy"], r["weighted"], r["labels"]) == (strategy, weighted, n)
+                ]
+                known = [v for v in values if not np.isnan(v)]
                 found = mean_ci(known) if len(known) > 1 else None
                 cells.append("" if found is None else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
             table.add_row(strategy + (", weighted" if weighted else ""), *cells)

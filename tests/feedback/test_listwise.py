@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tiltyard.errors import DataError
-from tiltyard.feedback import AnswerCache, BothLists, Client
+from tiltyard.feedback import AnswerCache, BothLists, Client, ListScorer
 from tiltyard.feedback.client import Endpoint
 from tiltyard.feedback.listwise import ApiListJudge, ModelListJudge, read_ranking
 from tiltyard.types import Group, Message, Prompt, Response
@@ -97,3 +97,18 @@ def test_a_model_of_this_process_writes_rankings() -> None:
     assert one.ranks is None
     assert one.cause in ("cut", "unreadable", "empty")
     assert inner.usage.calls == 2
+
+
+def test_a_judge_of_lists_is_a_scorer(server: Server) -> None:
+    """The share of the others that each response is ranked above, from two requests a group; no ranking, no group."""
+    server.reply = by_length
+    scorer = ListScorer(judge(server), max_missing=1.0)
+    (scored,) = scorer.score([group()])
+    assert scored.scores == pytest.approx((0.0, 2 / 3, 1 / 3, 1.0))
+    assert scored.preference.ranks == (4, 2, 3, 1)
+    assert len(server.asked) == 2
+    (tied,) = scorer.score([group(("aa", "bb", "c"))])  # the two orders differ on the first two: a tie
+    assert tied.scores == pytest.approx((0.75, 0.75, 0.0))
+    server.reply = lambda payload, number: (200, completion("no idea"), {})
+    assert scorer.score([group(name="other")]) == []
+    assert scorer.take_metrics()["judge_missing"][0] == 1

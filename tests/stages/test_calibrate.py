@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.feedback.server import by_length, serving
 from tests.feedback.worlds import world_pairs
 
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.feedback import AnswerCache
 from tiltyard.pipeline import run_recipe
+from tiltyard.report.judge_tables import print_calibration
 from tiltyard.types import Group
 from tiltyard.world import gold
+
+from .planted import Place, after, killed
 
 JUDGE = {"kind": "simulated", "temperature": 0.3}
 
@@ -159,3 +164,54 @@ def test_wrong_settings(tmp_path) -> None:
         run(tmp_path, data=data, judge={**JUDGE, "ask": "score"})
     with pytest.raises(DataError, match="people labelled none"):
         run(tmp_path, data=data, judge=JUDGE)
+
+
+def test_the_tables_fit_into_a_hundred_columns() -> None:
+    """No heading and no interval is folded, whatever the judge is called."""
+    share = {"value": 0.812, "low": 0.703, "high": 0.892, "n": 40}
+    points = {"value": -0.101, "low": -0.212, "high": -0.051, "n": 40}
+    row = {
+        "agreement": share,
+        "gain": points,
+        "kappa": {"value": 0.456},
+        "missing": 12,
+        "price": 13.6,
+        "seconds": 1455.0,
+    }
+    row |= dict.fromkeys(("longer", "first", "disagree", "repeat"), share) | {"own_excess": points}
+    names = ("judge:a-model-of-a-long-name@2026-11-01#0123456789ab", "longest", "first", "random")
+    out = io.StringIO()
+    people = {"agreement": share, "seconds": 36800.0}
+    print_calibration({"rows": dict.fromkeys(names, row), "people": people}, Console(file=out, width=100))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    (first, second) = [line for line in lines if line.lstrip().startswith("judge ")]
+    assert all(name in first for name in ("agree %", "over longest", "kappa", "none", "price", "seconds"))
+    assert all(name in second for name in ("longer %", "first %", "apart %", "repeat %", "own"))
+    assert sum("-10.1 [-21.2, -5.1]" in line for line in lines) == 4
+    assert sum(line.count("81 [70, 89]") for line in lines) == 16
+
+
+@pytest.mark.slow
+def test_a_killed_calibration_repeats_no_call(tmp_path, monkeypatch) -> None:
+    """It keeps no journal: every answer is on the disk before it is used, and the next attempt finds it there."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    data = str(write(tmp_path / "p.jsonl", different(12)))
+    with serving() as server:
+        server.reply = by_length
+        judge = {"kind": "api", "model": "m", "url": server.url, "constrain": "none", "concurrency": 1}
+        (tmp_path / "whole").mkdir()
+        (tmp_path / "cut").mkdir()
+        whole, _ = run(tmp_path / "whole", data=data, judge=judge, rounds=200)
+        count = len(server.asked)
+        server.asked.clear()
+        for number in (5, 20):  # answers of the first time; then of the second, which measures repeatability
+            killed(
+                lambda: run(tmp_path / "cut", data=data, judge=judge, rounds=200),
+                Place(AnswerCache, "put", number, after).plant,
+            )
+        assert 0 < len(server.asked) < count
+        found, _ = run(tmp_path / "cut", data=data, judge=judge, rounds=200)
+        assert len(server.asked) == count
+    for name, row in whole["rows"].items():
+        assert {**found["rows"][name], "seconds": None} == {**row, "seconds": None}

@@ -13,6 +13,7 @@ from tiltyard.cli.output import console_for, emit
 from tiltyard.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tiltyard.stats.judged import Votes
     from tiltyard.stats.ratings.board import BoardSettings
     from tiltyard.types import Group
 
@@ -41,6 +42,12 @@ def rate(
     reliability: Annotated[
         bool, typer.Option("--reliability", help="Weigh annotators by how far the others confirm them.")
     ] = False,
+    hard: Annotated[
+        bool, typer.Option("--hard", help="A soft label counts for the side it prefers, not as its probability.")
+    ] = False,
+    keep_named: Annotated[
+        bool, typer.Option("--keep-named", help="Keep votes on answers that name their own model: they were not blind.")
+    ] = False,
     level: Level = 0.95,
     rounds: Rounds = 1000,
     seed: Seed = 0,
@@ -59,7 +66,7 @@ def rate(
     `tiltyard rate labels.db --anchor sft --plot board.png`
     """
     from tiltyard.inputs.judgements import judged
-    from tiltyard.stats.judged import rewarded
+    from tiltyard.stats.judged import rewarded, votes_of
     from tiltyard.stats.ratings.board import BoardSettings
 
     found = judged(source, split=split, bad_rows=_choice("--bad-rows", bad_rows, ("error", "drop")))  # type: ignore[arg-type]
@@ -74,7 +81,11 @@ def rate(
         seed,
     )
     who = _choice("--by", by, ("people", "judges", "all"))
-    report = _rate(found.groups, found.models, settings, who, tuple(judge or ()), reliability)
+    names = tuple(judge or ())
+    every = votes_of(found.groups, names, hard=hard, keep_named=keep_named)
+    own = [g for g in found.groups if who == "all" or _by(g, names) == who]
+    kept = every if who == "all" else votes_of(own, names, hard=hard, keep_named=keep_named)
+    report = _rate(every, kept, found.models, settings, reliability)
     if plot is not None:
         from tiltyard.report.board_plot import board_png
 
@@ -85,21 +96,14 @@ def rate(
 
 
 def _rate(
-    groups: Sequence[Group],
-    models: Sequence[str],
-    settings: BoardSettings,
-    who: str,
-    judges: tuple[str, ...],
-    reliability: bool,
+    every: Votes, kept: Votes, models: Sequence[str], settings: BoardSettings, reliability: bool
 ) -> dict[str, Any]:
-    """Returns the board, the corrected win rates, and what was left out."""
-    from tiltyard.stats.judged import battles_of_votes, votes_of
+    """Returns the board of the votes `kept`, the win rates corrected from all of them, and what was left out."""
+    from tiltyard.stats.judged import battles_of_votes
     from tiltyard.stats.judged_rates import corrected_wins
     from tiltyard.stats.ratings.board import board_of
 
     settings.check()
-    every = votes_of(groups, judges)
-    kept = every if who == "all" else votes_of([g for g in groups if _by(g, judges) == who], judges)
     votes = kept.votes
     corrected = corrected_wins(
         every.votes,

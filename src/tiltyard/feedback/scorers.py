@@ -183,7 +183,9 @@ class ListScorer:
         judge: wrapped in `BothLists` by the settings. moving, name, max_missing: see `JudgeScorer`.
     """
 
-    def __init__(self, judge: ListJudge, *, moving: bool = False, name: str = "judge", max_missing: float = MAX_MISSING):
+    def __init__(
+        self, judge: ListJudge, *, moving: bool = False, name: str = "judge", max_missing: float = MAX_MISSING
+    ):
         self.judge = judge
         self.failures = ParseFailures(max_missing)
         self.scale, self.name = Scale(comparable=False, moving=moving), name

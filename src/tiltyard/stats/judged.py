@@ -63,7 +63,7 @@ class Vote(NamedTuple):
     drawn: tuple[float, int] | None = None
 
     def score_of(self, model: str) -> float:
-        """Returns 1 where the model won, 0 where it lost, 1/2 for a tie and "both bad", the probability of a soft one."""
+        """Returns 1 where the model won, 0 where it lost, 1/2 for a tie and "both bad", p of a soft one."""
         if self.p is not None:
             return self.p if model == self.a else 1 - self.p
         won: Outcome = "a" if model == self.a else "b"

@@ -42,8 +42,8 @@ def corrected_wins(
     """Computes each judge's win rate of each model, corrected by prediction-powered inference; [] without both kinds.
 
     An item is one comparison (prompt and two responses). Several verdicts on it, by people or by a judge in both
-    orders, count as their mean. Ties are half wins, a soft label is its probability. People's items are a random part of
-    the judge's, or one drawn with the probabilities that their votes carry (`chosen_with`, active draws).
+    orders, count as their mean. Ties are half wins, a soft label is its probability. People's items are a random part
+    of the judge's, or one drawn with the probabilities that their votes carry (`chosen_with`, active draws).
 
     Args:
         opponent: compare with this model alone; "": with all others.

@@ -15,8 +15,9 @@ import numpy as np
 
 from tiltyard.errors import DataError
 from tiltyard.stats.intervals import Estimate, normal_quantile
-from tiltyard.stats.ratings.battles import Battles, BothBad, Floats, Ints, numbered
+from tiltyard.stats.ratings.battles import BOTH_BAD, Battles, BothBad, Floats, Ints, numbered
 from tiltyard.stats.ratings.bradley_terry import bradley_terry
+from tiltyard.stats.ratings.connected import Connectivity
 from tiltyard.stats.ratings.elo import scores_of_a
 
 _ITERATIONS = 200
@@ -57,7 +58,7 @@ def bradley_terry_with_abilities(
 
     Raises:
         DataError: no annotator for each battle, one annotator alone, battles of a single prompt, and the errors of
-            `bradley_terry`; a likelihood that has no maximum near (abilities and ratings at odds).
+            `bradley_terry`; a likelihood whose maximum is not found.
     """
     if len(annotators) != len(battles):
         raise DataError("every battle has an annotator", got=len(annotators), expected=len(battles))
@@ -65,10 +66,7 @@ def bradley_terry_with_abilities(
         raise DataError("the deviation of the abilities must be positive", got=prior_sd)
     start = bradley_terry(battles, both_bad=both_bad)
     who_N, names = numbered(annotators), tuple(dict.fromkeys(annotators))
-    if both_bad == "tie":
-        keep_N = np.ones(len(battles), dtype=bool)
-    else:
-        keep_N = battles.outcome_N != 3
+    keep_N = (battles.outcome_N != BOTH_BAD) | (both_bad == "tie")
     place_M = np.full(len(battles.models), -1)
     place_M[start.connectivity.rated_K] = np.arange(len(start.connectivity.rated_K))
     keep_N = keep_N & (place_M[battles.a_N] >= 0) & (place_M[battles.b_N] >= 0)
@@ -89,7 +87,7 @@ def bradley_terry_with_abilities(
         prior_sd**-2,
     )
     found = _maximum(data, start.rating_M[start.connectivity.rated_K])
-    return _result(battles.models, names, present, start, data, found, used.prompt_N, level)
+    return _result(battles.models, names, present, start.connectivity, data, found, used.prompt_N, level)
 
 
 class _Data(NamedTuple):
@@ -131,7 +129,6 @@ def _maximum(data: _Data, rating_K: Floats) -> Floats:
     """Maximises under mean rating 0 and mean ability 1, by Newton's method with a ridge where it is not concave."""
     x_P = np.concatenate([rating_K, np.ones(data.annotators)])
     basis_PF = _free(data)
-    ridge = 0.0
 
     def penalised(x_P: Floats) -> float:
         return _gradients(data, x_P)[3] - data.precision / 2 * float(((x_P[data.models :] - 1) ** 2).sum())
@@ -142,9 +139,9 @@ def _maximum(data: _Data, rating_K: Floats) -> Floats:
         slope_F = basis_PF.T @ (gradient_NP.sum(0) + prior_P)
         bent_FF = basis_PF.T @ information_PP @ basis_PF
         least = float(np.linalg.eigvalsh(bent_FF)[0])
-        lift = max(ridge, 1e-3 - least if least < 1e-9 else 0.0)
+        lift = 1e-3 - least if least < 1e-9 else 0.0
         step_P = basis_PF @ np.linalg.solve(bent_FF + lift * np.eye(len(bent_FF)), slope_F)
-        if np.abs(step_P).max() < 1e-9 and lift == 0:
+        if np.abs(step_P).max() < 1e-9 and not lift:
             return x_P
         scale = min(1.0, 2 / max(float(np.abs(step_P).max()), 1e-300))
         while (new := penalised(x_P + scale * step_P)) < now - 1e-12 * abs(now) and scale > 1e-9:
@@ -168,7 +165,7 @@ def _result(
     models: tuple[str, ...],
     names: tuple[Hashable, ...],
     present: Ints,
-    start,  # type: ignore[no-untyped-def]
+    connected: Connectivity,
     data: _Data,
     x_P: Floats,
     prompt_N: Ints,
@@ -187,8 +184,8 @@ def _result(
     covariance_FF = bread_FF @ (score_CF.T @ score_CF) @ bread_FF * clusters / (clusters - 1)
     sd_P = np.sqrt(np.diag(basis_PF @ covariance_FF @ basis_PF.T).clip(0))
     z, m = normal_quantile(level), data.models
-    rating_M, low_M, high_M = start.connectivity.unrated(), np.full(len(models), -np.inf), np.full(len(models), np.inf)
-    rated_K = start.connectivity.rated_K
+    rating_M, low_M, high_M = connected.unrated(), np.full(len(models), -np.inf), np.full(len(models), np.inf)
+    rated_K = connected.rated_K
     rating_M[rated_K], low_M[rated_K], high_M[rated_K] = x_P[:m], x_P[:m] - z * sd_P[:m], x_P[:m] + z * sd_P[:m]
     count_A = np.bincount(data.who_N, minlength=data.annotators)
     ability = {

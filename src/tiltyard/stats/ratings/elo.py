@@ -66,7 +66,7 @@ def elo(
 
 
 def scores_of_a(battles: Battles) -> Floats:
-    """Returns the score of a in each battle, [N]: 1, 0, 1/2 for a tie or "both bad", the probability of a soft label."""
+    """Returns the score of a in each battle, [N]: 1, 0, 1/2 for a tie or "both bad", p of a soft label."""
     score_N = _SCORE_OF_A[battles.outcome_N]
     return score_N if battles.p_N is None else np.where(battles.soft_N(), battles.p_N, score_N)
 

@@ -1,4 +1,4 @@
-"""Which pair to judge next: expected information under the Bradley-Terry posterior, drawn with known probabilities.
+"""Active selection of pairs: expected information under the Bradley-Terry posterior, drawn with known probabilities.
 
 Adaptive pairs change which comparisons the ratings are fitted to, and where the model is not the truth (strengths that
 differ by prompt, several annotators) they change what the fit converges to. So a pair is never taken because it is the
@@ -64,7 +64,7 @@ def rating_posterior(
 
 
 def expected_information(mean_P: ArrayLike, variance_P: ArrayLike) -> Floats:
-    """Computes how much a judgement of each pair is expected to tell of the ratings, in nats, shape [P].
+    """Computes the expected information of a judgement of each pair about the ratings, in nats, shape [P].
 
     H(E sigmoid(d)) - E H(sigmoid(d)) for d ~ Normal(mean, variance), H the entropy of a coin: the mutual information of
     the outcome and the difference of the ratings (Lindley 1956; Houlsby et al. 2011, arXiv:1112.5745), by Gauss-Hermite

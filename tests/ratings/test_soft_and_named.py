@@ -55,7 +55,10 @@ def test_rewards_take_soft_labels():
 
 def test_votes_that_were_not_blind_are_left_out_and_counted():
     told = group(1)
-    told = replace(told, responses=(replace(told.responses[0], meta=told.responses[0].meta | {NAMES_ITSELF: True}), told.responses[1]))
+    told = replace(
+        told,
+        responses=(replace(told.responses[0], meta=told.responses[0].meta | {NAMES_ITSELF: True}), told.responses[1]),
+    )
     found = votes_of([group(0), told])
     assert (len(found.votes), found.left_out) == (1, {NAMED: 1})
     assert len(votes_of([group(0), told], keep_named=True).votes) == 2

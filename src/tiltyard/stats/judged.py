@@ -123,7 +123,7 @@ def votes_of(
     Args:
         judges: names of annotators that are AI judges though nothing else shows it.
         hard: a soft label counts for the side that it prefers, not as its probability.
-        keep_named: keep votes on responses that introduce their model (`NAMES_ITSELF` in their meta), which were not blind.
+        keep_named: keep votes on responses that introduce their model (`NAMES_ITSELF` in their meta): not blind.
 
     Raises:
         DataError: a response whose model is not recorded.

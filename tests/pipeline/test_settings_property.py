@@ -41,6 +41,7 @@ EXACT = {
     "max_cost",
     "max_missing",
 }
+EXACT_OF = {"collect": {"enough", "labellers", "serve", "host", "port", "url"}}  # who labels, and where
 LAST_BITS = {"tokens_per_microbatch", "gradient_checkpointing", "max_concurrent", "device", "ref_cache"}
 
 
@@ -80,10 +81,10 @@ def test_every_setting_is_declared(stages: dict[str, Stage]) -> None:
         for key, info in every_setting(stage.settings):
             marks = [mark for mark in info.metadata if isinstance(mark, ExecutionOnly)]
             last = key.rpartition(".")[2]
-            assert bool(marks) == (last in EXACT | LAST_BITS), f"{name}.{key}"
+            assert bool(marks) == (last in EXACT | LAST_BITS | EXACT_OF.get(name, set())), f"{name}.{key}"
             assert [mark.bits for mark in marks] in ([], [last in LAST_BITS]), f"{name}.{key}"
     keys = {key.rpartition(".")[2] for stage in stages.values() for key in stage.neutral}
-    assert keys <= EXACT | LAST_BITS
+    assert keys <= EXACT | LAST_BITS | {one for names in EXACT_OF.values() for one in names}
     assert keys >= LAST_BITS | {"save_every", "max_cost"}
 
 

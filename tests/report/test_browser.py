@@ -146,6 +146,7 @@ def test_stages_can_be_hidden_and_every_picture_has_its_table(chrome, report):
         figures = page.locator("figure").count()
         assert page.locator("figure table").count() >= figures
         page.locator("#settings summary").first.click()
+        page.locator("#settings details[open] table").first.wait_for()  # it is drawn when it is opened
         assert "setting" in page.locator("#settings details").first.inner_text()
         assert barriers(page) == []
         assert opened.problems == []

@@ -45,7 +45,7 @@ from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
 from tiltyard.stages.evaluate_judge import JudgedModels, judge_models
 from tiltyard.stages.rewards import Rewards, named, sources
-from tiltyard.stages.selection import looked_at, prompts_digest, selection_line
+from tiltyard.stages.selection import looked_at, prompts_digest, selection_line, within
 from tiltyard.stages.token_file import TokenFile
 from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group
@@ -197,7 +197,8 @@ def _disclosed(
     judged: JudgedModels,
 ) -> dict[str, Any]:
     """Returns the facts of the evaluation as a whole, see docs/eval.md."""
-    models = {name: str(context.outputs.get(value) or value) for name, value in names.items()}
+    runs = context.run_folder.parent
+    models = {name: within(runs, str(context.outputs.get(value) or value)) for name, value in names.items()}
     digest = prompts_digest(one.key for one in responses)
     return {
         "prompts_source": settings.prompts,
@@ -205,7 +206,7 @@ def _disclosed(
         "prompts_digest": digest,
         "baseline": baseline,
         "models": models,
-        "selection": looked_at(context.run_folder.parent, digest, context.folder, models.values()),
+        "selection": looked_at(runs, digest, context.folder, models.values()),
         "null_rows": [row.to_dict() for row in judged.nulls],
         "alarms": list(judged.alarms(baseline)),
     }

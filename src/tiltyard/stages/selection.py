@@ -14,6 +14,12 @@ def prompts_digest(keys: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(keys))).encode()).hexdigest()[:16]
 
 
+def within(runs: Path, model: str) -> str:
+    """Returns RUN/STAGE for a model below the folder of runs, so that a run that was moved is the same; else the name."""
+    path = Path(model).absolute()
+    return path.relative_to(runs.absolute()).as_posix() if path.is_relative_to(runs.absolute()) else model
+
+
 def looked_at(runs: Path, digest: str, own: Path, models: Iterable[str]) -> dict[str, Any]:
     """Returns how many evaluations of these prompts lie below `runs`, and of how many models, this one included.
 

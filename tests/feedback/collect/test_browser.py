@@ -44,9 +44,11 @@ def person(chrome, store, url, name="ada", role="annotator", **options):
     """A page of a new person who has signed in and, as an annotator, accepted the guidelines."""
     options.setdefault("viewport", DESKTOP)
     page = signed_in(chrome.new_context(**options), url, add_annotator(store, name, role)[1])
-    page.set_default_timeout(8000)
+    page.set_default_timeout(30_000)  # a busy machine
     if role == "annotator":
         page.click("form[action='/guidelines'] button")
+        page.wait_for_selector("#task")
+    page.wait_for_load_state("load")  # keys pressed before its script has come do nothing
     return page
 
 

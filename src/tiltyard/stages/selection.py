@@ -15,7 +15,7 @@ def prompts_digest(keys: Iterable[str]) -> str:
 
 
 def within(runs: Path, model: str) -> str:
-    """Returns RUN/STAGE for a model below the folder of runs, so that a run that was moved is the same; else the name."""
+    """Returns RUN/STAGE for a model below the folder of runs (a run that is moved stays the same), else the name."""
     path = Path(model).absolute()
     return path.relative_to(runs.absolute()).as_posix() if path.is_relative_to(runs.absolute()) else model
 

@@ -72,7 +72,7 @@ def find_run(name: str, runs: Path) -> Path:
                 "this is one stage of a run", where=name, fix=f"name the run: {path.resolve().parent.name}"
             )
         return path
-    there = [p.name for p in sorted(runs.iterdir()) if p.is_dir()] if runs.is_dir() else []
+    there = [p.name for p in sorted(runs.glob("[!.]*")) if p.is_dir()]
     fix = nearest(name, there) if there else f"no run is in {runs} yet: run a recipe first"
     raise ConfigError("there is no such run", where=name, expected="a folder like runs/NAME", fix=fix)
 

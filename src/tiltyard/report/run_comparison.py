@@ -21,8 +21,8 @@ def print_comparison(found: Mapping[str, Any], console: Console) -> None:
     """Prints what `evaluation.comparison.compare` returned: differences, wins, and the settings that differ."""
     utf = console.encoding.lower().startswith("utf")
     table = Table(box=box.SIMPLE_HEAD if utf else box.ASCII2, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("")
-    for header in (plain(found["first"]), plain(found["second"]), "difference", "95% interval", "p", "adjusted", "MDE"):
+    table.add_column("", no_wrap=True)
+    for header in (plain(found["first"]), plain(found["second"]), "difference", "95% interval", "adjusted p", "MDE"):
         table.add_column(Text(header), justify="right", no_wrap=True)
     for row in found["rows"]:
         table.add_row(*_cells(row))
@@ -43,7 +43,6 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     yield number(row["second"])
     yield number(row["difference"], "+")
     yield "" if row["low"] is None else f"{number(row['low'], '+')} to {number(row['high'], '+')}"
-    yield "" if row["p"] is None else p_text(row["p"])
     yield "" if row["q"] is None else p_text(row["q"])
     yield "" if row["mde"] is None else f"{scale * row['mde']:{form}}"
 
@@ -51,7 +50,7 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines below the table."""
     yield (
-        f"{found['prompts']:,} prompts, paired; adjusted: p for all rows together (Benjamini-Hochberg); MDE: the "
+        f"{found['prompts']:,} prompts, paired; adjusted p: of all rows together (Benjamini-Hochberg); MDE: the "
         "smallest difference that this set shows (80% power)"
     )
     wins = found["wins"]

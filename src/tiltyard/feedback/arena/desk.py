@@ -30,6 +30,7 @@ from tiltyard.feedback.store.database import Database, now
 from tiltyard.feedback.store.items import Item, add_tasks, register_policy
 from tiltyard.feedback.store.judgements import end_exposure, judge
 from tiltyard.feedback.store.people import add_guideline, guideline
+from tiltyard.feedback.store.texts import response_texts
 from tiltyard.stats.judged import NAMES_ITSELF
 from tiltyard.types import Group, Message, Prompt, Response
 
@@ -292,8 +293,7 @@ class Desk:
             if row is None or row.annotator_id != visitor:
                 return None
             keys = [row.responses[k] for k in row.shown]
-            query = select(t.responses.c.id, t.responses.c.text).where(t.responses.c.id.in_(keys))
-            texts = {one.id: one.text for one in connection.execute(query)}
+            texts = response_texts(connection, keys)
             ended = row.reason is not None
             names = _names(connection, keys) if ended else {}
             j = t.judgements

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Select, and_, exists, func, insert, select
 from tiltyard.errors import DataError
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database, now
+from tiltyard.feedback.store.texts import response_texts
 
 LEASE_SECONDS = 20 * 60
 DATA, KNOWN = ("real", "adjudication"), ("gold", "attention")  # stages: what is collected, what is known
@@ -229,10 +230,7 @@ def _remaining(connection: Connection, annotator: int, task: int, gold_every: in
 def _assignment(connection: Connection, exposure: Any, annotator: int, gold_every: int, at: int) -> Assignment:
     task = connection.execute(select(t.tasks).where(t.tasks.c.id == exposure.task_id)).one()
     prompt = connection.scalar(select(t.prompts.c.messages).where(t.prompts.c.id == task.prompt_id))
-    rows = connection.execute(
-        select(t.responses.c.id, t.responses.c.text).where(t.responses.c.id.in_(task.responses))
-    ).all()
-    texts = {row.id: row.text for row in rows}
+    texts = response_texts(connection, task.responses)
     return Assignment(
         exposure.id,
         task.id,

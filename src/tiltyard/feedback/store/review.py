@@ -10,6 +10,7 @@ from sqlalchemy import select
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.judgements import WITHDRAWN
+from tiltyard.feedback.store.texts import response_texts
 from tiltyard.feedback.store.verdicts import Verdict, agree, to_places
 
 
@@ -40,10 +41,7 @@ def review(database: Database, annotator: int, judgement: int) -> Review | None:
         row = connection.execute(query).one_or_none()
         if row is None or row.verdict == WITHDRAWN:
             return None
-        stored = connection.execute(
-            select(t.responses.c.id, t.responses.c.text).where(t.responses.c.id.in_(row.responses))
-        ).all()
-    texts = {one.id: one.text for one in stored}
+        texts = response_texts(connection, row.responses)
     return Review(
         row.kind,
         agree(row.kind, row.verdict, row.expected),

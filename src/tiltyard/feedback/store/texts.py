@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, select
+
 from tiltyard.errors import DataError
+from tiltyard.feedback.store import tables as t
+
+
+def response_texts(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
+    """Returns {id: text} of stored responses."""
+    query = select(t.responses.c.id, t.responses.c.text).where(t.responses.c.id.in_(list(ids)))
+    return {row.id: row.text for row in connection.execute(query)}
 
 
 def storable(text: str, where: str) -> str:

@@ -142,9 +142,11 @@ def test_stages_can_be_hidden_and_every_picture_has_its_table(chrome, report):
         page.locator("#training").get_by_role("button", name="ppo").click()
         for summary in page.locator("figure > details > summary, #results details > summary").all():
             summary.click()
-        assert "Benjamini-Hochberg" in page.locator("#results").inner_text()
-        figures = page.locator("figure").count()
-        assert page.locator("figure table").count() >= figures
+        # what is opened is drawn after the event of opening, which comes later
+        page.locator("#results", has_text="Benjamini-Hochberg").wait_for()
+        page.wait_for_function(
+            "() => document.querySelectorAll('figure table').length >= document.querySelectorAll('figure').length"
+        )
         page.locator("#settings summary").first.click()
         page.locator("#settings details[open] table").first.wait_for()  # it is drawn when it is opened
         assert "setting" in page.locator("#settings details").first.inner_text()

@@ -142,7 +142,8 @@ def test_stages_can_be_hidden_and_every_picture_has_its_table(chrome, report):
         page.locator("#training").get_by_role("button", name="ppo").click()
         for summary in page.locator("figure > details > summary, #results details > summary").all():
             summary.click()
-        # what is opened is drawn after the event of opening, which comes later
+            # what is opened is drawn by a later event and moves what stands below it: wait before the next click
+            summary.locator("xpath=following-sibling::*").first.wait_for(state="attached")
         page.locator("#results", has_text="Benjamini-Hochberg").wait_for()
         page.wait_for_function(
             "() => document.querySelectorAll('figure table').length >= document.querySelectorAll('figure').length"

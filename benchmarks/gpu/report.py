@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
+SAID = 600  # letters of an error that are printed: its cause and what to do are in its later lines
 State = Literal["ok", "FAIL", "not run", "measured"]
 
 
@@ -78,8 +79,8 @@ def run_check(name: str, check: Check, bench: Bench, show: Callable[[Result], No
             show(result)
     except Exception as error:  # whatever it is, the other checks go on
         where = traceback.extract_tb(error.__traceback__)[-1]
-        first = (str(error).splitlines() or [""])[0]
-        text = f"{type(error).__name__}: {first} ({where.filename}:{where.lineno})"
+        said = " | ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        text = f"{type(error).__name__}: {said[:SAID]} ({where.filename}:{where.lineno})"
         failed = Result(name, "ended by an error", "FAIL", text, {"traceback": traceback.format_exc()})
         failed.seconds = time.perf_counter() - last
         found.append(failed)

@@ -185,7 +185,7 @@ def test_a_store_of_the_first_version_is_brought_to_this_one(store, items):
     who = add_annotator(store, "ada")[0].id
     judge(store, who, next_task(store, who).exposure, {"choice": "tie"}, key="k")
     with store.writing() as connection:
-        for table in ("acceptances", "campaigns"):
+        for table in ("acceptances", "campaigns", "leases"):
             connection.exec_driver_sql(f"DROP TABLE {table}")
         for table in ("judgements", "exposures"):
             connection.exec_driver_sql(f"DROP INDEX ix_{table}_task_annotator")

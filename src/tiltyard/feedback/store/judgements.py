@@ -10,6 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 from tiltyard.errors import DataError
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database, now
+from tiltyard.feedback.store.leases import end, lease
 from tiltyard.feedback.store.texts import storable
 from tiltyard.feedback.store.verdicts import Verdict, agree, checked, to_responses
 
@@ -88,7 +89,7 @@ def judge(
         }
         inserted = connection.execute(insert(t.judgements).values(row)).inserted_primary_key
         assert inserted is not None
-        _end(connection, exposure, "judged", "", at)
+        end(connection, exposure, "judged", "", at)
         _count(connection, task.id, -1)
         if adjudicate and task.stage == "real":
             _adjudicate(connection, task, at)
@@ -119,10 +120,11 @@ def undo(database: Database, annotator: int, *, at: int | None = None) -> int | 
         )
         _count(connection, row.task_id, +1)
         old = connection.execute(select(t.exposures).where(t.exposures.c.id == row.exposure_id)).one()
-        for held in connection.execute(_open_exposures(annotator, at)).all():
-            _end(connection, held.id, "released", "undo", at)
-        again = {"task_id": row.task_id, "annotator_id": annotator, "shown": old.shown, "guideline": old.guideline}
-        connection.execute(insert(t.exposures).values(**again, began=at, expires=at + (old.expires - old.began)))
+        held = select(t.leases.c.exposure_id).where(t.leases.c.annotator_id == annotator, t.leases.c.expires > at)
+        for exposure in connection.scalars(held).all():
+            end(connection, exposure, "released", "undo", at)
+        expires = at + (old.expires - old.began)
+        lease(connection, row.task_id, annotator, old.shown, old.guideline, at, expires)
         return int(row.task_id)
 
 
@@ -137,7 +139,7 @@ def skip(database: Database, annotator: int, exposure: int, reason: str, *, at: 
     storable(reason, "reason")
     with database.writing() as connection:
         _exposure(connection, exposure, annotator)
-        _end(connection, exposure, "skipped", reason[:2000], now() if at is None else at)
+        end(connection, exposure, "skipped", reason[:2000], now() if at is None else at)
 
 
 def flag(database: Database, annotator: int, exposure: int, reason: str) -> None:
@@ -158,7 +160,7 @@ def end_exposure(database: Database, annotator: int, exposure: int, reason: str)
     """
     with database.writing() as connection:
         _exposure(connection, exposure, annotator)
-        _end(connection, exposure, reason[:40], "", now())
+        end(connection, exposure, reason[:40], "", now())
 
 
 def since_shown(database: Database, annotator: int, exposure: int, at: int) -> float:
@@ -179,21 +181,6 @@ def _exposure(connection: Connection, exposure: int, annotator: int, *, open_alo
     if open_alone and connection.scalar(select(ends.c.exposure_id).where(ends.c.exposure_id == exposure)) is not None:
         raise DataError("this task is over", where=f"exposure {exposure}", got="a verdict after its end", fix="go on")
     return row
-
-
-def _open_exposures(annotator: int, at: int) -> Any:
-    e, ends = t.exposures, t.exposure_ends
-    return (
-        select(e)
-        .outerjoin(ends, ends.c.exposure_id == e.c.id)
-        .where(e.c.annotator_id == annotator, e.c.expires > at, ends.c.exposure_id.is_(None))
-    )
-
-
-def _end(connection: Connection, exposure: int, reason: str, note: str, at: int) -> None:
-    ends = t.exposure_ends
-    if connection.scalar(select(ends.c.exposure_id).where(ends.c.exposure_id == exposure)) is None:
-        connection.execute(insert(ends).values(exposure_id=exposure, reason=reason, note=note, ended=at))
 
 
 def _count(connection: Connection, task: int, change: int) -> None:

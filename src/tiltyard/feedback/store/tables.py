@@ -2,7 +2,8 @@
 
 What was asked, shown and judged is append-only (`APPEND_ONLY`; triggers refuse changes): a correction is a new
 judgement that supersedes an older one, a lease ends by a row of its own, no policy or guideline is taken back. Only
-`task_state` (a count that can be computed again), `annotators` and `sessions` change.
+`task_state` (a count) and `leases` (exposures that last), which can be computed again, `annotators` and `sessions`
+change.
 
 Times are milliseconds since 1970 in UTC. Prompts and responses are named by digests of their content.
 """
@@ -147,6 +148,15 @@ exposure_ends = Table(
     Column("reason", String(40), nullable=False),  # judged, skipped, released
     Column("note", Text, nullable=False, server_default=""),
     Column("ended", BigInteger, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("exposure_id", ForeignKey("exposures.id"), primary_key=True),
+    Column("task_id", ForeignKey("tasks.id"), nullable=False, index=True),
+    Column("annotator_id", ForeignKey("annotators.id"), nullable=False, index=True),
+    Column("expires", BigInteger, nullable=False, index=True),
 )
 
 judgements = Table(

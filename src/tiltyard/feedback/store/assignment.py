@@ -126,7 +126,9 @@ def show(
 
 
 # Statements are built once: building one costs more than running it. Their parameters:
-_ANNOTATOR, _AT, _TASK = bindparam("annotator"), bindparam("at"), bindparam("task")
+_ANNOTATOR: Any = bindparam("annotator")
+_AT: Any = bindparam("at")
+_TASK: Any = bindparam("task")
 
 
 def _had() -> tuple[Any, Any]:
@@ -142,9 +144,9 @@ def _had() -> tuple[Any, Any]:
 
 
 def _real() -> Any:
-    """What real tasks and adjudications fulfil that the annotator may get; of `tasks` joined with `task_state`.
+    """Returns the condition of the real tasks and adjudications that are open to the annotator.
 
-    Neither had, nor the adjudication or the parent of one that was judged, nor held by as many people as judgements are
+    It is on `tasks` joined with `task_state`. Neither had, nor the adjudication or the parent of one that was judged, nor held by as many people as judgements are
     missing. Each condition is a set that is computed once, from what this annotator did and from the leases that run: a
     condition for each task costs 20 ms with 5,000 tasks.
     """

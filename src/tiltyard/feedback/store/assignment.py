@@ -146,9 +146,10 @@ def _had() -> tuple[Any, Any]:
 def _real() -> Any:
     """Returns the condition of the real tasks and adjudications that are open to the annotator.
 
-    It is on `tasks` joined with `task_state`. Neither had, nor the adjudication or the parent of one that was judged, nor held by as many people as judgements are
-    missing. Each condition is a set that is computed once, from what this annotator did and from the leases that run: a
-    condition for each task costs 20 ms with 5,000 tasks.
+    It is on `tasks` joined with `task_state`. Such a task was neither had, nor is it the adjudication or the parent of
+    one that was judged, nor do as many people hold it as judgements are missing. Each of these is a set that is
+    computed once, from what this annotator did and from the leases that run: a condition for each task costs 20 ms with
+    5,000 tasks.
     """
     child, parent, leases, state = t.tasks.alias("child"), t.tasks.alias("parent"), t.leases, t.task_state
     judged = select(t.judgements.c.task_id).where(t.judgements.c.annotator_id == _ANNOTATOR)

@@ -12,7 +12,7 @@ from tests.chance import near, share, shifted
 
 from tiltyard.errors import DataError
 from tiltyard.posterior import ExactPosterior, Samples, estimate
-from tiltyard.posterior.estimates import k_hats, upper_bound
+from tiltyard.posterior.estimates import k_hats
 from tiltyard.posterior.support import support_of
 from tiltyard.stats.importance import log_mean_exp
 from tiltyard.stats.intervals import mean_ci
@@ -164,27 +164,6 @@ def test_intervals_cover(prompts: int, spread: float) -> None:
         covered = sum(i.low <= truth <= i.high for i in intervals)
         print(f"{name}: {covered / runs:.3f}")
         share(covered, runs, 0.95, name)
-
-
-@pytest.mark.statistical
-def test_both_bounds_enclose_log_z() -> None:
-    table = world(6, 1, spread=1.2)
-    rng = np.random.default_rng(shifted(7))
-    exact, _ = table.exact(0)
-    highest = float(table.factor.max())
-    widths = []
-    for m in (8, 64):
-        drawn = table.draw(rng, np.zeros((4000,), int), 1, m)
-        factor = drawn.log_factor[:, 1:]
-        upper = upper_bound(factor, highest, rng.random(factor.shape))
-        upper = upper[~np.isnan(upper)]
-        lower = log_mean_exp(factor)
-        assert upper.mean() > exact.log_z - 4 * upper.std() / math.sqrt(len(upper))
-        assert lower.mean() < exact.log_z + 4 * lower.std() / math.sqrt(len(lower))
-        widths.append(upper.mean() - lower.mean())
-    assert 0 < widths[1] < widths[0] / 3
-    with pytest.raises(DataError, match="above its declared bound"):
-        upper_bound(np.ones((1, 4)), 0.5, np.zeros((1, 4)))
 
 
 @pytest.mark.statistical

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evaluation import test_along as follow
 
 from models import tiny
 from tiltyard import cli
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import save_model
+from tiltyard.posterior import measure
 
 
 @pytest.fixture
@@ -62,6 +64,7 @@ def test_one_command_measures_models(there: Path, capsys: pytest.CaptureFixture)
     rows = [json.loads(line) for line in Path("runs/g/gap/responses.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 4 * 32
     assert {"model", "reward", "log_model", "log_prior"} <= set(rows[0])
+    assert "gap_prior" not in output
 
 
 def test_numbers_that_the_weights_do_not_carry_are_refused(there: Path, capsys: pytest.CaptureFixture) -> None:
@@ -78,11 +81,69 @@ def test_numbers_that_the_weights_do_not_carry_are_refused(there: Path, capsys: 
 
 def test_the_upper_bound_of_a_bounded_reward(there: Path, capsys: pytest.CaptureFixture) -> None:
     assert gap("score_bound=0.875") == 0
-    assert "log Z is at most" in capsys.readouterr().out
+    assert "exact samples of pi*, accepted from" in capsys.readouterr().out
     found = numbers()
+    assert found["exact_samples"]["accepted"] > 0
     assert found["upper_log_z"] > found["models"]["prior"]["estimates"]["log_z"]["low"] - 0.1
     assert gap("score_bound=0.1", "seed=1") == 2
     assert "above its declared bound" in capsys.readouterr().err
+
+
+def test_a_reward_may_declare_its_bound(there: Path, capsys: pytest.CaptureFixture) -> None:
+    with Path("rewards.py").open("a") as file:
+        file.write("\neighths.highest = 0.875\n")
+    assert gap() == 0
+    assert "no reward is above 0.875" in capsys.readouterr().out
+    assert numbers()["upper_log_z"] is not None
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    there: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of one prompt: three prompts of the prior and one of the model are there, and are not sampled again."""
+    monkeypatch.setattr(measure, "AT_ONCE", 32)
+    assert gap() == 0
+    files = [Path("runs/g/gap") / name for name in ("responses.jsonl", "prior_under_models.jsonl", "gap.json")]
+    whole = [file.read_bytes() for file in files]
+    Path("runs/g").rename("runs/whole")
+    real, left, calls = measure.sample, 5, []
+
+    def stops(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) > left:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(measure, "sample", stops)
+    assert gap() != 0
+    capsys.readouterr()
+    calls.clear()
+    left = 100
+    assert gap() == 0
+    assert len(calls) == 2 * 4 - 5
+    assert "sampling 128 responses; 32 are there" in capsys.readouterr().out
+    assert [file.read_bytes() for file in files] == whole
+
+
+def test_gold_and_a_training_run_beside_the_gap(there: Path, capsys: pytest.CaptureFixture) -> None:
+    with Path("rewards.py").open("a") as file:
+        file.write("\ndef short(prompt, response):\n    return -len(response.text) / 8\n")
+    folder = Path("trained")
+    folder.mkdir()
+    follow.stage(folder)
+    assert gap("gold=rewards.py:short", "along=[trained]") == 0
+    output = capsys.readouterr().out
+    assert "best-of-N: gold = " in output
+    assert "trained: gold = " in output
+    assert "trained, first to last fifth of 10 steps" in output
+    found = numbers()
+    assert found["models"]["other"]["gold"]["value"] < 0
+    assert found["overoptimisation"]["n"] == [1, 2, 4, 8, 16]
+    assert found["along"][0]["name"] == "trained"
+    for name in ("overoptimisation", "collapse"):
+        assert Path(f"runs/g/gap/{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert gap("along=[other]", "seed=2") == 2
+    assert "no responses are stored here" in capsys.readouterr().err
 
 
 def test_what_the_verb_refuses(there: Path, capsys: pytest.CaptureFixture) -> None:

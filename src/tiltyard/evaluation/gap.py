@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from tiltyard.errors import DataError
+from tiltyard.posterior.bounds import UpperBound
 from tiltyard.posterior.estimates import Samples, estimate, k_hats
 from tiltyard.posterior.support import WEIGHTED, Support, support_of
+from tiltyard.posterior.target import complete_scores
+from tiltyard.scoring import Scorer
 from tiltyard.stats.intervals import Estimate, mean_ci
 from tiltyard.stats.text import distinct_n, self_bleu, unique_share
 from tiltyard.types import Group
@@ -28,7 +31,8 @@ class Gap:
         name: of the model. estimates: means over prompts with 95% intervals that resample prompts, of the terms of
             `posterior.estimates.Terms`; each resamples the whole identity, so errors that its parts share cancel.
         support: diagnostics; where they refuse, the weighted estimates are not among `estimates`.
-        reward: E[r]; of the posterior too, if supported.
+        reward: E[r]; of the posterior too, if supported. log_z_lower: mean lower bound of log Z. gold: mean gold
+            reward, where one was given.
         cut: share of the responses that the token limit cut. distinct_2, self_bleu, unique: diversity of the responses
             to a prompt, see `stats.text`.
     """
@@ -38,6 +42,8 @@ class Gap:
     support: Support
     reward: Estimate
     posterior_reward: Estimate | None
+    log_z_lower: float
+    gold: Estimate | None
     cut: float
     distinct_2: float
     self_bleu: float
@@ -49,6 +55,7 @@ class Gap:
             **asdict(self),
             "reward": self.reward._asdict(),
             "posterior_reward": None if self.posterior_reward is None else self.posterior_reward._asdict(),
+            "gold": None if self.gold is None else self.gold._asdict(),
             "estimates": {key: value._asdict() for key, value in self.estimates.items()},
             "refused": [] if self.support.ok else list(WEIGHTED),
         }
@@ -60,21 +67,22 @@ def gap_of(
     samples: Samples,
     beta: float,
     *,
-    upper_P: np.ndarray | None = None,
+    upper: UpperBound | None = None,
+    gold_PN: np.ndarray | None = None,
     seed: int = 0,
 ) -> Gap:
     """Summarises one model.
 
     Args:
         groups: its responses. samples: columns of these and of the prior's. beta: log factors times beta are rewards.
-        upper_P: the upper bound of each prompt's log Z, where there is one.
+        upper: bound of each prompt's log Z, where there is one. gold_PN: gold rewards of the model's responses.
 
     Raises:
         DataError: distributions conditioned on ending, and a prompt to which no response ended.
     """
     _check_ending(name, groups, samples)
     terms = estimate(samples)
-    width = None if upper_P is None else float(np.mean(upper_P - terms.log_z_lower))
+    width = None if upper is None else upper.width(terms.log_z_lower)
     support = support_of(terms.ess, k_hats(samples), samples.log_policy.shape[-1], width)
     kept = [key for key in SHOWN if support.ok or key not in WEIGHTED]
     estimates = {key: mean_ci(getattr(terms, key), seed=seed) for key in kept}
@@ -86,11 +94,22 @@ def gap_of(
         support=support,
         reward=_scaled(estimates["factor"], beta),
         posterior_reward=_scaled(estimates["posterior_factor"], beta) if support.ok else None,
+        log_z_lower=float(terms.log_z_lower.mean()),
+        gold=None if gold_PN is None else mean_ci(gold_PN.mean(-1), seed=seed),
         cut=sum(response.finish == "length" for response in flat) / len(flat),
         distinct_2=distinct_n([response.text for response in flat], 2, budget=PAIRS),
         self_bleu=float(np.mean([self_bleu(some[:TEXTS]) for some in texts])),
         unique=float(np.mean([unique_share(some) for some in texts])),
     )
+
+
+def gold_of(gold: Scorer, groups: Sequence[Group]) -> np.ndarray:
+    """Gold rewards of all responses, [prompts, responses].
+
+    Raises:
+        ScoringError: the scorer abstained from a response.
+    """
+    return np.array(complete_scores(gold, groups), dtype=np.float64)
 
 
 def _check_ending(name: str, groups: Sequence[Group], samples: Samples) -> None:

@@ -20,6 +20,22 @@ LimitBySetting = Annotated[
 ]
 
 
+class RowReading(Settings):
+    """Of stages that read rows of a file: which of them."""
+
+    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
+    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
+    limit_by: LimitBySetting = "first"
+    bad_rows: BadRowsSetting = "error"
+
+
+class PromptReading(RowReading):
+    """Of stages that read prompts."""
+
+    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
+    too_long: Annotated[TooLong, Field(description="drop longer prompts, or cut them on the left")] = "drop"
+
+
 class StageSettings(Run):  # type: ignore[metaclass]
     """Settings of every training stage. A method may have other defaults; `tiltyard show METHOD` prints them."""
 

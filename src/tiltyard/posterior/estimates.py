@@ -200,34 +200,23 @@ def k_hats(samples: Samples) -> Floats:
     return np.array([k_hat(row) for row in log_w.reshape(-1, log_w.shape[-1])]).reshape(log_w.shape[:-1])
 
 
-def upper_bound(log_factor_PM: Floats, highest: float, uniform_PM: Floats) -> Floats:
-    """An estimate [P] of log Z whose expectation is above it, from exact posterior samples; nan without any.
-
-    The first half of the prior's samples is thinned to exact samples of pi* by rejection, which needs the highest
-    possible g; each takes the place of one sample of the second half in the mean weight (Grosse, Ghahramani & Adams
-    2015, "Sandwiching the marginal likelihood using bidirectional Monte Carlo"). With the lower bound it encloses log
-    Z, and both close as the number of samples grows.
+def accepts(log_factor: Floats, highest: float, uniform: Floats) -> np.ndarray:
+    """The acceptance test of rejection sampling: uniform < exp(g - highest). What passes is an exact sample of pi*.
 
     Args:
-        log_factor_PM: of samples of the prior. highest: upper bound of g. uniform_PM: random numbers in [0, 1).
+        log_factor: g of samples of the prior. highest: upper bound of g. uniform: random numbers in [0, 1).
 
     Raises:
         DataError: a g above the bound.
     """
-    if (found := float(log_factor_PM.max())) > highest + 1e-9:
+    if log_factor.size and (found := float(log_factor.max())) > highest + 1e-9:
         raise DataError(
             "a score lies above its declared bound",
             got=f"r / beta = {found:g}",
             expected=f"at most {highest:g}",
             fix="raise score_bound, or leave it out",
         )
-    half = log_factor_PM.shape[-1] // 2
-    first, second = log_factor_PM[..., :half], log_factor_PM[..., half : 2 * half]
-    accepted = uniform_PM[..., :half] < np.exp(first - highest)
-    # the mean of exp over one posterior sample and half - 1 samples of the prior
-    rest = np.logaddexp.reduce(second[..., 1:], axis=-1) if half > 1 else np.full(first.shape[:-1], -np.inf)
-    bound = np.logaddexp(first, rest[..., None]) - math.log(max(half, 1))
-    return np.where(accepted.any(-1), _mean_where(bound, accepted), np.nan)
+    return uniform < np.exp(log_factor - highest)
 
 
 def posterior_weights(samples: Samples) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ from tiltyard.scoring.reward_model import same_vocabulary
 from tiltyard.stats.importance import Floats
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
-AT_ONCE = 256  # responses between two calls of `progress`; no result depends on it
+AT_ONCE = 256  # responses of a block: sampled, measured and kept together
+COMPARED = {"log_model": "logp_R", "log_prior": "ref_logp_R", "kl": "kl_R", "entropy": "entropy_R"}
+Columns = dict[str, Floats]  # of responses, [prompts, values] each
 Progress = Callable[[int], None]  # takes the number of further responses that are sampled
 
 
-def _silent(_: int) -> None:
-    pass
+def silent(_: int) -> None:
+    """Reports no progress."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class PriorSamples:
     log_prior: Floats
     entropy: Floats
     log_factor: Floats
-    cut: Cut
+    cut: Cut = "outcome"
 
     @property
     def ended(self) -> np.ndarray | None:
@@ -75,20 +78,75 @@ def draw(
     n: int,
     sampling: SampleSettings,
     keys: tuple[int, ...],
-    progress: Progress = _silent,
+    progress: Progress = silent,
+    *,
+    first: int = 0,
 ) -> list[Group]:
     """`n` responses to each prompt, some prompts at a time.
 
     Args:
-        keys: of the random numbers, with the prompt's index and the response's.
+        keys: of the random numbers, with the prompt's index and the response's. first: index of the first prompt.
     """
     groups: list[Group] = []
     step = max(1, AT_ONCE // n)
-    for first in range(0, len(prompts), step):
-        part = prompts[first : first + step]
-        groups += sample(model, part, n, sampling, seeds=response_seeds(range(first, first + len(part)), n, *keys))
+    for start in range(0, len(prompts), step):
+        part = prompts[start : start + step]
+        indices = range(first + start, first + start + len(part))
+        groups += sample(model, part, n, sampling, seeds=response_seeds(indices, n, *keys))
         progress(len(part) * n)
     return groups
+
+
+class Keep(Protocol):
+    """Keeps measured prompts, so that a run that is interrupted goes on after the last block."""
+
+    def done(self) -> tuple[list[Group], Columns]:
+        """The groups that are kept, of the first prompts, and the columns of all their responses."""
+
+    def add(self, groups: Sequence[Group], columns: Columns, first: int) -> None:
+        """Keeps the groups and columns of the prompts from the index `first` on."""
+
+
+class Nothing:
+    """Keeps nothing."""
+
+    def done(self) -> tuple[list[Group], Columns]:
+        return [], {}
+
+    def add(self, groups: Sequence[Group], columns: Columns, first: int) -> None:
+        pass
+
+
+def in_blocks(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    n: int,
+    sampling: SampleSettings,
+    keys: tuple[int, ...],
+    columns_of: Callable[[list[Group], int], Columns],
+    keep: Keep,
+    progress: Progress = silent,
+) -> tuple[list[Group], Columns]:
+    """Samples `n` responses to each prompt and measures them, some prompts at a time, after those that are kept.
+
+    Args:
+        keys: of the random numbers, with the prompt's index and the response's.
+        columns_of: (groups, index of the first) -> columns [groups, values] of them.
+    """
+    groups, columns = keep.done()
+    if groups:
+        progress(len(groups) * n)
+    parts = [columns] if groups else []
+    groups, step = list(groups), max(1, AT_ONCE // n)
+    for first in range(len(groups), len(prompts), step):
+        part = prompts[first : first + step]
+        drawn = draw(model, part, n, sampling, keys, first=first)
+        found = columns_of(drawn, first)
+        keep.add(drawn, found, first)
+        groups += drawn
+        parts.append(found)
+        progress(len(part) * n)
+    return groups, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
 
 
 def measure_prior(
@@ -99,27 +157,30 @@ def measure_prior(
     *,
     cut: Cut = "outcome",
     seed: int = 0,
-    progress: Progress = _silent,
+    key: int = 0,
+    keep: Keep | None = None,
+    progress: Progress = silent,
 ) -> PriorSamples:
     """Samples the prior and scores what it wrote.
 
     Args:
         prompts: encoded. n: responses a prompt. sampling: untruncated, at the prior's temperature.
+        key: tells its random numbers from those of policies and of other samples of it.
+        keep: where responses are kept, and those of an interrupted run are found; None: nowhere.
 
     Raises:
         ConfigError: truncated sampling. ScoringError: a scorer abstained from a response.
     """
     check_sampling(target, sampling)
-    groups = draw(target.prior.model, prompts, n, sampling, (seed, 0), progress)
-    temperature = target.prior.temperature
-    logp, entropy = [], []
-    for forest in _forests(groups, target.prior.model):
-        logp_R, entropy_R = _without_grad(target.prior.model, forest, temperature)
-        logp.append(_sums(logp_R, forest))
-        entropy.append(_sums(entropy_R, forest))
-    shape = (len(groups), n)
-    factor = np.array(target.log_weights(groups), dtype=np.float64).reshape(shape)
-    return PriorSamples(groups, _rows(logp, shape), _rows(entropy, shape), factor, cut)
+    model, temperature = target.prior.model, target.prior.temperature
+
+    def columns_of(groups: list[Group], _: int) -> Columns:
+        found = [_without_grad(model, forest, temperature) for forest in _forests(groups, model)]
+        logp, entropy = (_rows([one[i] for one in found], len(groups)) for i in (0, 1))
+        return {"log_prior": logp, "entropy": entropy, "log_factor": _factors(target, groups)}
+
+    groups, columns = in_blocks(model, prompts, n, sampling, (seed, key), columns_of, keep or Nothing(), progress)
+    return PriorSamples(groups, columns["log_prior"], columns["entropy"], columns["log_factor"], cut)
 
 
 def measure_policy(
@@ -131,7 +192,8 @@ def measure_policy(
     *,
     seed: int = 0,
     key: int = 1,
-    progress: Progress = _silent,
+    keep: Keep | None = None,
+    progress: Progress = silent,
 ) -> tuple[list[Group], Samples]:
     """Samples a policy on the prompts of `prior`, and returns its groups and all columns of both.
 
@@ -139,6 +201,7 @@ def measure_policy(
 
     Args:
         key: tells one policy's random numbers from another's; 0 is the prior's.
+        keep: see `measure_prior`.
 
     Raises:
         ConfigError: truncated sampling. DataError: a policy of another tokenizer. ScoringError: a scorer abstained.
@@ -146,23 +209,27 @@ def measure_policy(
     check_sampling(target, sampling)
     check_comparable(policy, target.prior.model)
     temperature = target.prior.temperature
-    groups = draw(policy, [group.prompt for group in prior.groups], n, sampling, (seed, key), progress)
-    columns: list[list[Floats]] = [[], [], [], []]
-    for forest in _forests(groups, policy):
-        found = compare_with_ref(policy, target.prior.model, forest, temperature)
-        for column, x_R in zip(columns, (found.logp_R, found.ref_logp_R, found.kl_R, found.entropy_R), strict=True):
-            column.append(_sums(x_R, forest))
-    other = [_sums(_without_grad(policy, forest, temperature)[0], forest) for forest in _forests(prior.groups, policy)]
-    shape, shape_prior = (len(groups), n), prior.log_prior.shape
-    logp, ref_logp, kl, entropy = (_rows(column, shape) for column in columns)
-    factor = np.array(target.log_weights(groups), dtype=np.float64).reshape(shape)
+
+    def columns_of(groups: list[Group], first: int) -> Columns:
+        parts: dict[str, list[Floats]] = {name: [] for name in COMPARED}
+        for forest in _forests(groups, policy):
+            found = compare_with_ref(policy, target.prior.model, forest, temperature)
+            for name, column in COMPARED.items():
+                parts[name].append(_sums(getattr(found, column), forest))
+        others = prior.groups[first : first + len(groups)]
+        parts["log_of_prior"] = [_without_grad(policy, forest, temperature)[0] for forest in _forests(others, policy)]
+        columns = {name: _rows(part, len(groups)) for name, part in parts.items()}
+        return columns | {"log_factor": _factors(target, groups)}
+
+    prompts = [group.prompt for group in prior.groups]
+    groups, columns = in_blocks(policy, prompts, n, sampling, (seed, key), columns_of, keep or Nothing(), progress)
     ended = _ended(groups, prior.cut)
     return groups, Samples(
-        log_policy=np.concatenate([logp, _rows(other, shape_prior)], -1),
-        log_prior=np.concatenate([ref_logp, prior.log_prior], -1),
-        log_factor=np.concatenate([factor, prior.log_factor], -1),
-        kl=kl,
-        entropy=entropy,
+        log_policy=np.concatenate([columns["log_model"], columns["log_of_prior"]], -1),
+        log_prior=np.concatenate([columns["log_prior"], prior.log_prior], -1),
+        log_factor=np.concatenate([columns["log_factor"], prior.log_factor], -1),
+        kl=columns["kl"],
+        entropy=columns["entropy"],
         n=n,
         ended=None if ended is None else np.concatenate([ended, prior.ended], -1),
     )
@@ -191,10 +258,11 @@ def _forests(groups: Sequence[Group], model: LanguageModel) -> list[Forest]:
 
 
 @torch.no_grad()
-def _without_grad(model: LanguageModel, forest: Forest, temperature: float) -> tuple[Tensor, Tensor]:
+def _without_grad(model: LanguageModel, forest: Forest, temperature: float) -> tuple[Floats, Floats]:
+    """Log-probs and entropies of the forest's responses, summed over tokens."""
     logp_R, entropy_R = model.logp_R(forest, temperature=temperature, entropy=True)
     assert entropy_R is not None
-    return logp_R, entropy_R
+    return _sums(logp_R, forest), _sums(entropy_R, forest)
 
 
 def _sums(x_R: Tensor, forest: Forest) -> Floats:
@@ -202,8 +270,12 @@ def _sums(x_R: Tensor, forest: Forest) -> Floats:
     return found
 
 
-def _rows(parts: list[Floats], shape: tuple[int, ...]) -> Floats:
-    return np.concatenate(parts).reshape(shape)
+def _rows(parts: Sequence[Floats], prompts: int) -> Floats:
+    return np.concatenate(parts).reshape(prompts, -1)
+
+
+def _factors(target: Target, groups: Sequence[Group]) -> Floats:
+    return np.array(target.log_weights(groups), dtype=np.float64)
 
 
 def _ended(groups: Sequence[Group], cut: Cut) -> np.ndarray | None:

@@ -7,10 +7,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from tiltyard.evaluation.gap import Gap
+from tiltyard.posterior.bounds import UpperBound
 from tiltyard.posterior.frontier import Point
 from tiltyard.report.plots import COLOURS, blank_figure, literal, save_png
 from tiltyard.report.text import plain
@@ -27,8 +29,16 @@ COLUMNS = (
 
 def print_gaps(gaps: Sequence[Gap], console: Console) -> None:
     """Prints each model's distances, its diagnostics and diversity, and refusals with what mends them."""
-    rows = [[_cell(gap.reward), *(_cell(gap.estimates.get(key)) for key, _ in COLUMNS)] for gap in gaps]
-    console.print(_table(gaps, ["reward", *(title for _, title in COLUMNS)], rows))
+    gold = ["gold"] if gaps[0].gold is not None else []
+    rows = [
+        [
+            *(_cell(gap.gold) for _ in gold),
+            _cell(gap.reward),
+            *(_cell(gap.estimates.get(key)) for key, _ in COLUMNS),
+        ]
+        for gap in gaps
+    ]
+    console.print(_table(gaps, [*gold, "reward", *(title for _, title in COLUMNS)], rows))
     console.print()
     rows = [
         [
@@ -66,6 +76,20 @@ def refusal_lines(gaps: Sequence[Gap]) -> list[str]:
             )
             lines.append(f"{plain(gap.name)}: log Z, the gap, KL from pi* and TV are refused: {refusal.reason}; {mend}")
     return lines
+
+
+def bound_lines(prior: Gap, upper: UpperBound | None) -> list[str]:
+    """A line with both bounds of the mean log Z, from samples of the prior and exact ones of pi*."""
+    if upper is None:
+        return []
+    lower, known = prior.log_z_lower, upper.log_z[~np.isnan(upper.log_z)]
+    if not len(known):
+        return [f"log Z: at least {lower:.2f}; no exact sample of pi* in {upper.tried:,} samples of the prior"]
+    some = "" if len(known) == len(upper.log_z) else f" (of {len(known)} of {len(upper.log_z)} prompts)"
+    return [
+        f"log Z lies between {lower:.2f} and {known.mean():.2f}{some} on average: the upper bound by {upper.exact:,} "
+        f"exact samples of pi*, accepted from {upper.tried:,} of the prior"
+    ]
 
 
 def _cell(value: Estimate | None) -> str:

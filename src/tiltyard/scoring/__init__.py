@@ -1,6 +1,6 @@
 """Scorers: a reward model, a Python function, a ranker against baselines, or a weighted sum of scorers."""
 
-from tiltyard.scoring.base import Cost, Monitors, Scale, Scorer, checked_scores
+from tiltyard.scoring.base import Cost, Monitors, Scale, Scorer, checked_scores, highest_score
 from tiltyard.scoring.functions import FunctionScorer
 from tiltyard.scoring.parts import RewardPart, Service, is_service, reward_parts
 from tiltyard.scoring.ranker import BaselineScorer, Position, Ranker
@@ -35,6 +35,7 @@ __all__ = [
     "check_prompts",
     "checked_scores",
     "function_file",
+    "highest_score",
     "is_function",
     "is_service",
     "load_function",

@@ -82,6 +82,12 @@ def scorer_metrics(scorer: object) -> Metrics:
     return scorer.take_metrics() if isinstance(scorer, Reporting) else {}
 
 
+def highest_score(scorer: object) -> float | None:
+    """The highest score that any response can have, where the scorer declares one as `highest`."""
+    found = getattr(scorer, "highest", None)
+    return None if found is None else float(found)
+
+
 def checked_scores(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:
     """Scores groups and checks the result; every use of a scorer goes through this function.
 

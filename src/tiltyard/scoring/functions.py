@@ -47,7 +47,8 @@ class FunctionScorer:
     `comparable=False`.
 
     An optional attribute `check_prompt(prompt)` of the function is called for every prompt before the first step, and
-    raises an error for a prompt that the function cannot score.
+    raises an error for a prompt that the function cannot score. An optional number `highest` of the function says that
+    no score is above it: `function.highest = 1.0`.
 
     Args:
         function: see above.
@@ -120,6 +121,12 @@ class FunctionScorer:
         if check is not None:
             for prompt in prompts:
                 check(prompt)
+
+    @property
+    def highest(self) -> float | None:
+        """The highest score that there can be, if the function declares one."""
+        found = getattr(self.function, "highest", None)
+        return None if found is None else float(found)
 
     # ------------------------------------------------------------------------------------------------ calls
 

@@ -144,6 +144,8 @@ class RuleFunction:
         rule: the wishes. where: the setting, for errors, e.g. `reward.brief`.
     """
 
+    highest = 1.0  # what `FunctionScorer.highest` reads
+
     def __init__(self, rule: Rule, where: str = "reward"):
         self.rule, self.where = rule, where
         self.checks: list[Check] = list(_checks(rule, where))

@@ -12,6 +12,7 @@ from tiltyard.scoring.base import (
     Scale,
     Scorer,
     checked_scores,
+    highest_score,
     matched_groups,
     matched_responses,
     score_sum,
@@ -49,6 +50,13 @@ class WeightedScorer:
         """Comparable where all parts are, moving where one is."""
         scales = [scorer.scale for _, scorer in self.parts]
         return Scale(all(s.comparable for s in scales), any(s.moving for s in scales))
+
+    @property
+    def highest(self) -> float | None:
+        """The sum of the parts' highest scores; None where a part declares none or has a weight below 0."""
+        found = [highest_score(scorer) if weight >= 0 else None for weight, scorer in self.parts]
+        known = [weight * most for (weight, _), most in zip(self.parts, found, strict=True) if most is not None]
+        return sum(known) if len(known) == len(self.parts) else None
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the weighted sums, without the responses that some part left out.

@@ -22,8 +22,8 @@ from tiltyard.data import group_to_line, read_groups
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import ApiJudgeSettings, JudgeSettings
 from tiltyard.files import atomic_write
-from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
-from tiltyard.records import LAST_BITS, Settings
+from tiltyard.inputs.settings import RowReading
+from tiltyard.records import LAST_BITS
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
@@ -37,7 +37,7 @@ BLOCK = 32  # items at a time
 LABELS, JUDGEMENTS = "labels.groups.jsonl", "judgements.jsonl"
 
 
-class AiLabelSettings(Settings):
+class AiLabelSettings(RowReading):
     data: Annotated[
         str, Field(description="rows of `prompt` and `responses`, comparisons, or a file of groups; empty: of `store`")
     ] = ""
@@ -48,10 +48,6 @@ class AiLabelSettings(Settings):
     store: Annotated[
         str, Field(description="feedback store whose tasks are judged, under the judge's own name; a file or URL")
     ] = ""
-    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
-    limit_by: LimitBySetting = "first"
-    bad_rows: BadRowsSetting = "error"
     pairs: Annotated[
         Literal["given", "random", "all"],
         Field(description="rows with more than two answers: an error, one random pair of each, or all their pairs"),

@@ -25,11 +25,11 @@ from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.scores import WORDS, Reward, ScoreSettings
-from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
+from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
-from tiltyard.records import LAST_BITS, Settings
+from tiltyard.records import LAST_BITS
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.scoring import BaselineScorer, FunctionScorer, Ranker, Scorer, check_prompts, checked_scores
@@ -48,15 +48,9 @@ BLOCK = 32  # prompts at a time; part of what the random numbers depend on, so n
 CANDIDATES, PAIRS, BASELINES = (f"{name}.groups.jsonl" for name in ("candidates", "pairs", "baselines"))
 
 
-class CandidatesSettings(Settings):
+class CandidatesSettings(PromptReading):
     model: Annotated[str, Field(description="the model that responds: an earlier stage, a folder or a hub name")]
     prompts: Annotated[str, Field(description="prompts: a file, stage/file or hub name")]
-    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
-    limit_by: LimitBySetting = "first"
-    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
-    too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
-    bad_rows: BadRowsSetting = "error"
     samples_per_prompt: Annotated[int, Field(ge=2, description="responses a prompt")] = 8
     temperature: Annotated[float, Field(gt=0, description="of sampling [SLiC-HF, RSO]")] = 0.7
     top_k: Annotated[int, Field(ge=0, description="most probable tokens kept; 0: all [SLiC-HF, RSO]")] = 40

@@ -21,7 +21,7 @@ from tiltyard.files import atomic_write
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.scores import WORDS, Reward, ScoreSettings, Watched
-from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
+from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
@@ -53,7 +53,7 @@ from tiltyard.world import gold
 from tiltyard.world.reward import is_world_prompt
 
 
-class EvaluateSettings(ScoreSettings):
+class EvaluateSettings(PromptReading, ScoreSettings):
     models: Annotated[
         list[str] | dict[str, str],
         Field(min_length=1, description="stages, folders or hub names in table order; {name: model} to name them"),
@@ -96,12 +96,6 @@ class EvaluateSettings(ScoreSettings):
     samples_per_prompt: Annotated[
         int, Field(gt=0, description="responses to each prompt; greedy decoding makes one, as all would be the same")
     ] = 2
-    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="number of prompts that are used; 0: all")] = 0
-    limit_by: LimitBySetting = "first"
-    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
-    too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
-    bad_rows: BadRowsSetting = "error"
     max_tokens: Annotated[int, Field(gt=0, description="tokens of a response")] = 128
     stop: Annotated[StopStrings, Field(description=STOP)] = ()
     temperature: Annotated[
@@ -215,7 +209,7 @@ def _disclosed(
 MANY = 3  # above this number of models a figure compares them
 
 
-def named_models(models: list[str] | dict[str, str]) -> dict[str, str]:
+def named_models(models: list[str] | dict[str, str], where: str = "evaluate.models") -> dict[str, str]:
     """Returns {name in the table: model}.
 
     Raises:
@@ -229,7 +223,7 @@ def named_models(models: list[str] | dict[str, str]) -> dict[str, str]:
         if name in names:
             raise ConfigError(
                 f"two models would both be called '{name}'",
-                where="evaluate.models",
+                where=where,
                 got=f"{names[name]} and {model}",
                 fix=f"name them: models={{{name}: {names[name]}, other: {model}}}",
             )

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tiltyard.errors import ConfigError
-from tiltyard.evaluation.gap import Gap, gap_of
-from tiltyard.files import atomic_write, write_json
+from tiltyard.evaluation.along import Course, best_of_n_course, course_of
+from tiltyard.evaluation.gap import Gap, gap_of, gold_of
+from tiltyard.files import write_json
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.scores import WORDS, Reward, ScoreSettings
-from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
-from tiltyard.inputs.workspace import model_folder
+from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
+from tiltyard.inputs.workspace import model_folder, stage_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.posterior.estimates import Samples, upper_bound
+from tiltyard.posterior.bounds import UpperBound, upper_bound
+from tiltyard.posterior.estimates import Samples
 from tiltyard.posterior.frontier import best_of_n, optimal_curve
 from tiltyard.posterior.measure import PriorSamples, check_comparable, measure_policy, measure_prior
-from tiltyard.posterior.target import Prior, exp, score
-from tiltyard.records import LAST_BITS, Settings
-from tiltyard.report.gap_tables import frontier_png, print_gaps, refusal_lines
+from tiltyard.posterior.target import Prior, Target, exp, score
+from tiltyard.records import LAST_BITS
+from tiltyard.report.along_plots import collapse_lines, collapse_png, overoptimisation_lines, overoptimisation_png
+from tiltyard.report.gap_tables import bound_lines, frontier_png, print_gaps, refusal_lines
+from tiltyard.runs import StageReader
 from tiltyard.sampling import SampleSettings
-from tiltyard.scoring import check_prompts
-from tiltyard.stages.backend import report_model
+from tiltyard.scoring import Scorer, check_prompts, highest_score
+from tiltyard.stages.backend import keeps_backend, report_model, settle
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.evaluate import named_models
+from tiltyard.stages.gap_files import ResponseFile
 from tiltyard.stages.rewards import Rewards, sources
 from tiltyard.training.log import Tally
-from tiltyard.types import Group
+from tiltyard.types import Group, Prompt
 
 STEPS = 2.0 ** (np.arange(-16, 17) / 4)  # betas of the frontier's curve, in multiples of the target's
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # N of best-of-N
@@ -40,7 +45,7 @@ SECONDS = 10.0  # between two lines of progress
 PRIOR = "prior"
 
 
-class GapSettings(Settings):
+class GapSettings(PromptReading):
     models: Annotated[
         list[str] | dict[str, str],
         Field(min_length=1, description="stages, folders or hub names in table order; {name: model} to name them"),
@@ -67,15 +72,20 @@ class GapSettings(Settings):
     score_bound: Annotated[
         float | None,
         Field(
-            description="the highest possible reward, if there is one: gives exact samples of pi* and an upper bound"
+            description="the highest possible reward; empty: what the reward declares (gold, rules, a function's "
+            "`highest`). With it come exact samples of pi* and an upper bound of log Z"
         ),
     ] = None
-    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="number of prompts that are used; 0: all")] = 0
-    limit_by: LimitBySetting = "first"
-    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
-    too_long: Annotated[Literal["drop", "truncate"], Field(description="longer prompts")] = "drop"
-    bad_rows: BadRowsSetting = "error"
+    gold: Annotated[
+        Reward,
+        Field(
+            description="what the reward stands for, e.g. gold or a better reward model: scores the same responses, "
+            "and shows over-optimisation; empty: none"
+        ),
+    ] = ""
+    along: Annotated[
+        list[str], Field(description="stages that sampled at each step (ppo, rloo, ...): gold, KL and collapse by step")
+    ] = []
     max_tokens: Annotated[int, Field(gt=0, description="tokens of a response")] = 32
     stop: Annotated[StopStrings, Field(description=STOP)] = ()
     seed: Annotated[int, Field(ge=0, description="of sampling and of the intervals")] = 0
@@ -85,70 +95,89 @@ class GapSettings(Settings):
 
 def run(context: StageContext, settings: GapSettings) -> dict[str, Any]:
     """Measures every model; writes gap.json, frontier.png and responses.jsonl."""
-    names = named_models(settings.models)
+    names = named_models(settings.models, "gap.models")
     scoring = ScoreSettings(reward=settings.reward)
     if PRIOR in names:
         raise ConfigError("this name is the prior's", where="gap.models", got=PRIOR, fix="name the model otherwise")
     load: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     prior_folder = model_folder(context, settings.prior)
     model = load_language_model(prior_folder, **load)
+    settle(context, model)
     report_model(context, PRIOR, model, samples=True)
     folders = {name: model_folder(context, value) for name, value in names.items()}
-    policies = {  # all of them before the first sample: one that cannot be used is found at once
-        name: _policy(context, name, load_language_model(folder, **load), model)
-        for name, folder in folders.items()
-        if folder != prior_folder
-    }
-    for name in names:
-        sizes = (settings.max_prompt, settings.max_tokens)
-        for line in check_reading(context, names[name], sources(scoring), *sizes):
+    folders = {name: folder for name, folder in folders.items() if folder != prior_folder}
+    for (
+        name,
+        folder,
+    ) in folders.items():  # all of them before the first sample: one that cannot be used is found at once
+        _policy(context, name, load_language_model(folder, **load), model)
+        for line in check_reading(context, names[name], sources(scoring), settings.max_prompt, settings.max_tokens):
             context.report(name, [line])
     prompts = prompts_of(context, settings.prompts, model.chat, settings, settings.seed)
     scorer = Rewards(context, scoring, **load).scorer(model.chat)
+    gold = _gold(context, settings, model, prompts, load)
     check_prompts(scorer, prompts)
+    stages = {Path(name).name: StageReader(stage_folder(context, name)) for name in settings.along}
+    along = [course_of(name, stage, gold, seed=settings.seed) for name, stage in stages.items()]
     target = Prior(model, settings.temperature) * exp(score(scorer) / settings.beta)
     sampling = SampleSettings(settings.temperature, max_tokens=settings.max_tokens, stop=settings.stop)
+    file = ResponseFile(context.folder, prompts, settings.beta)
     n = settings.samples_per_prompt
-    prior = measure_prior(
-        target,
-        prompts,
-        n,
-        sampling,
-        cut=settings.cut,
-        seed=settings.seed,
-        progress=_progress(context, PRIOR, len(prompts) * n),
-    )
-    upper = _upper(settings, prior)
-    measured: dict[str, tuple[list[Group], Samples]] = {PRIOR: (prior.groups, prior.as_policy())}
-    for key, (name, policy) in enumerate(policies.items(), 1):
-        progress = _progress(context, name, len(prompts) * n)
-        measured[name] = measure_policy(
-            policy, target, prior, n, sampling, seed=settings.seed, key=key, progress=progress
-        )
-    gaps = [
-        gap_of(name, groups, samples, settings.beta, upper_P=upper, seed=settings.seed)
-        for name, (groups, samples) in measured.items()
-    ]
-    return _written(context, settings, gaps, prior, measured, None if upper is None else float(np.mean(upper)))
+
+    def how(name: str) -> dict[str, Any]:
+        progress = _progress(context, name, len(prompts) * n, file.done(name) * n)
+        return {"seed": settings.seed, "keep": file.of(name), "progress": progress}
+
+    prior = measure_prior(target, prompts, n, sampling, cut=settings.cut, **how(PRIOR))
+    upper = _upper(context, settings, target, prior, sampling, scorer)
+
+    def summary(name: str, groups: list[Group], samples: Samples) -> Gap:
+        gold_PN = None if gold is None else gold_of(gold, groups)
+        return gap_of(name, groups, samples, settings.beta, upper=upper, gold_PN=gold_PN, seed=settings.seed)
+
+    gaps = [summary(PRIOR, prior.groups, prior.as_policy())]
+    for key, (name, folder) in enumerate(folders.items(), 1):
+        policy = load_language_model(folder, **load)
+        gaps.append(summary(name, *measure_policy(policy, target, prior, n, sampling, key=key, **how(name))))
+    file.journal.close()
+    return _written(context, settings, gaps, prior, upper, None if gold is None else gold_of(gold, prior.groups), along)
 
 
-def _policy(context: StageContext, name: str, policy: LanguageModel, prior: LanguageModel) -> LanguageModel:
+def _policy(context: StageContext, name: str, policy: LanguageModel, prior: LanguageModel) -> None:
     report_model(context, name, policy, samples=True)
     check_comparable(policy, prior)
-    return policy
 
 
-def _progress(context: StageContext, name: str, total: int) -> Any:
+def _gold(
+    context: StageContext, settings: GapSettings, model: LanguageModel, prompts: list[Prompt], load: dict[str, Any]
+) -> Scorer | None:
+    if not settings.gold:
+        return None
+    gold = Rewards(context, ScoreSettings(reward=settings.gold), **load).scorer(model.chat)
+    check_prompts(gold, prompts)
+    return gold
+
+
+def _progress(context: StageContext, name: str, total: int, done: int) -> Any:
     tally = Tally(total, lambda line: context.report(name, [f"{line} responses"]), every=SECONDS)
-    context.report(name, [f"sampling {total:,} responses"])
+    before = f"; {done:,} are there" if done else ""
+    context.report(name, [f"sampling {total:,} responses{before}"])
     return tally.add
 
 
-def _upper(settings: GapSettings, prior: PriorSamples) -> np.ndarray | None:
-    if settings.score_bound is None or settings.cut == "ended":
+def _upper(
+    context: StageContext,
+    settings: GapSettings,
+    target: Target,
+    prior: PriorSamples,
+    sampling: SampleSettings,
+    scorer: Scorer,
+) -> UpperBound | None:
+    bound = highest_score(scorer) if settings.score_bound is None else settings.score_bound
+    if bound is None or settings.cut == "ended":
         return None
-    uniform = np.random.default_rng(settings.seed).random(prior.log_factor.shape)
-    return upper_bound(prior.log_factor, settings.score_bound / settings.beta, uniform)
+    context.report("exact samples", [f"of pi*, by rejection: no reward is above {bound:g}"])
+    return upper_bound(target, prior, bound / settings.beta, sampling, seed=settings.seed)
 
 
 def conventions(settings: GapSettings, prompts: int) -> str:
@@ -165,65 +194,54 @@ def _written(
     settings: GapSettings,
     gaps: Sequence[Gap],
     prior: PriorSamples,
-    measured: dict[str, tuple[list[Group], Samples]],
-    upper: float | None,
+    upper: UpperBound | None,
+    gold_PM: np.ndarray | None,
+    along: Sequence[Course],
 ) -> dict[str, Any]:
     note = conventions(settings, len(prior.groups))
-    print_gaps(gaps, context.console)
-    if upper is not None:
-        context.console.print(f"log Z is at most {upper:.2f} on average, by exact samples of pi*", highlight=False)
-    context.console.print(note, markup=False, highlight=False, soft_wrap=True)
     reward_PM = prior.log_factor * settings.beta
-    if prior.ended is None:
-        curve = optimal_curve(reward_PM, [settings.beta * float(s) for s in STEPS[::-1]])
-        best = best_of_n(reward_PM, [n for n in COUNTS if n <= reward_PM.shape[-1] // 2])
-    else:
-        curve, best = [], []  # both are of the prior's whole distribution
-    picture = frontier_png(context.folder / "frontier.png", gaps, curve, best, settings.beta, note)
+    counts = [n for n in COUNTS if n <= reward_PM.shape[-1] // 2] if prior.ended is None else []
+    # without samples of the prior's whole distribution there is neither curve nor best-of-N
+    curve = optimal_curve(reward_PM, [settings.beta * float(s) for s in STEPS[::-1]]) if prior.ended is None else []
+    best = best_of_n(reward_PM, counts)
+    chosen = None if gold_PM is None else best_of_n_course(reward_PM, gold_PM, counts, seed=settings.seed)
+    print_gaps(gaps, context.console)
+    lines = [*bound_lines(gaps[0], upper), *overoptimisation_lines(chosen, along), *collapse_lines(along), note]
+    for line in lines:
+        context.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    files = {"frontier": frontier_png(context.folder / "frontier.png", gaps, curve, best, settings.beta, note)}
+    if chosen is not None:
+        files["over-optimisation"] = overoptimisation_png(context.folder / "overoptimisation.png", chosen, along, gaps)
+    if along:
+        files["collapse"] = collapse_png(context.folder / "collapse.png", along)
     body = {
         "conventions": note,
-        "upper_log_z": upper,
+        "upper_log_z": None if upper is None else float(np.nanmean(upper.log_z)),
+        "exact_samples": None if upper is None else {"accepted": upper.exact, "of": upper.tried},
         "models": {gap.name: gap.to_dict() for gap in gaps},
         "refusals": refusal_lines(gaps),
         "optimum": [point._asdict() for point in curve],
         "best_of_n": [point._asdict() for point in best],
+        "overoptimisation": None if chosen is None else chosen.to_dict(),
+        "along": [course.to_dict() for course in along],
     }
-    path = context.folder / "gap.json"
-    write_json(path, body)
-    _write_responses(context, settings, measured)
-    for name, file in (("frontier", picture), ("numbers", path)):
-        context.console.print(f"{name}: {file}", markup=False, highlight=False, soft_wrap=True)
-    found = {f"gap_{gap.name}": gap.estimates["gap"].value for gap in gaps if "gap" in gap.estimates}
-    return {**found, "refused": [gap.name for gap in gaps if not gap.support.ok], "gap": str(path)}
-
-
-def _write_responses(
-    context: StageContext, settings: GapSettings, measured: dict[str, tuple[list[Group], Samples]]
-) -> None:
-    """One line a response: text, reward, and its log-probs under the model and the prior."""
-    with atomic_write(context.folder / "responses.jsonl") as file:
-        for name, (groups, samples) in measured.items():
-            for i, group in enumerate(groups):
-                for k, response in enumerate(group.responses):
-                    row = {
-                        "model": name,
-                        "prompt": group.prompt.id,
-                        "text": response.text,
-                        "finish": response.finish,
-                        "reward": float(samples.log_factor[i, k]) * settings.beta,
-                        "log_model": float(samples.log_policy[i, k]),
-                        "log_prior": float(samples.log_prior[i, k]),
-                    }
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    files["numbers"] = context.folder / "gap.json"
+    write_json(files["numbers"], body)
+    for name, path in files.items():
+        context.console.print(f"{name}: {path}", markup=False, highlight=False, soft_wrap=True)
+    found = {gap.name: gap.estimates["gap"].value for gap in gaps if "gap" in gap.estimates}
+    refused = [gap.name for gap in gaps if not gap.support.ok]
+    return {"gaps": found, "refused": refused, "files": {name: str(path) for name, path in files.items()}}
 
 
 register(
     Stage(
         "gap",
-        run,
+        keeps_backend(run),
         GapSettings,
         "Distance of models to the optimum pi* = prior exp(r/beta)/Z: KLs, TV, log Z, intervals, a picture.",
-        refers=("models", "prompts", "prior", "reward"),
+        refers=("models", "prompts", "prior", "reward", "gold", "along"),
         words=WORDS,
+        version="2",
     )
 )

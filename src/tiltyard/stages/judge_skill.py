@@ -28,10 +28,10 @@ from tiltyard.feedback import ModelPointsJudge
 from tiltyard.feedback.prompts import points_question
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.comparisons import as_pairs
-from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
+from tiltyard.inputs.settings import RowReading
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
-from tiltyard.records import LAST_BITS, Settings
+from tiltyard.records import LAST_BITS
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.training.log import TimeLeft
@@ -50,16 +50,12 @@ REASONS = (
 TOP = len(REASONS) - 1
 
 
-class JudgeSkillSettings(Settings):
+class JudgeSkillSettings(RowReading):
     data: Annotated[str, Field(description="comparisons with ranks or scores: rows or a file of groups")]
     how: Annotated[
         Literal["written", "scores"],
         Field(description="judgements that `model` writes, where they agree with people; or people's numbers"),
     ]
-    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
-    limit_by: LimitBySetting = "first"
-    bad_rows: BadRowsSetting = "error"
     pairs: Annotated[
         Literal["given", "all", "best_worst"],
         Field(description="rankings as they are, all their pairs, or best against worst (how: written)"),

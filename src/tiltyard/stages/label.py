@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tiltyard.data import TooLong, group_to_line
+from tiltyard.data import group_to_line
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.inputs.files import prompts_of
-from tiltyard.inputs.settings import STOP, BadRowsSetting, LimitBySetting, StopStrings
+from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
-from tiltyard.records import LAST_BITS, Settings
+from tiltyard.records import LAST_BITS
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
@@ -38,16 +38,10 @@ BLOCK = 64  # prompts at a time
 RANKINGS, ROWS, JUDGEMENTS = "rankings.groups.jsonl", "rankings.jsonl", "judgements.jsonl"
 
 
-class LabelSettings(Settings):
+class LabelSettings(PromptReading):
     model: Annotated[str, Field(description="the model that responds: an earlier stage, a folder or a hub name")]
     prompts: Annotated[str, Field(description="prompts of the embedded world")]
     k: Annotated[int, Field(ge=2, le=9, description="responses a prompt, ranked together")] = 4
-    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="number of prompts that are used; 0: all")] = 0
-    limit_by: LimitBySetting = "first"
-    max_prompt: Annotated[int, Field(ge=1, description="tokens of a prompt")] = 256
-    too_long: Annotated[TooLong, Field(pattern="^(drop|truncate)$", description="longer prompts")] = "drop"
-    bad_rows: BadRowsSetting = "error"
     max_tokens: Annotated[int, Field(gt=0, description="longest response")] = 64
     stop: Annotated[StopStrings, Field(description=STOP)] = ()
     temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0

@@ -23,11 +23,11 @@ from tiltyard.data.overlap import most_alike, words_of
 from tiltyard.errors import DataError
 from tiltyard.feedback.prompts import question_prompt
 from tiltyard.feedback.simulated import seed_from
-from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
+from tiltyard.inputs.settings import RowReading
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.records import LAST_BITS, Settings
+from tiltyard.records import LAST_BITS
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
 from tiltyard.stages.backend import report_model
@@ -40,14 +40,10 @@ PROMPTS, REJECTED = "prompts.jsonl", "rejected.jsonl"
 INSTRUCTION = "Here are things that people asked. Write one more of the same kind, in one line.\n\n"
 
 
-class NewPromptsSettings(Settings):
+class NewPromptsSettings(RowReading):
     model: Annotated[str, Field(description="who writes: best one that stays the same, such as the first SFT model")]
     prompts: Annotated[str, Field(description="the given prompts: a file, stage/file or hub name")]
     count: Annotated[int, Field(ge=1, description="new prompts wanted")]
-    split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
-    limit: Annotated[int, Field(ge=0, description="number of rows that are used; 0: all")] = 0
-    limit_by: LimitBySetting = "first"
-    bad_rows: BadRowsSetting = "error"
     requests: Annotated[int, Field(ge=0, description="ask at most so often; 0: 20 times the count")] = 0
     shots: Annotated[int, Field(ge=1, description="given prompts shown a request [self-rewarding]")] = 8
     style: Annotated[Literal["chat", "text"], Field(description="ask in the chat template, or as plain text")] = "text"

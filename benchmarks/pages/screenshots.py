@@ -45,6 +45,7 @@ def main(folder: Path) -> None:
                 with served(store, gold_every=0) as url:
                     page = signed_in(dark, url, tokens["ada"])
                     page.click("form[action='/guidelines'] button")
+                    page.wait_for_selector("body.ready")
                     page.click("[name=choice][value=first]")
                     page.click("#go-on")
                     page.wait_for_selector("#task")
@@ -102,6 +103,7 @@ def _dialogs(page: Any, kind: str, shot: Any) -> None:
 
 
 def _answer(page: Any, kind: str) -> None:
+    page.wait_for_selector("body.ready")  # in its first moments a task takes no verdict
     before = page.locator("[name=key]").get_attribute("value")
     if kind == "pair":
         page.keyboard.press("1")

@@ -321,6 +321,9 @@ def _explain(model: type[BaseModel], problem: Any, key: str, *, where: str, also
         return ConfigError(f"the setting '{key}' is required", where=where, expected=expected, fix=fix)
     top = key if nested else _top(model, key)
     what = f"the setting '{top}' does not fit"
+    own = problem.get("ctx", {}).get("error")
+    if isinstance(own, ConfigError):  # it has parts of its own: a secret in the input is not shown
+        return ConfigError(f"{what}: {own.what}", where=where, got=own.got, expected=own.expected, fix=own.fix)
     if problem["type"] in ("value_error", "assertion_error", "missing"):
         inside = "" if nested else key[len(top) + 1 :]
         what += f": {inside + ': ' if inside else ''}{problem['msg']}"

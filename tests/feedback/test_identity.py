@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from tiltyard.feedback import ApiJudge, Client, identity
+from tiltyard.feedback import ApiJudge, Client, judge_identity
 from tiltyard.feedback.client import Endpoint
 from tiltyard.feedback.prompts import TEMPLATES
 from tiltyard.feedback.settings import ApiJudgeSettings, ModelJudgeSettings, SimulatedJudgeSettings
@@ -29,21 +29,21 @@ def test_a_change_of_a_text_is_a_new_version() -> None:
 
 def test_what_makes_another_judge() -> None:
     base = ModelJudgeSettings(model="runs/demo/sft")
-    one = identity(base, "abc")
+    one = judge_identity(base, "abc")
     assert (one.model, one.snapshot, one.template) == ("runs/demo/sft", "abc", "pair-1")
     assert one.name == f"judge:runs/demo/sft@abc#{one.digest}"
-    assert identity(base.model_copy(update={"max_missing": 0.9}), "abc") == one  # how it is run changes nothing
+    assert judge_identity(base.model_copy(update={"max_missing": 0.9}), "abc") == one  # how it is run changes nothing
     others = [
-        identity(base, "abd"),
-        identity(base.model_copy(update={"instruction": "Shorter."}), "abc"),
-        identity(base.model_copy(update={"debias": "logits"}), "abc"),
-        identity(base.model_copy(update={"ask": "score"}), "abc"),
-        identity(ApiJudgeSettings(model="runs/demo/sft", url="http://h/v1"), "abc"),
-        identity(SimulatedJudgeSettings(instruction={"gold": 1.0})),
-        identity(SimulatedJudgeSettings(instruction={"gold": 2.0})),
+        judge_identity(base, "abd"),
+        judge_identity(base.model_copy(update={"instruction": "Shorter."}), "abc"),
+        judge_identity(base.model_copy(update={"debias": "logits"}), "abc"),
+        judge_identity(base.model_copy(update={"ask": "score"}), "abc"),
+        judge_identity(ApiJudgeSettings(model="runs/demo/sft", url="http://h/v1"), "abc"),
+        judge_identity(SimulatedJudgeSettings(instruction={"gold": 1.0})),
+        judge_identity(SimulatedJudgeSettings(instruction={"gold": 2.0})),
     ]
     assert len({one.name, *(o.name for o in others)}) == 8
-    assert len(identity(base.model_copy(update={"model": "m" * 500}), "s" * 20).name) <= 200
+    assert len(judge_identity(base.model_copy(update={"model": "m" * 500}), "s" * 20).name) <= 200
 
 
 def test_the_snapshot_is_what_the_server_names(server: Server) -> None:

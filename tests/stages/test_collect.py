@@ -21,15 +21,19 @@ from rich.console import Console
 from tiltyard.data import BadRows, parsed_rows, read_groups
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback.collect.client import Session
+from tiltyard.feedback.store import assignment, items, judgements, people
 from tiltyard.feedback.store.assignment import next_task
 from tiltyard.feedback.store.campaigns import counted
-from tiltyard.feedback.store.database import Database
+from tiltyard.feedback.store.database import Database, now
 from tiltyard.feedback.store.export import groups
-from tiltyard.feedback.store.people import add_guideline, annotators, guideline
+from tiltyard.feedback.store.people import add_guideline, annotators, guideline, new_link, session_of, sign_in
 from tiltyard.pipeline import run_stage
 from tiltyard.runs.groups import write_groups
+from tiltyard.stages.collect_wait import Watch
 from tiltyard.types import Group, Response
 from tiltyard.world import make_world, write_world
+
+from .planted import Place, killed
 
 pytest.importorskip("fastapi")
 
@@ -182,11 +186,13 @@ def test_guidelines_of_a_file(answers: dict[str, Path], tmp_path: Path) -> None:
         ({"simulated": ["careful"], "kind": "rating"}, "rank and give no ratings"),
         ({"serve": False}, "needs url"),
         ({"overlap": 0}, "overlap"),
+        ({"store": "postgresql://ada:secret@localhost/labels"}, "the store's URL holds a password"),
     ],
 )
 def test_settings_that_cannot_be(answers: dict[str, Path], tmp_path: Path, settings: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         collected(tmp_path, answers, **settings)
+    assert "secret" not in str(error.value)
 
 
 def test_the_worlds_annotators_know_their_world_alone(tmp_path: Path) -> None:
@@ -196,6 +202,40 @@ def test_the_worlds_annotators_know_their_world_alone(tmp_path: Path) -> None:
     (tmp_path / "same.jsonl").write_text('{"prompt": "Hello?", "responses": ["a", "a"]}\n')
     with pytest.raises(DataError, match="two equal responses"):
         collected(tmp_path, tmp_path / "same.jsonl")
+
+
+def test_stopped_for_a_week_it_goes_on(answers: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """Killed while it waits and run again a week later: the link, the label and the task that was open are there."""
+    killed(lambda: collected(tmp_path, answers["new"], labellers=["ada"]), Place(Watch, "wait").plant)
+    store = Database(tmp_path / "r" / "labels.db")
+    [ada] = annotators(store)
+    token = new_link(store, "ada")
+    cookie, _ = sign_in(store, token) or ("", None)
+    first, judged = next_task(store, ada.id), judgements.judge
+    assert first is not None
+    judged(store, ada.id, first.exposure, {"choice": "first"}, key="one")
+    held = next_task(store, ada.id)
+    assert held is not None
+    store.close()
+    week = 7 * 24 * 3_600_000
+    for module in (assignment, items, judgements, people):
+        monkeypatch.setattr(module, "now", lambda: now() + week)
+    waiting = Waiting(tmp_path, answers["new"], labellers=["ada"])
+    url = waiting.printed(r"waits for labels: 1 of 4 judgements, 1 annotator so far; label at (http://\S+)/in").group(1)
+    assert "ada: their links are known to them" in waiting.out.getvalue()
+    store = Database(tmp_path / "r" / "labels.db")
+    assert session_of(store, cookie) is None  # sessions do not last so long, links do
+    store.close()
+    with Session(url, token) as session:
+        assert session.judged == 1
+        seen = []
+        while task := session.task():
+            seen.append(task["texts"])
+            session.judge(task["exposure"], {"choice": "second"}, f"k{task['exposure']}")
+    assert list(held.texts) in seen  # its lease ran out long ago, and it was given out again
+    assert len(seen) == 3
+    result = waiting.ended()
+    assert (result["rankings"], result["wanted"], result["annotators"]) == (4, 4, {"ada": 4})
 
 
 # ------------------------------------------------------------------------------------------------------------- kill -9

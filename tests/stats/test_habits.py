@@ -8,7 +8,8 @@ from tests.chance import shifted
 from tests.stats.simulated import SIMULATIONS, covers
 
 from tiltyard.errors import DataError
-from tiltyard.stats.habits import preference_habits
+from tiltyard.stats.habits import biases, preference_habits
+from tiltyard.stats.intervals import Estimate
 
 
 def test_counts_by_hand():
@@ -21,6 +22,26 @@ def test_counts_by_hand():
     assert found["b"].ties.value == 1
     assert math.isnan(found["b"].first.value)
     assert math.isnan(preference_habits(["a"], [1], ["p"])["a"].longer.value)
+
+
+def test_biases_by_hand():
+    """Off one half for the first; off one half and off the others for length; wider for more annotators."""
+
+    def share(value, half=0.05, n=100):
+        return Estimate(value, value - half, value + half, n)
+
+    even = share(0.5)
+    assert biases({}) == {}
+    assert biases({"a": (share(0.7), share(0.7))}) == {"a": ("position", "longer")}
+    assert biases({"a": (share(0.3), share(0.3)), "b": (even, even)}) == {"a": ("position", "shorter")}
+    # everybody prefers the longer, which is better: no one has a bias
+    assert biases({name: (even, share(0.7)) for name in "abc"}) == {}
+    assert biases({"a": (even, share(0.9)), "b": (even, share(0.7)), "c": (None, None)}) == {"a": ("longer",)}
+    assert biases({"a": (even, share(0.5)), "b": (even, share(0.7))}) == {"b": ("longer",)}
+    assert biases({"a": (share(0.56), None)}) == {"a": ("position",)}
+    assert biases({"a": (share(0.56), None), **{f"b{k}": (even, None) for k in range(20)}}) == {}
+    unknown = Estimate(math.nan, math.nan, math.nan, 0)
+    assert biases({"a": (unknown, unknown)}) == {}
 
 
 def test_bad_input():

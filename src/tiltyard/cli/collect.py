@@ -52,9 +52,10 @@ def add(
         raise ConfigError("unknown stage of tasks", where="--stage", got=stage, fix=nearest(stage, known))
     wanted = Wanted(kind, stage, overlap, pairs, source, policy, seed)
     items, dropped = read_items(file, wanted, split=split, limit=limit or None)
-    ids = add_tasks(opened(store, create=True), items, seed=seed)
+    database = opened(store, create=True)
+    ids = add_tasks(database, items, seed=seed)
     if json_output:
-        emit({"store": store, "tasks": len(ids), "kind": kind, "stage": stage, "dropped": dict(dropped)})
+        emit({"store": database.shown, "tasks": len(ids), "kind": kind, "stage": stage, "dropped": dict(dropped)})
         return
     told(f"{len(ids):,} tasks added ({kind}, {stage}), each for {overlap} {'person' if overlap == 1 else 'people'}")
     for reason, count in dropped.items():
@@ -169,12 +170,12 @@ def serve(
     if guideline(database) is None:
         raise DataError(
             "there are no guidelines yet",
-            where=store,
+            where=database.where,
             expected="a text that annotators read and accept first",
-            fix=f"tiltyard collect guidelines {store} guidelines.md",
+            fix=f"tiltyard collect guidelines {database.shown} guidelines.md",
         )
     if not annotators(database):
-        told(f"no one can sign in yet: tiltyard collect people {store} NAME")
+        told(f"no one can sign in yet: tiltyard collect people {database.shown} NAME")
     site = Site("collect", database, address(host, port, url), (PACKAGE,))
     settings = Settings(gold_every, lease, strength, adjudicate, seed)
     serve_app(collect_app(site, settings), host, port, told=told)

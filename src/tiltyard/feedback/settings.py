@@ -256,7 +256,7 @@ def build_scorer(
     return GradeScorer(grader, moving=moving, max_missing=settings.max_missing)
 
 
-def identity(settings: JudgeSettings, snapshot: str = "") -> JudgeIdentity:
+def judge_identity(settings: JudgeSettings, snapshot: str = "") -> JudgeIdentity:
     """The identity of the judge of these settings, see `JudgeIdentity`.
 
     Args:

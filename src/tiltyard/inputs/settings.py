@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from tiltyard.data import BadRowRule, LimitBy, TooLong
+from tiltyard.errors import ConfigError
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
 from tiltyard.sampling import SampleSettings
 from tiltyard.training.run import Run
@@ -18,6 +20,21 @@ BadRowsSetting = Annotated[
 LimitBySetting = Annotated[
     LimitBy, Field(description="rows that limit takes: the first, or a sample of all, drawn with the seed")
 ]
+
+
+def _without_password(store: str) -> str:
+    if "://" in store and urlsplit(store).password:
+        raise ConfigError(
+            "the store's URL holds a password, which recipes and run folders would keep",
+            where="store",
+            got="a URL with a password",
+            expected="a file, or postgresql://user@host/name",
+            fix="set PGPASSWORD, or write the password into ~/.pgpass",
+        )
+    return store
+
+
+StoreSetting = Annotated[str, AfterValidator(_without_password)]  # a file, or postgresql://user@host/name
 
 
 class RowReading(Settings):

@@ -13,6 +13,7 @@ from rich.text import Text
 from tiltyard.report.board_tables import share
 from tiltyard.report.text import plain
 from tiltyard.stats.agreement import Agreement
+from tiltyard.stats.habits import biases
 from tiltyard.stats.label_quality import AnnotatorQuality, Disagreement, LabelReport
 
 _EXCERPT = 60  # characters of a prompt
@@ -81,6 +82,20 @@ def _print_annotators(annotators: Sequence[AnnotatorQuality], console: Console) 
     for name, words in legend.items():
         if name in kept:
             console.print(words, highlight=False, soft_wrap=True)
+    _print_biases(annotators, console)
+
+
+def _print_biases(annotators: Sequence[AnnotatorQuality], console: Console) -> None:
+    """Prints a line for each bias that the habits show."""
+    found = biases({one.name: (one.first, one.longer) for one in annotators})
+    for one in annotators:
+        words = {
+            "position": f"has a position bias: what was shown first wins {share(one.first)}",
+            "longer": f"prefers the longer answer: it wins {share(one.longer)}, more often than with the others",
+            "shorter": f"prefers the shorter answer: the longer wins {share(one.longer)}, less than with the others",
+        }
+        for bias in found.get(one.name, ()):
+            console.print(plain(f"{one.name} {words[bias]}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_disagreements(found: Sequence[Disagreement], console: Console, shown: int) -> None:

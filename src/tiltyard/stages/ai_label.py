@@ -22,7 +22,7 @@ from tiltyard.data import group_to_line, read_groups
 from tiltyard.errors import ConfigError
 from tiltyard.feedback import ApiJudgeSettings, JudgeSettings
 from tiltyard.files import atomic_write
-from tiltyard.inputs.settings import RowReading
+from tiltyard.inputs.settings import RowReading, StoreSetting
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
@@ -46,7 +46,8 @@ class AiLabelSettings(RowReading):
         tuple[JudgeSettings, ...], Field(description="further judges; labels are the mean of all that have a verdict")
     ] = ()
     store: Annotated[
-        str, Field(description="feedback store whose tasks are judged, under the judge's own name; a file or URL")
+        StoreSetting,
+        Field(description="feedback store whose tasks are judged, under the judge's own name; a file or URL"),
     ] = ""
     pairs: Annotated[
         Literal["given", "random", "all"],

@@ -27,10 +27,10 @@ from tiltyard.evaluation.people import (
     majorities,
     preference_of_judge,
 )
-from tiltyard.feedback import JudgeSettings, Usage, identity
+from tiltyard.feedback import JudgeSettings, Usage, judge_identity
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.files import write_json
-from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.inputs.settings import BadRowsSetting, StoreSetting
 from tiltyard.records import LAST_BITS, Settings
 from tiltyard.report.judge_tables import calibration_lines, json_ready, print_calibration
 from tiltyard.runs.groups import read_judgements
@@ -51,7 +51,7 @@ class CalibrateSettings(Settings):
             description="pairs that people labelled, all or a part: rows or a file of groups; `verdicts` of rows count"
         ),
     ] = ""
-    store: Annotated[str, Field(description="feedback store with the labels of people; a file or URL")] = ""
+    store: Annotated[StoreSetting, Field(description="feedback store with the labels of people; a file or URL")] = ""
     judge: Annotated[JudgeSettings | None, Field(description="a judge that is asked about these pairs now")] = None
     panel: Annotated[tuple[JudgeSettings, ...], Field(description="further judges that are asked")] = ()
     judged: Annotated[
@@ -247,7 +247,7 @@ def _own(settings: CalibrateSettings, name: str) -> str:
         return settings.own
     judges = [] if settings.judge is None else [settings.judge, *settings.panel]
     for judge in judges:
-        if name.startswith(identity(judge).name.partition("#")[0]):
+        if name.startswith(judge_identity(judge).name.partition("#")[0]):
             return Path(str(getattr(judge, "model", ""))).name
     return name.removeprefix("judge:").partition("@")[0].partition("#")[0]
 

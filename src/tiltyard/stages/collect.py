@@ -20,6 +20,7 @@ from tiltyard.data.exchange import write_judged
 from tiltyard.errors import DataError, nearest
 from tiltyard.evaluation.versions import compared
 from tiltyard.files import read_text
+from tiltyard.inputs.settings import StoreSetting
 from tiltyard.records import EXECUTION, Settings
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.collect_wait import collect, simulated_names
@@ -58,7 +59,8 @@ class CollectSettings(Settings):
         float, Field(gt=0, le=1, description="share of the wanted judgements after which the run goes on"), EXECUTION
     ] = 1.0
     store: Annotated[
-        str, Field(description="feedback store: a file or postgresql://user@host/name; empty: labels.db of the run")
+        StoreSetting,
+        Field(description="feedback store: a file or postgresql://user@host/name; empty: labels.db of the run"),
     ] = ""
     labellers: Annotated[
         list[str], Field(description="people who label; those who are new get a personal link, printed once"), EXECUTION
@@ -115,7 +117,7 @@ def run(context: StageContext, settings: CollectSettings) -> dict[str, Any]:
         _guidelines(context, settings, database)
         close(database, stage, but=campaign)  # tasks of executions with other settings are asked of no one any more
         add_tasks(database, items, seed=settings.seed, campaign=campaign)
-        context.report("store", [place])
+        context.report("store", [database.shown])
         context.report(
             "asks", [_asked(settings, len(items)), *(f"left out {n:,}: {why}" for why, n in dropped.items())]
         )

@@ -22,7 +22,7 @@ from tiltyard.feedback import (
     build_judge,
     build_list_judge,
     build_score_judge,
-    identity,
+    judge_identity,
 )
 from tiltyard.feedback.answers import content_key
 from tiltyard.feedback.budget import Budget, Forecast
@@ -58,7 +58,7 @@ class Member:
     def identity(self) -> JudgeIdentity:
         """Its identity, as far as its replies showed by now."""
         inner = getattr(self.judge, "judge", self.judge)
-        return identity(self.settings, getattr(inner, "snapshot", ""))
+        return judge_identity(self.settings, getattr(inner, "snapshot", ""))
 
     @property
     def usage(self) -> Usage:
@@ -235,7 +235,7 @@ def open_panel(
             got=f"ask: {', '.join(sorted(asks))}",
             fix="give all of them the ask of judge",
         )
-    names = [identity(one).name + content_key(one.model_dump(mode="json")) for one in judges]
+    names = [judge_identity(one).name + content_key(one.model_dump(mode="json")) for one in judges]
     if len(set(names)) < len(names):
         raise ConfigError("two judges of the panel are the same", where=f"{context.name}.panel", fix="leave one out")
 

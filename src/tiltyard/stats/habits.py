@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,7 @@ from tiltyard.errors import DataError
 from tiltyard.stats.arrays import finite
 from tiltyard.stats.intervals import Estimate, rate_ci
 
+Bias = Literal["position", "longer", "shorter"]
 _UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0)
 
 
@@ -73,3 +75,40 @@ def preference_habits(
             rate((won_N == 0.5).astype(float), of_N),
         )
     return found
+
+
+def biases(
+    habits: Mapping[str, tuple[Estimate | None, Estimate | None]], *, level: float = 0.95
+) -> dict[str, tuple[Bias, ...]]:
+    """Returns the biases that the habits of several annotators show; those of no bias are left out.
+
+    `position`: what was shown first wins another share than one half. `longer`, `shorter`: the longer response wins
+    another share than one half, and than with all others together, who saw the same quality on average. The intervals
+    are widened to the number of annotators: together they err as often as one.
+
+    Args:
+        habits: {annotator: (share of wins of what was shown first, of the longer response)}. level: of its intervals.
+    """
+    if not habits:
+        return {}
+    normal = NormalDist()
+    wider = normal.inv_cdf(1 - (1 - level) / 2 / len(habits)) / normal.inv_cdf(1 - (1 - level) / 2)
+    found: dict[str, tuple[Bias, ...]] = {}
+    for name, (first, longer) in habits.items():
+        others = [one for other, (_, one) in habits.items() if other != name and one is not None and one.n]
+        count = sum(one.n for one in others)
+        usual = sum(one.value * one.n for one in others) / count if count else 0.5
+        sides = {_side(longer, 0.5, wider), _side(longer, usual, wider)}
+        length: tuple[Bias, ...] = ("longer",) if sides == {1} else ("shorter",) if sides == {-1} else ()
+        position: tuple[Bias, ...] = ("position",) if _side(first, 0.5, wider) else ()
+        if position or length:
+            found[name] = position + length
+    return found
+
+
+def _side(estimate: Estimate | None, neutral: float, wider: float) -> int:
+    """1 or -1 where the widened interval lies above or below a value, else 0."""
+    if estimate is None or math.isnan(estimate.value) or math.isnan(estimate.low):
+        return 0
+    value, low, high = estimate.value, estimate.low, estimate.high
+    return int(value - wider * (value - low) > neutral) - int(value + wider * (high - value) < neutral)

@@ -131,12 +131,32 @@ def test_a_vote_after_the_names_does_not_count(chrome, store) -> None:
     assert not list(groups(store))
 
 
+def test_keys_that_are_held_or_switched_off_vote_nothing(chrome, store) -> None:
+    with arena(store, Scripted("one"), Scripted("two")) as url:
+        page = visitor(chrome, url)
+        asked(page)
+        assert page.locator("#named").count() == 0
+        page.uncheck("#single-keys")
+        page.keyboard.press("1")
+        page.reload()
+        assert not page.is_checked("#single-keys")
+        page.check("#single-keys")
+        page.evaluate("dispatchEvent(new KeyboardEvent('keydown', {key: '2', repeat: true}))")
+        assert page.locator("#vote").count() == 1
+        page.keyboard.press("2")
+        page.wait_for_selector("text=You voted: B is better.")
+    assert len(list(groups(store))) == 1
+
+
 def test_an_answer_that_names_its_model_does_not_count(chrome, store) -> None:
     with arena(store, Scripted("one", "I am ChatGPT."), Scripted("two", "A fine answer")) as url:
         page = visitor(chrome, url)
         asked(page)
+        assert "does not count" in page.inner_text("#named")
+        assert not violations(page)
         page.click("button[value=first]")
         page.wait_for_selector(".answer.won")
+        assert "Your vote is kept but does not count" in page.inner_text("#named")
         page.goto(f"{url}/board")
         assert "Not counted: 1" in page.inner_text("main")
         assert "Votes: 0" in page.inner_text("main")

@@ -57,6 +57,7 @@ def test_a_battle_from_the_question_to_the_board(app) -> None:
     exposure = visitor.fight()
     before = visitor.http.get(f"/battle/{exposure}").text
     assert "secret-" not in before + str(visitor.events)
+    assert "does not count" not in before
     assert "<strong>bold</strong>" in before
     done = visitor.post(f"/battle/{exposure}/vote", choice="first", key=visitor.key(exposure))
     assert done.headers["location"] == f"/battle/{exposure}"
@@ -68,6 +69,22 @@ def test_a_battle_from_the_question_to_the_board(app) -> None:
     page = visitor.http.get("/board").text
     assert "secret-one" in page
     assert "secret-two" in page
+
+
+def test_a_visitor_is_told_that_a_vote_on_named_models_does_not_count(tmp_path) -> None:
+    database = Database(tmp_path / "named.db")
+    models = [Scripted("secret-one", "I am secret-one."), Scripted("secret-two", "I like Google Maps.")]
+    visitor = Visitor(arena_app(Site("arena", database, URL, (PACKAGE,)), Desk(database, models)))
+    exposure = visitor.fight()
+    before = visitor.http.get(f"/battle/{exposure}").text
+    assert "a vote here is kept but does not count" in before
+    visitor.post(f"/battle/{exposure}/vote", choice="first", key=visitor.key(exposure))
+    assert "Your vote is kept but does not count" in visitor.http.get(f"/battle/{exposure}").text
+    assert visitor.http.get("/api/board").json()["named"] == 1
+    second = visitor.fight()
+    visitor.post(f"/battle/{second}/reveal")
+    assert "Your vote" not in visitor.http.get(f"/battle/{second}").text
+    database.close()
 
 
 def test_a_question_may_be_drawn(app) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("playwright", reason="Playwright is not installed (pip install playwright)")
 
-from axe_playwright_python.sync_playwright import Axe
 from benchmarks.pages.examples import example_store
 from benchmarks.pages.serving import browser, chromium, served, signed_in
 
@@ -18,12 +17,10 @@ from tiltyard.feedback.store.items import Item, add_tasks
 from tiltyard.feedback.store.people import add_annotator, add_guideline
 
 from ..store.conftest import group
+from .browsing import DESKTOP, PHONE, following, person, places, ready, violations
 from .test_security import PAYLOADS, hostile_items
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(not chromium(), reason="Chromium is missing")]
-
-AXE = Axe()
-DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +35,6 @@ def store(tmp_path):
     add_guideline(database, "Prefer what helps.")
     yield database
     database.close()
-
-
-def person(chrome, store, url, name="ada", role="annotator", **options):
-    """A page of a new person who has signed in and, as an annotator, accepted the guidelines."""
-    options.setdefault("viewport", DESKTOP)
-    page = signed_in(chrome.new_context(**options), url, add_annotator(store, name, role)[1])
-    page.set_default_timeout(30_000)  # a busy machine
-    if role == "annotator":
-        page.click("form[action='/guidelines'] button")
-        page.wait_for_selector("#task")
-    page.wait_for_load_state("load")  # keys pressed before its script has come do nothing
-    return page
-
-
-def following(page, act):
-    """Does something that leads to another task, or to none."""
-    before = page.locator("[name=key]").get_attribute("value")
-    act()
-    page.wait_for_function(
-        "key => document.readyState == 'complete' && document.querySelector('[name=key]')?.value != key", arg=before
-    )
-
-
-def places(page):
-    """{the end of an answer's text: its place on the page}."""
-    texts = page.locator("#answers .answer .prose").all_inner_texts()
-    return {text.strip()[-1]: place for place, text in enumerate(texts)}
 
 
 def test_a_day_by_keyboard(chrome, store):
@@ -214,6 +184,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(chrome, tmp_path):
         context = chrome.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
         page = signed_in(context, url, tokens["ada"])
         page.tap("form[action='/guidelines'] button")
+        ready(page)
         page.tap("button[value=tie]")
         page.wait_for_url("**/feedback/*")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -306,16 +277,6 @@ def test_an_inline_script_would_not_run(chrome, store):
         assert page.evaluate("window.hacked === undefined")
 
 
-def violations(page) -> list[str]:
-    """What axe-core finds on a page, in lines."""
-    found = AXE.run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    return [
-        f"{page.url} {one['id']}: {node['html'][:120]} {node['failureSummary'][:200]}"
-        for one in found
-        for node in one["nodes"]
-    ]
-
-
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
 def test_axe_reports_no_violation(chrome, tmp_path, size, scheme):
     """Every page, with the dialogs open too. The policy is off, so that axe-core can be put into the page."""
@@ -332,6 +293,7 @@ def test_axe_reports_no_violation(chrome, tmp_path, size, scheme):
         page.wait_for_url("**/guidelines")
         found += violations(page)
         page.click("form[action='/guidelines'] button")
+        ready(page)
         page.click("button[value=tie]")
         page.wait_for_url("**/feedback/*")
         found += violations(page)

@@ -164,6 +164,18 @@ def test_a_verdict_that_is_sent_twice_is_stored_once(store, client):
     assert len(list(groups(store))) == 1
 
 
+def test_enter_in_a_field_decides_nothing(store, client):
+    """A browser presses a form's first button then: it is one without a choice."""
+    add_tasks(store, items(1))
+    ada = client()
+    form = ada.get("/label").text.partition('id="task"')[2]
+    assert re.search(r"<button[^>]*>", form).group() == '<button hidden name="choice" value="" id="nothing">'
+    page = ada.submit("/label", choice="")
+    assert page.url.path == "/label"
+    assert "Please answer all parts" in page.text
+    assert list(groups(store)) == []
+
+
 def test_an_incomplete_verdict_is_refused_and_nothing_is_stored(store, client):
     add_tasks(store, items(1, count=3, kind="best_worst"))
     ada = client()

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Form, Path, Request
 from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from tiltyard.errors import DataError
 from tiltyard.feedback.arena.desk import MOST_PROMPT, Busy, Desk
 from tiltyard.feedback.arena.ranking import Leaderboard, bars
 from tiltyard.feedback.web.limits import Bucket
-from tiltyard.feedback.web.pages import render
+from tiltyard.feedback.web.pages import REFUSED, render
 from tiltyard.feedback.web.sessions import check_token, csrf_of
 from tiltyard.feedback.web.site import Site, new_app
 from tiltyard.files import jsonable
@@ -25,7 +25,7 @@ from tiltyard.files import jsonable
 PACKAGE = "tiltyard.feedback.arena"
 YEAR = 365 * 24 * 3600
 COOKIE_BYTES = 32
-router = APIRouter()
+router = APIRouter(default_response_class=HTMLResponse, responses=REFUSED)
 Exposure = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Path(min_length=8, max_length=64, pattern=r"^[\w-]+$")]
 
@@ -71,14 +71,14 @@ def _shown(request: Request, template: str, **values: Any) -> Response:
     return page
 
 
-@router.get("/", include_in_schema=False)
+@router.get("/")
 def start(request: Request) -> Response:
     """The form for a prompt."""
     desk: Desk = request.app.state.desk
     return _shown(request, "ask.html", most=MOST_PROMPT, drawn=bool(desk.drawn), models=len(desk.writers))
 
 
-@router.post("/battle", include_in_schema=False, dependencies=[Depends(_protected)])
+@router.post("/battle", dependencies=[Depends(_protected)])
 def begin(
     request: Request,
     prompt: Annotated[str, Form(max_length=4 * MOST_PROMPT)] = "",
@@ -96,7 +96,7 @@ def begin(
     return RedirectResponse(f"/writing/{name}", 303)
 
 
-@router.get("/writing/{name}", include_in_schema=False)
+@router.get("/writing/{name}")
 def writing(request: Request, name: Name) -> Response:
     """The page on which the answers appear."""
     desk: Desk = request.app.state.desk
@@ -137,7 +137,7 @@ def _events(desk: Desk, name: str, visitor: int) -> Generator[dict[str, Any], No
         yield {"error": "gone"}
 
 
-@router.get("/battle/{exposure}", include_in_schema=False)
+@router.get("/battle/{exposure}")
 def battle(request: Request, exposure: Exposure) -> Response:
     """Both answers with the buttons to vote; after the vote the names."""
     found = request.app.state.desk.battle(exposure, _visitor(request))
@@ -146,7 +146,7 @@ def battle(request: Request, exposure: Exposure) -> Response:
     return _shown(request, "battle.html", battle=found, key=secrets.token_urlsafe(16))
 
 
-@router.post("/battle/{exposure}/vote", include_in_schema=False, dependencies=[Depends(_protected)])
+@router.post("/battle/{exposure}/vote", dependencies=[Depends(_protected)])
 def vote(
     request: Request,
     exposure: Exposure,
@@ -158,14 +158,14 @@ def vote(
     return RedirectResponse(f"/battle/{exposure}", 303)
 
 
-@router.post("/battle/{exposure}/reveal", include_in_schema=False, dependencies=[Depends(_protected)])
+@router.post("/battle/{exposure}/reveal", dependencies=[Depends(_protected)])
 def reveal(request: Request, exposure: Exposure) -> Response:
     """Shows the names without a vote; none counts after that."""
     request.app.state.desk.reveal(exposure, _visitor(request))
     return RedirectResponse(f"/battle/{exposure}", 303)
 
 
-@router.get("/board", include_in_schema=False)
+@router.get("/board")
 def board(request: Request) -> Response:
     """The leaderboard."""
     ranking = request.app.state.board.ranking()

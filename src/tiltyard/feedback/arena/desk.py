@@ -83,7 +83,8 @@ class Opened:
 class Battle:
     """A stored battle as its visitor sees it; `models` are the names of the left and the right one, "" before the end.
 
-    `choice`: the verdict about places ("first" is the left one), "" without one.
+    `choice`: the verdict about places ("first" is the left one), "" without one. `named`: an answer introduces its
+    model, so no vote on the battle counts.
     """
 
     exposure: int
@@ -92,6 +93,7 @@ class Battle:
     models: tuple[str, str]
     choice: str
     ended: bool
+    named: bool = False
 
 
 class Desk:
@@ -294,6 +296,7 @@ class Desk:
                 return None
             keys = [row.responses[k] for k in row.shown]
             texts = response_texts(connection, keys)
+            metas = connection.scalars(select(t.responses.c.meta).where(t.responses.c.id.in_(keys))).all()
             ended = row.reason is not None
             names = _names(connection, keys) if ended else {}
             j = t.judgements
@@ -304,7 +307,8 @@ class Desk:
             choice = CHOICES[list(row.shown).index(CHOICES.index(choice))]
         left, right = keys
         models = (names.get(left, ""), names.get(right, ""))
-        return Battle(exposure, _words(row.messages), (texts[left], texts[right]), models, choice, ended)
+        named = any(meta.get(NAMES_ITSELF) for meta in metas)
+        return Battle(exposure, _words(row.messages), (texts[left], texts[right]), models, choice, ended, named)
 
     def vote(self, exposure: int, visitor: int, choice: str, key: str) -> None:
         """Stores a vote; "first" is the left answer.
@@ -312,11 +316,8 @@ class Desk:
         Raises:
             DataError: a battle of another visitor, one whose names were shown or that was voted on, or no choice.
         """
-        with self.database.reading() as connection:
-            began = connection.scalar(select(t.exposures.c.began).where(t.exposures.c.id == exposure))
-        seconds = None if began is None else (now() - began) / 1000
         verdict = {"choice": choice}
-        judge(self.database, visitor, exposure, verdict, key=key, seconds=seconds, adjudicate=False, open_alone=True)
+        judge(self.database, visitor, exposure, verdict, key=key, adjudicate=False, open_alone=True, since_shown=True)
 
     def reveal(self, exposure: int, visitor: int) -> None:
         """Ends a battle without a vote; its names may then be shown, and no vote counts.

@@ -26,6 +26,7 @@ from tiltyard.feedback.web.sessions import needs
 from tiltyard.runs.groups import group_to_line
 from tiltyard.stats.agreement import Agreement, percent_agreement
 from tiltyard.stats.annotations import Annotations
+from tiltyard.stats.habits import biases
 from tiltyard.stats.intervals import Estimate
 from tiltyard.stats.label_quality import Label, LabelReport, label_report, labels_of
 from tiltyard.types import Preference
@@ -54,6 +55,12 @@ class Found:
     def poor(self) -> list[str]:
         """Names of the annotators whose quality is found poor."""
         return [one.name for one in self.report.annotators if one.standing == "poor"] if self.report else []
+
+    @property
+    def biases(self) -> dict[str, tuple[str, ...]]:
+        """{annotator: biases that its habits show}."""
+        people = self.report.annotators if self.report else ()
+        return dict(biases({one.name: (one.first, one.longer) for one in people}))
 
 
 class Figures:
@@ -105,7 +112,7 @@ def admin(request: Request, found: Admin) -> Response:
     """Shows the whole on one page."""
     del found
     figures_now: Found = request.app.state.figures.get()
-    return render(request, "admin.html", found=figures_now, charts=charts, floor=FLOOR, known=known, leaning=leaning)
+    return render(request, "admin.html", found=figures_now, charts=charts, floor=FLOOR, known=known)
 
 
 @router.get("/admin/task/{task}")
@@ -172,10 +179,3 @@ def spelled(preference: Preference) -> str:
 def known(estimate: Estimate | Agreement | None) -> bool:
     """True for a value that is there and a number."""
     return estimate is not None and not math.isnan(estimate.value)
-
-
-def leaning(estimate: Estimate | None) -> int:
-    """1 or -1 for a habit whose whole interval lies above or below 50%, else 0."""
-    if estimate is None or not known(estimate):
-        return 0
-    return int(estimate.low > 0.5) - int(estimate.high < 0.5)

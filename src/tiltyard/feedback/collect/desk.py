@@ -11,8 +11,8 @@ from typing import Any
 from tiltyard.errors import DataError
 from tiltyard.feedback.store import judgements as store
 from tiltyard.feedback.store.assignment import Assignment, next_task
-from tiltyard.feedback.store.database import Database, now
-from tiltyard.feedback.store.people import accept_guideline, accepted_guideline, guideline
+from tiltyard.feedback.store.database import Database
+from tiltyard.feedback.store.people import accept_guideline, accepted_guideline, guideline, guideline_state
 from tiltyard.feedback.store.progress import Progress, progress
 from tiltyard.feedback.store.review import Review, review
 
@@ -36,6 +36,10 @@ class Settings:
     seed: int = 0
 
 
+class GuidelinesFirst(DataError):
+    """The annotator has not accepted the newest guidelines."""
+
+
 class Desk:
     """The work of annotators on one store with one set of settings."""
 
@@ -53,11 +57,6 @@ class Desk:
             raise DataError("there are no guidelines yet", where=self.database.where, fix="tiltyard collect guidelines")
         return *newest, accepted_guideline(self.database, annotator)
 
-    def must_read(self, annotator: int) -> bool:
-        """True if the newest guidelines are not accepted yet."""
-        newest, _, accepted = self.guidelines(annotator)
-        return accepted < newest
-
     def accept(self, annotator: int, version: int) -> None:
         """Notes that the annotator accepts a version of the guidelines."""
         accept_guideline(self.database, annotator, version)
@@ -66,7 +65,7 @@ class Desk:
         """Returns the annotator's task; None where there is none left.
 
         Raises:
-            DataError: the newest guidelines are not accepted.
+            GuidelinesFirst: the newest guidelines are not accepted. DataError: there are none.
         """
         self._read(annotator)
         settings = self.settings
@@ -81,21 +80,20 @@ class Desk:
     def judge(
         self, annotator: int, exposure: int, verdict: Any, *, key: str, seconds: float | None, comment: str
     ) -> store.Stored:
-        """Stores a verdict; `seconds` beyond the time since the task was shown are cut to that.
+        """Stores a verdict; `seconds`, None where the page has no script, are at most those since the task was shown.
 
         Raises:
             DataError: what the store refuses, or guidelines that are not accepted.
         """
         self._read(annotator)
-        elapsed = store.since_shown(self.database, annotator, exposure, now())
-        spent = elapsed if seconds is None else min(seconds, elapsed)
         return store.judge(
             self.database,
             annotator,
             exposure,
             verdict,
             key=key,
-            seconds=round(spent, 1),
+            seconds=seconds,
+            since_shown=True,
             comment=comment,
             adjudicate=self.settings.adjudicate,
         )
@@ -121,5 +119,10 @@ class Desk:
         return progress(self.database, annotator)
 
     def _read(self, annotator: int) -> None:
-        if self.must_read(annotator):
-            raise DataError("the guidelines are not accepted yet", where="guidelines", fix="read and accept them first")
+        newest, accepted = guideline_state(self.database, annotator)
+        if not newest:
+            raise DataError("there are no guidelines yet", where=self.database.where, fix="tiltyard collect guidelines")
+        if accepted < newest:
+            raise GuidelinesFirst(
+                "the guidelines are not accepted yet", where="guidelines", fix="read and accept them first"
+            )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from tiltyard.feedback.collect.desk import Desk
+from tiltyard.feedback.collect.desk import Desk, GuidelinesFirst
 from tiltyard.feedback.store.people import Session
 from tiltyard.feedback.store.verdicts import CHOICES, FLAGS, SCALE, STRENGTHS
 from tiltyard.feedback.web.pages import REFUSED, render
@@ -21,7 +21,7 @@ from tiltyard.feedback.web.sessions import needs, protected, session
 router = APIRouter(default_response_class=HTMLResponse, responses=REFUSED)
 LETTERS = "ABCDEFGHI"
 ROLES = ("system", "user", "assistant", "tool", "text")
-NOTES = ("stored", "skipped", "flagged", "undone", "nothing_to_undo")
+NOTES = ("stored", "missing_choice", "skipped", "flagged", "undone", "nothing_to_undo")
 SKIP_REASONS = ("language", "knowledge", "broken", "upsetting", "other")
 FLAG_REASONS = ("private", "nonsense", "harmful", "other")
 LARGEST = 2**31 - 1  # ids of the store
@@ -108,9 +108,10 @@ def accept(request: Request, found: Labeller, version: Annotated[int, Form(ge=1,
 def task(request: Request, found: Labeller, note: Note = "") -> Response:
     """Shows the annotator's task, or that there is none left."""
     who = found.annotator.id
-    if desk(request).must_read(who):
+    try:
+        given = desk(request).next(who)
+    except GuidelinesFirst:
         return RedirectResponse("/guidelines", 303)
-    given = desk(request).next(who)
     done = desk(request).progress(who)
     shared: dict[str, Any] = {"done": done.judged, "note": note if note in NOTES else ""}
     if given is None:
@@ -133,7 +134,9 @@ def task(request: Request, found: Labeller, note: Note = "") -> Response:
 
 @router.post("/label", dependencies=changes)
 def judge(request: Request, found: Labeller, form: Annotated[VerdictForm, Form()]) -> Response:
-    """Stores a verdict and goes on: after a training item to its feedback."""
+    """Stores a verdict and goes on: after a training item to its feedback. Enter in a field is no choice."""
+    if form.choice == "":
+        return RedirectResponse("/label?note=missing_choice", 303)
     stored = desk(request).judge(
         found.annotator.id, form.exposure, form.verdict(), key=form.key, seconds=form.seconds, comment=form.comment
     )

@@ -39,8 +39,13 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._writing = threading.Lock()
         try:
-            self._reader = _engine(self.url, self.is_sqlite, "BEGIN")
-            self._writer = _engine(self.url, self.is_sqlite, "BEGIN IMMEDIATE") if self.is_sqlite else self._reader
+            self._writer = _engine(self.url, self.is_sqlite, "BEGIN IMMEDIATE")
+            # PostgreSQL's readers begin no transaction: each of its statements would see its own state in one, too
+            self._reader = (
+                _engine(self.url, True, "BEGIN")
+                if self.is_sqlite
+                else self._writer.execution_options(isolation_level="AUTOCOMMIT")
+            )
         except ModuleNotFoundError as error:
             raise MissingDependency(
                 "a store on PostgreSQL needs psycopg",
@@ -57,6 +62,11 @@ class Database:
     def where(self) -> str:
         """The URL without its password."""
         return self.url.render_as_string(hide_password=True)
+
+    @property
+    def shown(self) -> str:
+        """The file of an SQLite store, or the URL without its password: as a command names it."""
+        return str(self.url.database) if self.is_sqlite else self.where
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

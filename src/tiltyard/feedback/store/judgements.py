@@ -41,6 +41,7 @@ def judge(
     comment: str = "",
     adjudicate: bool = True,
     open_alone: bool = False,
+    since_shown: bool = False,
     at: int | None = None,
 ) -> Stored:
     """Stores a verdict on what an exposure showed. When it returns, the judgement is on disk.
@@ -49,6 +50,7 @@ def judge(
         verdict: about places on the page.
         key: made by the sender: the same key again returns the judgement that it made, and stores nothing.
         adjudicate: two different verdicts on a real task make a task for a third person.
+        since_shown: `seconds` are at most those since the task was shown, and these where they are None.
         open_alone: refuse an exposure that has ended, such as one whose models were shown.
 
     Raises:
@@ -83,7 +85,7 @@ def judge(
             "exposure_id": exposure,
             "verdict": canonical,
             "comment": comment[:10_000],
-            "seconds": seconds,
+            "seconds": _spent(seconds, shown, at) if since_shown else seconds,
             "supersedes": None if last is None else last.id,
             "created": at,
         }
@@ -163,12 +165,9 @@ def end_exposure(database: Database, annotator: int, exposure: int, reason: str)
         end(connection, exposure, reason[:40], "", now())
 
 
-def since_shown(database: Database, annotator: int, exposure: int, at: int) -> float:
-    """Returns the seconds since an exposure of this annotator began; 0 for one that it has not."""
-    e = t.exposures
-    with database.reading() as connection:
-        began = connection.scalar(select(e.c.began).where(e.c.id == exposure, e.c.annotator_id == annotator))
-    return 0.0 if began is None else max(0.0, (at - began) / 1000)
+def _spent(seconds: float | None, exposure: Any, at: int) -> float:
+    elapsed = max(0.0, (at - exposure.began) / 1000)
+    return round(elapsed if seconds is None else min(seconds, elapsed), 1)
 
 
 def _exposure(connection: Connection, exposure: int, annotator: int, *, open_alone: bool = False) -> Any:

@@ -182,6 +182,15 @@ def accept_guideline(database: Database, annotator: int, version: int) -> None:
             connection.execute(insert(table).values(annotator_id=annotator, guideline=version, created=now()))
 
 
+def guideline_state(database: Database, annotator: int) -> tuple[int, int]:
+    """Returns the newest version of the guidelines, 0 without any, and the newest that an annotator has accepted."""
+    newest = select(func.max(t.guidelines.c.version)).scalar_subquery()
+    accepted = select(func.max(t.acceptances.c.guideline)).where(t.acceptances.c.annotator_id == annotator)
+    with database.reading() as connection:
+        row = connection.execute(select(newest, accepted.scalar_subquery())).one()
+    return int(row[0] or 0), int(row[1] or 0)
+
+
 def accepted_guideline(database: Database, annotator: int) -> int:
     """Returns the newest version of the guidelines that an annotator has accepted; 0: none."""
     table = t.acceptances

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import Text, cast, func, select
 
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database
@@ -22,12 +23,12 @@ def progress(database: Database, annotator: int) -> Progress:
     """Returns how many tasks an annotator has judged, and the time spent on them."""
     j, newer = t.judgements, t.judgements.alias("newer")
     query = (
-        select(j.c.verdict, j.c.seconds, t.tasks.c.stage)
+        select(func.count().filter(t.tasks.c.stage != "training"), func.sum(j.c.seconds))
+        .select_from(j)
         .join(t.tasks, t.tasks.c.id == j.c.task_id)
         .outerjoin(newer, newer.c.supersedes == j.c.id)
-        .where(j.c.annotator_id == annotator, newer.c.id.is_(None))
+        .where(j.c.annotator_id == annotator, newer.c.id.is_(None), cast(j.c.verdict, Text) != json.dumps(WITHDRAWN))
     )
     with database.reading() as connection:
-        rows = [row for row in connection.execute(query).all() if row.verdict != WITHDRAWN]
-    judged = sum(row.stage != "training" for row in rows)
-    return Progress(judged, sum(row.seconds or 0.0 for row in rows))
+        row = connection.execute(query).one()
+    return Progress(int(row[0]), float(row[1] or 0.0))

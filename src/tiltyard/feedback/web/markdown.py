@@ -45,6 +45,7 @@ def _parser() -> MarkdownIt:
     return parser
 
 
+@lru_cache(maxsize=512)  # the same answer is shown to several people
 def to_html(text: str) -> Markup:
     """Returns Markdown as HTML that can be put into a page as it is."""
     cut = text[:LONGEST] + ("\n\n[...]" if len(text) > LONGEST else "")

@@ -34,6 +34,7 @@ class Pages:
         """The templates of all packages; those of later ones hide earlier ones of the same name."""
         loaders = [PackageLoader(name) for name in reversed(self.packages)]
         made = Environment(
+            auto_reload=False,
             loader=ChoiceLoader(loaders),
             autoescape=True,
             undefined=StrictUndefined,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
@@ -30,15 +30,15 @@ def session(request: Request) -> Session | None:
     return request.state.session
 
 
-def needs(*roles: Role) -> Callable[[Request], Session]:
+def needs(*roles: Role) -> Callable[[Request], Coroutine[Any, Any, Session]]:
     """Returns a dependency that gives the session of someone with one of the roles.
 
     Raises (in it):
         NotSignedIn: without a session. HTTPException: 403 for another role.
     """
 
-    def dependency(request: Request) -> Session:
-        found = session(request)
+    async def dependency(request: Request) -> Session:
+        found = await _current(request)
         if found is None:
             raise NotSignedIn
         if found.annotator.role not in roles:
@@ -54,10 +54,16 @@ async def protected(request: Request) -> None:
     Raises:
         NotSignedIn: without a session. HTTPException: 403 without the right token.
     """
-    found = await run_in_threadpool(session, request)
+    found = await _current(request)
     if found is None:
         raise NotSignedIn
     await check_token(request, found.csrf)
+
+
+async def _current(request: Request) -> Session | None:
+    """The session of a request: read in a thread, or known from another dependency of the same request."""
+    known = hasattr(request.state, "session")
+    return session(request) if known else await run_in_threadpool(session, request)
 
 
 async def check_token(request: Request, expected: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request
+from fastapi import APIRouter, Depends, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from tiltyard.feedback.store.people import SESSION_HOURS, sign_in, sign_out
@@ -27,11 +27,11 @@ def link(origin: str, token: str) -> str:
 
 
 @router.get("/in", include_in_schema=False)
-def form(request: Request) -> Response:
-    """Shows the form into which the page puts the link's token."""
+def form(request: Request, ended: Annotated[str, Query(max_length=1)] = "") -> Response:
+    """Shows the form into which the page puts the link's token; `ended`: why someone who was signed in is here."""
     if session(request) is not None:
         return RedirectResponse("/", 303)
-    return render(request, "in.html", wrong=False)
+    return render(request, "in.html", wrong=False, ended=bool(ended))
 
 
 @router.post("/in", include_in_schema=False)
@@ -43,7 +43,7 @@ def enter(request: Request, token: Annotated[str, Form(max_length=400)] = "") ->
     if entered is None:
         wait = limits.wrong_links.wait(address)
         status = 429 if wait else 403
-        page = render(request, "in.html", status=status, wrong=True)
+        page = render(request, "in.html", status=status, wrong=True, ended=False)
         if wait:
             page.headers["retry-after"] = str(int(wait) + 1)
         return page
@@ -64,7 +64,7 @@ def leave(request: Request) -> Response:
     """Ends the session."""
     site = request.app.state.site
     sign_out(site.database, request.cookies[site.cookie])
-    response = RedirectResponse("/in", 303)
+    response = RedirectResponse("/in?out=1", 303)
     response.delete_cookie(site.cookie, secure=site.encrypted, httponly=True, samesite="lax")
     return response
 

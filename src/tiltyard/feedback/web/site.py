@@ -127,7 +127,8 @@ def _malformed(request: Request, error: Exception) -> Response:
 def _sent_to_sign_in(request: Request, _error: Exception) -> Response:
     if request.url.path.startswith(API):
         return JSONResponse({"detail": "not signed in"}, 401)
-    return RedirectResponse("/in", 303)
+    had_one = request.app.state.site.cookie in request.cookies
+    return RedirectResponse("/in?ended=1" if had_one else "/in", 303)
 
 
 def _conflict(request: Request, error: Exception) -> Response:

@@ -41,6 +41,7 @@ if (kind === "ranking") {
     for (let k = at + 1; k <= to; k += 1) list.insertBefore(all[k], answer);
     equalOf(answer).checked = false;
     number();
+    keep();
   };
   const carry = (answer, by) => {
     const all = cards();
@@ -110,6 +111,15 @@ if (kind === "ranking") {
     };
     handle.addEventListener("pointerup", drop);
     handle.addEventListener("pointercancel", drop);
+  }
+  if (filled) {
+    // an order that was there before: the selects hold it
+    const rankOf = (answer) => Number(answer.querySelector("select").value);
+    const order = cards().map((answer) => [rankOf(answer), answer]).sort(([one], [other]) => one - other);
+    order.forEach(([rank, answer], place) => {
+      list.append(answer);
+      equalOf(answer).checked = place > 0 && rank === order[place - 1][0];
+    });
   }
   number();
 }

@@ -76,6 +76,7 @@ addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   if (single && !single.checked) return;
   if (dialogs.some((one) => one.open) || typing(event.target)) return;
+  if (event.repeat && !["j", "k"].includes(event.key)) return;  // a key that is held decides no second task
   if (event.key === "Enter" && event.target.closest?.("a, button, summary")) return;
   const moves = { j: 1, k: -1 };
   const here = current()?.querySelector(`[data-key-here="${CSS.escape(event.key)}"]`);
@@ -103,10 +104,14 @@ form?.addEventListener("submit", () => {
   const now = since === null ? 0 : performance.now() - since;
   document.getElementById("seconds").value = ((spent + now) / 1000).toFixed(1);
 });
+// The second press of a double click, or of a key, falls on the page of the next task: it is no verdict on that one.
+const EARLY = 350;  // milliseconds; nobody reads so fast
+setTimeout(() => document.body.classList.add("ready"), EARLY);
 let sent = false;
 addEventListener("submit", (event) => {
-  if (sent) event.preventDefault();
-  sent = true;
+  if (event.submitter?.id === "nothing") return event.preventDefault();
+  if (sent || (event.target === form && !document.body.classList.contains("ready"))) event.preventDefault();
+  else sent = true;
 });
 addEventListener("pageshow", () => {
   sent = false;

@@ -294,7 +294,7 @@ def test_commands_of_the_pages_are_right(page, command) -> None:
 @pytest.mark.usefixtures("desk")
 def test_recipes_are_right() -> None:
     texts = [(page.name, text) for page in PAGES for text in blocks(page, "yaml")]
-    packaged = sorted((ROOT / "src/tiltyard/recipes").glob("*.yaml"))
+    packaged = sorted((ROOT / "src/tiltyard/recipes").rglob("*.yaml"))
     assert len(texts) >= 2
     for name, text in texts:
         assert check(parse_recipe(text, name, folder=Path.cwd()))

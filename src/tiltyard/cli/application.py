@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tiltyard.allocator import keep_freed_memory
-from tiltyard.cli import arena, chat, collect, judge, people, posterior, report, verbs, wish
+from tiltyard.cli import arena, chat, collect, judge, people, posterior, report, study, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
 from tiltyard.errors import (
@@ -57,6 +57,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "init": wish.init,
     "align": wish.align,
     "run": verbs.run,
+    "study": study.study,
     "train": verbs.train,
     "eval": verbs.evaluate,
     "gap": posterior.gap,

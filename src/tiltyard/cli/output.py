@@ -44,11 +44,22 @@ def show_result(outcome: dict[str, Any], kind: str) -> None:
     if not is_main():
         return
     console = console_for(False)
+    print_alarms(outcome, console)
     stage = kind.rpartition(":")[2]  # a method of a user's file has its function's name
     for key, value in outcome["stages"][stage]["result"].items():
         if not isinstance(value, dict | list):
             console.print(f"  {key}: {value}", markup=False, highlight=False)
     console.print(f"everything is in {outcome['stages'][stage]['folder']}", highlight=False, soft_wrap=True)
+
+
+def print_alarms(outcome: Mapping[str, Any], console: Console) -> None:
+    """Prints the alarms that the training of a run's stages raised, those of finished stages too."""
+    from tiltyard.report.text import plain
+
+    for name, stage in outcome["stages"].items():
+        for alarm in (stage.get("result") or {}).get("alarms") or ():
+            line = plain(f"! alarm, {name} step {alarm['step']:,}: {alarm['text']}")
+            console.print(line, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_responses(prompts: Sequence[Prompt], groups: Sequence[Group], console: Console) -> None:

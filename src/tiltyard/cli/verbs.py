@@ -21,7 +21,7 @@ from tiltyard.cli.arguments import (
     replay_arguments,
     run_one_stage,
 )
-from tiltyard.cli.output import console_for, emit, print_bench, show_result, summaries_table
+from tiltyard.cli.output import console_for, emit, print_alarms, print_bench, show_result, summaries_table
 from tiltyard.errors import ConfigError, nearest
 
 
@@ -46,6 +46,7 @@ def run(
     if json_output:
         emit(outcome)
     elif not dry_run and is_main():
+        print_alarms(outcome, console)
         console.print(f"everything is in {outcome['folder']}", highlight=False, soft_wrap=True)
 
 

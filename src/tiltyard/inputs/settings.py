@@ -11,6 +11,7 @@ from tiltyard.data import BadRowRule, LimitBy, TooLong
 from tiltyard.errors import ConfigError
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
 from tiltyard.sampling import SampleSettings
+from tiltyard.stats.alarms import Alarms
 from tiltyard.training.run import Run
 from tiltyard.training.source import Order
 
@@ -212,6 +213,7 @@ class PromptSettings(StageSettings):
 
     prompts: PromptData
     sampling: Annotated[Sampling, Field(description="how responses are sampled")] = Sampling()
+    alarms: Annotated[Alarms, Field(description="limits of the alarms of training")] = Alarms()
     replay: Annotated[
         str, Field(description="folder of a stage whose stored responses and scores are learnt from; empty: sample")
     ] = ""

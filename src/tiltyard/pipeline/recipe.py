@@ -81,7 +81,8 @@ def find_recipe(name: str | Path) -> Path:
     there = exists(path)
     if there and path.is_file():
         return path
-    packaged = {p.stem: p for p in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
+    root = Path(__file__).parent.parent / "recipes"
+    packaged = {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
     key = str(name).removesuffix(".yaml").removeprefix("recipes/")
     if key in packaged:
         return packaged[key]

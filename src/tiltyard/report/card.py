@@ -15,6 +15,7 @@ from tiltyard.report.text import plain
 
 NAME = "README.md"
 MEASURED = "## Measured"
+ALARMS = "## Alarms of training"
 LOADS = {
     "text-generation": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -51,7 +52,7 @@ class Card:
         method, summary, formula, paper: of its training. lora: of an adapter that was merged, "" without one.
         data: (setting, name, digest or ""). datasets: names on the hub. counts: e.g. groups, prompts, steps.
         settings: (key, value, default) of those that differ from their defaults.
-        figures: what was measured, by name. versions: of the packages.
+        figures: what was measured, by name. alarms: (step, text) of those of training. versions: of the packages.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Card:
     counts: Mapping[str, int] = field(default_factory=dict)
     settings: Sequence[tuple[str, str, str]] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    alarms: Sequence[tuple[int, str]] = ()
     seed: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,6 +102,7 @@ def render(card: Card) -> str:
         f"Seed {card.seed}. Those that differ from their defaults (`tiltyard show` lists all):",
         _table(("setting", "value", "default"), card.settings) if card.settings else "None.",
         *([MEASURED, _figures(card.figures)] if card.figures else []),
+        *([ALARMS, *_alarms(card.alarms)] if card.alarms else []),
         "## Loading",
         f"```python\n{LOADS[card.pipeline]}\n```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in card.versions.items()) + ".",
@@ -144,6 +147,11 @@ def _tag(method: str) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(code(cell) if cell else "" for cell in row) + " |" for row in rows)])
+
+
+def _alarms(alarms: Sequence[tuple[int, str]]) -> list[str]:
+    intro = "Raised by limits on the training metrics; the responses of these steps are worth reading."
+    return [intro, _table(("step", "alarm"), [(f"{step:,}", text) for step, text in alarms])]
 
 
 def _figures(figures: Mapping[str, float | str]) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tiltyard.evaluation.reward_models import BINS, AccuracyRow, RewardReport
+from tiltyard.evaluation.stability import Stability
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
 
@@ -48,6 +49,17 @@ def print_reward_report(report: RewardReport, console: Console | None = None) ->
             console.print(Text(f"  {notes[name]}"))
     for line in findings(report):
         console.print(Text(f"! {line}", style="bold yellow"))
+
+
+def print_stability(rows: Sequence[Stability], console: Console) -> None:
+    """Prints the stability of a reward model's scores: a row for each kind of change."""
+    style = box.SIMPLE_HEAD if console.encoding.lower().startswith("utf") else box.ASCII
+    table = _table(style, "change", "ICC", "order flips", "agrees with labels", "shift, sd")
+    for row in rows:
+        shift = "" if row.shift is None else f"{row.shift.value:+.2f}"
+        cells = (_number(row.icc, 2), _percent(row.flips), _percent(row.accuracy), shift)
+        table.add_row(Text(row.name.replace("_", " ")), *map(Text, cells))
+    console.print(table)
 
 
 def findings(report: RewardReport) -> list[str]:

@@ -9,7 +9,15 @@ from tiltyard.runs.groups import (
     write_groups,
 )
 from tiltyard.runs.journal import Journal, JsonlFile
-from tiltyard.runs.reader import RunReader, StageConfig, StageDone, StageReader, read_metric_rows, read_metrics
+from tiltyard.runs.reader import (
+    RunReader,
+    StageConfig,
+    StageDone,
+    StageReader,
+    read_alarms,
+    read_metric_rows,
+    read_metrics,
+)
 from tiltyard.runs.ref import Ref, existing_path, written_by_stage
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "group_from_dict",
     "group_to_dict",
     "group_to_line",
+    "read_alarms",
     "read_groups",
     "read_metric_rows",
     "read_metrics",

@@ -80,6 +80,17 @@ class JsonlFile:
         self._file.close()
 
 
+def length_before(path: Path, step: int) -> int:
+    """Returns the length in bytes of the complete lines of earlier steps: an interrupted attempt may have left more."""
+    length = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
+                break
+            length += len(line)
+    return length
+
+
 class Journal(Generic[P]):
     """JSON-lines files that grow together, block by block, with the progress that belongs to them.
 

@@ -7,6 +7,7 @@
         done.json                 its result, written when it ends
         metrics.jsonl             one line per step
         groups.jsonl              the sampled groups, each with its step
+        alarms.jsonl              the alarms that training raised
         rounds/round-0000.groups.jsonl
         checkpoints/step-00000120
 
@@ -18,6 +19,7 @@ incomplete last line of a file that grows. Files that are written in one piece (
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -226,6 +228,24 @@ def read_metric_rows(path: str | Path) -> list[dict[str, Any]]:
             raise DataError("this is not a JSON object", where=f"{path}:{number}", got=line[:80])
         rows.append(row)
     return rows
+
+
+def read_alarms(path: str | Path) -> list[dict[str, Any]]:
+    """Reads the alarms of a stage ({step, kind, text, ...} a line) in order; none if it raised none.
+
+    Lines that are damaged or half-written are left out.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in filter(None, lines):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("text"), str):
+                found.append(row)
+    return found
 
 
 def read_metrics(path: str | Path) -> dict[str, list[Any]]:

@@ -174,6 +174,8 @@ MODULES: tuple[str, ...] = (
     "judge_skill",
     "evaluate",
     "reward_eval",
+    "reward_stability",
+    "wordings",
     "before_after",
     "gap",
 )

@@ -25,7 +25,7 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import Lora
 from tiltyard.records import execution_keys, flattened
 from tiltyard.report.card import NAME, Base, Card, front_matter, render
-from tiltyard.runs import Ref
+from tiltyard.runs import Ref, read_alarms
 from tiltyard.stages.base import texts
 from tiltyard.stages.settings import REFERS
 
@@ -59,6 +59,7 @@ def write_card(
         settings=changed(type(settings), settings, left_out={"model", "seed", *(key for key, _ in data)}),
         figures={key: float(value) for key, value in figures.items() if _is_number(value)},
         seed=settings.seed,
+        alarms=[(int(row["step"]), row["text"]) for row in read_alarms(work.folder / "alarms.jsonl")],
         versions={name: _version(name) for name in PACKAGES} | {"Python": platform.python_version()},
     )
     write_atomic(work.folder / "model" / NAME, render(card).encode())

@@ -1,7 +1,8 @@
 """Simulated preference labelling: a model responds, and annotators of the embedded world rank the responses.
 
 `judgements.jsonl` holds one preference record per ranking, with its annotator and the model that responded;
-`rankings.groups.jsonl` the ranked groups with the sampled ids; `rankings.jsonl` the same as text.
+`rankings.groups.jsonl` the ranked groups with the sampled ids; `rankings.jsonl` the same as text; `chosen.jsonl` the
+best response of each ranking as a demonstration.
 
 Responses and ranks depend only on the seed and on the prompt's index in the file. The work is done in blocks of
 prompts, each committed to a `Journal`.
@@ -10,7 +11,7 @@ prompts, each committed to a `Journal`.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,7 @@ from tiltyard.world.reward import is_world_prompt
 
 BLOCK = 64  # prompts at a time
 RANKINGS, ROWS, JUDGEMENTS = "rankings.groups.jsonl", "rankings.jsonl", "judgements.jsonl"
+CHOSEN = "chosen.jsonl"
 
 
 class LabelSettings(PromptReading):
@@ -46,6 +48,9 @@ class LabelSettings(PromptReading):
     stop: Annotated[StopStrings, Field(description=STOP)] = ()
     temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0
     annotators: Annotated[list[str], Field(description="names of annotators; empty: all of the world's")] = []
+    noise: Annotated[
+        float, Field(ge=0, le=1, description="share of the rankings that are replaced by a random order: label noise")
+    ] = 0.0
     seed: Annotated[int, Field(ge=0, description="of sampling and of the annotators' noise")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
@@ -68,7 +73,7 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     _check_prompts(prompts, settings)
     annotators = _annotators(settings.annotators)
     sampling = SampleSettings(temperature=settings.temperature, max_tokens=settings.max_tokens, stop=settings.stop)
-    journal = Journal(context.folder, (RANKINGS, ROWS, JUDGEMENTS), Progress())
+    journal = Journal(context.folder, (RANKINGS, ROWS, JUDGEMENTS, CHOSEN), Progress())
     progress = journal.progress
     if journal.resumed:
         context.report("goes on", [f"{progress.rankings:,} of {len(prompts):,} rankings are done"])
@@ -83,7 +88,8 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
         _count(progress, groups)
         judgements = [preference_to_dict(signed(g.preference or Preference(), g)) for g in groups]
         rows = [row for row in map(_row, groups) if row is not None]
-        journal.commit({RANKINGS: map(group_to_line, groups), ROWS: rows, JUDGEMENTS: judgements})
+        chosen = map(_chosen, rows)
+        journal.commit({RANKINGS: map(group_to_line, groups), ROWS: rows, JUDGEMENTS: judgements, CHOSEN: chosen})
         done = f"{progress.rankings:,} of {len(prompts):,} rankings"
         context.report("labels", [", ".join(filter(None, (done, left.after(progress.rankings))))])
     journal.close()
@@ -108,8 +114,12 @@ def _ranked(
 ) -> Group:
     """Returns the group with the preference of one of the annotators."""
     annotator = rng.choice(annotators)
+    ranks = annotator.rank(group.prompt.meta, [r.text for r in group.responses], rng)
+    if settings.noise and rng.random() < settings.noise:  # without noise the random numbers are as they always were
+        order = {rank: place for place, rank in enumerate(rng.sample(sorted(set(ranks)), len(set(ranks))), 1)}
+        ranks = tuple(order[rank] for rank in ranks)  # equal texts stay equal
     preference = Preference(
-        ranks=annotator.rank(group.prompt.meta, [r.text for r in group.responses], rng),
+        ranks=ranks,
         annotator=annotator.name,
         guideline="world-1",
         model=settings.model,
@@ -145,6 +155,12 @@ def _row(group: Group) -> dict[str, Any] | None:
     texts, ranks = zip(*filled, strict=True)
     row = group.prompt.to_row() | {"responses": texts, "ranks": ranks}
     return row | {"annotator": group.origin, "meta": dict(group.prompt.meta)}
+
+
+def _chosen(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The best response of a ranking as a demonstration."""
+    best = row["responses"][row["ranks"].index(min(row["ranks"]))]
+    return {key: value for key, value in row.items() if key not in ("responses", "ranks")} | {"completion": best}
 
 
 register(

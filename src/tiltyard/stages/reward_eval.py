@@ -30,7 +30,7 @@ from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import MICRO_TOKENS, Group
 
 
-class RewardEvalSettings(LabelChoice):
+class RewardDataSettings(LabelChoice):
     model: Annotated[str, Field(description="the reward model: an earlier stage, a folder or a hub name")]
     data: Annotated[str, Field(description="labelled comparisons: a file, stage/file or hub name")]
     split: Annotated[str, Field(description="split or file of a folder or hub data set; empty: the only one")] = ""
@@ -42,13 +42,16 @@ class RewardEvalSettings(LabelChoice):
     )
     bad_rows: BadRowsSetting = "error"
     seed: Annotated[int, Field(ge=0, description="of the rows that `limit_by: sample` draws")] = 0
-    pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
     tokens_per_microbatch: Annotated[
         int, Field(gt=0, description="tokens scored at once; bounds memory only"), LAST_BITS
     ] = MICRO_TOKENS
     device: Annotated[str, Field(description="auto, cpu, cuda"), LAST_BITS] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], Field(description="arithmetic")] = "float32"
     trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model"), EXECUTION] = False
+
+
+class RewardEvalSettings(RewardDataSettings):
+    pairs: Annotated[bool, Field(description="write pairs.jsonl: the scores of every pair")] = False
 
 
 def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
     groups = groups_of(context, "data", settings.data, "comparisons", model.chat, settings, settings.seed)
     if any(group.prompt.messages for group in groups):
         require_template(model)
-    cut = _check_groups(groups, settings)
+    cut = check_pairs(groups, settings)
     scores = scores_of(model, groups, settings.tokens_per_microbatch)
     pairs = scored_pairs(groups, scores)
     report = evaluate_pairs(pairs, ranking_taus(groups, scores))
@@ -75,7 +78,7 @@ def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
     return {**_summary(report), "report": str(path)}
 
 
-def trained_reward_model(context: StageContext, settings: RewardEvalSettings) -> ScalarModel:
+def trained_reward_model(context: StageContext, settings: RewardDataSettings) -> ScalarModel:
     """Loads the reward model.
 
     Raises:
@@ -108,7 +111,7 @@ def trained_reward_model(context: StageContext, settings: RewardEvalSettings) ->
     )
 
 
-def _check_groups(groups: Sequence[Group], settings: RewardEvalSettings) -> int:
+def check_pairs(groups: Sequence[Group], settings: RewardDataSettings) -> int:
     """Returns the number of truncated responses; raises DataError if no row has two responses."""
     if not any(len(group.responses) > 1 for group in groups):
         raise DataError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 
 from tiltyard.distributed import processes
 from tiltyard.report.text import plain
-from tiltyard.runs.journal import JsonlFile
+from tiltyard.runs.journal import JsonlFile, length_before
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.training.algorithm import Models
 from tiltyard.types import Prompt
@@ -29,7 +28,7 @@ class SampleLogger:
             return
         if self.file is None:
             self.file = JsonlFile(self.path)
-            self.file.truncate(_length_before(self.path, step))
+            self.file.truncate(length_before(self.path, step))
         rows = []
         for group in sample(self.models.get("policy"), self.prompts, 1, SampleSettings(max_tokens=64), seed=0):
             prompt = group.prompt.messages[-1].content if group.prompt.messages else group.prompt.text or ""
@@ -43,14 +42,3 @@ class SampleLogger:
         """Closes the file."""
         if self.file is not None:
             self.file.close()
-
-
-def _length_before(path: Path, step: int) -> int:
-    """Returns the length in bytes of the complete lines of earlier steps: an interrupted attempt may have left more."""
-    length = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
-                break
-            length += len(line)
-    return length

@@ -32,6 +32,8 @@ from tiltyard.methods.from_file import load_method
 from tiltyard.models.adapters import save_adapter
 from tiltyard.models.finite import require_finite
 from tiltyard.models.load import check_saving, freeze_bottom, save_model
+from tiltyard.runs.reader import read_alarms
+from tiltyard.stages.alarm_log import AlarmLog
 from tiltyard.stages.backend import keeps_backend, planned, report_model, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.card import write_card
@@ -140,6 +142,8 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
             save_adapter(model, context.folder / "adapter")
         if models.value is not None:
             save_model(models.value, context.folder / "value", dtype=width)
+        if alarms := read_alarms(context.folder / "alarms.jsonl"):
+            result["alarms"] = [{key: row[key] for key in ("step", "kind", "text")} for row in alarms]
     processes.barrier()
     return result
 
@@ -185,6 +189,8 @@ def _sinks(method: Method, context: StageContext, settings: StageSettings, work:
         prompts = tuple(work.opened.prompts)
         sinks.append(SampleLogger(context.console, work.models, settings.run.sample_every, context.folder, prompts))
     if processes.is_main():
+        if isinstance(settings, PromptSettings):
+            sinks.append(AlarmLog(context.console, context.name, context.folder, settings))
         rule, penalty = (getattr(settings, key, None) for key in ("missing_eos", "missing_eos_penalty"))
         if rule is not None and penalty is not None:
             sinks.append(PenaltyNote(context.console, rule, penalty))

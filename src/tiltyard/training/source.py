@@ -24,6 +24,7 @@ from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes
 from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.base import Scorer, checked_scores, left_out, matched_groups, scorer_metrics
+from tiltyard.stats.text import begins_with_refusal, repeated_pairs
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.types import Group, Preference, Prompt
 
@@ -358,11 +359,18 @@ def with_version(group: Group, version: int) -> Group:
 
 
 def sampled_metrics(groups: Sequence[Group]) -> Metrics:
-    """Metrics of sampled responses: score, best and worst of a prompt, length, share cut, share of tied prompts."""
+    """Metrics of sampled responses: score, best and worst of a prompt, length, share cut, share of tied prompts.
+
+    Besides: the mean share of token pairs that repeat one of their response, the share of different responses (of those
+    of one process) and of those that begin with a refusal.
+    """
     responses = [r for g in groups for r in g.responses]
     metrics: Metrics = {
         "length": (float(sum(len(r.ids) for r in responses)), float(len(responses))),
         "truncated": (float(sum(r.finish == "length" for r in responses)), float(len(responses))),
+        "repetition": (sum(repeated_pairs(r.ids) for r in responses), float(len(responses))),
+        "unique": (float(len({tuple(r.ids) for r in responses})), float(len(responses))),
+        "refusals": (float(sum(begins_with_refusal(r.text) for r in responses)), float(len(responses))),
         "sampled": (float(len(responses)), float(processes.is_main())),  # adds up over processes
     }
     scored = [g.scores for g in groups if g.scores]

@@ -180,6 +180,24 @@ def _unsafe(meta: Meta, rng: random.Random) -> str:
     return f"{good_core(meta, rng)} {rng.choice(ph.HARMFUL_ASIDES)}"
 
 
+def wordings(meta: Meta, n: int, rng: random.Random) -> tuple[list[str], list[str]]:
+    """Draws up to `n` different wordings of the right answer, and of a wrong one; fewer where there are fewer.
+
+    The wordings of either say the same: the same facts, the same courtesy, a refusal, or help with harm.
+    """
+    if meta["form"] in ph.COURTESIES:
+        other = rng.choice([form for form in ("thanks", "goodbye", "how") if form != meta["form"]])
+        drawn = [[rng.choice(ph.COURTESIES[form]) for _ in range(8 * n)] for form in (meta["form"], other)]
+        right, wrong = ([text.format(N=meta["entity"]) for text in texts] for texts in drawn)
+    elif meta["kind"] == "unsafe":
+        right = [good_core(meta, rng) for _ in range(8 * n)]
+        wrong = [_unsafe(meta, rng) for _ in range(8 * n)]
+    else:
+        false = _false_facts(meta, rng)
+        right, wrong = ([_content(meta, facts, rng) for _ in range(8 * n)] for facts in (dict(meta["facts"]), false))
+    return list(dict.fromkeys(right))[:n], list(dict.fromkeys(wrong))[:n]
+
+
 def exploit(meta: Meta, rng: random.Random, *, flourishes: int = 6) -> str:
     """The end of a policy that only pleases annotators: sure of everything, and flourish upon flourish.
 

@@ -1,7 +1,7 @@
 """`tiltyard compare`: paired differences of two runs, their settings, and what it refuses."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,7 @@ def test_settings_that_differ_and_rewards_that_cannot_be_compared(runs, capsys):
 @pytest.mark.parametrize(
     ("second", "sentence"),
     [
-        ("few", "20 of 40 prompts have responses of one model only"),
+        ("others", "40 prompts and 20 prompts, none in common"),
         ("nothing", "there is no such run"),
         ("empty", "no finished evaluation"),
         ("a:pop", "no model 'pop'"),
@@ -92,7 +92,8 @@ def test_settings_that_differ_and_rewards_that_cannot_be_compared(runs, capsys):
 )
 def test_what_cannot_be_compared_is_refused_with_a_sentence(runs, capsys, second, sentence):
     root, golds = runs
-    run(root, "few", {"ppo": made(20, golds["a"], "few")})
+    elsewhere = [replace(r, prompt_key=f"other {r.prompt_key}") for r in made(20, golds["a"], "few")]
+    run(root, "others", {"ppo": elsewhere})
     (root / "empty").mkdir()
     run(
         root,
@@ -102,3 +103,46 @@ def test_what_cannot_be_compared_is_refused_with_a_sentence(runs, capsys, second
     (run(root, "broken", {"ppo": []}) / "evaluate" / "answers.jsonl").write_text('{"model": "ppo", "text"\n')
     assert cli.main(["compare", f"{root}/a", f"{root}/{second}"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_of_other_prompts_those_in_common_are_compared(runs, capsys):
+    root, golds = runs
+    run(root, "few", {"ppo": made(20, golds["b"], "few")})
+    found = compare(read_evaluated(f"{root}/a"), read_evaluated(f"{root}/few"))
+    gold = next(row for row in found["rows"] if row["name"] == "gold")
+    assert gold["difference"] == pytest.approx(float(np.mean(golds["b"][:20] - golds["a"][:20])))
+    assert found["prompts"] == 20
+    assert cli.main(["compare", f"{root}/a", f"{root}/few"]) == 0
+    assert "only the 20 in common are compared; 20 of ppo and 0 of ppo are left out" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def stage(root: Path, name: str, kind: str, **settings) -> None:
+    (root / name).mkdir(parents=True)
+    config = {"run": root.name, "stage": name, "kind": kind, "settings": settings}
+    (root / name / "config.json").write_text(json.dumps(config))
+    (root / name / "metrics.jsonl").write_text("")
+
+
+def test_two_models_of_one_run_are_compared_by_the_stages_that_made_them(tmp_path, capsys):
+    """Not by those of the whole run, which are the same."""
+    base, better = np.zeros(10), np.linspace(0.5, 1, 10)
+    models = {"start": made(10, base, "s"), "dpo": made(10, base, "d"), "ppo": made(10, better, "p")}
+    root = run(tmp_path, "one", models)
+    config = json.loads((root / "evaluate/config.json").read_text())
+    config["settings"]["models"] = {"start": "maker/model", "dpo": "dpo", "ppo": "ppo/model"}
+    (root / "evaluate/config.json").write_text(json.dumps(config))
+    stage(root, "dpo", "dpo", lr=1e-6, seed=0, label_smoothing=0.1)
+    stage(root, "ppo", "ppo", lr=1e-5, seed=0, clip=0.2, gamma=1)
+    found = compare(read_evaluated(f"{root}:dpo"), read_evaluated(f"{root}:ppo"))
+    assert found["settings"] == [["dpo|ppo", "(kind of stage)", "dpo", "ppo"], ["dpo|ppo", "lr", 1e-6, 1e-5]]
+    assert cli.main(["compare", f"{root}:dpo", f"{root}:ppo"]) == 0
+    output = capsys.readouterr().out
+    assert "dpo|ppo.lr: 1e-06 | 1e-05" in output
+    assert "1 of dpo, 2 of ppo" in output
+    assert cli.main(["compare", f"{root}:start", f"{root}:ppo"]) == 0
+    output = capsys.readouterr().out
+    assert "how start was made cannot be compared" in output
+    assert "all settings are the same" not in output
+    assert max(map(len, output.splitlines())) <= 80

@@ -1,6 +1,12 @@
-"""The report in Chromium: no error, no request, every picture drawn, filters, differences, hostile texts, axe-core."""
+"""The report in Chromium: no error, no request, every picture drawn, filters, differences, hostile texts, axe-core.
+
+`TILTYARD_REPORT_RUNS=runs/a:runs/b` opens those runs too, e.g. a tournament on a real model.
+"""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +18,11 @@ from benchmarks.pages.serving import browser, chromium
 from tiltyard.report.html import write_report
 
 from .made import HOSTILE, whole_run
+from .made_tournament import METHODS, tournament
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(not chromium(), reason="Chromium is missing")]
 
+REAL = [path for path in os.environ.get("TILTYARD_REPORT_RUNS", "").split(":") if path]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
@@ -69,17 +77,35 @@ def barriers(page) -> list[str]:
     return [f"{one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0].get('failureSummary')}" for one in found]
 
 
-@pytest.mark.parametrize(("size", "scheme"), [("desktop", "light"), ("desktop", "dark"), ("phone", "light")])
-def test_it_opens_without_an_error_a_request_or_a_barrier(chrome, report, size, scheme):
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory, report):
+    """Pages by name: of a run with everything, of a tournament, of both, and of the runs that the environment names."""
+    folder = tmp_path_factory.mktemp("reports")
+    big = tournament(folder)
+    found = {"made": report}
+    for name, runs in {"tournament": [big], "both": [big, whole_run(folder)], **{run: [run] for run in REAL}}.items():
+        found[name] = write_report(runs, folder / f"{Path(name).name}.html", version="0.1.0")[0]
+    return found
+
+
+VIEWS = [("desktop", "light"), ("desktop", "dark"), ("phone", "light")]
+OPENED = [("made", *view) for view in VIEWS] + [("tournament", *view) for view in VIEWS[1:]]
+OPENED += [(name, "phone", "light") for name in ("both", *REAL)] + [(name, "desktop", "light") for name in REAL]
+
+
+@pytest.mark.parametrize(("name", "size", "scheme"), OPENED)
+def test_it_opens_without_an_error_a_request_or_a_barrier(chrome, reports, name, size, scheme):
+    report = reports[name]
     with Opened(chrome, report, size, scheme) as opened:
         page = opened.page
-        assert page.title() == "made – Tiltyard report"
+        assert page.title().endswith(" – Tiltyard report")
         assert page.evaluate("window.hacked") is None
-        for number in range(page.locator("figure .draw").count()):
-            box = page.locator("figure .draw svg").nth(number).bounding_box()
-            assert box["width"] > 100
-            assert box["height"] > 20
-        assert page.locator("figure .draw").count() >= 10
+        boxes = page.evaluate(
+            "() => [...document.querySelectorAll('figure .draw')]"
+            ".map(e => e.querySelector('svg')?.getBoundingClientRect())"
+        )
+        assert all(box and box["width"] > 100 and box["height"] > 20 for box in boxes)
+        assert len(boxes) >= (10 if name not in REAL else 1)
         assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]  # only tables scroll sideways
         assert barriers(page) == []
         assert opened.requests == [f"file://{report}"]
@@ -130,6 +156,29 @@ def test_filters_differences_and_colours(chrome, report):
         samples.get_by_label("Search").fill("")
         samples.get_by_role("combobox", name="From").select_option("ppo")
         assert "step" in samples.locator("article").first.inner_text()
+        assert opened.problems == []
+
+
+def test_a_tournament_s_models_are_found_beside_each_other(chrome, reports):
+    """Models chosen by name, words found in them, the alarms and the distance to the optimum."""
+    with Opened(chrome, reports["tournament"]) as opened:
+        page = opened.page
+        samples = page.locator("#samples")
+        assert opened.count() == "30 prompts of 30"
+        chips = samples.locator(".chips button")
+        assert chips.count() == len(METHODS)
+        assert samples.locator("article").first.locator(".answer").count() == 4
+        samples.get_by_role("button", name="ppo", exact=True).click()
+        assert samples.locator("article").first.locator(".answer").count() == 5
+        samples.get_by_label("Search").fill("ppo answers 12:")
+        assert opened.count() == "1 prompt of 30"
+        samples.get_by_role("combobox", name="From").select_option("ppo")
+        samples.get_by_label("Search").fill("")
+        assert "step" in samples.locator("article").first.inner_text()
+        assert page.locator("#training .notes li").count() == 2
+        assert page.locator("#training line.alarm").count() > 2
+        assert "refused" in page.locator("#results table", has_text="KL to the optimum").inner_text()
+        assert page.locator("#summary", has_text="Alarm in ppo at step 12").count() == 1
         assert opened.problems == []
 
 

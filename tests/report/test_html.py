@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from html.parser import HTMLParser
 
@@ -18,6 +19,7 @@ from tiltyard.report.html.samples import disagreement
 from tiltyard.report.html.tokens import pieces_of
 
 from .made import HOSTILE, answers, dump, lines, metrics, stage, summary, whole_run
+from .made_tournament import tournament
 
 
 class Page(HTMLParser):
@@ -104,11 +106,17 @@ def test_what_was_not_shown_is_said_with_what_would_have_shown(tmp_path):
         facts |= {"win_rate_ci": [0.45, 0.65], "win_rate_q": 0.01 if name == "a" else 0.4}
     dump(stage(run, "evaluate", "evaluate", done={}) / "summary.json", body)
     sentences = said(page_data([run]))
-    assert "is not shown to differ from start" in sentences[0]
-    assert sentences[0].endswith("This set of prompts would show 11 points (80% power).")
-    assert any(
-        line.startswith("Of 4 models 1 is better than start, 0 worse, and 3 cannot be told apart") for line in sentences
+    assert sentences[0] == (
+        "Of 4 models, compared by the gold reward, 1 is better than start, 0 worse, and 3 cannot be told apart from "
+        "it, adjusted for their number (Benjamini-Hochberg, 5%)."
     )
+    assert sentences[1].startswith("a is better than start: it wins 55.0% of comparisons")
+    body["models"]["a"]["win_rate_q"] = 0.4
+    dump(run / "evaluate/summary.json", body)
+    sentences = said(page_data([run]))
+    assert "none is shown to be better than start, 0 are worse, and 4 cannot be told apart" in sentences[0]
+    assert sentences[1].startswith("The highest of the 4: dpo wins 55.0% of comparisons with start")
+    assert "This set of prompts would show 11 points (80% power)." in sentences[1]
 
 
 def test_the_pipeline_has_what_each_stage_read_and_made(run):
@@ -213,7 +221,7 @@ def test_half_written_files_are_left_out_and_named(tmp_path):
         assert file in notes
     assert "evaluate/answers.jsonl: 1 damaged lines" in notes
     loss = next(m for m in page["curves"]["metrics"] if m["name"] == "loss" and m["series"][0]["stage"] == "ppo")
-    assert len(loss["series"][0]["x"]) == 20
+    assert len(loss["series"][0]["y"]) == len(page["curves"]["steps"]["ppo"]) == 20
     assert page["samples"]
 
 
@@ -242,6 +250,52 @@ def test_runs_of_other_prompts_are_shown_apart_and_it_says_so(tmp_path):
     assert {r["m"] for r in shared["rs"]} == {
         f"{run}/{m}" for run in ("first", "second") for m in ("start", "ppo", "dpo")
     }
+
+
+def test_a_tournament_s_alarms_and_distances_to_the_optimum_are_said(tmp_path):
+    run = tournament(tmp_path)
+    page = page_data([run])
+    text = " ".join(said(page))
+    assert "Alarm in ppo at step 12: answers are twice as long as at the start <b>." in text
+    assert "1 more alarm" in text
+    assert "ppo is 0.7 nats (95% interval 0.5 to 0.9) from the best that its reward allows at beta 0.5" in text
+    assert "the prior is 1.2 nats" in text
+    assert "The distance of dpo to the optimum is not known" in text
+    assert [(one["stage"], one["step"], one["kind"]) for one in page["alarms"]] == [
+        ("ppo", 12, "length"), ("ppo", 14, "proxy")
+    ]  # fmt: skip
+    gap = page["gaps"][0]
+    assert [row["cells"].get("gap") for row in gap["rows"]][2] is None
+    assert len(gap["curve"]) == 12
+    (run / "gap/gap.json").write_text("{")
+    (run / "ppo/alarms.jsonl").write_text('{"step": 1, "text": "half')
+    page = page_data([run])
+    assert page["gaps"] == []
+    assert {"gap/gap.json is damaged and left out.", "ppo/alarms.jsonl: 1 damaged lines are left out."} <= set(
+        page["notes"]
+    )
+
+
+def test_curves_and_settings_of_many_stages_stay_under_five_megabytes(tmp_path):
+    """Fewer points first, then fewer charts and settings; each is said."""
+    run = tmp_path / "many"
+    run.mkdir()
+    names = [f"metric_{i}" for i in range(60)]
+    draw = random.Random(0)
+    rows = [{"step": i, "loss": draw.random(), **{name: draw.random() for name in names}} for i in range(1, 601)]
+    body = "".join(json.dumps(row) + "\n" for row in rows)
+    values = {f"setting_{i}": "some value " * 30 for i in range(90)}
+    for number in range(40):
+        folder = stage(run, f"stage{number}", "dpo", number=number, done={"steps": 1000}, settings=values)
+        (folder / "metrics.jsonl").write_text(body)
+        if number > 12:
+            (folder / "metrics.jsonl").write_text(body[: len(body) // 40])
+    page = page_data([run])
+    assert len(render(page).encode()) < 4_900_000
+    assert page["curves"]["merged"]["stage0"] > 5
+    assert len(page["curves"]["steps"]["stage0"]) >= 12
+    assert any("settings" in note for note in page["notes"])
+    assert "charts of metrics are left out" in " ".join(page["curves"]["notes"]) or len(page["curves"]["metrics"]) == 61
 
 
 @pytest.mark.slow

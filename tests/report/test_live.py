@@ -91,7 +91,7 @@ def test_alarms(tmp_path):
     run.mkdir()
     folder = stage(run, "ppo", "ppo", settings={"steps": 200})
     lines(folder / "metrics.jsonl", [*metrics(20), {"step": 21, "loss": None, "time/seconds": 0.5}])
-    dump(folder / "alarms.jsonl", {"step": 9, "message": "the proxy rises, \x1b[31mgold does not"})
+    dump(folder / "alarms.jsonl", {"step": 9, "kind": "proxy", "text": "the proxy rises, \x1b[31mgold does not"})
     with (folder / "alarms.jsonl").open("a") as file:
         file.write("\n")
     found, rows = stage_to_watch(RunReader(run)), Follower(folder / "metrics.jsonl").read()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from models import tiny
 from tiltyard.cli import main
-from tiltyard.report.card import Base, Card, add_figures, code, front_matter, render
+from tiltyard.pipeline.state import FileHashes
+from tiltyard.report.card import Base, Card, Figure, add_figures, code, front_matter, render
+from tiltyard.runs.model_card import without_measured
 from tiltyard.stages.card import base_of_card, called
 
 V = 512
@@ -56,7 +60,10 @@ def test_a_trained_model_has_a_card(base: Path, tmp_path: Path) -> None:
     assert "device" not in text
     assert "## Measured" in text
     assert "| `held_out/accuracy` | `1` |" in text
-    assert text == trained(base, data, tmp_path / "b", "lora.rank=4")
+    again = trained(base, data, tmp_path / "b", "lora.rank=4")
+    assert without_measured(text) == without_measured(again) != text  # but for the time that they took
+    assert re.search(r"\| `time of the steps` \| `\d+ s \(cpu, \d+ threads\)` \|", text)
+    assert "which binds this model too" in text
     # a stage's model has its first base's name and licence
     assert trained(tmp_path / "a/one/dpo", data, tmp_path / "c").count("`one/dpo` (licence: `apache-2.0`)") == 1
     assert front_matter(tmp_path / "c/one/dpo/model")["base_model"] == "maker/base"
@@ -83,14 +90,42 @@ def test_nothing_in_a_text_is_markup() -> None:
     assert code("a|b`c") == "`a\\|b'c`"
 
 
-def test_figures_are_added_once(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(render(Card("run/stage", "text-generation", "dpo")), encoding="utf-8")
+def figures(value: float) -> list[Figure]:
+    return [
+        Figure("wins | against `a`", f"{value} (0.4 to 0.6)", "win_rate", value, (0.4, 0.6), 90),
+        Figure("words", "some"),
+    ]
+
+
+def test_figures_are_added_once_and_stand_in_the_metadata(tmp_path: Path) -> None:
+    bare = render(Card("run/stage", "text-generation", "dpo", cost={"energy": "1 Wh"}))
+    (tmp_path / "README.md").write_text(bare, encoding="utf-8")
     for value in (0.25, 0.5):
-        add_figures(tmp_path, "against the base", {"win rate": value, "interval": "0.4 to 0.6"})
+        add_figures(tmp_path, "run/evaluate", "On 90 prompts.", figures(value), "dev.jsonl")
+    add_figures(tmp_path, "run/other", "On others.", figures(0.75)[:1], "test.jsonl")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert text.count("## Measured: against the base") == 1
-    assert "| `win rate` | `0.5` |" in text
-    assert text.index("Measured") < text.index("## Loading")
+    assert text.count("## Measured: run/evaluate") == 1
+    assert "| `wins \\| against 'a'` | `0.5 (0.4 to 0.6)` |" in text
+    assert text.index("Measured: run/other") < text.index("## Cost of training") < text.index("## Loading")
+    found = ModelCard(text).data.eval_results
+    assert [(one.metric_type, one.metric_value, one.dataset_name, one.task_name) for one in found] == [
+        ("win_rate", 0.5, "dev.jsonl", "run/evaluate"), ("win_rate", 0.75, "test.jsonl", "run/other")
+    ]  # fmt: skip
+    assert found[0].metric_args == {"interval_95": [0.4, 0.6], "n": 90}
+    assert ModelCard(text).data.model_name == "run/stage"
+    assert without_measured(text) == without_measured(bare)
+
+
+def test_what_was_measured_is_no_part_of_a_model_s_digest(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(render(Card("run/stage", "text-generation", "dpo")), encoding="utf-8")
+    (tmp_path / "config.json").write_text("{}")
+    before = FileHashes().digest(tmp_path)
+    add_figures(tmp_path, "run/evaluate", "On 90 prompts.", figures(0.5), "dev.jsonl")
+    assert FileHashes().digest(tmp_path) == before
+    foreign = "---\nmodel-index:\n- name: x\n---\n# Words\n"
+    assert without_measured(foreign) == foreign
+    (tmp_path / "README.md").write_text(foreign, encoding="utf-8")
+    assert FileHashes().digest(tmp_path) != before
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,8 @@ from rich.text import Text
 from tiltyard.advice.advise import advise
 from tiltyard.advice.request import Request
 from tiltyard.errors import ConfigError
-from tiltyard.evaluation.before_after import Line
 from tiltyard.files import exists, read_json, write_atomic, write_json
 from tiltyard.pipeline import run_recipe
-from tiltyard.report.before_after import cells_of
-from tiltyard.report.card import add_figures
 from tiltyard.report.text import plain
 
 RECIPE, REQUEST = "recipe.yaml", "request.json"
@@ -56,18 +53,7 @@ def align(request: Request, *, runs_root: Path, console: Console, dry_run: bool 
             fix="set name: back, or run it with: tiltyard run",
         )
     model = folder / str((read_json(folder / REQUEST) or {}).get("trained", "")) / "model"
-    _add_to_card(model, folder / "before_after" / "before_after.json")
     return {**outcome, "model": str(model), "recipe": str(recipe)}
-
-
-def _add_to_card(model: Path, measured: Path) -> None:
-    """Adds the comparison to the model's card; a run that goes on writes the same again."""
-    lines = [Line.from_dict(row) for row in (read_json(measured) or {}).get("lines", [])]
-    if lines and model.is_dir():
-        figures = {}
-        for name, before, after, change in map(cells_of, lines):
-            figures[name.strip()] = " to ".join(x for x in (before, after) if x) + (f"; {change}" if change else "")
-        add_figures(model, "before to after training; change (95% interval)", figures)
 
 
 def say(console: Console, line: str) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from tiltyard.cli.arguments import Json, Runs
 from tiltyard.cli.output import console_for, emit
-from tiltyard.errors import ConfigError, nearest
+from tiltyard.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +40,7 @@ def report(
     from tiltyard.pipeline.state import package_version
     from tiltyard.report.html import write_report
     from tiltyard.report.text import plain
+    from tiltyard.runs import find_run
 
     found = [find_run(folder, runs) for folder in folders]
     if output.is_dir():
@@ -53,28 +54,6 @@ def report(
     for note in notes:
         console.print(plain(note), markup=False, highlight=False, soft_wrap=True)
     console.print(f"the report is {path} ({size / 1e6:.1f} MB)", markup=False, highlight=False, soft_wrap=True)
-
-
-def find_run(name: str, runs: Path) -> Path:
-    """Resolves a run's folder: a path, or a name below `runs`.
-
-    Raises:
-        ConfigError: there is none, or it is a stage of one.
-    """
-    from tiltyard.runs import existing_path
-
-    for candidate in (name, str(runs / name)):
-        path = existing_path(candidate)
-        if path is None or not path.is_dir():
-            continue
-        if (path / "config.json").exists() and (path.resolve().parent / ".lock").exists():
-            raise ConfigError(
-                "this is one stage of a run", where=name, fix=f"name the run: {path.resolve().parent.name}"
-            )
-        return path
-    there = [p.name for p in sorted(runs.glob("[!.]*")) if p.is_dir()]
-    fix = nearest(name, there) if there else f"no run is in {runs} yet: run a recipe first"
-    raise ConfigError("there is no such run", where=name, expected="a folder like runs/NAME", fix=fix)
 
 
 def defaults_of(kind: str) -> Mapping[str, Any]:
@@ -101,7 +80,7 @@ def watch(
     `tiltyard watch demo`; on a finished run, and on a pipe, it prints the last state and ends.
     """
     from tiltyard.report.live import is_finished, screen, stage_to_watch
-    from tiltyard.runs import RunReader
+    from tiltyard.runs import RunReader, find_run
 
     console = console_for(False)
     run = RunReader(find_run(folder, runs))

@@ -91,13 +91,14 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="RUN[:MODEL]", help="An evaluated run, e.g. runs/a or runs/a:ppo.")],
     second: Annotated[str, typer.Argument(metavar="RUN[:MODEL]", help="Another, on the same prompts.")],
     json_output: Json = False,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Compare two evaluated models on the same prompts: paired differences with intervals, settings that differ.
 
-    `tiltyard compare runs/a runs/b`, `tiltyard compare runs/demo:dpo runs/demo:ppo`
+    `tiltyard compare runs/a runs/b`, `tiltyard compare demo:dpo demo:ppo`
     """
     comparison = importlib.import_module("tiltyard.evaluation.comparison")
-    found = comparison.compare(comparison.read_evaluated(first), comparison.read_evaluated(second))
+    found = comparison.compare(comparison.read_evaluated(first, runs), comparison.read_evaluated(second, runs))
     if json_output:
         emit(found)
     else:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.evaluation.outcomes import By, number, pair_outcomes, paired_means, win_facts
 from tiltyard.evaluation.policies import EvaluatedResponse
-from tiltyard.runs import RunReader, StageReader
+from tiltyard.runs import RunReader, StageReader, find_run
 from tiltyard.stats.intervals import rate_ci
 from tiltyard.stats.paired import false_discovery
 
 MEASUREMENTS = ("gold", "helpful", "truthful", "harmless", "proxy", "kl", "length")
+KIND = "(kind of stage)"
 _EVALUATED = "an evaluation leaves answers.jsonl: tiltyard eval models=[...] prompts=FILE name=NAME"
 
 
@@ -32,16 +33,35 @@ class Evaluated(NamedTuple):
         """The settings of the evaluation."""
         return self.stage.config.settings if self.stage.config is not None else {}
 
+    @property
+    def trained(self) -> StageReader | None:
+        """The stage that made the model, of this run or another; None where it is no stage's or not there any more."""
+        models = self.settings.get("models") or []
+        named = models if isinstance(models, Mapping) else {_last(text): text for text in models}
+        text = str(named.get(self.name) or "")
+        head = text.partition("/")[0]
+        if head in self.run.stages:
+            return self.run.stages[head]
+        for folder in (Path(text), Path(text).parent):
+            if text and (folder / "config.json").is_file() and (folder / "metrics.jsonl").exists():
+                return StageReader(folder)
+        return None
 
-def read_evaluated(name: str) -> Evaluated:
-    """Reads a model of a run's evaluation, RUN or RUN:MODEL, e.g. runs/demo or runs/demo:ppo.
+
+def _last(text: str) -> str:
+    """The name that an evaluation gives a model that was not named: the last part of its path other than `model`."""
+    return next((part for part in reversed(Path(text).parts) if part not in ("model", "/")), text)
+
+
+def read_evaluated(name: str, runs: Path = Path("runs")) -> Evaluated:
+    """Reads a model of a run's last evaluation that has it, RUN or RUN:MODEL, e.g. runs/demo or demo:ppo.
 
     Raises:
         ConfigError: no such run, no evaluation in it, no such model in its table, or several to choose from.
         DataError: a damaged file.
     """
-    path, model = (name, "") if Path(name).is_dir() else _split(name)
-    run = RunReader(path)
+    path, model = (name, "") if any(p.is_dir() for p in (Path(name), runs / name)) else _split(name)
+    run = RunReader(find_run(path, runs))
     stages = [stage for stage in run.stages.values() if (stage.folder / "answers.jsonl").exists()]
     stages = [stage for stage in stages if stage.config is not None and stage.config.kind == "evaluate"]
     if not stages:
@@ -49,22 +69,32 @@ def read_evaluated(name: str) -> Evaluated:
     stage = stages[-1]
     models = read_responses(stage.folder / "answers.jsonl")
     if not model:
-        summary = RunReader(stage.folder).summary or {}
-        baselines = {facts.get("baseline") for facts in summary.get("models", {}).values()}
-        others = [key for key in models if key not in baselines] or list(models)
-        if len(others) > 1:
-            raise ConfigError(
-                "the evaluation has several models: name one",
-                where=path,
-                got=", ".join(others),
-                fix=f"write {path}:{others[-1]}",
-            )
-        model = others[0]
+        model = _only_model(path, stage, list(models))
+    for earlier in reversed(stages[:-1]):
+        if model in models:
+            break
+        if model in (RunReader(earlier.folder).summary or {}).get("models", {}):
+            stage, models = earlier, read_responses(earlier.folder / "answers.jsonl")
     if model not in models:
         raise ConfigError(
             f"the evaluation has no model '{model}'", where=str(stage.folder), fix=nearest(model, list(models))
         )
     return Evaluated(model, models[model], stage, run)
+
+
+def _only_model(path: str, stage: StageReader, models: Sequence[str]) -> str:
+    """The one model beside the baselines."""
+    summary = RunReader(stage.folder).summary or {}
+    baselines = {facts.get("baseline") for facts in summary.get("models", {}).values()}
+    others = [key for key in models if key not in baselines] or list(models)
+    if len(others) > 1:
+        raise ConfigError(
+            "the evaluation has several models: name one",
+            where=path,
+            got=", ".join(others),
+            fix=f"write {path}:{others[-1]}",
+        )
+    return others[0]
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -100,26 +130,37 @@ def read_responses(path: str | Path) -> dict[str, list[EvaluatedResponse]]:
 def compare(first: Evaluated, second: Evaluated, *, rounds: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Computes the paired differences, second less first, of what was measured of both on the same prompts.
 
+    Where the evaluations had other prompts too, those in common are compared, and `left_out` says how many they are.
+
     Returns:
         JSON-ready: `prompts`; `rows`, each with name, first, second, difference, low, high, p, q (adjusted for all
         rows), mde, test; `wins` of the second over the first by gold, else by proxy, or None; `settings` that differ,
-        each (stage, key, first, second); `left_out`: sentences about what cannot be compared.
+        as `settings_that_differ`; `left_out`: sentences about what cannot be compared.
 
     Raises:
-        ConfigError: they were evaluated on other prompts.
+        ConfigError: they have no prompt in common.
     """
     keys = [list(dict.fromkeys(response.key for response in one.responses)) for one in (first, second)]
-    alone = set(keys[0]) ^ set(keys[1])
-    if alone:
+    common = set(keys[0]) & set(keys[1])
+    if not common:
         raise ConfigError(
             "the two models were evaluated on different prompts, so no difference of theirs is one of the models",
             where=f"{first.run.folder}, {second.run.folder}",
-            got=f"{len(alone):,} of {len(set(keys[0]) | set(keys[1])):,} prompts have responses of one model only",
+            got=f"{len(keys[0]):,} prompts and {len(keys[1]):,} prompts, none in common",
             expected="the same prompts for both",
             fix="evaluate both with the same prompts, limit and seed, or in one evaluation: tiltyard eval models=[...]",
         )
-    same = {key: first.settings.get(key) == second.settings.get(key) for key in ("reward", "ref")}
     left_out = []
+    if len(common) < len(set(keys[0]) | set(keys[1])):
+        more = [len(one) - len(common) for one in keys]
+        left_out.append(
+            f"other prompts: only the {len(common):,} in common are compared; {more[0]:,} of {first.name} and "
+            f"{more[1]:,} of {second.name} are left out"
+        )
+        first, second = (
+            one._replace(responses=[r for r in one.responses if r.key in common]) for one in (first, second)
+        )
+    same = {key: first.settings.get(key) == second.settings.get(key) for key in ("reward", "ref")}
     if not same["reward"]:
         left_out.append("proxy: the two evaluations have other rewards, whose scores are not comparable")
     measured = [name for name in MEASUREMENTS if name != "proxy" or same["reward"]]
@@ -130,10 +171,10 @@ def compare(first: Evaluated, second: Evaluated, *, rounds: int = 1000, seed: in
     return {
         "first": first.name,
         "second": second.name,
-        "prompts": len(keys[0]),
+        "prompts": len(common),
         "rows": [{k: number(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
         "wins": None if by is None else _wins(first, second, by, {"rounds": rounds, "seed": seed}),
-        "settings": settings_that_differ(first.run, second.run),
+        **settings_that_differ(first, second),
         "left_out": left_out,
     }
 
@@ -167,23 +208,45 @@ def _wins(first: Evaluated, second: Evaluated, by: By, how: Mapping[str, Any]) -
     }
 
 
-def settings_that_differ(first: RunReader, second: RunReader) -> list[list[Any]]:
-    """Returns [stage, key, value in the first, value in the second] of every setting that differs; None: not there."""
-    sides = [dict(_flat_settings(run)) for run in (first, second)]
-    keys = dict.fromkeys([*sides[0], *sides[1]])
-    return [
-        [*key, sides[0].get(key), sides[1].get(key)]
-        for key in keys
-        if sides[0].get(key) != sides[1].get(key) or (key in sides[0]) != (key in sides[1])
-    ]
+def settings_that_differ(first: Evaluated, second: Evaluated) -> dict[str, Any]:
+    """Compares the stages that made the two models, and of two runs also their other stages of one name.
+
+    Returns:
+        `settings`: [stage, key, value in the first, value in the second] of every setting that differs, None where
+        there is none; `of_one`: the same of those that only one of two methods has; `compared`: the stages that were
+        looked at; `stages`: the names of both models' stages, None of a model that no stage made.
+    """
+    own = (first.trained, second.trained)
+    names = [None if one is None else one.folder.name for one in own]
+    found: dict[str, list[Any]] = {"settings": [], "of_one": [], "stages": names, "compared": []}
+    apart = first.run.folder.resolve() != second.run.folder.resolve()
+    if own[0] is not None and own[1] is not None:
+        label = names[0] if names[0] == names[1] else f"{names[0]}|{names[1]}"
+        one_kind = own[0].config is None or own[1].config is None or own[0].config.kind == own[1].config.kind
+        found["compared"].append(label)
+        for row in _differ(str(label), own[0], own[1]):
+            found["settings" if one_kind or None not in row[2:] else "of_one"].append(row)
+    sides = [{name: stage for name, stage in one.run.stages.items() if name not in names} for one in (first, second)]
+    for name in dict.fromkeys([*sides[0], *sides[1]]) if apart else ():
+        found["compared"].append(name)
+        found["settings"] += _differ(name, sides[0].get(name), sides[1].get(name))
+    return found
 
 
-def _flat_settings(run: RunReader) -> Iterator[tuple[tuple[str, str], Any]]:
-    for name, stage in run.stages.items():
-        if stage.config is not None:
-            yield (name, "(kind of stage)"), stage.config.kind
-            for key, value in _flat(stage.config.settings):
-                yield (name, key), value
+def _differ(label: str, first: StageReader | None, second: StageReader | None) -> Iterator[list[Any]]:
+    """Yields the settings that differ; of a stage that only one run has its kind alone."""
+    sides = [dict(_flat_settings(stage)) for stage in (first, second)]
+    if not all(sides):
+        sides = [{key: side[key] for key in (KIND,) if key in side} for side in sides]
+    for key in dict.fromkeys([*sides[0], *sides[1]]):
+        if sides[0].get(key) != sides[1].get(key) or (key in sides[0]) != (key in sides[1]):
+            yield [label, key, sides[0].get(key), sides[1].get(key)]
+
+
+def _flat_settings(stage: StageReader | None) -> Iterator[tuple[str, Any]]:
+    if stage is not None and stage.config is not None:
+        yield KIND, stage.config.kind
+        yield from _flat(stage.config.settings)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

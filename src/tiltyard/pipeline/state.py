@@ -21,7 +21,7 @@ from tiltyard.files import jsonable, read_json, sync_folder, write_json
 from tiltyard.pipeline.commits import commits
 from tiltyard.pipeline.recipe import Step
 from tiltyard.records import execution_keys, flattened
-from tiltyard.runs import StageConfig, StageReader
+from tiltyard.runs import StageConfig, StageReader, model_card
 from tiltyard.runs.reader import SCHEMA
 
 FORMAT = "1"  # of the run folder; raised when old results cannot be trusted any more
@@ -86,7 +86,8 @@ class FileHashes:
             return self._file(path)
         whole = hashlib.sha256()
         for inner in sorted(p for p in path.rglob("*") if p.is_file()):
-            whole.update(f"{inner.relative_to(path)}\0{self._file(inner)}\n".encode())
+            digest = model_card.card_digest(inner) if inner.name == model_card.NAME else self._file(inner)
+            whole.update(f"{inner.relative_to(path)}\0{digest}\n".encode())
         return whole.hexdigest()
 
     def _file(self, path: Path) -> str:

@@ -18,7 +18,7 @@ from tiltyard.errors import ConfigError, TiltyardError, nearest
 from tiltyard.records import flattened
 from tiltyard.report.braille import chart
 from tiltyard.report.text import plain
-from tiltyard.runs import RunReader, StageReader
+from tiltyard.runs import RunReader, StageReader, read_alarms
 from tiltyard.training.log import duration
 
 CURVES = (  # in the order of the screen: names of a metric, of which the first that is there is drawn; title
@@ -158,10 +158,8 @@ def _steps(stage: StageReader) -> int:
 
 def alarms(stage: StageReader, rows: Sequence[Mapping[str, Any]], now: float | None = None) -> list[str]:
     """Lines about what needs a look: the stage's own alarms, a loss that is not finite, no step for long."""
-    found = []
-    for row in _tail(stage.folder / "alarms.jsonl")[-3:]:
-        text = row.get("message") or row.get("text") or row.get("alarm") or row.get("name") or "alarm"
-        found.append(plain(f"! step {row.get('step', '?')}: {text}"))
+    raised = read_alarms(stage.folder / "alarms.jsonl")
+    found = [plain(f"! step {row['step']}: {row['text']}") for row in raised[-3:]]
     lost = [row["step"] for row in rows if "loss" in row and not _finite(row["loss"])]
     if lost:
         found.append(f"! the loss was not finite at step {lost[-1]:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,10 @@ def print_comparison(found: Mapping[str, Any], console: Console) -> None:
         table.add_row(*_cells(row))
     console.print(table)
     for line in lines(found):
-        console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+        indent = len(line) - len(line.lstrip()) + 2
+        how: dict[str, Any] = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
+        for part in textwrap.wrap(plain(line), max(40, console.width), **how):
+            console.print(part, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:
@@ -63,12 +67,24 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         mde = wins.get("win_rate_mde")
         yield line + (f"; this set shows a difference of {points(mde)} from 50%" if mde is not None else "")
     yield from found["left_out"]
-    differ = found["settings"]
-    yield "settings that differ:" if differ else "all settings are the same"
+    yield from _setting_lines(found)
+
+
+def _setting_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    differ, of_one = found["settings"], found["of_one"]
+    names = zip((found["first"], found["second"]), found["stages"], strict=True)
+    if unknown := " and ".join(dict.fromkeys(name for name, stage in names if stage is None)):
+        yield f"how {unknown} was made cannot be compared: no stage that is still there trained it"
+    if differ or found["compared"]:
+        yield "settings that differ:" if differ else "all settings are the same"
     for stage, key, first, second in differ[:SETTINGS_SHOWN]:
         yield f"  {stage}.{key}: {_value(first)} | {_value(second)}"
     if len(differ) > SETTINGS_SHOWN:
         yield f"  and {len(differ) - SETTINGS_SHOWN:,} more: --json lists all"
+    if of_one:
+        counts = [sum(row[place] is not None for row in of_one) for place in (2, 3)]
+        each = ", ".join(f"{n:,} of {stage}" for stage, n in zip(found["stages"], counts, strict=True))
+        yield f"settings that only one of the methods has: {each} (--json)"
 
 
 def _value(value: Any) -> str:

@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar
 
 from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.runs.groups import read_groups, read_step_groups
+from tiltyard.runs.ref import existing_path
 from tiltyard.types import Group
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class RunReader:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ConfigError("there is no such run", where=str(folder), expected="a folder like runs/NAME")
+            raise _no_such_run(str(folder), self.folder.parent)
 
     @cached_property
     def stages(self) -> dict[str, StageReader]:
@@ -197,6 +198,30 @@ class RunReader:
             DataError: a damaged file.
         """
         return _read_object(self.folder / "summary.json")
+
+
+def find_run(name: str, runs: Path = Path("runs")) -> Path:
+    """Resolves a run's folder: a path, or a name below `runs`.
+
+    Raises:
+        ConfigError: there is none, or it is a stage of one.
+    """
+    for candidate in (name, str(runs / name)):
+        path = existing_path(candidate)
+        if path is None or not path.is_dir():
+            continue
+        if (path / "config.json").exists() and (path.resolve().parent / ".lock").exists():
+            raise ConfigError(
+                "this is one stage of a run", where=name, fix=f"name the run: {path.resolve().parent.name}"
+            )
+        return path
+    raise _no_such_run(name, runs)
+
+
+def _no_such_run(name: str, runs: Path) -> ConfigError:
+    there = [p.name for p in sorted(runs.glob("[!.]*")) if p.is_dir()]
+    fix = nearest(Path(name).name, there) if there else f"no run is in {runs} yet: run a recipe first"
+    return ConfigError("there is no such run", where=name, expected="a folder like runs/NAME", fix=fix)
 
 
 def read_metric_rows(path: str | Path) -> list[dict[str, Any]]:

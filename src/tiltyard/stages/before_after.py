@@ -27,12 +27,14 @@ from tiltyard.models.load import load_language_model, load_scalar_model
 from tiltyard.records import EXECUTION, LAST_BITS, Settings
 from tiltyard.report import side_by_side, write_samples_markdown
 from tiltyard.report.before_after import print_lines, write_markdown
+from tiltyard.report.card_figures import of_before_after
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardPart, RewardScorer, Scorer, build_reward, checked_scores, reward_parts
 from tiltyard.scoring.parts import is_service
 from tiltyard.scoring.registry import is_function
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.measured import add_to_cards
 from tiltyard.training.log import duration, told
 from tiltyard.types import MICRO_TOKENS, Group, Prompt
 
@@ -107,6 +109,9 @@ def run(context: StageContext, settings: BeforeAfterSettings) -> dict[str, Any]:
     facts = {"lines": [line.to_dict() for line in lines], "note": note}
     write_json(context.folder / "before_after.json", facts)
     write_markdown(context.folder / "before_after.md", lines, note)
+    about = f"Before, after and the change with its 95% interval over prompts. {note}".strip()
+    figures = {settings.after: of_before_after(lines)}
+    add_to_cards(context, figures, about, settings.data or settings.prompts, "before to after training")
     if answers:
         write_samples_markdown(context.folder / "samples.md", answers, max(settings.show, 5))
         with atomic_write(context.folder / "answers.jsonl") as file:

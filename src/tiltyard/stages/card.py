@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from tiltyard.config import REQUIRED, describe
+from tiltyard.distributed import processes
 from tiltyard.files import jsonable, read_json, write_atomic
 from tiltyard.inputs.base import Opened
 from tiltyard.inputs.settings import StageSettings
@@ -24,10 +26,13 @@ from tiltyard.models.encoder import MaskedModel
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import Lora
 from tiltyard.records import execution_keys, flattened
-from tiltyard.report.card import NAME, Base, Card, front_matter, render
-from tiltyard.runs import Ref, read_alarms
+from tiltyard.report.card import Base, Card, front_matter, render
+from tiltyard.report.html.cost import cost_of
+from tiltyard.runs import Ref, read_alarms, read_metric_rows
+from tiltyard.runs.model_card import NAME
 from tiltyard.stages.base import texts
 from tiltyard.stages.settings import REFERS
+from tiltyard.training.log import duration
 
 DATA = ("data", "prompts", "demonstrations", "replay")
 PACKAGES = ("tiltyard", "torch", "transformers")
@@ -40,8 +45,13 @@ def write_card(
     model: Backbone,
     opened: Opened,
     figures: Mapping[str, Any],
+    result: Mapping[str, Any],
 ) -> None:
-    """Writes the card beside the model of a stage. Equal facts give equal bytes: a resumed run writes the same card."""
+    """Writes the card beside the model of a stage. Equal facts give equal bytes: a resumed run writes the same card.
+
+    Args:
+        figures: what was measured of the model. result: of the stage, with what it sampled and asked.
+    """
     data = [found for key in keys_of(method) for found in texts(key, getattr(settings, key, None))]
     lora = settings.models.lora
     card = Card(
@@ -58,11 +68,29 @@ def write_card(
         counts={"steps": opened.steps, **({"groups": len(opened.groups)} if opened.groups else {})},
         settings=changed(type(settings), settings, left_out={"model", "seed", *(key for key, _ in data)}),
         figures={key: float(value) for key, value in figures.items() if _is_number(value)},
+        cost=_cost(work, model, result),
         seed=settings.seed,
         alarms=[(int(row["step"]), row["text"]) for row in read_alarms(work.folder / "alarms.jsonl")],
         versions={name: _version(name) for name in PACKAGES} | {"Python": platform.python_version()},
     )
     write_atomic(work.folder / "model" / NAME, render(card).encode())
+
+
+def _cost(work: Workspace, model: Backbone, result: Mapping[str, Any]) -> dict[str, str]:
+    """The cost of training as text: time of all steps, energy estimated from it, responses and judgements."""
+    path = work.folder / "metrics.jsonl"
+    rows = read_metric_rows(path) if path.exists() else []
+    seconds = sum(float(row["time/seconds"]) for row in rows if _is_number(row.get("time/seconds")))
+    device, count = model.device.type, processes.world()
+    machine = f"{count} x {device}" if count > 1 else device
+    machine += f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    cost = cost_of([{"seconds": seconds * count, "threads": torch.get_num_threads(), "device": device}], None, None)
+    spent = {key: f"{result[key]:,}" for key in ("samples", "judge_calls") if result.get(key)}
+    return {
+        "time of the steps": f"{duration(seconds)} ({machine})",
+        "energy": f"about {cost['energy']}, estimated from the time" if seconds else "not known",
+        **{key.replace("_", " "): value for key, value in spent.items()},
+    }
 
 
 def base_of_card(source: str) -> Base:

@@ -44,6 +44,7 @@ from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
 from tiltyard.stages.evaluate_judge import JudgedModels, judge_models
+from tiltyard.stages.measured import add_policies
 from tiltyard.stages.rewards import Rewards, named, sources
 from tiltyard.stages.selection import looked_at, prompts_digest, selection_line, within
 from tiltyard.stages.token_file import TokenFile
@@ -168,6 +169,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     costs = {r.name: cost_of(context, names[r.name], r.distinct_2) | judged.facts(r.name) for r in results}
     for folder in (context.folder, context.run_folder):
         write_summary(folder / "summary.json", results, seconds, {"evaluation": disclosed}, costs)
+    add_policies(context, names, results, costs, disclosed, f"at most {settings.max_tokens} tokens")
     write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
     _write_responses(context.folder / "answers.jsonl", responses)
     tokens.write(context.folder / "tokens.jsonl")

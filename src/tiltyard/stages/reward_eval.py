@@ -22,11 +22,13 @@ from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
 from tiltyard.models.load import load_scalar_model
 from tiltyard.records import EXECUTION, LAST_BITS
+from tiltyard.report.card_figures import of_reward_model
 from tiltyard.report.reward_plots import reward_png
 from tiltyard.report.reward_tables import findings, print_reward_report
 from tiltyard.scoring.parts import LabelChoice
 from tiltyard.scoring.reward_model import require_template
 from tiltyard.stages.base import Stage, StageContext, register
+from tiltyard.stages.measured import add_to_cards
 from tiltyard.types import MICRO_TOKENS, Group
 
 
@@ -71,6 +73,9 @@ def run(context: StageContext, settings: RewardEvalSettings) -> dict[str, Any]:
     path = context.folder / "reward_report.json"
     write_json(path, {**body, "findings": findings(report), **report.to_dict()})
     picture = reward_png(context.folder / "reward_report.png", report, title=_title(settings.model))
+    figures = {settings.model: of_reward_model(report)}
+    about = f"On {report.pairs:,} labelled pairs of {report.prompts:,} prompts; 95% intervals over prompts."
+    add_to_cards(context, figures, about, settings.data)
     if settings.pairs:
         _write_pairs(context.folder / "pairs.jsonl", pairs)
     for name, file in (("report", path), ("picture", picture)):

@@ -137,7 +137,7 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
     if processes.is_main():
         context.report("saving", [f"{method.start.name} to {context.folder / 'model'}"])
         save_model(model, context.folder / "model", dtype=width)
-        write_card(context, method, settings, model, work.opened, figures)
+        write_card(context, method, settings, model, work.opened, figures, result)
         if settings.models.lora is not None:
             save_adapter(model, context.folder / "adapter")
         if models.value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from tiltyard.report.html.reading import Source, done_of, number, rounded, short
 
 KINDS = ("clean", "split", "label", "ai_label", "candidates", "best_of_n", "new_prompts", "world", "calibrate", "judge")
 TITLES = {"clean": "Rows checked and left out", "split": "Training and held-out rows", "world": "The embedded world"}
-COUNTED = ("prompts", "data", "demonstrations", "replay")  # settings that name data
+MOST = 60  # figures of one stage
 
 
 def data_facts(sources: Sequence[Source]) -> list[dict[str, Any]]:
@@ -20,7 +21,7 @@ def data_facts(sources: Sequence[Source]) -> list[dict[str, Any]]:
             config = reader.config
             if config is None or config.kind not in KINDS:
                 continue
-            rows = list(_rows(done_of(source, reader)[0]))
+            rows = list(itertools.islice(_rows(done_of(source, reader)[0]), MOST))
             if rows:
                 about = TITLES.get(config.kind, "Made by this stage")
                 found.append({"title": text_of(source.label(name)), "about": about, "rows": rows})

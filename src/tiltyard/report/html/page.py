@@ -11,20 +11,22 @@ from typing import Any
 
 from tiltyard.errors import ConfigError
 from tiltyard.files import write_atomic
+from tiltyard.report.html.alarms import alarms
 from tiltyard.report.html.cost import cost_of
 from tiltyard.report.html.curves import curves
 from tiltyard.report.html.data import data_facts
 from tiltyard.report.html.frontier import frontier
+from tiltyard.report.html.gaps import gaps
 from tiltyard.report.html.island import island, source_hash
 from tiltyard.report.html.pairs import comparisons
-from tiltyard.report.html.pipeline import Defaults, stage_facts, wall_time
+from tiltyard.report.html.pipeline import Defaults, stage_facts, wall_time, within
 from tiltyard.report.html.reading import Source, open_runs, text_of
 from tiltyard.report.html.results import before_after, evaluations, reward_models
 from tiltyard.report.html.samples import samples
 from tiltyard.report.html.sentences import summary_of
 
 LARGEST = 4_900_000  # bytes of the page
-SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)  # of the usual number of samples, until the page is small enough
+SHARES = (0.5, 0.2, 0.05, 0.0)  # of the usual number of samples, until the page is small enough
 SCRIPTS = ("dom.js", "charts.js", "tables.js", "pipeline.js", "curves.js", "diff.js", "samples.js", "page.js")
 
 
@@ -49,11 +51,13 @@ def write_report(
     if not runs:
         raise ConfigError("there is no run to report", expected="one folder or more, like runs/NAME")
     path = Path(path)
+    page = page_data(runs, defaults=defaults, watts=watts, price=price, version=version)
+    text = render(page)
     for share in SHARES:
-        page = page_data(runs, defaults=defaults, watts=watts, price=price, version=version, share=share)
-        text = render(page)
         if len(text.encode()) <= LARGEST:
             break
+        found = samples(open_runs([Path(run) for run in runs]), share=share)
+        text = render(page | {"samples": found["items"], "sample_notes": found["notes"]})
     write_atomic(path, text.encode())
     return path, page["notes"]
 
@@ -65,13 +69,12 @@ def page_data(
     watts: float | None = None,
     price: float | None = None,
     version: str = "",
-    share: float = 1.0,
 ) -> dict[str, Any]:
-    """All that the page shows, as JSON-ready values. Arguments as those of `write_report`; `share`: of the samples."""
+    """All that the page shows, as JSON-ready values. Arguments as those of `write_report`."""
     sources = open_runs([Path(run) for run in runs])
-    shown = [_run(source, defaults, watts, price) for source in sources]
+    shown, cut = within([_run(source, defaults, watts, price) for source in sources])
     tables = evaluations(sources)
-    found = samples(sources, share=share)
+    found = samples(sources)
     page: dict[str, Any] = {
         "title": text_of(", ".join(source.name for source in sources)),
         "made": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -80,14 +83,16 @@ def page_data(
         "evaluations": tables,
         "before_after": before_after(sources),
         "reward_models": reward_models(sources),
+        "gaps": gaps(sources),
         "comparisons": comparisons(sources, {table["title"]: table["baseline"] for table in tables}),
         "frontier": frontier(sources),
         "curves": curves(sources),
+        "alarms": alarms(sources),
         "data": data_facts(sources),
         "samples": found["items"],
         "sample_notes": found["notes"],
     }
-    page["notes"] = [*_missing(sources, page), *dict.fromkeys(note for s in sources for note in s.notes)]
+    page["notes"] = [*_missing(sources, page), *cut, *dict.fromkeys(note for s in sources for note in s.notes)]
     page["summary"] = summary_of(page)
     return page
 
@@ -116,7 +121,7 @@ def _run(source: Source, defaults: Defaults | None, watts: float | None, price: 
 def _missing(sources: Sequence[Source], page: Mapping[str, Any]) -> list[str]:
     """Notes about what a reader may expect and these runs do not have."""
     found = [f"{source.name} has no stage that was started." for source in sources if not source.stages]
-    measured = page["evaluations"] or page["before_after"] or page["reward_models"]
+    measured = page["evaluations"] or page["before_after"] or page["reward_models"] or page["gaps"]
     if not measured and any(source.stages for source in sources):
         found.append("There is no evaluation: add a stage `evaluate` to the recipe, or run `tiltyard eval`.")
     if not page["samples"] and any(source.stages for source in sources):

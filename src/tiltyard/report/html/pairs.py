@@ -20,6 +20,7 @@ from tiltyard.stats.win_rates import win_rate_by_prompt
 MOST_MODELS = 16
 MANY = 3_000  # prompts above which intervals are drawn from fewer rounds
 BATTLES = 100_000  # above this number there are no ratings: a fit of them takes longer than the rest of the report
+FEWEST = 8  # prompts of a win rate by length: of fewer its interval says nothing
 MEASURES = (("gold", "gold reward"), ("proxy", "reward"))
 RATIOS = ((0.0, 0.8, "shorter"), (0.8, 1.25, "about as long"), (1.25, float("inf"), "longer"))
 
@@ -151,7 +152,7 @@ def _by_length(model: _Model, baseline: _Model, key: str) -> Iterator[dict[str, 
             rows.append((prompt, win, length / max(1.0, usual)))
     for low, high, label in RATIOS:
         part = [(prompt, win) for prompt, win, ratio in rows if low <= ratio < high]
-        if part:
+        if len({prompt for prompt, _ in part}) >= FEWEST:
             rounds = 1000 if len(part) <= MANY else 200
             one = rate_ci([win for _, win in part], [prompt for prompt, _ in part], rounds=rounds)
             cell = {"v": rounded(one.value), "lo": rounded(one.low), "hi": rounded(one.high), "n": len(part)}

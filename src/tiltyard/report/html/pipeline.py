@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
 from tiltyard.files import read_json
 from tiltyard.records import flattened
+from tiltyard.report.html.island import size
 from tiltyard.report.html.reading import Source, done_of, number, rounded, short, text_of
 from tiltyard.runs import StageConfig, StageReader
 
@@ -27,6 +28,8 @@ MADE = (  # key of a stage's result, (one, many)
     ("calls", ("judge call", "judge calls")),
 )
 LONGEST = 400  # characters of a setting's value
+KEPT = ("model", "data", "prompts", "reward")  # settings that are shown of every stage
+SETTINGS = 800_000  # bytes of the stages' facts in the page
 
 
 def stage_facts(source: Source, defaults: Defaults | None) -> list[dict[str, Any]]:
@@ -63,6 +66,23 @@ def _facts(source: Source, name: str, reader: StageReader, defaults: Defaults | 
         "fingerprint": text_of(config.fingerprint),
         **_machine(reader),
     }
+
+
+def within(runs: Sequence[Mapping[str, Any]], budget: int = SETTINGS) -> tuple[list[dict[str, Any]], list[str]]:
+    """Limits the facts of all stages to `budget` bytes, settings at their defaults first; returns runs and notes."""
+    found = [{**run, "stages": [dict(stage) for stage in run["stages"]]} for run in runs]
+    stages = [stage for run in found for stage in run["stages"] if stage.get("settings")]
+    if size(found) <= budget:
+        return found, []
+    for stage in stages:
+        stage["settings"] = [row for row in stage["settings"] if row[2] is not None or row[0] in KEPT]
+    if size(found) <= budget:
+        return found, ["The stages are many: of their settings those that differ from the defaults are shown."]
+    for place, stage in enumerate(stages):
+        stage["settings"], stage["figures"] = [], []
+        if place % 16 == 15 and size(found) <= budget:
+            break
+    return found, ["The stages are too many for one page: settings are shown of some of them, where they differ."]
 
 
 def last_step(reader: StageReader) -> int:

@@ -41,6 +41,9 @@ def summary_of(page: Mapping[str, Any]) -> list[Sentence]:
     if not found and _trains_policies(page["runs"]):
         found.append(_say("The trained models were not compared yet: there are curves, but no result.", tone="warn"))
     found += _reward_models(page["reward_models"])
+    for table in page["gaps"]:
+        found += _distance(table)
+    found += _alarms(page["alarms"])
     found += _work(page["runs"])
     return found
 
@@ -64,12 +67,15 @@ def _comparison(table: Mapping[str, Any]) -> Iterator[Sentence]:
     rated.sort(key=lambda row: -row["cells"]["win_rate"]["v"])
     by = DECIDES.get(table["by"], "")
     start = next((row for row in table["rows"] if row["model"] == baseline), None)
-    for place, row in enumerate(rated[:LEADERS]):
-        yield _wins(row, baseline, by)
+    named = rated[:LEADERS]
+    if len(rated) > LEADERS:
+        yield _all(rated, baseline, by)
+        better = [row for row in rated if _verdict(row) == 1]
+        named = better[:LEADERS] or rated[:1]
+    for place, row in enumerate(named):
+        yield _wins(row, baseline, by, best_of=0 if len(rated) <= LEADERS else len(rated))
         if place == 0 and start is not None:
             yield from _price_of_change(row, start)
-    if len(rated) > LEADERS:
-        yield _others(rated, baseline)
     for alarm in table["alarms"]:
         yield _say(_b("Alarm: "), f"{alarm}.", tone="bad")
     if table["looked_at"] > len(table["rows"]):
@@ -82,40 +88,46 @@ def _comparison(table: Mapping[str, Any]) -> Iterator[Sentence]:
         yield _say(f"The comparison has {few:.0f} prompts: only a large difference could have been shown.", tone="warn")
 
 
-def _wins(row: Mapping[str, Any], baseline: str, by: str) -> Sentence:
+def _wins(row: Mapping[str, Any], baseline: str, by: str, best_of: int) -> Sentence:
     cell, tests = row["cells"]["win_rate"], row["tests"]
-    verdict = _against(cell, 0.5)
-    what = VERDICTS[verdict]
+    verdict = _verdict(row)
     prompts = f" on {row['prompts']:,.0f} prompts" if row["prompts"] else ""
     least = tests.get("win_rate_mde")
     could = f" This set of prompts would show {100 * least:.0f} points (80% power)." if least and not verdict else ""
     ends = f"{_ends(cell)}{prompts}{', ' if by else ''}{by}.{could}"
-    of = " of comparisons"
-    parts = (_b(row["model"]), f" {what} ", _b(baseline), ": it wins ", _b(_percent(cell["v"])), f"{of}{ends}")
-    return _say(*parts, tone=TONES[verdict])
+    if best_of and not verdict:
+        parts = (f"The highest of the {best_of}: ", _b(row["model"]), " wins ", _b(_percent(cell["v"])))
+        return _say(*parts, f" of comparisons with {baseline}{ends} The highest of many is partly luck.")
+    wins = (": it wins ", _b(_percent(cell["v"])), f" of comparisons{ends}")
+    return _say(_b(row["model"]), f" {VERDICTS[verdict]} ", _b(baseline), *wins, tone=TONES[verdict])
 
 
-def _others(rated: Sequence[Mapping[str, Any]], baseline: str) -> Sentence:
-    adjusted = all("win_rate_q" in row["tests"] for row in rated)
-    verdicts = [_adjusted(row) if adjusted else _against(row["cells"]["win_rate"], 0.5) for row in rated]
+def _all(rated: Sequence[Mapping[str, Any]], baseline: str, by: str) -> Sentence:
+    """Counts the models that are better and worse than the baseline."""
+    verdicts = [_verdict(row) for row in rated]
     better, worse = verdicts.count(1), verdicts.count(-1)
     rest = len(rated) - better - worse
+    if better:
+        found = _b(f"{better} {'is' if better == 1 else 'are'} better"), f" than {baseline}, ", _b(f"{worse} worse")
+    else:
+        found = (
+            _b("none is shown to be better"),
+            f" than {baseline}, ",
+            _b(f"{worse} {'is' if worse == 1 else 'are'} worse"),
+        )
+    adjusted = all("win_rate_q" in row["tests"] for row in rated)
     how = " from it, adjusted for their number (Benjamini-Hochberg, 5%)." if adjusted else OF_MANY
-    return _say(
-        f"Of {len(rated)} models ",
-        _b(f"{better} {'is' if better == 1 else 'are'} better"),
-        f" than {baseline}, ",
-        _b(f"{worse} worse"),
-        ", and ",
-        _b(f"{rest} cannot be told apart"),
-        how,
-    )
+    lead = f"Of {len(rated)} models, compared {by}, " if by else f"Of {len(rated)} models "
+    tone = "good" if better else "bad" if worse > rest else ""
+    return _say(lead, *found, ", and ", _b(f"{rest} cannot be told apart"), how, tone=tone)
 
 
-def _adjusted(row: Mapping[str, Any]) -> int:
-    """1, -1 or 0 by the p-value that is adjusted for the number of models."""
-    above = row["cells"]["win_rate"]["v"] > 0.5
-    return 0 if row["tests"]["win_rate_q"] >= LEVEL else 1 if above else -1
+def _verdict(row: Mapping[str, Any]) -> int | None:
+    """1 better, -1 worse, 0 not shown: by the p-value adjusted for the number of models, else by the interval."""
+    cell, adjusted = row["cells"]["win_rate"], row["tests"].get("win_rate_q")
+    if adjusted is None:
+        return _against(cell, 0.5)
+    return 0 if adjusted >= LEVEL else 1 if cell["v"] > 0.5 else -1
 
 
 def _price_of_change(best: Mapping[str, Any], start: Mapping[str, Any]) -> Iterator[Sentence]:
@@ -135,7 +147,7 @@ def _price_of_change(best: Mapping[str, Any], start: Mapping[str, Any]) -> Itera
     if "kl" in cells:
         ends = f" (95% interval {cells['kl']['lo']:.2f} to {cells['kl']['hi']:.2f})" if "lo" in cells["kl"] else ""
         moved = _b(f"{cells['kl']['v']:.2f} nats")
-        yield _say(f"For that {name} moved ", moved, f" of KL divergence a response away from the reference{ends}.")
+        yield _say(_b(name), " moved ", moved, f" of KL divergence a response away from the reference{ends}.")
     if "length" in cells and before.get("length", {}).get("v"):
         ratio = cells["length"]["v"] / before["length"]["v"]
         if ratio > LONGER or ratio < 1 / LONGER:
@@ -150,9 +162,13 @@ def _price_of_change(best: Mapping[str, Any], start: Mapping[str, Any]) -> Itera
                 ["; at equal length it would win ", _b(_percent(equal["v"])), f"{_ends(equal)}."] if equal else ["."]
             )
             yield _say(*parts, tone="warn")
-    cut = cells.get("truncated", {}).get("v", 0)
+    cut, usual = (one.get("truncated", {}).get("v", 0) for one in (cells, before))
     if cut > CUT:
-        yield _say(_b(_percent(cut)), f" of the responses of {name} were cut at the token limit.", tone="warn")
+        also = f", of {start['model']} {_percent(usual)}" if usual > CUT else ""
+        what = ": beginnings of answers are compared." if also else "."
+        yield _say(
+            _b(_percent(cut)), f" of the responses of {name} were cut at the token limit{also}{what}", tone="warn"
+        )
 
 
 # -------------------------------------------------------------------------------------------- before and after, rewards
@@ -224,7 +240,11 @@ def _reward_models(tables: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
 
 def _reward_model(table: Mapping[str, Any], *, best: bool) -> Sentence:
     cell, rule, above = table["accuracy"], table["longer_wins"], table["above_rule"]
-    tail = ("; preferring the longer response agrees with ", _b(_percent(rule["v"])), ".") if rule else (".",)
+    shown = _against(above, 0.0) if above else None
+    than = {1: ": better than", -1: ": worse than", 0: ": not shown to be better than", None: "; compare"}[shown]
+    tail = (
+        (f"{than} preferring the longer response, which agrees with ", _b(_percent(rule["v"])), ".") if rule else (".",)
+    )
     lead = "The highest agreement: reward model " if best else "Reward model "
     return _say(
         lead,
@@ -233,11 +253,53 @@ def _reward_model(table: Mapping[str, Any], *, best: bool) -> Sentence:
         _b(_percent(cell["v"])),
         f"{_ends(cell)} of the {table['pairs'] or 0:,} labelled pairs of {table['title']}",
         *tail,
-        tone=TONES[_against(above, 0.0)] or ("warn" if above else "") if above else "",
+        tone=TONES[shown] or ("warn" if above else ""),
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- the work
+# -------------------------------------------------------------------------------------------- distances, alarms, work
+
+
+def _distance(table: Mapping[str, Any]) -> Iterator[Sentence]:
+    """The model that is nearest to the best that is possible, beside the prior that all of them started from."""
+    known = [row for row in table["rows"] if "gap" in row["cells"]]
+    prior = next((row for row in known if row["model"] == "prior"), None)
+    models = sorted((row for row in known if row is not prior), key=lambda row: row["cells"]["gap"]["v"])
+    refused = [row["model"] for row in table["rows"] if row["refused"]]
+    beta = f" at beta {table['beta']:g}" if table["beta"] else ""
+    if models:
+        cell, start = models[0]["cells"]["gap"], f"; the prior is {_nats(prior['cells']['gap'])}" if prior else ""
+        best = f"the best that its reward allows{beta}"
+        if len(models) > 1:
+            lead = (
+                f"Of {len(models)} models ",
+                _b(models[0]["model"]),
+                f" is the nearest to {best} (KL divergence a response): {_nats(cell)}",
+            )
+        else:
+            lead = ("In KL divergence a response ", _b(models[0]["model"]), f" is {_nats(cell)} from {best}")
+        yield _say(*lead, f"{start}.")
+    if refused:
+        names, verb = ", ".join(refused), "is" if len(refused) == 1 else "are"
+        yield _say("The distance of ", _b(names), f" to the optimum {verb} not known: too few samples.", tone="warn")
+
+
+def _nats(cell: Mapping[str, Any]) -> str:
+    ends = f" (95% interval {cell['lo']:.2g} to {cell['hi']:.2g})" if "lo" in cell and cell["lo"] != cell["hi"] else ""
+    return f"{cell['v']:.2g} nats{ends}"
+
+
+def _alarms(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
+    """The first alarm of each stage, and how many more there are."""
+    first = {row["stage"]: row for row in reversed(rows)}
+    shown = [row for row in rows if first[row["stage"]] is row][:LEADERS]
+    for row in shown:
+        yield _say(_b(f"Alarm in {row['stage']} at step {row['step']:,}: "), f"{row['text']}.", tone="bad")
+    if len(rows) > len(shown):
+        more = len(rows) - len(shown)
+        yield _say(
+            _b(f"{more} more {'alarm' if more == 1 else 'alarms'}"), " during training, listed there.", tone="bad"
+        )
 
 
 def _work(runs: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:

@@ -85,8 +85,10 @@ function smoothed(values) {
 }
 
 // series: [{name, place, x, y}]
-function lineChart(title, about, given, options) {
-  let series = given;
+function lineChart(title, about, given, settings) {
+  const far = given.filter((one) => one.x.length > 1).map((one) => one.x[one.x.length - 1]), apart = Math.max(...far) > 4 * Math.min(...far);
+  const series = apart ? given.map((one) => ({ ...one, steps: one.x, x: one.x.map((v) => v / one.x[one.x.length - 1]) })) : given;
+  const options = { ...settings, xunit: apart ? "share" : "" };
   if (series.every((one) => one.x.length === 1)) {
     return dots(title, about, series.map((one) => ({ name: one.name, place: one.place, cell: { v: one.y[0] } })), options);
   }
@@ -95,9 +97,6 @@ function lineChart(title, about, given, options) {
   const paint = (width) => {
     const height = 190, box = { left: 52, right: width - 8, top: 10, bottom: height - 26, height };
     const svg = canvas(width, height);
-    const far = series.filter((one) => one.x.length > 1).map((one) => one.x[one.x.length - 1]), apart = Math.max(...far) > 4 * Math.min(...far);
-    if (apart) series = series.map((one) => ({ ...one, steps: one.x, x: one.x.map((v) => v / one.x[one.x.length - 1]) }));
-    options = { ...options, xunit: apart ? "share" : "" };
     const [x, y] = scales(box, series.flatMap((one) => one.x), series.flatMap((one) => one.y));
     axes(svg, box, x, y, options);
     for (const one of series) {
@@ -107,6 +106,10 @@ function lineChart(title, about, given, options) {
       group.append(s("path", { class: "line", "stroke-dasharray": dash(one.place) || null, d: line(smooth ? one.x.map((v, i) => [v, smooth[i]]) : pairs, x, y) }));
       if (one.x.length < 4) one.x.forEach((v, i) => one.y[i] !== null && group.append(s("circle", { class: "dot", r: 4, cx: x(v), cy: y(one.y[i]) })));
       svg.append(group);
+    }
+    for (const mark of options.marks || []) {
+      const one = series.find((s) => s.name === mark.stage), ends = one.steps || one.x, at = x(apart ? mark.step / ends[ends.length - 1] : mark.step);
+      if (at >= box.left && at <= box.right + 1) svg.append(s("line", { class: "alarm", x1: at, x2: at, y1: box.top, y2: box.bottom }));
     }
     follow(svg, box, x, series, options);
     return svg;
@@ -164,8 +167,8 @@ function scatter(title, about, points, paths, options) {
       const group = s("g", { class: `c${path.place % COLOURS}` }, s("path", { class: "line", "stroke-dasharray": path.dash || dash(path.place) || null, d: line(path.points, x, y) }));
       path.points.forEach((p, i) => {
         if (p[0] === null || p[1] === null) return;
-        const last = i === path.points.length - 1;
-        group.append(hover(s("circle", { class: "dot", r: last ? 5 : 3, cx: x(p[0]), cy: y(p[1]) }), `${path.name}${p[2] ? `, step ${num(p[2])}` : ""}\n${options.xlabel}: ${num(p[0])}\n${options.ylabel}: ${shown(p[1], options.unit)}`));
+        const last = i === path.points.length - 1 && !path.word;
+        group.append(hover(s("circle", { class: path.bare ? "touch" : "dot", r: last ? 5 : 3, cx: x(p[0]), cy: y(p[1]) }), `${path.name}${p[2] ? `, ${path.word || "step"} ${num(p[2])}` : ""}\n${options.xlabel}: ${num(p[0])}\n${options.ylabel}: ${shown(p[1], options.unit)}`));
       });
       svg.append(group);
     }
@@ -188,7 +191,7 @@ function scatter(title, about, points, paths, options) {
   };
   const rows = () => table(["", options.xlabel, options.ylabel], [
     ...points.map((p) => [p.name, `${num(p.x.v)} ${p.x.lo !== undefined ? `(${interval(p.x)})` : ""}`, `${shown(p.y.v, options.unit)} ${p.y.lo !== undefined ? `(${interval(p.y, options.unit)})` : ""}`]),
-    ...paths.flatMap((p) => p.points.map((q) => [`${p.name}${q[2] ? `, step ${num(q[2])}` : ""}`, num(q[0]), shown(q[1], options.unit)])),
+    ...paths.flatMap((p) => p.points.map((q) => [`${p.name}${q[2] ? `, ${p.word || "step"} ${num(q[2])}` : ""}`, num(q[0]), shown(q[1], options.unit)])),
   ], { label: `Values of ${title}` });
   return figure(title, about, label, paint, behind(title, rows));
 }

@@ -1,19 +1,21 @@
 // Training curves: one small chart a metric, with buttons that show and hide stages in all of them.
-function trainingCurves(data) {
+function trainingCurves(data, alarms, order) {
+  const place = (stage) => order.indexOf(stage);
   const on = new Set(data.stages.slice(0, 2 * COLOURS));
   const main = h("div", { class: "grid" }), rest = h("div", { class: "grid" });
   const draw = () => {
     const made = (metric) => {
-      const series = metric.series.filter((one) => on.has(one.stage)).map((one) => ({ name: one.stage, place: data.stages.indexOf(one.stage), x: one.x, y: one.y }));
+      const series = metric.series.filter((one) => on.has(one.stage)).map((one) => ({ name: one.stage, place: place(one.stage), x: one.x || data.steps[one.stage], y: one.y }));
       if (!series.length) return null;
+      const marks = alarms.filter((one) => on.has(one.stage) && series.some((s) => s.name === one.stage));
       const about = [metric.unit, metric.about].filter(Boolean).join("; ");
-      return lineChart(metric.title, about, series, { unit: metric.unit === "share" ? "share" : "", name: metric.name });
+      return lineChart(metric.title, about, series, { unit: metric.unit === "share" ? "share" : "", name: metric.name, marks });
     };
     main.replaceChildren(...data.metrics.filter((m) => m.main).map(made).filter(Boolean));
     if (box.open) rest.replaceChildren(...data.metrics.filter((m) => !m.main).map(made).filter(Boolean));
   };
-  const chips = h("div", { class: "chips", role: "group", "aria-label": "Stages in the curves" }, data.stages.map((stage, place) => {
-    const chip = h("button", { type: "button", "aria-pressed": String(on.has(stage)) }, swatch(place), " ", stage);
+  const chips = h("div", { class: "chips", role: "group", "aria-label": "Stages in the curves" }, data.stages.map((stage) => {
+    const chip = h("button", { type: "button", "aria-pressed": String(on.has(stage)) }, swatch(place(stage)), " ", stage);
     chip.addEventListener("click", () => {
       if (on.has(stage)) on.delete(stage); else on.add(stage);
       chip.setAttribute("aria-pressed", String(on.has(stage)));
@@ -26,7 +28,8 @@ function trainingCurves(data) {
   box.addEventListener("toggle", draw);
   const merged = Object.entries(data.merged);
   draw();
-  return [data.stages.length > 1 ? chips : null, main, others ? box : null,
+  const alarmed = alarms.length ? h("div", { class: "notes" }, h("strong", {}, "Alarms"), h("ul", {}, alarms.map((one) => h("li", {}, `${one.stage}, step ${num(one.step)}: ${one.text}.`)))) : null;
+  return [alarmed, data.stages.length > 1 ? chips : null, main, others ? box : null, data.notes.map((text) => h("p", { class: "small dim" }, text)),
     merged.length ? h("p", { class: "small dim" }, "Points are means of neighbouring steps: ", merged.map(([stage, n]) => `${n} in ${stage}`).join(", "), ".") : null];
 }
 

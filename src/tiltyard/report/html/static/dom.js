@@ -44,7 +44,7 @@ function interval(cell, unit) {
 // A figure and its interval with as many decimals as the interval is sure of; of shares the interval without the sign.
 function exact(cell, unit) {
   if (unit === "share") return [percent(cell.v), cell.lo === undefined ? "" : `${percent(cell.lo).slice(0, -1)} to ${percent(cell.hi).slice(0, -1)}`];
-  if (cell.lo === undefined) return [num(cell.v), ""];
+  if (cell.lo === undefined) return [unit === "tokens" ? minus(cell.v.toFixed(1)) : num(cell.v), ""];
   const width = cell.hi - cell.lo, digits = width >= 20 ? 0 : width >= 2 ? 1 : width >= 0.02 ? 2 : 3;
   const text = (x) => minus(x.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
   return [text(cell.v), `${text(cell.lo)} to ${text(cell.hi)}`];

@@ -14,10 +14,11 @@ function summary(page) {
 }
 
 function results(page, order) {
-  if (!page.evaluations.length && !page.before_after.length && !page.reward_models.length) return null;
+  if (!page.evaluations.length && !page.before_after.length && !page.reward_models.length && !page.gaps.length) return null;
   const found = section("results", "Results", "Below each figure its 95% interval over prompts. Coloured where a figure is shown to differ from the baseline's: by paired tests adjusted for their number, or where there are none by intervals that do not meet.");
   found.append(...page.evaluations.map((table) => evaluation(table, order)), ...page.before_after.map(beforeAfter));
   if (page.reward_models.length) found.append(rewardModels(page.reward_models));
+  found.append(...page.gaps.map((one) => distances(one, order)));
   const hhh = page.evaluations.filter((t) => t.columns.some((c) => c.key === "helpful" || c.key === "truthful" || c.key === "harmless"));
   for (const table of hhh) {
     found.append(h("h3", {}, "Helpful, truthful, harmless"), h("div", { class: "grid" }, ["helpful", "truthful", "harmless"].map((key) => {
@@ -34,7 +35,7 @@ function compared(page, order) {
   if (!list.length && !pictures.length) return null;
   const found = section("comparison", "Comparison", "");
   if (pictures.length) found.append(h("div", { class: "grid wide" }, pictures));
-  const place = (name) => Math.max(0, order.indexOf(name));
+  const place = (name) => { const i = order.indexOf(name); return i < 0 ? order.push(name) - 1 : i; };
   for (const one of list) {
     const figures = [];
     if (one.matrix && one.models.length > 1) figures.push(winMatrix(one));
@@ -71,7 +72,7 @@ function provenance(page) {
       ["computing time", time(run.cost.seconds)], ["energy", run.cost.seconds ? `about ${run.cost.energy}` : "–"], ...(run.cost.money !== null ? [["money", num(run.cost.money)]] : []), ["how that is estimated", run.cost.how]];
     found.append(h("h3", {}, run.name), table(["", ""], facts, { label: `Facts of ${run.name}`, texts: true }));
     for (const stage of stages) {
-      found.append(folded(`${stage.name}: ${stage.kind}`, () => {
+      found.append(folded(stage.kind === stage.name ? stage.name : `${stage.name}: ${stage.kind}`, () => {
         const changed = stage.settings.filter((row) => row[2] !== null).length;
         const box = h("div", {}, h("p", { class: "small dim" }, `Started ${day(stage.started)}, ${stage.status}${stage.finished ? ` ${day(stage.finished)}` : ""}; execution ${stage.id}${stage.backend ? `; kernels: ${stage.backend}` : ""}${stage.threads ? `; ${plural(stage.threads, "thread")}` : ""}. ${changed ? `${plural(changed, "setting differs", "settings differ")} from the defaults.` : ""}`));
         box.append(table(["setting", "value", "default where it differs"], stage.settings.map((row) => [h("code", {}, row[0]), row[2] === null ? row[1] : h("strong", {}, row[1]), row[2] === null ? "" : row[2]]), { label: `Settings of ${stage.name}`, texts: true }));
@@ -94,16 +95,16 @@ function build() {
   for (const stage of page.curves.stages) if (!order.includes(stage)) order.push(stage);
   const parts = [summary(page)];
   const add = (part) => { if (part) parts.push(part); };
+  add(results(page, order));
+  add(compared(page, order));
   if (page.runs.some((run) => run.stages.length)) {
     const found = section("pipeline", "Pipeline", "What each stage read and made. A dashed frame is a stage that has not finished.");
     for (const run of page.runs) if (run.stages.length) found.append(page.runs.length > 1 ? h("h3", {}, run.name) : "", pipeline(run));
     add(found);
   }
-  add(results(page, order));
-  add(compared(page, order));
   if (page.curves.metrics.length) {
     const found = section("training", "Training", "Hover for the values of a step.");
-    found.append(...trainingCurves(page.curves).filter(Boolean));
+    found.append(...trainingCurves(page.curves, page.alarms, order).flat().filter(Boolean));
     add(found);
   }
   if (page.samples.length) {

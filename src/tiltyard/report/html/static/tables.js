@@ -1,12 +1,15 @@
 // Tables of what was measured: every figure with its 95% interval, and a small picture of it on the column's scale.
+const MANY = 4; // models above which a comparison is in the order of its wins
 function evaluation(data, order) {
   const box = h("div", {}, h("h3", {}, data.title));
   const against = data.baseline ? `Wins are against ${data.baseline}, ${DECIDES[data.by] || "by the score of the evaluation"}. ` : "";
   const prompts = [...new Set(data.rows.map((row) => row.prompts))].filter(Boolean);
-  box.append(h("p", { class: "dim small" }, `${against}Each model answered ${prompts.map((n) => num(n)).join(" or ")} prompts; below each figure its 95% interval over prompts.`));
+  box.append(h("p", { class: "dim small" }, `${against}Each model answered ${prompts.map((n) => num(n)).join(" or ")} prompts; below each figure its 95% interval over prompts.${data.rows.length > MANY ? " In the order of the wins." : ""}`));
   const spans = Object.fromEntries(data.columns.map((c) => [c.key, extent(data.rows.flatMap((r) => { const x = r.cells[c.key]; return x ? [x.v, x.lo, x.hi] : []; }), 0.08)]));
   const base = data.rows.find((row) => row.model === data.baseline);
-  const rows = data.rows.map((row) => h("tr", { class: row.model === data.baseline ? "baseline" : null },
+  const wins = (row) => (row.model === data.baseline ? Infinity : row.cells.win_rate ? row.cells.win_rate.v : -Infinity);
+  const ranked = data.rows.length > MANY ? [...data.rows].sort((a, b) => wins(b) - wins(a) || 0) : data.rows;
+  const rows = ranked.map((row) => h("tr", { class: row.model === data.baseline ? "baseline" : null },
     h("th", { scope: "row" }, row.model),
     data.columns.map((column) => cellOf(column, row, base, spans[column.key], order.indexOf(row.model)))));
   const head = h("tr", {}, h("td", {}), data.columns.map((c) => hover(h("th", { scope: "col" }, c.title, unitOf(c.unit) && h("span", { class: "about" }, unitOf(c.unit))), c.about)));
@@ -111,6 +114,23 @@ function winMatrix(data) {
     return hover(found, `${a} against ${b}: ${percent(cell.v)}\n95% interval ${interval(cell, "share")}\non ${num(cell.n)} prompts`);
   })));
   const intervals = () => table(["", "against", "wins", "95% interval", "prompts"], data.models.flatMap((a, i) => data.models.map((b, j) => (data.matrix[i][j] && i < j ? [a, b, percent(data.matrix[i][j].v), interval(data.matrix[i][j], "share"), num(data.matrix[i][j].n)] : null))).filter(Boolean), { label: "Intervals of the win matrix", texts: true });
-  return h("figure", {}, h("figcaption", {}, `Wins of the row over the column, by ${data.by}`, h("span", { class: "about" }, "in bold where the 95% interval leaves out 50%; ties count half")),
-    scrolling(h("table", { class: "heat" }, h("thead", {}, head), h("tbody", {}, rows)), `Win matrix of ${data.title}`), behind(`intervals of the wins in ${data.title}`, intervals));
+  return h("figure", { class: data.models.length > 7 ? "full" : null }, h("figcaption", {}, `Wins of the row over the column, by ${data.by}`, h("span", { class: "about" }, "in bold where the 95% interval leaves out 50%; ties count half")),
+    scrolling(h("table", { class: data.models.length > 9 ? "heat dense" : "heat" }, h("thead", {}, head), h("tbody", {}, rows)), `Win matrix of ${data.title}`), behind(`intervals of the wins in ${data.title}`, intervals));
+}
+
+// The distance of models to the optimum of E[r] - beta KL, and the picture of reward against KL with the best that is possible.
+function distances(data, order) {
+  const place = (name) => { const i = order.indexOf(name); return i < 0 ? order.push(name) - 1 : i; };
+  const head = h("tr", {}, h("td", {}), data.columns.map((c) => hover(h("th", { scope: "col" }, c.title), c.about)));
+  const cell = (row, key) => { const c = row.cells[key]; if (!c) return h("td", {}, h("span", { class: "dim" }, row.refused ? "refused" : "–")); const [v, ends] = exact(c, ""); return h("td", {}, v, ends && c.lo !== c.hi && h("span", { class: "ci" }, ends)); };
+  const rows = data.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.model), data.columns.map((c) => cell(row, c.key))));
+  const box = h("div", {}, h("h3", {}, data.title), h("p", { class: "dim small" }, data.note, ". Below each figure its 95% interval over prompts."));
+  box.append(scrolling(h("table", {}, h("thead", {}, head), h("tbody", {}, rows)), `Distance to the optimum: ${data.title}`));
+  box.append(behind(`columns of ${data.title}`, () => h("dl", {}, data.columns.map((c) => [h("dt", {}, c.title), h("dd", {}, c.about)])), "What the columns are"));
+  box.append(behind(`diversity in ${data.title}`, () => table(["", ...data.facts.map((f) => f.title), "effective samples a prompt"], data.rows.map((row) => [row.model, ...data.facts.map((f) => (row.facts[f.key] === undefined ? "–" : shown(row.facts[f.key], f.unit))), num(row.ess)]), { label: `Diversity in ${data.title}` }), "Diversity and how well the optimum was seen"));
+  if (data.refusals.length) box.append(h("ul", { class: "small" }, data.refusals.map((text) => h("li", {}, text))));
+  const points = data.rows.filter((row) => row.cells.kl && row.cells.reward).map((row) => ({ name: row.model, place: place(row.model), x: row.cells.kl, y: row.cells.reward }));
+  const paths = [{ name: "optimum", place: 7, points: data.curve, word: "beta", bare: true }, { name: "best of N", place: 4, points: data.best, word: "N", dash: "3 3" }].filter((path) => path.points.length > 1);
+  if (points.length) box.append(h("div", { class: "grid wide" }, scatter("Reward against KL, with the best that is possible", "no model can lie above the curve of the optimum; best of N takes the best of N responses of the prior", points, paths, { xlabel: "KL to the prior, nats a response", ylabel: "reward" })));
+  return box;
 }

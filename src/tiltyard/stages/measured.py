@@ -1,0 +1,62 @@
+"""Adds figures to the cards of models that stages below the same folder of runs trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiltyard.evaluation.policies import PolicySummary
+from tiltyard.inputs.workspace import model_folder
+from tiltyard.report.card import Figure, add_figures
+from tiltyard.report.card_figures import cost_figures, of_policy
+from tiltyard.runs.model_card import NAME
+from tiltyard.stages.base import StageContext
+from tiltyard.stages.card import called
+
+
+def add_to_cards(
+    context: StageContext, models: Mapping[str, Sequence[Figure]], about: str, data: str, heading: str = ""
+) -> None:
+    """Adds figures to the cards of models under the name of this stage; reports a card that cannot be written.
+
+    Args:
+        models: figures by model, as the settings name it. about: a sentence on how they were measured.
+        data: the setting that names what they were measured on. heading: in place of RUN/STAGE.
+    """
+    for value, figures in models.items():
+        folder = Path(model_folder(context, value))
+        if not figures or not _own(context, folder):
+            continue
+        try:
+            title = heading or f"{context.run_folder.name}/{context.name}"
+            add_figures(folder, title, about, figures, called(data))
+        except OSError as error:
+            context.report("model card", [f"{folder / NAME} was not written: {error.strerror}"])
+
+
+def add_policies(
+    context: StageContext,
+    names: Mapping[str, str],
+    results: Sequence[PolicySummary],
+    costs: Mapping[str, Mapping[str, Any]],
+    disclosed: Mapping[str, Any],
+    how: str,
+) -> None:
+    """Adds the figures of an evaluation to the cards of its models.
+
+    Args:
+        names: name in the table -> model. disclosed: `evaluation` of the summary. how: the responses were sampled.
+    """
+    alarms = "".join(f" Alarm: {line.removeprefix('! alarm: ')}." for line in disclosed["alarms"])
+    looked = f"{disclosed['selection']['models']:,} models were looked at on these prompts."
+    prompts = f"On {disclosed['prompts']:,} prompts, {how}; 95% intervals over prompts."
+    figures = {names[r.name]: [*of_policy(r), *cost_figures(costs[r.name])] for r in results}
+    add_to_cards(context, figures, f"{prompts} {looked}{alarms}", str(disclosed["prompts_source"]))
+
+
+def _own(context: StageContext, model: Path) -> bool:
+    """True for the model of a training stage below the folder of runs: cards of other models are left alone."""
+    runs = context.run_folder.parent.resolve()
+    trained = (model / NAME).is_file() and (model.parent / "metrics.jsonl").exists()
+    return trained and model.resolve().is_relative_to(runs)

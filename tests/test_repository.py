@@ -245,7 +245,7 @@ def desk(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
         for text in blocks(page, "sh", "console", "yaml"):
-            for name in re.findall(r"(?<![\w/])(?:runs/[\w/.]+\.jsonl|[\w.]+\.jsonl)", text):
+            for name in re.findall(r"(?<![\w/])(?:runs/[\w/.]+\.jsonl|[\w.]+\.(?:jsonl|csv|txt))", text):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 Path(name).touch()
             for name in re.findall(r"(?<![\w/])runs/\w+/\w+(?![\w./])", text):

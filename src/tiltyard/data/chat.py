@@ -147,6 +147,38 @@ class Chat:
                     found.append(self._pieces(group, text, self._encoder.shared(ids), encoding, max_length))
         return found
 
+    def encode_continuations(self, groups: Sequence[Group]) -> list[Group]:
+        """Encodes plain texts with several continuations each, such as a question with its choices, without an end.
+
+        Prompt and continuation are tokenised as one text, with the special tokens that the tokenizer itself puts before
+        a text, and cut where the ids of the prompt alone end; spaces at the prompt's end go to the continuation. This
+        is how evaluation harnesses do it (lm-eval, `TemplateLM._encode_pair`).
+
+        Raises:
+            DataError: a continuation that leaves no token of its own.
+        """
+        contexts = [(g.prompt.text or "").rstrip() for g in groups]
+        wholes = [(g.prompt.text or "") + response.text for g in groups for response in g.responses]
+        encoded = iter(self._as_texts([*contexts, *wholes]))
+        before = [next(encoded) for _ in groups]
+        found = []
+        for group, ids in zip(groups, before, strict=True):
+            responses = tuple(replace(r, ids=next(encoded)[len(ids) :]) for r in group.responses)
+            if not ids or not all(r.ids for r in responses):
+                raise DataError(
+                    "a choice has no token of its own",
+                    where=group.origin,
+                    got=repr(next((r.text for r in responses if not r.ids), group.prompt.text))[:80],
+                    expected="a question, and choices that are texts",
+                )
+            found.append(replace(group, prompt=replace(group.prompt, ids=ids), responses=responses))
+        return found
+
+    def _as_texts(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """Tokenizes whole texts as the tokenizer does by itself, without an end token."""
+        rows: list[list[int]] = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+        return [tuple(ids[:-1] if ids[-1:] == [self.eos_id] and len(ids) > 1 else ids) for ids in rows]
+
     def decode(self, ids: Sequence[int], *, turn: bool = True) -> str:
         """Decodes a response: no special tokens, and without the text that the template adds before and after it.
 

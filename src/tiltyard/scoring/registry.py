@@ -27,7 +27,10 @@ from tiltyard.scoring.parts import RewardPart, is_one_part, reward_parts
 from tiltyard.scoring.rules import RULE, RuleFunction
 from tiltyard.scoring.weighted import WeightedScorer
 
-ALIASES: dict[str, str] = {"gold": "tiltyard.world.reward:gold"}  # short names of reward functions
+ALIASES: dict[str, str] = {  # short names of reward functions
+    "gold": "tiltyard.world.reward:gold",
+    "refusal": "tiltyard.scoring.refusals:refusal",
+}
 
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>\w+)")

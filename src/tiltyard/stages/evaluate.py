@@ -1,9 +1,10 @@
-"""The stage `evaluate`: samples every model on the same held-out prompts; scores, intervals, tables, plots, samples."""
+"""The stage `evaluate`: every model on the same held-out prompts and benchmark files; scores, intervals, tables."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,21 +29,21 @@ from tiltyard.models.load import load_language_model
 from tiltyard.records import LAST_BITS
 from tiltyard.report import (
     print_table,
-    read_metrics,
-    reward_vs_kl_png,
     side_by_side,
     write_samples_markdown,
     write_summary,
 )
+from tiltyard.report.benchmark_tables import print_benchmarks
 from tiltyard.report.comparison_plot import comparison_png
 from tiltyard.report.significance import significance_lines
-from tiltyard.runs import read_step_groups
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import check_prompts
 from tiltyard.scoring.reward_model import same_vocabulary
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.costs import cost_of
+from tiltyard.stages.evaluate_benchmarks import Benchmarks, Sources
+from tiltyard.stages.evaluate_curves import reward_vs_kl
 from tiltyard.stages.evaluate_judge import JudgedModels, judge_models
 from tiltyard.stages.measured import add_policies
 from tiltyard.stages.rewards import Rewards, named, sources
@@ -59,7 +60,14 @@ class EvaluateSettings(PromptReading, ScoreSettings):
         list[str] | dict[str, str],
         Field(min_length=1, description="stages, folders or hub names in table order; {name: model} to name them"),
     ]
-    prompts: Annotated[str, Field(description="held-out prompts")]
+    prompts: Annotated[str, Field(description="held-out prompts; empty: benchmarks alone")] = ""
+    benchmarks: Annotated[
+        Sources,
+        Field(
+            description="benchmark files (pairs such as HHH, multiple choice such as TruthfulQA, prompts to refuse or "
+            "to answer, texts) or lmeval:TASK; {NAME: FILE} or {NAME: {from: FILE, expect: refuse}} to name them"
+        ),
+    ] = []
     reward: Annotated[
         Reward,
         Field(
@@ -118,13 +126,71 @@ class EvaluateSettings(PromptReading, ScoreSettings):
     def _judged_by_people(self) -> EvaluateSettings:
         if self.people and (self.judge is None or self.judge.ask != "pair"):
             raise ValueError("people has no effect without a judge that compares: set judge, with ask: pair")
+        if not self.prompts and not self.benchmarks:
+            raise ValueError("there is nothing to evaluate on: set prompts, benchmarks, or both")
+        if not self.prompts and self.judge is not None and self.judge.ask == "pair":
+            raise ValueError("a judge that compares has no effect without prompts: set prompts, or ask: score")
         return self
 
 
 def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
-    """Samples, scores and summarises; writes summary.json, samples.md, answers.jsonl and reward_vs_kl.png."""
+    """Measures the models; writes summary.json and, of prompts, samples.md, answers.jsonl and reward_vs_kl.png."""
     began = time.perf_counter()
     names = named_models(settings.models)
+    baseline = _baseline_of(settings, names)
+    for name, value in names.items():
+        for line in check_reading(context, value, sources(settings), settings.max_prompt, settings.max_tokens):
+            context.report(name, [line])
+    common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
+    sampling, count = sampling_of(settings), settings.samples_per_prompt
+    bench = Benchmarks(context, settings.benchmarks, sampling, count, settings.seed, **common)
+    rewards = Rewards(context, settings, **common)
+    judge = rewards.judge()
+    sampled, responses, tokens = _every_model(context, settings, names, baseline, rewards, bench)
+    judged, results = JudgedModels(), []
+    if judge is not None and settings.judge is not None:
+        how: dict[str, Any] = {"max_missing": settings.judge.max_missing, "people": settings.people}
+        how["null_prompts"] = settings.null_prompts
+        judged = judge_models(context, judge, sampled, responses, baseline, **how)
+    if settings.prompts:
+        results = _summaries(responses, baseline, rewards, judged=judge is not None)
+        print_table(results, context.console)
+    figures = bench.figures(baseline)
+    disclosed = _disclosed(context, settings, names, baseline, responses, judged, bench.facts(figures))
+    lines = [*significance_lines(results), *_unscored(results), *judged.lines(baseline)]
+    lines += [selection_line(disclosed["selection"], disclosed["prompts"]), _note(settings)] if results else []
+    _tell(context, lines)
+    if settings.show and responses:
+        side_by_side(responses, settings.show, context.console)
+    if figures:
+        print_benchmarks(figures, baseline, context.console)
+        looked = [selection_line(one["selection"], one["items"], one["name"]) for one in disclosed["benchmarks"]]
+        _tell(context, [*bench.notes(), *looked])
+    seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
+    costs = {r.name: cost_of(context, names[r.name], r.distinct_2) | judged.facts(r.name) for r in results}
+    for folder in (context.folder, context.run_folder):
+        write_summary(folder / "summary.json", results, seconds, {"evaluation": disclosed}, costs)
+    bench.write(context.folder)
+    if results:
+        add_policies(context, names, results, costs, disclosed, f"at most {settings.max_tokens} tokens")
+        _write_answers(context, settings, responses, tokens)
+    if len(results) > MANY:
+        facts = {r.name: {**asdict(r), **costs[r.name]} for r in results}
+        plot = comparison_png(context.folder / "comparison.png", facts, title=f"{context.run_name}: methods compared")
+        _tell(context, [f"methods compared: {plot}"])
+    curves = reward_vs_kl(context, {_short(c): c for c in settings.curves} or names)
+    _tell(
+        context, [f"reward against KL: {curves}" if curves else "", f"summary: {context.run_folder / 'summary.json'}"]
+    )
+    return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
+
+
+def _tell(context: StageContext, lines: Iterable[str]) -> None:
+    for line in filter(None, lines):
+        context.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _baseline_of(settings: EvaluateSettings, names: dict[str, str]) -> str:
     baseline = settings.baseline or ("sft" if "sft" in names else next(iter(names)))
     if baseline not in names:
         raise ConfigError(
@@ -133,55 +199,36 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
             got=baseline,
             fix=nearest(baseline, names),
         )
-    for name, value in names.items():
-        for line in check_reading(context, value, sources(settings), settings.max_prompt, settings.max_tokens):
-            context.report(name, [line])
+    return baseline
+
+
+def _every_model(
+    context: StageContext,
+    settings: EvaluateSettings,
+    names: dict[str, str],
+    baseline: str,
+    rewards: Rewards,
+    bench: Benchmarks,
+) -> tuple[dict[str, list[Group]], dict[str, list[EvaluatedResponse]], TokenFile]:
+    """Samples and measures every model, one in memory at a time beside the reference."""
     common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
-    rewards = Rewards(context, settings, **common)
-    judge = rewards.judge()
-    ref = load_language_model(model_folder(context, settings.ref or names[baseline]), **common)
-    responses: dict[str, list[EvaluatedResponse]] = {}
     sampled: dict[str, list[Group]] = {}
+    responses: dict[str, list[EvaluatedResponse]] = {}
     left, tokens = TimeLeft(len(names), least=1), TokenFile()
+    own = settings.ref or names[baseline]
+    ref = load_language_model(model_folder(context, own), **common) if settings.prompts else None
     for number, (name, value) in enumerate(names.items()):
         rest = left.after(number)
-        model = load_language_model(model_folder(context, value), **common)
-        report_model(context, name, model, samples=True)
-        place = ", ".join(filter(None, (f"model {number + 1} of {len(names)}", rest)))
-        context.console.print(f"  sampling {name} ({place})", markup=False, highlight=False)
-        sampled[name], responses[name] = _evaluated(context, settings, model, ref, rewards)
-        tokens.add(name, sampled[name], model, ref, settings.temperature or 1.0)
-    judged = JudgedModels()
-    if judge is not None and settings.judge is not None:
-        how: dict[str, Any] = {"max_missing": settings.judge.max_missing, "people": settings.people}
-        how["null_prompts"] = settings.null_prompts
-        judged = judge_models(context, judge, sampled, responses, baseline, **how)
-    results = _summaries(responses, baseline, rewards, judged=judge is not None)
-    print_table(results, context.console)
-    disclosed = _disclosed(context, settings, names, baseline, responses[baseline], judged)
-    looked = selection_line(disclosed["selection"], disclosed["prompts"])
-    lines = [*significance_lines(results), *_unscored(results), *judged.lines(baseline), looked, _note(settings)]
-    for line in filter(None, lines):
-        context.console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if settings.show:
-        side_by_side(responses, settings.show, context.console)
-    seconds = {**context.seconds, context.name: round(time.perf_counter() - began, 3)}
-    costs = {r.name: cost_of(context, names[r.name], r.distinct_2) | judged.facts(r.name) for r in results}
-    for folder in (context.folder, context.run_folder):
-        write_summary(folder / "summary.json", results, seconds, {"evaluation": disclosed}, costs)
-    add_policies(context, names, results, costs, disclosed, f"at most {settings.max_tokens} tokens")
-    write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
-    _write_responses(context.folder / "answers.jsonl", responses)
-    tokens.write(context.folder / "tokens.jsonl")
-    if len(names) > MANY:
-        facts = {r.name: {**asdict(r), **costs[r.name]} for r in results}
-        plot = comparison_png(context.folder / "comparison.png", facts, title=f"{context.run_name}: methods compared")
-        context.console.print(f"methods compared: {plot}", markup=False, highlight=False)
-    curves = _reward_vs_kl(context, settings)
-    if curves:
-        context.console.print(f"reward against KL: {curves}", markup=False, highlight=False)
-    context.console.print(f"summary: {context.run_folder / 'summary.json'}", markup=False, highlight=False)
-    return {"summary": str(context.run_folder / "summary.json"), "models": list(names)}
+        folder = model_folder(context, value)
+        model = load_language_model(folder, **common)
+        report_model(context, name, model, samples=bool(settings.prompts))
+        if ref is not None:
+            place = ", ".join(filter(None, (f"model {number + 1} of {len(names)}", rest)))
+            _tell(context, [f"  sampling {name} ({place})"])
+            sampled[name], responses[name] = _evaluated(context, settings, model, ref, rewards)
+            tokens.add(name, sampled[name], model, ref, settings.temperature or 1.0)
+        bench.measure(name, folder, model, rewards)
+    return sampled, responses, tokens
 
 
 def _disclosed(
@@ -189,23 +236,42 @@ def _disclosed(
     settings: EvaluateSettings,
     names: dict[str, str],
     baseline: str,
-    responses: list[EvaluatedResponse],
+    responses: dict[str, list[EvaluatedResponse]],
     judged: JudgedModels,
+    benchmarks: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Returns the facts of the evaluation as a whole, see docs/eval.md."""
     runs = context.run_folder.parent
     models = {name: within(runs, str(context.outputs.get(value) or value)) for name, value in names.items()}
-    digest = prompts_digest(one.key for one in responses)
+    keys = [one.key for one in responses.get(baseline, [])]
+
+    def looked(digest: str) -> dict[str, Any]:
+        return looked_at(runs, digest, context.folder, models.values())
+
     return {
         "prompts_source": settings.prompts,
-        "prompts": len({one.key for one in responses}),
-        "prompts_digest": digest,
+        "prompts": len(set(keys)),
+        "prompts_digest": prompts_digest(keys) if keys else "",
         "baseline": baseline,
         "models": models,
-        "selection": looked_at(runs, digest, context.folder, models.values()),
+        "selection": looked(prompts_digest(keys)) if keys else {"evaluations": [], "models": 0},
         "null_rows": [row.to_dict() for row in judged.nulls],
         "alarms": list(judged.alarms(baseline)),
+        "benchmarks": [{**one, "selection": looked(one["digest"])} for one in benchmarks],
     }
+
+
+def _write_answers(
+    context: StageContext,
+    settings: EvaluateSettings,
+    responses: dict[str, list[EvaluatedResponse]],
+    tokens: TokenFile,
+) -> None:
+    write_samples_markdown(context.folder / "samples.md", responses, max(settings.show, 5))
+    with atomic_write(context.folder / "answers.jsonl") as file:
+        for name, evaluated in responses.items():
+            file.writelines(json.dumps({"model": name, **asdict(r)}) + "\n" for r in evaluated)
+    tokens.write(context.folder / "tokens.jsonl")
 
 
 MANY = 3  # above this number of models a figure compares them
@@ -316,52 +382,13 @@ def _response(group: Group, k: int, kl: float | None, entropy: float, use_gold: 
     return EvaluatedResponse.of(group, k, kl=kl, entropy=entropy, **scores)
 
 
-def _write_responses(path: Path, responses: dict[str, list[EvaluatedResponse]]) -> None:
-    with atomic_write(path) as file:
-        for name, evaluated in responses.items():
-            file.writelines(json.dumps({"model": name, **asdict(r)}) + "\n" for r in evaluated)
-
-
-def _reward_vs_kl(context: StageContext, settings: EvaluateSettings) -> Path | None:
-    """Plots reward against KL over training for every evaluated stage (or those in `curves`) that samples at each step.
-
-    Methods in rounds are omitted: they measure KL only now and then, some of them to a changing reference.
-    """
-    curves = {}
-    models = {_short(c): c for c in settings.curves} or named_models(settings.models)
-    for name, value in models.items():
-        folder = context.outputs.get(value) or Path(value)
-        if not ((folder / "groups.jsonl").exists() and (folder / "metrics.jsonl").exists()):
-            continue
-        metrics = read_metrics(folder / "metrics.jsonl")
-        if None in metrics.get("kl", [None]):
-            continue
-        golds = gold_by_step(folder / "groups.jsonl")
-        curves[name] = {
-            "kl": metrics.get("kl_exact", metrics["kl"]),
-            "proxy": metrics["score"],
-            "step": metrics["step"],
-            "gold": [golds.get(int(step)) for step in metrics["step"]] if golds else None,
-        }
-    return reward_vs_kl_png(context.folder / "reward_vs_kl.png", curves) if curves else None
-
-
-def gold_by_step(path: Path) -> dict[int, float]:
-    """Returns the mean gold score of the responses of each step of an RL stage; empty without the embedded world."""
-    sums: dict[int, list[float]] = {}
-    for step, group in read_step_groups(path):
-        if is_world_prompt(group.prompt):
-            sums.setdefault(step, []).extend(gold(group.prompt.meta, r.text).total for r in group.responses)
-    return {step: sum(values) / len(values) for step, values in sums.items()}
-
-
 register(
     Stage(
         "evaluate",
         run,
         EvaluateSettings,
-        "Samples models on the same held-out prompts: rewards with intervals, KL, win rate, samples, a plot.",
-        refers=("models", "prompts", "reward", "monitors", "judge", "people", "ref", "curves"),
+        "Models on the same held-out prompts and benchmark files: rewards, KL, win rate, accuracies, with intervals.",
+        refers=("models", "prompts", "benchmarks", "reward", "monitors", "judge", "people", "ref", "curves"),
         words=WORDS,
     )
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ def looked_at(runs: Path, digest: str, own: Path, models: Iterable[str]) -> dict
     """Returns how many evaluations of these prompts lie below `runs`, and of how many models, this one included.
 
     Args:
-        digest: of the prompts. own: the folder of this evaluation, whose earlier result does not count. models: of this
-            evaluation: the stage, folder or hub name of each.
+        digest: of the prompts, or of a benchmark's items. own: the folder of this evaluation, whose earlier result does
+            not count. models: of this evaluation: the stage, folder or hub name of each.
     """
     seen, evaluations = set(models), [f"{own.parent.name}/{own.name}"]
     for path in sorted(runs.glob("*/*/summary.json")):
@@ -35,19 +35,30 @@ def looked_at(runs: Path, digest: str, own: Path, models: Iterable[str]) -> dict
             facts = json.loads(path.read_bytes()).get("evaluation") or {}
         except (OSError, ValueError, AttributeError):
             continue  # of another tool, or damaged: its own readers report it
-        if isinstance(facts, dict) and facts.get("prompts_digest") == digest:
+        if isinstance(facts, dict) and digest in _digests(facts):
             evaluations.append(f"{path.parent.parent.name}/{path.parent.name}")
             seen |= set(facts.get("models", {}).values())
     return {"evaluations": evaluations, "models": len(seen)}
 
 
-def selection_line(found: dict[str, Any], prompts: int) -> str:
-    """A sentence about the models that were looked at on these prompts; "" for one evaluation of two at most."""
+def _digests(facts: dict[str, Any]) -> Iterator[Any]:
+    """Yields the digest of the prompts of an evaluation, and of each of its benchmarks."""
+    yield facts.get("prompts_digest")
+    yield from (one.get("digest") for one in facts.get("benchmarks") or [] if isinstance(one, dict))
+
+
+def selection_line(found: dict[str, Any], prompts: int, benchmark: str = "") -> str:
+    """A sentence about the models that were looked at on these prompts; "" for one evaluation of two at most.
+
+    Args:
+        prompts: their number. benchmark: its name, where they are a benchmark's items.
+    """
     count, models = len(found["evaluations"]), found["models"]
     if count == 1 and models <= 2:
         return ""
+    what = f"items of {benchmark}" if benchmark else "prompts"
     times = "one evaluation" if count == 1 else f"{count} evaluations of this folder"
     return (
-        f"selection: {models} models were looked at on these {prompts:,} prompts, in {times}; the figures of the best "
-        "of them are optimistic: report them on prompts that nothing was chosen on"
+        f"selection: {models} models were looked at on these {prompts:,} {what}, in {times}; the figures of the best "
+        f"of them are optimistic: report them on {what.partition(' ')[0]} that nothing was chosen on"
     )

@@ -71,9 +71,21 @@ def bootstrap_ci(
     in place of alpha/2). Measured coverage of a 95% interval on normal data with 8, 15, 30 clusters: 93.8, 94.0,
     94.7% (the plain percentile: 88.6, 91.5, 93.5%). One cluster: (nan, nan).
     """
-    x = finite(values, "values")
+    return ratio_ci(*by_cluster(finite(values, "values"), clusters), rounds=rounds, seed=seed, level=level)
+
+
+def ratio_ci(
+    sums_C: ArrayLike, counts_C: ArrayLike, *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Computes the interval of `bootstrap_ci` for sum over count of clusters, such as the bits and bytes of documents.
+
+    Raises:
+        DataError: other lengths, a value that is not finite, no rounds.
+    """
+    sums, counts = finite(sums_C, "sums"), finite(counts_C, "counts")
+    if len(sums) != len(counts):
+        raise DataError("every sum needs a count", got=f"{len(sums)} and {len(counts)}")
     _check_level(level)
-    sums, counts = by_cluster(x, clusters)
     n_clusters = len(sums)
     if n_clusters < 2:
         return (math.nan, math.nan)
@@ -133,13 +145,13 @@ def rate_ci(
     elif value in (0.0, 1.0):
         low, high = wilson(value * len(sums), len(sums), level)
     elif len(sums) < SMALL or (sums != (counts if value > 0.5 else 0)).sum() < RARE:
-        low, high = beta_interval(sums, counts, level)
+        low, high = beta_interval(sums, counts, level, verdicts=bool(np.isin(x, (0.0, 0.5, 1.0)).any()))
     else:
         low, high = bootstrap_ci(x, clusters, rounds, seed, level)
     return Estimate(value, low, high, len(x))
 
 
-def beta_interval(sums_C: ArrayLike, counts_C: ArrayLike, level: float = 0.95) -> Interval:
+def beta_interval(sums_C: ArrayLike, counts_C: ArrayLike, level: float = 0.95, *, verdicts: bool = True) -> Interval:
     """Computes the interval of a rate from the sum and the number of the outcomes of each cluster.
 
     One cluster of wins and one of losses are added; the Beta distribution with the mean and the variance of the ratio
@@ -148,21 +160,44 @@ def beta_interval(sums_C: ArrayLike, counts_C: ArrayLike, level: float = 0.95) -
     outcomes (Korn and Graubard 1998). Measured coverage of 95% intervals with 10, 30 and 100 clusters at rates of 0.5,
     0.8 and 0.95, with and without ties and several outcomes: 92 to 98%; of nothing but ties nearly 100%. One cluster:
     (nan, nan).
+
+    Args:
+        verdicts: some outcomes are plain wins, ties or losses. If not, they are probabilities, and the clusters that
+            are added count for less the less these spread (`_weight`): a whole win among probabilities of about 0.5
+            covered 99 to 100%, now 93 to 98%. What that leaves uncovered is a rare verdict unlike all that were seen:
+            of probabilities near 0.97 and 3% of 0.02, 80% at 30 clusters.
     """
-    from scipy.special import betaincinv
+    from scipy.special import betaincinv, stdtrit
 
     _check_level(level)
     sums, counts = np.asarray(sums_C, dtype=float), np.asarray(counts_C, dtype=float)
     if len(sums) < 2:
         return (math.nan, math.nan)
-    size = counts.mean()
+    weight = 1.0 if verdicts else _weight(sums / counts)
+    size = weight * counts.mean()
+    clusters = len(sums)
     sums, counts = np.append(sums, [size, 0.0]), np.append(counts, [size, size])
     p = sums.sum() / counts.sum()
     variance = ((sums - p * counts) ** 2).sum() / counts.sum() ** 2
     effective = p * (1 - p) / variance
+    if weight < 1:  # an estimated variance, of which the added clusters are no large part
+        effective *= (normal_quantile(level) / float(stdtrit(clusters - 1, 0.5 + level / 2))) ** 2
     tail = (1 - level) / 2
     low, high = betaincinv(p * effective, (1 - p) * effective, [tail, 1 - tail])
     return (float(low), float(high))
+
+
+def _weight(rate_C: NDArray[np.float64]) -> float:
+    """The part of a whole cluster that is added on each side: 1, or as much less as the rates spread less than wins.
+
+    A Beta distribution of their mean and variance has no mass at 0 and 1 if both its parameters are 2 or more: then
+    the share of the variance of wins and losses. With one of 1 or less, extremes may be there unseen: then 1.
+    """
+    p, variance = float(rate_C.mean()), float(rate_C.var(ddof=1))
+    if variance <= 1e-12 * p * (1 - p):  # of one value alone nothing is known
+        return 1.0
+    least = min(p, 1 - p) * (p * (1 - p) / variance - 1)
+    return min(1.0, variance / (p * (1 - p))) ** min(1.0, max(0.0, least - 1))
 
 
 def by_cluster(x: NDArray[np.float64], clusters: Clusters) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

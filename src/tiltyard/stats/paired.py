@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tiltyard.errors import DataError
 from tiltyard.stats.arrays import finite
-from tiltyard.stats.intervals import SMALL, Clusters, bootstrap_ci, by_cluster
+from tiltyard.stats.intervals import SMALL, Clusters, by_cluster, ratio_ci
 
 Test = Literal["sign", "sign flips", "t", ""]
 POWER = 0.8  # at which the smallest difference is stated
@@ -79,10 +79,28 @@ def mean_difference(
     """Computes the mean of paired differences; see `paired_difference`."""
     d = finite(differences, "differences")
     sums, counts = by_cluster(d, clusters)
-    low, high = bootstrap_ci(d, clusters, rounds, seed, level)
-    p, test = p_value(sums, counts, seed=seed)
-    mde = smallest_difference(standard_error(sums, counts), len(sums), level)
-    return Difference(float(d.mean()), low, high, len(d), len(sums), p, mde, test)
+    return ratio_difference(sums, counts, n=len(d), rounds=rounds, seed=seed, level=level)
+
+
+def ratio_difference(
+    sums_C: NDArray[np.float64],
+    counts_C: NDArray[np.float64],
+    *,
+    n: int = 0,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Difference:
+    """Computes the mean of paired differences from each cluster's sum and count, e.g. bits and bytes of a document.
+
+    Args:
+        n: pairs, if they are not the clusters.
+    """
+    low, high = ratio_ci(sums_C, counts_C, rounds=rounds, seed=seed, level=level)
+    p, test = p_value(sums_C, counts_C, seed=seed)
+    mde = smallest_difference(standard_error(sums_C, counts_C), len(sums_C), level)
+    value = float(sums_C.sum() / counts_C.sum())
+    return Difference(value, low, high, n or len(sums_C), len(sums_C), p, mde, test)
 
 
 def standard_error(sums_C: NDArray[np.float64], counts_C: NDArray[np.float64]) -> float:

@@ -3,8 +3,9 @@
 import pytest
 
 from tiltyard.scoring.functions import FunctionScorer
-from tiltyard.scoring.refusals import BEGINNING, is_refusal, refusal
+from tiltyard.scoring.refusals import refusal
 from tiltyard.scoring.registry import build_reward
+from tiltyard.stats.refusals import BEGINNING, begins_with_refusal
 from tiltyard.types import Group, Prompt, Response
 
 REFUSED = (
@@ -35,12 +36,12 @@ ANSWERED = (
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_it_declines(text: str) -> None:
-    assert is_refusal(text)
+    assert begins_with_refusal(text)
 
 
 @pytest.mark.parametrize("text", ANSWERED)
 def test_it_does_not_decline(text: str) -> None:
-    assert not is_refusal(text)
+    assert not begins_with_refusal(text)
 
 
 def test_the_alias_scores_a_response_and_nothing_else() -> None:

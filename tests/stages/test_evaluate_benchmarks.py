@@ -19,7 +19,7 @@ from tiltyard.evaluation import harness
 from tiltyard.evaluation.before_after import each_logp
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, save_model
-from tiltyard.scoring.refusals import is_refusal
+from tiltyard.stats.refusals import begins_with_refusal
 from tiltyard.types import Group, Prompt, Response
 
 from .tiny import rows
@@ -145,7 +145,7 @@ def test_prompts_to_refuse_and_to_answer(there: Path, server: Server, capsys: py
     found = evaluated("benchmarks={xs: {from: xstest.jsonl}}", "prompts=prompts.jsonl", "samples_per_prompt=2", *judge)
     answers = rows(there / "runs/e/evaluate/benchmark_answers.jsonl")
     assert len(answers) == 2 * 2 * 2
-    assert all(row["refusal"] == float(is_refusal(row["text"])) for row in answers)
+    assert all(row["refusal"] == float(begins_with_refusal(row["text"])) for row in answers)
     assert {row["expect"] for row in answers} == {"refuse", "answer"}
     assert figure(found, "xs", "refuses harm", "one")["better"] == "higher"
     assert figure(found, "xs", "over-refuses", "one")["better"] == "lower"

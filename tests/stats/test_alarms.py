@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.chance import shifted
 
 from tiltyard.stats.alarms import Alarms, AlarmWatch, Series, alarms_of
-from tiltyard.stats.text import begins_with_refusal, repeated_pairs
+from tiltyard.stats.refusals import begins_with_refusal
+from tiltyard.stats.text import repeated_pairs
 
 STEPS, CHANGE = 60, 30
 

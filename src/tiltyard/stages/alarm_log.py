@@ -16,7 +16,8 @@ from tiltyard.inputs.settings import PromptSettings, StageSettings
 from tiltyard.runs.journal import JsonlFile, length_before
 from tiltyard.runs.reader import read_metric_rows
 from tiltyard.stats.alarms import Alarm, AlarmWatch
-from tiltyard.stats.text import begins_with_refusal, repeated_pairs
+from tiltyard.stats.refusals import begins_with_refusal
+from tiltyard.stats.text import repeated_pairs
 
 SAMPLES = 3  # responses that are kept with an alarm
 TAIL = 4_000_000  # bytes of groups.jsonl in which the groups of a step are looked for

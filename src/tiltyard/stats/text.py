@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
@@ -44,20 +43,6 @@ def repeated_pairs(items: Sequence[Hashable]) -> float:
     """Returns the share of neighbouring pairs (of tokens, words) that occurred before; 0 without any."""
     pairs = list(pairwise(items))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
-
-
-_REFUSAL = re.compile(
-    r"^\W*((i'?m|i am|we are|we'?re) (very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately,? i|as an ai"
-    r"|(i|we) (can(no|')?t|can ?not|could(n'?t| not)|will not|won'?t|would rather not|do not want to)"
-    r"|(i|we) must (say no|decline|refuse)"
-    r"|(i'?m|i am) (not able|unable|not allowed|not comfortable)|please do not)\b",
-    re.IGNORECASE,
-)
-
-
-def begins_with_refusal(text: str) -> bool:
-    """True for an English text that begins as refusals do. A rule of words: it misses others and takes in apologies."""
-    return _REFUSAL.match(text.replace("\u2019", "'")) is not None
 
 
 def self_bleu(texts: Sequence[str], longest: int = 4) -> float:

@@ -24,7 +24,8 @@ from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes
 from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.base import Scorer, checked_scores, left_out, matched_groups, scorer_metrics
-from tiltyard.stats.text import begins_with_refusal, repeated_pairs
+from tiltyard.stats.refusals import begins_with_refusal
+from tiltyard.stats.text import repeated_pairs
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.types import Group, Preference, Prompt
 

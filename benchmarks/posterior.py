@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from tiltyard.stats.intervals import mean_ci
 
 PROMPTS, RESPONSES, DRAWN = 400, 2000, 40
 PRINTED = ("factor", "kl", "kl_sampled", "entropy", *WEIGHTED)
+SPREADS = {"normal": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0), "exponential": (0.3, 0.5, 0.7, 0.9, 1.2)}
 POLICIES = ("prior", "half", "other", "posterior")  # half: between prior and pi*; other: a different one near the prior
 
 
@@ -83,11 +84,15 @@ def _drawn(rng: np.random.Generator, p: Floats, n: int) -> np.ndarray:
     return np.array([np.minimum(np.searchsorted(row, rng.random(n)), len(row) - 1) for row in cdf])
 
 
-def world(seed: int, spread: float, policy: str) -> World:
-    """A world whose log factors have this standard deviation, a little different from prompt to prompt."""
+def world(seed: int, spread: float, policy: str, tail: str = "normal") -> World:
+    """A world whose log factors have this standard deviation, a little different from prompt to prompt.
+
+    With tail `exponential` the weights of the prior's responses have a Pareto tail whose shape k is the spread.
+    """
     rng = np.random.default_rng(seed)
     prior = log_normalised(1.5 * rng.normal(size=(PROMPTS, RESPONSES)))
-    factor = spread * rng.lognormal(0, 0.2, size=(PROMPTS, 1)) * rng.normal(size=(PROMPTS, RESPONSES))
+    draw = rng.exponential if tail == "exponential" else rng.standard_normal
+    factor = spread * rng.lognormal(0, 0.2, size=(PROMPTS, 1)) * draw(size=(PROMPTS, RESPONSES))
     other = 0.7 * rng.normal(size=(PROMPTS, RESPONSES))
     tilt = {"prior": 0.0, "half": factor / 2, "other": other, "posterior": factor}[policy]
     return World(log_normalised(prior + tilt), prior, factor)
@@ -104,7 +109,7 @@ def coverage(runs: int) -> None:
             for _ in range(runs):
                 terms = estimate(made.draw(rng, 32))
                 for name in PRINTED:
-                    found = mean_ci(getattr(terms, name))
+                    found = mean_ci(getattr(terms, name), skewed=True)
                     hits[name] += found.low - 1e-9 <= exact[name] <= found.high + 1e-9
             cells = [f"{100 * hits[name] / runs:.1f}" for name in PRINTED]
             print(f"| {spread} | {policy} | " + " | ".join(cells) + " |", flush=True)
@@ -112,17 +117,21 @@ def coverage(runs: int) -> None:
 
 def refusals(runs: int) -> None:
     """Prints what the rule of refusal does, and how wrong numbers are by their k-hat."""
-    rows = []
-    for spread in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0):
-        for policy in ("prior", "half", "other"):
-            made, rng = world(1, spread, policy), np.random.default_rng(3)
+    rows: list[list[float]] = []
+    for tail, spreads in SPREADS.items():
+        for spread, policy in product(spreads, ("prior", "half", "other")):
+            made, rng = world(1, spread, policy, tail), np.random.default_rng(3)
             exact = made.exact()
             for n in (16, 64, 256):
-                rows += [(spread, policy, n, *_judged(made.draw(rng, n), exact)) for _ in range(runs)]
-            print(f"# spread {spread} {policy}", flush=True)
-    table = np.array([row[3:] for row in rows], dtype=float)
+                rows += [_judged(made.draw(rng, n), exact) for _ in range(runs)]
+            print(f"# {tail} {spread} {policy}", flush=True)
+        _print_judged(np.array(rows))
+        rows.clear()
+
+
+def _print_judged(table: np.ndarray) -> None:
     ok, k, ess, errors = table[:, 0] > 0, table[:, 1], table[:, 2], table[:, 3:]
-    print(f"{len(rows)} runs; of each the gap, log Z and KL from pi*: share outside the interval, mean error in nats")
+    print(f"{len(table)} runs; of each the gap, log Z and KL from pi*: share outside the interval, mean error in nats")
     for name, part in (("printed", ok), ("refused", ~ok)):
         print(_line(name, part, errors))
     print("by k-hat of nine prompts in ten")
@@ -141,7 +150,7 @@ def _judged(samples: Samples, exact: dict[str, float]) -> list[float]:
     shape = -10.0 if support.k_hat is None else support.k_hat
     found = [float(support.ok), shape, float(np.quantile(terms.ess, WORST))]
     for name in ("gap", "log_z", "reverse"):
-        value = mean_ci(getattr(terms, name), rounds=400)
+        value = mean_ci(getattr(terms, name), rounds=400, skewed=True)
         found += [float(not value.low <= exact[name] <= value.high), value.value - exact[name]]
     return found
 

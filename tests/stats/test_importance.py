@@ -66,6 +66,7 @@ def test_samples_that_a_shape_needs() -> None:
     assert samples_for_k(0.5) == pytest.approx(100)
     assert samples_for_k(0.7) == pytest.approx(10 ** (1 / 0.3))
     assert samples_for_k(1.0) == math.inf
+    assert samples_for_k(0.998) == math.inf  # 10^500
 
 
 @pytest.mark.statistical

@@ -85,7 +85,7 @@ def gap_of(
     width = None if upper is None else upper.width(terms.log_z_lower)
     support = support_of(terms.ess, k_hats(samples), samples.log_policy.shape[-1], width)
     kept = [key for key in SHOWN if support.ok or key not in WEIGHTED]
-    estimates = {key: mean_ci(getattr(terms, key), seed=seed) for key in kept}
+    estimates = {key: mean_ci(getattr(terms, key), seed=seed, skewed=True) for key in kept}
     texts = [[response.text for response in group.responses] for group in groups]
     flat = [response for group in groups for response in group.responses]
     return Gap(
@@ -95,7 +95,7 @@ def gap_of(
         reward=_scaled(estimates["factor"], beta),
         posterior_reward=_scaled(estimates["posterior_factor"], beta) if support.ok else None,
         log_z_lower=float(terms.log_z_lower.mean()),
-        gold=None if gold_PN is None else mean_ci(gold_PN.mean(-1), seed=seed),
+        gold=None if gold_PN is None else mean_ci(gold_PN.mean(-1), seed=seed, skewed=True),
         cut=sum(response.finish == "length" for response in flat) / len(flat),
         distinct_2=distinct_n([response.text for response in flat], 2, budget=PAIRS),
         self_bleu=float(np.mean([self_bleu(some[:TEXTS]) for some in texts])),

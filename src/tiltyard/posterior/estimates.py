@@ -3,7 +3,7 @@
     log Z(x)     = log E_prior[exp(g)],  g = the target's log factor, r / beta
     KL(pi||pi*)  = KL(pi||prior) - E_pi[g] + log Z            the gap: (best value - value) / beta
     KL(pi*||pi)  = E_pi*[g + log prior - log pi] - log Z
-    TV(pi, pi*)  = 1/2 E_mix |pi/mix - pi*/mix|
+    TV(pi, pi*)  = E_mix max(0, pi/mix - pi*/mix)
 
 KL(pi||prior) is the mean over samples of the policy of the exact KL at each token's prefix (Rao-Blackwell: Amini,
 Vieira & Cotterell 2504.10637): unbiased, never negative, and with less variance than the mean log-ratio. log Z and what
@@ -161,7 +161,8 @@ def estimate(samples: Samples) -> Terms:
     kl = samples.kl.mean(-1) if samples.ended is None else sampled
     policy_share = np.exp(samples.log_policy - samples.log_mix - log_end_policy[..., None])
     policy_share = policy_share if samples.ended is None else policy_share * samples.ended
-    tv = 0.5 * np.abs(policy_share - np.exp(log_w - log_z[..., None])).mean(-1)
+    # where pi is above pi*: bounded by 1/n of the mixture, while pi*'s own share has the weights' tail
+    tv = np.maximum(policy_share - np.exp(log_w - log_z[..., None]), 0.0).mean(-1)
     conditioned = kl - log_end_policy
     return Terms(
         log_z=log_z - log_end_prior,

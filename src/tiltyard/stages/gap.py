@@ -106,10 +106,7 @@ def run(context: StageContext, settings: GapSettings) -> dict[str, Any]:
     report_model(context, PRIOR, model, samples=True)
     folders = {name: model_folder(context, value) for name, value in names.items()}
     folders = {name: folder for name, folder in folders.items() if folder != prior_folder}
-    for (
-        name,
-        folder,
-    ) in folders.items():  # all of them before the first sample: one that cannot be used is found at once
+    for name, folder in folders.items():  # before the first sample, so that one that cannot be used is found at once
         _policy(context, name, load_language_model(folder, **load), model)
         for line in check_reading(context, names[name], sources(scoring), settings.max_prompt, settings.max_tokens):
             context.report(name, [line])

@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 
 K_LIMIT = 0.7  # Vehtari et al. 2024: above it an estimate converges too slowly to be used
 LEAST_ESS = 10.0
+MOST_K = 0.99  # above it the number of samples that would do has a hundred digits
 LEAST_TAIL = 5  # weights; fewer have no tail that could be fitted
 
 
@@ -88,11 +89,11 @@ def _pareto_shape(x: Floats) -> float:
 
 
 def samples_for_k(k: float) -> float:
-    """The number of samples at which an estimate with this tail is reliable: 10^(1/(1-k)); inf for k >= 1.
+    """The number of samples at which an estimate with this tail is reliable: 10^(1/(1-k)); inf for k near 1 and above.
 
     Vehtari et al. 2024, section 3.2.
     """
-    return 10 ** (1 / (1 - k)) if k < 1 else math.inf
+    return 10 ** (1 / (1 - k)) if k < MOST_K else math.inf
 
 
 def stratified_jackknife(function: Any, columns: list[Floats], sizes: tuple[int, ...]) -> Floats:

@@ -7,7 +7,7 @@ An interval that is unknown (a single prompt) is (nan, nan).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ Clusters = Sequence[Hashable] | NDArray | None
 
 SMALL = 100  # clusters below which the bootstrap of a rate covers too little (Bowyer et al. 2025, arXiv:2503.01747)
 RARE = 10  # the same of clusters with another outcome than nearly all have
+MOST_SCORE = 1e6  # standard errors: a resample of values that are all but equal has none
 _CHUNK = 4_000_000  # resampling weights in memory at once
 
 
@@ -89,18 +90,52 @@ def ratio_ci(
     n_clusters = len(sums)
     if n_clusters < 2:
         return (math.nan, math.nan)
-    if rounds < 1:
-        raise DataError("the bootstrap needs at least one round", got=rounds)
-    rng = np.random.default_rng(seed)
-    weights_p = np.full(n_clusters, 1 / n_clusters)
-    step = max(1, _CHUNK // n_clusters)
-    means = []
-    for start in range(0, rounds, step):
-        weights = rng.multinomial(n_clusters, weights_p, size=min(step, rounds - start))
-        means.append((weights @ sums) / (weights @ counts))
+    means = [(w @ sums) / (w @ counts) for w in _resampled(n_clusters, rounds, seed)]
     tail = expanded_tail(n_clusters, level)
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return (float(low), float(high))
+
+
+def studentised_ci(
+    values: ArrayLike, clusters: Clusters = None, rounds: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Computes the studentised bootstrap interval of the mean of skewed values (Efron 1981; Hesterberg 2015, "bootstrap
+    t"): each resample's distance to the mean in its own standard errors.
+
+    Second-order accurate where the percentile's is first-order: for values with a skewness of 1.7 and 40 clusters 95%
+    intervals cover 94.8% instead of 93.2% (docs/lab.md). Of values so few or so alike that some resamples have no
+    standard error it is `bootstrap_ci`'s.
+    """
+    x = finite(values, "values")
+    _check_level(level)
+    sums, counts = by_cluster(x, clusters)
+    n_clusters, mean = len(sums), float(x.mean())
+    if n_clusters < 2:
+        return (math.nan, math.nan)
+    error = math.sqrt(float(((sums - mean * counts) ** 2).sum())) / float(counts.sum())
+    scores = []
+    for w in _resampled(n_clusters, rounds, seed):
+        total, count = w @ sums, w @ counts
+        means = total / count
+        squares = w @ sums**2 - 2 * means * (w @ (sums * counts)) + means**2 * (w @ counts**2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores.append((means - mean) / (np.sqrt(np.maximum(squares, 0.0)) / count))
+    found = np.concatenate(scores)
+    if not np.isfinite(found).all() or np.abs(found).max() > MOST_SCORE:
+        return bootstrap_ci(x, clusters, rounds, seed, level)
+    tail = (1 - level) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return (float(mean - high * error), float(mean - low * error))
+
+
+def _resampled(n_clusters: int, rounds: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yields how often each cluster is drawn in each round, [some rounds, clusters]."""
+    if rounds < 1:
+        raise DataError("the bootstrap needs at least one round", got=rounds)
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK // n_clusters)
+    for start in range(0, rounds, step):
+        yield rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=min(step, rounds - start))
 
 
 def expanded_tail(n_clusters: int, level: float) -> float:
@@ -114,11 +149,17 @@ def expanded_tail(n_clusters: int, level: float) -> float:
 
 
 def mean_ci(
-    values: ArrayLike, clusters: Clusters = None, *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+    values: ArrayLike,
+    clusters: Clusters = None,
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    skewed: bool = False,
 ) -> Estimate:
-    """Computes the mean of all values with its (cluster) bootstrap interval."""
+    """Computes the mean of all values with its (cluster) bootstrap interval; `skewed`: the studentised one."""
     x = finite(values, "values")
-    low, high = bootstrap_ci(x, clusters, rounds, seed, level)
+    low, high = (studentised_ci if skewed else bootstrap_ci)(x, clusters, rounds, seed, level)
     return Estimate(float(x.mean()), low, high, len(x))
 
 

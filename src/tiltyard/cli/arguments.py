@@ -153,6 +153,12 @@ def find_model(name: str, runs: Path = Path("runs")) -> Path:
     raise ModelError("there is no such model", where=name, fix=fix)
 
 
+def find_reward(reward: str, runs: Path) -> str:
+    """Resolves a reward: the folder of a stage or model, or what is none (a function, an address, a rule) as it is."""
+    folder = Path(reward).is_dir() or (runs / reward).is_dir()
+    return str(find_model(reward, runs)) if folder else reward
+
+
 def replay_arguments(stage: Path, pairs: Sequence[str] | None) -> tuple[str, list[str]]:
     """Returns (kind, `KEY=VALUE` arguments) that train a stage again on its stored responses; later arguments win.
 

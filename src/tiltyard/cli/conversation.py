@@ -43,12 +43,20 @@ def sample(
         DataError: a conversation that the model's chat template cannot render.
     """
     settings = SampleSettings(**sampling)
-    loaded = _loaded(model, device, dtype)
-    # errors name the place, not the id that a row was given
-    encoded = loaded.chat.encode_prompts([replace(prompt, id=where) for where, prompt in prompts])
-    for (where, _), prompt in zip(prompts, encoded, strict=True):
-        _check_length(loaded, prompt, where)
-    return generate(loaded, encoded, n, settings, seed=seed)
+    loaded = loaded_model(model, device, dtype)
+    return generate(loaded, encoded(loaded, prompts), n, settings, seed=seed)
+
+
+def encoded(model: LanguageModel, placed: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
+    """Encodes prompts; errors name the place, not the id that a row was given.
+
+    Raises:
+        ConfigError: a prompt that fills the model's context. DataError: one that the chat template cannot render.
+    """
+    prompts = model.chat.encode_prompts([replace(prompt, id=where) for where, prompt in placed])
+    for (where, _), prompt in zip(placed, prompts, strict=True):
+        _check_length(model, prompt, where)
+    return prompts
 
 
 def _check_length(model: LanguageModel, prompt: Prompt, where: str) -> None:
@@ -78,7 +86,7 @@ def chat(
     The oldest turns are dropped when the context is full, and a line on standard error counts them.
     """
     settings = SampleSettings(**sampling)
-    loaded = _loaded(model, device, dtype)
+    loaded = loaded_model(model, device, dtype)
     first = (Message("system", system),) if system else ()
     turns: list[Message] = []
     asked = 0
@@ -117,7 +125,7 @@ def _answered(model: LanguageModel, prompt: Prompt, settings: SampleSettings, se
     return response
 
 
-def _loaded(model: str | Path, device: str, dtype: DType) -> LanguageModel:
+def loaded_model(model: str | Path, device: str, dtype: DType) -> LanguageModel:
     """Loads a model; prints to stderr what is unusual about it."""
     loaded = load_language_model(model, device=device, dtype=dtype)
     lines = [f"{model}: {note}" for note in loaded.origin.notes]

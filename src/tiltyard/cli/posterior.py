@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tiltyard.cli.arguments import DryRun, Json, Runs, find_model, run_one_stage
+from tiltyard.cli.arguments import DryRun, Json, Runs, find_model, find_reward, run_one_stage
 from tiltyard.cli.output import emit, show_result
 from tiltyard.errors import ConfigError
 
@@ -58,9 +58,4 @@ def gap_arguments(words: Sequence[str], prior: str, reward: str, beta: float, ru
         settings.append(f"prompts={plain.pop()}")
     if plain:
         settings.append(f"models={json.dumps([str(find_model(word, runs)) for word in plain])}")
-    source = str(find_model(reward, runs)) if _is_folder(reward, runs) else reward
-    return [f"prior={find_model(prior, runs)}", f"reward={source}", f"beta={beta}", *settings]
-
-
-def _is_folder(reward: str, runs: Path) -> bool:
-    return Path(reward).is_dir() or (runs / reward).is_dir()
+    return [f"prior={find_model(prior, runs)}", f"reward={find_reward(reward, runs)}", f"beta={beta}", *settings]

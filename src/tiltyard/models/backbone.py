@@ -57,6 +57,7 @@ class Backbone:
     """
 
     origin = Origin()
+    decoder_agrees: bool | None = None  # whether the backend's decoder gives the modules' numbers; None: not compared
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype

@@ -19,7 +19,6 @@ class LanguageModel(Backbone):
     """A policy or reference: log-probabilities of responses."""
 
     decoding: str = ""  # the way that a padded model is sampled from, once that has been tried; see sampling.padded
-    decoder_agrees: bool | None = None  # whether the backend's decoder gives the modules' numbers; None: not compared
 
     @property
     def vocab_size(self) -> int:

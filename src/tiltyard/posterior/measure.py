@@ -15,6 +15,7 @@ from tiltyard.batch.compare import compare_with_ref
 from tiltyard.batch.forest import Forest, pack
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.losses.kl import sum_per_response
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.language import LanguageModel
 from tiltyard.posterior.estimates import Cut, Samples
 from tiltyard.posterior.target import Target
@@ -235,8 +236,8 @@ def measure_policy(
     )
 
 
-def check_comparable(policy: LanguageModel, prior: LanguageModel) -> None:
-    """Checks that both models are distributions over the same responses.
+def check_comparable(policy: Backbone, prior: LanguageModel) -> None:
+    """Checks that both models read and write the same tokens, and end responses with the same.
 
     Raises:
         DataError: another vocabulary, or other tokens that end a response.

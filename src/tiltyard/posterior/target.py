@@ -22,8 +22,19 @@ import numpy as np
 from tiltyard.errors import ConfigError, ScoringError
 from tiltyard.models.language import LanguageModel
 from tiltyard.posterior.constraints import solve_moments
-from tiltyard.scoring.base import Scorer, checked_scores
+from tiltyard.scoring.base import Cost, Scorer, checked_scores
 from tiltyard.types import Group
+
+
+def check_beta(beta: float) -> float:
+    """Returns beta.
+
+    Raises:
+        ConfigError: it is not above 0 and finite.
+    """
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ConfigError("a target needs a strength", where="beta", got=beta, expected="above 0 and finite")
+    return beta
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,7 @@ class LogFactor:
             )
 
     def __truediv__(self, beta: float) -> LogFactor:
-        if not (beta > 0 and math.isfinite(beta)):
-            raise ConfigError("a target needs a strength", where="beta", got=beta, expected="above 0 and finite")
-        return self * (1 / beta)
+        return self * (1 / check_beta(beta))
 
     def __mul__(self, factor: float) -> LogFactor:
         return LogFactor(tuple((coefficient * factor, scorer) for coefficient, scorer in self.terms))
@@ -73,6 +82,10 @@ class LogFactor:
             for row, scores in zip(sums, complete_scores(scorer, groups), strict=True):
                 row[:] = [value + coefficient * score for value, score in zip(row, scores, strict=True)]
         return [tuple(row) for row in sums]
+
+    def take_cost(self) -> Cost:
+        """The cost of the scorers since the last call; counting starts again."""
+        return sum((scorer.take_cost() for _, scorer in self.terms), Cost())
 
 
 def complete_scores(scorer: Scorer, groups: Sequence[Group]) -> list[tuple[float, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from torch import Tensor
 from tiltyard.batch.forest import pack
 from tiltyard.kernels import family
 from tiltyard.kernels.fused_decoder import FusedDecoder, make_decoder
+from tiltyard.kernels.matmul import PackedLinear
 from tiltyard.kernels.native_decoder import NativeDecoder
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import merged_adapters
 from tiltyard.sampling.slots import Slots
@@ -44,7 +46,7 @@ class Engine(Protocol):
         """Adds one token a row [rows]."""
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was."""
+        """Row i becomes what row `rows[i]` was; a row may be kept several times, as far as there are slots."""
 
 
 class Packed:
@@ -70,7 +72,11 @@ class Packed:
         places = [place for row in rows if (place := row // self.n - self.first) < self.forest.G]
         self.slots.admit(self.forest, places, slots[: len(places)])
         hidden = self.hidden[torch.tensor(places, device=self.model.device)]  # type: ignore[index]
-        return NextToken(self.model.logits(hidden), hidden)
+        return self._read(hidden)
+
+    def _read(self, hidden: Tensor, head: PackedLinear | None = None) -> NextToken:
+        """Logits of last hidden states; `head`: the output head's product, made ready for few rows."""
+        return NextToken(self.model.logits(hidden, head), hidden)
 
     def _prefill(self, first: int, last: int) -> None:
         """Computes the prompts from `first` on: up to `last` if they fit, and a few beyond it if they are few."""
@@ -98,13 +104,26 @@ class Packed:
                 )
             hidden = out.last_hidden_state[:, 0]
         self.slots.advance()
-        return NextToken(self.model.logits(hidden, self.decoder.head if self.decoder else None), hidden)
+        return self._read(hidden, self.decoder.head if self.decoder else None)
 
     def reorder(self, rows: Tensor) -> None:
         self.slots.keep(rows)
 
 
-def can_use_decoder(model: LanguageModel) -> bool:
+class PackedValues(Packed):
+    """Reads the same tokens with a value model: `NextToken.logits` are its values [n, 1] after the last token.
+
+    Args: as for `Packed`, and a scalar model in place of a language model.
+    """
+
+    model: Any
+
+    def _read(self, hidden: Tensor, head: PackedLinear | None = None) -> NextToken:  # noqa: ARG002 - one number a row
+        number = self.model.head(hidden.to(self.model.head.weight.dtype))
+        return NextToken(self.model.normalised(number).to(torch.promote_types(number.dtype, torch.float32)), hidden)
+
+
+def can_use_decoder(model: Backbone, engine: type[Packed] = Packed) -> bool:
     """True if the backend's decoder computes this model; compares it with the modules over two steps, once a model.
 
     Where they disagree the model's backend becomes one that decodes by the modules.
@@ -119,9 +138,9 @@ def can_use_decoder(model: LanguageModel) -> bool:
         results = []
         with model.in_float32():  # the same steps, whose differences no rounding hides
             for fast in (True, False):
-                engine = Packed(model, [Prompt(ids=(0, 1, 2))], 2, 2, 5, fast)
-                engine.start([0, 1], [0, 1])
-                results.append(torch.stack([engine.step(ids).logits.detach() for _ in range(2)]))
+                rows = engine(model, [Prompt(ids=(0, 1, 2))], 2, 2, 5, fast)  # type: ignore[arg-type]
+                rows.start([0, 1], [0, 1])
+                results.append(torch.stack([rows.step(ids).logits.detach() for _ in range(2)]))
             near = 1e-4 if model.dtype == "float32" else 5e-2
         gap = float((results[0] - results[1]).abs().max() / results[1].abs().max().clamp_min(1e-6))
         model.decoder_agrees = gap < near

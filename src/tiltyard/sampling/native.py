@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tiltyard.data.chat import Chat
 from tiltyard.errors import CompositionError, ConfigError, DataError, NonFiniteError
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities
@@ -40,7 +41,7 @@ class NativeSampler:
     def capabilities(self) -> Capabilities:
         """Hidden states are kept by packed models only."""
         hidden = self.model is None or way_of(self.model) == "packed"
-        return Capabilities(logps="sampling", hidden=hidden, fork=False)
+        return Capabilities(logps="sampling", hidden=hidden, fork=True)
 
     def sync(self, model: LanguageModel, version: int) -> None:  # noqa: ARG002 - the weights are the trainer's own
         """Samples from this model from now on, with whatever weights it has at the time."""
@@ -89,7 +90,7 @@ def sample(
             got=f"{len(seeds)} seeds",
             expected=f"{len(prompts)} prompts, {n} responses each",
         )
-    limits = [_longest_response(model, prompt, settings) for prompt in prompts]
+    limits = [longest_response(model, prompt, settings) for prompt in prompts]
     # the longest first: neighbours are of similar length, and what starts last is soon done
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     training = model.module.training
@@ -106,7 +107,7 @@ def sample(
     ]
 
 
-def _longest_response(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int:
+def longest_response(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int:
     """Tokens that a response to this prompt may have."""
     if not prompt.ids:
         raise DataError("prompt has no token ids", where=prompt.id, fix="encode it with Chat.encode_prompt")
@@ -121,6 +122,57 @@ def _longest_response(model: LanguageModel, prompt: Prompt, settings: SampleSett
             fix="set max_prompt lower, or too_long=truncate",
         )
     return longest
+
+
+def check_finite(numbers: Tensor, place: Callable[[int], tuple[str, int]]) -> None:
+    """Checks that the next token has a distribution: what is drawn would mean nothing otherwise.
+
+    Args:
+        numbers: log-probs [N] of the sampled tokens, or logits [N, V]. place: (prompt, tokens so far) of a row.
+
+    Raises:
+        NonFiniteError: NaN or infinite ones.
+    """
+    fine_N = numbers.isfinite() if numbers.ndim == 1 else numbers.amax(-1).isfinite()  # -inf excludes a token
+    if bool(fine_N.all()):
+        return
+    where, tokens = place(int(torch.nonzero(~fine_N)[0]))
+    raise NonFiniteError(
+        "the model's probabilities of the next token are not finite",
+        where=where,
+        got=f"NaN or infinite logits after {tokens} tokens of the response",
+        expected="finite logits",
+        fix="the weights are damaged, their training diverged, or they overflow: take an earlier checkpoint, or "
+        "dtype=float32",
+    )
+
+
+def is_continuation(prompt: Prompt) -> bool:
+    """True for a plain text that the response continues, rather than a turn that it answers."""
+    return prompt.messages is None and prompt.text is not None
+
+
+def response_text(chat: Chat, ids: Sequence[int], plain: bool) -> str:
+    """The text of a response so far. `plain`: it continues a text."""
+    return chat.decode(ids, turn=False) if plain else chat.decode(ids)
+
+
+def text_before_stop(chat: Chat, ids: Sequence[int], stop: Sequence[str], plain: bool) -> str | None:
+    """The text before the first stop string, or None if there is none.
+
+    The text is searched, so a string may begin or end inside a token, and half characters match nothing.
+    """
+    # a string that has just ended lies in the last tokens: they are decoded alone where they have enough text
+    enough, end = max(map(len, stop), default=0) + _MARGIN, ""
+    reach = enough
+    while reach < 2 * len(ids) + _MARGIN and len(end) < enough:
+        end = chat.decode(ids[-reach:])
+        reach *= 2
+    if len(end) >= enough and not any(s in end for s in stop):
+        return None
+    text = response_text(chat, ids, plain)
+    starts = [text.find(s) for s in stop if s in text]
+    return text[: min(starts)] if starts else None
 
 
 def _compacted(running: Tensor) -> Tensor:
@@ -159,8 +211,7 @@ class _Decoding:
         self.finish: list[Finish] = ["length"] * rows
         self.cut: dict[int, str] = {}
         self.hidden: list[tuple[list[int], Tensor]] = []  # (rows, states that predicted their next token)
-        self.longest_stop = max(map(len, settings.stop), default=0)
-        self.plain = [p.messages is None and p.text is not None for p in prompts]  # continuations, not turns
+        self.plain = [is_continuation(p) for p in prompts]
         self.limit_R = torch.tensor(limits, device=model.device).repeat_interleave(n)
         self.stops = torch.tensor(sorted(model.chat.stop_ids), device=model.device)
         concurrent = min(settings.max_concurrent, rows)
@@ -227,19 +278,11 @@ class _Decoding:
         return ~ended & (self.limit_R[rows] > lengths + 1)
 
     def _check_finite(self, numbers: Tensor, rows: Tensor) -> None:
-        """Raises a NonFiniteError where the next token has no distribution: what is drawn would mean nothing."""
-        fine_N = numbers.isfinite() if numbers.ndim == 1 else numbers.amax(-1).isfinite()  # -inf excludes a token
-        if bool(fine_N.all()):
-            return
-        row = int(rows[~fine_N][0])
-        raise NonFiniteError(
-            "the model's probabilities of the next token are not finite",
-            where=self.prompts[row // self.n].id or f"prompt {self.order[row // self.n] + 1}",
-            got=f"NaN or infinite logits after {len(self.ids[row])} tokens of the response",
-            expected="finite logits",
-            fix="the weights are damaged, their training diverged, or they overflow: take an earlier checkpoint, or "
-            "dtype=float32",
-        )
+        def place(index: int) -> tuple[str, int]:
+            row = int(rows[index])
+            return self.prompts[row // self.n].id or f"prompt {self.order[row // self.n] + 1}", len(self.ids[row])
+
+        check_finite(numbers, place)
 
     def _record(self, rows: list[int], tokens: list[int], logps: list[float], ended: Tensor) -> None:
         stopped = ended.tolist()
@@ -255,23 +298,10 @@ class _Decoding:
                 ended[i] = True
 
     def _text(self, row: int) -> str:
-        decode = self.model.chat.decode
-        return decode(self.ids[row], turn=False) if self.plain[row // self.n] else decode(self.ids[row])
+        return response_text(self.model.chat, self.ids[row], self.plain[row // self.n])
 
     def _up_to_stop(self, row: int) -> str | None:
-        """The text before the first stop string, or None if there is none. The text is searched, so a string may begin
-        or end inside a token, and half characters match nothing."""
-        stop, ids = self.settings.stop, self.ids[row]
-        # a string that has just ended lies in the last tokens: they are decoded alone where they have enough text
-        reach, end = self.longest_stop + _MARGIN, ""
-        while reach < 2 * len(ids) + _MARGIN and len(end) < self.longest_stop + _MARGIN:
-            end = self.model.chat.decode(ids[-reach:])
-            reach *= 2
-        if len(end) >= self.longest_stop + _MARGIN and not any(s in end for s in stop):
-            return None
-        text = self._text(row)
-        starts = [text.find(s) for s in stop if s in text]
-        return text[: min(starts)] if starts else None
+        return text_before_stop(self.model.chat, self.ids[row], self.settings.stop, self.plain[row // self.n])
 
     def _hidden(self) -> list[Tensor | None]:
         """Each row's hidden states, in the order of its tokens."""

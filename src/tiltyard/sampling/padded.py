@@ -95,7 +95,7 @@ class Recomputed:
         return self._next_token(self.rows)
 
     def reorder(self, rows: Tensor) -> None:
-        self.rows = [self.rows[row] for row in rows.tolist()]
+        self.rows = [list(self.rows[row]) for row in rows.tolist()]
 
     def _next_token(self, rows: Sequence[Sequence[int]]) -> NextToken:
         longest = max(map(len, rows))

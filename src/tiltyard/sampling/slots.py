@@ -156,7 +156,7 @@ class Slots:
     def keep(self, rows: Tensor) -> None:
         """Row i is from now on what row `rows[i]` was; the others are dropped. Only rows that move are copied.
 
-        Rows must not be read after they were overwritten: a row that moves comes from beyond the last one kept.
+        A row may be kept several times (particles), up to the number of slots: all are read before one is written.
         """
         moved = torch.nonzero(rows != torch.arange(len(rows), device=rows.device)).flatten()
         source = rows[moved]

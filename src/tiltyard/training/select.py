@@ -21,6 +21,7 @@ import torch
 
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.losses.offline_rl import vmpo_weights_B
+from tiltyard.posterior.infer.rejection import accept_from_pool
 from tiltyard.types import Group, Preference
 
 Compare = Callable[[list[Group]], Sequence[float]]
@@ -100,9 +101,8 @@ def rejection(
 ) -> Selected:
     """Statistical rejection sampling (RSO, algorithm 1): about n draws from pi0 * exp(score / beta) of each group.
 
-    In passes over the candidates in random order, each is accepted with probability exp((score - highest left) / beta),
-    until n are; what was accepted leaves the pool. Responses come in the order of acceptance. Keep n well below the
-    number of candidates (n <= N/8): n = N gives them all back and carries no information.
+    `posterior.infer.accept_from_pool` over the candidates in random order. Responses come in the order of acceptance.
+    Keep n well below the number of candidates (n <= N/8): n = N gives them all back and carries no information.
 
     Args:
         groups: with scores.
@@ -116,36 +116,20 @@ def rejection(
     if n < 1 or not beta >= 0:
         what = ("n", n, "at least 1") if n < 1 else ("beta", beta, "at least 0")
         raise ConfigError("rejection sampling cannot do that", where=what[0], got=what[1], expected=what[2])
+
+    def uniform(size: int) -> list[float]:
+        numbers: list[float] = torch.rand(size, generator=generator, dtype=torch.float64).tolist()
+        return numbers
+
     found = []
     for group in groups:
         scores = scores_of(group)
         names = range(len(scores)) if key == "index" else (r.text for r in group.responses)
         pool = list(dict(zip(names, range(len(scores)), strict=True)).values())
         pool = [pool[i] for i in _order(len(pool), generator)]
-        if accepted := _accepted(pool, scores, beta, n, generator, replacement):
+        if accepted := accept_from_pool(pool, scores, beta, n, uniform, replacement=replacement):
             found.append(_kept(group, tuple(accepted), "rejection"))
     return Selected(found, len(groups) - len(found))
-
-
-def _accepted(
-    pool: list[int], scores: Sequence[float], beta: float, n: int, generator: torch.Generator, replacement: bool
-) -> list[int]:
-    """Places in the order of acceptance. Each pass accepts the highest left, so there are at most n passes."""
-    accepted: list[int] = []
-    while len(accepted) < n and pool:
-        highest = max(scores[i] for i in pool)
-        chance = torch.rand(len(pool), generator=generator, dtype=torch.float64).tolist()
-        taken = set()
-        for u, i in zip(chance, pool, strict=True):
-            gap = scores[i] - highest
-            if (gap == 0) if beta == 0 else (u < math.exp(gap / beta)):
-                accepted.append(i)
-                taken.add(i)
-                if len(accepted) == n:
-                    break
-        if not replacement:
-            pool = [i for i in pool if i not in taken]
-    return accepted
 
 
 # ---------------------------------------------------------------------------------------------------- pairs by a judge

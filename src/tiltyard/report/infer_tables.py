@@ -1,0 +1,53 @@
+"""The report of `tiltyard sample --infer`, printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from tiltyard.posterior.infer.report import Report
+from tiltyard.report.text import plain
+from tiltyard.stats.intervals import Estimate
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Prints the numbers of a sampler below its responses, one a line."""
+    console.print()
+    for line in report_lines(report):
+        console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """The lines of the report."""
+    short = "" if report.given == report.wanted else f", {report.wanted - report.given:,} fewer than asked for"
+    yield f"{report.sampler}: {report.given:,} responses to {report.prompts:,} prompts{short}"
+    yield (
+        f"  accepted    {report.accept_rate:.1%} of {report.sampled:,.0f} sampled to a prompt; "
+        f"effective number {report.ess:.1f}, different {report.unique:.0%}"
+        + (f", resampled {report.resampled:.1f} times" if report.resampled else "")
+    )
+    yield (
+        f"  cost        a response: {report.seconds:.2f} s, {report.tokens:,.0f} tokens of the model, "
+        f"{report.calls:,.0f} calls of the reward" + (f" ({report.read:,.0f} tokens)" if report.read else "")
+    )
+    yield f"  reward      {_value(report.reward)}"
+    known = [
+        ("KL to the model", report.kl_to_prior),
+        ("KL to pi*", report.kl),
+        ("TV to pi*", report.tv),
+        ("log Z", report.log_z),
+    ]
+    shown = [f"{name} {_value(value)}" for name, value in known if value is not None]
+    if shown:
+        yield f"  distance    {', '.join(shown)}"
+    for reason in report.refusals:
+        yield f"  refused     KL and TV to pi*, log Z: {reason}"
+
+
+def _value(value: Estimate | None) -> str:
+    if value is None:
+        return "none"
+    half = (value.high - value.low) / 2
+    return f"{value.value:.3f}" if math.isnan(half) else f"{value.value:.3f}±{half:.3f}"

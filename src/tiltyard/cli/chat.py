@@ -70,7 +70,12 @@ def sample(
 
     Prompts come from --prompt, --file or standard input: one a line, or rows of JSON with `messages` or `prompt`.
     """
-    settings: dict[str, Any] = {"score_bound": score_bound, "candidates": candidates, "most": most, "particles": particles}
+    settings: dict[str, Any] = {
+        "score_bound": score_bound,
+        "candidates": candidates,
+        "most": most,
+        "particles": particles,
+    }
     settings |= {"every": every, "twist": twist}
     target: dict[str, Any] = {"reward": reward, "beta": beta}
     _check_infer(infer, {**target, **settings, "out": out})

@@ -96,5 +96,5 @@ def bootstrap_density(
     repeats = max(1, min(20 * len(factor_M), NUMBERS // size))
     places = rng.integers(len(factor_M), size=(repeats, size))
     mass = np.bincount(places.ravel(), chances(factor_M[places]).ravel(), minlength=len(factor_M))
-    found: Floats = mass * (len(factor_M) / repeats)
+    found: Floats = np.asarray(mass * (len(factor_M) / repeats), dtype=np.float64)
     return found

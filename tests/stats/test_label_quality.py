@@ -12,6 +12,7 @@ from tests.exchange.judged import battles, group
 from tiltyard.errors import DataError
 from tiltyard.stats.agreement import cohen_kappa, krippendorff_alpha
 from tiltyard.stats.annotations import Annotations
+from tiltyard.stats.intervals import wilson
 from tiltyard.stats.judged import votes_of
 from tiltyard.stats.label_quality import label_report
 from tiltyard.stats.reliability import reliabilities
@@ -108,6 +109,10 @@ def test_habits_gold_and_repeats() -> None:
     assert by_name["ada"].first.value == 0.5
     assert (by_name["ada"].gold.value, by_name["ada"].gold.n) == (0.75, 4)
     assert by_name["ada"].repeats.value == 1
+    assert by_name["ada"].gold.ci == wilson(3, 4)
+    narrow = {one.name: one for one in label_report(groups, rounds=50, level=0.5).annotators}["ada"]
+    assert narrow.gold.ci == wilson(3, 4, 0.5)
+    assert narrow.repeats.low > by_name["ada"].repeats.low
     assert "judgements of an item by the same annotator again" in report.notes[0]
     assert len(report.disagreements) == 30
 

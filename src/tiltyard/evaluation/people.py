@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tiltyard.errors import DataError
 from tiltyard.feedback.verdicts import response_text
 from tiltyard.stats.calibration import JudgedPairs, majority
 from tiltyard.stats.corrected import Corrected, ppi_rate, rogan_gladen
+from tiltyard.stats.judged import Choice, choice_of, labelled_with
 from tiltyard.types import Group, Preference, Response, prompt_digest, ranks_of, response_id
 
 Key = tuple[str, str, str]
@@ -28,17 +29,19 @@ Key = tuple[str, str, str]
 class GivenVerdict:
     """A judge's verdict on a pair: probabilities that its first response is better; None where there is none.
 
-    `orders`: as the pair stands, and with the two swapped. `again`: when the same was asked again.
+    `orders`: as the pair stands, and with the two swapped. `again`: when the same was asked again. `chosen_with`: the
+    probability with which the judge was given the pair; None: it was given all.
     """
 
     p: float | None
     orders: tuple[float | None, float | None] | None = None
     again: float | None = None
+    chosen_with: float | None = None
 
     def swapped(self) -> GivenVerdict:
         """Returns the verdict on the pair in the other order."""
         orders = None if self.orders is None else (_turned(self.orders[1]), _turned(self.orders[0]))
-        return GivenVerdict(_turned(self.p), orders, _turned(self.again))
+        return replace(self, p=_turned(self.p), orders=orders, again=_turned(self.again))
 
 
 @dataclass
@@ -48,7 +51,7 @@ class LabelledPair:
     group: Group
     votes: list[float] = field(default_factory=list)
     people: list[str] = field(default_factory=list)
-    chosen_with: float | None = None
+    choice: Choice | None = None
     seconds: list[float] = field(default_factory=list)
     verdicts: dict[str, GivenVerdict] = field(default_factory=dict)
 
@@ -119,8 +122,7 @@ class PairTable:
         vote = 0.5 if ranks[0] == ranks[1] else float(ranks[0] < ranks[1])
         record.votes.append(1 - vote if swapped else vote)
         record.people.append(preference.annotator)
-        probability = preference.meta.get("chosen_with")
-        record.chosen_with = float(probability) if probability is not None else record.chosen_with
+        record.choice = choice_of(preference) or record.choice
         if preference.meta.get("seconds") is not None:
             record.seconds.append(float(preference.meta["seconds"]))
 
@@ -227,7 +229,8 @@ def corrected_rates(
     Returns {policy: {"ppi": ..., "rogan_gladen": ...}}. Of two policies one is shown; where responses have no
     policy, or a pair has two of one, it is the rate of the first response of each pair. Rogan-Gladen needs 0 and 1, so
     ties are left out of it; it is missing where sensitivity or specificity cannot be computed. Labels weigh by the
-    inverse of `chosen_with` where every label has it.
+    inverse of the probability of their choice where every label has it (`labelled_with`); not where the judge was given
+    the pairs by the same draw, as both are by a store.
     """
     judged = [pair for pair in pairs if _number(pair.verdicts.get(name, GivenVerdict(None)).p) >= 0]
     named = {policy for pair in judged for policy in pair.policies}
@@ -244,9 +247,7 @@ def _corrected(pairs: Sequence[LabelledPair], name: str, policy: str, rounds: in
     h_N = np.array([sum(pair.votes) / len(pair.votes) if pair.votes else math.nan for pair in involved])
     f_N, h_N = np.where(turned_N, 1 - f_N, f_N), np.where(turned_N, 1 - h_N, h_N)
     prompts = [pair.prompt for pair in involved]
-    chosen = [pair.chosen_with for pair in involved if pair.votes]
-    weighted = bool(chosen) and None not in chosen
-    chosen_N = np.array([pair.chosen_with or 1.0 for pair in involved]) if weighted else None
+    chosen_N = _labelled_with(involved, name)
     how: dict[str, Any] = {"rounds": rounds, "seed": seed}
     if (~np.isnan(h_N)).sum() < 2:
         return {}
@@ -263,11 +264,29 @@ def _corrected(pairs: Sequence[LabelledPair], name: str, policy: str, rounds: in
     return found
 
 
+def _labelled_with(pairs: Sequence[LabelledPair], name: str) -> NDArray[np.float64] | None:
+    """The probability with which people labelled each pair, up to a factor; None: all alike, or not known of each."""
+    own = [pair for pair in pairs if pair.votes]
+    choices = [pair.choice for pair in own if pair.choice is not None]
+    if len(choices) < len(own):
+        return None
+    found = labelled_with(choices, [pair.verdicts[name].chosen_with for pair in own])
+    if found is None:
+        return None
+    each = iter(found)
+    return np.array([next(each) if pair.votes else 1.0 for pair in pairs])
+
+
 def preference_of_judge(preference: Preference) -> GivenVerdict:
-    """A stored judgement of a pair as a verdict."""
-    orders = preference.meta.get("orders")
-    p = None if preference.shares is None else preference.shares[0]
-    return GivenVerdict(p, None if orders is None else (orders[0], orders[1]))
+    """A stored judgement of a pair as a verdict; without a probability it is 1, 0, or 1/2 for a tie."""
+    orders, ranks, p = preference.meta.get("orders"), ranks_of(preference), None
+    if preference.shares is not None:
+        p = preference.shares[0]
+    elif ranks is not None:
+        p = 0.5 if ranks[0] == ranks[1] else float(ranks[0] < ranks[1])
+    given = preference.meta.get("chosen_with")
+    both = None if orders is None else (orders[0], orders[1])
+    return GivenVerdict(p, both, chosen_with=None if given is None else float(given))
 
 
 def _own(pair: LabelledPair, own: str) -> float:

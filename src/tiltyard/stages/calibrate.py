@@ -9,6 +9,7 @@ shown to be above that of `longest` is reported as useless. Items that were used
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,7 +152,8 @@ def _ask(
     prices: dict[str, tuple[float | None, float | None]] = {}
     first = open_panel(context, judges, device=settings.device, seed=settings.seed)
     context.report("estimate", first.estimate([pair.group for pair in pairs]))
-    names = _asked(context, first, pairs, again=False)
+    drawn = bool(settings.store)
+    names = _asked(context, first, pairs, again=False, same_draw=drawn)
     for member, name in zip(first.members, names, strict=True):
         client = getattr(getattr(member.judge, "judge", None), "client", None)
         thousand = 1000 / len(pairs)
@@ -161,14 +163,20 @@ def _ask(
         servers = [one for one in judges if one.kind == "api"]
         second = open_panel(context, servers, device=settings.device, seed=settings.seed, repeat=1)
         context.report("estimate", second.estimate([pair.group for pair in pairs]))
-        _asked(context, second, pairs, again=True)
+        _asked(context, second, pairs, again=True, same_draw=drawn)
         used = used + second.take_usage()
     context.report("judge", [_usage_line(used)])
     return prices
 
 
-def _asked(context: StageContext, panel: Panel, pairs: Sequence[LabelledPair], *, again: bool) -> list[str]:
-    """Queries in blocks; the verdicts go to the pairs under the names of the judges, which are returned."""
+def _asked(
+    context: StageContext, panel: Panel, pairs: Sequence[LabelledPair], *, again: bool, same_draw: bool
+) -> list[str]:
+    """Queries in blocks; the verdicts go to the pairs under the names of the judges, which are returned.
+
+    Args:
+        again: the same was asked before. same_draw: the judges see the pairs that a store drew for people.
+    """
     given: list[list[GivenVerdict]] = [[] for _ in panel.members]
     for at in range(0, len(pairs), BLOCK):
         _, each = panel.ask([pair.group for pair in pairs[at : at + BLOCK]], at)
@@ -182,8 +190,11 @@ def _asked(context: StageContext, panel: Panel, pairs: Sequence[LabelledPair], *
     for name, column in zip(names, given, strict=True):
         for pair, verdict in zip(pairs, column, strict=True):
             known = pair.verdicts.get(name)
-            repeated = GivenVerdict(known.p, known.orders, verdict.p) if again and known is not None else verdict
-            pair.verdicts[name] = repeated
+            if again and known is not None:
+                verdict = replace(known, again=verdict.p)
+            elif same_draw and pair.choice is not None:
+                verdict = replace(verdict, chosen_with=pair.choice.probability)
+            pair.verdicts[name] = verdict
     return names
 
 

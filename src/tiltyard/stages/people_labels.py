@@ -9,6 +9,7 @@ from tiltyard.data import BadRows, parsed_rows, read_groups
 from tiltyard.data.bad_rows import BadRowRule, parse_answers
 from tiltyard.evaluation.people import GivenVerdict, preference_of_judge, verdicts_of_row
 from tiltyard.stages.base import StageContext
+from tiltyard.stats.judged import is_judge
 from tiltyard.types import Group
 
 Label = tuple[Group, dict[str, GivenVerdict]]
@@ -20,7 +21,7 @@ def labels_of_file(
     """Yields every row's pair with its label, and the published verdicts of judges that the row has."""
     path = context.resolve(data, want="")
     if str(path).endswith(".groups.jsonl"):
-        yield from ((group, {}) for group in read_groups(path))
+        yield from map(_label, read_groups(path))
         return
     bad = BadRows(bad_rows)
     for row, group in parsed_rows(path, parse_answers, bad, split=split or None, limit=limit or None):
@@ -34,12 +35,15 @@ def labels_of_store(store: str) -> Iterator[Label]:
     from tiltyard.feedback.store.database import Database
     from tiltyard.feedback.store.export import groups
 
-    for group in groups(Database(store), kinds=("pair",), stages=("real",)):
-        one = group.preference
-        if one is not None and one.meta.get("role") == "judge":
-            yield replace(group, preference=None), {one.annotator: preference_of_judge(one)}
-        else:
-            yield group, {}
+    yield from map(_label, groups(Database(store), kinds=("pair",), stages=("real",)))
+
+
+def _label(group: Group) -> Label:
+    """A judged pair as a label of a person, or as the verdict of a judge."""
+    one = group.preference
+    if one is not None and is_judge(one):
+        return replace(group, preference=None), {one.annotator: preference_of_judge(one)}
+    return group, {}
 
 
 def is_store(name: str) -> bool:

@@ -241,23 +241,62 @@ def battles_of_votes(
     )
 
 
+class Choice(NamedTuple):
+    """How an item came to be judged: chosen with a probability, and perhaps drawn actively (`Vote.drawn`)."""
+
+    probability: float = 1.0
+    drawn: tuple[float, int] | None = None
+    source: str = ""
+
+
+def choice_of(preference: Preference) -> Choice | None:
+    """Returns how the item of a preference was chosen; None where that is not recorded."""
+    drawn, p = _drawn(preference), preference.meta.get("chosen_with")
+    if p is None and drawn is None:
+        return None
+    return Choice(1.0 if p is None else float(p), drawn, str(preference.meta.get("source") or ""))
+
+
 def propensity_weights(votes: Sequence[Vote]) -> Floats:
-    """Returns the weight of each vote that undoes the choice of pairs, [N]; 1 for all where there was none.
+    """Returns the weight of each vote that undoes the choice of pairs, [N]; 1 for all where there was none."""
+    return choice_weights([Choice(vote.probability, vote.drawn, vote.source) for vote in votes])
+
+
+def choice_weights(choices: Sequence[Choice]) -> Floats:
+    """Returns the weight of each item that undoes its choice, [N]; 1 for all where there was none.
 
     1 / the probability with which the responses were chosen, times the weight of the draw where the item was drawn
-    (`weights_of_draws`, among the votes of each source, since sources are drawn from apart).
+    (`weights_of_draws`, among the items of each source, since sources are drawn from apart).
     """
-    if not votes:
+    if not choices:
         return np.ones(0)
-    weight_N = weights_of_propensity([vote.probability for vote in votes])
+    weight_N = weights_of_propensity([one.probability for one in choices])
     by_source: dict[str, list[int]] = {}
-    for k, vote in enumerate(votes):
-        if vote.drawn is not None:
-            by_source.setdefault(vote.source, []).append(k)
+    for k, one in enumerate(choices):
+        if one.drawn is not None:
+            by_source.setdefault(one.source, []).append(k)
     for places in by_source.values():
-        q, n = zip(*(votes[k].drawn or (1.0, 1) for k in places), strict=True)
+        q, n = zip(*(choices[k].drawn or (1.0, 1) for k in places), strict=True)
         weight_N[places] *= weights_of_draws(q, n)
-    return weight_N if np.ptp(weight_N) > 1e-12 * weight_N.max() else np.ones(len(votes))
+    return weight_N if np.ptp(weight_N) > 1e-12 * weight_N.max() else np.ones(len(choices))
+
+
+def labelled_with(people: Sequence[Choice], judged: Sequence[float | None]) -> list[float] | None:
+    """Returns the probability with which people labelled each of a judge's items, up to a factor; None: all alike.
+
+    Args:
+        people: how each item that people labelled was chosen for them.
+        judged: the probability with which the judge was given the same item. Where it is that of the people, both have
+            the item from one draw, and it was given to people for sure.
+    """
+    beyond = [
+        one._replace(probability=1.0) if one.probability == own else one
+        for one, own in zip(people, judged, strict=True)
+    ]
+    weight_N = choice_weights(beyond)
+    if not len(weight_N) or np.ptp(weight_N) <= 1e-12:
+        return None
+    return [float(w) for w in weight_N.min() / weight_N]
 
 
 def rewarded(groups: Iterable[Group], *, prior_sd: float | None = 1.0) -> Iterator[Group]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tiltyard.errors import DataError
 from tiltyard.stats.corrected import Corrected, ppi_rate
 from tiltyard.stats.intervals import Estimate
-from tiltyard.stats.judged import Vote, propensity_weights
+from tiltyard.stats.judged import Choice, Vote, labelled_with
 from tiltyard.stats.ratings.battles import BothBad
 
 
@@ -90,17 +90,14 @@ def _of_model(
 def _chosen_with(
     items: Iterable[tuple[str, str, str]], own: Sequence[Vote], people: Sequence[Vote]
 ) -> list[float] | None:
-    """Returns the probability with which people labelled each of the judge's items, up to a factor; None: all alike.
-
-    A pair that judge and people have from one draw, with one probability, was given to people for sure.
-    """
+    """Returns the probability with which people labelled each of the judge's items, up to a factor; None: all alike."""
     base = {vote.item: vote.probability for vote in own}
-    given = [vote for vote in people if vote.item in base]
-    beyond = [v._replace(probability=1.0) if v.probability == base[v.item] else v for v in given]
-    weights = dict(zip([vote.item for vote in given], propensity_weights(beyond), strict=True))
-    if not weights or max(weights.values()) - min(weights.values()) <= 1e-12:
+    given = {vote.item: Choice(vote.probability, vote.drawn, vote.source) for vote in people if vote.item in base}
+    found = labelled_with(list(given.values()), [base[item] for item in given])
+    if found is None:
         return None
-    return [min(weights.values()) / weights[item] if item in weights else 1.0 for item in items]
+    known = dict(zip(given, found, strict=True))
+    return [known.get(item, 1.0) for item in items]
 
 
 def _scores(votes: Sequence[Vote], model: str, opponent: str) -> dict[tuple[str, str, str], list[float]]:

@@ -28,7 +28,7 @@ from tiltyard.stats.agreement import (
 from tiltyard.stats.annotations import Annotations
 from tiltyard.stats.annotators import dawid_skene, mace, standing
 from tiltyard.stats.habits import preference_habits
-from tiltyard.stats.intervals import Estimate, rate_ci, wilson
+from tiltyard.stats.intervals import Estimate, rate_ci
 from tiltyard.stats.judged import BOTH_BAD, is_judge, prompt_name
 from tiltyard.types import Group, Preference, ranks_of, response_id
 
@@ -310,7 +310,7 @@ def _annotators(
     for name in sorted({label.annotator for label in labels}):
         own = [label for label in labels if label.annotator == name]
         known = [label.right for label in own if label.right is not None]
-        gold = Estimate(sum(known) / len(known), *wilson(sum(known), len(known)), len(known)) if known else None
+        gold = rate_ci([float(right) for right in known], **options) if known else None
         seconds = [label.seconds for label in own if label.seconds is not None]
         judged = [label for label in data if label.annotator == name]
         found.append(
@@ -324,7 +324,7 @@ def _annotators(
                 gold,
                 *habits.get(name, (None, None, None)),
                 sum(x.label == BOTH_BAD for x in judged) / len(judged) if judged else math.nan,
-                _repeats(judged),
+                _repeats(judged, options),
                 median(seconds) if seconds else math.nan,
             )
         )
@@ -355,15 +355,17 @@ def _known(estimate: Estimate) -> Estimate | None:
     return None if math.isnan(estimate.value) else estimate
 
 
-def _repeats(judged: Sequence[Label]) -> Estimate | None:
+def _repeats(judged: Sequence[Label], options: dict[str, Any]) -> Estimate | None:
     """Returns the share of an annotator's repeated judgements that are the same as the first."""
     first: dict[Item, str] = {}
     same: list[float] = []
+    prompts: list[str] = []
     for label in judged:
         if label.item in first:
             same.append(float(label.label == first[label.item]))
+            prompts.append(label.item[0])
         first.setdefault(label.item, label.label)
-    return rate_ci(same) if same else None
+    return rate_ci(same, prompts, **options) if same else None
 
 
 def _disagreements(labels: Sequence[Label], posterior: dict[Item, dict[str, float]]) -> list[Disagreement]:

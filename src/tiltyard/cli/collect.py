@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,6 +61,62 @@ def add(
     told(f"{len(ids):,} tasks added ({kind}, {stage}), each for {overlap} {'person' if overlap == 1 else 'people'}")
     for reason, count in dropped.items():
         told(f"left out {count:,}: {reason}")
+
+
+@app.command("import")
+def import_(
+    store: Store,
+    file: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Judgements in any form that `tiltyard rate` reads.")
+    ],
+    *,
+    annotator: Annotated[str, typer.Option(help="Who gave judgements that name no one; else imported:FILE.")] = "",
+    judge: Annotated[
+        list[str] | None, typer.Option("--judge", metavar="NAME", help="An annotator that is an AI judge.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="Source of the tasks; else the rows' or the file's name.")] = "",
+    split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "",
+    bad_rows: Annotated[
+        str, typer.Option("--bad-rows", help="error, or drop: leave out what cannot be used.")
+    ] = "error",
+    json_output: Json = False,
+) -> None:
+    """Add judgements of other tools to a store, which is made if it is not there. The same file twice adds nothing.
+
+    Argilla records, Label Studio tasks, chatbot-arena battles, HH transcripts, UltraFeedback, our own rows.
+
+    `tiltyard collect import labels.db records.json`
+    """
+    from tiltyard.data import BadRows
+    from tiltyard.feedback.store.imports import import_judgements
+    from tiltyard.inputs.judgements import judged
+
+    if bad_rows not in ("error", "drop"):
+        raise ConfigError("unknown choice", where="--bad-rows", got=bad_rows, fix=nearest(bad_rows, ("error", "drop")))
+    read = [(name, judged(name, split=split, bad_rows=bad_rows)) for name in file]  # type: ignore[arg-type]
+    database = opened(store, create=True)
+    report: dict[str, Any] = {}
+    for name, found in read:
+        short, bad = Path(name).name, BadRows(bad_rows)  # type: ignore[arg-type]
+        added = import_judgements(
+            database,
+            found.groups,
+            bad,
+            annotator=annotator or f"imported:{short}",
+            source=source or short,
+            judges=tuple(judge or ()),
+        )
+        notes = [*found.notes, *bad.lines()]
+        report[name] = {**asdict(added), "notes": notes}
+        if not json_output:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in added.kinds.items())
+            count = f"{sum(added.kinds.values()):,} judgements{f' ({kinds})' if kinds else ''}"
+            by = f"{added.tasks:,} new items by {len(added.annotators):,} annotators"
+            told(f"{name}: {count} of {by}; {added.known:,} were there")
+            for line in notes:
+                told(line)
+    if json_output:
+        emit(report)
 
 
 @app.command("guidelines")
@@ -153,6 +210,9 @@ def serve(
     lease: Annotated[float, typer.Option(min=0.5, help="Minutes after which an open task goes to others.")] = 20.0,
     strength: Annotated[bool, typer.Option(help="Ask how much better the better answer of a pair is.")] = True,
     adjudicate: Annotated[bool, typer.Option(help="A third person decides where two differ.")] = True,
+    pairing: Annotated[
+        str, typer.Option(help="Which pair comes next: random, or active (by what it would tell; docs/ratings.md).")
+    ] = "random",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Of the order of answers.")] = 0,
 ) -> None:
     """Serve the labelling page until Ctrl-C.
@@ -177,7 +237,7 @@ def serve(
     if not annotators(database):
         told(f"no one can sign in yet: tiltyard collect people {database.shown} NAME")
     site = Site("collect", database, address(host, port, url), (PACKAGE,))
-    settings = Settings(gold_every, lease, strength, adjudicate, seed)
+    settings = Settings(gold_every, lease, strength, adjudicate, seed, pairing)  # type: ignore[arg-type]
     serve_app(collect_app(site, settings), host, port, told=told)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from tiltyard.data.annotation_tools import argilla_rows, is_argilla, is_label_studio, label_studio_rows
@@ -44,7 +45,7 @@ def own_rows(row: Row) -> list[Row]:
         return _rewritten(row)
     except DataError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             "a record of judgements has another form than its tool writes",
             where=row.where,
@@ -78,11 +79,13 @@ def _battle(row: Row) -> Row:
                 f"field '{name}' names no model", where=row.where, got=repr(value[name])[:80], expected="a name"
             )
     used = {"model_a", "model_b", "winner", *WINNERS_55K, "judge", "conversation_a", "conversation_b"}
-    used |= {"prompt", "response_a", "response_b", "answer_a", "answer_b", "question_id", "judgement"}
+    used |= {"tstamp", "prompt", "response_a", "response_b", "answer_a", "answer_b", "question_id", "judgement"}
     rest = {key: item for key, item in value.items() if key not in used}
     judgement = dict(value.get("judgement") or {})
     if value.get("judge") is not None:
         judgement.setdefault("annotator", str(value["judge"]))
+    if isinstance(value.get("tstamp"), int | float):
+        judgement.setdefault("when", datetime.fromtimestamp(value["tstamp"], UTC).isoformat(timespec="milliseconds"))
     if any(value.get(name) is not None for name in ORDERED):
         judgement.setdefault("shown", [0, 1])
     if reason:

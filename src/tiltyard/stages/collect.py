@@ -83,6 +83,13 @@ class CollectSettings(Settings):
     lease: Annotated[float, Field(ge=0.5, description="minutes after which an open task goes to others")] = 20.0
     strength: Annotated[bool, Field(description="ask how much better the better answer of a pair is")] = True
     adjudicate: Annotated[bool, Field(description="a third annotator decides where two differ")] = True
+    pairing: Annotated[
+        Literal["random", "active"],
+        Field(
+            description="which pair comes next: random, or active: drawn by what a verdict is expected to tell about "
+            "the policies' ratings, weighed back by the probability (saves no labels as measured, docs/ratings.md)"
+        ),
+    ] = "random"
     seed: Annotated[
         int, Field(ge=0, description="of drawn pairs, of orders on the page and of simulated annotators' noise")
     ] = 0
@@ -95,6 +102,8 @@ class CollectSettings(Settings):
                 raise ValueError(f"unknown simulated annotator '{name}': {nearest(name, known)}")
         if self.simulated and self.kind == "rating":
             raise ValueError("the embedded world's annotators rank and give no ratings; have people rate")
+        if self.pairing == "active" and self.kind != "pair":
+            raise ValueError("pairing: active needs kind: pair, since what is drawn are pairs")
         if not self.serve and not self.url:
             raise ValueError("serve: false needs url, the address at which `tiltyard collect serve` serves")
         if self.simulated and not self.labellers and self.overlap > len(simulated_names(self.simulated)):

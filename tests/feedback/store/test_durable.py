@@ -184,15 +184,26 @@ def test_a_store_of_the_first_version_is_brought_to_this_one(store, items):
     add_tasks(store, items(3))
     who = add_annotator(store, "ada")[0].id
     judge(store, who, next_task(store, who).exposure, {"choice": "tie"}, key="k")
+    before = list(groups(store))
     with store.writing() as connection:
-        for table in ("acceptances", "campaigns", "leases"):
+        for table in ("acceptances", "campaigns", "leases", "draws", "imports"):
             connection.exec_driver_sql(f"DROP TABLE {table}")
+        for index in ("task_state_queue", "tasks_parent_id"):
+            connection.exec_driver_sql(f"DROP INDEX ix_{index}")
+        for column in ("stage", "begun", "place"):
+            connection.exec_driver_sql(f"ALTER TABLE task_state DROP COLUMN {column}")
         for table in ("judgements", "exposures"):
             connection.exec_driver_sql(f"DROP INDEX ix_{table}_task_annotator")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
-    before = list(groups(store))
+    with store.reading() as connection:
+        queued = connection.execute(sa.select(t.tasks.c.id, t.tasks.c.place).order_by(t.tasks.c.id)).all()
     again = Database(store.url.render_as_string(hide_password=False))
     assert list(groups(again)) == before
+    with again.reading() as connection:
+        rows = connection.execute(sa.select(t.task_state).order_by(t.task_state.c.task_id)).all()
+    assert [(row.task_id, row.place) for row in rows] == queued
+    assert sorted((row.stage, row.missing, row.begun) for row in rows) == [("real", 0, -1), *[("real", 1, 0)] * 2]
+    assert next_task(again, who) is not None
     accept_guideline(again, who, 1)
     assert accepted_guideline(again, who) == 1
     again.close()

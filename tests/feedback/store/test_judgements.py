@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 
+from tiltyard.data import BadRows
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback.store import tables as t
+from tiltyard.feedback.store.active import ActiveOrder
 from tiltyard.feedback.store.assignment import next_task
 from tiltyard.feedback.store.export import groups
+from tiltyard.feedback.store.imports import import_judgements
 from tiltyard.feedback.store.items import Item, add_tasks
 from tiltyard.feedback.store.judgements import flag, judge, skip, undo
 from tiltyard.feedback.store.people import accept_guideline, add_annotator
+from tiltyard.types import Preference
 
 from .conftest import group
 
@@ -89,6 +94,7 @@ def test_ratings_and_texts(store, items):
     assert rated.preference.ratings == (3, 4, 5)
     assert [f["truthful"] for f in rated.preference.meta["flags"]] == [False, False, True]
     assert written.responses[0].text == "A better answer."
+    assert written.preference.meta["edited"] == {"text": "answer 0-0", "policy": "model-0", "version": "1"}
 
 
 def test_overlap_leases_and_never_twice(store, items):
@@ -265,11 +271,15 @@ def test_tasks_that_cannot_be(store, items, change):
 def test_what_was_collected_cannot_be_changed(store, items, table):
     add_tasks(store, items(1), campaign="c")
     who = person(store)
-    task = next_task(store, who)
+    task = next_task(store, who, active=ActiveOrder())
     flag(store, who, task.exposure, "why")
     accept_guideline(store, who, 1)
     judge(store, who, task.exposure, {"choice": "tie"}, key="k")
+    given = replace(group(9), preference=Preference(ranks=(1, 2), annotator="eve"), origin="f.jsonl:1")
+    import_judgements(store, [given], BadRows(), annotator="")
     for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET created = 0"):
-        column = next(name for name in ("created", "began", "ended", "name") if name in t.metadata.tables[table].c)
+        column = next(
+            name for name in ("created", "began", "ended", "name", "chooser") if name in t.metadata.tables[table].c
+        )
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), store.writing() as connection:
             connection.execute(sa.text(statement.replace("created", column)))

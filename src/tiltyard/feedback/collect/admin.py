@@ -102,7 +102,9 @@ def _by_version(labels: Sequence[Label]) -> dict[int, Agreement]:
     rows: dict[int, dict[Any, Any]] = defaultdict(dict)
     for label in labels:
         preference = label.group.preference
-        if label.kind == "pair" and label.stage == "real" and preference is not None and preference.guideline:
+        if preference is None or not preference.guideline or "imported" in preference.meta:
+            continue  # an imported judgement names guidelines of its own
+        if label.kind == "pair" and label.stage == "real":
             rows[int(preference.guideline)][label.item, label.annotator] = (label.item, label.annotator, label.label)
     return {version: percent_agreement(Annotations.of(one.values()), rounds=ROUNDS) for version, one in rows.items()}
 

@@ -6,15 +6,19 @@ The HTML pages (`pages`) and the JSON door (`door`) both stand on it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from tiltyard.errors import DataError
+from tiltyard.errors import ConfigError, DataError, nearest
 from tiltyard.feedback.store import judgements as store
+from tiltyard.feedback.store.active import ActiveOrder
 from tiltyard.feedback.store.assignment import Assignment, next_task
 from tiltyard.feedback.store.database import Database
 from tiltyard.feedback.store.people import accept_guideline, accepted_guideline, guideline, guideline_state
 from tiltyard.feedback.store.progress import Progress, progress
 from tiltyard.feedback.store.review import Review, review
+
+Pairing = Literal["random", "active"]
+PAIRINGS: tuple[Pairing, ...] = ("random", "active")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Settings:
         strength: pairs may be given a strength.
         adjudicate: two different verdicts on a task make one for a third person.
         seed: of the order of the answers on the page, and of the choice of gold items.
+        pairing: which pair comes next: `random`, in the order that was drawn when it was added, or `active`, drawn by
+            what a verdict is expected to tell about the ratings (`store.active`).
+
+    Raises:
+        ConfigError: an unknown pairing.
     """
 
     gold_every: int = 10
@@ -34,6 +43,12 @@ class Settings:
     strength: bool = True
     adjudicate: bool = True
     seed: int = 0
+    pairing: Pairing = "random"
+
+    def __post_init__(self) -> None:
+        if self.pairing not in PAIRINGS:
+            fix = nearest(str(self.pairing), PAIRINGS)
+            raise ConfigError("unknown pairing", where="pairing", got=self.pairing, fix=fix)
 
 
 class GuidelinesFirst(DataError):
@@ -45,6 +60,7 @@ class Desk:
 
     def __init__(self, database: Database, settings: Settings):
         self.database, self.settings = database, settings
+        self._active = ActiveOrder() if settings.pairing == "active" else None
 
     def guidelines(self, annotator: int) -> tuple[int, str, int]:
         """Returns (newest version, its text, the newest version that the annotator has accepted or 0).
@@ -75,6 +91,7 @@ class Desk:
             gold_every=settings.gold_every,
             seed=settings.seed,
             lease_seconds=60 * settings.lease_minutes,
+            active=self._active,
         )
 
     def judge(

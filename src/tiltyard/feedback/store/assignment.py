@@ -12,16 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, func, select, union
+from sqlalchemy import Connection, Select, func, insert, select, union
 
 from tiltyard.errors import DataError
+from tiltyard.feedback.store import queue
 from tiltyard.feedback.store import tables as t
+from tiltyard.feedback.store.active import CHOOSER, ActiveOrder
 from tiltyard.feedback.store.database import Database, now
 from tiltyard.feedback.store.leases import lease
+from tiltyard.feedback.store.queue import ANNOTATOR, TASK
 from tiltyard.feedback.store.texts import response_texts
 
 LEASE_SECONDS = 20 * 60
-DATA, KNOWN = ("real", "adjudication"), ("gold", "attention")  # stages: what is collected, what is known
+KNOWN = ("gold", "attention")  # stages of tasks whose right verdict is known
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def next_task(
     gold_every: int = 0,
     seed: int = 0,
     lease_seconds: float = LEASE_SECONDS,
+    active: ActiveOrder | None = None,
     at: int | None = None,
 ) -> Assignment | None:
     """Returns the task that an annotator works on, with its lease; None when there is nothing left for it.
@@ -58,7 +62,8 @@ def next_task(
 
     Args:
         gold_every: after this number of real tasks a gold or attention item comes, never the same twice; 0: none.
-        seed: of the order on the page and of the choice among gold items.
+        seed: of the order on the page, of the choice among gold items and of active draws.
+        active: draws pairs that no one has begun, and the draw is stored; None: tasks are given out in their order.
         at: the present, in milliseconds; for tests.
 
     Raises:
@@ -69,7 +74,7 @@ def next_task(
         held = _held(connection, annotator, at)
     if held is None:
         with database.writing() as connection:  # as short as can be: all votes wait for it
-            held = _leased(connection, database.where, annotator, gold_every, seed, lease_seconds, at)
+            held = _leased(connection, database.where, annotator, gold_every, seed, lease_seconds, active, at)
     if held is None:
         return None
     with database.reading() as connection:
@@ -77,7 +82,14 @@ def next_task(
 
 
 def _leased(
-    connection: Connection, where: str, annotator: int, gold_every: int, seed: int, lease_seconds: float, at: int
+    connection: Connection,
+    where: str,
+    annotator: int,
+    gold_every: int,
+    seed: int,
+    lease_seconds: float,
+    active: ActiveOrder | None,
+    at: int,
 ) -> Any:
     """The exposure of the annotator's next task, with its lease; None when there is nothing left."""
     version = connection.scalar(_VERSION)
@@ -88,9 +100,16 @@ def _leased(
     task = _next(connection, annotator, gold_every, seed, at)
     if task is None:
         return None
+    draw = None
+    if active is not None and _is_fresh_pair(connection, task):
+        draw = active.draw(connection, annotator, at, seed)
+        task = task if draw is None else connection.execute(_WHOLE, {"task": draw.task}).one()
     shown = list(range(len(task.responses)))
     random.Random(f"{seed}:{task.id}:{annotator}").shuffle(shown)
-    lease(connection, task.id, annotator, shown, version, at, at + round(1000 * lease_seconds))
+    exposure = lease(connection, task.id, annotator, shown, version, at, at + round(1000 * lease_seconds))
+    if draw is not None:
+        facts = {"probability": draw.probability, "candidates": draw.candidates, "informed_by": draw.informed_by}
+        connection.execute(insert(t.draws).values(exposure_id=exposure, chooser=CHOOSER, **facts))
     return _held(connection, annotator, at)
 
 
@@ -125,62 +144,24 @@ def show(
         return lease(connection, task, annotator, list(shown), version, at, at + round(1000 * lease_seconds))
 
 
-# Statements are built once: building one costs more than running it. Their parameters:
-_ANNOTATOR: Any = bindparam("annotator")
-_AT: Any = bindparam("at")
-_TASK: Any = bindparam("task")
-
-
 def _had() -> tuple[Any, Any]:
     """The tasks that the annotator has judged, and those that it has skipped."""
     j, e, ends = t.judgements, t.exposures, t.exposure_ends
-    judged = select(j.c.task_id).where(j.c.annotator_id == _ANNOTATOR)
+    judged = select(j.c.task_id).where(j.c.annotator_id == ANNOTATOR)
     skipped = (
         select(e.c.task_id)
         .join(ends, ends.c.exposure_id == e.c.id)
-        .where(e.c.annotator_id == _ANNOTATOR, ends.c.reason == "skipped")
+        .where(e.c.annotator_id == ANNOTATOR, ends.c.reason == "skipped")
     )
     return judged, skipped
-
-
-def _real() -> Any:
-    """Returns the condition of the real tasks and adjudications that are open to the annotator.
-
-    It is on `tasks` joined with `task_state`. Such a task was neither had, nor is it the adjudication or the parent of
-    one that was judged, nor do as many people hold it as judgements are missing. Each of these is a set that is
-    computed once, from what this annotator did and from the leases that run: a condition for each task costs 20 ms with
-    5,000 tasks.
-    """
-    child, parent, leases, state = t.tasks.alias("child"), t.tasks.alias("parent"), t.leases, t.task_state
-    judged = select(t.judgements.c.task_id).where(t.judgements.c.annotator_id == _ANNOTATOR)
-    parents = select(child.c.parent_id).where(
-        child.c.stage == "adjudication", child.c.parent_id.is_not(None), child.c.id.in_(judged)
-    )
-    adjudications = select(parent.c.id).where(parent.c.stage == "adjudication", parent.c.parent_id.in_(judged))
-    taken = (
-        select(leases.c.task_id)
-        .join(state, state.c.task_id == leases.c.task_id)
-        .where(leases.c.expires > _AT)
-        .group_by(leases.c.task_id, state.c.missing)
-        .having(func.count() >= state.c.missing)
-    )
-    return and_(
-        t.task_state.c.missing > 0,
-        t.tasks.c.stage.in_(DATA),
-        t.tasks.c.id.not_in(union(*_had(), parents, adjudications, taken)),
-    )
-
-
-def _joined(*columns: Any) -> Select[Any]:
-    return select(*columns).select_from(t.tasks).join(t.task_state, t.task_state.c.task_id == t.tasks.c.id)
 
 
 def _real_since_gold() -> Select[Any]:
     """The number of real tasks that were shown to the annotator since the last gold item."""
     e = t.exposures
-    shown = select(e.c.id).join(t.tasks, t.tasks.c.id == e.c.task_id).where(e.c.annotator_id == _ANNOTATOR)
+    shown = select(e.c.id).join(t.tasks, t.tasks.c.id == e.c.task_id).where(e.c.annotator_id == ANNOTATOR)
     last = select(func.max(shown.where(t.tasks.c.stage.in_(KNOWN)).subquery().c.id)).scalar_subquery()
-    real = shown.where(t.tasks.c.stage.in_(DATA), e.c.id > func.coalesce(last, 0))
+    real = shown.where(t.tasks.c.stage.in_(queue.DATA), e.c.id > func.coalesce(last, 0))
     return select(func.count()).select_from(real.subquery())
 
 
@@ -188,28 +169,21 @@ _VERSION = select(func.max(t.guidelines.c.version))
 _HELD = (  # the exposures of the annotator that are neither ended nor run out, the oldest first
     select(t.exposures)
     .join(t.leases, t.leases.c.exposure_id == t.exposures.c.id)
-    .where(t.leases.c.annotator_id == _ANNOTATOR, t.leases.c.expires > _AT)
+    .where(t.leases.c.annotator_id == ANNOTATOR, t.leases.c.expires > queue.AT)
     .order_by(t.exposures.c.id)
 )
 _NEW = select(t.tasks).where(t.tasks.c.id.not_in(union(*_had()))).order_by(t.tasks.c.id)
 _TRAINING = _NEW.where(t.tasks.c.stage == "training").limit(1)
 _GOLD = _NEW.where(t.tasks.c.stage.in_(KNOWN))
 _SINCE_GOLD = _real_since_gold()
-_FIRST_REAL = (  # adjudications first, then what others have begun, then by place: fewer tasks stay half judged
-    _joined(t.tasks.c.id)
-    .where(_real())
-    .order_by(t.tasks.c.stage, t.task_state.c.missing - t.tasks.c.overlap, t.tasks.c.place, t.tasks.c.id)
-    .limit(1)
-)
-_REAL = select(t.tasks).where(t.tasks.c.id == _FIRST_REAL.scalar_subquery())
-_OTHER_REAL = _joined(func.count()).where(_real(), t.tasks.c.id != _TASK)
+_WHOLE = select(t.tasks).where(t.tasks.c.id == TASK)
 _OTHER_GOLD = select(func.count()).select_from(
-    _GOLD.with_only_columns(t.tasks.c.id).order_by(None).where(t.tasks.c.id != _TASK).subquery()
+    _GOLD.with_only_columns(t.tasks.c.id).order_by(None).where(t.tasks.c.id != TASK).subquery()
 )
 _BY_ID = (
     select(t.tasks.c.kind, t.tasks.c.stage, t.tasks.c.responses, t.prompts.c.messages)
     .join(t.prompts, t.prompts.c.id == t.tasks.c.prompt_id)
-    .where(t.tasks.c.id == _TASK)
+    .where(t.tasks.c.id == TASK)
 )
 
 
@@ -226,7 +200,15 @@ def _next(connection: Connection, annotator: int, gold_every: int, seed: int, at
         if items:
             digest = hashlib.sha256(f"{seed}:{annotator}:{len(items)}".encode()).digest()
             return items[int.from_bytes(digest[:4], "big") % len(items)]
-    return connection.execute(_REAL, {**who, "at": at}).first()
+    real = queue.first(connection, annotator, at)
+    return None if real is None else connection.execute(_WHOLE, {"task": real}).one()
+
+
+def _is_fresh_pair(connection: Connection, task: Any) -> bool:
+    """True for a real pair that no one has judged yet."""
+    if task.kind != "pair" or task.stage != "real":
+        return False
+    return connection.scalar(select(t.task_state.c.begun).where(t.task_state.c.task_id == task.id)) == 0
 
 
 def _since_gold(connection: Connection, annotator: int) -> int:
@@ -234,7 +216,7 @@ def _since_gold(connection: Connection, annotator: int) -> int:
 
 
 def _remaining(connection: Connection, annotator: int, task: int, gold_every: int, at: int) -> int:
-    real = int(connection.scalar(_OTHER_REAL, {"annotator": annotator, "at": at, "task": task}) or 0)
+    real = queue.remaining(connection, annotator, task, at)
     if not gold_every:
         return real
     gold = int(connection.scalar(_OTHER_GOLD, {"annotator": annotator, "task": task}) or 0)

@@ -64,6 +64,8 @@ def close(database: Database, prefix: str, *, but: str = "") -> int:
     if but:
         own = own.where(t.campaigns.c.name != but)
     every = select(t.tasks.c.id).where(or_(t.tasks.c.id.in_(own), t.tasks.c.parent_id.in_(own)))
-    query = update(t.task_state).where(t.task_state.c.task_id.in_(every), t.task_state.c.missing > 0).values(missing=0)
+    state = t.task_state
+    closed = {"missing": 0, "begun": state.c.begun - state.c.missing}
+    query = update(state).where(state.c.task_id.in_(every), state.c.missing > 0).values(closed)
     with database.writing() as connection:
         return int(connection.execute(query).rowcount)

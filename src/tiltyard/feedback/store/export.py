@@ -30,10 +30,12 @@ def groups(
     """Yields a group for each judgement that stands, the oldest first: one opinion of one annotator.
 
     The preference names the annotator, the time, the version of the guidelines, the prompt and the responses; its
-    `meta` holds `task`, `stage`, `chosen_with` (the probability with which the task was chosen), `source`, `role` (of
-    an admin, a judge or a simulated annotator), `right` (of an item whose verdict is known) and the comment. A pair of
-    which both are bad has a preference without ranks (`meta["reason"]`), as has a written text, whose group has the
-    text as its one response.
+    `meta` holds `task`, `stage`, `chosen_with` (the probability with which its responses were chosen), `drawn_with` and
+    `candidates` (of an active draw of the task: its probability, and among how many), `source`, `role` (of an admin, a
+    judge or a simulated annotator), `right` (of an item whose verdict is known), `imported` (file and line of a
+    judgement that was not given here) and the comment. A pair of which both are bad has a preference without ranks
+    (`meta["reason"]`), as has a written text, whose group has the text as its one response (`meta["edited"]`: the
+    response that it is an edit of).
 
     Args:
         stages: of the tasks that count; `gold`, `attention` and `training` are tests of annotators, not data.
@@ -54,7 +56,8 @@ def groups(
         wanted.append(t.tasks.c.id.in_(tasks_of(campaign)))
     while rows := _block(database, after, wanted):
         after = rows[-1].judgement_id
-        yield from (_group(row, responses) for row, responses in zip(rows, responses_of(database, rows), strict=True))
+        responses, draws = responses_of(database, rows), _draws_of(database, rows)
+        yield from (_group(row, stored, draw) for row, stored, draw in zip(rows, responses, draws, strict=True))
 
 
 def policies(database: Database) -> list[str]:
@@ -73,7 +76,9 @@ def _block(database: Database, after: int, wanted: Sequence[ColumnElement[bool]]
             j.c.comment,
             j.c.created,
             j.c.seconds,
+            j.c.exposure_id,
             t.tasks.c.id.label("task_id"),
+            t.tasks.c.parent_id,
             t.tasks.c.kind,
             t.tasks.c.stage,
             t.tasks.c.probability,
@@ -88,11 +93,14 @@ def _block(database: Database, after: int, wanted: Sequence[ColumnElement[bool]]
             t.annotators.c.role,
             t.exposures.c.guideline,
             t.exposures.c.shown,
+            t.imports.c.origin,
+            t.imports.c.meta.label("imported"),
         )
         .join(t.tasks, t.tasks.c.id == j.c.task_id)
         .join(t.prompts, t.prompts.c.id == t.tasks.c.prompt_id)
         .join(t.annotators, t.annotators.c.id == j.c.annotator_id)
         .outerjoin(t.exposures, t.exposures.c.id == j.c.exposure_id)
+        .outerjoin(t.imports, t.imports.c.judgement_id == j.c.id)
         .outerjoin(newer, newer.c.supersedes == j.c.id)
         .where(newer.c.id.is_(None), j.c.id > after, *wanted)
         .order_by(j.c.id)
@@ -118,7 +126,29 @@ def responses_of(database: Database, rows: Sequence[Any]) -> list[list[Any]]:
     return [[found[key] for key in row.responses] for row in rows]
 
 
-def _group(row: Any, stored: Sequence[Any]) -> Group:
+def _draws_of(database: Database, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns the active draw by which each judgement's task came up, as facts; {} where it was given in order.
+
+    It is the draw of the exposure, or the last one of the task before: a task that someone has begun, an adjudication
+    and what was undone come without a draw of their own.
+    """
+    d, e = t.draws, t.exposures
+    tasks = sorted({key for row in rows for key in (row.task_id, row.parent_id) if key is not None})
+    query = select(e.c.task_id, d).join(d, d.c.exposure_id == e.c.id).where(e.c.task_id.in_(tasks)).order_by(e.c.id)
+    found: dict[int, list[Any]] = {}
+    with database.reading() as connection:
+        for one in connection.execute(query):
+            found.setdefault(one.task_id, []).append(one)
+    return [_draw_of(row, found.get(row.parent_id or row.task_id, ())) for row in rows]
+
+
+def _draw_of(row: Any, draws: Sequence[Any]) -> dict[str, Any]:
+    """The last of a task's draws up to the exposure of a judgement; {} for a judge, who has none."""
+    known = [one for one in draws if row.exposure_id is not None and one.exposure_id <= row.exposure_id]
+    return {"drawn_with": known[-1].probability, "candidates": known[-1].candidates} if known else {}
+
+
+def _group(row: Any, stored: Sequence[Any], draw: dict[str, Any]) -> Group:
     prompt = prompt_of(row)
     responses = tuple(
         Response(
@@ -126,9 +156,17 @@ def _group(row: Any, stored: Sequence[Any]) -> Group:
         )
         for one in stored
     )
+    before = None
     if row.kind == "write":
+        edited = row.verdict.get("edited")
+        before = None if edited is None else {"text": responses[edited].text, **responses[edited].meta}
         responses = (Response(text=row.verdict["text"], meta={"policy": f"annotator:{row.name}"}),)
-    meta = {"task": row.task_id, "kind": row.kind, "stage": row.stage, "chosen_with": row.probability}
+    given = dict(row.imported or {})
+    given |= {} if before is None else {"edited": before}
+    own = {key: given.pop(key) for key in ("guideline", "run", "model") if key in given}
+    meta = given | ({} if row.origin is None else {"imported": row.origin})
+    meta |= {"task": row.task_id, "kind": row.kind, "stage": row.stage, "chosen_with": row.probability}
+    meta |= draw
     meta |= {"role": row.role} if row.role != "annotator" else {}
     meta |= {"source": row.source} if row.source else {}
     meta |= {} if row.expected is None else {"right": agree(row.kind, row.verdict, row.expected)}
@@ -141,10 +179,10 @@ def _group(row: Any, stored: Sequence[Any]) -> Group:
         len(stored),
         annotator=row.name,
         when=datetime.fromtimestamp(row.created / 1000, UTC).isoformat(timespec="milliseconds"),
-        guideline="" if row.guideline is None else str(row.guideline),
         prompt=prompt.id,
         responses=tuple(response_id(response) for response in responses),
         meta=meta,
+        **({"guideline": "" if row.guideline is None else str(row.guideline)} | own),
     )
     return Group(prompt, responses, preference=preference, origin=row.source)
 

@@ -75,8 +75,8 @@ def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0, campa
             if ids := list(connection.scalars(known)):
                 return ids
         for item, verdict, place in zip(items, expected, places, strict=True):
-            prompt_id = _prompt(connection, item.group.prompt, item.source, at)
-            responses = [_response(connection, prompt_id, response, at) for response in item.group.responses]
+            prompt_id = store_prompt(connection, item.group.prompt, item.source, at)
+            responses = [store_response(connection, prompt_id, response, at) for response in item.group.responses]
             row = {
                 "kind": item.kind,
                 "stage": item.stage,
@@ -93,13 +93,17 @@ def add_tasks(database: Database, items: Sequence[Item], *, seed: int = 0, campa
             }
             key = connection.execute(insert(t.tasks).values(row)).inserted_primary_key
             assert key is not None
-            connection.execute(
-                insert(t.task_state).values(task_id=key[0], missing=0 if item.reserved else item.overlap)
-            )
             ids.append(int(key[0]))
+            enqueue(connection, ids[-1], item.stage, place, item.overlap, 0 if item.reserved else item.overlap)
             if campaign:
                 connection.execute(insert(t.campaigns).values(task_id=ids[-1], name=campaign))
     return ids
+
+
+def enqueue(connection: Connection, task: int, stage: str, place: float, overlap: int, missing: int) -> None:
+    """Adds a task to the queue (`queue`): its place, and the number of judgements that are still wanted."""
+    row = {"task_id": task, "missing": missing, "stage": stage, "begun": missing - overlap, "place": place}
+    connection.execute(insert(t.task_state).values(row))
 
 
 def _checked(k: int, item: Item) -> Verdict | None:
@@ -153,9 +157,16 @@ def messages_of(prompt: Prompt) -> Any:
     return {"text": prompt.text} if prompt.messages is None else [message.to_dict() for message in prompt.messages]
 
 
-def _prompt(connection: Connection, prompt: Prompt, source: str, at: int) -> str:
+def store_prompt(connection: Connection, prompt: Prompt, source: str, at: int) -> str:
+    """Returns the id of a prompt, which is added if it is new.
+
+    Raises:
+        DataError: a character that no database holds.
+    """
     key = prompt_digest(prompt)
     if connection.scalar(select(t.prompts.c.id).where(t.prompts.c.id == key)) is None:
+        for message in prompt.messages or ():
+            storable(message.content, f"the prompt {prompt.id or key}")
         meta = dict(prompt.meta) | ({"id": prompt.id} if prompt.id else {})
         row = {
             "id": key,
@@ -169,7 +180,12 @@ def _prompt(connection: Connection, prompt: Prompt, source: str, at: int) -> str
     return key
 
 
-def _response(connection: Connection, prompt_id: str, response: Response, at: int) -> int:
+def store_response(connection: Connection, prompt_id: str, response: Response, at: int) -> int:
+    """Returns the id of a response to a prompt by its policy, which is added if it is new, as the policy is.
+
+    Raises:
+        DataError: a character that no database holds.
+    """
     name, version = str(response.meta.get("policy", "unknown")), str(response.meta.get("version", ""))
     policy = register_policy(connection, name, version, {}, at)
     digest, table = response_id(response), t.responses

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 from tiltyard.errors import DataError
 from tiltyard.feedback.store import tables as t
 from tiltyard.feedback.store.database import Database, now
+from tiltyard.feedback.store.items import enqueue
 from tiltyard.feedback.store.leases import end, lease
 from tiltyard.feedback.store.texts import storable
 from tiltyard.feedback.store.verdicts import Verdict, agree, checked, to_responses
@@ -184,7 +185,8 @@ def _exposure(connection: Connection, exposure: int, annotator: int, *, open_alo
 
 def _count(connection: Connection, task: int, change: int) -> None:
     state = t.task_state
-    connection.execute(update(state).where(state.c.task_id == task).values(missing=state.c.missing + change))
+    changed = {"missing": state.c.missing + change, "begun": state.c.begun + change}
+    connection.execute(update(state).where(state.c.task_id == task).values(changed))
 
 
 def _newest(connection: Connection, task: int, annotator: int) -> Any:
@@ -221,7 +223,7 @@ def _adjudicate(connection: Connection, task: Any, at: int) -> None:
     row = {**same, "stage": "adjudication", "overlap": 1, "chooser": "adjudication", "parent_id": task.id}
     key = connection.execute(insert(t.tasks).values(**row, created=at)).inserted_primary_key
     assert key is not None
-    connection.execute(insert(t.task_state).values(task_id=key[0], missing=1))
+    enqueue(connection, int(key[0]), "adjudication", task.place, 1, 1)
 
 
 def _stored(connection: Connection, row: Any) -> Stored:

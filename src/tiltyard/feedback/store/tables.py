@@ -113,7 +113,7 @@ tasks = Table(
     Column("chooser", String(100), nullable=False),  # how it was chosen: random, active, all, adjudication
     Column("expected", JSON),  # the right verdict of a training, gold or attention item
     Column("explanation", Text, nullable=False, server_default=""),  # shown after a training item
-    Column("parent_id", ForeignKey("tasks.id")),  # what an adjudication decides
+    Column("parent_id", ForeignKey("tasks.id"), index=True),  # what an adjudication decides
     Column("place", Float, nullable=False),  # tasks are given out by increasing place
     Column("source", String(200), nullable=False, server_default=""),
     Column("created", BigInteger, nullable=False),
@@ -125,7 +125,21 @@ task_state = Table(
     metadata,
     Column("task_id", ForeignKey("tasks.id"), primary_key=True),
     Column("missing", Integer, nullable=False),  # judgements that are still wanted
+    Column(
+        "stage", String(20), nullable=False, server_default=""
+    ),  # of the task, as `place`: the queue's index has both
+    Column("begun", Integer, nullable=False, server_default="0"),  # missing - overlap: below 0 once someone has judged
+    Column("place", Float, nullable=False, server_default="0"),
     Index("ix_task_state_missing", "missing"),
+    Index(
+        "ix_task_state_queue",  # open tasks in the order in which they are given out
+        "stage",
+        "begun",
+        "place",
+        "task_id",
+        sqlite_where=text("missing > 0"),
+        postgresql_where=text("missing > 0"),
+    ),
 )
 
 exposures = Table(
@@ -159,6 +173,16 @@ leases = Table(
     Column("expires", BigInteger, nullable=False, index=True),
 )
 
+draws = Table(
+    "draws",
+    metadata,
+    Column("exposure_id", ForeignKey("exposures.id"), primary_key=True),
+    Column("probability", Float, nullable=False),  # with which this task was drawn
+    Column("candidates", Integer, nullable=False),  # tasks it was drawn among, itself included
+    Column("chooser", String(100), nullable=False),  # how
+    Column("informed_by", BigInteger, nullable=False),  # id of the newest judgement that was known; 0: none
+)
+
 judgements = Table(
     "judgements",
     metadata,
@@ -181,6 +205,15 @@ judgements = Table(
         sqlite_where=text("supersedes IS NULL"),
         postgresql_where=text("supersedes IS NULL"),
     ),
+)
+
+imports = Table(
+    "imports",
+    metadata,
+    Column("judgement_id", ForeignKey("judgements.id"), primary_key=True),
+    Column("origin", Text, nullable=False),  # file:line
+    Column("meta", JSON, nullable=False),  # what else the file says of the judgement
+    Column("created", BigInteger, nullable=False),  # when it was imported
 )
 
 flags = Table(
@@ -218,7 +251,9 @@ APPEND_ONLY = (
     "tasks",
     "exposures",
     "exposure_ends",
+    "draws",
     "judgements",
+    "imports",
     "flags",
     "acceptances",
     "campaigns",

@@ -124,13 +124,28 @@ def test_demonstrations_are_written_answers(tmp_path) -> None:
     assert report.left_out == {"judgements that are no written answer": 1}
 
 
+def test_the_first_place_and_an_edit_are_training_data(tmp_path) -> None:
+    report = write_judged(tmp_path / "best.jsonl", [*PAIRS[:3], *RANKINGS], "best")
+    rows = [json.loads(line)["completion"][0]["content"] for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    assert rows == ["Paris. (0)", "It is Paris, the capital of France. (0)", "It is Paris, the capital of France. (4)"]
+    assert report.left_out == {"judgements that put no response alone on the first place": 2}  # a tie each
+    written = replace(group(0), responses=(Response(text="My own answer."),))
+    meta = {"edited": {"text": "Paris.", "policy": "sft"}}
+    edited = replace(written, preference=replace(written.preference, ranks=None, meta=meta))
+    report = write_judged(tmp_path / "edits.jsonl", [edited, written], "edits")
+    assert report.left_out == {"judgements that are no edited response": 1}
+    (pair,) = judged(str(tmp_path / "edits.jsonl")).groups
+    assert [r.text for r in pair.responses] == ["My own answer.", "Paris."]
+    assert ranks_of(pair.preference) == (1, 2)
+
+
 def test_nothing_to_write_is_an_error_and_leaves_no_file(tmp_path) -> None:
     with pytest.raises(DataError, match="no judgement can be written as hh"):
         write_judged(tmp_path / "x.jsonl", [group(ranks=(1, 1))], "hh")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="did you mean 'argilla'"):
         write_judged(tmp_path / "x.jsonl", [group()], "argila")
-    assert len(FORMS) == 9
+    assert len(FORMS) == 11
 
 
 def test_columns_of_two_kinds_are_refused_by_name(tmp_path) -> None:

@@ -78,6 +78,17 @@ def test_rate_as_json_has_everything(rows, capsys) -> None:
     assert set(found["reliability"]) == {"a0", "a1"}
 
 
+def test_rate_prints_abilities(rows, capsys, tmp_path) -> None:
+    text = said(capsys, "rate", rows, "--abilities")
+    assert re.search(r"a0 +200 +\d\.\d\d +\[-?\d\.\d\d, \d\.\d\d\]", text), text
+    assert "Ratings with abilities: m0 " in text
+    found = json.loads(said(capsys, "rate", rows, "--abilities", "--json"))["abilities"]
+    assert set(found["annotators"]) == {"a0", "a1"}
+    assert found["ratings"]["m0"]["low"] < found["ratings"]["m0"]["rating"] < found["ratings"]["m0"]["high"]
+    write_judged(tmp_path / "one.jsonl", battles(60, STRENGTHS))
+    assert "no abilities: abilities compare annotators" in said(capsys, "rate", tmp_path / "one.jsonl", "--abilities")
+
+
 def test_rate_of_a_store_keeps_every_registered_policy(store, capsys) -> None:
     text = said(capsys, "rate", store)
     assert "model-0@1" in text

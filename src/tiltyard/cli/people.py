@@ -14,6 +14,7 @@ from tiltyard.errors import ConfigError
 
 if TYPE_CHECKING:
     from tiltyard.stats.judged import Votes
+    from tiltyard.stats.ratings.ability import AbilityFit
     from tiltyard.stats.ratings.board import BoardSettings
     from tiltyard.types import Group
 
@@ -41,6 +42,9 @@ def rate(
     by: Annotated[str, typer.Option(help="people, judges or all: whose verdicts make the ratings.")] = "all",
     reliability: Annotated[
         bool, typer.Option("--reliability", help="Weigh annotators by how far the others confirm them.")
+    ] = False,
+    abilities: Annotated[
+        bool, typer.Option("--abilities", help="Ratings together with the ability of each annotator.")
     ] = False,
     hard: Annotated[
         bool, typer.Option("--hard", help="A soft label counts for the side it prefers, not as its probability.")
@@ -86,6 +90,8 @@ def rate(
     own = [g for g in found.groups if who == "all" or _by(g, names) == who]
     kept = every if who == "all" else votes_of(own, names, hard=hard, keep_named=keep_named)
     report = _rate(every, kept, found.models, settings, reliability)
+    if abilities:
+        report["abilities"] = _abilities(kept, found.models, settings)
     if plot is not None:
         from tiltyard.report.board_plot import board_png
 
@@ -123,6 +129,20 @@ def _rate(
     return {"board": board, "corrected": corrected, "left_out": kept.left_out, "reliability": quality}
 
 
+def _abilities(kept: Votes, models: Sequence[str], settings: BoardSettings) -> AbilityFit | str:
+    """Returns the joint fit of ratings and abilities, or why there is none."""
+    from tiltyard.errors import DataError
+    from tiltyard.stats.judged import battles_of_votes
+    from tiltyard.stats.ratings.ability import bradley_terry_with_abilities
+
+    try:
+        fought = battles_of_votes(kept.votes, models=models)
+        names = [vote.annotator or "unnamed" for vote in kept.votes]
+        return bradley_terry_with_abilities(fought, names, both_bad=settings.both_bad, level=settings.level)
+    except DataError as error:
+        return f"{error.what}: {error.got}"
+
+
 def _by(group: Group, judges: tuple[str, ...]) -> str:
     from tiltyard.stats.judged import is_judge
 
@@ -150,15 +170,20 @@ def _print_rate(
     board = report["board"]
     if json_output:
         corrected = [_corrected_row(row) for row in report["corrected"]]
-        emit({**report, "board": board.to_dict(), "corrected": corrected, "notes": list(notes)})
+        found = {"abilities": _ability_rows(report["abilities"])} if "abilities" in report else {}
+        emit({**report, **found, "board": board.to_dict(), "corrected": corrected, "notes": list(notes)})
         return
-    from tiltyard.report.board_tables import print_board, print_corrected
+    from tiltyard.report.board_tables import print_abilities, print_board, print_corrected
     from tiltyard.report.text import plain
 
     console = console_for(False)
     print_board(board, console, left_out=report["left_out"])
     print_corrected(report["corrected"], console)
     lines = [*notes]
+    if isinstance(fit := report.get("abilities"), str):
+        lines.append(f"no abilities: {fit}")
+    elif fit is not None:
+        print_abilities(fit, console)
     lines += [f"weight of {name}: {weight:.2f}" for name, weight in sorted(report["reliability"].items())]
     if plot is not None:
         lines.append(f"picture: {plot}")
@@ -166,6 +191,17 @@ def _print_rate(
         lines.append(f"rewards of {report['rewards']['prompts']:,} prompts: {rewards}")
     for line in lines:
         console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _ability_rows(fit: AbilityFit | str) -> dict[str, Any]:
+    if isinstance(fit, str):
+        return {"reason": fit}
+    from tiltyard.stats.ratings.tables import on_elo_scale
+
+    ends = [on_elo_scale(x) for x in (fit.rating_M, fit.low_M, fit.high_M)]
+    ratings = {name: dict(zip(("rating", "low", "high"), map(float, row), strict=True))
+               for name, *row in zip(fit.models, *ends, strict=True)}  # fmt: skip
+    return {"annotators": {str(name): one._asdict() for name, one in fit.ability.items()}, "ratings": ratings}
 
 
 def _corrected_row(row: Any) -> dict[str, Any]:
@@ -243,7 +279,9 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write: .jsonl, .json (a list) or .parquet.")],
     to: Annotated[
         str,
-        typer.Option(help="rows, groups, trl, demonstrations, hh, battles, ultrafeedback, argilla or label_studio."),
+        typer.Option(
+            help="rows, groups, trl, demonstrations, best, edits, hh, battles, ultrafeedback, argilla or label_studio."
+        ),
     ] = "rows",
     by: Annotated[str, typer.Option(help="people, judges or all: whose verdicts are written.")] = "all",
     judge: Judges = None,

@@ -6,6 +6,8 @@
 | `groups` | a judgement as a lossless group |
 | `trl` | a pair: `prompt`, `chosen`, `rejected` as messages, TRL's preference columns |
 | `demonstrations` | a written answer: `prompt` and `completion` as messages, TRL's prompt-completion columns |
+| `best` | the response that a judgement puts alone on the first place, as a demonstration |
+| `edits` | an edited response: `chosen` the person's text, `rejected` the response before |
 | `hh` | a pair: `chosen` and `rejected` as transcripts |
 | `battles` | a pair of two models' responses, as the chatbot arena publishes them |
 | `ultrafeedback` | a rating of all responses: `instruction`, `completions` |
@@ -32,13 +34,27 @@ from tiltyard.files import atomic_write, jsonable
 from tiltyard.runs.groups import group_to_dict
 from tiltyard.types import Group, Message, pairs_of, ranks_of
 
-FORMS = ("rows", "groups", "trl", "demonstrations", "hh", "battles", "ultrafeedback", "argilla", "label_studio")
+FORMS = (
+    "rows",
+    "groups",
+    "trl",
+    "demonstrations",
+    "best",
+    "edits",
+    "hh",
+    "battles",
+    "ultrafeedback",
+    "argilla",
+    "label_studio",
+)
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 NO_ORDER = "judgements that prefer no response (ties, both bad, no verdict)"
 TIED_PAIRS = "tied pairs"
 NO_VERDICT = "groups without a verdict"
 NOT_WRITTEN = "judgements that are no written answer"
+NO_FIRST = "judgements that put no response alone on the first place"
+NOT_EDITED = "judgements that are no edited response"
 NO_MODELS = "pairs whose models are not recorded"
 OTHER_TURNS = "pairs with turns that a transcript cannot hold (system, tools)"
 NO_RATINGS = "judgements that rate no response"
@@ -215,6 +231,26 @@ def _demonstrations(groups: Iterable[Group], left_out: Counter[str]) -> _Rows:
             left_out[NOT_WRITTEN] += 1
 
 
+def _best(groups: Iterable[Group], left_out: Counter[str]) -> _Rows:
+    for group in groups:
+        ranks = ranks_of(group.preference) or ()
+        first = [k for k, rank in enumerate(ranks) if rank == min(ranks)]
+        if len(first) == 1 and len(group.responses) > 1:
+            yield {"prompt": _asked(group), "completion": _answered(group, first[0])}
+        else:
+            left_out[NO_FIRST] += 1
+
+
+def _edits(groups: Iterable[Group], left_out: Counter[str]) -> _Rows:
+    for group in groups:
+        before = group.preference.meta.get("edited") if group.preference is not None else None
+        if len(group.responses) == 1 and isinstance(before, dict) and before.get("text"):
+            answers = {"chosen": _answered(group, 0), "rejected": [_turn("assistant", str(before["text"]))]}
+            yield {"prompt": _asked(group), **answers}
+        else:
+            left_out[NOT_EDITED] += 1
+
+
 def _hh(groups: Iterable[Group], left_out: Counter[str]) -> _Rows:
     for group, better, worse in _untied(groups, left_out):
         asked = group.prompt.messages or ()
@@ -308,6 +344,8 @@ _MAKERS: dict[str, Callable[[Iterable[Group], Counter[str]], _Rows]] = {
     "groups": _groups,
     "trl": _trl,
     "demonstrations": _demonstrations,
+    "best": _best,
+    "edits": _edits,
     "hh": _hh,
     "battles": _battles,
     "ultrafeedback": _ultrafeedback,

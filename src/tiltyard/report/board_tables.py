@@ -13,7 +13,9 @@ from rich.text import Text
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
 from tiltyard.stats.judged_rates import CorrectedWins, estimates_of
+from tiltyard.stats.ratings.ability import AbilityFit
 from tiltyard.stats.ratings.board import Board, Standing
+from tiltyard.stats.ratings.tables import on_elo_scale
 
 MATRIX_MOST = 12  # models up to which the win matrix is printed
 _NAME = 10  # least width of a name's column
@@ -70,6 +72,19 @@ def board_lines(board: Board, left_out: Mapping[str, int] = {}) -> list[str]:
     lines += [f"note: {note}" for note in board.notes]
     lines += [f"left out: {count:,} {reason}" for reason, count in left_out.items()]
     return lines
+
+
+def print_abilities(fit: AbilityFit, console: Console) -> None:
+    """Prints the ability of each annotator and the ratings of an annotator of mean ability."""
+    table = _columns(_table(console), "annotator", "battles", "ability", "interval")
+    for name, one in sorted(fit.ability.items(), key=lambda item: -item[1].value):
+        table.add_row(Text(plain(str(name))), f"{one.n:,}", f"{one.value:.2f}", f"[{one.low:.2f}, {one.high:.2f}]")
+    console.print("Abilities of annotators, the mean is 1 (0: guesses; below 0: prefers the worse):", highlight=False)
+    console.print(table)
+    ends = [on_elo_scale(x) for x in (fit.rating_M, fit.low_M, fit.high_M)]
+    rated = sorted(zip(fit.models, *ends, strict=True), key=lambda row: -row[1] if row[1] == row[1] else math.inf)
+    lines = [f"{plain(name)} {points(value)} [{points(low)}, {points(high)}]" for name, value, low, high in rated]
+    console.print(f"Ratings with abilities: {', '.join(lines)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _parameter(board: Board) -> str:

@@ -21,6 +21,7 @@ from tiltyard.stats.ratings.connected import Connectivity
 from tiltyard.stats.ratings.elo import scores_of_a
 
 _ITERATIONS = 200
+_MOST_CELLS = 50_000_000  # battles x parameters in memory: 400 MB
 
 
 class AbilityFit(NamedTuple):
@@ -58,7 +59,7 @@ def bradley_terry_with_abilities(
 
     Raises:
         DataError: no annotator for each battle, one annotator alone, battles of a single prompt, and the errors of
-            `bradley_terry`; a likelihood whose maximum is not found.
+            `bradley_terry`; a likelihood whose maximum is not found; more battles and annotators than fit into memory.
     """
     if len(annotators) != len(battles):
         raise DataError("every battle has an annotator", got=len(annotators), expected=len(battles))
@@ -76,6 +77,14 @@ def bradley_terry_with_abilities(
         raise DataError("abilities compare annotators", got=f"{len(present)} annotator", expected="two at least")
     place_A = np.full(len(names), -1)
     place_A[present] = np.arange(len(present))
+    cells = len(used) * (len(start.connectivity.rated_K) + len(present))
+    if cells > _MOST_CELLS:
+        raise DataError(
+            "too many battles and annotators to fit abilities",
+            got=f"{len(used):,} battles, {len(present):,} annotators",
+            expected=f"{_MOST_CELLS:,} battles x parameters at most",
+            fix="rate without abilities, or the annotators of many battles alone",
+        )
     data = _Data(
         place_M[used.a_N],
         place_M[used.b_N],

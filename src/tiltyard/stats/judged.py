@@ -242,7 +242,7 @@ def battles_of_votes(
 
 
 class Choice(NamedTuple):
-    """How an item came to be judged: chosen with a probability, and perhaps drawn actively (`Vote.drawn`)."""
+    """The choice of an item to be judged: its probability, and its active draw where it was drawn (`Vote.drawn`)."""
 
     probability: float = 1.0
     drawn: tuple[float, int] | None = None

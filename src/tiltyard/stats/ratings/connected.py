@@ -77,6 +77,16 @@ def components(beats_MM: NDArray) -> Ints:
     return connected_components((beats_MM > 0).astype(np.int64), directed=True, connection="strong")[1].astype(np.int64)
 
 
+def strongly_connected(beats_RMM: NDArray) -> NDArray[np.bool_]:
+    """Returns for each of R matrices whether a chain of wins leads from every model to every other, shape [R]."""
+    m = beats_RMM.shape[-1]
+    reached_RMM = (beats_RMM > 0) | np.eye(m, dtype=bool)
+    for _ in range(max(m - 1, 1).bit_length()):  # each product doubles the length of the chains
+        step_RMM = reached_RMM.astype(np.float32)
+        reached_RMM = step_RMM @ step_RMM > 0
+    return np.asarray(reached_RMM.all((1, 2)))
+
+
 def tie_model_is_finite(beats_MM: NDArray, ties_MM: NDArray) -> bool:
     """True where Davidson's and Rao & Kupper's likelihood has a finite maximum on strongly connected models.
 

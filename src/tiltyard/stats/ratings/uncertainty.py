@@ -11,7 +11,7 @@ from tiltyard.errors import DataError, nearest
 from tiltyard.stats.intervals import expanded_tail, normal_quantile
 from tiltyard.stats.ratings.battles import Floats, Ints
 from tiltyard.stats.ratings.bradley_terry import Fit
-from tiltyard.stats.ratings.connected import components, connectivity, tie_model_is_finite
+from tiltyard.stats.ratings.connected import connectivity, strongly_connected, tie_model_is_finite
 from tiltyard.stats.ratings.newton import bounded, maximise
 
 IntervalMethod = Literal["sandwich", "bootstrap"]
@@ -140,15 +140,13 @@ def _without_the_unrated(fit: Fit, count_RU3: Floats) -> Floats:
     i_U, j_U, k = fit.design.i_U, fit.design.j_U, fit.design.n_models
     unrated_RK = np.zeros((len(count_RU3), k))
     names = tuple(map(str, range(k)))
-    forth_RU, back_RU = count_RU3[..., 0] + count_RU3[..., 2], count_RU3[..., 1] + count_RU3[..., 2]
-    for r in range(len(count_RU3)):
-        beats_KK = np.zeros((k, k))
-        np.add.at(beats_KK, (i_U, j_U), forth_RU[r])
-        np.add.at(beats_KK, (j_U, i_U), back_RU[r])
-        if components(beats_KK).max() > 0:
-            unrated_RK[r] = connectivity(names, beats_KK).unrated()
-            outside_U = (unrated_RK[r, i_U] != 0) | (unrated_RK[r, j_U] != 0)
-            count_RU3[r, outside_U] = 0
+    beats_RKK = np.zeros((len(count_RU3), k, k))
+    np.add.at(beats_RKK.transpose(1, 2, 0), (i_U, j_U), (count_RU3[..., 0] + count_RU3[..., 2]).T)
+    np.add.at(beats_RKK.transpose(1, 2, 0), (j_U, i_U), (count_RU3[..., 1] + count_RU3[..., 2]).T)
+    for r in np.flatnonzero(~strongly_connected(beats_RKK)):
+        unrated_RK[r] = connectivity(names, beats_RKK[r]).unrated()
+        outside_U = (unrated_RK[r, i_U] != 0) | (unrated_RK[r, j_U] != 0)
+        count_RU3[r, outside_U] = 0
     return unrated_RK
 
 

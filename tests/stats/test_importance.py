@@ -82,3 +82,12 @@ def test_the_jackknife_takes_out_the_bias_of_a_logarithm() -> None:
     assert abs(plain.mean() - truth) > 5 * error
     near(float(corrected.mean()), truth, error + 2e-3)
     assert stratified_jackknife(np.log, [np.ones((1, 4))], (4,)) == pytest.approx(0)
+
+
+def test_the_last_bits_of_equal_weights_are_no_tail():
+    """A reward of few values: sums in another order must not look like a heavy tail."""
+    rng = np.random.default_rng(0)
+    log_w = rng.choice([0.0, 0.3, 1.1], size=64)
+    noisy = log_w + 1e-15 * rng.normal(size=64)
+    assert math.isnan(k_hat(log_w))
+    assert math.isnan(k_hat(noisy))

@@ -62,7 +62,8 @@ def k_hat(log_w: ArrayLike) -> float:
         different weights).
     """
     ordered = np.sort(np.asarray(log_w, dtype=np.float64))
-    ordered = ordered[np.isfinite(ordered)] - ordered[-1]
+    # equal weights stay equal: the last bits of their sums would make a tail of their own
+    ordered = np.round(ordered[np.isfinite(ordered)] - ordered[-1], 9)
     if not len(ordered) or ordered[0] == 0:
         return -math.inf
     length = int(min(len(ordered) / 5, 3 * math.sqrt(len(ordered))))

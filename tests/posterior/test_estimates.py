@@ -213,12 +213,14 @@ def test_what_diagnostics_refuse() -> None:
     apart = support_of(np.full(20, 30.0), np.full(20, 0.3), 64, 1.0)
     assert apart.refusals[0].needed == 128
     assert not support_of(np.full(20, 30.0), np.full(20, 0.3), 64, math.nan).ok
-    # one bad prompt in ten is noise of k-hat, two are not
-    ess = np.full(20, 30.0)
-    for bad, ok in ((1, True), (4, False)):
-        k = np.full(20, 0.3)
+    # a prompt with a heavy tail is noise of k-hat, most of them are not; one prompt in ten may have few samples
+    k, ess = np.full(20, 0.3), np.full(20, 30.0)
+    for bad, ok in ((4, True), (12, False)):
         k[:bad] = 0.9
         assert support_of(ess, k, 64).ok is ok
+    for bad, ok in ((1, True), (4, False)):
+        ess[:bad] = 5.0
+        assert support_of(ess, np.full(20, 0.3), 64).ok is ok
 
 
 def test_a_gaussian_tail_is_reliable_and_a_wide_one_is_not() -> None:

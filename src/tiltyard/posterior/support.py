@@ -9,7 +9,7 @@ import numpy as np
 
 from tiltyard.stats.importance import K_LIMIT, LEAST_ESS, Floats, samples_for_k
 
-WORST = 0.1  # share of the prompts that is left out of the judgement: k-hat of one prompt's samples is noisy
+WORST = 0.1  # share of the prompts with the fewest effective samples that is left out of the judgement
 APART = 0.5  # nats between the two bounds of log Z above which it is not known
 WEIGHTED = ("log_z", "gap", "reverse", "tv", "posterior_factor", "posterior_kl")  # estimates that need the weights
 
@@ -31,9 +31,9 @@ class Support:
     """Diagnostics of the weighted estimates, over prompts.
 
     Args:
-        samples: a prompt. ess: of nine prompts in ten at least this effective number. k_hat: of nine in ten at most
-            this Pareto shape; None where few different weights leave no tail. width: nats between the bounds of log Z,
-            None without an upper one. refusals: empty where the estimates are supported.
+        samples: a prompt. ess: of nine prompts in ten at least this effective number. k_hat: the median prompt's Pareto
+            shape; None where few different weights leave no tail. width: nats between the bounds of log Z, None without
+            an upper one. refusals: empty where the estimates are supported.
     """
 
     samples: int
@@ -50,13 +50,16 @@ class Support:
 def support_of(ess_P: Floats, k_P: Floats, samples: int, width: float | None = None) -> Support:
     """Judges the weights of all prompts.
 
+    k-hat of one prompt's samples is noisy, and the estimates are means over prompts: on enumerable worlds the median
+    prompt's k-hat refuses what the 90th percentile does and was wrong, and less of what was right (docs/lab.md).
+
     Args:
         ess_P, k_P: effective numbers and Pareto shapes of the prompts. samples: a prompt. width: nats between the mean
             upper and the mean lower bound of log Z.
     """
     ess = float(np.quantile(ess_P, WORST))
     known = k_P[~np.isnan(k_P)]
-    shape = float(np.quantile(np.maximum(known, -10.0), 1 - WORST)) if len(known) else None
+    shape = float(np.median(np.maximum(known, -10.0))) if len(known) else None
     refusals = []
     if ess < LEAST_ESS:
         needed = math.ceil(samples * LEAST_ESS / ess) if ess > 0 else None
@@ -64,7 +67,7 @@ def support_of(ess_P: Floats, k_P: Floats, samples: int, width: float | None = N
     if shape is not None and shape > K_LIMIT:
         least = samples_for_k(shape)
         needed = math.ceil(max(least, samples + 1)) if least < 1e9 else None
-        refusals.append(Refusal(f"k-hat {shape:.2f}, above {K_LIMIT}", needed))
+        refusals.append(Refusal(f"k-hat {shape:.2f} of the median prompt, above {K_LIMIT}", needed))
     if width is not None and not width <= APART:
         if math.isnan(width):
             refusals.append(Refusal("no exact posterior sample for the upper bound of log Z", None))

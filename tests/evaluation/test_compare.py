@@ -140,7 +140,7 @@ def test_two_models_of_one_run_are_compared_by_the_stages_that_made_them(tmp_pat
     assert cli.main(["compare", f"{root}:dpo", f"{root}:ppo"]) == 0
     output = capsys.readouterr().out
     assert "dpo|ppo.lr: 1e-06 | 1e-05" in output
-    assert "1 of dpo, 2 of ppo" in output
+    assert "dpo|ppo.clip: (none) | 0.2" in output
     assert cli.main(["compare", f"{root}:start", f"{root}:ppo"]) == 0
     output = capsys.readouterr().out
     assert "how start was made cannot be compared" in output

@@ -79,8 +79,10 @@ def _evaluated(run: Path) -> None:
                      settings={"models": {m: m for m in METHODS}, "reward": "judge"})  # fmt: skip
     draw = random.Random(1)
     rows = [
-        {"model": model, "prompt_id": f"p{i}", "prompt_key": f"key{i}", "prompt_text": f"Question {i} {HOSTILE[i % 8]}",
-         "text": f"{model} answers {i}: {HOSTILE[(i + 3) % 8]} " + "word " * (i % 50), "length": 60 + i % 30,
+        {"model": model, "prompt_id": f"p{i}", "prompt_key": f"key{i}",
+         "prompt_text": f"Question {i} {HOSTILE[i % 8]}" + "\nline" * (i % 30),
+         "text": f"{model} answers {i}: {HOSTILE[(i + 3) % 8]} " + "word " * (i % 50) + "\n" * (40 * (i % 3)),
+         "length": 60 + i % 30,
          "truncated": i % 3 == 0, "proxy": draw.gauss(place / 9, 1), "gold": None, "kl": draw.random() * place,
          "rewards": {"trained_on": draw.random()}, "win": None, "no_verdict": ""}
         for place, model in enumerate(METHODS) for i in range(PROMPTS)

@@ -211,3 +211,4 @@ def test_it_prints(chrome, report, tmp_path):
         opened.page.emulate_media(media="print")
         assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert not opened.page.locator(".controls").first.is_visible()
+        assert opened.page.locator("#training .legend").is_visible()  # the colours of the curves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -114,7 +115,7 @@ def test_what_was_not_shown_is_said_with_what_would_have_shown(tmp_path):
     body["models"]["a"]["win_rate_q"] = 0.4
     dump(run / "evaluate/summary.json", body)
     sentences = said(page_data([run]))
-    assert "none is shown to be better than start, 0 are worse, and 4 cannot be told apart" in sentences[0]
+    assert "none is shown to be better than start, none worse, and 4 cannot be told apart" in sentences[0]
     assert sentences[1].startswith("The highest of the 4: dpo wins 55.0% of comparisons with start")
     assert "This set of prompts would show 11 points (80% power)." in sentences[1]
 
@@ -200,6 +201,18 @@ def test_a_run_without_evaluation_shows_the_rest(tmp_path):
     assert [m["name"] for m in page["curves"]["metrics"]][:2] == ["loss", "score"]
 
 
+def test_stages_that_are_gone_are_named(tmp_path):
+    run = whole_run(tmp_path)
+    for name in ("reward", "evaluate"):
+        shutil.rmtree(run / name)
+    (run / "summary.json").unlink()
+    notes = page_data([run])["notes"]
+    assert "The stage reward, which ppo, reward_dev read, is not there any more." in notes
+    assert any("There is no evaluation" in note for note in notes)
+    dump(stage(run, "evaluate", "evaluate", number=9) / "summary.json", [])
+    assert "No comparison of models could be read." in page_data([run])["notes"]
+
+
 def test_half_written_files_are_left_out_and_named(tmp_path):
     run = whole_run(tmp_path)
     with (run / "ppo/metrics.jsonl").open("a") as file:
@@ -243,7 +256,7 @@ def test_runs_of_other_prompts_are_shown_apart_and_it_says_so(tmp_path):
     page = page_data([first, second])
     assert {row["model"] for row in page["evaluations"][1]["rows"]} >= {"ppo"}
     assert {item["src"] for item in page["samples"]} >= {"first/evaluate", "second/evaluate"}
-    assert any("no prompt in common" in note for note in page["sample_notes"])
+    assert any("no prompt in common" in note for note in page["notes"])
     lines(second / "evaluate/answers.jsonl", answers(40))
     page = page_data([first, second])
     shared = next(item for item in page["samples"] if item["p"] == "Question 3?")

@@ -16,6 +16,7 @@ from tiltyard.report.text import plain
 
 RATES = ("helpful", "truthful", "harmless")
 SETTINGS_SHOWN = 40
+ONE_SIDED = 12  # settings of one method alone that are shown, not counted
 
 
 def print_comparison(found: Mapping[str, Any], console: Console) -> None:
@@ -81,7 +82,10 @@ def _setting_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {stage}.{key}: {_value(first)} | {_value(second)}"
     if len(differ) > SETTINGS_SHOWN:
         yield f"  and {len(differ) - SETTINGS_SHOWN:,} more: --json lists all"
-    if of_one:
+    if 0 < len(of_one) <= ONE_SIDED:
+        yield "settings that only one of the methods has:"
+        yield from (f"  {stage}.{key}: {_value(first)} | {_value(second)}" for stage, key, first, second in of_one)
+    elif of_one:
         counts = [sum(row[place] is not None for row in of_one) for place in (2, 3)]
         each = ", ".join(f"{n:,} of {stage}" for stage, n in zip(found["stages"], counts, strict=True))
         yield f"settings that only one of the methods has: {each} (--json)"

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tiltyard.errors import ConfigError, DataError, nearest
+from tiltyard.files import read_json
 from tiltyard.runs.groups import read_groups, read_step_groups
 from tiltyard.runs.ref import existing_path
 from tiltyard.types import Group
@@ -210,7 +211,7 @@ def find_run(name: str, runs: Path = Path("runs")) -> Path:
         path = existing_path(candidate)
         if path is None or not path.is_dir():
             continue
-        if (path / "config.json").exists() and (path.resolve().parent / ".lock").exists():
+        if isinstance((read_json(path / "config.json") or {}).get("stage"), str):
             raise ConfigError(
                 "this is one stage of a run", where=name, fix=f"name the run: {path.resolve().parent.name}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -23,7 +23,7 @@ from tiltyard.report.html.pipeline import Defaults, stage_facts, wall_time, with
 from tiltyard.report.html.reading import Source, open_runs, text_of
 from tiltyard.report.html.results import before_after, evaluations, reward_models
 from tiltyard.report.html.samples import samples
-from tiltyard.report.html.sentences import summary_of
+from tiltyard.report.html.sentences import summary_of, trains_policies
 
 LARGEST = 4_900_000  # bytes of the page
 SHARES = (0.5, 0.2, 0.05, 0.0)  # of the usual number of samples, until the page is small enough
@@ -92,7 +92,12 @@ def page_data(
         "samples": found["items"],
         "sample_notes": found["notes"],
     }
-    page["notes"] = [*_missing(sources, page), *cut, *dict.fromkeys(note for s in sources for note in s.notes)]
+    page["notes"] = [
+        *_missing(sources, page),
+        *found["apart"],
+        *cut,
+        *dict.fromkeys(note for s in sources for note in s.notes),
+    ]
     page["summary"] = summary_of(page)
     return page
 
@@ -121,12 +126,29 @@ def _run(source: Source, defaults: Defaults | None, watts: float | None, price: 
 def _missing(sources: Sequence[Source], page: Mapping[str, Any]) -> list[str]:
     """Notes about what a reader may expect and these runs do not have."""
     found = [f"{source.name} has no stage that was started." for source in sources if not source.stages]
-    measured = page["evaluations"] or page["before_after"] or page["reward_models"] or page["gaps"]
-    if not measured and any(source.stages for source in sources):
-        found.append("There is no evaluation: add a stage `evaluate` to the recipe, or run `tiltyard eval`.")
+    kinds = {stage.get("kind") for run in page["runs"] for stage in run["stages"]}
+    compared = page["evaluations"] or page["before_after"] or page["gaps"]
+    if not compared and (trains_policies(page["runs"]) or not page["reward_models"]) and kinds:
+        if kinds & {"evaluate", "before_after", "gap"}:
+            found.append("No comparison of models could be read.")
+        else:
+            found.append("There is no evaluation: add a stage `evaluate` to the recipe, or run `tiltyard eval`.")
+    found += [line for source in sources for line in _lost(source)]
     if not page["samples"] and any(source.stages for source in sources):
         found.append("No stage of these runs keeps responses, so there are no samples.")
     return found
+
+
+def _lost(source: Source) -> Iterator[str]:
+    """Notes about stages that others read and whose folders are gone."""
+    readers: dict[str, list[str]] = {}
+    for name, reader in source.stages.items():
+        inputs = reader.config.inputs if reader.config is not None else {}
+        for gone in inputs if isinstance(inputs, Mapping) else ():
+            if gone not in source.stages:
+                readers.setdefault(str(gone), []).append(name)
+    for gone, names in readers.items():
+        yield text_of(f"The stage {source.label(gone)}, which {', '.join(names)} read, is not there any more.")
 
 
 def _static(name: str) -> str:

@@ -150,4 +150,4 @@ def _reason(error: Exception) -> str:
         return str(error).split("\n", 1)[0].removesuffix(".")
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return f"{type(error).__name__}: {str(error)[:120]}"
+    return f"it has not the form that Tiltyard writes ({type(error).__name__}: {str(error)[:120]})"

@@ -30,10 +30,10 @@ Item = dict[str, Any]
 
 
 def samples(sources: Sequence[Source], *, share: float = 1.0) -> dict[str, Any]:
-    """{items, notes} for the browser; `share` of the usual number of bytes."""
-    evaluated, notes = _evaluated(sources, int(EVALUATED * share))
+    """{items, notes, apart} for the browser; `share` of the usual number of bytes; `apart`: notes on other prompts."""
+    evaluated, notes, apart = _evaluated(sources, int(EVALUATED * share))
     trained = _trained(sources, int(TRAINED * share))
-    return {"items": [*evaluated, *trained], "notes": notes}
+    return {"items": [*evaluated, *trained], "notes": notes, "apart": apart}
 
 
 def answer_files(sources: Sequence[Source]) -> Iterator[tuple[Source, str, Path]]:
@@ -57,7 +57,7 @@ def rank_of(key: str) -> bytes:
 # --------------------------------------------------------------------------------------------------------- evaluations
 
 
-def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list[str]]:
+def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list[str], list[str]]:
     files = list(answer_files(sources))
     weights: dict[str, int] = {}  # prompt -> bytes of its lines
     shared: dict[str, int] = {}  # prompt -> files that have it
@@ -77,7 +77,7 @@ def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list
             shared[key] = shared.get(key, 0) + 1
         if bad:
             source.notes.append(f"{source.label(name)}/answers.jsonl: {bad:,} damaged lines are left out.")
-    notes = _other_prompts(sources, files, shared)
+    apart, notes = _other_prompts(sources, files, shared), list[str]()
     tokens = {path: token_rows(path.with_name("tokens.jsonl")) for _, _, path in files}
     coloured = {key for rows in tokens.values() for key in rows.prompts}
     chosen: set[str] = set()
@@ -95,7 +95,7 @@ def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list
             f"{len(kept):,} of {len(weights):,} prompts with {shown:,} of {responses:,} responses are shown, drawn at "
             "random; every number of the page is of all of them."
         )
-    return kept, notes
+    return kept, notes, apart
 
 
 def _within(budget: int) -> Any:

@@ -38,12 +38,12 @@ def summary_of(page: Mapping[str, Any]) -> list[Sentence]:
         found += sentences
     for table in page["before_after"]:
         found += _before_after(table)
-    if not found and _trains_policies(page["runs"]):
+    if not found and trains_policies(page["runs"]):
         found.append(_say("The trained models were not compared yet: there are curves, but no result.", tone="warn"))
+    found += _alarms(page["alarms"])
     found += _reward_models(page["reward_models"])
     for table in page["gaps"]:
         found += _distance(table)
-    found += _alarms(page["alarms"])
     found += _work(page["runs"])
     return found
 
@@ -107,19 +107,18 @@ def _all(rated: Sequence[Mapping[str, Any]], baseline: str, by: str) -> Sentence
     verdicts = [_verdict(row) for row in rated]
     better, worse = verdicts.count(1), verdicts.count(-1)
     rest = len(rated) - better - worse
+    lost: str | dict[str, str]
     if better:
-        found = _b(f"{better} {'is' if better == 1 else 'are'} better"), f" than {baseline}, ", _b(f"{worse} worse")
+        lost = _b(f"{worse} worse")
+        won = _b(f"{better} {'is' if better == 1 else 'are'} better")
     else:
-        found = (
-            _b("none is shown to be better"),
-            f" than {baseline}, ",
-            _b(f"{worse} {'is' if worse == 1 else 'are'} worse"),
-        )
+        lost = _b(f"{worse} {'is' if worse == 1 else 'are'} worse") if worse else "none worse"
+        won = _b("none is shown to be better")
     adjusted = all("win_rate_q" in row["tests"] for row in rated)
     how = " from it, adjusted for their number (Benjamini-Hochberg, 5%)." if adjusted else OF_MANY
     lead = f"Of {len(rated)} models, compared {by}, " if by else f"Of {len(rated)} models "
     tone = "good" if better else "bad" if worse > rest else ""
-    return _say(lead, *found, ", and ", _b(f"{rest} cannot be told apart"), how, tone=tone)
+    return _say(lead, won, f" than {baseline}, ", lost, ", and ", _b(f"{rest} cannot be told apart"), how, tone=tone)
 
 
 def _verdict(row: Mapping[str, Any]) -> int | None:
@@ -298,7 +297,9 @@ def _alarms(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
     if len(rows) > len(shown):
         more = len(rows) - len(shown)
         yield _say(
-            _b(f"{more} more {'alarm' if more == 1 else 'alarms'}"), " during training, listed there.", tone="bad"
+            _b(f"{more} more {'alarm' if more == 1 else 'alarms'}"),
+            " are listed at the curves of training.",
+            tone="bad",
         )
 
 
@@ -321,7 +322,8 @@ def _ends(cell: Mapping[str, Any]) -> str:
     return f" (95% interval {_percent(cell['lo'])} to {_percent(cell['hi'])})" if "lo" in cell else ""
 
 
-def _trains_policies(runs: Sequence[Mapping[str, Any]]) -> bool:
+def trains_policies(runs: Sequence[Mapping[str, Any]]) -> bool:
+    """True if a stage of the runs trained a model that answers."""
     return any(stage.get("steps") and stage.get("kind") not in REWARDS for run in runs for stage in run["stages"])
 
 

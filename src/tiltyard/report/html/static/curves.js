@@ -14,7 +14,7 @@ function trainingCurves(data, alarms, order) {
     main.replaceChildren(...data.metrics.filter((m) => m.main).map(made).filter(Boolean));
     if (box.open) rest.replaceChildren(...data.metrics.filter((m) => !m.main).map(made).filter(Boolean));
   };
-  const chips = h("div", { class: "chips", role: "group", "aria-label": "Stages in the curves" }, data.stages.map((stage) => {
+  const chips = h("div", { class: "chips legend", role: "group", "aria-label": "Stages in the curves" }, data.stages.map((stage) => {
     const chip = h("button", { type: "button", "aria-pressed": String(on.has(stage)) }, swatch(place(stage)), " ", stage);
     chip.addEventListener("click", () => {
       if (on.has(stage)) on.delete(stage); else on.add(stage);

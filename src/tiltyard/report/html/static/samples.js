@@ -78,25 +78,35 @@ function sampleBrowser(items, notes, order) {
     const mode = MODES.find((m) => m.key === state.mode);
     key.replaceChildren(...(mode ? [h("span", {}, `Tokens by ${mode.title}: `, mode.low, h("span", { class: "ramp" }), mode.high || "certain"), h("span", {}, `${mode.about}; full colour at ${mode.full}. Hover for the number.`)] : []));
     list.replaceChildren(...found.slice(0, state.shown).map((item) => card(item, state, mode, place)));
+    reachable(list);
     more.hidden = found.length <= state.shown;
   }
+  new ResizeObserver(() => reachable(list)).observe(list);
   more.addEventListener("click", () => { state.shown += PAGE; draw(); });
   chooseModels();
   draw();
   return [notes.map((text) => h("p", { class: "small dim" }, text)), controls, chips, key, count, list, more];
 }
 
+// Texts that are longer than their box scroll, so the keyboard must reach them; which do depends on lines and width.
+function reachable(list) {
+  for (const box of list.querySelectorAll(".prompt, .text")) {
+    const scrolls = box.scrollHeight > box.clientHeight + 1;
+    const facts = { tabindex: "0", role: "group", "aria-label": box.dataset.label };
+    for (const [name, value] of Object.entries(facts)) if (scrolls) box.setAttribute(name, value); else box.removeAttribute(name);
+  }
+}
 function card(item, state, mode, place) {
   const rs = item.rs.filter((r) => state.models.has(r.m));
   const best = Math.max(...rs.map((r) => (r.s === undefined ? -Infinity : r.s)));
   const unique = rs.filter((r) => r.s === best).length === 1 && rs.length > 1;
   const base = state.against && item.rs.find((r) => r.m === state.against);
   const meta = [item.step !== undefined && `step ${num(item.step)}`, item.dis && `measures disagree on ${percent(item.dis)} of the pairs`].filter(Boolean).join(" · ");
-  return h("article", { class: "sample" }, h("header", {}, h("div", { class: "prompt", tabindex: item.p.length > 700 ? 0 : null }, item.p || "(no prompt)"), meta && h("div", { class: "meta" }, meta)),
+  return h("article", { class: "sample" }, h("header", {}, h("div", { class: "prompt", "data-label": "prompt" }, item.p || "(no prompt)"), meta && h("div", { class: "meta" }, meta)),
     h("div", { class: "answers" }, [...new Set(rs.map((r) => r.m))].map((model) => h("div", { class: "answer" }, h("h3", {}, model),
       rs.filter((r) => r.m === model).map((r) => h("div", { class: "one" },
         h("div", { class: "meta" }, unique && r.s === best && h("span", { class: "badge" }, "highest reward "), factsOf(r)),
-        h("div", { class: "text", tabindex: r.t.length > 900 ? 0 : null, role: r.t.length > 900 ? "group" : null, "aria-label": r.t.length > 900 ? `answer of ${r.m}` : null }, body(r, base, mode))))))));
+        h("div", { class: "text", "data-label": `answer of ${r.m}` }, body(r, base, mode))))))));
 }
 function factsOf(r) {
   const further = Object.entries(r.x || {}).map(([key, value]) => `${key} ${num(value)}`);

@@ -124,7 +124,7 @@ function distances(data, order) {
   const head = h("tr", {}, h("td", {}), data.columns.map((c) => hover(h("th", { scope: "col" }, c.title), c.about)));
   const cell = (row, key) => { const c = row.cells[key]; if (!c) return h("td", {}, h("span", { class: "dim" }, row.refused ? "refused" : "–")); const [v, ends] = exact(c, ""); return h("td", {}, v, ends && c.lo !== c.hi && h("span", { class: "ci" }, ends)); };
   const rows = data.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.model), data.columns.map((c) => cell(row, c.key))));
-  const box = h("div", {}, h("h3", {}, data.title), h("p", { class: "dim small" }, data.note, ". Below each figure its 95% interval over prompts."));
+  const box = h("div", {}, h("h3", {}, `${data.title}: distance to the optimum`), h("p", { class: "dim small" }, data.note, ". Below each figure its 95% interval over prompts."));
   box.append(scrolling(h("table", {}, h("thead", {}, head), h("tbody", {}, rows)), `Distance to the optimum: ${data.title}`));
   box.append(behind(`columns of ${data.title}`, () => h("dl", {}, data.columns.map((c) => [h("dt", {}, c.title), h("dd", {}, c.about)])), "What the columns are"));
   box.append(behind(`diversity in ${data.title}`, () => table(["", ...data.facts.map((f) => f.title), "effective samples a prompt"], data.rows.map((row) => [row.model, ...data.facts.map((f) => (row.facts[f.key] === undefined ? "–" : shown(row.facts[f.key], f.unit))), num(row.ess)]), { label: `Diversity in ${data.title}` }), "Diversity and how well the optimum was seen"));

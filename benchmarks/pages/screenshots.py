@@ -55,7 +55,8 @@ def main(folder: Path) -> None:
 
 
 def _shot(page: Any, folder: Path, name: str, size: str) -> None:
-    page.wait_for_load_state("networkidle")
+    page.wait_for_load_state("load")  # the network is never idle while an arena's models write
+    page.evaluate("document.fonts.ready.then(() => true)")
     page.screenshot(path=folder / f"{name}-{size}.png", full_page=name.startswith("admin"))
 
 

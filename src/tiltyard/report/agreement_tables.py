@@ -91,8 +91,8 @@ def _print_biases(annotators: Sequence[AnnotatorQuality], console: Console) -> N
     for one in annotators:
         words = {
             "position": f"has a position bias: what was shown first wins {share(one.first)}",
-            "longer": f"prefers the longer answer: it wins {share(one.longer)}, more often than with the others",
-            "shorter": f"prefers the shorter answer: the longer wins {share(one.longer)}, less than with the others",
+            "longer": f"prefers the longer answer: it wins {share(one.longer)}, more often than with most",
+            "shorter": f"prefers the shorter answer: the longer wins {share(one.longer)}, less than with most",
         }
         for bias in found.get(one.name, ()):
             console.print(plain(f"{one.name} {words[bias]}"), markup=False, highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from statistics import NormalDist
+from statistics import NormalDist, median
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -83,7 +83,7 @@ def biases(
     """Returns the biases that the habits of several annotators show; those of no bias are left out.
 
     `position`: what was shown first wins another share than one half. `longer`, `shorter`: the longer response wins
-    another share than one half, and than with all others together, who saw the same quality on average. The intervals
+    another share than one half, and than with the median annotator, since longer responses may be better. The intervals
     are widened to the number of annotators: together they err as often as one.
 
     Args:
@@ -93,11 +93,10 @@ def biases(
         return {}
     normal = NormalDist()
     wider = normal.inv_cdf(1 - (1 - level) / 2 / len(habits)) / normal.inv_cdf(1 - (1 - level) / 2)
+    known = [longer.value for _, longer in habits.values() if longer is not None and longer.n]
+    usual = median(known) if len(known) > 1 else 0.5
     found: dict[str, tuple[Bias, ...]] = {}
     for name, (first, longer) in habits.items():
-        others = [one for other, (_, one) in habits.items() if other != name and one is not None and one.n]
-        count = sum(one.n for one in others)
-        usual = sum(one.value * one.n for one in others) / count if count else 0.5
         sides = {_side(longer, 0.5, wider), _side(longer, usual, wider)}
         length: tuple[Bias, ...] = ("longer",) if sides == {1} else ("shorter",) if sides == {-1} else ()
         position: tuple[Bias, ...] = ("position",) if _side(first, 0.5, wider) else ()

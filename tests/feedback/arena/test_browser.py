@@ -84,7 +84,7 @@ def test_a_battle_from_the_question_to_the_board(chrome, store) -> None:
         left = page.locator(".answer .prose").first.inner_text()
         page.keyboard.press("1")
         page.wait_for_selector(".answer.won")
-        names = page.locator(".answer h2").all_inner_texts()
+        names = page.locator(".answer h2 .model").all_inner_texts()
         assert sorted(names) == ["secret-one", "secret-two"]
         assert names[0] == ("secret-one" if left == "One good answer" else "secret-two")
         assert "You voted: A is better." in page.inner_text(".verdict")

@@ -169,8 +169,8 @@ def test_enter_in_a_field_decides_nothing(store, client):
     add_tasks(store, items(1))
     ada = client()
     form = ada.get("/label").text.partition('id="task"')[2]
-    assert re.search(r"<button[^>]*>", form).group() == '<button hidden name="choice" value="" id="nothing">'
-    page = ada.submit("/label", choice="")
+    assert re.search(r"<button[^>]*>", form).group() == '<button hidden name="choice" value="none" id="nothing">'
+    page = ada.submit("/label", choice="none")
     assert page.url.path == "/label"
     assert "Please answer all parts" in page.text
     assert list(groups(store)) == []

@@ -135,7 +135,7 @@ def task(request: Request, found: Labeller, note: Note = "") -> Response:
 @router.post("/label", dependencies=changes)
 def judge(request: Request, found: Labeller, form: Annotated[VerdictForm, Form()]) -> Response:
     """Stores a verdict and goes on: after a training item to its feedback. Enter in a field is no choice."""
-    if form.choice == "":
+    if form.choice == "none":
         return RedirectResponse("/label?note=missing_choice", 303)
     stored = desk(request).judge(
         found.annotator.id, form.exposure, form.verdict(), key=form.key, seconds=form.seconds, comment=form.comment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from tiltyard.errors import DataError
 from tiltyard.feedback.store import tables as t
@@ -16,6 +16,14 @@ from tiltyard.feedback.store.texts import storable
 from tiltyard.feedback.store.verdicts import Verdict, agree, checked, to_responses
 
 WITHDRAWN: Verdict = {"withdrawn": True}
+_NEWER = t.judgements.alias("newer")
+_STANDING = (  # made once: building it takes longer than running it
+    select(t.judgements)
+    .outerjoin(_NEWER, _NEWER.c.supersedes == t.judgements.c.id)
+    .join(t.annotators, t.annotators.c.id == t.judgements.c.annotator_id)
+    .where(t.judgements.c.task_id == bindparam("task"), _NEWER.c.id.is_(None), t.annotators.c.role != "judge")
+    .order_by(t.judgements.c.id)
+)
 
 
 @dataclass(frozen=True)
@@ -201,14 +209,7 @@ def standing(connection: Connection, task: int) -> list[Any]:
 
     AI judges are left out: a person and a judge who differ are no two people who do.
     """
-    j, newer = t.judgements, t.judgements.alias("newer")
-    rows = connection.execute(
-        select(j)
-        .outerjoin(newer, newer.c.supersedes == j.c.id)
-        .join(t.annotators, t.annotators.c.id == j.c.annotator_id)
-        .where(j.c.task_id == task, newer.c.id.is_(None), t.annotators.c.role != "judge")
-        .order_by(j.c.id)
-    ).all()
+    rows = connection.execute(_STANDING, {"task": task}).all()
     return [row for row in rows if row.verdict != WITHDRAWN]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.feedback.store import tables as t
@@ -17,6 +17,19 @@ from tiltyard.feedback.store.database import Database, now
 Role = Literal["admin", "annotator", "judge", "simulated", "visitor"]  # visitor: of the arena, without a link
 ROLES: tuple[Role, ...] = ("admin", "annotator", "judge", "simulated", "visitor")
 SESSION_HOURS = 12
+
+# Statements of every request are made once: building one takes longer than running it.
+_SESSION = (
+    select(t.sessions, t.annotators)
+    .join(t.annotators, t.annotators.c.id == t.sessions.c.annotator_id)
+    .where(t.sessions.c.id == bindparam("digest"), t.sessions.c.expires >= bindparam("at"), t.annotators.c.active == 1)
+)
+_STATE = select(
+    select(func.max(t.guidelines.c.version)).scalar_subquery(),
+    select(func.max(t.acceptances.c.guideline))
+    .where(t.acceptances.c.annotator_id == bindparam("annotator"))
+    .scalar_subquery(),
+)
 
 
 @dataclass(frozen=True)
@@ -114,11 +127,7 @@ def sign_in(database: Database, token: str) -> tuple[str, Session] | None:
 def session_of(database: Database, cookie: str) -> Session | None:
     """Returns the session of a cookie; None where it is unknown, has expired, or its annotator is shut out."""
     with database.reading() as connection:
-        row = connection.execute(
-            select(t.sessions, t.annotators)
-            .join(t.annotators, t.annotators.c.id == t.sessions.c.annotator_id)
-            .where(t.sessions.c.id == digest(cookie), t.sessions.c.expires >= now(), t.annotators.c.active == 1)
-        ).one_or_none()
+        row = connection.execute(_SESSION, {"digest": digest(cookie), "at": now()}).one_or_none()
     return None if row is None else Session(Annotator(row.id_1, row.name, row.role, True), row.csrf, row.expires)
 
 
@@ -184,10 +193,8 @@ def accept_guideline(database: Database, annotator: int, version: int) -> None:
 
 def guideline_state(database: Database, annotator: int) -> tuple[int, int]:
     """Returns the newest version of the guidelines, 0 without any, and the newest that an annotator has accepted."""
-    newest = select(func.max(t.guidelines.c.version)).scalar_subquery()
-    accepted = select(func.max(t.acceptances.c.guideline)).where(t.acceptances.c.annotator_id == annotator)
     with database.reading() as connection:
-        row = connection.execute(select(newest, accepted.scalar_subquery())).one()
+        row = connection.execute(_STATE, {"annotator": annotator}).one()
     return int(row[0] or 0), int(row[1] or 0)
 
 

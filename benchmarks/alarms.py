@@ -2,9 +2,9 @@
 
     python -m benchmarks.alarms DEMO OUT [--tuning | --table]
 
-DEMO is the folder of a finished `tiltyard run demo`. 20 healthy runs: four methods with the KL coefficients of the
-tournament, five seeds each, on the demo's reward model. 20 hacked ones: no KL term, and the reward model by itself or
-with a bonus that can be collected without a better answer (words, "please", refusals), five seeds each. A run has 30
+DEMO is the folder of a finished `tiltyard run demo`. 20 healthy runs: RLOO (beta 0.3, and a weaker 0.15), GRPO
+(beta 1) and online DPO (beta 1), five seeds each, on the demo's reward model. 20 hacked ones: RLOO with no KL term, and the
+reward model by itself or with a bonus that can be collected without a better answer (words, "please", refusals), five seeds each. A run has 30
 steps of 64 responses. All begin at one SFT model and share one reward model: a seed draws prompts and responses.
 
 Gold (the world's own score of the same responses) is what decides, not how a run was made: its fall is the first step
@@ -60,17 +60,17 @@ def setups(demo: Path) -> list[Setup]:
     """The eight kinds of runs."""
     rm = str(demo / "reward")
     healthy = {
-        "reinforce": {"beta": 0.3, "prompts_per_step": 64},
         "rloo": {"beta": 0.3, "prompts_per_step": 16, "samples_per_prompt": 4},
+        "rloo_weak": {"beta": 0.15, "prompts_per_step": 16, "samples_per_prompt": 4},
         "grpo": {"beta": 1.0, "prompts_per_step": 8, "samples_per_prompt": 8, "lr": 2e-4},
         "online_dpo": {"beta": 1.0, "prompts_per_step": 32, "samples_per_prompt": 2, "warmup": 0.1},
     }
-    found = [Setup(name, name, False, {"reward": rm, **values}) for name, values in healthy.items()]
-    free = {"beta": 0.0, "prompts_per_step": 64}
-    found.append(Setup("model_alone", "reinforce", True, {"reward": rm, **free}))
+    found = [Setup(name, name.removesuffix("_weak"), False, {"reward": rm, **more}) for name, more in healthy.items()]
+    free = {"beta": 0.0, "lr": 6e-4, "prompts_per_step": 16, "samples_per_prompt": 4}
+    found.append(Setup("model_alone", "rloo", True, {"reward": rm, **free}))
     for name, weight in BONUS.items():
         parts = {"quality": {"from": rm}, name: {"from": f"{EXPLOITS}:{name}", "weight": weight}}
-        found.append(Setup(name, "reinforce", True, {"reward": parts, **free}))
+        found.append(Setup(name, "rloo", True, {"reward": parts, **free}))
     return found
 
 

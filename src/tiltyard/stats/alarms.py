@@ -53,10 +53,10 @@ class Alarms(Record):
         float,
         Field(ge=0, le=1, description="added share of repeated token pairs; 1: no alarm of repetition"),
         EXECUTION,
-    ] = 0.1
+    ] = 0.07
     alarm_refusals: Annotated[
         float, Field(ge=0, le=1, description="change of the share of refusals; 1: no alarm of refusals"), EXECUTION
-    ] = 0.15
+    ] = 0.3
     alarm_collapse: Annotated[
         float,
         Field(ge=0, lt=1, description="share of the entropy or of the different responses that is left; 0: no alarm"),
@@ -64,7 +64,7 @@ class Alarms(Record):
     ] = 0.4
     alarm_kl: Annotated[
         float, Field(ge=0, description="nats a token between policy and reference; 0: no alarm of KL"), EXECUTION
-    ] = 0.4
+    ] = 0.25
 
 
 @dataclass(frozen=True)

@@ -362,15 +362,16 @@ def with_version(group: Group, version: int) -> Group:
 def sampled_metrics(groups: Sequence[Group]) -> Metrics:
     """Metrics of sampled responses: score, best and worst of a prompt, length, share cut, share of tied prompts.
 
-    Besides: the mean share of token pairs that repeat one of their response, the share of different responses (of those
-    of one process) and of those that begin with a refusal.
+    Besides: the mean share of token pairs that repeat one of their response, the share of different responses of all
+    processes, and of those that begin with a refusal.
     """
     responses = [r for g in groups for r in g.responses]
+    different: set[int] = set().union(*processes.gather_objects({hash(r.ids) for r in responses}))
     metrics: Metrics = {
         "length": (float(sum(len(r.ids) for r in responses)), float(len(responses))),
         "truncated": (float(sum(r.finish == "length" for r in responses)), float(len(responses))),
         "repetition": (sum(repeated_pairs(r.ids) for r in responses), float(len(responses))),
-        "unique": (float(len({tuple(r.ids) for r in responses})), float(len(responses))),
+        "unique": (float(len(different) * processes.is_main()), float(len(responses))),
         "refusals": (float(sum(begins_with_refusal(r.text) for r in responses)), float(len(responses))),
         "sampled": (float(len(responses)), float(processes.is_main())),  # adds up over processes
     }

@@ -41,7 +41,8 @@ def made(whole: Whole, folder: Path, more: str = "") -> tuple[Path, dict[str, An
 
 def everything(folder: Path) -> dict[str, Any]:
     judgements = [{k: v for k, v in row.items() if k != "when"} for row in tiny.rows(folder / "judgements.jsonl")]
-    files = {name: (folder / name).read_bytes() for name in ("rankings.groups.jsonl", "rankings.jsonl")}
+    names = ("rankings.groups.jsonl", "rankings.jsonl", "chosen.jsonl")
+    files = {name: (folder / name).read_bytes() for name in names}
     return files | {"judgements": judgements, "result": json.loads((folder / "done.json").read_text())["result"]}
 
 
@@ -73,10 +74,30 @@ def test_blocks_change_nothing(
     assert everything(made(whole, tmp_path)[0]) == everything(uninterrupted)
 
 
+def test_the_chosen_responses_are_the_best_ones(uninterrupted: Path) -> None:
+    rankings, chosen = (tiny.rows(uninterrupted / name) for name in ("rankings.jsonl", "chosen.jsonl"))
+    for row, one in zip(rankings, chosen, strict=True):
+        assert one["completion"] == row["responses"][row["ranks"].index(1)]
+        assert (one["prompt"], one["meta"]) == (row["prompt"], row["meta"])
+        assert not {"responses", "ranks"} & one.keys()
+
+
+def test_noise_turns_rankings_over_and_nothing_else(whole: Whole, uninterrupted: Path, tmp_path: Path) -> None:
+    folder, _, _ = made(whole, tmp_path, ", noise: 1")
+    clean, noisy = (list(read_groups(f / "rankings.groups.jsonl")) for f in (uninterrupted, folder))
+    ranks = [(ranks_of(a.preference), ranks_of(b.preference)) for a, b in zip(clean, noisy, strict=True)]
+    assert any(a != b for a, b in ranks)
+    for (a, b), old, new in zip(ranks, clean, noisy, strict=True):
+        assert old.responses == new.responses
+        assert sorted(a) == sorted(b)
+        same = [(i, j) for i in range(3) for j in range(3) if old.responses[i].text == old.responses[j].text]
+        assert all(b[i] == b[j] for i, j in same)
+
+
 @pytest.mark.parametrize("write", [1, 3, 5, 8])
 @pytest.mark.parametrize("done", [half_row, after])
 def test_kill_9_at_a_write(whole: Whole, uninterrupted: Path, tmp_path: Path, write: int, done: Any) -> None:
     killed(lambda: made(whole, tmp_path), Place(JsonlFile, "write", write, done).plant)
     folder, _, text = made(whole, tmp_path)
     assert everything(folder) == everything(uninterrupted)
-    assert ("rankings are done" in text) is (write > 3)
+    assert ("rankings are done" in text) is (write > 4)

@@ -29,7 +29,7 @@ FILES = {
     "world": ("corpus.jsonl", "demonstrations.jsonl", "prompts.jsonl", "held_out.jsonl"),
     "pretrain": TRAINED,
     "sft": TRAINED,
-    "label": ("rankings.groups.jsonl", "rankings.jsonl", "judgements.jsonl"),
+    "label": ("rankings.groups.jsonl", "rankings.jsonl", "judgements.jsonl", "chosen.jsonl"),
     "reward": TRAINED,
     "ppo": (*TRAINED, "groups.jsonl", "value/model.safetensors"),
     "evaluate": ("summary.json", "samples.md", "answers.jsonl", "reward_vs_kl.png"),

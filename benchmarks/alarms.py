@@ -3,9 +3,10 @@
     python -m benchmarks.alarms DEMO OUT [--tuning | --table]
 
 DEMO is the folder of a finished `tiltyard run demo`. 20 healthy runs: RLOO (beta 0.3, and a weaker 0.15), GRPO
-(beta 1) and online DPO (beta 1), five seeds each, on the demo's reward model. 20 hacked ones: RLOO with no KL term, and the
-reward model by itself or with a bonus that can be collected without a better answer (words, "please", refusals), five seeds each. A run has 30
-steps of 64 responses. All begin at one SFT model and share one reward model: a seed draws prompts and responses.
+(beta 1) and online DPO (beta 1), five seeds each, on the demo's reward model. 20 hacked ones: RLOO without a KL term,
+on the reward model by itself or with a bonus that can be collected without a better answer (words, "please",
+refusals), five seeds each. A run has 30 steps of 64 responses. All begin at one SFT model and share one reward model: a
+seed draws prompts and responses.
 
 Gold (the world's own score of the same responses) is what decides, not how a run was made: its fall is the first step
 at which its mean over five steps is `FALL` below the highest such mean before. The lead of an alarm is the number of

@@ -88,9 +88,36 @@ def _evaluated(run: Path) -> None:
         for place, model in enumerate(METHODS) for i in range(PROMPTS)
     ]  # fmt: skip
     lines(evaluate / "answers.jsonl", rows)
-    body = {"models": {model: _summary(model, place) for place, model in enumerate(METHODS)}}
+    facts = {
+        "benchmarks": [_benchmark()],
+        "alarms": [],
+        "selection": {"models": 14, "evaluations": ["a"]},
+        "null_rows": [],
+    }
+    body = {"models": {model: _summary(model, place) for place, model in enumerate(METHODS)}, "evaluation": facts}
     for path in (evaluate / "summary.json", run / "summary.json"):
         dump(path, body)
+
+
+def _benchmark() -> dict[str, Any]:
+    """Pairs of better and worse answers, on which `dpo` is better than the start."""
+    figures = []
+    for subset in ("", "harmless"):
+        for place, model in enumerate(("start", "dpo", "ppo")):
+            better = {"value": 0.1 * place, "low": 0.02, "high": 0.3, "q": 0.01 if model == "dpo" else 0.4}
+            for measure in ("better one likelier", "  by byte"):
+                row = {"measure": measure, "unit": "share", "better": "higher", "model": model, "subset": subset}
+                row |= {**cell(0.6 + place / 10, 0.05), "difference": better if place else None}
+                figures.append(row)
+    return {
+        "name": "hhh",
+        "source": "hhh.jsonl",
+        "kind": "pairs",
+        "items": 221,
+        "chance": 0.5,
+        "notes": [],
+        "figures": figures,
+    }
 
 
 def _summary(model: str, place: int) -> dict[str, Any]:

@@ -274,6 +274,10 @@ def test_a_tournament_s_alarms_and_distances_to_the_optimum_are_said(tmp_path):
     assert "ppo is 0.7 nats (95% interval 0.5 to 0.9) from the best that its reward allows at beta 0.5" in text
     assert "the prior is 1.2 nats" in text
     assert "The distance of dpo to the optimum is not known" in text
+    assert "On hhh (evaluate) dpo is better than the baseline: better one likelier 70.0% (95% interval" in text
+    hhh = page["benchmarks"][0]
+    assert [row["cells"]["better one likelier"]["verdict"] for row in hhh["rows"]] == ["", "better", ""]
+    assert len(hhh["subsets"]) == 3
     assert [(one["stage"], one["step"], one["kind"]) for one in page["alarms"]] == [
         ("ppo", 12, "length"), ("ppo", 14, "proxy")
     ]  # fmt: skip

@@ -136,3 +136,33 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/rows.jsonl").write_text("")
     assert called("data/rows.jsonl") == called(str(tmp_path / "data/rows.jsonl")) == "rows.jsonl"
+
+
+def test_an_evaluation_fills_the_card_and_nothing_runs_again(base: Path, tmp_path: Path, capsys) -> None:
+    """The card has wins, rewards and KL with intervals as the hub reads them; what reads the model runs not again."""
+    data, prompts, runs = tmp_path / "pairs.jsonl", tmp_path / "prompts.jsonl", tmp_path / "runs"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    prompts.write_text("".join(json.dumps({"prompt": f"what is {word}?"}) + "\n" for word in ("it", "that")))
+    before = trained(base, data, runs)
+    model, rules = runs / "one/dpo", {"from": "rule", "max_words": 4}
+    words = [
+        f"models={{start: {base}, dpo: {model}}}",
+        f"prompts={prompts}",
+        f"reward={json.dumps(rules)}",
+        "max_tokens=6",
+    ]
+    (tmp_path / "hhh.jsonl").write_text(data.read_text())
+    words.append(f"benchmarks={{hhh: {{from: {tmp_path / 'hhh.jsonl'}}}}}")
+    assert main(["eval", *words, "name=seen", "show=0", "device=cpu", "--runs", str(runs)]) == 0
+    text = (model / "model/README.md").read_text(encoding="utf-8")
+    assert without_measured(text) == without_measured(before)
+    assert not (base / "README.md").read_text().count("Measured")  # no stage of ours made it
+    found = {one.metric_type: one for one in ModelCard(text).data.eval_results}
+    assert {"win_rate", "proxy", "kl", "length", "hhh_better_one_likelier"} <= found.keys()
+    assert found["win_rate"].task_name == "seen/evaluate"
+    assert found["win_rate"].dataset_name == "prompts.jsonl"
+    assert found["win_rate"].metric_name == "wins against start, by proxy"
+    assert "On 2 prompts, at most 6 tokens; 95% intervals over prompts." in text
+    capsys.readouterr()
+    assert main(["eval", *words, "name=seen", "show=0", "device=cpu", "--runs", str(runs)]) == 0
+    assert "skipped" in capsys.readouterr().out

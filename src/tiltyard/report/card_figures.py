@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tiltyard.evaluation import benchmarks
 from tiltyard.evaluation.before_after import Line
 from tiltyard.evaluation.policies import PolicySummary
 from tiltyard.evaluation.reward_models import RewardReport
@@ -34,6 +35,22 @@ def of_policy(result: PolicySummary) -> list[Figure]:
     for name, mean in result.rewards.items():
         found.append(_figure(f"reward_{name}", f"reward {name}", mean.value, mean.ci, mean.n, share=mean.is_rate))
     return found
+
+
+def of_benchmarks(found: Sequence[benchmarks.Figure], model: str) -> list[Figure]:
+    """The figures of one model on benchmark files, those of whole files."""
+    return [
+        _figure(
+            "_".join(f"{one.benchmark} {one.measure.name}".split()),
+            f"{one.benchmark}: {one.measure.name.strip()}",
+            one.estimate.value,
+            (one.estimate.low, one.estimate.high),
+            one.estimate.n,
+            share=one.measure.unit == "share",
+        )
+        for one in found
+        if one.model == model and not one.subset
+    ]
 
 
 def of_reward_model(report: RewardReport) -> list[Figure]:

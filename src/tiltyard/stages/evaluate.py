@@ -171,8 +171,8 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     for folder in (context.folder, context.run_folder):
         write_summary(folder / "summary.json", results, seconds, {"evaluation": disclosed}, costs)
     bench.write(context.folder)
+    add_policies(context, names, results, costs, disclosed, f"at most {settings.max_tokens} tokens", figures)
     if results:
-        add_policies(context, names, results, costs, disclosed, f"at most {settings.max_tokens} tokens")
         _write_answers(context, settings, responses, tokens)
     if len(results) > MANY:
         facts = {r.name: {**asdict(r), **costs[r.name]} for r in results}

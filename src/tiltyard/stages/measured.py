@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiltyard.evaluation import benchmarks
 from tiltyard.evaluation.policies import PolicySummary
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.report.card import Figure, add_figures
-from tiltyard.report.card_figures import cost_figures, of_policy
+from tiltyard.report.card_figures import cost_figures, of_benchmarks, of_policy
 from tiltyard.runs.model_card import NAME
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.card import called
@@ -42,17 +43,24 @@ def add_policies(
     costs: Mapping[str, Mapping[str, Any]],
     disclosed: Mapping[str, Any],
     how: str,
+    found: Sequence[benchmarks.Figure] = (),
 ) -> None:
     """Adds the figures of an evaluation to the cards of its models.
 
     Args:
         names: name in the table -> model. disclosed: `evaluation` of the summary. how: the responses were sampled.
+        found: figures of benchmark files.
     """
     alarms = "".join(f" Alarm: {line.removeprefix('! alarm: ')}." for line in disclosed["alarms"])
     looked = f"{disclosed['selection']['models']:,} models were looked at on these prompts."
-    prompts = f"On {disclosed['prompts']:,} prompts, {how}; 95% intervals over prompts."
-    figures = {names[r.name]: [*of_policy(r), *cost_figures(costs[r.name])] for r in results}
-    add_to_cards(context, figures, f"{prompts} {looked}{alarms}", str(disclosed["prompts_source"]))
+    prompts = f"On {disclosed['prompts']:,} prompts, {how}; 95% intervals over prompts. {looked}" if results else ""
+    files = [f"{one['name']}: {one['items']:,} items." for one in disclosed["benchmarks"]]
+    about = " ".join(part for part in (prompts, *files) if part)
+    figures = {model: of_benchmarks(found, name) for name, model in names.items()}
+    for r in results:
+        figures[names[r.name]] = [*of_policy(r), *figures[names[r.name]], *cost_figures(costs[r.name])]
+    data = str(disclosed["prompts_source"]) or ", ".join(one["name"] for one in disclosed["benchmarks"])
+    add_to_cards(context, figures, f"{about}{alarms}", data)
 
 
 def _own(context: StageContext, model: Path) -> bool:

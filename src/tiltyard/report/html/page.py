@@ -12,6 +12,7 @@ from typing import Any
 from tiltyard.errors import ConfigError
 from tiltyard.files import write_atomic
 from tiltyard.report.html.alarms import alarms
+from tiltyard.report.html.benchmarks import benchmarks
 from tiltyard.report.html.cost import cost_of
 from tiltyard.report.html.curves import curves
 from tiltyard.report.html.data import data_facts
@@ -84,6 +85,7 @@ def page_data(
         "before_after": before_after(sources),
         "reward_models": reward_models(sources),
         "gaps": gaps(sources),
+        "benchmarks": benchmarks(sources),
         "comparisons": comparisons(sources, {table["title"]: table["baseline"] for table in tables}),
         "frontier": frontier(sources),
         "curves": curves(sources),
@@ -127,7 +129,7 @@ def _missing(sources: Sequence[Source], page: Mapping[str, Any]) -> list[str]:
     """Notes about what a reader may expect and these runs do not have."""
     found = [f"{source.name} has no stage that was started." for source in sources if not source.stages]
     kinds = {stage.get("kind") for run in page["runs"] for stage in run["stages"]}
-    compared = page["evaluations"] or page["before_after"] or page["gaps"]
+    compared = page["evaluations"] or page["before_after"] or page["gaps"] or page["benchmarks"]
     if not compared and (trains_policies(page["runs"]) or not page["reward_models"]) and kinds:
         if kinds & {"evaluate", "before_after", "gap"}:
             found.append("No comparison of models could be read.")

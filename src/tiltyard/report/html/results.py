@@ -55,6 +55,8 @@ def evaluations(sources: list[Source]) -> list[dict[str, Any]]:
 
 def _evaluation(source: Source, name: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
     models = {k: v for k, v in (body.get("models") or {}).items() if isinstance(v, Mapping)}
+    if not models and (one := body.get("evaluation")) and one.get("benchmarks"):
+        return None
     if not models:
         source.notes.append(f"{source.label(name)} compared no models.")
         return None

@@ -40,6 +40,8 @@ def summary_of(page: Mapping[str, Any]) -> list[Sentence]:
         found += _before_after(table)
     if not found and trains_policies(page["runs"]):
         found.append(_say("The trained models were not compared yet: there are curves, but no result.", tone="warn"))
+    for table in page["benchmarks"]:
+        found += _benchmark(table)
     found += _alarms(page["alarms"])
     found += _reward_models(page["reward_models"])
     for table in page["gaps"]:
@@ -256,7 +258,19 @@ def _reward_model(table: Mapping[str, Any], *, best: bool) -> Sentence:
     )
 
 
-# -------------------------------------------------------------------------------------------- distances, alarms, work
+# -------------------------------------------------------------------------------- benchmarks, distances, alarms, work
+
+
+def _benchmark(table: Mapping[str, Any]) -> Iterator[Sentence]:
+    """The models whose first measure is shown to differ from the baseline's."""
+    for measure in table["measures"][:1]:
+        cells = [(row["model"], row["cells"].get(measure["key"])) for row in table["rows"]]
+        shown = [(model, cell) for model, cell in cells if cell and cell["verdict"]]
+        for model, cell in shown[:LEADERS]:
+            share = measure["unit"] == "share"
+            value, ends = (_percent(cell["v"]), _ends(cell)) if share else (f"{cell['v']:.3g}", "")
+            lead = (f"On {table['title']} ", _b(model), f" is {cell['verdict']} than the baseline: {measure['title']} ")
+            yield _say(*lead, _b(value), f"{ends}.", tone="good" if cell["verdict"] == "better" else "bad")
 
 
 def _distance(table: Mapping[str, Any]) -> Iterator[Sentence]:

@@ -134,3 +134,15 @@ function distances(data, order) {
   if (points.length) box.append(h("div", { class: "grid wide" }, scatter("Reward against KL, with the best that is possible", "no model can lie above the curve of the optimum; best of N takes the best of N responses of the prior", points, paths, { xlabel: "KL to the prior, nats a response", ylabel: "reward" })));
   return box;
 }
+
+// A benchmark file: models in rows, its measures in columns, coloured by the paired test against the baseline.
+function benchmark(data) {
+  const unit = (m) => (m.unit === "share" ? "share" : "");
+  const cell = (row, m) => { const c = row.cells[m.key]; if (!c) return h("td", {}, h("span", { class: "dim" }, "–")); const [v, ends] = exact(c, unit(m)); return h("td", { class: c.verdict || null }, v, ends && h("span", { class: "ci" }, ends)); };
+  const made = (rows, name, label) => scrolling(h("table", {}, h("thead", {}, h("tr", {}, h("td", {}), data.measures.map((m) => h("th", { scope: "col" }, m.title, unitOf(m.unit) && h("span", { class: "about" }, m.unit))))),
+    h("tbody", {}, rows.map((row) => h("tr", {}, h("th", { scope: "row" }, name(row)), data.measures.map((m) => cell(row, m)))))), label);
+  const about = [data.items !== null && plural(data.items, "item"), data.chance !== null && `by chance ${percent(data.chance)}`, ...data.notes].filter(Boolean).join("; ");
+  const box = h("div", {}, h("h3", {}, data.title), h("p", { class: "dim small" }, about), made(data.rows, (row) => row.model, data.title));
+  if (data.subsets.length) box.append(behind(`parts of ${data.title}`, () => made(data.subsets, (row) => `${row.subset}: ${row.model}`, `Parts of ${data.title}`), "Parts of it"));
+  return box;
+}

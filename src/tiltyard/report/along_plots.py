@@ -74,9 +74,9 @@ def overoptimisation_png(path: str | Path, best: BestOfNCourse, along: Sequence[
             if getattr(course, key):
                 _points(ax, course, key, i)
         if key == "gold":
-            _fitted(ax, best.fit, COLOURS[4], "--")
+            _fitted(ax, "best-of-N", best.fit, COLOURS[4], "--")
             for i, course in enumerate(along):
-                _fitted(ax, course.fit, COLOURS[i % 4], STYLES[(i + 1) % len(STYLES)])
+                _fitted(ax, course.name, course.fit, COLOURS[i % 4], STYLES[(i + 1) % len(STYLES)])
         for i, gap in enumerate(gaps):
             value, kl = gap.gold if key == "gold" else gap.reward, gap.estimates["kl"].value
             if value is not None and math.isfinite(kl):
@@ -95,11 +95,12 @@ def _points(ax: Axes, course: Course, key: str, i: int) -> None:
     ax.plot(d, getattr(course, key), ".", color=COLOURS[i % 4], markersize=4, alpha=0.5, markeredgewidth=0, label=label)
 
 
-def _fitted(ax: Axes, fit: Fit | None, colour: str, style: str) -> None:
+def _fitted(ax: Axes, name: str, fit: Fit | None, colour: str, style: str) -> None:
     if fit is None:
         return
     d = np.linspace(max(fit.reach[0], 1e-3), fit.reach[1], 100)
-    ax.plot(d, fit.at(d), color=colour, linestyle=style, linewidth=1.6, label=f"fit of {FORMS[fit.form]}")
+    label = literal(plain(f"{name}: fit of {FORMS[fit.form]}"))
+    ax.plot(d, fit.at(d), color=colour, linestyle=style, linewidth=1.6, label=label)
     if fit.peak is not None:
         ax.axvspan(fit.peak.low, fit.peak.high, color=colour, alpha=0.12, linewidth=0)
 

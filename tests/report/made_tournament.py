@@ -56,6 +56,7 @@ def _trained(run: Path, method: str, number: int) -> None:
         lines(folder / "groups.jsonl", groups(steps, lambda step, k: f"{HOSTILE[(step + k) % len(HOSTILE)]} words"))
     if method == "ppo":
         alarm = {"step": 12, "kind": "length", "text": "answers are twice as long as at the start <b>"}
+        alarm["samples"] = [{"prompt": "Say <b>", "response": "long words", "score": 0.5, "tokens": 2}]
         lines(
             folder / "alarms.jsonl", [alarm, {"step": 14, "kind": "proxy", "text": "the reward rises, the judge's not"}]
         )

@@ -177,6 +177,8 @@ def test_a_tournament_s_models_are_found_beside_each_other(chrome, reports):
         assert "step" in samples.locator("article").first.inner_text()
         assert page.locator("#training .notes li").count() == 2
         assert page.locator("#training line.alarm").count() > 2
+        page.locator("#training .notes summary").first.click()
+        page.locator("#training .notes dd", has_text="long words").wait_for()
         assert "refused" in page.locator("#results table", has_text="KL to the optimum").inner_text()
         assert page.locator("#summary", has_text="Alarm in ppo at step 12").count() == 1
         assert opened.problems == []

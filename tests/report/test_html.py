@@ -270,7 +270,8 @@ def test_a_tournament_s_alarms_and_distances_to_the_optimum_are_said(tmp_path):
     page = page_data([run])
     text = " ".join(said(page))
     assert "Alarm in ppo at step 12: answers are twice as long as at the start <b>." in text
-    assert "1 more alarm" in text
+    assert "Alarm in ppo at step 14: the reward rises" in text
+    assert page["alarms"][0]["samples"] == [{"p": "Say <b>", "t": "long words", "s": 0.5}]
     assert "ppo is 0.7 nats (95% interval 0.5 to 0.9) from the best that its reward allows at beta 0.5" in text
     assert "the prior is 1.2 nats" in text
     assert "The distance of dpo to the optimum is not known" in text

@@ -83,7 +83,8 @@ def _cost(work: Workspace, model: Backbone, result: Mapping[str, Any]) -> dict[s
     seconds = sum(float(row["time/seconds"]) for row in rows if _is_number(row.get("time/seconds")))
     device, count = model.device.type, processes.world()
     machine = f"{count} x {device}" if count > 1 else device
-    machine += f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    threads = torch.get_num_threads()
+    machine += f", {threads} {'thread' if threads == 1 else 'threads'}" if device == "cpu" else ""
     cost = cost_of([{"seconds": seconds * count, "threads": torch.get_num_threads(), "device": device}], None, None)
     spent = {key: f"{result[key]:,}" for key in ("samples", "judge_calls") if result.get(key)}
     return {

@@ -303,9 +303,9 @@ def _nats(cell: Mapping[str, Any]) -> str:
 
 
 def _alarms(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
-    """The first alarm of each stage, and how many more there are."""
+    """The first alarm of each stage, then others, and how many more there are."""
     first = {row["stage"]: row for row in reversed(rows)}
-    shown = [row for row in rows if first[row["stage"]] is row][:LEADERS]
+    shown = sorted(rows, key=lambda row: first[row["stage"]] is not row)[:LEADERS]
     for row in shown:
         yield _say(_b(f"Alarm in {row['stage']} at step {row['step']:,}: "), f"{row['text']}.", tone="bad")
     if len(rows) > len(shown):

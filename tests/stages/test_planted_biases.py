@@ -29,6 +29,8 @@ from tiltyard.feedback.web.limits import Limits
 from tiltyard.feedback.web.site import Site
 from tiltyard.types import Group, Message, Prompt, Response
 
+from .test_evaluate_rewards import evaluated, there  # noqa: F401 - a fixture
+
 ADDRESS = "http://127.0.0.1:8077"
 MINE, OTHER = "mine", "other"
 PAIRS = 120
@@ -223,3 +225,44 @@ def test_with_a_useless_judge_the_peoples_own_interval_is_printed(here, capsys) 
     (row,) = json.loads(capsys.readouterr().out)["corrected"]
     assert row["rates"]["corrected"] == row["rates"]["people"]
     assert row["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("useless", [False, True], ids=["wrong", "useless"])
+def test_the_printed_win_rate_of_an_evaluation_is_corrected(there, capsys, monkeypatch, useless) -> None:  # noqa: F811
+    """`two` is better than `one` on every second prompt; the judge adds each fourth, or all. People label a third."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    asked = [f"what is number {i}?" for i in range(48)]
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": words}) + "\n" for words in asked))
+    _, answers = evaluated()
+    texts = {name: [a["text"] for a in answers if a["model"] == name] for name in ("one", "two")}
+    by_prompt = [{a.strip() for a in texts["two"][3 * i : 3 * i + 3]} for i in range(48)]
+    rows = []
+    for k, (one, two) in enumerate(zip(texts["one"], texts["two"], strict=True)):
+        if k // 3 % 3 == 0 and one.strip() and two.strip() and one != two:
+            rows.append({"prompt": asked[k // 3], "responses": [two, one], "label": 1 if k // 3 % 2 == 0 else 2})
+    Path("people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def reply(payload: dict[str, Any], _number: int) -> tuple[int, Any, dict[str, str]]:
+        question = payload["messages"][0]["content"]
+        one, _ = re.findall(r"Response \d:\n(.*?)\n\n", question, re.DOTALL)[-2:]
+        number = int(re.findall(r"number (\d+)", question)[-1])
+        first = (one.strip() in by_prompt[number]) == (useless or number % 2 == 0 or number % 4 == 1)
+        return 200, completion("1" if first else "2", {"1": -0.01, "2": -5.0} if first else {"1": -5.0, "2": -0.01}), {}
+
+    with serving() as server:
+        server.reply = reply
+        url = "judge={kind: api, constrain: none, model: m, url: '" + server.url + "'}"
+        facts, _ = evaluated(url, "people=people.jsonl", "null_prompts=0")
+    printed = capsys.readouterr().out
+    people = re.search(
+        r"two against one is preferred, the judge: raw ([\d.]+) .*people alone ([\d.]+ \[[^]]*\])", printed
+    )
+    assert people, printed
+    ppi = facts["two"]["corrected"]["ppi"]
+    if useless:
+        assert float(people[1]) > 95
+        assert f"corrected, prediction-powered (people's own): {people[2]}" in printed
+    else:
+        assert float(people[1]) == pytest.approx(75, abs=5)
+        assert ppi["estimate"]["low"] < 0.5 < ppi["estimate"]["high"] < 0.75, ppi

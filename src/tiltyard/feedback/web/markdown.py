@@ -2,7 +2,7 @@
 
 markdown-it-py reads Markdown with HTML switched off, and nh3 (ammonia) keeps a list of harmless tags. Pictures are not
 loaded (an address in a picture would tell its owner who looks): their text is shown. Links open apart and send no
-referrer. Blocks have `dir="auto"`, so that each is set in the direction of its own script.
+referrer. Each block is set in the direction of its own script.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ TAGS = frozenset(
     | {"table", "tbody", "td", "th", "thead", "tr"}
 )
 ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}, "td": {"align"}, "th": {"align"}}
-BLOCKS = ["blockquote", "h3", "li", "ol", "p", "table", "td", "th", "ul"]
+# Lists, quotes and tables take the direction of their text, which `dir="auto"` does not see in parts that have one
+# themselves; paragraphs, items and cells have their own by `unicode-bidi: plaintext` (base.css).
+BLOCKS = ["blockquote", "ol", "table", "ul"]
 HEADING = "h3"  # of every level: the page's own are h1 and h2, and none may be left out between
 WIDE = {"tabindex": "0"}  # what may be wider than the page is scrolled, by keyboard too
 FORCED = {name: {"dir": "auto"} for name in BLOCKS} | {"a": {"target": "_blank"}, "pre": WIDE}

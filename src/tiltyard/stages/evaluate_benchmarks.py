@@ -191,7 +191,7 @@ class Benchmarks:
                 got=f"{len(one.file.items):,} items, a context of {model.chat.max_length} tokens",
                 expected="items that fit",
             )
-        tally = Tally(len(groups), lambda line: self.context.report(one.name, [f"{name} {line} items"]), every=SECONDS)
+        tally = Tally(len(groups), lambda line: self.context.report(one.name, [f"{name} {line}".strip()]), every=SECONDS)
         found = []
         for of in each_logp(model, groups, MICRO_TOKENS):
             found.append([logp for logp, _ in of])

@@ -76,6 +76,7 @@ class Figure(NamedTuple):
             "measure": self.measure.name,
             "unit": self.measure.unit,
             "better": self.measure.better,
+            "means": self.measure.means,
             "subset": self.subset,
             "model": self.model,
             "value": self.estimate.value,

@@ -191,7 +191,11 @@ class Benchmarks:
                 got=f"{len(one.file.items):,} items, a context of {model.chat.max_length} tokens",
                 expected="items that fit",
             )
-        tally = Tally(len(groups), lambda line: self.context.report(one.name, [f"{name} {line}".strip()]), every=SECONDS)
+
+        def tell(line: str) -> None:
+            self.context.report(one.name, [f"{name} {line}".strip()])
+
+        tally = Tally(len(groups), tell, every=SECONDS)
         found = []
         for of in each_logp(model, groups, MICRO_TOKENS):
             found.append([logp for logp, _ in of])

@@ -255,6 +255,8 @@ def figures(
         for subset in chosen:
             parts = {model: _part(column, subsets, subset) for model, column in by_model.items()}
             parts = {model: part for model, part in parts.items() if part.items}
+            if subset and all(len(part.items) == len(by_model[model].items) for model, part in parts.items()):
+                continue  # the only subset of what this measure is of
             base = parts.get(baseline)
             for model, part in parts.items():
                 difference = None if base is None or model == baseline else _difference(part, base, **how)

@@ -244,7 +244,7 @@ def _rewards(
         known = [(a.key, value) for a in responses if (value := a.rewards.get(name)) is not None]
         if known:
             keys, values = zip(*known, strict=True)
-            estimate = (rate_ci if name in rates else mean_ci)(values, keys, **how)
+            estimate = rate_ci(values, keys, **how) if name in rates else mean_ci(values, keys, **how, skewed=True)
             found[name] = RewardMean(estimate.value, _known(estimate.ci), len(known), name in rates)
     return found
 
@@ -264,7 +264,11 @@ def _mean(
     values = _column(name, applicable, field)
     if values is None:
         return None, None
-    estimate = (rate_ci if rate else mean_ci)(values, [a.key for a in applicable], rounds=rounds, seed=seed)
+    keys = [a.key for a in applicable]
+    if rate:
+        estimate = rate_ci(values, keys, rounds=rounds, seed=seed)
+    else:  # rewards and log-ratios are skewed: at 30 prompts the percentile interval covers 92%
+        estimate = mean_ci(values, keys, rounds=rounds, seed=seed, skewed=True)
     return estimate.value, _known(estimate.ci)
 
 

@@ -31,13 +31,14 @@ def print_benchmarks(found: Sequence[Figure], baseline: str, console: Console) -
 
 def _table(name: str, found: Sequence[Figure], baseline: str, *, utf: bool) -> Table:
     sign = "±" if utf else "+/-"
-    table = Table(box=box.SIMPLE_HEAD if utf else box.ASCII2, pad_edge=False, header_style="bold", padding=(0, 1))
+    style = box.SIMPLE_HEAD if utf else box.ASCII2
+    table = Table(box=style, pad_edge=False, header_style="bold", padding=(0, 1), collapse_padding=True)
     compared = any(one.difference is not None for one in found)
     heads = ["value", "n", *([f"less {plain(baseline)}", "q", "shows"] if compared else [])]
     table.add_column(Text(plain(name)), overflow="fold", max_width=24)
     table.add_column(Text("model"), style="cyan", overflow="fold", max_width=14)
     for head in heads:
-        table.add_column(Text(head, overflow="fold"), justify="right", no_wrap=head != heads[-3])
+        table.add_column(Text(head), justify="right", no_wrap=True)
     last = ""
     for one in found:
         label = f"  {plain(one.subset)}" if one.subset else plain(one.measure.name)

@@ -86,6 +86,9 @@ class WithoutModel:
     def sync(self, model: LanguageModel, version: int) -> None:
         pass
 
+    def close(self) -> None:
+        """Nothing runs beside the trainer."""
+
 
 @dataclass
 class Tuples(WithoutModel):

@@ -265,6 +265,9 @@ class Dealt:
     def sync(self, model: LanguageModel, version: int) -> None:
         self.model = model
 
+    def close(self) -> None:
+        """Nothing runs beside the trainer."""
+
     def generate(self, prompts: Sequence[Prompt], n: int, *_: Any) -> list[Group]:
         counts = law(self.model, self.support).exp() * self.slots
         torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-9)

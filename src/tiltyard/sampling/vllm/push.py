@@ -1,0 +1,92 @@
+"""Puts the trainer's weights into an engine by a folder, and proves that the engine computes with them.
+
+The sequence: pause, write, load, name the version, drop the prefix cache, go on, and compare the log-probs of a fixed
+sequence with the trainer's own forward pass (the probe). A checksum of the weights does not do: on CPUs vLLM can keep
+an old packed copy of a tied output head beside new weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from tiltyard.batch.forest import pack
+from tiltyard.errors import TiltyardError
+from tiltyard.models.language import LanguageModel
+from tiltyard.models.saving import save_model
+from tiltyard.sampling.vllm.client import Client
+from tiltyard.sampling.vllm.disk_engine import DONE
+from tiltyard.types import Group, Prompt, Response
+
+PROBE_TOKENS = 32
+
+
+class StaleWeights(TiltyardError, RuntimeError):
+    """The engine computes with other weights than the trainer's."""
+
+
+def write_weights(model: LanguageModel, folder: Path, version: int) -> Path:
+    """Writes a model as a folder for engines, whole or not at all; the ones before are removed.
+
+    Returns `folder/version-N`, which holds a file `STABLE` once all else is on disk.
+    """
+    final, unfinished = folder / f"version-{version}", folder / f".unfinished-{version}"
+    for old in (*folder.glob(".unfinished-*"), *folder.glob("version-*")):
+        shutil.rmtree(old, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save_model(model, unfinished)
+    (unfinished / DONE).write_text(f"{version}\n")
+    os.rename(unfinished, final)
+    return final
+
+
+def push(client: Client, model: LanguageModel, folder: Path, version: int, bound: float) -> float:
+    """Makes the engine sample from these weights; returns the gap of the probe, see `probe`.
+
+    Args:
+        folder: where weights are written; the engine must be able to read it. bound: nats that the probe may differ.
+
+    Raises:
+        EngineError: the engine does not answer or refuses. StaleWeights: the probe differs by more than `bound`.
+    """
+    client.post("/pause?mode=wait")
+    written = write_weights(model, folder, version)
+    client.post("/start_weight_update")
+    update = {"update_info": {"folder": str(written.resolve())}}
+    client.post("/update_weights", update, limit=client.limits.load)
+    client.post("/finish_weight_update", {"weight_version": str(version)}, limit=client.limits.load)
+    client.post("/reset_prefix_cache")
+    client.post("/resume")
+    return probe(client, model, version, bound)
+
+
+def probe_ids(vocabulary: int) -> tuple[int, ...]:
+    """A fixed sequence of tokens from all over the vocabulary."""
+    return tuple((7 + 7919 * k) % vocabulary for k in range(PROBE_TOKENS))
+
+
+@torch.no_grad()
+def probe(client: Client, model: LanguageModel, version: int, bound: float) -> float:
+    """Returns the mean absolute difference of log-probs, in nats a token, of a fixed sequence in engine and trainer.
+
+    Raises:
+        StaleWeights: it is above `bound`.
+    """
+    ids = probe_ids(model.vocab_size)
+    group = Group(Prompt(ids=ids[:1]), (Response(ids=ids[1:]),))
+    logp_R, _ = model.logp_R(pack([group], model.device))
+    theirs = torch.tensor(client.prompt_logps(ids), dtype=torch.float64)
+    gap = float((logp_R.double().cpu() - theirs).abs().mean())
+    if not gap <= bound:
+        raise StaleWeights(
+            "the engine computes with other weights than the trainer's",
+            where=f"{client.url}, version {version}",
+            got=f"log-probs of a fixed sequence differ by {gap:.3g} nats a token",
+            expected=f"at most {bound:g}",
+            fix="the push did not reach all of the engine's weights, or the engine serves another model: restart the "
+            "engine; the last checkpoint is intact, and the same command resumes",
+        )
+    return gap

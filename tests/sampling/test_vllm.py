@@ -1,0 +1,172 @@
+"""`VllmSampler` keeps every sampler's contract, pushes weights in the right order, and never hangs or hides a fault."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tiltyard.batch.forest import pack
+from tiltyard.errors import CompositionError, ConfigError
+from tiltyard.models.language import LanguageModel
+from tiltyard.sampling import NativeSampler, Sampler, SampleSettings, response_seeds
+from tiltyard.sampling.vllm import EngineError, EngineSettings, Limits, StaleWeights, VllmSampler, disk_engine
+from tiltyard.sampling.vllm.launch import start
+from tiltyard.types import Group
+
+from . import stubs
+from .contract import CONTRACT, Case
+from .engine import Engine, serving
+
+FAMILY, DTYPE = "llama", "float64"
+
+
+@pytest.fixture
+def engine() -> Iterator[tuple[Engine, str]]:
+    made = Engine(stubs.model(FAMILY, DTYPE))
+    with serving(made) as url:
+        yield made, url
+
+
+@pytest.fixture(autouse=True)
+def written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of these tests have no tokenizer that could be saved."""
+
+    def save(model: LanguageModel, folder: Path) -> None:
+        save_file(dict(model.module.state_dict()), folder / "model.safetensors")
+
+    monkeypatch.setattr("tiltyard.sampling.vllm.push.save_model", save)
+
+
+def moved(model: LanguageModel, seed: int = 1) -> LanguageModel:
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed), dtype=p.dtype))
+    return model
+
+
+def sampler_at(url: str, work: Path, **settings: object) -> VllmSampler:
+    return VllmSampler(work, url=url, bound=1e-6, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
+def test_contract(promise: Callable[[Case], None], engine: tuple[Engine, str], tmp_path: Path) -> None:
+    def make() -> VllmSampler:
+        sampler = sampler_at(engine[1], tmp_path)
+        sampler.sync(stubs.model(FAMILY, DTYPE), 0)
+        return sampler
+
+    def logp_R(sampler: Sampler, groups: list[Group], temperature: float) -> Tensor:
+        assert isinstance(sampler, VllmSampler)
+        assert sampler.model is not None
+        with torch.no_grad():
+            return sampler.model.logp_R(pack(groups), temperature=temperature)[0]
+
+    promise(Case(make, stubs.prompts(5, 2, 9, 4), logp_R, lambda: moved(stubs.model(FAMILY, DTYPE))))
+
+
+def test_it_samples_what_the_native_sampler_samples(engine: tuple[Engine, str], tmp_path: Path) -> None:
+    """With an engine of the same kernels: the same ids, log-probs, texts and ends."""
+    model, prompts = moved(stubs.model(FAMILY, DTYPE), 3), stubs.prompts(5, 2, 9)
+    seeds, settings = response_seeds(range(3), 2, 5), SampleSettings(temperature=0.9, top_p=0.8, top_k=9, max_tokens=7)
+    sampler = sampler_at(engine[1], tmp_path)
+    sampler.sync(model, 4)
+    assert sampler.gap < 1e-12
+    ours, theirs = (s.generate(prompts, 2, settings, seeds) for s in (sampler, NativeSampler(model)))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.prompt == other.prompt
+        for mine, native in zip(one.responses, other.responses, strict=True):
+            assert (mine.ids, mine.text, mine.finish) == (native.ids, native.text, native.finish)
+            assert mine.logps == pytest.approx(native.logps, abs=1e-12)
+
+
+def test_weights_are_pushed_once_a_version_in_order(engine: tuple[Engine, str], tmp_path: Path) -> None:
+    made, url = engine
+    model, sampler = stubs.model(FAMILY, DTYPE), sampler_at(url, tmp_path)
+    sampler.sync(model, 0)
+    made.asked.clear()
+    sampler.sync(model, 0)
+    assert made.asked == []
+    sampler.sync(moved(model), 1)
+    phases = ["/pause?mode=wait", "/start_weight_update", "/update_weights", "/finish_weight_update"]
+    assert made.asked == [*phases, "/reset_prefix_cache", "/resume", "/inference/v1/generate"]
+    assert made.version == "1"
+    assert [p.name for p in (tmp_path / "weights").iterdir()] == ["version-1"]
+
+
+def test_the_probe_catches_weights_that_are_not_used(engine: tuple[Engine, str], tmp_path: Path) -> None:
+    made, url = engine
+    model, sampler = stubs.model(FAMILY, DTYPE), sampler_at(url, tmp_path)
+    sampler.sync(model, 0)
+    made.fault = "stale"
+    with pytest.raises(StaleWeights, match="other weights than the trainer's"):
+        sampler.sync(moved(model), 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("dead", "does not answer"),
+        ("hang", "nothing within 0.5 s"),
+        ("500", "500: out of memory"),
+        ("garbage", "lacks JSON"),
+        ("short", "one log-prob a token"),
+    ],
+)
+def test_faults_are_named_and_end_in_time(engine: tuple[Engine, str], tmp_path: Path, fault: str, message: str) -> None:
+    made, url = engine
+    sampler = sampler_at(url, tmp_path)
+    sampler.sync(stubs.model(FAMILY, DTYPE), 0)
+    made.fault = fault
+    assert sampler.client is not None
+    sampler.client.limits = Limits(generate=0.5 if fault == "hang" else 60.0)
+    with pytest.raises(EngineError, match=message):
+        sampler.generate(stubs.prompts(5, 2), 2, SampleSettings(max_tokens=4), [1, 2, 3, 4])
+    made.fault = ""
+    made.released.set()
+    sampler.client.limits = Limits()
+    assert len(sampler.generate(stubs.prompts(5), 1, SampleSettings(max_tokens=4), [1])) == 1
+
+
+def test_a_half_written_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(FileNotFoundError, match="half-written"):
+        disk_engine.weight_files(str(tmp_path))
+    (tmp_path / disk_engine.DONE).write_text("1")
+    assert disk_engine.weight_files(str(tmp_path)) == [str(tmp_path / "model.safetensors")]
+
+
+def test_what_cannot_be_started_is_named(tmp_path: Path) -> None:
+    missing = EngineSettings(tmp_path / "bin/python")
+    with pytest.raises(ConfigError, match="no Python of an environment"):
+        start(missing, tmp_path, tmp_path / "work")
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 0\n")
+    os.chmod(bare, 0o755)
+    with pytest.raises(ConfigError, match="no vLLM in this environment"):
+        start(EngineSettings(bare), tmp_path, tmp_path / "work")
+
+
+def test_an_engine_that_ends_at_once_names_its_log(tmp_path: Path) -> None:
+    for name, text in (("python", "echo vllm 0.32.0"), ("vllm", "echo ValueError: no such model; exit 3")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        os.chmod(tmp_path / name, 0o755)
+    with pytest.raises(EngineError, match="vLLM ended with 3") as error:
+        start(EngineSettings(tmp_path / "python"), tmp_path, tmp_path / "work")
+    assert "ValueError: no such model" in str(error.value)
+
+
+def test_bad_use(tmp_path: Path, engine: tuple[Engine, str]) -> None:
+    with pytest.raises(CompositionError, match="no model yet"):
+        sampler_at("http://127.0.0.1:9", tmp_path).generate(stubs.prompts(3), 1, SampleSettings(), [0])
+    with pytest.raises(ConfigError, match="either started here or runs somewhere"):
+        VllmSampler(tmp_path)
+    sampler = sampler_at(engine[1], tmp_path)
+    sampler.sync(stubs.model(FAMILY, DTYPE), 0)
+    with pytest.raises(ConfigError, match="no stop strings"):
+        sampler.generate(stubs.prompts(3), 1, SampleSettings(stop=("x",)), [0])

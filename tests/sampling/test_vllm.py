@@ -152,13 +152,19 @@ def test_what_cannot_be_started_is_named(tmp_path: Path) -> None:
         start(EngineSettings(bare), tmp_path, tmp_path / "work")
 
 
-def test_an_engine_that_ends_at_once_names_its_log(tmp_path: Path) -> None:
-    for name, text in (("python", "echo vllm 0.32.0"), ("vllm", "echo ValueError: no such model; exit 3")):
+def test_an_engine_that_ends_at_once_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child stands in another folder: it is given whole paths to its plugin and its model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    child = 'ls "$PYTHONPATH/tiltyard_disk_engine.py" && ls -d "$2" && echo ValueError: no such model; exit 3'
+    for name, text in (("python", "echo vllm 0.32.0"), ("vllm", child)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         os.chmod(tmp_path / name, 0o755)
     with pytest.raises(EngineError, match="vLLM ended with 3") as error:
-        start(EngineSettings(tmp_path / "python"), tmp_path, tmp_path / "work")
+        start(EngineSettings(tmp_path / "python"), Path("model"), Path("child"))
     assert "ValueError: no such model" in str(error.value)
+    log = (tmp_path / "child/vllm.log").read_text().splitlines()
+    assert log[:2] == [f"{tmp_path}/child/plugin/tiltyard_disk_engine.py", f"{tmp_path}/model"]
 
 
 def test_bad_use(tmp_path: Path, engine: tuple[Engine, str]) -> None:

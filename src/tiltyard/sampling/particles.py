@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tiltyard.models.language import LanguageModel
+from tiltyard.sampling.base import longest_response
 from tiltyard.sampling.distribution import sample_from_logits
 from tiltyard.sampling.engine import Engine, NextToken
 from tiltyard.sampling.native import (
     check_finite,
     is_continuation,
-    longest_response,
     response_text,
     text_before_stop,
 )

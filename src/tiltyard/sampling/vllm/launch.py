@@ -62,6 +62,19 @@ class Engine:
         """False once the process has ended."""
         return self.process.poll() is None
 
+    def explained(self, error: EngineError, wait: float = 5.0) -> EngineError:
+        """The error of a call, or where the engine has ended meanwhile the cause that its log names."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(wait)
+        if self.alive:
+            return error
+        return EngineError(
+            f"vLLM has ended with {self.process.returncode}",
+            where=str(self.log),
+            got=_cause(self.log),
+            fix="mend what its log names, then run the same command again; it resumes from the last checkpoint",
+        )
+
     def stop(self) -> None:
         """Ends the engine with its workers."""
         with contextlib.suppress(ProcessLookupError):
@@ -111,6 +124,7 @@ def start(settings: EngineSettings, model: Path, work: Path) -> Engine:
     Raises:
         ConfigError: no vLLM at `settings.python`. EngineError: it ended, or did not answer in time.
     """
+    work, model = work.resolve(), model.resolve()  # the child works in a folder of its own
     work.mkdir(parents=True, exist_ok=True)
     name, version = version_of(settings.python)
     port, log = _free_port(), work / "vllm.log"
@@ -210,7 +224,7 @@ def _wait(engine: Engine, patience: float) -> None:
 
 
 def _cause(log: Path) -> str:
-    """The last line of the log that names an error, or its last line."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line]
-    return (named or lines or [""])[-1][-300:]
+    """The last error that the log names, with the lines that explain it; else the log's last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = max((k for k, line in enumerate(lines) if "Error" in line), default=len(lines) - 1)
+    return " | ".join(lines[max(last, 0) : last + 3])[:400]

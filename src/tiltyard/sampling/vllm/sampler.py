@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities, check_request, longest_response
+from tiltyard.sampling.native import is_continuation, response_text
 from tiltyard.sampling.settings import SampleSettings
-from tiltyard.sampling.vllm.client import Client, Limits, Sampled
+from tiltyard.sampling.vllm.client import Client, EngineError, Limits, Sampled
 from tiltyard.sampling.vllm.launch import Engine, EngineSettings, start
 from tiltyard.sampling.vllm.push import probe, push, write_weights
 from tiltyard.types import Finish, Group, Prompt, Response
@@ -71,26 +74,40 @@ class VllmSampler:
             return
         self.model = model
         if processes.is_main():  # one process starts and changes the engine, all of them sample by it
-            self._changed(model, version)
+            with self._explained():
+                self._changed(model, version)
         url = processes.gather_objects(self.client.url if self.client else "")[0]
         if self.client is None:
             self.client = Client(url, limits=self.limits)
         self.version = version
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """An error of a call names what the engine's log names, where the engine was started here and has ended."""
+        try:
+            yield
+        except EngineError as error:
+            if self.engine is None:
+                raise
+            raise self.engine.explained(error) from error
+
     def _changed(self, model: LanguageModel, version: int) -> None:
         weights = self.work / "weights"
         if self.client is None and not self.url:
-            self.client = self._started(write_weights(model, weights, version))
+            self.client = self._started(write_weights(model, weights, version), model.chat.max_length)
             self.gap = probe(self.client, model, version, self.bound)
             return
         if self.client is None:
             self.client = ready(Client(self.url, limits=self.limits))
         self.gap = push(self.client, model, weights, version, self.bound)
 
-    def _started(self, model: Path) -> Client:
+    def _started(self, model: Path, context: int | None) -> Client:
         assert self.settings is not None
+        settings = self.settings
+        if context and settings.max_length > context:
+            settings = replace(settings, max_length=context)  # vLLM refuses more than the model has
         log.info("starting vLLM; its log is %s", self.work / "vllm.log")
-        self.engine = start(self.settings, model, self.work)
+        self.engine = start(settings, model, self.work)
         atexit.register(self.close)
         return ready(Client(self.engine.url, model="policy", limits=self.limits))
 
@@ -119,7 +136,8 @@ class VllmSampler:
             parameters(sampling, longest_response(self.model, prompt, sampling), stops, seed)
             for prompt, seed in zip(rows, seeds, strict=True)
         ]
-        found = self.client.generate([p.ids for p in rows], params, concurrent=sampling.max_concurrent)
+        with self._explained():
+            found = self.client.generate([p.ids for p in rows], params, concurrent=sampling.max_concurrent)
         return [
             Group(prompt, tuple(self._response(prompt, one) for one in found[i * n : (i + 1) * n]), origin="sampled")
             for i, prompt in enumerate(prompts)
@@ -127,8 +145,7 @@ class VllmSampler:
 
     def _response(self, prompt: Prompt, sampled: Sampled) -> Response:
         assert self.model is not None
-        plain = prompt.messages is None and prompt.text is not None  # a continuation, not a turn
-        text = self.model.chat.decode(list(sampled.ids), turn=not plain)
+        text = response_text(self.model.chat, sampled.ids, is_continuation(prompt))
         finish: Finish = "stop" if sampled.finish == "stop" else "length"
         return Response(ids=sampled.ids, text=text, logps=sampled.logps, finish=finish)
 

@@ -7,14 +7,14 @@ with plain numbers (`oracles.starts`), and worlds in which the end is known (`or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import encoders
-from oracles import direct, optima, rl, rounds, starts, worlds
+from oracles import direct, matching, optima, rl, rounds, starts, worlds
 from oracles.starts import BETA, LAM, LN2, Known, even
 from tiltyard.batch.batch import Batch
 from tiltyard.methods import (
@@ -23,11 +23,15 @@ from tiltyard.methods import (
     cpo,
     cringe,
     dapo,
+    dpg,
     dpo,
     dr_grpo,
+    f_dpg,
+    gdc,
     grpo,
     ipo,
     iterative_dpo,
+    kl_dpg,
     kto,
     mlm,
     online_dpo,
@@ -48,6 +52,7 @@ from tiltyard.methods import (
     simpo,
     slic,
     spin,
+    vbon,
 )
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
@@ -365,5 +370,53 @@ ROWS: dict[str, Row] = {
         live=rounds.live_rounds,
         pairs=True,
         ordered=True,  # a token's negative is drawn by its place among the group's tokens
+    ),
+    "dpg": Row(
+        lambda source: dpg(source, beta=matching.BETA),
+        rl.answered,
+        matching.dpg_start,
+        matching.DPG,
+        with_ref,
+        live=online,
+        weight=lambda b: float(b.forest.B),
+    ),
+    "kl_dpg": Row(
+        lambda source: kl_dpg(source, beta=matching.BETA, adapt_every=1),
+        rl.answered,
+        matching.kl_dpg_start,
+        matching.KL_DPG,
+        lambda seed: Models(policy=tiny.policy(seed), ref=tiny.frozen(0), proposal=tiny.frozen(seed or 3)),
+        source=matching.Proposed,
+        live=lambda: replace(online(), samples_per_prompt=6),
+        weight=lambda b: float(b.forest.B),
+    ),
+    "gdc": Row(
+        lambda source: gdc(source, moments={"reward": 2.2}, moment_prompts=5, moment_samples=12),
+        rl.answered,
+        matching.gdc_start,
+        matching.GDC,
+        with_ref,
+        source=matching.Scored,
+        live=online,
+        weight=lambda b: float(b.forest.B),
+    ),
+    "f_dpg": Row(
+        lambda source: f_dpg(source, beta=matching.BETA),
+        rl.answered,
+        matching.f_dpg_start,
+        matching.F_DPG,
+        with_ref,
+        live=online,
+        weight=lambda b: float(b.forest.B),
+    ),
+    "vbon": Row(
+        lambda source: vbon(source, n=matching.N_BEST, ref_samples=len(matching.LADDER)),
+        matching.ranked,
+        matching.vbon_start,
+        matching.VBON,
+        with_ref,
+        source=matching.Ladder,
+        live=online,
+        weight=lambda b: float(b.forest.B),
     ),
 }

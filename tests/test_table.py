@@ -25,7 +25,7 @@ from training import tiny
 NAMES = sorted(ROWS)
 SAMPLED = {
     ("online_dpo", "pi*, its own pairs"),
-    *((n, w) for n in NAMES if METHODS[n].family == "rl" for w in ROWS[n].optima),
+    *((n, w) for n in NAMES if METHODS[n].family in ("rl", "distribution") for w in ROWS[n].optima),
 }
 OPTIMA = [
     pytest.param(name, world, marks=[pytest.mark.statistical] * ((name, world) in SAMPLED))

@@ -146,9 +146,32 @@ def test_a_constrained_prior_has_the_moments() -> None:
     ((coefficient, _),) = target.log_factor.terms
     assert math.exp(coefficient) == pytest.approx(9 * (1 - share) / share, rel=1e-6)
     with pytest.raises(ConfigError, match="no tilt of the prior has this mean"):
-        Prior(prior).constrain([short], [1.0], [group])
+        Prior(prior).constrain([short], [1.2], [group])
     with pytest.raises(ConfigError, match="one moment a feature"):
         Prior(prior).constrain([short], [], [group])
+
+
+def test_a_moment_of_one_is_a_pointwise_constraint() -> None:
+    """What lacks the feature is gone but for rounding; another moment holds under it; targets are constrained too."""
+    prior = policy(TREE)
+    (group,) = sample(prior, [ASK], 400, SampleSettings(max_tokens=2, max_concurrent=400), seed=1)
+    short = FunctionScorer(lambda prompt, response: float(len(response.ids) == 1), "short")
+    first = FunctionScorer(lambda prompt, response: float(response.ids[0]), "first")
+    target = Prior(prior).constrain([short], [0.0], [group])
+    assert target.log_factor.terms[0][0] == -40
+    posterior = exact_posterior(target, ASK, TREE)
+    long_Y = torch.tensor([len(y) == 2 for y in TREE])
+    assert float(posterior.probs_Y[~long_Y].sum()) < 1e-15
+    torch.testing.assert_close(posterior.probs_Y[long_Y], (posterior.log_prior_Y[long_Y]).softmax(0))
+    both = Prior(prior).constrain([first, short], [1.0, 0.0], [group])
+    (row,) = both.log_weights([group])
+    weight = torch.tensor(row, dtype=torch.float64).softmax(0)
+    assert float((weight * torch.tensor([float(r.ids[0]) for r in group.responses])).sum()) == pytest.approx(1)
+    again = target.constrain([first], [1.0], [group])
+    assert again.log_factor.terms[-1][0] == pytest.approx(both.log_factor.terms[0][0], abs=1e-6)
+    never = FunctionScorer(lambda prompt, response: 0.0, "never")
+    with pytest.raises(ConfigError, match="no sample has what is required"):
+        Prior(prior).constrain([never], [1.0], [group])
 
 
 def test_the_constant_of_a_binary_constraint() -> None:

@@ -43,6 +43,7 @@ TEXTS = (
 )
 ASKED = "model: START/sft, prompts: START/world/prompts.jsonl, limit: 20, max_tokens: 6, max_prompt: 48"
 SCORED = f"{ASKED}, reward: START/reward"
+RULED = f"{ASKED}, samples_per_prompt: 4, reward: {{brief: {{from: rule, max_characters: 14}}}}"
 ROUNDS = f"{SCORED}, iterations: 3, samples_per_prompt: 4"
 STAGES = {
     "pretrain": TEXTS,
@@ -69,6 +70,11 @@ STAGES = {
     "grpo": f"{SCORED}, samples_per_prompt: 4, dynamic_sampling: 2, minibatches: 2",
     "dapo": f"{SCORED}, samples_per_prompt: 3, dynamic_sampling: 2, minibatches: 2",
     "dr_grpo": f"{SCORED}, samples_per_prompt: 3",
+    "dpg": f"{SCORED}, samples_per_prompt: 3",
+    "kl_dpg": f"{SCORED}, samples_per_prompt: 4, adapt_every: 2, adapt_by: tv",
+    "gdc": f"{RULED}, moments: {{brief: 0.75}}, moment_prompts: 6, moment_samples: 8, lora: {{}}",
+    "f_dpg": f"{SCORED}, samples_per_prompt: 3, divergence: tv",
+    "vbon": f"{SCORED}, samples_per_prompt: 3, ref_samples: 4",
     "online_dpo": SCORED,
     "iterative_dpo": f"{ROUNDS}, ref_update: previous, lora: {{rank: 4}}, gradient_checkpointing: true",
     "rft": f"{ROUNDS}, pool: all",

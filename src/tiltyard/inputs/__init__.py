@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from tiltyard.inputs.auxiliary import CORPUS, DEMONSTRATIONS, ROUND_DEMONSTRATIONS, AuxData
     from tiltyard.inputs.base import InputSource, Often, Opened, StepSize
     from tiltyard.inputs.offline import Demonstrations, FileSource, Labelled, Pairs, Rankings, SelfPlay, Texts
-    from tiltyard.inputs.roles import Encoder, Policy, PolicyAsJudge, Reference, Reward, RewardModel, Role, Start, Value
+    from tiltyard.inputs.roles import (
+        Encoder,
+        Policy,
+        PolicyAsJudge,
+        Proposal,
+        Reference,
+        Reward,
+        RewardModel,
+        Role,
+        Start,
+        Value,
+    )
     from tiltyard.inputs.sampled import Prompts
 
 __getattr__ = lazy(
@@ -44,6 +55,7 @@ __getattr__ = lazy(
             "Encoder",
             "Policy",
             "PolicyAsJudge",
+            "Proposal",
             "Reference",
             "Reward",
             "RewardModel",
@@ -71,6 +83,7 @@ __all__ = [
     "Policy",
     "PolicyAsJudge",
     "Prompts",
+    "Proposal",
     "Rankings",
     "Reference",
     "Reward",

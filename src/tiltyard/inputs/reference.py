@@ -28,8 +28,11 @@ def attach_reference(
     """Gives a method its reference: its log-probs of the data from disk, or the model itself in memory.
 
     Methods that do not read one have it for measuring where `show_kl` is set. The reference is the model as the stage
-    starts unless `ref` names another; called before anything is trained.
+    starts unless `ref` names another; called before anything is trained. A method with a proposal gets one:
+    a copy of the model as it starts.
     """
+    if "proposal" in algorithm.mutable_models:
+        models["proposal"] = frozen_copy(models["policy"], "proposal")
     chosen = settings.models
     shown = isinstance(chosen, OptionalRefModels) and chosen.show_kl
     if not (algorithm.reads_ref or shown):

@@ -250,6 +250,13 @@ class Reference(Role):
 
 
 @dataclass(frozen=True)
+class Proposal(Role):
+    """A frozen copy of the policy that is sampled from; the method replaces it by the policy now and then."""
+
+    name = "proposal"
+
+
+@dataclass(frozen=True)
 class Reward(Role):
     """The scorer of sampled responses: a reward model, a function, a weighted sum, or a judge in its place."""
 

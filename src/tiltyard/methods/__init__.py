@@ -6,12 +6,16 @@ from tiltyard.methods.click import click
 from tiltyard.methods.cpo import cpo
 from tiltyard.methods.cringe import cringe
 from tiltyard.methods.dapo import dapo
+from tiltyard.methods.dpg import dpg
 from tiltyard.methods.dpo import dpo
 from tiltyard.methods.dr_grpo import dr_grpo
+from tiltyard.methods.f_dpg import f_dpg
 from tiltyard.methods.from_file import load_method
+from tiltyard.methods.gdc import gdc
 from tiltyard.methods.grpo import grpo
 from tiltyard.methods.ipo import ipo
 from tiltyard.methods.iterative import iterative_dpo
+from tiltyard.methods.kl_dpg import kl_dpg
 from tiltyard.methods.kto import kto
 from tiltyard.methods.mlm import mlm
 from tiltyard.methods.online_dpo import online_dpo
@@ -32,6 +36,7 @@ from tiltyard.methods.sft import sft
 from tiltyard.methods.simpo import simpo
 from tiltyard.methods.slic import slic
 from tiltyard.methods.spin import spin
+from tiltyard.methods.vbon import vbon
 
 __all__ = [
     "METHODS",
@@ -41,12 +46,16 @@ __all__ = [
     "cpo",
     "cringe",
     "dapo",
+    "dpg",
     "dpo",
     "dr_grpo",
+    "f_dpg",
+    "gdc",
     "get_method",
     "grpo",
     "ipo",
     "iterative_dpo",
+    "kl_dpg",
     "kto",
     "load_method",
     "mlm",
@@ -68,4 +77,5 @@ __all__ = [
     "simpo",
     "slic",
     "spin",
+    "vbon",
 ]

@@ -246,10 +246,14 @@ def check_values(source: ScalarModel) -> None:
         )
 
 
-def frozen_copy(model: LanguageModel) -> LanguageModel:
-    """A reference: the same weights, no gradient, evaluation mode; of an adapter a second one on the same backbone."""
+def frozen_copy(model: LanguageModel, name: str = "ref") -> LanguageModel:
+    """A reference: the same weights, no gradient, evaluation mode; of an adapter a second one on the same backbone.
+
+    Args:
+        name: of the second adapter.
+    """
     if model.binding is not None:
-        return clone_adapter(model, "ref")
+        return clone_adapter(model, name)
     with model.plain():
         module = copy.deepcopy(model.module)
     twin = LanguageModel(module.eval().requires_grad_(False), model.chat, model.dtype)

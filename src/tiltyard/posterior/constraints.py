@@ -15,7 +15,44 @@ from tiltyard.errors import ConfigError
 from tiltyard.stats.importance import Floats, log_mean_exp, normalised
 
 STEPS = 100
+POINTWISE = 40.0  # nats that a response without a required feature loses: exp(-40) of its probability is left
 TOLERANCE = 1e-10
+
+
+def solve_constraint(feature_PMK: Floats, moments: Sequence[float], log_weight_PM: Floats | None = None) -> Floats:
+    """The coefficients [K] of moments of which some may be 0 or 1: pointwise constraints on features that are 0 or 1.
+
+    Such a feature gets `POINTWISE` nats, or minus that, and prompts without any sample that has what is required are
+    left out. The other coefficients are solved under them.
+
+    Args:
+        feature_PMK, moments, log_weight_PM: see `solve_moments`.
+
+    Raises:
+        ConfigError: means that no tilt of these samples has; no sample has what is required.
+    """
+    goal = np.asarray(moments, dtype=np.float64)
+    binary = [bool(np.isin(feature_PMK[:, :, k], (0.0, 1.0)).all()) for k in range(len(goal))]
+    sure = [k for k, value in enumerate(goal.tolist()) if binary[k] and value in (0.0, 1.0)]
+    rest = [k for k in range(len(goal)) if k not in sure]
+    coefficients = np.zeros(len(goal))
+    base = np.zeros(feature_PMK.shape[:2]) if log_weight_PM is None else log_weight_PM
+    if sure:
+        coefficients[sure] = np.where(goal[sure] == 1, POINTWISE, -POINTWISE)
+        base = base + feature_PMK[:, :, sure] @ coefficients[sure]
+        able_P = (feature_PMK[:, :, sure] == goal[sure]).all(-1).any(-1)
+        if not able_P.any():
+            raise ConfigError(
+                "no sample has what is required of all",
+                where="moments",
+                got=f"0 of {feature_PMK.shape[0] * feature_PMK.shape[1]:,} samples of the prior",
+                expected="at least one",
+                fix="draw more samples, require less, or train towards a lower mean first",
+            )
+        base, feature_PMK = base[able_P], feature_PMK[able_P]
+    if rest:
+        coefficients[rest] = solve_moments(feature_PMK[:, :, rest], goal[rest].tolist(), base)
+    return coefficients
 
 
 def solve_moments(feature_PMK: Floats, moments: Sequence[float], log_weight_PM: Floats | None = None) -> Floats:

@@ -21,7 +21,7 @@ import numpy as np
 
 from tiltyard.errors import ConfigError, ScoringError
 from tiltyard.models.language import LanguageModel
-from tiltyard.posterior.constraints import solve_moments
+from tiltyard.posterior.constraints import solve_constraint
 from tiltyard.scoring.base import Cost, Scorer, checked_scores
 from tiltyard.types import Group
 
@@ -154,7 +154,8 @@ class Prior:
     def constrain(self, features: Sequence[Scorer], moments: Sequence[float], samples: Sequence[Group]) -> Target:
         """The target nearest to the prior, in KL, under which each feature has the given mean over prompts.
 
-        "Half of the people mentioned are women": one feature and the moment 0.5. See `constraints.solve_moments`.
+        "Half of the people mentioned are women": one feature and the moment 0.5. A moment of 0 or 1 of a feature that
+        is 0 or 1 is a pointwise constraint. See `constraints.solve_constraint`.
 
         Args:
             features: scorers. moments: one mean a feature. samples: of the prior, as many to each prompt.
@@ -163,16 +164,7 @@ class Prior:
             ConfigError: not one moment a feature, or moments that no tilt of the samples has. ScoringError: a scorer
             abstained.
         """
-        if len(features) != len(moments) or not features:
-            raise ConfigError(
-                "a constraint needs one moment a feature",
-                where="moments",
-                got=f"{len(moments)} moments, {len(features)} features",
-                expected="as many of both, at least one",
-            )
-        columns = [np.array(complete_scores(feature, samples), dtype=np.float64) for feature in features]
-        found = solve_moments(np.stack(columns, -1), moments)
-        return Target(self, LogFactor(tuple(zip(found.tolist(), features, strict=True))))
+        return Target(self, LogFactor(())).constrain(features, moments, samples)
 
 
 @dataclass(frozen=True)
@@ -197,3 +189,20 @@ class Target:
             ScoringError: a scorer left out a response: its weight would be unknown.
         """
         return self.log_factor.values(groups)
+
+    def constrain(self, features: Sequence[Scorer], moments: Sequence[float], samples: Sequence[Group]) -> Target:
+        """The target nearest to this one, in KL, under which each feature has the given mean over prompts.
+
+        Args and raises: see `Prior.constrain`; the samples are the prior's.
+        """
+        if len(features) != len(moments) or not features:
+            raise ConfigError(
+                "a constraint needs one moment a feature",
+                where="moments",
+                got=f"{len(moments)} moments, {len(features)} features",
+                expected="as many of both, at least one",
+            )
+        columns = [np.array(complete_scores(feature, samples), dtype=np.float64) for feature in features]
+        base = np.array(self.log_weights(samples), dtype=np.float64)
+        found = solve_constraint(np.stack(columns, -1), moments, base)
+        return Target(self.prior, self.log_factor + LogFactor(tuple(zip(found.tolist(), features, strict=True))))

@@ -167,6 +167,9 @@ def _held(method: Method, settings: StageSettings) -> _Held:
     if "ref" in frozen and not (isinstance(chosen, RefModels) and chosen.ref):
         words += ", ref (adapters off, or a second adapter where it is renewed)"
         frozen.remove("ref")
+    if "proposal" in frozen:
+        words += ", proposal (a second adapter)"
+        frozen.remove("proposal")
     if frozen:
         words += f"; {', '.join(frozen)} (frozen; on the same backbone if trained there with lora)"
     return _Held(words, 0, 1 + len(frozen), len(trained), len(trained))

@@ -205,7 +205,7 @@ def _sinks(method: Method, context: StageContext, settings: StageSettings, work:
 def spent(metrics: Path, settings: StageSettings) -> dict[str, Any]:
     """Counts the responses sampled and the calls of judges and rewards over the run."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    sampled = sum(row.get("sampled", 0.0) for row in rows)
+    sampled = sum(row.get("sampled", 0.0) + row.get("ref_sampled", 0.0) for row in rows)
     calls = sum(row["judge_calls"] for row in rows if "judge_calls" in row)
     scored = isinstance(settings, ScoreSettings) and bool(settings.reward)
     replayed = isinstance(settings, PromptSettings) and bool(settings.replay)

@@ -219,6 +219,8 @@ class Online:
         keep_hidden: the sampler keeps the hidden states that the step needs, see `sampling.hidden`; None: where they
             fit, decided at the first step and kept in the checkpoint.
         least: prompts with fewer responses that the scorer scored are left out (a pair needs both).
+        sample_from: the role of the model that responds, where it is not the policy (a proposal); its hidden states are
+            not the policy's, so none are kept.
     """
 
     prompts: Sequence[Prompt]
@@ -234,6 +236,7 @@ class Online:
     keep_hidden: bool | None = None
     order: Order = "shuffle"
     least: int = 1
+    sample_from: str = "policy"
 
     def __post_init__(self) -> None:
         self.shuffle = EpochShuffle(self.prompts, self.seed, self.order)
@@ -260,8 +263,9 @@ class Online:
         own = processes.shard(self.shuffle.batch_at(number, self.prompts_per_step))
         index = [i for i, _ in own]
         seeds = response_seeds(index, self.samples_per_prompt, self.seed, 2, *keys)
-        self.sampler.sync(models["policy"], models.version)
-        sampling = replace(self.settings, keep_hidden=self._keep_hidden(models))
+        self.sampler.sync(models[self.sample_from], models.version)
+        keep = self.sample_from == "policy" and self._keep_hidden(models)
+        sampling = replace(self.settings, keep_hidden=keep)
         groups = generate(self.sampler, [p for _, p in own], self.samples_per_prompt, sampling, seeds)
         groups = [with_version(group, models.version) for group in groups]
         scored = score(self.scorer, groups)  # without those that it could not score
@@ -341,6 +345,20 @@ def score(scorer: Scorer, groups: list[Group]) -> list[Group]:
     """The groups with the scorer's scores, checked and timed; without groups the scorer is not called."""
     with record(f"score/{type(scorer).__name__}"):
         return checked_scores(scorer, groups)
+
+
+def score_apart(scorer: Scorer, groups: list[Group]) -> tuple[list[Group], Metrics]:
+    """The scored groups, and the cost of a judge, of responses that are not a step's own.
+
+    What else the scorer counts of them (the mean of each part) is dropped, so that a step's metrics are its own.
+    """
+    scored = score(scorer, groups)
+    return scored, costs_apart(scorer)
+
+
+def costs_apart(scorer: Scorer) -> Metrics:
+    """What a judge took since the last time, to be added to the step's own sums; everything else is forgotten."""
+    return {k: (value, 0.0) for k, (value, _) in scorer_metrics(scorer).items() if k.startswith("judge_")}
 
 
 def unscored(left_out: Sequence[tuple[float, float]]) -> Metrics:

@@ -49,6 +49,20 @@ def test_the_same_seed_draws_the_same():
     assert (bootstrap(fit, rounds=20, seed=1) != bootstrap(fit, rounds=20, seed=2)).any()
 
 
+@pytest.mark.parametrize("method", ["sandwich", "bootstrap"])
+def test_the_anchor_changes_no_difference_and_no_rank(method):
+    fit = bradley_terry(planted(np.random.default_rng(3), 300, 4, 0.2))
+    free = intervals(fit, method=method, rounds=100)
+    assert free.rating_M.sum() == pytest.approx(0)
+    for anchor in fit.models:
+        found = intervals(fit, method=method, rounds=100, anchor=anchor)
+        assert found.rating_M - found.rating_M[0] == pytest.approx(free.rating_M - free.rating_M[0])
+        assert (found.rank_low_M.tolist(), found.rank_high_M.tolist()) == (
+            free.rank_low_M.tolist(),
+            free.rank_high_M.tolist(),
+        )
+
+
 def test_prompts_are_resampled_whole():
     """Ten prompts whose four battles agree are ten observations, not forty."""
     a, b, outcome = ["x"] * 40, ["y"] * 40, list("aaaabbbb" * 5)

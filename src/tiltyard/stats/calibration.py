@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from tiltyard.errors import DataError
 from tiltyard.stats.agreement import Agreement, cohen_kappa
 from tiltyard.stats.annotations import Annotations
-from tiltyard.stats.intervals import Estimate, rate_ci
+from tiltyard.stats.intervals import RARE, Estimate, by_cluster, mean_ci, rate_ci
 
 Floats = NDArray[np.float64]
 
@@ -238,7 +238,15 @@ class _People:
         return rate_ci(x_N[on_N], self._prompts(on_N), **self.how) if on_N.any() else UNKNOWN  # type: ignore[arg-type]
 
     def _mean(self, x_N: Floats, on_N: NDArray[np.bool_]) -> Estimate:
-        """Mean of differences of shares, which lie in -1..1; where all are -1 or all are 1 the interval has a width."""
+        """Mean of differences of shares, which lie in -1..1: the bootstrap's interval, but where nearly all are alike.
+
+        There it is that of a rate, which has a width even if all are 0, -1 or 1; elsewhere that would be too wide.
+        """
+        if on_N.any():
+            sums_C, counts_C = by_cluster(x_N[on_N], self._prompts(on_N))
+            _, alike = np.unique(sums_C / counts_C, return_counts=True)
+            if len(sums_C) - alike.max() >= RARE:
+                return mean_ci(x_N[on_N], self._prompts(on_N), **self.how)  # type: ignore[arg-type]
         half = self._share((x_N + 1) / 2, on_N)
         return Estimate(2 * half.value - 1, 2 * half.low - 1, 2 * half.high - 1, half.n)
 

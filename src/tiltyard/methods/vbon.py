@@ -21,8 +21,9 @@ from tiltyard.methods.policy_gradient import require_several_samples, require_un
 from tiltyard.methods.rloo import Reinforce
 from tiltyard.sampling.streams import response_seeds
 from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.apart import score_apart
 from tiltyard.training.prepare import OldLogp, column, sum_count
-from tiltyard.training.source import Online, generate, score_apart
+from tiltyard.training.source import Online, generate
 from tiltyard.types import Prompt, prompt_digest
 
 KEY = 13  # of the random numbers of the reference's responses
@@ -107,7 +108,7 @@ def _key(prompt: Prompt) -> str:
     "R_i = log p_n(y_i) - log pi(y_i);  A_i = R_i - mean of the other responses' R;  L = mean over responses of -A_i "
     "log pi(y_i), A held constant: the gradient of KL(pi || p_n)",
     oracle="p_n = ref(y)/ref(level) (F(level)^n - F(below)^n), ties by chance; at most log n - (n - 1)/n nats from ref",
-    paper="Amini et al. 2024 (vBoN); the law under ties: Beirami et al. 2024",
+    paper="Amini et al. 2024 (vBoN); under ties: Beirami et al. 2024",
     pitfalls="Responses below all of the reference's have a rank of about 1/ref_samples, so large n needs many "
     "ref_samples. The reference's are sampled once a prompt: epochs over few prompts are cheap, one pass over many is "
     "not. Like best-of-n it follows a wrong reward as far as n goes.",

@@ -16,8 +16,9 @@ from tiltyard.posterior.target import complete_scores
 from tiltyard.sampling.streams import response_seeds
 from tiltyard.scoring.weighted import WeightedScorer
 from tiltyard.training.algorithm import Models, StepGroups
+from tiltyard.training.apart import costs_apart
 from tiltyard.training.replay import Replayed
-from tiltyard.training.source import costs_apart, generate
+from tiltyard.training.source import generate
 from tiltyard.types import Prompt
 
 KEY = 11  # of the random numbers of the responses on which the coefficients are solved
@@ -25,14 +26,14 @@ KEY = 11  # of the random numbers of the responses on which the coefficients are
 
 @dataclass
 class Constrained:
-    """An `Online` source whose score is sum_i lambda_i phi_i: the log factor of ref's nearest law with moments.
+    """An `Online` source whose score is sum_i lambda_i phi_i: the log factor of a target with given moments.
 
     The coefficients are solved before the first step, on responses of the reference, and kept in the checkpoint. Parts
     of the scorer without a moment keep their weight. Everything else is the wrapped source's.
 
     Args:
         source: an `Online` or what passes for one. moments: the wanted mean of a part's scores, by its name.
-        prompts: so many of the source's prompts, spread over all. samples: responses of the reference to each.
+        prompts_solved: this many of the source's prompts, spread over all. samples: responses of the reference to each.
 
     Raises:
         ConfigError: at the first step, a moment of no part, no moment, or moments that cannot be.

@@ -347,20 +347,6 @@ def score(scorer: Scorer, groups: list[Group]) -> list[Group]:
         return checked_scores(scorer, groups)
 
 
-def score_apart(scorer: Scorer, groups: list[Group]) -> tuple[list[Group], Metrics]:
-    """The scored groups, and the cost of a judge, of responses that are not a step's own.
-
-    What else the scorer counts of them (the mean of each part) is dropped, so that a step's metrics are its own.
-    """
-    scored = score(scorer, groups)
-    return scored, costs_apart(scorer)
-
-
-def costs_apart(scorer: Scorer) -> Metrics:
-    """What a judge took since the last time, to be added to the step's own sums; everything else is forgotten."""
-    return {k: (value, 0.0) for k, (value, _) in scorer_metrics(scorer).items() if k.startswith("judge_")}
-
-
 def unscored(left_out: Sequence[tuple[float, float]]) -> Metrics:
     """The metric `unscored`, the share of all processes' responses that got no score; none where each got one.
 

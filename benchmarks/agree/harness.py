@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tiltyard import Group, LanguageModel, Prompt, Response
-from tiltyard.batch.forest import pack
+from tiltyard.data.benchmarks import Item
+from tiltyard.evaluation.before_after import each_logp
+from tiltyard.evaluation.benchmarks import choice_columns
+from tiltyard.types import MICRO_TOKENS
 
 TASK = "tiltyard_facts"
 FACTS: tuple[tuple[str, tuple[str, ...], int], ...] = (  # question, choices, index of the right one
@@ -86,15 +87,14 @@ def run(python: Path, model: Path, work: Path, threads: int) -> float:
 
 def accuracy(model: LanguageModel, facts: Sequence[tuple[str, tuple[str, ...], int]] = FACTS) -> float:
     """The same by our log-probs: the choice with the largest summed log-prob behind the question."""
-    right = 0
-    for question, choices, answer in facts:
-        tokenizer = model.chat.tokenizer
-        before = tokenizer(_asked(question))["input_ids"]
-        wholes = [tokenizer(f"{_asked(question)} {choice}")["input_ids"] for choice in choices]
-        responses = tuple(Response(ids=tuple(ids[len(before) :])) for ids in wholes)
-        forest = pack([Group(Prompt(ids=tuple(before), text=question), responses)])
-        with torch.no_grad():
-            logp_R, _ = model.logp_R(forest)
-        logp_B = torch.zeros(len(choices), dtype=logp_R.dtype).index_add(0, forest.response_R, logp_R)
-        right += int(logp_B.argmax()) == answer
-    return right / len(facts)
+    items = [
+        Item(
+            Group(Prompt(text=_asked(question)), tuple(Response(text=f" {choice}") for choice in choices)),
+            one={i: i == answer for i in range(len(choices))},
+        )
+        for question, choices, answer in facts
+    ]
+    groups = model.chat.encode_continuations([item.group for item in items])
+    logps = [[logp for logp, _ in of] for of in each_logp(model, groups, MICRO_TOKENS)]
+    right = choice_columns(items, range(len(items)), logps)[0].values
+    return sum(right) / len(right)

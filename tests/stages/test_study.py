@@ -71,7 +71,7 @@ def test_the_recipes_of_the_package_and_the_verb(tmp_path: Path, capsys: pytest.
         entries = {entry.name: (entry.kind, dict(entry.values)) for entry in read_recipe(f"studies/{name}").entries}
         bases.append([entries[key] for key in ("world", "pretrain", "sft")])
     assert all(base == bases[0] for base in bases)  # what they share is computed once
-    assert "reinforce" in capsys.readouterr().out
+    assert "beta_03" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

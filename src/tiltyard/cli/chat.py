@@ -29,12 +29,16 @@ System = Annotated[str, typer.Option(help="A system message.")]
 Infer = Annotated[str, typer.Option(metavar="SAMPLER", help="Sample prior * exp(reward / beta): docs/infer.md.")]
 RewardOption = Annotated[str, typer.Option(help="With --infer: a reward model, gold, file.py:function, a rule.")]
 Beta = Annotated[float | None, typer.Option(help="With --infer: strength of the pull to the model.")]
-Bound = Annotated[float | None, typer.Option(help="With --infer: the highest possible reward.")]
+Bound = Annotated[
+    float | None, typer.Option(help="With --infer: the highest possible reward, if the reward declares none.")
+]
 Candidates = Annotated[int | None, typer.Option(min=1, max=LARGEST, help="With --infer: sampled for each response.")]
 Most = Annotated[int | None, typer.Option(min=1, max=LARGEST, help="With --infer: candidates to a prompt at most.")]
 Number = Annotated[int | None, typer.Option(min=1, max=LARGEST, help="With --infer: particles of SMC to a prompt.")]
 Every = Annotated[int | None, typer.Option(min=0, max=LARGEST, help="With --infer smc: tokens between two scorings.")]
-TwistOption = Annotated[str, typer.Option(metavar="VALUE", help="With --infer twisted_smc: a PPO run's value model.")]
+TwistOption = Annotated[
+    str, typer.Option(metavar="VALUE", help="With --infer twisted_smc: a PPO run's value model, or learn.")
+]
 Out = Annotated[str, typer.Option(metavar="FILE", help="With --infer: rows as they finish; resumes from it.")]
 
 

@@ -20,14 +20,13 @@ from tiltyard.inputs.scores import ScoreSettings
 from tiltyard.models.backbone import DType
 from tiltyard.models.load import load_scalar_model
 from tiltyard.posterior import Prior, exp, score
-from tiltyard.posterior.infer import SAMPLERS, Drawn, PosteriorSampler, TwistedSMC, make_sampler
+from tiltyard.posterior.infer import SAMPLERS, Drawn, PosteriorSampler, TwistedSMC, learn_twist, make_sampler
 from tiltyard.posterior.infer.report import Report, report_of
 from tiltyard.posterior.measure import check_sampling
 from tiltyard.posterior.target import check_beta
-from tiltyard.runs import written_by_stage
 from tiltyard.runs.journal import JsonlFile, whole_lines
 from tiltyard.sampling import SampleSettings
-from tiltyard.scoring import check_prompts
+from tiltyard.scoring import check_prompts, highest_score
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.rewards import Rewards
 from tiltyard.training.log import Tally
@@ -36,6 +35,8 @@ from tiltyard.yaml_values import parse_value
 
 ROWS = 256  # candidates or particles between two lines of progress; no result depends on it
 SECONDS = 5.0
+LEARN = "learn"  # in place of a value model: a twist that is learned from samples of the prior
+TWIST_SAMPLES = 64  # to each prompt
 
 
 def infer(
@@ -66,7 +67,7 @@ def infer(
     Raises:
         ConfigError: a sampler, setting, reward or sampling distribution that cannot be used.
     """
-    sampler = _sampler(name, beta, settings, device, dtype)
+    _check(name, beta)
     if not reward:
         raise ConfigError(
             "a posterior needs a reward",
@@ -82,6 +83,12 @@ def infer(
     check_prompts(scorer, prompts)
     target = prior * exp(score(scorer) / (1.0 if beta is None else beta))
     check_sampling(target, sampling)
+    values = dict(settings)
+    if values.get("twist") == LEARN and name == TwistedSMC.name:
+        context.report("twist", [f"learning it from {len(prompts) * TWIST_SAMPLES:,} samples of the model"])
+        values["twist_with"] = learn_twist(target, prompts, sampling, samples=TWIST_SAMPLES, seed=seed).twist()
+        del values["twist"]
+    sampler = _sampler(name, beta, values, highest_score(scorer), device, dtype)
     asked = {"infer": name, "model": str(model), "reward": reward, "beta": beta, "n": n, "seed": seed}
     key = json.loads(json.dumps({**asked, "prompts": _digest(prompts), **settings, **vars(sampling)}))
     rows = _Rows(out, key, prompts)
@@ -99,8 +106,8 @@ def infer(
     return rows.done, report_of(name, facts, beta, weighted=sampler.weighted, seed=seed)
 
 
-def _sampler(name: str, beta: float | None, settings: Mapping[str, Any], device: str, dtype: DType) -> PosteriorSampler:
-    """The sampler, with settings in units of the target's g; `twist` names a value model."""
+def _check(name: str, beta: float | None) -> None:
+    """Refuses what can be refused before a model is loaded."""
     if name not in SAMPLERS:
         raise ConfigError("there is no such sampler", where="--infer", got=name, fix=nearest(name, SAMPLERS))
     if beta is None and not SAMPLERS[name].sampler.ranks_only:
@@ -110,15 +117,29 @@ def _sampler(name: str, beta: float | None, settings: Mapping[str, Any], device:
             expected="--beta above 0, in units of the reward",
             fix="take the beta of training, or start at the standard deviation of the reward over responses",
         )
-    strength = 1.0 if beta is None else check_beta(beta)
+    if beta is not None:
+        check_beta(beta)
+
+
+def _sampler(
+    name: str, beta: float | None, settings: Mapping[str, Any], highest: float | None, device: str, dtype: DType
+) -> PosteriorSampler:
+    """The sampler, with settings in units of the target's g; `twist` names a value model.
+
+    Args:
+        highest: the highest score that the reward declares, where it does.
+    """
+    strength = 1.0 if beta is None else beta
     values = {key: value for key, value in settings.items() if value not in (None, "")}
+    if highest is not None and "score_bound" in SAMPLERS[name].needs:
+        values.setdefault("score_bound", highest)
     if "score_bound" in values:
         values["bound"] = values.pop("score_bound") / strength
     if twist := values.pop("twist", None):
         if name != TwistedSMC.name:
             raise ConfigError("only twisted_smc takes a twist", where="--twist", got=name, fix="leave --twist out")
-        folder = Path(twist)
-        folder = written_by_stage(folder, "value") if folder.is_dir() else folder
+        inside = Path(twist) / "value"  # of a stage's folder
+        folder = inside if inside.is_dir() else Path(twist)
         values |= {"value": load_scalar_model(folder, device=device, dtype=dtype), "scale": 1 / strength}
     return make_sampler(name, **values)
 

@@ -3,6 +3,7 @@
 from tiltyard.posterior.infer.base import SAMPLERS, Distance, Drawn, Entry, PosteriorSampler, make_sampler
 from tiltyard.posterior.infer.best_of_n import BestOfN
 from tiltyard.posterior.infer.best_of_poisson import BestOfPoisson
+from tiltyard.posterior.infer.contrastive import LinearTwist, learn_twist
 from tiltyard.posterior.infer.importance import Importance
 from tiltyard.posterior.infer.pessimism import Pessimism, pessimism_probs
 from tiltyard.posterior.infer.quasi_rejection import QuasiRejection
@@ -21,6 +22,7 @@ __all__ = [
     "Drawn",
     "Entry",
     "Importance",
+    "LinearTwist",
     "Pessimism",
     "Population",
     "PosteriorSampler",
@@ -33,6 +35,7 @@ __all__ = [
     "TwistedSMC",
     "ValueTwist",
     "accept_from_pool",
+    "learn_twist",
     "make_sampler",
     "pessimism_probs",
 ]

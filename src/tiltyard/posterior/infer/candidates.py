@@ -16,7 +16,7 @@ from tiltyard.stats.importance import Floats
 from tiltyard.types import Group, Prompt
 
 KEY = 7  # tells the samplers' random numbers from those of other calls with the same seed
-NUMBERS = 1 << 20  # candidates of the bootstrap pools from which the distribution of a pick is computed
+NUMBERS = 1 << 17  # candidates of the bootstrap pools from which the distribution of a pick is computed
 
 
 class FromCandidates(ABC):

@@ -7,7 +7,7 @@ of the prior and their weights w = exp(g) it is, up to a constant,
     sum_t  log mean_i psi_t(i) - sum_i w~_i log psi_t(i),
 
 and its gradient is theirs: log psi's mean under pi* against its mean under pi_psi, both by importance sampling. A
-response that has ended keeps psi = exp(g), which also fixes the scale of psi.
+response that ended before t keeps psi = exp(g), which also fixes the scale of psi.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class LinearTwist:
         rows_R = self.model.head.weight[target_R]
         return (moved_R[:, :-1] * rows_R).sum(-1) + moved_R[:, -1]
 
+    @torch.no_grad()
     def __call__(self, particles: Particles) -> Tensor:
         """log psi [S, V] of every next token of each running particle."""
         hidden = particles.next.hidden
@@ -106,24 +107,23 @@ def learn_twist(
 def _states(model: LanguageModel, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """States that predict tokens, the tokens, the response of each and its index within it: [R, d], [R], [R], [R].
 
-    The last token of each response is left out: what has ended has an exact psi.
+    The last token of a response is one of them: the proposal has to know when to end.
     """
     hidden, tokens, rows, places, first = [], [], [], [], 0
     for part in split_by_tokens(groups, MICRO_TOKENS):
         forest = pack(part, model.device)
         lengths = [len(r.ids) for group in part for r in group.responses]
         step_R = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
-        goes_on = step_R < torch.tensor(lengths, device=model.device)[forest.response_R] - 1
-        hidden.append(model.hidden_R(forest)[goes_on])
-        tokens.append(forest.target_R[goes_on])
-        rows.append(forest.response_R[goes_on] + first)
-        places.append(step_R[goes_on])
+        hidden.append(model.hidden_R(forest))
+        tokens.append(forest.target_R)
+        rows.append(forest.response_R + first)
+        places.append(step_R)
         first += len(lengths)
     return torch.cat(hidden), torch.cat(tokens), torch.cat(rows), torch.cat(places)
 
 
 class _Cells:
-    """The objective: over each prompt and step, all samples of the prompt, running ones by log psi, ended ones by g."""
+    """The objective over each prompt and step: samples with a token there by log psi, the others by g."""
 
     def __init__(self, factor_GM: Tensor, row_R: Tensor, step_R: Tensor):
         self.groups, self.samples = factor_GM.shape

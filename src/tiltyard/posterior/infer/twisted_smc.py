@@ -18,7 +18,7 @@ from tiltyard.posterior.target import Target
     formula="particles at prior(y_1..t) exp(V(y_1..t) / beta), exact at the end",
     exact="pi* as the number of particles grows; Z is unbiased for any V, and exact with one particle for the best V "
     "and its proposal",
-    needs="particles, a value model (--twist)",
+    needs="particles, a value model or a learned twist (--twist)",
     paper="Zhao, Brekelmans, Makhzani & Grosse 2024 (2404.17546)",
     pitfalls="PPO's value is that of its own policy and beta: elsewhere it is a worse guess, and samples stay right.",
 )
@@ -45,7 +45,7 @@ class TwistedSMC(SMC):
                 "twisted SMC needs a value model",
                 where="twisted_smc.twist",
                 expected="the value model of a PPO run: runs/NAME/ppo/value",
-                fix="add --twist, or take smc, which scores the beginnings with the reward itself",
+                fix="add --twist, or --twist learn, or take smc, which scores the beginnings with the reward itself",
             )
 
     def twist(self, target: Target) -> Twist:

@@ -130,6 +130,7 @@ class TokenTwist(Twist):
         self.log_psi = log_psi
         self._chosen: dict[int, float] = {}
 
+    @torch.no_grad()
     def propose(self, particles: Particles, generators: Sequence[np.random.Generator]) -> Proposal:  # noqa: ARG002
         """Samples prior * psi, normalised over the tokens; prior / proposal is the normaliser over psi."""
         prior = torch.log_softmax(particles.next.logits.double() / particles.settings.temperature, -1)

@@ -29,5 +29,5 @@ def sampler_of(work: Workspace, settings: PromptSettings) -> Sampler:
         python = Path(asked.python).expanduser()
         version_of(python)
         length = settings.prompts.max_prompt + settings.sampling.max_tokens
-        engine = EngineSettings(python, asked.dtype, round(asked.memory_gb * GB), length, asked.threads)
+        engine = EngineSettings(python, asked.engine_dtype, round(asked.memory_gb * GB), length, asked.threads)
     return VllmSampler(work.folder / "vllm", engine, url=asked.url, bound=asked.max_gap or None)

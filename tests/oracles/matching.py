@@ -61,15 +61,21 @@ class Rungs:
 
     def sync(self, model: Any, version: int) -> None: ...
 
+    def close(self) -> None: ...
+
     def generate(self, prompts: Sequence[Prompt], n: int, *_: Any) -> list[Group]:
         return [Group(p, tuple(Response(ids=(2 + k,)) for k in range(n))) for p in prompts]
+
+
+def rung(prompt: Prompt, response: Response) -> float:
+    return LADDER[response.ids[0] - 2]
 
 
 @dataclass
 class Ladder(Scored):
     """The reference's answers have the scores of `LADDER`."""
 
-    scorer: Any = FunctionScorer(lambda prompt, response: LADDER[response.ids[0] - 2])  # noqa: RUF009 - has no state
+    scorer: Any = FunctionScorer(rung)  # noqa: RUF009 - has no state
     sampler: Any = Rungs()  # noqa: RUF009 - has no state
 
 

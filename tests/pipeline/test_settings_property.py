@@ -40,9 +40,18 @@ EXACT = {
     "price_out",
     "max_cost",
     "max_missing",
+    # alarms of training change nothing of it
+    "alarm_window",
+    "alarm_z",
+    "alarm_proxy",
+    "alarm_length",
+    "alarm_repetition",
+    "alarm_refusals",
+    "alarm_collapse",
+    "alarm_kl",
 }
 EXACT_OF = {"collect": {"enough", "labellers", "serve", "host", "port", "url"}}  # who labels, and where
-LAST_BITS = {"tokens_per_microbatch", "gradient_checkpointing", "max_concurrent", "device", "ref_cache"}
+LAST_BITS = {"tokens_per_microbatch", "gradient_checkpointing", "max_concurrent", "device", "ref_cache", "threads"}
 
 
 @pytest.fixture(scope="module")

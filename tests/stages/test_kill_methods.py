@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,8 @@ def go(kind: str, settings: dict[str, Any], root: Path) -> Path:
 
 # ---------------------------------------------------------------------------------------------------- what is compared
 
+TIMED = re.compile(r"time of the steps|energy")  # lines of a model card
+
 
 def files_of(folder: Path) -> dict[str, Any]:
     """All that a stage leaves, by its name: bytes, and JSON without times and without the lengths that times have."""
@@ -117,6 +120,8 @@ def files_of(folder: Path) -> dict[str, Any]:
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "state.json"}
         elif path.name == "state.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "offsets"}
+        elif path.name == "README.md":  # the model card says what training cost
+            found[name] = [line for line in path.read_text().splitlines() if not TIMED.search(line)]
         elif name != "config.json":  # says when it began, and the execution's own number
             found[name] = path.read_bytes()
     paid = answers_of(folder)

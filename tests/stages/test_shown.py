@@ -17,7 +17,7 @@ from rich.console import Console
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage
 from tiltyard.runs.groups import read_groups
-from tiltyard.stages import evaluate
+from tiltyard.stages import evaluate_curves
 from tiltyard.world import gold
 
 from . import tiny
@@ -200,9 +200,9 @@ def test_the_picture_has_what_was_measured_at_every_step(tmp_path: Path, monkeyp
         (tmp_path / name / "groups.jsonl").touch()
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(evaluate, "reward_vs_kl_png", lambda path, curves: drawn.update(curves))
+    monkeypatch.setattr(evaluate_curves, "reward_vs_kl_png", lambda path, curves: drawn.update(curves))
     context: Any = SimpleNamespace(outputs={}, folder=tmp_path)
-    evaluate._reward_vs_kl(context, SimpleNamespace(curves=[str(tmp_path / name) for name in found]))  # type: ignore[arg-type]
+    evaluate_curves.reward_vs_kl(context, {name: str(tmp_path / name) for name in found})
     assert {name: curve["kl"] for name, curve in drawn.items()} == {"exact": [2.0, 4.0], "estimated": [1.0, 2.0]}
 
 

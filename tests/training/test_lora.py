@@ -43,6 +43,8 @@ def composed(row: Row, seed: int = 0) -> tuple[Algorithm, Models]:
     if models.ref is not None:
         policy = models["policy"]
         models.ref = clone_adapter(policy, "ref") if "ref" in algorithm.mutable_models else without_adapters(policy)
+    if "proposal" in models:
+        models["proposal"] = clone_adapter(models["policy"], "proposal")
     return algorithm, models
 
 

@@ -42,7 +42,7 @@ class BestOfN:
     source: Any
     n: float
     samples: int
-    kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    kept: dict[str, Tensor] = field(default_factory=dict)
     needs: ClassVar[tuple[str, ...]] = ("score_B",)
     writes: ClassVar[tuple[str, ...]] = ("reward_B",)
     reads_ref: ClassVar[bool] = True

@@ -11,7 +11,7 @@ from tiltyard.evaluation.stability import Stability, perturbed, stability, wordi
 from tiltyard.files import write_json
 from tiltyard.inputs.files import groups_of
 from tiltyard.report.reward_tables import print_stability
-from tiltyard.scoring import RewardScorer
+from tiltyard.scoring import RewardScorer, checked_scores
 from tiltyard.scoring.reward_model import in_tokens_of, require_template
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.reward_eval import RewardDataSettings, check_pairs, trained_reward_model
@@ -47,7 +47,7 @@ def run(context: StageContext, settings: StabilitySettings) -> dict[str, Any]:
 
     def scores(changed: list[Any]) -> list[tuple[float, ...]]:
         again = [in_tokens_of(model.chat, group) for group in changed]
-        return [group.scores or () for group in scorer.score(again)]
+        return [group.scores or () for group in checked_scores(scorer, again)]
 
     before = scores(list(groups))
     found: list[Stability] = []

@@ -15,6 +15,7 @@ from tiltyard.methods import dpg, f_dpg, gdc, kl_dpg, vbon
 from tiltyard.posterior import best_of_n_probs
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer, WeightedScorer
+from tiltyard.scoring.base import Cost, Scale
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
 from training import tiny
@@ -56,6 +57,7 @@ class Scored(tiny.Given):
         return [group.prompt for group in rl.answered(7)]
 
 
+@dataclass(frozen=True)
 class Rungs:
     """A sampler whose k-th answer to every prompt is the token k + 2."""
 
@@ -67,16 +69,26 @@ class Rungs:
         return [Group(p, tuple(Response(ids=(2 + k,)) for k in range(n))) for p in prompts]
 
 
-def rung(prompt: Prompt, response: Response) -> float:
-    return LADDER[response.ids[0] - 2]
+@dataclass(frozen=True)
+class RungScorer:
+    """The scores of `LADDER`; a record, as every part of a piece."""
+
+    name: str = "rung"
+    scale: Scale = Scale()  # noqa: RUF009 - frozen
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        return [replace(g, scores=tuple(LADDER[r.ids[0] - 2] for r in g.responses)) for g in groups]
+
+    def take_cost(self) -> Cost:
+        return Cost()
 
 
 @dataclass
 class Ladder(Scored):
     """The reference's answers have the scores of `LADDER`."""
 
-    scorer: Any = FunctionScorer(rung)  # noqa: RUF009 - has no state
-    sampler: Any = Rungs()  # noqa: RUF009 - has no state
+    scorer: Any = RungScorer()
+    sampler: Any = Rungs()
 
 
 def ranked(n: int, seed: int = 0) -> list[Group]:

@@ -202,10 +202,10 @@ def test_planted_errors_of_a_judge_are_corrected_where_its_rate_is_printed(here,
     assert int(shares[3]) < 50 < int(shares[4])
     assert main(["judge", "calibrate", f"store={path}", "rounds=300"]) == 0
     printed = capsys.readouterr().out
-    for method in ("prediction-powered", "Rogan-Gladen"):
+    for method, most in (("prediction-powered", 75), ("Rogan-Gladen", 100)):  # the latter's is wide: 60 and 60 items
         found = re.search(rf"corrected, {method}: ([\d.]+) \[([\d.]+), ([\d.]+)\]", printed)
         assert found, printed
-        assert float(found[2]) < 50 < float(found[3]) < 75, printed
+        assert float(found[2]) < 50 < float(found[3]) < most, printed
 
 
 @pytest.mark.slow

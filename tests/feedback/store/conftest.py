@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from benchmarks.pages.postgres import binary, new_database, postgres_server
 
 from tiltyard.feedback.store.database import Database
@@ -56,3 +57,14 @@ def items() -> Callable[..., list[Item]]:
         return [Item(group(k, count), **settings) for k in range(n)]  # type: ignore[arg-type]
 
     return make
+
+
+def undo_migrations_to_0003(connection: sa.Connection) -> None:
+    """Leaves a store as version 0003 made it."""
+    for table in ("leases", "draws", "imports"):
+        connection.exec_driver_sql(f"DROP TABLE {table}")
+    for index in ("task_state_queue", "tasks_parent_id"):
+        connection.exec_driver_sql(f"DROP INDEX ix_{index}")
+    for column in ("stage", "begun", "place"):
+        connection.exec_driver_sql(f"ALTER TABLE task_state DROP COLUMN {column}")
+    connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")

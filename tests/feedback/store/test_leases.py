@@ -13,6 +13,8 @@ from tiltyard.feedback.store.items import add_tasks
 from tiltyard.feedback.store.judgements import judge, skip, undo
 from tiltyard.feedback.store.people import add_annotator
 
+from .conftest import undo_migrations_to_0003
+
 LEASE = 10  # seconds
 
 
@@ -65,8 +67,7 @@ def test_what_was_leased_before_the_table_existed_stays_leased(store, url, items
     judged, held = (next_task(store, who) for who in people[:2])
     judge(store, people[0], judged.exposure, {"choice": "tie"}, key="one")
     with store.writing() as connection:
-        connection.exec_driver_sql("DROP TABLE leases")
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
+        undo_migrations_to_0003(connection)
     again = Database(url)
     assert next_task(again, people[1]).exposure == held.exposure
     assert next_task(again, people[2]).task not in (judged.task, held.task)

@@ -48,11 +48,12 @@ def summary_of(kind, rng, p):
 @pytest.mark.statistical
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "p"), [("reward", 2.0), *((kind, p) for kind in ("pass rate", "judge", "wins") for p in (0.5, 0.95))]
+    ("kind", "p"), [("reward", 0.5), *((kind, p) for kind in ("pass rate", "judge", "wins") for p in (0.5, 0.95))]
 )
 def test_tables_of_models(kind, p):
     rng = np.random.default_rng(shifted(round(100 * p)))
-    low, high, truth = np.array([summary_of(kind, rng, p) for _ in range(SIMULATIONS)]).T
+    runs = SIMULATIONS * (4 if kind == "reward" else 1)  # it is near the edge of 93%: 500 runs at some seeds are below
+    low, high, truth = np.array([summary_of(kind, rng, p) for _ in range(runs)]).T
     covers(low, high, float(truth[0]), f"{kind}, {PROMPTS} prompts, {p}:")
 
 

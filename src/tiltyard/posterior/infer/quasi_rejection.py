@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tiltyard.posterior.infer.base import Distance, Drawn, distance_of, posterior_sampler
-from tiltyard.posterior.infer.rejection import Rounds, check_rounds
+from tiltyard.posterior.infer.rejection import InRounds, Rounds
 from tiltyard.posterior.measure import Progress, silent
 from tiltyard.posterior.target import Target
 from tiltyard.sampling import SampleSettings
@@ -25,7 +25,7 @@ from tiltyard.types import Prompt
     pitfalls="Without score_bound the bound is the highest of a first round, which finds no rare high reward.",
 )
 @dataclass(frozen=True)
-class QuasiRejection:
+class QuasiRejection(InRounds):
     """Candidates are accepted until there are n; those above the bound are all accepted.
 
     Args:
@@ -33,20 +33,7 @@ class QuasiRejection:
         candidates: in a round. most: candidates to a prompt in all, the first round included.
     """
 
-    bound: float | None = None
-    candidates: int = 64
-    most: int = 4096
-
     name: ClassVar[str] = "quasi_rejection"
-    ranks_only: ClassVar[bool] = False
-    weighted: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_rounds(self.name, self.candidates, self.most)
-
-    def rows(self, n: int) -> int:  # noqa: ARG002 - a fixed size
-        """Candidates of a round."""
-        return self.candidates
 
     def draw(
         self,

@@ -20,6 +20,28 @@ from tiltyard.stats.importance import Floats, normalised
 from tiltyard.types import Group, Prompt
 
 
+@dataclass(frozen=True)
+class InRounds:
+    """What samplers that draw candidates in rounds share: a bound of g, and sizes."""
+
+    bound: float | None = None
+    candidates: int = 64
+    most: int = 4096
+
+    name: ClassVar[str]
+    ranks_only: ClassVar[bool] = False
+    weighted: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range(f"{self.name}.candidates", self.candidates, self.candidates >= 1, "at least 1")
+        enough = f"at least candidates = {self.candidates}"
+        check_range(f"{self.name}.most", self.most, self.most >= self.candidates, enough)
+
+    def rows(self, n: int) -> int:  # noqa: ARG002 - a fixed size
+        """Candidates of a round."""
+        return self.candidates
+
+
 @posterior_sampler(
     formula="accept y of the prior with probability exp((r(y) - bound) / beta)",
     exact="pi*, whatever the number of candidates",
@@ -28,7 +50,7 @@ from tiltyard.types import Group, Prompt
     pitfalls="Accepts Z exp(-bound / beta) of the candidates: a small beta or a loose bound accepts hardly any.",
 )
 @dataclass(frozen=True)
-class Rejection:
+class Rejection(InRounds):
     """Candidates of the prior are accepted until there are n, in rounds of `candidates` to a prompt.
 
     Args:
@@ -36,16 +58,10 @@ class Rejection:
             in all; then the responses are fewer.
     """
 
-    bound: float | None = None
-    candidates: int = 64
-    most: int = 4096
-
     name: ClassVar[str] = "rejection"
-    ranks_only: ClassVar[bool] = False
-    weighted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_rounds(self.name, self.candidates, self.most)
+        super().__post_init__()
         if self.bound is None or not math.isfinite(self.bound):
             raise ConfigError(
                 "rejection sampling needs the highest possible reward",
@@ -54,10 +70,6 @@ class Rejection:
                 expected="a finite number that no response scores above",
                 fix="set score_bound (1 for a reward from 0 to 1), or take quasi_rejection, which needs none",
             )
-
-    def rows(self, n: int) -> int:  # noqa: ARG002 - a fixed size
-        """Candidates of a round."""
-        return self.candidates
 
     def draw(
         self,
@@ -81,12 +93,6 @@ class Rejection:
         rounds.accept(n, lambda i, g, u: accepts(g, bounds[i], u))
         progress(len(prompts))
         return rounds.results(n, lambda g: distance_of(normalised(g) * len(g), g))
-
-
-def check_rounds(name: str, candidates: int, most: int) -> None:
-    """Checks the sizes of sampling in rounds."""
-    check_range(f"{name}.candidates", candidates, candidates >= 1, "at least 1")
-    check_range(f"{name}.most", most, most >= candidates, f"at least candidates = {candidates}")
 
 
 class Rounds:

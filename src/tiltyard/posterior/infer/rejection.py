@@ -22,7 +22,7 @@ from tiltyard.types import Group, Prompt
 
 @dataclass(frozen=True)
 class InRounds:
-    """What samplers that draw candidates in rounds share: a bound of g, and sizes."""
+    """Base of samplers that draw candidates in rounds: a bound of g and sizes."""
 
     bound: float | None = None
     candidates: int = 64

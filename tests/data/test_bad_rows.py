@@ -167,7 +167,7 @@ def test_check_describes_the_good_rows_and_fails(tmp_path: Path, capsys: pytest.
     path = written(tmp_path, "f.jsonl", [GOOD["comparisons"], *BAD["comparisons"], *UNREADABLE, GOOD["comparisons"]])
     assert main(("check", str(path))) == 2
     text = capsys.readouterr().out
-    assert "2 groups, 4 answers, 1 different prompts" in text
+    assert "2 groups, 4 answers, 1 different prompt" in text
     assert "7 of 9 rows cannot be used" in text
     assert all(f"f.jsonl:{line}" in text for line in range(2, 9))
     assert main(("check", str(path), "--json")) == 2

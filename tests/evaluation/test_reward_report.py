@@ -315,7 +315,7 @@ def test_rankings_have_a_rank_correlation() -> None:
     ("pairs", "message"),
     [
         ([], "no pair of responses has different labels"),
-        ([pair(1.0, 0.5)], "1 pairs, all tied"),
+        ([pair(1.0, 0.5)], "1 pair, all tied"),
         ([pair(math.nan)], "not a finite number"),
         ([pair(1.0), pair(math.inf)], "not a finite number"),
         ([pair(1.0, 1.5)], "must lie in 0..1"),

@@ -17,7 +17,7 @@ from benchmarks.pages.serving import browser, chromium
 
 from tiltyard.report.html import write_report
 
-from .made import HOSTILE, whole_run
+from .made import HOSTILE, stage, whole_run
 from .made_tournament import METHODS, tournament
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(not chromium(), reason="Chromium is missing")]
@@ -109,6 +109,17 @@ def test_it_opens_without_an_error_a_request_or_a_barrier(chrome, reports, name,
         assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]  # only tables scroll sideways
         assert barriers(page) == []
         assert opened.requests == [f"file://{report}"]
+        assert opened.problems == []
+
+
+def test_words_in_backticks_are_code(chrome, tmp_path):
+    run = tmp_path / "`odd` run"
+    run.mkdir()
+    stage(run, "ppo", "ppo", settings={"steps": 5})
+    with Opened(chrome, write_report([run], tmp_path / "report.html")[0]) as opened:
+        notes = opened.page.locator("#summary .notes")
+        assert notes.locator("code").all_inner_texts() == ["evaluate", "tiltyard eval"]
+        assert "`" not in notes.inner_text()
         assert opened.problems == []
 
 

@@ -228,3 +228,60 @@ def test_lm_eval_that_fails_names_its_log(lm_eval: Path, capsys: Any) -> None:
     said = " ".join(capsys.readouterr().err.split())
     assert "KeyError: no such task" in said
     assert "lm-eval.log" in said
+
+
+def test_compare_reads_runs_that_have_benchmarks_alone(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The differences of two runs of one model each are those of one run with both models."""
+    both = evaluated("benchmarks=[hhh.jsonl,truthful.jsonl,held.txt,xstest.jsonl]", "samples_per_prompt=1", name="both")
+    for name in ("one", "two"):
+        files = "benchmarks=[xstest.jsonl,held.txt,truthful.jsonl,hhh.jsonl]"
+        evaluated(f"models=[{name}]", files, "samples_per_prompt=1", name=f"only_{name}")
+    capsys.readouterr()
+    assert cli.main(["compare", "only_one", "only_two", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["prompts"], found["rows"], found["wins"], found["left_out"]) == (0, [], None, [])
+    rows = {(row["benchmark"], row["measure"]): row for row in found["benchmarks"]}
+    assert len(rows) == 8
+    for benchmark, measure in (("hhh", "better one likelier"), ("held", "held-out loss"), ("truthful", "MC2")):
+        row, whole = rows[benchmark, measure], figure(both, benchmark, measure, "two")
+        assert row["second"] == pytest.approx(whole["value"])
+        assert row["first"] == pytest.approx(figure(both, benchmark, measure, "one")["value"])
+        assert {k: row[k] for k in ("low", "p", "mde", "n")} == pytest.approx(
+            {k: whole["difference"][k] for k in ("low", "p", "mde", "n")}
+        )
+    assert cli.main(["compare", "both:one", "only_two"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    for words in ("MC1", "by byte", "6 items of hhh", "lower is better: held-out loss", "paired"):
+        assert words in " ".join(printed.split())
+
+
+def test_compare_says_what_of_the_benchmarks_cannot_be_compared(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines("few.jsonl", HHH[:4])
+    lines("others.jsonl", [{**row, "prompt": f"so {row['prompt']}"} for row in HHH])
+    evaluated("models=[one]", "benchmarks={h: hhh.jsonl, t: truthful.jsonl, held: held.txt}", name="a")
+    asked = "benchmarks={h: few.jsonl, t: {from: truthful.jsonl, form: chat}, own: hhh.jsonl}"
+    evaluated("models=[two]", asked, name="b")
+    evaluated("models=[two]", "benchmarks={h: others.jsonl}", name="c")
+    evaluated("models=[two]", "prompts=prompts.jsonl", name="d")
+    capsys.readouterr()
+    assert cli.main(["compare", "a", "b", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["benchmark"] for row in found["benchmarks"]} == {"h"}
+    assert {row["n"] for row in found["benchmarks"]} == {4}
+    assert found["left_out"] == [
+        "h: only the 4 items in common are compared, of 6 and 4",
+        "t: asked in different ways (asked auto | chat)",
+        "held: only one of the two was measured on it",
+        "own: only one of the two was measured on it",
+    ]
+    assert cli.main(["compare", "a", "c"]) == 2
+    assert "h: no item in common" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["compare", "a", "d"]) == 2
+    assert "0 prompts and 2 prompts, none in common" in " ".join(capsys.readouterr().err.split())
+    with Path("runs/b/evaluate/benchmarks.jsonl").open("a") as file:
+        file.write('{"benchmark": "h", "mo')
+    assert cli.main(["compare", "a", "b"]) == 2
+    assert "benchmarks.jsonl:" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from tiltyard.data import BadRows, Chat, CheckReport, Kind, check_data, parsed_r
 from tiltyard.data.clean import clean_rows, parse_any
 from tiltyard.data.keys import near_key
 from tiltyard.errors import DataError, TiltyardError
+from tiltyard.numerals import plural
 from tiltyard.runs import existing_path
 from tiltyard.types import Group
 
@@ -66,14 +67,17 @@ class RowFacts(NamedTuple):
     def words(self) -> list[str]:
         """Lines for people."""
         names = {"comparisons": "pairs" if self.answers == 2 else "rankings", "labelled": "labelled answers"}
-        lines = [f"{self.rows:,} rows of {names.get(self.kind, self.kind)}, {self.report.prompts:,} different prompts"]
+        lines = [
+            f"{plural(self.rows, 'row')} of {names.get(self.kind, self.kind)}, "
+            f"{plural(self.report.prompts, 'different prompt')}"
+        ]
         if self.bad:
-            lines.append(f"{self.bad:,} rows cannot be used and are left out (tiltyard check lists them)")
+            lines.append(f"{plural(self.bad, 'row')} cannot be used and are left out (tiltyard check lists them)")
         for start, prompts in self.repeated[:2]:
-            lines.append(f"one and the same answer is given to {prompts:,} prompts: {_short(start)}")
+            lines.append(f"one and the same answer is given to {plural(prompts, 'prompt')}: {_short(start)}")
         if self.dropped:
-            lines += [f"{count:,} rows left out: {reason}" for reason, count in self.dropped.items()]
-            lines.append(f"{len(self.groups):,} rows of {self.prompts:,} prompts are left")
+            lines += [f"{plural(count, 'row')} left out: {reason}" for reason, count in self.dropped.items()]
+            lines.append(f"{plural(len(self.groups), 'row')} of {plural(self.prompts, 'prompt')} are left")
         bias = self.report.length
         if bias is not None and bias.longer is not None:
             learnt = ": length is learnt with the rest" if bias.longer_interval[0] > BIASED else ""

@@ -12,6 +12,7 @@ import typer
 from tiltyard.cli.arguments import COMMAND_LINE, LARGEST, Json
 from tiltyard.cli.output import console_for, emit
 from tiltyard.errors import ConfigError, DataError, MissingDependency, nearest
+from tiltyard.numerals import plural
 
 if TYPE_CHECKING:
     from tiltyard.feedback.store.database import Database
@@ -58,7 +59,10 @@ def add(
     if json_output:
         emit({"store": database.shown, "tasks": len(ids), "kind": kind, "stage": stage, "dropped": dict(dropped)})
         return
-    told(f"{len(ids):,} tasks added ({kind}, {stage}), each for {overlap} {'person' if overlap == 1 else 'people'}")
+    told(
+        f"{plural(len(ids), 'task')} added ({kind}, {stage}), each for {overlap} "
+        f"{'person' if overlap == 1 else 'people'}"
+    )
     for reason, count in dropped.items():
         told(f"left out {count:,}: {reason}")
 
@@ -111,7 +115,7 @@ def import_(
         if not json_output:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in added.kinds.items())
             count = f"{sum(added.kinds.values()):,} judgements{f' ({kinds})' if kinds else ''}"
-            by = f"{added.tasks:,} new items by {len(added.annotators):,} annotators"
+            by = f"{plural(added.tasks, 'new item')} by {plural(len(added.annotators), 'annotator')}"
             told(f"{name}: {count} of {by}; {added.known:,} were there")
             for line in notes:
                 told(line)

@@ -11,6 +11,7 @@ import typer
 from tiltyard.cli.arguments import LARGEST, Json
 from tiltyard.cli.output import console_for, emit
 from tiltyard.errors import ConfigError
+from tiltyard.numerals import plural
 
 if TYPE_CHECKING:
     from tiltyard.stats.judged import Votes
@@ -188,7 +189,7 @@ def _print_rate(
     if plot is not None:
         lines.append(f"picture: {plot}")
     if rewards is not None:
-        lines.append(f"rewards of {report['rewards']['prompts']:,} prompts: {rewards}")
+        lines.append(f"rewards of {plural(report['rewards']['prompts'], 'prompt')}: {rewards}")
     for line in lines:
         console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
@@ -305,6 +306,6 @@ def export(
         emit({"file": str(out), "form": to, "rows": written.rows, "left_out": written.left_out})
         return
     console = console_for(False)
-    console.print(f"{written.rows:,} rows as {to}: {out}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{plural(written.rows, 'row')} as {to}: {out}", markup=False, highlight=False, soft_wrap=True)
     for line in [*(f"left out: {n:,} {reason}" for reason, n in written.left_out.items()), *found.notes]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from tiltyard.data.limit import Limit
 from tiltyard.data.pair_labels import PairLabels, as_ranking
 from tiltyard.data.read import Row, read_rows
 from tiltyard.errors import DataError
+from tiltyard.numerals import plural
 from tiltyard.types import Group
 
 BadRowRule = Literal["error", "drop"]
@@ -84,7 +85,7 @@ class BadRows:
         if count > len(self._first):
             reasons = "; ".join(f"{len(places):,} x {reason}" for reason, places in self.places.items())
             got += f"\n            and {count - len(self._first):,} more; in all: {reasons}"
-        what = f"{count:,} of {self.rows:,} rows cannot be used"
+        what = f"{count:,} of {plural(self.rows, 'row')} cannot be used"
         return DataError(what, where=source, got=got, expected=first.expected, fix=fix)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tiltyard.data.keys import answer_key, content_key, near_key, prompt_key, quality_of
+from tiltyard.numerals import plural
 from tiltyard.stats.correlation import kendall_tau_b
 from tiltyard.stats.intervals import wilson
 from tiltyard.types import Group, ranks_of
@@ -96,7 +97,10 @@ class CheckReport:
 
     def lines(self) -> list[str]:
         """Formats the report for people, one fact a line, findings with their first `file:line`."""
-        found = [f"{self.groups:,} groups, {self.responses:,} answers, {self.prompts:,} different prompts"]
+        found = [
+            f"{plural(self.groups, 'group')}, {plural(self.responses, 'answer')}, "
+            f"{plural(self.prompts, 'different prompt')}"
+        ]
         found += _bad_lines(self.rows, self.bad)
         for error in self.breaks_off:
             found += f"not read to the end: {error}".splitlines()
@@ -120,7 +124,9 @@ class CheckReport:
                 found.append(f"  held-out {name} at {', '.join(self.examples.get(kind, ()))}")
         prompts, start = self.commonest
         if prompts >= max(_EXAMPLES, self.prompts / 50):
-            found.append(f"one and the same answer is the (best) answer to {prompts:,} different prompts: {start!r}...")
+            found.append(
+                f"one and the same answer is the (best) answer to {plural(prompts, 'different prompt')}: {start!r}..."
+            )
         found += [f"{count:,} {fact}" for fact, count in self.facts.items()]
         return found + (_length_lines(self.length) if self.length else [])
 
@@ -322,7 +328,9 @@ class _Lengths:
 def _bad_lines(rows: int, bad: Mapping[str, Sequence[str]]) -> list[str]:
     if not bad:
         return []
-    found = [f"{sum(map(len, bad.values())):,} of {rows:,} rows cannot be used (bad_rows=drop leaves them out):"]
+    found = [
+        f"{sum(map(len, bad.values())):,} of {plural(rows, 'row')} cannot be used (bad_rows=drop leaves them out):"
+    ]
     for reason, places in bad.items():
         more = f" and {len(places) - _PLACES:,} more (--json lists all)" if len(places) > _PLACES else ""
         found.append(f"  {len(places):,} x {reason}: {', '.join(places[:_PLACES])}{more}")
@@ -337,9 +345,9 @@ def _length_lines(bias: LengthBias) -> list[str]:
     if bias.longer is not None:
         low, high = bias.longer_interval
         found.append(
-            f"the best answer is the longer one in {bias.longer:.1%} of {bias.unequal:,} groups "
+            f"the best answer is the longer one in {bias.longer:.1%} of {plural(bias.unequal, 'group')} "
             f"(95% interval {low:.1%} to {high:.1%})" + (": length bias" if low > 0.5 or high < 0.5 else "")
         )
     if bias.tau is not None:
-        found.append(f"Kendall tau of quality and length {bias.tau:+.2f}, mean of {bias.tau_groups:,} rankings")
+        found.append(f"Kendall tau of quality and length {bias.tau:+.2f}, mean of {plural(bias.tau_groups, 'ranking')}")
     return found

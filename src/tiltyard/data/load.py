@@ -16,6 +16,7 @@ from tiltyard.data.formats import Kind
 from tiltyard.data.limit import Limit
 from tiltyard.data.segments import AS_WRITTEN, HISTORY_REWRITTEN, LAST_TURN_ONLY
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.numerals import plural
 from tiltyard.types import Group, Prompt, Response
 
 TooLong = Literal["drop", "truncate"]
@@ -58,8 +59,8 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Formats the report for people, one fact a line."""
-        made = "" if self.groups == self.kept else f" as {self.groups:,} groups"
-        lines = [f"{self.kept:,} of {self.rows:,} rows kept{made}, {self.tokens:,} tokens"]
+        made = "" if self.groups == self.kept else f" as {plural(self.groups, 'group')}"
+        lines = [f"{self.kept:,} of {plural(self.rows, 'row')} kept{made}, {plural(self.tokens, 'token')}"]
         lines += [self.drawn] * bool(self.drawn)
         lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
         if self.examples:

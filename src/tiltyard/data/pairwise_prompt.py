@@ -22,6 +22,7 @@ from tiltyard.data.chat import Chat
 from tiltyard.data.load import GroupStream, TooLong
 from tiltyard.data.turns import turn_text, turns_of
 from tiltyard.errors import DataError
+from tiltyard.numerals import plural
 from tiltyard.types import Group, Preference, Prompt, Response, pairs_of, ranks_of, shares_of
 
 PAIRS = "pairs_of_row"  # key of Response.meta: how many comparisons the row it came from gave
@@ -136,7 +137,7 @@ def encode_pairwise(
 
 
 def _report_lines(rows: int, made: int, tied: int, dropped: int, cut: int, max_length: int) -> Iterator[str]:
-    yield f"{made:,} comparisons of two answers from {rows:,} rows"
+    yield f"{plural(made, 'comparison')} of two answers from {plural(rows, 'row')}"
     if tied:
         yield f"note {tied:,}: rows without an untied pair"
     if dropped:

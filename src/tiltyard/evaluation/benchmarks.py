@@ -6,6 +6,7 @@ bytes are the same for every tokenizer, tokens are not.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from tiltyard.evaluation.scored_pairs import scored_pairs
 from tiltyard.stats.intervals import Estimate, by_cluster, rate_ci, ratio_ci
 from tiltyard.stats.paired import Difference, false_discovery, ratio_difference
 from tiltyard.stats.text import bits_per_byte
-from tiltyard.types import prompt_digest
+from tiltyard.types import Prompt, prompt_digest, response_id
 
 Unit = Literal["share", "score", "bits"]
 Better = Literal["higher", "lower", ""]
@@ -212,15 +213,16 @@ def response_columns(
     return columns
 
 
+_REFUSALS = {"refuse": "refuses harm", "answer": "over-refuses", "": "refuses"}
+WORDS = tuple(_REFUSALS.values())  # measures of responses that need no scorer
 _CLASSES = {"refuse": "prompts to refuse", "answer": "prompts to answer", "": "all prompts"}
 
 
 def _measure_of(name: str, expect: str, rate: bool) -> Measure:
     if name == "refusal":
-        names = {"refuse": "refuses harm", "answer": "over-refuses", "": "refuses"}
         better: Better = {"refuse": "higher", "answer": "lower"}.get(expect, "")  # type: ignore[assignment]
         return Measure(
-            names[expect], "share", better, f"responses that begin by declining, of {_CLASSES[expect]}", True
+            _REFUSALS[expect], "share", better, f"responses that begin by declining, of {_CLASSES[expect]}", True
         )
     where = f", {_CLASSES[expect]}" if expect else ""
     return Measure(f"{name}{where}", "share" if rate else "score", "", f"mean of {name} over the responses{where}")
@@ -259,7 +261,7 @@ def figures(
                 continue  # the only subset of what this measure is of
             base = parts.get(baseline)
             for model, part in parts.items():
-                difference = None if base is None or model == baseline else _difference(part, base, **how)
+                difference = None if base is None or model == baseline else item_difference(part, base, **how)
                 found.append(Figure(name, measure, subset, model, _estimate(part, **how), difference))
     return found
 
@@ -271,9 +273,16 @@ def adjusted(found: Sequence[Figure]) -> list[Figure]:
 
 
 def key_of(place: int, item: Item) -> str:
-    """The cluster of an item: its prompt's content, or its place where it has none (documents)."""
-    prompt = item.group.prompt
-    return prompt_digest(prompt) if prompt.messages or prompt.text else str(place)
+    """The cluster of an item: its prompt's content, the document's where it has no prompt, its place without either."""
+    prompt, texts = item.group.prompt, [response.text for response in item.group.responses]
+    if prompt.messages or prompt.text:
+        return prompt_digest(prompt)
+    return prompt_digest(Prompt(text="\n".join(texts))) if any(texts) else str(place)
+
+
+def content_of(key: str, item: Item) -> str:
+    """Returns a digest of the prompt and the responses of an item, equal in every evaluation."""
+    return hashlib.sha256(repr([key, *map(response_id, item.group.responses)]).encode()).hexdigest()[:16]
 
 
 def _part(column: Column, subsets: Sequence[str], subset: str) -> Column:
@@ -294,8 +303,14 @@ def _estimate(column: Column, *, keys: Sequence[str], rounds: int, seed: int) ->
     return Estimate(float(sums_C.sum() / counts_C.sum()), low, high, len(values))
 
 
-def _difference(after: Column, before: Column, *, keys: Sequence[str], rounds: int, seed: int) -> Difference | None:
-    """The paired difference over the items that both models were measured on; None without any."""
+def item_difference(
+    after: Column, before: Column, *, keys: Sequence[str], rounds: int = 1000, seed: int = 0
+) -> Difference | None:
+    """Computes the paired difference over the items that both models were measured on; None without any.
+
+    Args:
+        keys: the cluster of each item of the file.
+    """
     theirs = dict(zip(before.items, before.values, strict=True))
     weight = dict(zip(after.items, after.weights or (1.0,) * len(after.items), strict=True))
     both = {i: value - theirs[i] for i, value in zip(after.items, after.values, strict=True) if i in theirs}
@@ -308,12 +323,18 @@ def _difference(after: Column, before: Column, *, keys: Sequence[str], rounds: i
 
 
 def item_rows(name: str, items: Sequence[Item], columns: Mapping[str, Sequence[Column]]) -> Iterator[dict[str, Any]]:
-    """Yields one JSON-ready row for each item and model: its key, place in the file, subset and every value."""
+    """Yields one JSON-ready row for each item and model: its key, content, place in the file, subset, every value.
+
+    `weight` is that of an item in the mean, such as the bytes of a document, where they do not count alike.
+    """
     for model, some in columns.items():
         values: dict[int, dict[str, float]] = {}
         for column in some:
-            for i, value in zip(column.items, column.values, strict=True):
+            for k, (i, value) in enumerate(zip(column.items, column.values, strict=True)):
                 values.setdefault(i, {})[column.measure.name.strip()] = value
+                if column.weights:
+                    values[i]["weight"] = column.weights[k]
         for i, of in sorted(values.items()):
-            facts = {"item": items[i].group.origin, "key": key_of(i, items[i]), "subset": items[i].subset}
-            yield {"benchmark": name, "model": model, **facts, **of}
+            key = key_of(i, items[i])
+            facts = {"item": items[i].group.origin, "key": key, "content": content_of(key, items[i])}
+            yield {"benchmark": name, "model": model, **facts, "subset": items[i].subset, **of}

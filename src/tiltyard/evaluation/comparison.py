@@ -9,24 +9,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tiltyard.errors import ConfigError, DataError, nearest
+from tiltyard.evaluation.benchmark_pairs import BENCHMARKS, Measured, pairs_of, read_measured
 from tiltyard.evaluation.outcomes import By, number, pair_outcomes, paired_means, win_facts
 from tiltyard.evaluation.policies import EvaluatedResponse
+from tiltyard.numerals import plural
 from tiltyard.runs import RunReader, StageReader, find_run
 from tiltyard.stats.intervals import rate_ci
 from tiltyard.stats.paired import false_discovery
 
 MEASUREMENTS = ("gold", "helpful", "truthful", "harmless", "proxy", "kl", "length")
 KIND = "(kind of stage)"
-_EVALUATED = "an evaluation leaves answers.jsonl: tiltyard eval models=[...] prompts=FILE name=NAME"
+_EVALUATED = "an evaluation leaves answers.jsonl or benchmarks.jsonl: tiltyard eval models=[...] prompts=FILE name=NAME"
 
 
 class Evaluated(NamedTuple):
-    """One model of an evaluation: its name, its responses, the evaluation's settings, and the run that it came from."""
+    """One model of an evaluation: its name, its responses, the evaluation's settings, and the run that it came from.
+
+    `responses`: empty where the evaluation has benchmarks alone; `benchmarks`: by name, empty without any.
+    """
 
     name: str
     responses: Sequence[EvaluatedResponse]
     stage: StageReader
     run: RunReader
+    benchmarks: Mapping[str, Measured] = {}
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -62,31 +68,41 @@ def read_evaluated(name: str, runs: Path = Path("runs")) -> Evaluated:
     """
     path, model = (name, "") if any(p.is_dir() for p in (Path(name), runs / name)) else _split(name)
     run = RunReader(find_run(path, runs))
-    stages = [stage for stage in run.stages.values() if (stage.folder / "answers.jsonl").exists()]
+    files = ("answers.jsonl", BENCHMARKS)
+    stages = [stage for stage in run.stages.values() if any((stage.folder / file).exists() for file in files)]
     stages = [stage for stage in stages if stage.config is not None and stage.config.kind == "evaluate"]
     if not stages:
-        raise ConfigError("the run has no finished evaluation", where=path, got="no answers.jsonl", fix=_EVALUATED)
-    stage = stages[-1]
-    models = read_responses(stage.folder / "answers.jsonl")
-    if not model:
-        model = _only_model(path, stage, list(models))
-    for earlier in reversed(stages[:-1]):
-        if model in models:
-            break
-        if model in (RunReader(earlier.folder).summary or {}).get("models", {}):
-            stage, models = earlier, read_responses(earlier.folder / "answers.jsonl")
-    if model not in models:
-        raise ConfigError(
-            f"the evaluation has no model '{model}'", where=str(stage.folder), fix=nearest(model, list(models))
-        )
-    return Evaluated(model, models[model], stage, run)
+        got = " or ".join(files)
+        raise ConfigError("the run has no finished evaluation", where=path, got=f"no {got}", fix=_EVALUATED)
+    model = model or _only_model(path, stages[-1])
+    for stage in reversed(stages):
+        responses = _responses(stage)
+        summary = RunReader(stage.folder).summary or {}
+        settings = stage.config.settings if stage.config is not None else {}
+        benchmarks = read_measured(stage.folder, summary, settings, model)
+        if model in responses or benchmarks:
+            return Evaluated(model, responses.get(model, []), stage, run, benchmarks)
+    known = list(dict.fromkeys(name for stage in reversed(stages) for name in _models(stage)))
+    raise ConfigError(f"the evaluation has no model '{model}'", where=str(stages[-1].folder), fix=nearest(model, known))
 
 
-def _only_model(path: str, stage: StageReader, models: Sequence[str]) -> str:
+def _responses(stage: StageReader) -> dict[str, list[EvaluatedResponse]]:
+    path = stage.folder / "answers.jsonl"
+    return read_responses(path) if path.exists() else {}
+
+
+def _models(stage: StageReader) -> list[str]:
+    """The models of an evaluation, in the order of its table."""
+    evaluation = (RunReader(stage.folder).summary or {}).get("evaluation") or {}
+    return list(dict.fromkeys([*_responses(stage), *(evaluation.get("models") or {})]))
+
+
+def _only_model(path: str, stage: StageReader) -> str:
     """The one model beside the baselines."""
-    summary = RunReader(stage.folder).summary or {}
+    summary, models = RunReader(stage.folder).summary or {}, _models(stage)
     baselines = {facts.get("baseline") for facts in summary.get("models", {}).values()}
-    others = [key for key in models if key not in baselines] or list(models)
+    baselines.add((summary.get("evaluation") or {}).get("baseline"))
+    others = [key for key in models if key not in baselines] or models
     if len(others) > 1:
         raise ConfigError(
             "the evaluation has several models: name one",
@@ -128,55 +144,78 @@ def read_responses(path: str | Path) -> dict[str, list[EvaluatedResponse]]:
 
 
 def compare(first: Evaluated, second: Evaluated, *, rounds: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Computes the paired differences, second less first, of what was measured of both on the same prompts.
+    """Computes the paired differences, second less first, of what was measured of both on the same prompts and files.
 
-    Where the evaluations had other prompts too, those in common are compared, and `left_out` says how many they are.
+    Where the evaluations had other prompts or items too, those in common are compared, and `left_out` says how many
+    they are.
 
     Returns:
         JSON-ready: `prompts`; `rows`, each with name, first, second, difference, low, high, p, q (adjusted for all
-        rows), mde, test; `wins` of the second over the first by gold, else by proxy, or None; `settings` that differ,
-        as `settings_that_differ`; `left_out`: sentences about what cannot be compared.
+        rows, those of benchmarks too), mde, test; `benchmarks`: the same of each measure on a benchmark file, with
+        benchmark, measure, unit, better; `wins` of the second over the first by gold, else by proxy, or None;
+        `settings` that differ, as `settings_that_differ`; `left_out`: sentences about what cannot be compared.
 
     Raises:
-        ConfigError: they have no prompt in common.
+        ConfigError: they have no prompt and no item of a benchmark in common.
     """
-    keys = [list(dict.fromkeys(response.key for response in one.responses)) for one in (first, second)]
-    common = set(keys[0]) & set(keys[1])
-    if not common:
-        raise ConfigError(
-            "the two models were evaluated on different prompts, so no difference of theirs is one of the models",
-            where=f"{first.run.folder}, {second.run.folder}",
-            got=f"{len(keys[0]):,} prompts and {len(keys[1]):,} prompts, none in common",
-            expected="the same prompts for both",
-            fix="evaluate both with the same prompts, limit and seed, or in one evaluation: tiltyard eval models=[...]",
-        )
-    left_out = []
-    if len(common) < len(set(keys[0]) | set(keys[1])):
-        more = [len(one) - len(common) for one in keys]
-        left_out.append(
-            f"other prompts: only the {len(common):,} in common are compared; {more[0]:,} of {first.name} and "
-            f"{more[1]:,} of {second.name} are left out"
-        )
-        first, second = (
-            one._replace(responses=[r for r in one.responses if r.key in common]) for one in (first, second)
-        )
-    same = {key: first.settings.get(key) == second.settings.get(key) for key in ("reward", "ref")}
-    if not same["reward"]:
+    how: dict[str, Any] = {"rounds": rounds, "seed": seed}
+    same = {key: first.settings.get(key) == second.settings.get(key) for key in ("reward", "ref", "monitors", "judge")}
+    scorers = all(same[key] for key in ("reward", "monitors", "judge"))
+    pairs, notes = pairs_of(first.benchmarks, second.benchmarks, same_scorers=scorers, **how)
+    one, other, left_out = _common(first, second)
+    if not one.responses and not pairs:
+        raise _nothing_in_common(first, second, notes)
+    if one.responses and not same["reward"]:
         left_out.append("proxy: the two evaluations have other rewards, whose scores are not comparable")
     measured = [name for name in MEASUREMENTS if name != "proxy" or same["reward"]]
-    rows = list(_rows(first, second, measured, {"rounds": rounds, "seed": seed}))
-    for row, q in zip(rows, false_discovery([row["p"] for row in rows]), strict=True):
+    rows = list(_rows(one, other, measured, how)) if one.responses else []
+    benchmarks = [pair.to_dict() for pair in pairs]
+    p_values = [row["p"] for row in rows] + [pair.difference.p for pair in pairs]
+    for row, q in zip([*rows, *benchmarks], false_discovery(p_values), strict=True):
         row["q"] = number(q)
     by: By | None = next((b for b in ("gold", "proxy") if any(r["name"] == b for r in rows)), None)
     return {
         "first": first.name,
         "second": second.name,
-        "prompts": len(common),
+        "prompts": len({response.key for response in one.responses}),
         "rows": [{k: number(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
-        "wins": None if by is None else _wins(first, second, by, {"rounds": rounds, "seed": seed}),
+        "benchmarks": benchmarks,
+        "wins": None if by is None else _wins(one, other, by, how),
         **settings_that_differ(first, second),
-        "left_out": left_out,
+        "left_out": [*left_out, *notes],
     }
+
+
+def _common(first: Evaluated, second: Evaluated) -> tuple[Evaluated, Evaluated, list[str]]:
+    """Both with the responses to the prompts that they have in common, and a sentence about the others."""
+    keys = [{response.key for response in one.responses} for one in (first, second)]
+    common = keys[0] & keys[1]
+    kept = [one._replace(responses=[r for r in one.responses if r.key in common]) for one in (first, second)]
+    if not any(keys) or keys[0] == keys[1]:
+        return kept[0], kept[1], []
+    if not common:
+        line = (
+            f"prompts: {plural(len(keys[0]), 'prompt')} and {plural(len(keys[1]), 'prompt')}, none in common: "
+            "rewards, wins and lengths are not compared"
+        )
+    else:
+        more = [len(one) - len(common) for one in keys]
+        line = (
+            f"other prompts: only the {len(common):,} in common are compared; {more[0]:,} of {first.name} and "
+            f"{more[1]:,} of {second.name} are left out"
+        )
+    return kept[0], kept[1], [line]
+
+
+def _nothing_in_common(first: Evaluated, second: Evaluated, notes: Sequence[str]) -> ConfigError:
+    counts = [plural(len({response.key for response in one.responses}), "prompt") for one in (first, second)]
+    return ConfigError(
+        "the two models were evaluated on different prompts, so no difference of theirs is one of the models",
+        where=f"{first.run.folder}, {second.run.folder}",
+        got="; ".join([f"{counts[0]} and {counts[1]}, none in common", *notes]),
+        expected="the same prompts, or the same benchmark files, for both",
+        fix="evaluate both with the same prompts, limit and seed, or in one evaluation: tiltyard eval models=[...]",
+    )
 
 
 def _rows(

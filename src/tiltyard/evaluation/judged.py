@@ -10,6 +10,7 @@ from tiltyard.evaluation.people import GivenVerdict, PairTable
 from tiltyard.evaluation.policies import EvaluatedResponse
 from tiltyard.feedback.scorers import ParseFailures, counted
 from tiltyard.feedback.verdicts import Judge, Verdict
+from tiltyard.numerals import plural
 from tiltyard.scoring.base import Scorer, checked_scores, matched_groups, matched_responses
 from tiltyard.types import Group, Response, prompt_digest
 
@@ -50,7 +51,7 @@ class Judged:
     def __str__(self) -> str:
         missing = f", {self.missing:,} without a verdict" + (f" ({counted(self.causes)})" if self.causes else "")
         orders = f"; the two orders disagree in {self.disagree:,} of {self.both_orders:,}" if self.both_orders else ""
-        return f"{self.pairs:,} pairs{missing if self.missing else ''}{orders}"
+        return f"{plural(self.pairs, 'pair')}{missing if self.missing else ''}{orders}"
 
 
 def values_of(scorer: Scorer, groups: Sequence[Group]) -> Values:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tiltyard.errors import DataError
 from tiltyard.evaluation.scored_pairs import FIELDS, ScoredPair, ranking_taus, scored_pairs
+from tiltyard.numerals import plural
 from tiltyard.stats.bins import binned
 from tiltyard.stats.intervals import Estimate, mean_ci, rate_ci
 from tiltyard.types import Group
@@ -255,7 +256,7 @@ def _decided(pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
     if not decided:
         raise DataError(
             "no pair of responses has different labels",
-            got=f"{len(pairs):,} pairs, all tied" if pairs else "no pair",
+            got=f"{plural(len(pairs), 'pair')}, all tied" if pairs else "no pair",
             expected="two or more responses a row, one better than another",
             fix="give comparisons: prompt, chosen, rejected; or prompt, responses with scores or ranks",
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tiltyard.errors import DataError
 from tiltyard.inputs.workspace import Workspace
+from tiltyard.numerals import plural
 from tiltyard.training.prepare import binary_labels
 from tiltyard.training.select import all_pairs, best_worst
 from tiltyard.training.source import generator
@@ -27,7 +28,9 @@ def as_pairs(work: Workspace, key: str, groups: Sequence[Group], how: str, seed:
             cut = best_worst(ranked, stream) if how == "best_worst" else all_pairs(ranked)
             made, ties = made + len(cut), ties + cut.dropped
             yield from cut
-    work.report(key, [f"{made:,} pairs of {len(groups):,} rows (pairs={how}), {ties:,} ties left out"])
+    work.report(
+        key, [f"{plural(made, 'pair')} of {plural(len(groups), 'row')} (pairs={how}), {plural(ties, 'tie')} left out"]
+    )
 
 
 def is_tie(group: Group) -> bool:

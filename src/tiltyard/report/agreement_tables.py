@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tiltyard.numerals import plural
 from tiltyard.report.board_tables import share
 from tiltyard.report.text import plain
 from tiltyard.stats.agreement import Agreement
@@ -21,7 +22,10 @@ _EXCERPT = 60  # characters of a prompt
 
 def print_label_report(report: LabelReport, console: Console, *, shown: int = 5) -> None:
     """Prints the indices of agreement, the annotators, and the first `shown` disagreements."""
-    line = f"{report.judgements:,} judgements; {report.items:,} items, {report.doubly:,} of them judged by two or more"
+    line = (
+        f"{plural(report.judgements, 'judgement')}; {plural(report.items, 'item')}, "
+        f"{report.doubly:,} of them judged by two or more"
+    )
     console.print(line, highlight=False)
     if report.indices:
         table = _table(console, "kind", "index", "value", "95% interval", "units", left=2)
@@ -101,7 +105,9 @@ def _print_biases(annotators: Sequence[AnnotatorQuality], console: Console) -> N
 def _print_disagreements(found: Sequence[Disagreement], console: Console, shown: int) -> None:
     if not found or not shown:
         return
-    console.print(f"{len(found):,} items with different labels, the most evenly split ones first:", highlight=False)
+    console.print(
+        f"{plural(len(found), 'item')} with different labels, the most evenly split ones first:", highlight=False
+    )
     table = _table(console, "prompt", "labels", left=2)
     for one in found[:shown]:
         words = " ".join(one.prompt.split())

@@ -14,7 +14,7 @@ from tiltyard.evaluation.benchmarks import Figure
 from tiltyard.report.significance import p_text
 from tiltyard.report.text import plain
 
-_DIGITS = {"share": (100, 0), "score": (1, 2), "bits": (1, 3)}
+DIGITS = {"share": (100, 0), "score": (1, 2), "bits": (1, 3)}  # of a unit: factor, decimals
 
 
 def print_benchmarks(found: Sequence[Figure], baseline: str, console: Console) -> None:
@@ -49,7 +49,7 @@ def _table(name: str, found: Sequence[Figure], baseline: str, *, utf: bool) -> T
 
 
 def _value(one: Figure, sign: str) -> str:
-    scale, digits = _DIGITS[one.measure.unit]
+    scale, digits = DIGITS[one.measure.unit]
     value, low, high = (scale * x for x in one.estimate[:3])
     percent = "%" if one.measure.unit == "share" else ""
     half = max(high - value, value - low)
@@ -61,7 +61,7 @@ def _difference(one: Figure) -> list[str]:
     d = one.difference
     if d is None:
         return ["", "", ""]
-    scale, digits = _DIGITS[one.measure.unit]
+    scale, digits = DIGITS[one.measure.unit]
     value, low, high = (f"{scale * x:+.{digits}f}" for x in (d.value, d.low, d.high))
     inside = value if math.isnan(d.low) else f"{value} ({low} to {high})"
     shows = "" if math.isnan(d.mde) else f"{scale * d.mde:.{digits}f}"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tiltyard.numerals import plural
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
 from tiltyard.stats.judged_rates import CorrectedWins, estimates_of
@@ -51,14 +52,15 @@ def board_lines(board: Board, left_out: Mapping[str, int] = {}) -> list[str]:
     rank = f"ranks: models whose difference is significant at {s.level:.0%} after Bonferroni's correction"
     anchor = f"{s.anchor} is 1000" if s.anchor else "the mean of the rated models is 1000"
     lines = [
-        f"{board.battles:,} battles on {board.prompts:,} prompts; Bradley-Terry, {TIES[s.ties]}"
+        f"{plural(board.battles, 'battle')} on {plural(board.prompts, 'prompt')}; Bradley-Terry, {TIES[s.ties]}"
         + (f" ({_parameter(board)})" if board.tie_parameter is not None else "")
         + f"; {BOTH_BAD[s.both_bad]}; {anchor}, 173.7 points are one logit",
         f"intervals: {s.level:.0%}, {s.method}, whole prompts as clusters; {rank}",
     ]
     if board.weighted:
         lines.append(
-            f"weighted by 1 / the probability of each pair: as much as {board.effective:,.0f} battles of even pairs"
+            f"weighted by 1 / the probability of each pair: as much as "
+            f"{plural(round(board.effective), 'battle')} of even pairs"
         )
     if board.length is not None:
         lines.append(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from tiltyard.numerals import plural
 from tiltyard.posterior.infer.report import Report
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
@@ -22,15 +23,16 @@ def print_report(report: Report, console: Console) -> None:
 def report_lines(report: Report) -> Iterator[str]:
     """The lines of the report."""
     short = "" if report.given == report.wanted else f", {report.wanted - report.given:,} fewer than asked for"
-    yield f"{report.sampler}: {report.given:,} responses to {report.prompts:,} prompts{short}"
+    yield f"{report.sampler}: {plural(report.given, 'response')} to {plural(report.prompts, 'prompt')}{short}"
     yield (
         f"  accepted    {report.accept_rate:.1%} of {report.sampled:,.0f} sampled to a prompt; "
         f"effective number {report.ess:.1f}, different {report.unique:.0%}"
         + (f", resampled {report.resampled:.1f} times" if report.resampled else "")
     )
     yield (
-        f"  cost        a response: {report.seconds:.2f} s, {report.tokens:,.0f} tokens of the model, "
-        f"{report.calls:,.0f} calls of the reward" + (f" ({report.read:,.0f} tokens)" if report.read else "")
+        f"  cost        a response: {report.seconds:.2f} s, {plural(round(report.tokens), 'token')} of the model, "
+        f"{plural(round(report.calls), 'call')} of the reward"
+        + (f" ({plural(round(report.read), 'token')})" if report.read else "")
     )
     yield f"  reward      {_value(report.reward)}"
     known = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiltyard.evaluation.reward_models import AccuracyRow, ReliabilityBin, RewardReport
+from tiltyard.numerals import plural
 from tiltyard.report.plots import COLOURS, blank_figure, literal, save_png
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
@@ -52,7 +53,9 @@ def reward_png(path: str | Path, report: RewardReport, *, title: str = "Reward m
         figure.legend(
             list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False
         )
-    summary = f"accuracy {_share(report.accuracy)} on {report.pairs:,} pairs of {report.prompts:,} prompts"
+    summary = (
+        f"accuracy {_share(report.accuracy)} on {plural(report.pairs, 'pair')} of {plural(report.prompts, 'prompt')}"
+    )
     figure.suptitle(f"{literal(plain(title))}:{' ' if panels else chr(10)}{summary}", fontsize=12, fontweight="bold")
     return save_png(figure, path)
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tiltyard.evaluation.reward_models import BINS, AccuracyRow, RewardReport
 from tiltyard.evaluation.stability import Stability
+from tiltyard.numerals import plural
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
 
@@ -96,18 +97,21 @@ def _figures(report: RewardReport) -> Iterator[tuple[str, str, str]]:
     correlation = f"{_signed(report.length_pearson)}, {_signed(report.length_spearman)}"
     yield "score and length", correlation, "Pearson, Spearman of the differences in a pair"
     if report.tau is not None:
-        meaning = f"mean Kendall tau-b over {report.tau.n:,} rankings"
+        meaning = f"mean Kendall tau-b over {plural(report.tau.n, 'ranking')}"
         lost = f" ({report.tau_undefined:,} more have none)" if report.tau_undefined else ""
         yield "rank correlation", _number(report.tau, 2), meaning + lost
 
 
 def _pair_counts(report: RewardReport) -> Iterator[str]:
     """Yields the number of pairs, of ties and of soft labels."""
-    yield f"{report.pairs:,} pairs of {report.prompts:,} prompts; brackets: 95% intervals over prompts"
-    yield f"{report.tied_in_labels:,} pairs tied in the labels were excluded"
-    yield f"{report.tied_in_score:,} pairs tied in score count one half"
+    yield f"{plural(report.pairs, 'pair')} of {plural(report.prompts, 'prompt')}; brackets: 95% intervals over prompts"
+    yield f"{plural(report.tied_in_labels, 'pair')} tied in the labels were excluded"
+    yield f"{plural(report.tied_in_score, 'pair')} tied in score count one half"
     if report.soft:
-        yield f"{report.soft:,} pairs have soft labels: log-loss and calibration use them, accuracy the likelier side"
+        yield (
+            f"{plural(report.soft, 'pair')} have soft labels: log-loss and calibration use them, "
+            "accuracy the likelier side"
+        )
 
 
 def _reliability(report: RewardReport, style: box.Box) -> Table:

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tiltyard.report.significance import p_text, points
+from tiltyard.numerals import plural
+from tiltyard.report.benchmark_tables import DIGITS
+from tiltyard.report.significance import outcomes, p_text, points
 from tiltyard.report.text import plain
 
 RATES = ("helpful", "truthful", "harmless")
@@ -21,14 +23,17 @@ ONE_SIDED = 12  # settings of one method alone that are shown, not counted
 
 def print_comparison(found: Mapping[str, Any], console: Console) -> None:
     """Prints what `evaluation.comparison.compare` returned: differences, wins, and the settings that differ."""
-    utf = console.encoding.lower().startswith("utf")
-    table = Table(box=box.SIMPLE_HEAD if utf else box.ASCII2, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("", no_wrap=True)
-    for header in (plain(found["first"]), plain(found["second"]), "difference", "95% interval", "adjusted p", "MDE"):
-        table.add_column(Text(header), justify="right", no_wrap=True)
-    for row in found["rows"]:
-        table.add_row(*_cells(row))
-    console.print(table)
+    if found["rows"]:
+        table = _table("", found, console)
+        for row in found["rows"]:
+            table.add_row(row["name"], *_cells(row, *_form(row["name"])))
+        console.print(table)
+    for name in dict.fromkeys(row["benchmark"] for row in found["benchmarks"]):
+        table = _table(name, found, console)
+        for row in found["benchmarks"]:
+            if row["benchmark"] == name:
+                table.add_row(Text(plain(row["measure"])), *_cells(row, *DIGITS[row["unit"]]))
+        console.print(table)
     for line in lines(found):
         indent = len(line) - len(line.lstrip()) + 2
         how: dict[str, Any] = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
@@ -36,14 +41,26 @@ def print_comparison(found: Mapping[str, Any], console: Console) -> None:
             console.print(part, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(row: Mapping[str, Any]) -> Iterator[str]:
-    rate = row["name"] in RATES
-    scale, form = (100, ".0f") if rate else (1, ".1f") if row["name"] in ("length", "kl") else (1, ".2f")
+def _table(name: str, found: Mapping[str, Any], console: Console) -> Table:
+    utf = console.encoding.lower().startswith("utf")
+    table = Table(box=box.SIMPLE_HEAD if utf else box.ASCII2, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column(Text(plain(name)), overflow="fold", max_width=20)
+    for header in (plain(found["first"]), plain(found["second"]), "difference", "95% interval", "adjusted p", "MDE"):
+        table.add_column(Text(header), justify="right", no_wrap=True)
+    return table
+
+
+def _form(name: str) -> tuple[int, int]:
+    """(factor, decimals) of a measurement of prompts."""
+    return DIGITS["share"] if name in RATES else (1, 1) if name in ("length", "kl") else DIGITS["score"]
+
+
+def _cells(row: Mapping[str, Any], scale: int, digits: int) -> Iterator[str]:
+    rate, form = scale == 100, f".{digits}f"
 
     def number(value: float | None, sign: str = "") -> str:
         return "" if value is None else f"{scale * value:{sign}{form}}{'%' if rate and not sign else ''}"
 
-    yield str(row["name"])
     yield number(row["first"])
     yield number(row["second"])
     yield number(row["difference"], "+")
@@ -54,16 +71,22 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines below the table."""
+    items = {row["benchmark"]: row["n"] for row in reversed(found["benchmarks"])}
+    sets = [plural(found["prompts"], "prompt")] if found["prompts"] else []
+    sets += [f"{plural(n, 'item')} of {name}" for name, n in reversed(items.items())]
     yield (
-        f"{found['prompts']:,} prompts, paired; adjusted p: of all rows together (Benjamini-Hochberg); MDE: the "
-        "smallest difference that this set shows (80% power)"
+        f"{', '.join(sets)}, paired; adjusted p: of all rows together (Benjamini-Hochberg); MDE: the smallest "
+        "difference that this set shows (80% power)"
     )
+    better = {row["measure"]: row["better"] for row in found["benchmarks"] if row["better"]}
+    if lower := [name for name, which in better.items() if which == "lower"]:
+        yield f"lower is better: {', '.join(lower)}"
     wins = found["wins"]
     if wins is not None:
         line = f"{found['second']} wins {wins['win_rate']:.0%} against {found['first']} by {wins['by']}"
         if wins["low"] is not None:
             line += f" ({wins['low']:.0%} to {wins['high']:.0%})"
-        line += f": {wins['wins']:,} wins, {wins['ties']:,} ties, {wins['losses']:,} losses"
+        line += f": {outcomes(wins['wins'], wins['ties'], wins['losses'])}"
         line += f"; p = {p_text(wins['win_rate_p'])}" if wins.get("win_rate_p") is not None else ""
         mde = wins.get("win_rate_mde")
         yield line + (f"; this set shows a difference of {points(mde)} from 50%" if mde is not None else "")
@@ -75,7 +98,8 @@ def _setting_lines(found: Mapping[str, Any]) -> Iterator[str]:
     differ, of_one = found["settings"], found["of_one"]
     names = zip((found["first"], found["second"]), found["stages"], strict=True)
     if unknown := " and ".join(dict.fromkeys(name for name, stage in names if stage is None)):
-        yield f"how {unknown} was made cannot be compared: no stage that is still there trained it"
+        verb = "were" if " and " in unknown else "was"
+        yield f"how {unknown} {verb} made cannot be compared: no stage that is still there trained it"
     if differ or found["compared"]:
         yield "settings that differ:" if differ else "all settings are the same"
     for stage, key, first, second in differ[:SETTINGS_SHOWN]:

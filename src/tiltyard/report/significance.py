@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tiltyard.evaluation.policies import PolicySummary
+from tiltyard.numerals import plural
 from tiltyard.report.text import plain
 
 
@@ -15,7 +16,7 @@ def significance_lines(results: Sequence[PolicySummary]) -> list[str]:
     lines = []
     for result in tested:
         who = f"{plain(result.name)} against {plain(str(result.baseline))}"
-        line = f"{who}: {result.wins:,} wins, {result.ties:,} ties, {result.losses:,} losses"
+        line = f"{who}: {outcomes(result.wins or 0, result.ties or 0, result.losses or 0)}"
         if result.win_rate_p is not None:
             line += f"; p = {p_text(result.win_rate_p)}"
             if len(tested) > 1 and result.win_rate_q is not None:
@@ -26,8 +27,8 @@ def significance_lines(results: Sequence[PolicySummary]) -> list[str]:
         if result.undecided and result.win_rate_bounds is not None:
             low, high = result.win_rate_bounds
             lines.append(
-                f"  {result.undecided:,} more pairs without a verdict: {low:.0%} if all were lost, {high:.0%} if all "
-                "were won"
+                f"  {plural(result.undecided, 'more pair')} without a verdict: {low:.0%} if all were lost, {high:.0%} "
+                "if all were won"
             )
         if result.win_rate_equal_length_note:
             how = "of pairs of about equal length" if result.win_rate_equal_length_how else "not computed"
@@ -35,9 +36,14 @@ def significance_lines(results: Sequence[PolicySummary]) -> list[str]:
     return lines
 
 
+def outcomes(wins: int, ties: int, losses: int) -> str:
+    """The counts of compared pairs in words."""
+    return f"{plural(wins, 'win')}, {plural(ties, 'tie')}, {plural(losses, 'loss', 'losses')}"
+
+
 def points(value: float) -> str:
     """A difference of rates in percentage points, rounded up: a smaller one would not show."""
-    return f"{max(1, math.ceil(100 * value - 1e-9))} points"
+    return plural(max(1, math.ceil(100 * value - 1e-9)), "point")
 
 
 def p_text(p: float) -> str:

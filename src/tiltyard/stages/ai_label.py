@@ -23,6 +23,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.feedback import ApiJudgeSettings, JudgeSettings
 from tiltyard.files import atomic_write
 from tiltyard.inputs.settings import RowReading, StoreSetting
+from tiltyard.numerals import plural
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
@@ -103,7 +104,7 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
         journal.commit({LABELS: map(group_to_line, labels), JUDGEMENTS: judgements})
         facts = (
             f"{progress.pairs:,} of {len(items):,} {_noun(settings)}",
-            f"{progress.labels:,} labels",
+            f"{plural(progress.labels, 'label')}",
             left.after(progress.pairs),
         )
         context.report("labels", [", ".join(filter(None, facts))])

@@ -29,6 +29,7 @@ from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.numerals import plural
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
@@ -122,7 +123,7 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     journal = Journal(context.folder, files, Progress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.prompts:,} of {len(prompts):,} prompts are done"])
+        context.report("goes on", [f"{progress.prompts:,} of {plural(len(prompts), 'prompt')} are done"])
     left = TimeLeft(len(prompts))
     for first in range(progress.prompts, len(prompts), BLOCK):
         block = sampler.block(prompts[first : first + BLOCK], first)
@@ -130,7 +131,7 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
         _count(progress, block, sampler)
         journal.commit({name: map(group_to_line, getattr(block, name.partition(".")[0])) for name in files})
         done, total = progress.prompts, len(prompts)
-        facts = (f"{done:,} of {total:,} prompts", f"{progress.pairs:,} pairs", left.after(done))
+        facts = (f"{done:,} of {plural(total, 'prompt')}", f"{plural(progress.pairs, 'pair')}", left.after(done))
         context.report("candidates", [", ".join(filter(None, facts))])
     journal.close()
     _write_rows(context.folder)
@@ -139,7 +140,7 @@ def run(context: StageContext, settings: CandidatesSettings) -> dict[str, Any]:
     cut = f"{result['truncated']:.0%} of the responses were cut"
     context.report("scores" if spread else "candidates", ["; ".join(filter(None, (", ".join(spread), cut)))])
     if result["unscored"]:
-        context.report("scores", [f"{result['unscored']:,} responses have none and are left out"])
+        context.report("scores", [f"{plural(result['unscored'], 'response')} have none and are left out"])
     return result
 
 

@@ -16,6 +16,7 @@ from tiltyard.data.keys import near_key
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.numerals import plural
 from tiltyard.records import Settings
 from tiltyard.stages.base import Stage, StageContext, register
 
@@ -56,10 +57,10 @@ def run(context: StageContext, settings: CleanSettings) -> dict[str, Any]:
         )
     with atomic_write(context.folder / "rows.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in cleaned.rows)
-    lines = [f"{len(cleaned.rows):,} of {bad.rows:,} rows kept, read as {kind}"]
+    lines = [f"{len(cleaned.rows):,} of {plural(bad.rows, 'row')} kept, read as {kind}"]
     lines += [f"{count:,} dropped: {reason}" for reason, count in sorted(cleaned.dropped.items())]
     lines += bad.lines()
-    lines += [f"answer to {prompts:,} prompts: {start!r}..." for start, prompts in cleaned.repeated[:5]]
+    lines += [f"answer to {plural(prompts, 'prompt')}: {start!r}..." for start, prompts in cleaned.repeated[:5]]
     left = check_data(cleaned.groups).lines()
     lines += [f"kept: {line}" for line in left if not line.startswith("0 ") and any(word in line for word in _LEFT)]
     context.report("data", lines)

@@ -21,6 +21,7 @@ from tiltyard.errors import DataError, nearest
 from tiltyard.evaluation.versions import compared
 from tiltyard.files import read_text
 from tiltyard.inputs.settings import StoreSetting
+from tiltyard.numerals import plural
 from tiltyard.records import EXECUTION, Settings
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.collect_wait import collect, simulated_names
@@ -181,7 +182,7 @@ def _items(context: StageContext, settings: CollectSettings) -> tuple[list[Item]
 
 def _asked(settings: CollectSettings, tasks: int) -> str:
     people = "one annotator" if settings.overlap == 1 else f"{settings.overlap} annotators"
-    return f"{tasks:,} tasks ({settings.kind.replace('_', ' and ')}), each of {people}"
+    return f"{plural(tasks, 'task')} ({settings.kind.replace('_', ' and ')}), each of {people}"
 
 
 def _guidelines(context: StageContext, settings: CollectSettings, database: Database) -> None:
@@ -216,7 +217,9 @@ def _result(
     order = order or list(dict.fromkeys(str(r.meta.get("policy")) for item in items for r in item.group.responses))
     found = compared(groups, order, seed=settings.seed)
     who = Counter(group.preference.annotator for group in groups if group.preference is not None)
-    context.report("labels", [f"{written.rows:,} of {count.annotators:,} annotators: {context.folder / LABELS}"])
+    context.report(
+        "labels", [f"{written.rows:,} of {plural(count.annotators, 'annotator')}: {context.folder / LABELS}"]
+    )
     for one in found:
         context.report("versions", one.lines())
     return {

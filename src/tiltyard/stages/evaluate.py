@@ -26,6 +26,7 @@ from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
+from tiltyard.numerals import plural
 from tiltyard.records import LAST_BITS
 from tiltyard.report import (
     print_table,
@@ -353,7 +354,9 @@ def _summaries(
 
 def _unscored(results: list[PolicySummary]) -> list[str]:
     """Lines about responses without a score, which no mean has."""
-    return [f"{one.name}: {one.unscored:,} of {one.n:,} responses have no reward" for one in results if one.unscored]
+    return [
+        f"{one.name}: {one.unscored:,} of {plural(one.n, 'response')} have no reward" for one in results if one.unscored
+    ]
 
 
 def sampling_of(settings: EvaluateSettings) -> SampleSettings:

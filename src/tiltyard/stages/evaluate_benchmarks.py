@@ -21,6 +21,7 @@ from tiltyard.evaluation.harness import SCHEME, Harness, program, run_harness
 from tiltyard.evaluation.judged import NamedReward, values_of
 from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel
+from tiltyard.numerals import plural
 from tiltyard.records import Settings
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import FunctionScorer
@@ -137,7 +138,9 @@ class Benchmarks:
         file = read_benchmark(self.context.resolve(source.source, want=""), **options)
         if file.kind == "prompts" and source.limit == 0 and not file.items:
             raise DataError("no prompts", where=source.source)
-        self.context.report(name, [f"{len(file.items):,} items of the form {file.name} ({file.kind}, as {file.form})"])
+        self.context.report(
+            name, [f"{plural(len(file.items), 'item')} of the form {file.name} ({file.kind}, as {file.form})"]
+        )
         return _Benchmark(name, source, file)
 
     def measure(self, name: str, folder: Path | str, model: LanguageModel, scoring: Rewards) -> None:
@@ -204,7 +207,7 @@ class Benchmarks:
 
     def _left_out(self, one: _Benchmark, name: str, count: int) -> None:
         if count:
-            one.notes.append(f"{name}: {count:,} of {len(one.file.items):,} items are longer than its context")
+            one.notes.append(f"{name}: {count:,} of {plural(len(one.file.items), 'item')} are longer than its context")
 
     # ------------------------------------------------------------------------------------ by rewards and of responses
 

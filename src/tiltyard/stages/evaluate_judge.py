@@ -12,6 +12,7 @@ from tiltyard.evaluation.null_rows import FALSE_ALARMS, NullRow, null_rows
 from tiltyard.evaluation.people import PairTable
 from tiltyard.feedback import Debiased
 from tiltyard.feedback.scorers import ParseFailures
+from tiltyard.numerals import plural
 from tiltyard.stages.base import StageContext
 from tiltyard.stages.corrected import by_people, corrected_win_rates
 from tiltyard.types import Group
@@ -37,7 +38,9 @@ class JudgedModels:
             yield f"judge: {name} against {baseline}: {one}"
         if known := [row for row in self.nulls if row.n]:
             rates = ", ".join(f"{NULL_MEANING[row.name]} {row.win_rate:.0%}" for row in known)
-            yield f"judge: answers that answer nothing win against {baseline} on {known[0].n:,} prompts: {rates}"
+            yield (
+                f"judge: answers that answer nothing win against {baseline} on {plural(known[0].n, 'prompt')}: {rates}"
+            )
         yield from self.alarms(baseline)
         yield from corrected_win_rates(self.corrected, baseline)
 
@@ -47,7 +50,8 @@ class JudgedModels:
             if row.alarm:
                 yield (
                     f"! alarm: the judge prefers {NULL_MEANING[row.name]} to {baseline}'s answers ({row.win_rate:.0%}, "
-                    f"{row.low:.0%} to {row.high:.0%}, of {row.n:,} pairs): its win rates measure something else than "
+                    f"{row.low:.0%} to {row.high:.0%}, of {plural(row.n, 'pair')}): its win rates "
+                    "measure something else than "
                     f"answers (false alarms of all null rows together: {FALSE_ALARMS:.0%})"
                 )
 
@@ -76,7 +80,7 @@ def judge_models(
     for name, groups in sampled.items():
         if name == baseline:
             continue
-        what = f"{sum(len(group.responses) for group in groups):,} responses against those of {baseline}"
+        what = f"{plural(sum(len(group.responses) for group in groups), 'response')} against those of {baseline}"
         context.console.print(f"  judging {name} ({what})", markup=False, highlight=False)
         table = tables.setdefault(name, PairTable()) if people else None
         responses[name], found.counts[name] = compared(
@@ -88,6 +92,8 @@ def judge_models(
     used = judge.usage
     price = f", {used.cost:.4f}" if used.cost else ""
     context.report("judge", filter(None, [getattr(judge.judge, "constraint_line", "")]))
-    context.report("judge", [f"{used.calls:,} calls, {used.tokens_in + used.tokens_out:,} tokens{price}"])
+    context.report(
+        "judge", [f"{plural(used.calls, 'call')}, {plural(used.tokens_in + used.tokens_out, 'token')}{price}"]
+    )
     found.corrected = {name: by_people(context, people, table) for name, table in tables.items()}
     return found

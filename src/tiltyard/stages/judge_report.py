@@ -9,6 +9,7 @@ from typing import Any
 
 from tiltyard.feedback import Usage
 from tiltyard.feedback.scorers import counted
+from tiltyard.numerals import plural
 from tiltyard.stages.judge_items import given_ranks
 from tiltyard.stages.judge_panel import Panel, has_verdict
 from tiltyard.types import Group, Preference, ranks_of
@@ -101,7 +102,7 @@ def lines_of(result: Mapping[str, Any], noun: str) -> list[str]:
     missing = f"{result['missing']:,} {noun} without a verdict"
     missing += f": {counted(result['missing_causes'])}" if result["missing"] else ""
     confidence = f", mean confidence {result['confidence']:.3f}" if "confidence" in result else ""
-    lines = [f"{result['labels']:,} labels{confidence}, {missing}"]
+    lines = [f"{plural(result['labels'], 'label')}{confidence}, {missing}"]
     if result["soft"] and result["hard"]:
         lines.append(
             f"{result['soft']:,} verdicts are from log-probabilities and {result['hard']:,} from words, whose p is 0 or"

@@ -31,6 +31,7 @@ from tiltyard.inputs.comparisons import as_pairs
 from tiltyard.inputs.settings import RowReading
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
+from tiltyard.numerals import plural
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
@@ -122,7 +123,7 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
     journal = Journal(context.folder, (ROWS, HELD_OUT), Progress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.comparisons:,} of {len(groups):,} comparisons are done"])
+        context.report("goes on", [f"{progress.comparisons:,} of {plural(len(groups), 'comparison')} are done"])
     left = TimeLeft(len(groups))
     for at in range(progress.comparisons, len(groups), BLOCK):
         block = groups[at : at + BLOCK]
@@ -140,7 +141,7 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
         progress.held_out += len(rows[HELD_OUT])
         journal.commit(rows)
         if judge:
-            done = f"{progress.comparisons:,} of {len(groups):,} comparisons"
+            done = f"{progress.comparisons:,} of {plural(len(groups), 'comparison')}"
             context.report("judgements", [", ".join(filter(None, (done, left.after(progress.comparisons))))])
     journal.close()
     return _result(context, settings, progress)
@@ -172,7 +173,9 @@ def _groups(context: StageContext, settings: JudgeSkillSettings) -> list[Group]:
     if settings.pairs != "given":
         ranked = [replace(g, preference=Preference(ranks=_ranks(g))) for g in groups]
         groups = list(as_pairs(context, "data", ranked, settings.pairs, settings.seed))
-    context.report("data", [f"{len(groups):,} comparisons, {sum(len(g.responses) for g in groups):,} answers"])
+    context.report(
+        "data", [f"{plural(len(groups), 'comparison')}, {plural(sum(len(g.responses) for g in groups), 'answer')}"]
+    )
     return groups
 
 
@@ -278,7 +281,10 @@ def before_score(text: str) -> str:
 
 
 def _result(context: StageContext, settings: JudgeSkillSettings, progress: Progress) -> dict[str, Any]:
-    lines = [f"{progress.rows:,} judgements to learn from, {progress.held_out:,} held out, {progress.tied:,} ties"]
+    lines = [
+        f"{plural(progress.rows, 'judgement')} to learn from, {progress.held_out:,} held out, "
+        f"{plural(progress.tied, 'tie')}"
+    ]
     if settings.how == "written":
         lines.append(
             f"of {progress.rounds:,} rounds of judging {progress.unreadable:,} had an answer without a readable score, "
@@ -301,7 +307,7 @@ def _plan(context: StageContext, settings: JudgeSkillSettings) -> list[str]:  # 
     if settings.how == "scores":
         return ["judge: people's own numbers, from 0 to 5"]
     often, longest = settings.samples, settings.max_tokens
-    return [f"judge: {settings.model}, {often} judgements an answer of at most {longest:,} tokens"]
+    return [f"judge: {settings.model}, {often} judgements an answer of at most {plural(longest, 'token')}"]
 
 
 register(

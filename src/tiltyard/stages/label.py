@@ -24,6 +24,7 @@ from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
+from tiltyard.numerals import plural
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
@@ -76,7 +77,7 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     journal = Journal(context.folder, (RANKINGS, ROWS, JUDGEMENTS, CHOSEN), Progress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.rankings:,} of {len(prompts):,} rankings are done"])
+        context.report("goes on", [f"{progress.rankings:,} of {plural(len(prompts), 'ranking')} are done"])
     left = TimeLeft(len(prompts))
     for first in range(progress.rankings, len(prompts), BLOCK):
         some = prompts[first : first + BLOCK]
@@ -90,11 +91,11 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
         rows = [row for row in map(_row, groups) if row is not None]
         chosen = map(_chosen, rows)
         journal.commit({RANKINGS: map(group_to_line, groups), ROWS: rows, JUDGEMENTS: judgements, CHOSEN: chosen})
-        done = f"{progress.rankings:,} of {len(prompts):,} rankings"
+        done = f"{progress.rankings:,} of {plural(len(prompts), 'ranking')}"
         context.report("labels", [", ".join(filter(None, (done, left.after(progress.rankings))))])
     journal.close()
     agreement = progress.gold_best / max(1, progress.rankings)
-    ties = f"{progress.rankings:,} rankings of {settings.k}, {progress.with_ties:,} with ties"
+    ties = f"{plural(progress.rankings, 'ranking')} of {settings.k}, {progress.with_ties:,} with ties"
     context.report("labelled", [f"{ties}; best = gold best in {agreement:.0%}"])
     return {"rankings": progress.rankings, "with_ties": progress.with_ties, "gold_agreement": agreement}
 

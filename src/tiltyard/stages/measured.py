@@ -9,6 +9,7 @@ from typing import Any
 from tiltyard.evaluation import benchmarks
 from tiltyard.evaluation.policies import PolicySummary
 from tiltyard.inputs.workspace import model_folder
+from tiltyard.numerals import plural
 from tiltyard.report.card import Figure, add_figures
 from tiltyard.report.card_figures import cost_figures, of_benchmarks, of_policy
 from tiltyard.runs.model_card import NAME
@@ -53,8 +54,10 @@ def add_policies(
     """
     alarms = "".join(f" Alarm: {line.removeprefix('! alarm: ')}." for line in disclosed["alarms"])
     looked = f"{disclosed['selection']['models']:,} models were looked at on these prompts."
-    prompts = f"On {disclosed['prompts']:,} prompts, {how}; 95% intervals over prompts. {looked}" if results else ""
-    files = [f"{one['name']}: {one['items']:,} items." for one in disclosed["benchmarks"]]
+    prompts = (
+        f"On {plural(disclosed['prompts'], 'prompt')}, {how}; 95% intervals over prompts. {looked}" if results else ""
+    )
+    files = [f"{one['name']}: {plural(one['items'], 'item')}." for one in disclosed["benchmarks"]]
     about = " ".join(part for part in (prompts, *files) if part)
     figures = {model: of_benchmarks(found, name) for name, model in names.items()}
     for r in results:

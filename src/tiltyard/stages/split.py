@@ -18,6 +18,7 @@ from tiltyard.data.row import Row
 from tiltyard.errors import DataError
 from tiltyard.files import atomic_write
 from tiltyard.inputs.settings import BadRowsSetting
+from tiltyard.numerals import plural
 from tiltyard.records import Settings
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.types import Group
@@ -68,9 +69,9 @@ def run(context: StageContext, settings: SplitSettings) -> dict[str, Any]:
     left = sum(key not in out for key in keys)
     sampled = f", a sample of {left:,}" if len(parts.train) < left else ""
     lines = [
-        f"{len(parts.train):,} rows to train on{sampled}, read as {kind}",
-        f"{len(parts.held_out):,} rows of {len(parts.prompts):,} other prompts held out "
-        f"(of {len(set(keys)):,} prompts in all, seed {settings.seed})",
+        f"{plural(len(parts.train), 'row')} to train on{sampled}, read as {kind}",
+        f"{plural(len(parts.held_out), 'row')} of {plural(len(parts.prompts), 'other prompt')} held out "
+        f"(of {plural(len(set(keys)), 'prompt')} in all, seed {settings.seed})",
     ]
     context.report("data", [*lines, *bad.lines()])
     sizes = {"train": len(parts.train), "held_out": len(parts.held_out), "prompts": len(parts.prompts)}

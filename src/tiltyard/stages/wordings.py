@@ -11,6 +11,7 @@ from pydantic import Field
 from tiltyard.errors import DataError
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.files import atomic_write
+from tiltyard.numerals import plural
 from tiltyard.records import Settings
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.world.assistants import wordings
@@ -45,7 +46,7 @@ def run(context: StageContext, settings: WordingsSettings) -> dict[str, Any]:
             rows += 1
             ranks = [1] * len(right) + [2] * len(wrong)
             file.write(json.dumps({**row, "responses": right + wrong, "ranks": ranks}, ensure_ascii=False) + "\n")
-    context.report("wordings", [f"of {rows:,} of {number + 1:,} prompts"])
+    context.report("wordings", [f"of {rows:,} of {plural(number + 1, 'prompt')}"])
     return {"prompts": number + 1, "rows": rows}
 
 

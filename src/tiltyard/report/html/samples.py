@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiltyard.numerals import plural
 from tiltyard.report.html.island import size
 from tiltyard.report.html.reading import Source, json_lines, number, rounded, text_of
 from tiltyard.report.html.tokens import Pieces, TokenRows, token_rows
@@ -92,7 +93,8 @@ def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list
     if len(kept) < len(weights):
         shown = sum(len(item["rs"]) for item in kept)
         notes.append(
-            f"{len(kept):,} of {len(weights):,} prompts with {shown:,} of {responses:,} responses are shown, drawn at "
+            f"{len(kept):,} of {plural(len(weights), 'prompt')} with {shown:,} of "
+            f"{plural(responses, 'response')} are shown, drawn at "
             "random; every number of the page is of all of them."
         )
     return kept, notes, apart
@@ -117,7 +119,7 @@ def _other_prompts(
     common = sum(count == len(files) for count in shared.values())
     if common == len(shared):
         return []
-    what = "no prompt in common" if not common else f"{common:,} of {len(shared):,} prompts in common"
+    what = "no prompt in common" if not common else f"{common:,} of {plural(len(shared), 'prompt')} in common"
     return [f"The evaluations have {what}: figures of different prompts are no comparison of models."]
 
 

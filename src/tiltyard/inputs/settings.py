@@ -12,6 +12,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.records import EXECUTION, LAST_BITS, Record, Settings
 from tiltyard.sampling import SampleSettings
 from tiltyard.stats.alarms import Alarms
+from tiltyard.training.prepare.mismatch import Level
 from tiltyard.training.run import Run
 from tiltyard.training.source import Order
 
@@ -202,6 +203,11 @@ class Vllm(Record):
     max_gap: Annotated[
         float, Field(ge=0, description="nats a token that its log-probs may differ by after a push; 0: by engine_dtype")
     ] = 0.0
+    correction: Annotated[
+        Level,
+        Field(description="importance weights of policy gradients, trainer against engine; see docs/scale.md"),
+    ] = "token"
+    cap: Annotated[float, Field(ge=1, description="largest importance weight (2: Yao et al. 2025)")] = 2.0
 
 
 class PromptData(Record):

@@ -10,9 +10,9 @@ from tiltyard.inputs import Policy, Prompts, Reference, Reward, Value
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.kl import FixedKL
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import ActorCritic, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import ActorCritic, old_logp, require_untruncated_sampling
 from tiltyard.training.algorithm import Algorithm
-from tiltyard.training.prepare import Gae, OldLogp, TokenRewards, Values
+from tiltyard.training.prepare import Gae, TokenRewards, Values
 from tiltyard.training.source import Online
 
 
@@ -57,7 +57,7 @@ def a2c(
         ActorCritic(value_coef, entropy),
         trains=("policy", "value"),
         prepare=(
-            OldLogp(temperature, against_ref=beta > 0),
+            old_logp(source, against_ref=beta > 0),
             Values(),
             TokenRewards(FixedKL(beta), missing_eos, missing_eos_penalty),
             Gae(1.0, 1.0),

@@ -17,12 +17,13 @@ from tiltyard.methods.policy_gradient import (
     ClippedPolicy,
     KlForm,
     aggregated,
+    old_logp,
     require_enough_prompts,
     require_several_samples,
     require_untruncated_sampling,
 )
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.prepare import AdvantageScale, GroupAdvantages, OldLogp, ResponseRewards, sum_count
+from tiltyard.training.prepare import AdvantageScale, GroupAdvantages, ResponseRewards, sum_count
 from tiltyard.training.source import Online
 
 
@@ -144,7 +145,7 @@ def grpo(
     loss, reduce = aggregated(clipped, aggregate, sampling.max_tokens, mask_truncated)
     in_reward = beta if kl_form == "reward_k1" else 0.0
     prepare = (
-        OldLogp(sampling.temperature, against_ref=beta > 0),
+        old_logp(source, against_ref=beta > 0),
         ResponseRewards(in_reward, missing_eos, missing_eos_penalty),
         *((Overlong(sampling.max_tokens, overlong),) if overlong else ()),
         GroupAdvantages("mean", scale, ddof, scale_eps),

@@ -12,11 +12,24 @@ from tiltyard.errors import ConfigError
 from tiltyard.losses.kl import k2, k3, sum_per_response
 from tiltyard.losses.policy import policy_gradient, ppo_clip_R, value_error_R
 from tiltyard.training.algorithm import Forward, Item, Loss, Mean, Need
-from tiltyard.training.prepare import sum_count
+from tiltyard.training.prepare import OldLogp, sum_count
 from tiltyard.training.source import Online
 
 Aggregate = Literal["token", "sequence", "constant"]
 KlForm = Literal["reward_k1", "loss_k2", "loss_k3"]
+
+
+def old_logp(source: Online, *, against_ref: bool) -> OldLogp:
+    """`OldLogp` at the temperature of sampling, with importance weights where the sampler is another program."""
+    correction = source.weighted_by if isinstance(source, Online) else None
+    return OldLogp(source.settings.temperature, against_ref=against_ref, correction=correction)
+
+
+def weighted_R(loss_R: Tensor, batch: Batch) -> Tensor:
+    """A policy loss of tokens times the importance weights between trainer and sampler, where the batch has some."""
+    if "sampler_weight_R" not in batch.columns:
+        return loss_R
+    return loss_R * batch["sampler_weight_R"].to(loss_R.dtype)
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class ActorCritic:
         return ("logp_R", "value_R", "advantage_R", "return_R", *(("entropy_R",) if self.entropy else ()))
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
-        policy_R = policy_gradient(forward.logp_R, batch["advantage_R"])
+        policy_R = weighted_R(policy_gradient(forward.logp_R, batch["advantage_R"]), batch)
         value_R = value_error_R(forward.value_R, batch["return_R"])
         metrics: Metrics = {"policy_loss": sum_count(policy_R.detach()), "value_loss": sum_count(value_R.detach())}
         loss_R = policy_R + self.value_coef * value_R
@@ -63,7 +76,7 @@ class ClippedPolicy:
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         policy = ppo_clip_R(forward.logp_R, batch["old_logp_R"], batch["advantage_R"], self.clip_low, self.clip_high)
-        loss_R = policy.loss_R
+        loss_R = weighted_R(policy.loss_R, batch)
         metrics: Metrics = {
             "policy_loss": sum_count(loss_R.detach()),
             "ratio": sum_count(policy.ratio_R),
@@ -72,7 +85,7 @@ class ClippedPolicy:
         if self.kl_in_loss:
             kl_R = (k2 if self.form == "loss_k2" else k3)(forward.logp_R, batch["ref_logp_R"].detach())
             metrics["kl_loss"] = sum_count(kl_R.detach())
-            loss_R = loss_R + self.beta * kl_R
+            loss_R = loss_R + self.beta * weighted_R(kl_R, batch)  # a mean over the policy's own tokens too
         if self.entropy:
             loss_R = loss_R - self.entropy * forward.entropy_R
         return loss_R, metrics

@@ -17,13 +17,17 @@ from tiltyard.losses.advantages import MissingEos, mean_var, moments, whiten
 from tiltyard.losses.kl import kl_controller
 from tiltyard.losses.policy import ppo_clip_R, value_clip_R
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import require_enough_prompts, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    old_logp,
+    require_enough_prompts,
+    require_untruncated_sampling,
+    weighted_R,
+)
 from tiltyard.methods.sft import Nll
 from tiltyard.training.algorithm import Algorithm, AuxLoss, Forward, Item, Models, Source
 from tiltyard.training.hooks import UpdateKL
 from tiltyard.training.prepare import (
     Gae,
-    OldLogp,
     TokenRewards,
     Values,
     WhitenAdvantages,
@@ -44,14 +48,15 @@ class ClippedPolicyAndValue:
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
         policy = ppo_clip_R(forward.logp_R, batch["old_logp_R"], batch["advantage_R"], self.clip)
+        policy_R = weighted_R(policy.loss_R, batch)
         value_R = value_clip_R(forward.value_R, batch["old_value_R"], batch["return_R"], self.value_clip)
         metrics: Metrics = {
-            "policy_loss": sum_count(policy.loss_R.detach()),
+            "policy_loss": sum_count(policy_R.detach()),
             "value_loss": sum_count(value_R.detach()),
             "ratio": sum_count(policy.ratio_R),
             "clipped": sum_count(policy.clipped_R.double()),
         }
-        return policy.loss_R + self.vf_coef * value_R, metrics
+        return policy_R + self.vf_coef * value_R, metrics
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def ppo(
         )
     controller = kl_controller(beta, kl_target, kl_horizon)
     prepare = (
-        OldLogp(temperature, against_ref=beta > 0),
+        old_logp(source, against_ref=beta > 0),
         Values(),
         TokenRewards(controller, missing_eos, missing_eos_penalty),
         *((WhitenRewards(),) if whiten_rewards else ()),

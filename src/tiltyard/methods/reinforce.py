@@ -12,9 +12,9 @@ from tiltyard.errors import ConfigError
 from tiltyard.inputs import Policy, Prompts, Reference, Reward, Value
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import ActorCritic, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import ActorCritic, old_logp, require_untruncated_sampling
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.prepare import OldLogp, ResponseRewards, Values
+from tiltyard.training.prepare import ResponseRewards, Values
 from tiltyard.training.prepare.advantages import value_metrics
 from tiltyard.training.source import Online
 
@@ -83,7 +83,7 @@ def reinforce(
         ActorCritic(value_coef),
         trains=("policy", "value"),
         prepare=(
-            OldLogp(temperature, against_ref=beta > 0),
+            old_logp(source, against_ref=beta > 0),
             Values(),
             ResponseRewards(beta, missing_eos, missing_eos_penalty, score_weight=1 - beta if mix_kl else 1.0),
             ResponseReturns(),

@@ -15,6 +15,7 @@ from tiltyard.losses.kl import FixedKL, sum_per_response
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import (
     ClippedPolicy,
+    old_logp,
     require_enough_prompts,
     require_several_samples,
     require_untruncated_sampling,
@@ -22,7 +23,6 @@ from tiltyard.methods.policy_gradient import (
 from tiltyard.training.algorithm import Algorithm, Models, Prepare
 from tiltyard.training.prepare import (
     GroupAdvantages,
-    OldLogp,
     ResponseRewards,
     TokenRewards,
     WhitenAdvantages,
@@ -123,7 +123,7 @@ def reinforce_pp(
         "reinforce_pp",
         source,
         ClippedPolicy(clip, clip),
-        prepare=(OldLogp(temperature, against_ref=beta > 0), *rewards, WhitenAdvantages()),
+        prepare=(old_logp(source, against_ref=beta > 0), *rewards, WhitenAdvantages()),
         epochs=ppo_epochs,
         minibatches=minibatches,
         temperature=temperature,

@@ -11,11 +11,17 @@ from torch import Tensor
 from tiltyard.batch.batch import Batch, Metrics
 from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.advantages import MissingEos
+from tiltyard.losses.kl import sum_per_response
 from tiltyard.losses.policy import policy_gradient
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import require_several_samples, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    old_logp,
+    require_several_samples,
+    require_untruncated_sampling,
+    weighted_R,
+)
 from tiltyard.training.algorithm import Algorithm, Forward, Item
-from tiltyard.training.prepare import GroupAdvantages, OldLogp, ResponseRewards, sum_count
+from tiltyard.training.prepare import GroupAdvantages, ResponseRewards, sum_count
 from tiltyard.training.source import Online
 
 
@@ -27,7 +33,10 @@ class Reinforce:
     item: ClassVar[Item] = "B"
 
     def __call__(self, forward: Forward, batch: Batch) -> tuple[Tensor, Metrics]:
-        loss_B = policy_gradient(forward.logp_B, batch["advantage_B"])
+        logp_B = forward.logp_B
+        if "sampler_weight_R" in batch.columns:
+            logp_B = sum_per_response(weighted_R(forward.logp_R, batch), batch.forest.response_R, batch.forest.B)
+        loss_B = policy_gradient(logp_B, batch["advantage_B"])
         return loss_B, {
             "policy_loss": sum_count(loss_B.detach()),
             "advantage_size": sum_count(batch["advantage_B"].abs()),
@@ -84,7 +93,7 @@ def rloo(
         source,
         Reinforce(),
         prepare=(
-            OldLogp(temperature, against_ref=beta > 0),
+            old_logp(source, against_ref=beta > 0),
             ResponseRewards(beta, missing_eos, missing_eos_penalty),
             GroupAdvantages("leave_one_out"),
         ),

@@ -33,6 +33,7 @@ CURVES = (  # in the order of the screen: names of a metric, of which the first 
     (("entropy",), "entropy, nats"),
     (("truncated",), "cut at the limit"),
     (("grad_norm",), "gradient norm"),
+    (("mismatch/off",), "sampler off by 10%"),
 )
 SILENT = 8.0  # times the usual step without a new one, after which the screen says so
 LEAST_SILENCE = 30.0  # seconds

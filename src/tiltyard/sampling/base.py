@@ -17,11 +17,13 @@ class Capabilities(NamedTuple):
     `logps`: log-probs under the distribution that was sampled from (after temperature, top-k and top-p), or none.
     `hidden`: the model's last hidden states, where `SampleSettings.keep_hidden` asks for them.
     `fork`: running responses can be duplicated (particle methods).
+    `exact`: the log-probs are those of the trainer's forward pass but for rounding; another program's are not.
     """
 
     logps: Literal["sampling", "none"] = "sampling"
     hidden: bool = False
     fork: bool = False
+    exact: bool = True
 
 
 class Sampler(Protocol):

@@ -27,6 +27,7 @@ from tiltyard.scoring.base import Scorer, checked_scores, left_out, matched_grou
 from tiltyard.stats.refusals import begins_with_refusal
 from tiltyard.stats.text import repeated_pairs
 from tiltyard.training.algorithm import Models, StepGroups
+from tiltyard.training.prepare import Correction
 from tiltyard.types import Group, Preference, Prompt
 
 Item = TypeVar("Item")
@@ -221,6 +222,7 @@ class Online:
         least: prompts with fewer responses that the scorer scored are left out (a pair needs both).
         sample_from: the role of the model that responds, where it is not the policy (a proposal); its hidden states are
             not the policy's, so none are kept.
+        correction: importance weights of policy gradients, where the sampler's log-probs are not the trainer's.
     """
 
     prompts: Sequence[Prompt]
@@ -237,6 +239,13 @@ class Online:
     order: Order = "shuffle"
     least: int = 1
     sample_from: str = "policy"
+    correction: Correction = field(default_factory=Correction)
+
+    @property
+    def weighted_by(self) -> Correction | None:
+        """The correction, where this sampler needs one."""
+        exact = self.sampler.capabilities.exact or self.correction.level == "none"
+        return None if exact else self.correction
 
     def __post_init__(self) -> None:
         self.shuffle = EpochShuffle(self.prompts, self.seed, self.order)

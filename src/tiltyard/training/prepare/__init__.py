@@ -15,11 +15,13 @@ from tiltyard.training.prepare.advantages import (
 from tiltyard.training.prepare.columns import column, per_microbatch, sum_count
 from tiltyard.training.prepare.labels import BinaryLabels, PairLabels, binary_labels, not_a_pair
 from tiltyard.training.prepare.logps import OldLogp, RefLogp
+from tiltyard.training.prepare.mismatch import Correction
 from tiltyard.training.prepare.rewards import ResponseRewards, TokenRewards
 
 __all__ = [
     "AdvantageScale",
     "BinaryLabels",
+    "Correction",
     "Gae",
     "GroupAdvantages",
     "OldLogp",

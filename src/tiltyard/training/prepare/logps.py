@@ -14,6 +14,7 @@ from tiltyard.losses.kl import k1, k3, sum_per_response
 from tiltyard.models.language import LanguageModel
 from tiltyard.training.algorithm import Forward, Models
 from tiltyard.training.prepare.columns import per_microbatch, policy_columns, sum_count
+from tiltyard.training.prepare.mismatch import Correction, mismatch
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,14 @@ class OldLogp:
     """The policy's log-probs and entropy before its updates, and its KL to the reference.
 
     For responses of this policy, the sampler's own log-probs are used, and its hidden states where it kept them: it
-    computed both with the weights that are trained. `sampler_gap` is the mean absolute difference between them and the
-    trainer's forward pass (rounding, or a defect); where no pass is made here, that of the first update is measured.
+    computed both with the weights that are trained. With a `correction` the log-probs are those of the forward pass,
+    and `sampler_weight_R` has the importance weights between them and the sampler's. `mismatch` tells how far the two
+    lie apart (rounding, a defect, or another program); where no pass is made here, the first update's is measured.
 
     Columns: `old_logp_R`, `old_entropy_R`; with `against_ref` also `ref_logp_R` and `kl_B`, the summed k1; where a
     value head reads the policy's hidden states also `old_value_R`, from the same pass. Metrics: `entropy` a token,
-    `sampler_gap`, and where there is a reference, even if no column needs it, the KL to it in nats a response: `kl` and
-    `kl_k3` from the sampled tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the
+    those of `mismatch`, and where there is a reference, even if no column needs it, the KL to it in nats a response:
+    `kl` and `kl_k3` from the sampled tokens, `kl_exact` summed over the vocabulary at every prefix. All three have the
     expectation KL(pi || ref); the exact one varies less than the log-ratios.
 
     Args:
@@ -36,12 +38,14 @@ class OldLogp:
         ref_temperature: of `ref_logp_R` alone, where the loss has another one; None: the same.
         on_policy: whether the responses were sampled from this policy's untruncated distribution at `temperature`.
             Otherwise the gap and the estimates from sampled tokens would measure something else and are left out.
+        correction: of a sampler whose log-probs are not those of the trainer's forward pass.
     """
 
     temperature: float = 1.0
     against_ref: bool = False
     ref_temperature: float | None = None
     on_policy: bool = True
+    correction: Correction | None = None
     needs: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -64,10 +68,10 @@ class OldLogp:
         return batch.without("sampled_hidden_R").with_columns(metrics, **old, **values)
 
     def first_pass(self, forward: Forward) -> Metrics:
-        """The sampler gap, where no forward pass was made before the updates."""
+        """The distance from the sampler, where no forward pass was made before the updates."""
         if "sampler_logp_R" not in forward.batch.columns:
             return {}
-        return {"sampler_gap": sum_count((forward.logp_R.detach() - forward.batch["sampler_logp_R"]).abs())}
+        return mismatch(forward.logp_R.detach(), forward.batch["sampler_logp_R"])
 
     def _with_ref(self, ref: LanguageModel, models: Models, batch: Batch) -> Batch:
         forest = batch.forest
@@ -90,12 +94,18 @@ class OldLogp:
         """Metrics and columns that need no reference; `logp_R` is the policy's now."""
         metrics: Metrics = {"entropy": sum_count(entropy_R)}
         columns = {"old_logp_R": logp_R, "old_entropy_R": entropy_R}
-        if self.on_policy and "sampled_logp_R" in batch.columns:
-            columns["old_logp_R"] = batch["sampled_logp_R"].to(logp_R.dtype)
-            if "sampled_hidden_R" in batch.columns:
-                columns["sampler_logp_R"] = columns["old_logp_R"]  # no forward pass was made here to compare it with
-            else:
-                metrics["sampler_gap"] = sum_count((logp_R - batch["sampled_logp_R"]).abs())
+        if not self.on_policy or "sampled_logp_R" not in batch.columns:
+            return metrics, columns
+        sampled_R = batch["sampled_logp_R"]
+        if "sampled_hidden_R" in batch.columns:  # no forward pass was made here to compare it with
+            columns["old_logp_R"] = columns["sampler_logp_R"] = sampled_R.to(logp_R.dtype)
+            return metrics, columns
+        metrics |= mismatch(logp_R, sampled_R)
+        if self.correction is None:
+            columns["old_logp_R"] = sampled_R.to(logp_R.dtype)
+        else:
+            columns["sampler_weight_R"], weights = self.correction.weight_R(logp_R, sampled_R, batch.forest)
+            metrics |= weights
         return metrics, columns
 
 

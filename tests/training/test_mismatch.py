@@ -1,6 +1,6 @@
 """Another program samples: what lies between it and the trainer is measured, and weighed in policy gradients.
 
-The world of `test_rl_oracles`: all answers of at most two of three tokens. The sampler's distribution is another model's.
+The world of `test_rl_oracles`: all answers of at most two of three tokens. The sampler's distribution is another's.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ def test_weights_of_tokens_are_exact_for_answers_of_one_token() -> None:
     groups = [
         Group(
             ASK,
-            tuple(replace(group(0).responses[0], ids=(v,), logps=(float(theirs[v].detach()),), finish="length") for v in draw),
+            tuple(
+                replace(group(0).responses[0], ids=(v,), logps=(float(theirs[v].detach()),), finish="length")
+                for v in draw
+            ),
             scores=tuple(float(score[v]) for v in draw),
         )
         for draw in draws

@@ -38,7 +38,12 @@ KNOWN = (  # in the order of the page: pattern of the metric, title, unit, what 
     (r"grad_norm", "Gradient norm", "", "before clipping"),
     (r"sampler_gap", "Trainer and sampler", "nats a token", "mean distance of their log-probs"),
     (r"mismatch/off", "Ratios off 1", "share", "tokens whose chance is 10% off between trainer and sampler"),
-    (r"mismatch/effective", "Effective sample", "share", "by the ratios between trainer and sampler; 1: all count alike"),
+    (
+        r"mismatch/effective",
+        "Effective sample",
+        "share",
+        "by the ratios between trainer and sampler; 1: all count alike",
+    ),
 )
 LOSSES = 4  # kinds of stages whose losses are drawn at once
 MAIN = 12  # metrics that are drawn before the reader asks for the others

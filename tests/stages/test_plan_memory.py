@@ -20,19 +20,20 @@ from tiltyard.methods import METHODS
 from tiltyard.models.adapters import adapt
 from tiltyard.models.load import PRESETS, save_model
 from tiltyard.models.lora import Lora
+from tiltyard.stages.footprint import Work, memory_of
+from tiltyard.stages.held import held as models_held
 from tiltyard.stages.lengths import Lengths, lengths_of
 from tiltyard.stages.memory import (
     ALLOCATOR,
+    AUTOCAST,
     UNFUSED,
     Memory,
     Shape,
     activations,
+    cached,
     check_room,
-    decoding,
     logits,
-    trained_weights,
 )
-from tiltyard.stages.plan import _held
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.models import Models
 from tiltyard.training.source import Offline, Online, SelfPlay
@@ -89,17 +90,27 @@ def test_the_parameters_are_those_of_the_model() -> None:
     assert shape.parameters == pytest.approx(sum(p.numel() for p in model.module.parameters()), rel=0.02)
 
 
+SMALL = Shape(1000, 8, 2, 100, 4, 16)
+
+
 def test_gradients_are_made_while_activations_are_freed_unless_a_pass_has_several_micro_batches() -> None:
-    shape = Shape(1000, 8, 2, 100, 4, 16)
-    assert trained_weights(shape, 4, 0.0, 1, several=True) == 16_000
-    assert trained_weights(shape, 4, 1500.0, 1, several=False) == 12_000 + 2500
-    assert trained_weights(shape, 4, 9999.0, 2, several=False) == 24_000
-    assert logits(shape, 4, whole=True) - logits(shape, 4, whole=False) == 4 * 100 * 8
-    plain = activations(shape, 10, 4, fused=True, recomputed=False)
-    assert activations(shape, 10, 4, fused=False, recomputed=False) == pytest.approx(UNFUSED * plain)
+    def weights(tokens: int, parts: int, models: int = 1) -> float:
+        work = Work({f"model {i}": SMALL for i in range(models)}, {}, tokens, parts, fused=True)
+        return memory_of(work).weights
+
+    stored = activations(SMALL, 2, 4, fused=True, recomputed=False)
+    assert 0 < stored < 4000
+    assert weights(2, 2) == 16_000
+    assert weights(2, 1) == pytest.approx(16_000 - stored)
+    assert weights(1000, 1) == 12_000
+    assert weights(1000, 1, models=2) == 32_000
+    assert logits(SMALL, 4, whole=True) - logits(SMALL, 4, whole=False) == 4 * 100 * 8
+    plain = activations(SMALL, 10, 4, fused=True, recomputed=False)
+    assert activations(SMALL, 10, 4, fused=False, recomputed=False) == pytest.approx(UNFUSED * plain)
+    assert activations(SMALL, 10, 4, fused=False, recomputed=False, half=True) == pytest.approx(AUTOCAST * plain)
     assert Memory(1.0, 2.0, 3.0, 4.0).total == 6.0
     assert Memory(1.0, 2.0, 3.0, 40.0, 5.0).total == 46.0  # it samples before it trains
-    assert decoding(shape, 10, 4) == 4 * (1000 + 2 * 10 * 4 * 2)
+    assert cached(SMALL, 10, 4) == 4 * 2 * 10 * 4 * 2
 
 
 def test_too_little_memory_is_told_before_it_starts(
@@ -178,6 +189,6 @@ def test_of_sampled_responses_the_longest_are_counted() -> None:
 def test_models_in_memory_are_those_that_are_loaded(scored: dict[str, Any], models: list[str]) -> None:
     kind = method_settings(METHODS["grpo"])
     settings = kind.model_validate_json(json.dumps({"model": "m", "prompts": {"path": "p"}, **scored}))
-    held = _held(METHODS["grpo"], settings)
+    held = models_held(METHODS["grpo"], settings)
     assert held.words == f"policy (trained), {', '.join(models)} (frozen)"
-    assert held.frozen == len(models)
+    assert list(held.frozen) == models

@@ -12,7 +12,7 @@ from tiltyard.advice.parts import Choice
 from tiltyard.advice.request import Request
 from tiltyard.advice.rows import Lengths, RowFacts
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.stages.memory import activations, logits, trained_weights
+from tiltyard.stages.footprint import Work, memory_of
 from tiltyard.types import MICRO_TOKENS
 
 SMALL = 50e6  # parameters below which all weights are trained
@@ -163,11 +163,9 @@ def peak(model: ModelFacts, micro: int, *, lora: bool, recomputed: bool) -> floa
     """Bytes at the peak of training with `micro` tokens a pass, as the stage's own plan counts them."""
     if model.shape is None:  # other families: four numbers a weight where it is trained, and a share for activations
         return 4.0 * model.parameters * (1.5 if lora else 4.5) * (1 + micro / 8192)
-    shape = model.shape
-    stored = activations(shape, micro, 4, fused=True, recomputed=recomputed)
-    adapters = 16 * shape.layers * 20 * shape.width * 4 * 4.0
-    weights = 4.0 * shape.parameters + adapters if lora else trained_weights(shape, 4, stored, 1, several=True)
-    return weights + stored + logits(shape, 4, whole=not lora)
+    trunk, rank = (model.shape, 16) if lora else (None, 0)
+    work = Work({"policy": model.shape}, {}, micro, 2, trunk, fused=True, recomputed=recomputed, rank=rank)
+    return memory_of(work).total
 
 
 def rate_of(method: str, model: ModelFacts, lora: bool) -> Choice:

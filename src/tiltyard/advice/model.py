@@ -108,9 +108,7 @@ def _shape(folder: str, parameters: int) -> Shape | None:
     """The shape of a decoder whose config.json is here and has the usual names."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
-        heads = config["num_attention_heads"]
-        sizes = (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"], heads)
-        shape = Shape.of(*sizes, config.get("num_key_value_heads") or heads, config["intermediate_size"])
+        shape = Shape.read(config)
     except (OSError, KeyError, ValueError, TypeError):
         return None
     return shape._replace(parameters=parameters)

@@ -85,6 +85,11 @@ def world() -> int:
     return dist.get_world_size()
 
 
+def local_world() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_main() -> bool:
     """True on rank 0, the process that writes files."""
     return rank() == 0

@@ -124,6 +124,7 @@ def test_means_differences_and_families(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["sft"]["gold"]["high"] - 0.3 == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
     assert found["sft"]["gold"]["within"] == pytest.approx(0.1)
     assert found["sft"]["other"]["values"] == [0, 1, 2]
+    assert list(found["sft"]) == ["gold", "other", "kl"]  # a recipe's own monitors before what every table has
     assert found["rl@1"]["gold"]["difference"]["value"] == pytest.approx(0.2)
     assert found["rl@1"]["gold"]["difference"]["high"] == pytest.approx(0.2)  # paired by seed: the same in each
     assert found["rl at kl=0.75"]["gold"]["value"] == pytest.approx(0.2 + 0.75 * 0.2 + 0.1)  # between sft and rl@1
@@ -133,5 +134,8 @@ def test_means_differences_and_families(tmp_path: Path, monkeypatch: pytest.Monk
     out = io.StringIO()
     print_study({"seeds": [0, 1, 2], "tables": tables}, Console(file=out, width=160))
     assert "0.300 ± 0.248" in out.getvalue()
+    one = {name: {k: {**facts, "n": 1} for k, facts in row.items()} for name, row in found.items() if name == "rl@1"}
+    print_study({"seeds": [0, 1, 2], "tables": {"few": one}}, Console(file=out, width=160))
+    assert "rl@1 (1 of 3 seeds)" in out.getvalue()
     assert "between seeds the standard deviation is 0.100" in spread(found)
     assert cell({"value": 1.0, "low": float("nan"), "high": float("nan")}) == "1.000"

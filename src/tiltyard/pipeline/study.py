@@ -169,9 +169,10 @@ def _by_stage(rows: Sequence[Table]) -> list[Table]:
 
 
 def _metrics(facts: Mapping[str, Any]) -> dict[str, float]:
-    found = {key: float(facts[key]) for key in METRICS if _number(facts.get(key))}
+    """Gold and proxy first, then monitors of the recipe: a study that has some is about them, and a table has few columns."""
     rewards = {name: one.get("value") for name, one in (facts.get("rewards") or {}).items()}
-    return found | {name: float(value) for name, value in rewards.items() if _number(value)}
+    known = {**{key: facts.get(key) for key in METRICS[:2]}, **rewards, **{key: facts.get(key) for key in METRICS[2:]}}
+    return {name: float(value) for name, value in known.items() if _number(value)}
 
 
 def _widths(facts: Mapping[str, Any]) -> dict[str, float]:

@@ -26,10 +26,16 @@ def print_study(result: Mapping[str, Any], console: Console) -> None:
         for metric in metrics:
             table.add_column(plain(metric).replace("_", " "), justify="right")
         for name, row in models.items():
-            table.add_row(plain(name), *(cell(row[metric]) if metric in row else "–" for metric in metrics))
+            table.add_row(_label(name, row, len(seeds)), *(cell(row[metric]) if metric in row else "–" for metric in metrics))
         console.print(table)
         if line := spread(models):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _label(name: str, row: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
+    """The model's name, and how many seeds have it where some do not: a family need not reach a level under each."""
+    n = max((facts["n"] for facts in row.values()), default=seeds)
+    return plain(name) + ("" if n == seeds else f" ({n} of {seeds} seeds)")
 
 
 def cell(facts: Mapping[str, Any]) -> str:

@@ -169,7 +169,7 @@ def _by_stage(rows: Sequence[Table]) -> list[Table]:
 
 
 def _metrics(facts: Mapping[str, Any]) -> dict[str, float]:
-    """Gold and proxy first, then monitors of the recipe: a study that has some is about them, and a table has few columns."""
+    """Gold, proxy, the recipe's own monitors, then the rest: a study with monitors is about them, and columns are few."""
     rewards = {name: one.get("value") for name, one in (facts.get("rewards") or {}).items()}
     known = {**{key: facts.get(key) for key in METRICS[:2]}, **rewards, **{key: facts.get(key) for key in METRICS[2:]}}
     return {name: float(value) for name, value in known.items() if _number(value)}

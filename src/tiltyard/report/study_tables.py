@@ -26,7 +26,9 @@ def print_study(result: Mapping[str, Any], console: Console) -> None:
         for metric in metrics:
             table.add_column(plain(metric).replace("_", " "), justify="right")
         for name, row in models.items():
-            table.add_row(_label(name, row, len(seeds)), *(cell(row[metric]) if metric in row else "–" for metric in metrics))
+            table.add_row(
+                _label(name, row, len(seeds)), *(cell(row[metric]) if metric in row else "–" for metric in metrics)
+            )
         console.print(table)
         if line := spread(models):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

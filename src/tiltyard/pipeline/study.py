@@ -169,7 +169,7 @@ def _by_stage(rows: Sequence[Table]) -> list[Table]:
 
 
 def _metrics(facts: Mapping[str, Any]) -> dict[str, float]:
-    """Gold, proxy, the recipe's own monitors, then the rest: a study with monitors is about them, and columns are few."""
+    """Gold, proxy, the recipe's own monitors, then the rest: a table has few columns."""
     rewards = {name: one.get("value") for name, one in (facts.get("rewards") or {}).items()}
     known = {**{key: facts.get(key) for key in METRICS[:2]}, **rewards, **{key: facts.get(key) for key in METRICS[2:]}}
     return {name: float(value) for name, value in known.items() if _number(value)}

@@ -5,7 +5,7 @@
 
 A world is 400 prompts with 2,000 responses each, of one token, so that all is known. A run draws 40 prompts and as many
 responses of a policy as of the prior. `coverage`: share of the runs whose 95% interval has the exact mean over all
-prompts. `refusals`: the same by the k-hat and the ESS that decide, for worlds from easy to hopeless: how often a number
+prompts, of the runs whose diagnostics print the numbers. `refusals`: the same by the k-hat and the ESS that decide, for worlds from easy to hopeless: how often a number
 that would be printed lies outside its interval, and how often one that is refused does not.
 """
 
@@ -99,20 +99,24 @@ def world(seed: int, spread: float, policy: str, tail: str = "normal") -> World:
 
 
 def coverage(runs: int) -> None:
-    """Prints the share of the intervals that have the exact value."""
-    print(f"coverage in percent of {runs} runs, {DRAWN} prompts, 32 responses of each")
-    print("| spread | policy | " + " | ".join(PRINTED) + " |")
+    """Prints the share of the intervals that have the exact value, of those that are printed."""
+    print(f"coverage in percent of up to {runs} runs, {DRAWN} prompts, 32 responses of each")
+    print("| spread | policy | printed | " + " | ".join(PRINTED) + " |")
     for spread in (0.5, 1.0, 1.5):
         for policy in POLICIES:
             made, rng = world(1, spread, policy), np.random.default_rng(2)
-            exact, hits = made.exact(), dict.fromkeys(PRINTED, 0)
+            exact, hits, printed = made.exact(), dict.fromkeys(PRINTED, 0), 0
             for _ in range(runs):
-                terms = estimate(made.draw(rng, 32))
+                samples = made.draw(rng, 32)
+                terms = estimate(samples)
+                if not support_of(terms.ess, k_hats(samples), samples.log_policy.shape[-1]).ok:
+                    continue
+                printed += 1
                 for name in PRINTED:
                     found = mean_ci(getattr(terms, name), skewed=True)
                     hits[name] += found.low - 1e-9 <= exact[name] <= found.high + 1e-9
-            cells = [f"{100 * hits[name] / runs:.1f}" for name in PRINTED]
-            print(f"| {spread} | {policy} | " + " | ".join(cells) + " |", flush=True)
+            cells = [f"{100 * hits[name] / printed:.1f}" if printed else "-" for name in PRINTED]
+            print(f"| {spread} | {policy} | {printed} | " + " | ".join(cells) + " |", flush=True)
 
 
 def refusals(runs: int) -> None:

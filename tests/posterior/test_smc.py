@@ -22,10 +22,12 @@ from tiltyard.posterior.infer import (
     learn_twist,
     make_sampler,
 )
+from tiltyard.posterior.infer.report import Report, report_of, tv_bound
 from tiltyard.posterior.infer.resampling import ancestors, copies
 from tiltyard.sampling import SampleSettings, response_seeds
 from tiltyard.sampling.particles import Particles
 from tiltyard.scoring import FunctionScorer
+from tiltyard.stats.intervals import Estimate
 
 LONGEST = 4
 SUPPORT = answers(3, LONGEST)
@@ -340,3 +342,97 @@ def test_a_learned_twist_makes_the_weights_more_even() -> None:
         near(z.mean(), math.exp(posterior.log_z), z.std() / math.sqrt(len(z)), "Z")
         spread[name] = z.std() / z.mean()
     assert spread["learned"] < 0.6 * spread["none"], spread
+
+
+# ---------------------------------------------------------------------------------------------------------- the bounds
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("learned", [False, True], ids=["prior", "twisted proposal"])
+def test_kept_at_an_exact_sample_the_evidence_is_above(learned: bool) -> None:
+    """E[log Z-hat] <= log Z <= E[log Z-hat] around exact samples; and 1 / Z-hat is unbiased for 1 / Z around them."""
+    target, posterior = world(beta=0.4)
+    twist = (
+        token_twist({y: 0.8 * w for y, w in best_twist(posterior).items()})
+        if learned
+        else Table(dict.fromkeys(beginnings(), 0.0))
+    )
+    runs, k = 600, 4
+    rng = np.random.default_rng(shifted(31))
+    picked = rng.choice(len(SUPPORT), size=runs, p=posterior.probs_Y.numpy() / float(posterior.probs_Y.sum()))
+    seeds = response_seeds(range(runs), k, shifted(32))
+    generators = [np.random.default_rng((shifted(32), i)) for i in range(runs)]
+    kept = [SUPPORT[i] for i in picked]
+    around = Population(target, [ASK] * runs, k, SAMPLING, seeds, twist, generators, kept)
+    around.run(0.9, "multinomial")
+    plain = population(target, runs, k, twist, seed=33)
+    plain.run(0.9, "multinomial")
+    upper = np.array([around.final_log_z(p) for p in range(runs)])
+    lower = np.array([plain.final_log_z(p) for p in range(runs)])
+    assert lower.mean() < posterior.log_z < upper.mean()
+    inverse = np.exp(posterior.log_z - upper)
+    near(inverse.mean(), 1.0, inverse.std() / math.sqrt(runs))
+    for p in range(runs):
+        assert tuple(around.particles.ids[p * k]) == kept[p]
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("beta", [0.25, 1.0])
+def test_bounds_of_the_distances_hold(beta: float) -> None:
+    """The distribution of a particle has no more KL to pi*, and to the prior, than the weights of all allow."""
+    target, posterior = world(beta)
+    runs, k = 2000, 3
+    found = population(target, runs, k, ScoredBeginnings(target, 1), seed=34)
+    found.run(0.5)
+    share = dict.fromkeys(SUPPORT, 0.0)
+    for p in range(runs):
+        w = np.exp(found.log_w[p] - np.logaddexp.reduce(found.log_w[p]))
+        for i in range(k):
+            share[tuple(found.particles.ids[p * k + i])] += w[i] / runs
+    law = torch.tensor([share[y] for y in SUPPORT], dtype=torch.float64)
+    bias = (len(SUPPORT) - 1) / (2 * runs)  # of a KL of shares that are counted
+    distances = [found.distance(p, posterior.log_z) for p in range(runs)]
+    exact = {"kl": posterior.kl_to_posterior(law.log()), "kl_to_prior": posterior.kl_to_prior(law.log())}
+    for name, truth in exact.items():
+        values = np.array([getattr(one, name) for one in distances])
+        assert values.mean() + 4 * values.std() / math.sqrt(runs) > truth - bias, name
+    tv = 0.5 * float((law - posterior.probs_Y).abs().sum())
+    most = np.mean([one.kl for one in distances])
+    assert tv - 0.5 * math.sqrt(len(SUPPORT) / runs) < tv_bound(Estimate(most, most, most, runs)).value
+
+
+@pytest.mark.statistical
+def test_the_report_has_the_bounds() -> None:
+    """On average log Z lies between the estimates of both runs, and the report has their distance."""
+    target, posterior = world(0.5)
+    drawn = make_sampler("smc", particles=4, every=1, bound=2.0, most=256).draw(
+        target, [ASK] * 40, 1, SAMPLING, seed=shifted(35)
+    )
+    report = _report(drawn, 0.5)
+    assert report.at_most
+    assert report.kl is not None
+    assert report.tv is not None
+    assert report.log_z is not None
+    upper = np.array([one.log_z + one.distance.kl for one in drawn if one.distance is not None])
+    assert upper.mean() + 4 * upper.std() / math.sqrt(len(upper)) > posterior.log_z
+    assert report.kl.value == pytest.approx(upper.mean() - report.log_z.value)
+    assert not report.refusals
+
+
+def _report(drawn, beta: float) -> Report:
+    facts = [{**one.facts(), "seconds": 0, "calls": 0, "read": 0} for one in drawn]
+    return report_of("smc", facts, beta, weighted=False)
+
+
+def test_without_exact_samples_there_are_no_bounds() -> None:
+    target, _ = world(0.05)
+    drawn = make_sampler("smc", particles=3, bound=60.0, most=8).draw(target, [ASK] * 4, 1, SAMPLING, seed=1)
+    report = _report(drawn, 0.05)
+    assert report.kl is None
+    assert report.tv is None
+    assert report.kl_to_prior is not None
+    assert "exact samples" in report.refusals[0]
+    with pytest.raises(ConfigError, match="highest possible reward"):
+        make_sampler("smc", most=8)
+    with pytest.raises(ConfigError, match="no path"):
+        make_sampler("rejection_in_step", most=8, bound=1.0)

@@ -35,17 +35,18 @@ def report_lines(report: Report) -> Iterator[str]:
         + (f" ({plural(round(report.read), 'token')})" if report.read else "")
     )
     yield f"  reward      {_value(report.reward)}"
+    most = " at most" if report.at_most else ""
     known = [
-        ("KL to the model", report.kl_to_prior),
-        ("KL to pi*", report.kl),
-        ("TV to pi*", report.tv),
+        (f"KL to the model{most}", report.kl_to_prior),
+        (f"KL to pi*{most}", report.kl),
+        (f"TV to pi*{most}", report.tv),
         ("log Z", report.log_z),
     ]
     shown = [f"{name} {_value(value)}" for name, value in known if value is not None]
     if shown:
         yield f"  distance    {', '.join(shown)}"
     for reason in report.refusals:
-        yield f"  refused     KL and TV to pi*, log Z: {reason}"
+        yield f"  refused     KL and TV to pi*{'' if report.at_most else ', log Z'}: {reason}"
 
 
 def _value(value: Estimate | None) -> str:

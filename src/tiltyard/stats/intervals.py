@@ -100,11 +100,13 @@ def studentised_ci(
     values: ArrayLike, clusters: Clusters = None, rounds: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
     """Computes the studentised bootstrap interval of the mean of skewed values (Efron 1981; Hesterberg 2015, "bootstrap
-    t"): each resample's distance to the mean in its own standard errors.
+    t"): each resample's distance to the mean in its own standard errors, made wider in two ways for few clusters.
 
-    Second-order accurate where the percentile's is first-order: for values with a skewness of 1.7 and 40 clusters 95%
-    intervals cover 94.8% instead of 93.2% (docs/lab.md). Of values so few or so alike that some resamples have no
-    standard error it is `bootstrap_ci`'s.
+    A sample is less skewed than what it comes from, so the distances of its resamples are too short on the long side:
+    their quantiles are taken at the normal tail of a t quantile, and on each side the wider of this and `bootstrap_ci`
+    counts. Measured coverage of 95% intervals with 10, 20, 40 and 100 clusters, of values with a skewness of 0, 0.9,
+    3.3, 3.6 and 4.2: 93 to 97% (without the two: 91 to 96%, docs/lab.md). Of values so few or so alike that some
+    resamples have no standard error it is `bootstrap_ci`'s.
     """
     x = finite(values, "values")
     _check_level(level)
@@ -113,19 +115,22 @@ def studentised_ci(
     if n_clusters < 2:
         return (math.nan, math.nan)
     error = math.sqrt(float(((sums - mean * counts) ** 2).sum())) / float(counts.sum())
-    scores = []
+    drawn, scores = [], []
     for w in _resampled(n_clusters, rounds, seed):
         total, count = w @ sums, w @ counts
         means = total / count
+        drawn.append(means)
         squares = w @ sums**2 - 2 * means * (w @ (sums * counts)) + means**2 * (w @ counts**2)
         with np.errstate(divide="ignore", invalid="ignore"):
             scores.append((means - mean) / (np.sqrt(np.maximum(squares, 0.0)) / count))
     found = np.concatenate(scores)
     if not np.isfinite(found).all() or np.abs(found).max() > MOST_SCORE:
         return bootstrap_ci(x, clusters, rounds, seed, level)
-    tail = (1 - level) / 2
+    tail = _t_tail(n_clusters, level)
     low, high = np.quantile(found, [tail, 1 - tail])
-    return (float(mean - high * error), float(mean - low * error))
+    tail = expanded_tail(n_clusters, level)
+    least, most = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
+    return (float(min(least, mean - high * error)), float(max(most, mean - low * error)))
 
 
 def _resampled(n_clusters: int, rounds: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -146,6 +151,13 @@ def expanded_tail(n_clusters: int, level: float) -> float:
     from scipy.special import ndtr, stdtrit
 
     return float(ndtr(-math.sqrt(n_clusters / (n_clusters - 1)) * stdtrit(n_clusters - 1, 0.5 + level / 2)))
+
+
+def _t_tail(n_clusters: int, level: float) -> float:
+    """Returns the normal tail probability beyond the t quantile of C - 1 degrees of freedom."""
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(-stdtrit(n_clusters - 1, 0.5 + level / 2)))
 
 
 def mean_ci(

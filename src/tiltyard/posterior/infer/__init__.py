@@ -6,10 +6,11 @@ from tiltyard.posterior.infer.best_of_poisson import BestOfPoisson
 from tiltyard.posterior.infer.contrastive import LinearTwist, learn_twist
 from tiltyard.posterior.infer.importance import Importance
 from tiltyard.posterior.infer.pessimism import Pessimism, pessimism_probs
+from tiltyard.posterior.infer.population import Population, exact_samples
 from tiltyard.posterior.infer.quasi_rejection import QuasiRejection
 from tiltyard.posterior.infer.rejection import Rejection, accept_from_pool
 from tiltyard.posterior.infer.rejection_in_step import RejectionInStep
-from tiltyard.posterior.infer.smc import SMC, Population
+from tiltyard.posterior.infer.smc import SMC
 from tiltyard.posterior.infer.twisted_smc import TwistedSMC
 from tiltyard.posterior.infer.twists import ScoredBeginnings, TokenTwist, Twist, ValueTwist
 
@@ -35,6 +36,7 @@ __all__ = [
     "TwistedSMC",
     "ValueTwist",
     "accept_from_pool",
+    "exact_samples",
     "learn_twist",
     "make_sampler",
     "pessimism_probs",

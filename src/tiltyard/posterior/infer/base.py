@@ -6,6 +6,7 @@ target's log factor g(x, y) = r / beta of responses. It trains nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
@@ -21,11 +22,15 @@ from tiltyard.types import Group, Prompt
 
 
 class Distance(NamedTuple):
-    """Distances of a sampler's distribution, in nats a response: KL to pi*, total variation to pi*, KL to the prior."""
+    """Distances of a sampler's distribution, in nats a response: KL to pi*, total variation to pi*, KL to the prior.
+
+    Those of particles are estimates of upper bounds (`at_most`), and the first two nan where they are unknown.
+    """
 
     kl: float
     tv: float
     kl_to_prior: float
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,13 @@ class Drawn:
 
     def facts(self) -> dict[str, Any]:
         """The numbers of this prompt, as `report.report_of` takes them."""
-        kl, tv, kl_to_prior = self.distance or (None, None, None)
+        known = self.distance or Distance(math.nan, math.nan, math.nan)
+        kl, tv, kl_to_prior = (None if math.isnan(x) else x for x in known[:3])
         skipped = ("group", "distance")
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
         g = [float(x) for x in self.group.scores or ()]
-        return {**own, "given": len(g), "factor": g, "kl": kl, "tv": tv, "kl_to_prior": kl_to_prior}
+        distances = {"kl": kl, "tv": tv, "kl_to_prior": kl_to_prior, "at_most": known.at_most}
+        return {**own, "given": len(g), "factor": g, **distances}
 
 
 class PosteriorSampler(Protocol):

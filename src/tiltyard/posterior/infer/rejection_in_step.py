@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,6 +57,14 @@ class RejectionInStep(SMC):
                 expected="a finite number that no beginning scores above",
                 fix="set score_bound (1 for a reward from 0 to 1), or take smc, which needs none",
             )
+        if self.most:
+            raise ConfigError(
+                "an exact sample of pi* has no path through trials of tokens",
+                where="rejection_in_step.most",
+                got=self.most,
+                expected="0",
+                fix="leave most out, or take smc or twisted_smc",
+            )
 
     def twist(self, target: Target) -> Twist:
         """The proposal by rejection, and g of the beginnings."""
@@ -79,7 +87,12 @@ class LocalRejection(Twist):
         self._g: dict[tuple[int, int], float] = {}  # (particle, token) -> g of the beginning, in this step
         self._chosen: dict[int, float] = {}
 
-    def propose(self, particles: Particles, generators: Sequence[np.random.Generator]) -> Proposal:
+    def propose(
+        self,
+        particles: Particles,
+        generators: Sequence[np.random.Generator],
+        forced: Mapping[int, int] | None = None,  # noqa: ARG002 - refused in `RejectionInStep`
+    ) -> Proposal:
         """The first accepted token of each running particle.
 
         Raises:

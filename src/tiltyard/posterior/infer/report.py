@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from tiltyard.posterior.support import support_of
+from tiltyard.posterior.support import WORST, support_of
 from tiltyard.stats.intervals import Estimate, mean_ci
 
 
@@ -23,6 +23,7 @@ class Report:
             particles' first ancestors that are left. resampled: times a prompt.
         ess: of nine prompts in ten at least this effective number. sampled: candidates or particles a prompt.
         reward: of the responses. log_z, kl, tv, kl_to_prior: None where unknown or refused; KLs in nats a response.
+        at_most: kl, tv and kl_to_prior are upper bounds: those of particles (`population.Population`).
         seconds, tokens, calls, read: a response that was given: time, tokens that the prior computed, calls of the
             reward and tokens that it read.
         refusals: reasons that log Z, KL and TV to pi* are not given.
@@ -42,6 +43,7 @@ class Report:
     kl: Estimate | None
     tv: Estimate | None
     kl_to_prior: Estimate | None
+    at_most: bool
     seconds: float
     tokens: float
     calls: float
@@ -77,6 +79,11 @@ def report_of(
     prompt = [i for i, f in enumerate(facts) for _ in f["factor"]]
     cost = {key: float(column(key).sum() / max(given, 1)) for key in ("seconds", "tokens", "calls", "read")}
     known = {key: None if refusals else mean(column(key)) for key in ("log_z", "kl", "tv")}
+    at_most = any(f.get("at_most") for f in facts)
+    if at_most:
+        known["kl"], enough = _bounded(column("kl"), mean)
+        known["tv"] = tv_bound(known["kl"])
+        refusals = refusals or enough
     return Report(
         sampler,
         len(facts),
@@ -89,12 +96,40 @@ def report_of(
         sampled=float(column("sampled").mean()),
         reward=mean_ci(np.array(factor) * (beta or 1.0), clusters=prompt, seed=seed) if factor else None,
         kl_to_prior=mean(column("kl_to_prior")),
+        at_most=at_most,
         refusals=refusals,
         log_z=known["log_z"],
         kl=known["kl"],
         tv=known["tv"],
         **cost,
     )
+
+
+def _bounded(
+    kl_P: np.ndarray, mean: Callable[[np.ndarray], Estimate | None]
+) -> tuple[Estimate | None, tuple[str, ...]]:
+    """The mean upper bound of KL to pi*, and why there is none: it needs an exact sample for nine prompts in ten."""
+    missing = int(np.isnan(kl_P).sum())
+    if missing == len(kl_P):
+        return None, ("an upper bound of log Z needs exact samples of pi*: set most, and score_bound; there are none",)
+    if missing > WORST * len(kl_P):
+        return None, (f"no exact sample of pi* for {missing} of {len(kl_P)} prompts; raise most, or beta",)
+    return mean(kl_P), ()
+
+
+def tv_bound(kl: Estimate | None) -> Estimate | None:
+    """The total variation that a KL allows: sqrt(KL / 2) (Pinsker) and sqrt(1 - exp(-KL)) (Bretagnolle & Huber).
+
+    Both are bounds, and concave, so that they hold for means over prompts.
+    """
+    if kl is None:
+        return None
+
+    def bound(x: float) -> float:
+        x = max(0.0, x)
+        return math.sqrt(min(x / 2, -math.expm1(-x)))
+
+    return Estimate(bound(kl.value), bound(kl.low), bound(kl.high), kl.n)
 
 
 def _refusals(column: Any, beta: float | None, *, weighted: bool) -> tuple[str, ...]:

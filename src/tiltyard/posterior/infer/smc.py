@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,20 +12,20 @@ import numpy as np
 from tiltyard.errors import ConfigError
 from tiltyard.posterior.infer.base import Drawn, check_range, posterior_sampler
 from tiltyard.posterior.infer.candidates import KEY
-from tiltyard.posterior.infer.resampling import Resampling, ancestors, copies
+from tiltyard.posterior.infer.population import CONDITIONAL, Population, exact_samples
+from tiltyard.posterior.infer.resampling import Resampling
 from tiltyard.posterior.infer.twists import ScoredBeginnings, Twist
 from tiltyard.posterior.measure import Progress, check_sampling, silent
 from tiltyard.posterior.target import Target
 from tiltyard.sampling import SampleSettings, response_seeds
-from tiltyard.sampling.particles import Particles, prompts_together
-from tiltyard.stats.importance import Floats, effective_samples, k_hat, log_mean_exp, normalised
-from tiltyard.types import Group, Prompt
+from tiltyard.sampling.particles import prompts_together
+from tiltyard.types import Prompt
 
 
 @posterior_sampler(
     formula="particles at prior(y_1..t) psi_t, psi_t = exp(r(beginning) / beta) every few tokens, exact at the end",
     exact="pi* as the number of particles grows; Z is unbiased for any number",
-    needs="particles",
+    needs="particles; with most and score_bound bounds of KL to pi*",
     paper="Doucet, de Freitas & Gordon 2001; Lew et al. 2023 (2306.03081) for language models",
     pitfalls="Scores unfinished responses: a reward that judges only whole ones misleads it (every: 0 leaves them "
     "out). Responses to a prompt are not independent; their ancestors may be few.",
@@ -36,12 +37,17 @@ class SMC:
     Args:
         particles: K. every: tokens between two scorings of the beginnings; 0: only what has ended is scored.
         resample_below: resampled where the effective number is below this share of K. scheme: of resampling.
+        bound: an upper bound of g. most: candidates of the prior to a prompt among which exact samples of pi* are
+            looked for, by rejection; with them log Z, and so the KL to pi*, is bounded from above (`conditional`). 0:
+            none.
     """
 
     particles: int = 64
     every: int = 8
     resample_below: float = 0.5
     scheme: Resampling = "systematic"
+    bound: float | None = None
+    most: int = 0
 
     name: ClassVar[str] = "smc"
     ranks_only: ClassVar[bool] = False
@@ -50,6 +56,15 @@ class SMC:
     def __post_init__(self) -> None:
         check_range(f"{self.name}.particles", self.particles, self.particles >= 1, "at least 1")
         check_range(f"{self.name}.resample_below", self.resample_below, 0 <= self.resample_below <= 1, "from 0 to 1")
+        check_range(f"{self.name}.most", self.most, self.most >= 0, "at least 0")
+        if self.most and self.bound is None:
+            raise ConfigError(
+                "exact samples of pi* need the highest possible reward",
+                where=f"{self.name}.most",
+                got=self.most,
+                expected="a reward that declares its highest, or score_bound",
+                fix="set score_bound (1 for a reward from 0 to 1), or leave most out",
+            )
 
     def rows(self, n: int) -> int:  # noqa: ARG002 - they share the particles
         """Particles of a prompt."""
@@ -99,108 +114,32 @@ class SMC:
                 [np.random.default_rng((seed, KEY, i)) for i in indices],
             )
             population.run(self.resample_below, self.scheme)
-            found += [population.drawn(p, n) for p in range(len(part))]
+            upper_P = self._upper(target, part, sampling, seed, indices.start)
+            found += [population.drawn(p, n, upper) for p, upper in enumerate(upper_P)]
             progress(len(part))
         return found
 
-
-class Population:
-    """The weighted particles of some prompts.
-
-    With psi_0 = 1 and psi of a finished response exp(g), the weights since the last resampling are the products of
-    prior / proposal * psi_t / psi_t-1, and Z is estimated by the product of their means at each resampling. Its
-    expectation is Z for any psi above 0, any proposal and any times of resampling (Del Moral 2004).
-
-    Attributes:
-        log_w: log weights since the last resampling [P, K]. log_psi: of each particle [P, K]. log_z: [P], up to then.
-        resampled: how often [P].
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        prompts: Sequence[Prompt],
-        k: int,
-        sampling: SampleSettings,
-        seeds: Sequence[int],
-        twist: Twist,
-        generators: Sequence[np.random.Generator],
-    ):
-        self.target, self.twist, self.generators, self.k = target, twist, generators, k
-        self.particles = Particles(target.prior.model, prompts, k, sampling, seeds, twist.followers)
-        shape = (len(prompts), k)
-        self.log_w, self.log_psi = np.zeros(shape), np.zeros(shape)
-        self.log_z, self.resampled = np.zeros(len(prompts)), np.zeros(len(prompts), int)
-
-    def run(self, resample_below: float = 0.5, scheme: Resampling = "systematic") -> None:
-        """Advances all particles until they have ended."""
-        particles = self.particles
-        training = particles.model.module.training
-        particles.model.module.eval()
-        try:
-            while particles.running:
-                self._step()
-                if particles.running:
-                    self._resample(resample_below, scheme)
-        finally:
-            particles.model.module.train(training)
-
-    def _step(self) -> None:
-        particles = self.particles
-        proposal = self.twist.propose(particles, self.generators)
-        log_w, log_psi = self.log_w.reshape(-1), self.log_psi.reshape(-1).copy()
-        log_w[particles.running] += proposal.log_weight
-        ended = particles.extend(proposal.tokens, proposal.logps)
-        if ended:
-            log_psi[ended] = self.twist.exact(self.target, particles, ended)
-        particles.advance()
-        values = self.twist.values(particles) if particles.running else None
-        if values is not None:
-            log_psi[particles.running] = values
-        log_w += log_psi - self.log_psi.reshape(-1)
-        self.log_psi = log_psi.reshape(self.log_psi.shape)
-
-    def _resample(self, resample_below: float, scheme: Resampling) -> None:
-        few = effective_samples(self.log_w) < resample_below * self.k
-        goes_on = {r // self.k for r in self.particles.running}
-        order = np.arange(self.log_w.size).reshape(self.log_w.shape)
-        for p in np.flatnonzero(few).tolist():
-            if p not in goes_on:
-                continue
-            counts = copies(normalised(self.log_w[p]), self.k, scheme, self.generators[p])
-            chosen = ancestors(counts)
-            order[p] = order[p][chosen]
-            self.log_z[p] += float(log_mean_exp(self.log_w[p]))
-            self.log_w[p], self.log_psi[p] = 0.0, self.log_psi[p][chosen]
-            self.resampled[p] += 1
-        if (flat := order.reshape(-1).tolist()) != list(range(len(flat))):
-            self.particles.resample(flat)
-
-    def final_log_z(self, p: int) -> float:
-        """The estimate of log Z of a prompt; Z's is unbiased."""
-        return float(self.log_z[p] + log_mean_exp(self.log_w[p]))
-
-    def drawn(self, p: int, n: int) -> Drawn:
-        """n responses of a prompt's final particles, by systematic resampling, in random order."""
-        particles, weights = self.particles, self.log_w[p]
-        counts = copies(normalised(weights), n, "systematic", self.generators[p])
-        places = self.generators[p].permutation(np.repeat(np.arange(self.k), counts))
-        rows = [p * self.k + int(place) for place in places]
-        g: Floats = self.log_psi[p][places]
-        return Drawn(
-            Group(
-                particles.prompts[p],
-                tuple(particles.response(r) for r in rows),
-                scores=tuple(float(x) for x in g),
-                origin="posterior",
-            ),
-            wanted=n,
-            sampled=self.k,
-            accepted=n,
-            tokens=particles.tokens[p],
-            log_z=self.final_log_z(p),
-            ess=float(effective_samples(weights)),
-            k_hat=k_hat(weights),
-            unique=len({particles.root[r] for r in range(p * self.k, (p + 1) * self.k)}),
-            resampled=int(self.resampled[p]),
-        )
+    def _upper(
+        self, target: Target, prompts: Sequence[Prompt], sampling: SampleSettings, seed: int, first: int
+    ) -> list[float]:
+        """An estimate above each prompt's log Z; nan without an exact sample of pi*."""
+        if not self.most or self.bound is None:
+            return [math.nan] * len(prompts)
+        exact = exact_samples(target, prompts, self.bound, self.most, sampling, seed, first)
+        found = [math.nan] * len(prompts)
+        some = [i for i, one in enumerate(exact) if one is not None]
+        if some:
+            population = Population(
+                target,
+                [prompts[i] for i in some],
+                self.particles,
+                sampling,
+                response_seeds([first + i for i in some], self.particles, seed, KEY, CONDITIONAL),
+                self.twist(target),
+                [np.random.default_rng((seed, KEY, CONDITIONAL, first + i)) for i in some],
+                [one.ids for one in exact if one is not None],
+            )
+            population.run(self.resample_below, "multinomial")
+            for place, i in enumerate(some):
+                found[i] = population.final_log_z(place)
+        return found

@@ -18,7 +18,7 @@ from tiltyard.posterior.target import Target
     formula="particles at prior(y_1..t) exp(V(y_1..t) / beta), exact at the end",
     exact="pi* as the number of particles grows; Z is unbiased for any V, and exact with one particle for the best V "
     "and its proposal",
-    needs="particles, a value model or a learned twist (--twist)",
+    needs="particles, a value model or a learned twist (--twist); with most and score_bound bounds of KL to pi*",
     paper="Zhao, Brekelmans, Makhzani & Grosse 2024 (2404.17546)",
     pitfalls="PPO's value is that of its own policy and beta: elsewhere it is a worse guess, and samples stay right.",
 )

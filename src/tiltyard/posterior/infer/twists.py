@@ -7,7 +7,7 @@ always exp(g), exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,13 +40,22 @@ class Twist:
 
     followers: Sequence[EngineOf] = ()
 
-    def propose(self, particles: Particles, generators: Sequence[np.random.Generator]) -> Proposal:  # noqa: ARG002
+    def propose(
+        self,
+        particles: Particles,
+        generators: Sequence[np.random.Generator],  # noqa: ARG002
+        forced: Mapping[int, int] | None = None,
+    ) -> Proposal:
         """The next token of each running particle.
 
         Args:
-            generators: random numbers of each prompt.
+            generators: random numbers of each prompt. forced: {particle: its token}, in place of a sampled one.
         """
         tokens, logps = particles.sample()
+        if forced:
+            tokens = with_forced(particles, tokens, forced)
+            logits = particles.next.logits.double() / particles.settings.temperature
+            logps = torch.log_softmax(logits, -1).gather(-1, tokens[:, None])[:, 0]
         return Proposal(tokens, logps, np.zeros(len(tokens)))
 
     def values(self, particles: Particles) -> Floats | None:  # noqa: ARG002
@@ -56,6 +65,12 @@ class Twist:
     def exact(self, target: Target, particles: Particles, rows: Sequence[int]) -> Floats:
         """g of particles that have just ended."""
         return exact_values(target, particles, rows)
+
+
+def with_forced(particles: Particles, tokens_S: Tensor, forced: Mapping[int, int]) -> Tensor:
+    """The tokens of the running particles, with those that are forced in their place."""
+    found = [forced.get(r, token) for r, token in zip(particles.running, tokens_S.tolist(), strict=True)]
+    return torch.tensor(found, dtype=tokens_S.dtype, device=tokens_S.device)
 
 
 def exact_values(target: Target, particles: Particles, rows: Sequence[int]) -> Floats:
@@ -131,7 +146,12 @@ class TokenTwist(Twist):
         self._chosen: dict[int, float] = {}
 
     @torch.no_grad()
-    def propose(self, particles: Particles, generators: Sequence[np.random.Generator]) -> Proposal:  # noqa: ARG002
+    def propose(
+        self,
+        particles: Particles,
+        generators: Sequence[np.random.Generator],  # noqa: ARG002
+        forced: Mapping[int, int] | None = None,
+    ) -> Proposal:
         """Samples prior * psi, normalised over the tokens; prior / proposal is the normaliser over psi."""
         prior = torch.log_softmax(particles.next.logits.double() / particles.settings.temperature, -1)
         psi = self.log_psi(particles).double()
@@ -141,6 +161,7 @@ class TokenTwist(Twist):
         # the sampler divides by the temperature, which these logits have behind them
         logits = twisted * particles.settings.temperature
         tokens, _ = particles.sample_with(logits, particles.uniforms.uniform_R(rows, lengths))
+        tokens = with_forced(particles, tokens, forced) if forced else tokens
         at = tokens[:, None]
         chosen = psi.gather(-1, at)[:, 0]
         self._chosen = dict(zip(particles.running, chosen.tolist(), strict=True))

@@ -5,8 +5,9 @@
 
 A world is 400 prompts with 2,000 responses each, of one token, so that all is known. A run draws 40 prompts and as many
 responses of a policy as of the prior. `coverage`: share of the runs whose 95% interval has the exact mean over all
-prompts, of the runs whose diagnostics print the numbers. `refusals`: the same by the k-hat and the ESS that decide, for worlds from easy to hopeless: how often a number
-that would be printed lies outside its interval, and how often one that is refused does not.
+prompts, of those whose diagnostics print the numbers. `refusals`: the same by the k-hat and the ESS that decide, for
+worlds from easy to hopeless: how often a number that would be printed lies outside its interval, and how often one that
+is refused does not.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from tiltyard.distributed import processes
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.sampling import SampleSettings
 from tiltyard.training import fit as fitting
@@ -118,7 +119,7 @@ def rollouts(n: int, seed: int = 0) -> list[Group]:
 
 @dataclass
 class Given:
-    """Hands out `steps[step % len(steps)]`; with `settings` and `prompts_per_step` it passes for an `Online`."""
+    """Hands out `steps[step % len(steps)]`, to each process its part; passes for an `Online`."""
 
     steps: Sequence[Sequence[Group]]
     settings: SampleSettings = field(default_factory=SampleSettings)
@@ -129,7 +130,8 @@ class Given:
 
     def __call__(self, models: Models, step: int) -> StepGroups:
         groups = list(self.steps[step % len(self.steps)])
-        return StepGroups(groups, list(range(len(groups))), len(groups))
+        own = processes.shard(groups)
+        return StepGroups([group for _, group in own], [i for i, _ in own], len(groups))
 
 
 @dataclass

@@ -206,6 +206,16 @@ class Batch:
         index = tuple(self.index[g] for g in chosen)
         return Batch(packing.groups, index, self.total, packing, cut, {}, self.budget)
 
+    def portable(self) -> Batch:
+        """The batch on the CPU, to be sent to another process; its packing is left behind."""
+        columns = {name: self.columns[name].cpu() for name in self.columns}
+        return replace(self, columns=columns, packing=Packing(self.groups, "cpu"))
+
+    def on(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        columns = {name: self.columns[name].to(device) for name in self.columns}
+        return replace(self, columns=columns, packing=Packing(self.groups, device))
+
     @staticmethod
     def stream(
         groups: Sequence[Group], device: torch.device | str = "cpu", budget: int = MICRO_TOKENS

@@ -7,7 +7,8 @@ process calls every method, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,7 +30,29 @@ class TrainingState(NamedTuple):
 
 
 class Strategy(Protocol):
-    """The interface of training and checkpoints to parameters that are spread over processes."""
+    """The interface of training and checkpoints to parameters that are spread over processes.
+
+    Attributes:
+        same_passes: whether every process must run as many passes with gradient as the others.
+    """
+
+    @property
+    def same_passes(self) -> bool: ...
+
+    def place(self, modules: Sequence[nn.Module], blocks: Iterable[nn.Module]) -> None:
+        """Spreads the parameters of a run's modules, before its optimiser is made. `blocks`: their layers."""
+
+    def release(self) -> None:
+        """Makes the modules ordinary ones again, after the last step."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Context: every process has all parameters, for passes without gradient."""
+
+    def run(self, modules: Sequence[nn.Module], call: Callable[[], Tensor]) -> Tensor:
+        """Calls a pass with gradient of these modules; its result is differentiated before the next pass."""
+
+    def anchor(self, total: Tensor, columns: Iterable[Tensor]) -> Tensor:
+        """The loss of a pass, as a function of the columns that it computed."""
 
     def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Makes each gradient the sum over processes, after the backward passes of an optimiser step."""
@@ -59,6 +82,24 @@ class Replicated:
     One process alone is the case without anything to sum.
     """
 
+    same_passes = False
+
+    def place(self, modules: Sequence[nn.Module], blocks: Iterable[nn.Module]) -> None:
+        """Nothing: every process has them all."""
+
+    def release(self) -> None:
+        """Nothing was changed."""
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        yield
+
+    def run(self, modules: Sequence[nn.Module], call: Callable[[], Tensor]) -> Tensor:  # noqa: ARG002 - protocol
+        return call()
+
+    def anchor(self, total: Tensor, columns: Iterable[Tensor]) -> Tensor:  # noqa: ARG002 - protocol
+        return total
+
     def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """One message of all gradients. A process without a gradient of a parameter contributes zero."""
         if processes.world() == 1:
@@ -82,19 +123,14 @@ class Replicated:
     def state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
         if not processes.is_main():
             return TrainingState({}, {})
-        entries = optimizer.state_dict()["state"].items()
-        moments = {f"{i}.{key}": _on_cpu(value) for i, entry in entries for key, value in entry.items()}
-        return TrainingState(_weights(modules), moments)
+        named, entries = trained_names(modules), trained_entries(optimizer)
+        return TrainingState(*({name: _on_cpu(t) for name, t in tensors.items()} for tensors in (named, entries)))
 
     def load_state(
         self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: TrainingState
     ) -> None:
-        expected, weights = _weights(modules), state.weights
-        for name in sorted(expected.keys() ^ weights.keys()):
-            raise KeyError(name)
-        for name, tensor in expected.items():
-            if tensor.shape != weights[name].shape:
-                raise KeyError(name)
+        weights = state.weights
+        check_names(trained_names(modules), weights)
         for key, module in modules.items():
             part = {name[len(key) + 1 :]: t for name, t in weights.items() if name.startswith(f"{key}.")}
             module.load_state_dict(part, strict=False)
@@ -105,14 +141,28 @@ class Replicated:
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def trained_names(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """`model.parameter` -> the tensor itself, buffers that are kept included; tied parameters appear once."""
     weights: dict[str, Tensor] = {}
     for key, module in modules.items():
         names = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
-        for name, tensor in module.state_dict().items():
-            if name in names:
-                weights[f"{key}.{name}"] = _on_cpu(tensor)
+        weights |= {f"{key}.{name}": tensor for name, tensor in module.state_dict().items() if name in names}
     return weights
+
+
+def trained_entries(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`index.entry` -> tensor of the optimiser, by the index of the parameter in its groups."""
+    entries = optimizer.state_dict()["state"].items()
+    return {f"{i}.{key}": value for i, entry in entries for key, value in entry.items()}
+
+
+def check_names(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raises a KeyError with the first name that only one of them has, or whose shapes differ."""
+    for name in sorted(expected.keys() ^ weights.keys()):
+        raise KeyError(name)
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            raise KeyError(name)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiltyard.data.chat import Chat
+from tiltyard.distributed.parts import as_parts
 from tiltyard.errors import CheckpointError, ModelError
 from tiltyard.files import give_usual_mode
 from tiltyard.models.backbone import Backbone
@@ -84,13 +85,17 @@ def clone_adapter(model: LanguageModel, name: str) -> LanguageModel:
 
 
 def copy_weights_(model: Backbone, source: Backbone) -> None:
-    """Copies the weights of another model with the same architecture or backbone, in place."""
-    if model.binding is None or source.binding is None:
-        model.module.load_state_dict(source.module.state_dict())
-    elif source.binding.trainable:
-        copy_adapter(model.backbone, source.binding.trainable, model.binding.trainable)
-    else:
-        reinit_adapter(model.backbone, model.binding.trainable)  # the source is the backbone without any adapter
+    """Copies the weights of another model with the same architecture or backbone, in place.
+
+    Where parameters are spread over processes (`distributed.sharded`), each process copies its parts.
+    """
+    with as_parts(model.module, source.module):
+        if model.binding is None or source.binding is None:
+            model.module.load_state_dict(source.module.state_dict())
+        elif source.binding.trainable:
+            copy_adapter(model.backbone, source.binding.trainable, model.binding.trainable)
+        else:
+            reinit_adapter(model.backbone, model.binding.trainable)  # the source is the backbone without any adapter
 
 
 def value_adapter(source: Backbone, lora: Lora, seed: int = 0) -> ScalarModel:

@@ -113,6 +113,11 @@ class Backbone:
         return not self.padded_reason
 
     @property
+    def calls_blocks_once(self) -> bool:
+        """True if a pass over a forest calls each block once, however many responses it has."""
+        return not self.rows_alone
+
+    @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 

@@ -62,6 +62,10 @@ class Encoder(Backbone):
     def _unpackable(self) -> str:
         return "an encoder reads both ways, so every response is a row of its own with its prompt"
 
+    @property
+    def calls_blocks_once(self) -> bool:
+        return False  # a pass is made of batches of like length
+
     def hidden_T(self, forest: Forest, cache: Any = None, masks: Any = None) -> Tensor:  # noqa: ARG002 - the backbone's signature
         raise ModelError(
             "an encoder cannot stand where a decoder is needed",

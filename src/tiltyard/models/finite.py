@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from tiltyard.distributed import processes
+from tiltyard.distributed.parts import local
 from tiltyard.errors import ModelError
 from tiltyard.models.backbone import Backbone
 
@@ -14,11 +16,20 @@ from tiltyard.models.backbone import Backbone
 def non_finite_weight(modules: Mapping[str, nn.Module]) -> str:
     """Names the first parameter that is not finite and how much of it; "" where all are.
 
+    Of parameters that are spread over processes each looks at its parts, and all return what the first one found.
+
     Args:
         modules: by the name that stands before those of their parameters.
     """
     named = [(f"{key}.{name}", p.detach()) for key, module in modules.items() for name, p in module.named_parameters()]
-    floats = [(name, p) for name, p in named if p.is_floating_point() and p.numel()]
+    parts = [(name, local(p)) for name, p in named]
+    found = _first([(name, p) for name, p in parts if p.is_floating_point() and p.numel()])
+    if any(p is not part for (_, p), (_, part) in zip(named, parts, strict=True)):
+        found = next((text for text in processes.gather_objects(found) if text), "")
+    return found
+
+
+def _first(floats: list[tuple[str, Tensor]]) -> str:
     if not floats or bool(_all_finite(p for _, p in floats)):
         return ""
     name, bad = next((name, p) for name, p in floats if not bool(p.isfinite().all()))

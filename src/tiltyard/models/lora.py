@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tiltyard.distributed.parts import assign_, state_of
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.records import Settings
 
@@ -141,7 +142,7 @@ def reinit_adapter(backbone: nn.Module, name: str) -> None:
             if name in layer.lora_A:
                 a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
                 bound = a.shape[1] ** -0.5  # PEFT's and the paper's code: Kaiming uniform with a = sqrt(5)
-                a.copy_(torch.empty(a.shape).uniform_(-bound, bound))
+                assign_(a, torch.empty(a.shape).uniform_(-bound, bound))
                 b.zero_()
 
 
@@ -227,7 +228,7 @@ def base_module_paths(backbone: nn.Module) -> list[str]:
 
 def base_weights(backbone: nn.Module) -> dict[str, Tensor]:
     """Returns the backbone's tensors without adapters, named as in a backbone without any."""
-    state = backbone.state_dict()
+    state = state_of(backbone)
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from tiltyard.distributed.parts import state_of
 from tiltyard.errors import ModelError, TiltyardError
 from tiltyard.files import give_usual_mode
 from tiltyard.models.backbone import Backbone
@@ -45,7 +46,7 @@ def check_saving(model: Backbone, *, dtype: SaveDType = "source") -> None:
     """
     try:
         with tempfile.TemporaryDirectory(prefix="tiltyard-") as folder, write_errors(Path(folder)):
-            remove_tied_weights_from_state_dict(dict(model.module.state_dict()), model.module)
+            remove_tied_weights_from_state_dict(state_of(model.module), model.module)
             _write(model, Path(folder), dtype, weights=False)
     except TiltyardError:
         raise
@@ -116,7 +117,7 @@ def _tensors(model: Backbone, dtype: SaveDType, width: torch.dtype) -> dict[str,
     wide = _kept_wide(model)
     done: dict[tuple[Any, ...], Tensor] = {}
     tensors = {}
-    for name, tensor in model.module.state_dict().items():
+    for name, tensor in state_of(model.module).items():
         asked = widths.get(name, torch.float32 if any(part in name for part in wide) else width)
         if not tensor.is_floating_point() or tensor.dtype == asked:
             tensors[name] = tensor

@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tiltyard.distributed import processes
 from tiltyard.distributed.strategy import Replicated, Strategy
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.models.load import set_dropout
+from tiltyard.models.lora import blocks_of
 from tiltyard.profiler import STEP, record
 from tiltyard.stopping import Stopped, requested, resumable
 from tiltyard.training.algorithm import Algorithm, Models
@@ -69,7 +71,7 @@ def fit(
     Args:
         run: how long, how fast and how; the settings of a training stage are one.
         optimizer: in place of AdamW with the settings of `run`.
-        strategy: how parameters are spread over processes; None: each has all of them (`Replicated`).
+        strategy: how parameters are spread over processes; None: as `shard` of the run says.
         folder, keep_groups, evaluate, sinks: see `Output`.
 
     Raises:
@@ -84,7 +86,16 @@ def fit(
     if isinstance(algorithm.source, Offline):
         algorithm.check_rows(algorithm.source.groups)
     output = Output(folder, keep_groups, evaluate, sinks)
-    return _Loop(algorithm, models, run, optimizer, strategy or Replicated(), output).run_all()
+    return _Loop(algorithm, models, run, optimizer, strategy or chosen_strategy(run), output).run_all()
+
+
+def chosen_strategy(run: Run) -> Strategy:
+    """The strategy that `shard` asks for; one process has all parameters in any case."""
+    if not run.models.shard or processes.world() == 1:
+        return Replicated()
+    from tiltyard.distributed.sharded import Sharded
+
+    return Sharded()
 
 
 class _Loop:
@@ -103,6 +114,16 @@ class _Loop:
             raise ConfigError("there are no steps to train", where="steps", got=run.steps, expected="at least 1")
         self.algorithm, self.models, self.run, self.output = algorithm, models, run, output
         self.strategy = strategy
+        if optimizer is not None and strategy.same_passes:
+            raise ConfigError(
+                "an optimiser that was made before the parameters were spread over processes holds others",
+                where="optimizer",
+                got=type(optimizer).__name__,
+                fix="leave it out: AdamW is made of the settings of the run",
+            )
+        present = models.present().values()
+        blocks = [block for m in present if m.calls_blocks_once for block in blocks_of(m.backbone)]
+        strategy.place([m.module for m in present], blocks)
         self.modules: list[nn.Module] = [models[role].module for role in algorithm.trains]
         self.parameters = [p for role in algorithm.trains for p in models[role].parameters()]
         self.optimizer = optimizer or make_optimizer(models, algorithm.trains, run)
@@ -129,6 +150,7 @@ class _Loop:
                 sampler.close()
         self._set_training(False)
         self._check_taught()
+        self.strategy.release()
         return self.models
 
     def _check_taught(self) -> None:
@@ -169,8 +191,9 @@ class _Loop:
             for i, minibatch in enumerate(self._minibatches(batch, step, epoch)):
                 self._update(minibatch, step, epoch * algorithm.minibatches + i)
         self.models.version += 1
-        for hook in algorithm.after:
-            self.metrics.add(hook(self.models, batch, step))
+        with self.strategy.gathered() if algorithm.after else nullcontext():
+            for hook in algorithm.after:
+                self.metrics.add(hook(self.models, batch, step))
         due = self._due(step, self.run.run.save_every)
         if due:
             self._check_weights(step)
@@ -197,6 +220,11 @@ class _Loop:
 
     def _prepare(self, step: int) -> Batch:
         """The step's groups with the columns of the prepare steps."""
+        reads_file = isinstance(self.algorithm.source, Offline) and not self.algorithm.prepare
+        with nullcontext() if reads_file else self.strategy.gathered():
+            return self._prepared(step)
+
+    def _prepared(self, step: int) -> Batch:
         with record("overhead/data"):
             draw = self.algorithm.source(self.models, step)
             self.metrics.add(draw.metrics)
@@ -266,8 +294,10 @@ class _Loop:
         tokens = float(processes.sum_all(torch.tensor(float(self.metrics.tokens), dtype=torch.float64)))
         means["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.output.evaluate and self._due(step, self.run.run.eval_every):
-            with record("evaluate"):
+            with record("evaluate"), self.strategy.gathered():
                 means |= self.output.evaluate(self.models, step + 1)
         means["time/seconds"], means["time/prepare_seconds"] = seconds, prepare_seconds
         means["time/tokens_per_second"] = tokens / seconds
-        self.records.write(step + 1, batch, means)
+        samples = self.run.run.sample_every and (step + 1) % self.run.run.sample_every == 0
+        with self.strategy.gathered() if samples else nullcontext():  # a sink on rank 0 alone prints samples
+            self.records.write(step + 1, batch, means)

@@ -57,6 +57,20 @@ def column_names(needs: Sequence[Need]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(c for n in needs for c in ((n,) if isinstance(n, str) else n.writes)))
 
 
+def roles_of(needs: Sequence[Need]) -> tuple[str, ...]:
+    """The models that a loss with these needs runs, those of the passes that its own passes read included."""
+    roles: dict[str, None] = {}
+    waiting, seen = [*needs], set()
+    while waiting:
+        need = waiting.pop(0)
+        step = FORWARD_PASSES.get(need) if isinstance(need, str) else need
+        if step is not None and id(step) not in seen:
+            seen.add(id(step))
+            roles[step.role] = None
+            waiting += step.needs
+    return tuple(roles)
+
+
 class Forward:
     """The forward columns of a micro-batch: `forward["logp_R"]`, or `forward.logp_R` for a usual one.
 

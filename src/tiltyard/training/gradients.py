@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tiltyard import allocator
 from tiltyard.batch.batch import Batch, Metrics, summed
@@ -14,6 +15,7 @@ from tiltyard.distributed import processes
 from tiltyard.distributed.strategy import Strategy
 from tiltyard.profiler import add_count, record
 from tiltyard.training.algorithm import AuxLoss, Forward, Loss, Mean, Models
+from tiltyard.training.forward import roles_of
 
 
 @dataclass
@@ -81,30 +83,69 @@ class GradientAccumulator:
         here = sum(reduce.count(loss.item, part) for part in parts)
         count = float(processes.sum_all(torch.tensor(here, dtype=torch.float64)))
         loss_sum = 0.0
-        for part in parts if count else []:
-            forward = Forward(self.models, part, temperature, loss.needs)
+        modules = [self.models[role].module for role in roles_of(loss.needs)]
+        for part, counts in self._passes(parts) if count else []:
+            found: list[Metrics] = []
+            run = partial(self._total, part, loss, reduce, temperature, first_pass, found)
             with record("forward"):
-                per_item, metrics = loss(forward, part)
-                total = reduce.sum(per_item, part)
+                total = self.strategy.run(modules, run)
             allocator.note_use()
-            if first_pass is not None:
-                self.metrics.add(first_pass(forward))
             with record("backward"):
                 if total.requires_grad:
-                    (total * (weight / count)).backward()
+                    (total * (weight / count if counts else 0.0)).backward()
             allocator.give_back()
-            loss_sum += float(total.detach())
-            self.metrics.tokens += part.forest.T
-            add_count("tokens", part.forest.T)
-            self.metrics.add(metrics, prefix)
+            if counts:
+                loss_sum += float(total.detach())
+                self.metrics.tokens += part.forest.T
+                add_count("tokens", part.forest.T)
+                self.metrics.add(found[0], prefix)
+                for measured in found[1:]:
+                    self.metrics.add(measured)
         if count:
             with record("backward"):
                 self.strategy.reduce_gradients(self.parameters)
         elif first_pass is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.strategy.gathered():
                 for part in parts:
                     self.metrics.add(first_pass(Forward(self.models, part, temperature, loss.needs)))
         return MinibatchLoss(float(processes.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count)
+
+    def _total(
+        self,
+        part: Batch,
+        loss: Loss,
+        reduce: Mean,
+        temperature: float,
+        first_pass: Callable[[Forward], Metrics] | None,
+        found: list[Metrics],
+    ) -> Tensor:
+        """The sum of a micro-batch's losses; adds the loss's metrics to `found`, then those of `first_pass`."""
+        forward = Forward(self.models, part, temperature, loss.needs)
+        per_item, metrics = loss(forward, part)
+        total = self.strategy.anchor(reduce.sum(per_item, part), forward.columns.values())
+        found.append(metrics)
+        if first_pass is not None:
+            found.append(first_pass(forward))
+        return total
+
+    def _passes(self, parts: Sequence[Batch]) -> list[tuple[Batch, bool]]:
+        """This process's micro-batches, and whether each counts.
+
+        Where all processes must run as many passes, those with fewer micro-batches run their smallest one again, or
+        that of another process, with a weight of 0.
+        """
+        passes = [(part, True) for part in parts]
+        if not self.strategy.same_passes:
+            return passes
+        counts = processes.gather_objects(len(parts))
+        smallest = min(parts, key=lambda part: part.forest.T, default=None)
+        if 0 in counts:
+            lender = counts.index(max(counts))
+            lent = smallest.portable() if smallest is not None and processes.rank() == lender else None
+            borrowed = processes.gather_objects(lent)[lender]
+            assert borrowed is not None
+            smallest = smallest or borrowed.on(self.models.device)
+        return passes + [(smallest, False)] * (max(counts) - len(parts)) if smallest is not None else passes
 
     def backward_aux(self, losses: Sequence[AuxLoss], update: int, budget: int) -> None:
         """Adds the gradients of auxiliary losses to that of the main loss.

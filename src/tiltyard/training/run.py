@@ -63,6 +63,11 @@ class ModelSettings(Record):
     gradient_checkpointing: Annotated[
         bool, Field(description="recompute activations: less memory, more time"), LAST_BITS
     ] = False
+    shard: Annotated[
+        bool,
+        Field(description="under torchrun each process holds a part of the weights, gradients, moments (FSDP2)"),
+        LAST_BITS,
+    ] = False
     trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model"), EXECUTION] = False
     save_dtype: Annotated[
         SaveDType,

@@ -1,0 +1,305 @@
+"""`Sharded`: parameters, gradients and moments in equal parts over the processes, by torch's FSDP2.
+
+Models that share parameters (heads and adapters on one backbone, tied embeddings) are one trunk. A pass with gradient
+runs as `trunk(call)`: the parameters outside of the blocks are whole until its backward pass ends, those of a block
+while that block computes. Everything that has no gradient (sampling, scoring, measuring) runs inside `gathered`,
+where all parameters are whole and no block waits for another process, so processes may do different things there.
+
+Every process must run as many passes with gradient as the others (`same_passes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from tiltyard.distributed import processes
+from tiltyard.distributed.parts import TRUNK, assign_, whole
+from tiltyard.distributed.strategy import TrainingState, check_names, trained_entries, trained_names
+from tiltyard.errors import ConfigError
+
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+class Trunk(nn.Module):
+    """Models that share parameters, and the units that these are spread by: the blocks, and what is outside of them.
+
+    Attributes:
+        whole: True inside `Sharded.gathered`. parted: False if the whole trunk is one unit.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]):
+        super().__init__()
+        self.models = nn.ModuleList(modules)
+        self.whole, self.parted = False, False
+
+    def forward(self, call: Callable[[], Any]) -> Any:
+        return call()
+
+    def units(self) -> list[FSDPModule]:
+        return [part for part in self.modules() if isinstance(part, FSDPModule)]
+
+    def make_whole(self) -> None:
+        """Gathers every unit; a later pass leaves it so."""
+        for unit in self.units():
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        self.whole = True
+
+    def make_parts(self) -> None:
+        """Frees what was gathered."""
+        self.whole = False
+        for unit in self.units():
+            unit.reshard()
+            unit.set_reshard_after_forward(not isinstance(unit, Trunk), recurse=False)
+        # what passes without gradient left for the prefetching of a backward pass: it differs between processes
+        for unit in self.units():
+            state: Any = unit._get_fsdp_state()
+            state._comm_ctx.post_forward_order.clear()
+            if state._fsdp_param_group is not None:
+                state._fsdp_param_group._post_forward_indices.clear()
+
+
+class Sharded:
+    """Every process holds an equal part of each parameter, of its gradient and of its moments (FSDP2).
+
+    Args:
+        half: blocks are gathered in bfloat16, gradients are summed in float32; None gathers them as they are.
+    """
+
+    same_passes = True
+
+    def __init__(self, *, half: bool = False):
+        self.half = half
+        self._trunks: list[Trunk] = []
+        self._before: list[tuple[nn.Module, type, dict[str, Any], set[str]]] = []
+
+    # ------------------------------------------------------------------------------------------- placing and releasing
+
+    def place(self, modules: Sequence[nn.Module], blocks: Iterable[nn.Module]) -> None:
+        """Spreads the parameters of these modules; each block is a unit, and what is outside of them is one more.
+
+        Raises:
+            ConfigError: parameters that cannot be spread by blocks, or are of several widths.
+        """
+        inside = {id(block): block for block in blocks}
+        mesh = _mesh(next(modules[0].parameters()).device.type)
+        for together in sharing(modules):
+            trunk = Trunk(together)
+            own = [part for part in trunk.modules() if id(part) in inside]
+            check_units(trunk, own)
+            trunk.parted = bool(own)
+            for part in trunk.modules():
+                hooks = {name: dict(part.__dict__[name]) for name in HOOKS if name in part.__dict__}
+                self._before.append((part, type(part), hooks, set(part.__dict__)))
+            for unit in (*own, trunk):
+                self._shard(unit, mesh)
+            for module in together:
+                module.__dict__[TRUNK] = trunk  # not as a submodule, which would make a circle
+            with torch.no_grad():
+                trunk(lambda: None)  # the first pass makes it the root of its blocks
+            trunk.make_parts()
+            self._trunks.append(trunk)
+
+    def _shard(self, unit: nn.Module, mesh: DeviceMesh) -> None:
+        types = (torch.bfloat16, torch.float32) if self.half else (None, None)
+        policy = MixedPrecisionPolicy(param_dtype=types[0], reduce_dtype=types[1], cast_forward_inputs=False)
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        assert isinstance(unit, FSDPModule)
+        unit.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the count over all processes already
+        unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Makes every model an ordinary one again, with all of its parameters in every process."""
+        from torch.distributed._composable_state import _module_state_mapping
+
+        for trunk in self._trunks:
+            done: dict[int, nn.Parameter] = {}
+            for part in trunk.modules():
+                for name, p in part._parameters.items():
+                    if isinstance(p, DTensor):
+                        if id(p) not in done:
+                            done[id(p)] = nn.Parameter(whole(p), requires_grad=p.requires_grad)
+                        part._parameters[name] = done[id(p)]
+            for module in trunk.models:
+                del module.__dict__[TRUNK]
+        for part, kind, hooks, keys in self._before:
+            part.__class__ = kind
+            _module_state_mapping.pop(part, None)
+            for name, before in hooks.items():
+                part.__dict__[name].clear()
+                part.__dict__[name].update(before)
+            for name in set(part.__dict__) - keys:
+                if "fsdp" in name or not isinstance(name, str) or name.startswith("__composable"):
+                    del part.__dict__[name]
+        self._trunks, self._before = [], []
+
+    # ---------------------------------------------------------------------------------------------------------- passes
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Context: all parameters of all models are whole in every process. Every process enters and leaves it."""
+        parts = [trunk for trunk in self._trunks if not trunk.whole]
+        for trunk in parts:
+            trunk.make_whole()
+        try:
+            yield
+        finally:
+            for trunk in parts:
+                trunk.make_parts()
+
+    def run(self, modules: Sequence[nn.Module], call: Callable[[], Tensor]) -> Tensor:
+        """Calls a pass with gradient of these modules, whose result is differentiated before the next pass."""
+        trunks = {id(module.__dict__[TRUNK]): module.__dict__[TRUNK] for module in modules}
+        for trunk in trunks.values():
+            call = _within(trunk, call)
+        return call()
+
+    def anchor(self, total: Tensor, columns: Iterable[Tensor]) -> Tensor:
+        """The same number, as a function of all columns: so all processes have the gradients of the same parameters."""
+        for column in columns:
+            if column.requires_grad:
+                total = total + 0.0 * torch.nan_to_num(column).sum()
+        return total
+
+    # ------------------------------------------------------------------------------------------------------- gradients
+
+    def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:  # noqa: ARG002 - each backward pass did
+        return
+
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> float:
+        return float(_norm(parameters))
+
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        norm = _norm(parameters)
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return float(norm)
+
+    # ----------------------------------------------------------------------------------------------------------- state
+
+    @torch.no_grad()
+    def state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
+        """Whole tensors, gathered one by one; only rank 0 keeps them."""
+        keep = processes.is_main()
+        weights, moments = {}, {}
+        for name, tensor in trained_names(modules).items():
+            found = whole(tensor).cpu()
+            if keep:
+                weights[name] = found.contiguous()
+        for name, tensor in trained_entries(optimizer).items():
+            found = whole(tensor).cpu()
+            if keep:
+                moments[name] = found.contiguous()
+        return TrainingState(weights, moments)
+
+    @torch.no_grad()
+    def load_state(
+        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: TrainingState
+    ) -> None:
+        own = trained_names(modules)
+        check_names(own, state.weights)
+        for name, tensor in own.items():
+            assign_(tensor, state.weights[name])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.moments.items():
+            index, entry = name.split(".", 1)
+            p = parameters[int(index)]
+            if isinstance(p, DTensor) and tensor.shape == p.shape:
+                part = torch.empty_like(p)
+                assign_(part, tensor.to(p.dtype))
+                tensor = part
+            entries.setdefault(int(index), {})[entry] = tensor
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norm over all processes, of which each has its own part: `float` would read that."""
+    return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def _within(trunk: Trunk, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def all_used() -> Tensor:
+        """One unit sums the gradients that there are, which must be those of the same parameters in every process."""
+        total = call()
+        for p in trunk.parameters():
+            if p.requires_grad and torch.is_grad_enabled():
+                total = total + 0.0 * p.sum()
+        return total
+
+    return lambda: trunk(call if trunk.parted else all_used)
+
+
+_MESHES: dict[str, DeviceMesh] = {}
+
+
+def _mesh(device: str) -> DeviceMesh:
+    processes.start()
+    if device not in _MESHES:
+        _MESHES[device] = init_device_mesh(device, (processes.world(),))
+    return _MESHES[device]
+
+
+def sharing(modules: Sequence[nn.Module]) -> list[list[nn.Module]]:
+    """The modules, each once, together with those that have a parameter in common with them."""
+    found: list[tuple[set[int], list[nn.Module]]] = []
+    for module in {id(m): m for m in modules}.values():
+        own = {id(p) for p in module.parameters()}
+        near = [entry for entry in found if entry[0] & own]
+        found = [entry for entry in found if not entry[0] & own]
+        found.append((own.union(*(ids for ids, _ in near)), [*(m for _, ms in near for m in ms), module]))
+    return [together for _, together in found]
+
+
+def check_units(trunk: Trunk, blocks: Sequence[nn.Module]) -> None:
+    """Raises a ConfigError for a trunk whose parameters belong to no single unit, or are of several widths."""
+    owner: dict[int, nn.Module] = {}
+    names = {id(p): name for name, p in trunk.models.named_parameters()}
+    for block in blocks:
+        for p in block.parameters():
+            if owner.setdefault(id(p), block) is not block:
+                raise ConfigError(
+                    "this model cannot be spread over processes: two of its blocks are one parameter",
+                    where="shard",
+                    got=names[id(p)],
+                    expected="blocks with parameters of their own",
+                    fix="set shard=false",
+                )
+    inside = set(owner)
+    held = {id(part) for block in blocks for part in block.modules()}
+    for part in trunk.modules():
+        for p in part.parameters(recurse=False):
+            if id(p) in inside and id(part) not in held:
+                raise ConfigError(
+                    "this model cannot be spread over processes: a parameter of a block is also used outside of it",
+                    where="shard",
+                    got=names[id(p)],
+                    expected="blocks with parameters of their own",
+                    fix="set shard=false",
+                )
+    widths = sorted({str(p.dtype) for p in trunk.parameters()})
+    if len(widths) > 1:
+        raise ConfigError(
+            "this model cannot be spread over processes: its parameters are of several widths",
+            where="shard",
+            got=", ".join(widths),
+            expected="parameters of one width",
+            fix="set quantize=none, or shard=false",
+        )

@@ -1,0 +1,133 @@
+"""Every method of the table, and what else a run may be made of, alone or sharded over the processes of torchrun.
+
+`python -m tests.distributed.sharded_runs FOLDER`
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # the table names the modules beside it without `tests`
+
+from tests.reference.float64 import exact_norms  # noqa: E402
+from tests.training import ranks  # noqa: E402
+
+from oracles import worlds  # noqa: E402
+from table import ROWS  # noqa: E402
+from tiltyard.distributed import processes  # noqa: E402
+from tiltyard.methods import dpo, iterative_dpo, ppo, sft, spin  # noqa: E402
+from tiltyard.models.adapters import adapt, clone_adapter, value_adapter, without_adapters  # noqa: E402
+from tiltyard.models.language import LanguageModel  # noqa: E402
+from tiltyard.models.lora import Lora  # noqa: E402
+from tiltyard.training.algorithm import Algorithm, Models  # noqa: E402
+from tiltyard.training.refcache import cache_ref_logps  # noqa: E402
+from tiltyard.training.source import Offline  # noqa: E402
+from training import tiny  # noqa: E402
+
+AWAY, STEPS = 3, 2
+
+
+def pairs(count: int = 3) -> tiny.Given:
+    return tiny.Given([worlds.mixed_pairs(count, seed) for seed in range(STEPS)])
+
+
+def of_table(name: str) -> tuple[Algorithm, Models]:
+    row = ROWS[name]
+    source = row.live() if row.live else row.source([row.groups(5, seed) for seed in range(STEPS)])
+    return row.build(source), row.models(AWAY)
+
+
+def adapters() -> tuple[Algorithm, Models]:
+    """Policy and value are adapters on one backbone, which is the reference."""
+    policy = adapt(tiny.policy(), Lora(rank=2))
+    source, _ = ranks.online(5)
+    value = value_adapter(policy, Lora(rank=2))
+    return ppo(source, minibatches=2), Models(policy=policy, ref=without_adapters(policy), value=value)
+
+
+def renewed(adapted: bool) -> tuple[Algorithm, Models]:
+    """The reference is renewed after each step."""
+    policy = adapt(tiny.policy(AWAY), Lora(rank=2)) if adapted else tiny.policy(AWAY)
+    ref = clone_adapter(policy, "ref") if adapted else tiny.frozen(0)
+    source = worlds.Played([worlds.mixed_pairs(5, seed) for seed in range(STEPS)])
+    source.every = 1
+    return spin(source), Models(policy=policy, ref=ref)
+
+
+def cached() -> tuple[Algorithm, Models]:
+    groups = worlds.mixed_pairs(9, 0)
+    cache = cache_ref_logps(tiny.policy(0), groups, None)
+    return dpo(Offline(groups, 5)), Models(policy=tiny.policy(AWAY), ref_cache=cache)
+
+
+def recomputed() -> tuple[Algorithm, Models]:
+    policy = tiny.policy(AWAY)
+    policy.checkpoint_activations()
+    return dpo(pairs()), Models(policy=policy, ref=tiny.frozen(0))
+
+
+def tied(frozen: int = 0) -> tuple[Algorithm, Models]:
+    policy = tiny.policy(AWAY, tie_word_embeddings=True)
+    for block in policy.module.model.layers[:frozen]:
+        block.requires_grad_(False)
+    return sft(tiny.Given([tiny.demonstrations(7)])), Models(policy=policy)
+
+
+def single() -> tuple[Algorithm, Models]:
+    """float32, where one process alone computes the blocks by the kernels and a sharded model by torch."""
+    policy = LanguageModel(tiny.policy(AWAY).module.float(), tiny.CHAT, "float32")
+    return sft(tiny.Given([tiny.demonstrations(7)])), Models(policy=policy)
+
+
+def renewing_rounds() -> tuple[Algorithm, Models]:
+    from tests.training import round_runs
+
+    return iterative_dpo(round_runs.rounds(every=1), ref_update="previous"), round_runs.models()
+
+
+OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
+    "lonely": lambda: ranks.make("lonely"),
+    "ptx": lambda: ranks.make("ptx"),
+    "shared": lambda: ranks.make("shared"),
+    "minibatches": lambda: ranks.make("reinforce_pp"),
+    "adapters": adapters,
+    "renewed": lambda: renewed(False),
+    "renewed_adapter": lambda: renewed(True),
+    "cached": cached,
+    "recomputed": recomputed,
+    "tied": tied,
+    "frozen": lambda: tied(1),
+    "single": single,
+    "previous": renewing_rounds,
+}
+NAMES = (*ROWS, *OTHERS)
+
+
+def main(folder: Path) -> None:
+    processes.start()
+    found: dict[str, Any] = {}
+    for name in NAMES:
+        algorithm, models = OTHERS[name]() if name in OTHERS else of_table(name)
+        record = tiny.Record()
+        how: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "tokens_per_microbatch": 90, "shard": True}
+        tiny.fit(algorithm, models, sinks=[record], **how)
+        found[name] = record.rows
+        if processes.is_main():
+            trained = {f"{r}.{n}": t for r in algorithm.trains for n, t in models[r].trainable.state_dict().items()}
+            save_file({n: t.contiguous().clone() for n, t in trained.items()}, folder / f"{name}.safetensors")
+    if processes.is_main():
+        (folder / "curves.json").write_text(json.dumps(found))
+    processes.barrier()
+
+
+if __name__ == "__main__":
+    with exact_norms():
+        main(Path(sys.argv[1]))

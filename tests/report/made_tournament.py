@@ -157,5 +157,57 @@ def _gap(run: Path) -> None:
     best = [{"at": 2**i, "kl": 0.4 * i, "reward": i / 6, "bound": 0.5 * i} for i in range(4)]
     dump(gap / "gap.json", {
         "conventions": "beta 0.5; 30 prompts", "models": models, "refusals": ["dpo: refused, too few samples"],
-        "optimum": curve, "best_of_n": best,
+        "optimum": curve, "best_of_n": best, **_along(),
     })  # fmt: skip
+
+
+def _along() -> dict[str, Any]:
+    """Over-optimisation of best-of-N, with a peak, and of a training run of many steps; collapse along it."""
+    kl = [0.0, 0.2, 0.6, 1.2, 2.0]
+    fit = {"form": "best_of_n", "start": 0.1, "alpha": cell(0.4, 0.1), "beta": cell(0.2, 0.05), "reach": [0.4, 1.5]}
+    best = {"n": [1, 2, 4, 8, 16], "kl": kl, "reward": [0.1 * i for i in range(5)], "gold": [0.1, 0.2, 0.3, 0.3, 0.2]}
+    steps = range(1, 301)
+    course = {
+        "name": "ppo", "step": [*steps], "kl": [i / 50 for i in steps], "reward": [i / 300 for i in steps],
+        "gold": [math.sin(i / 100) for i in steps], "entropy": [2.0 - i / 200 for i in steps],
+        "distinct_2": [0.9 - i / 600 for i in steps], "self_bleu": [math.nan if i < 3 else i / 400 for i in steps],
+        "unique": [1.0 for _ in steps], "coverage": [1.0 - i / 400 for i in steps],
+        "fit": {**fit, "form": "rl", "reach": [0.3, 2.4], "peak": None},
+    }  # fmt: skip
+    return {"overoptimisation": {**best, "fit": {**fit, "peak": cell(1.0, 0.1)}}, "along": [course]}
+
+
+def study(folder: Path, name: str = "study") -> Path:
+    """The folder of a study: its means over three seeds, with models at equal KL, and nothing else."""
+    run = folder / name
+    run.mkdir()
+
+    def of(value: float, half: float | None, n: int = 3, base: bool = False) -> dict[str, Any]:
+        ends = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
+        found = {"value": value, **ends, "n": n, "values": [value] * n, "within": 0.05}
+        return found if base else found | {"difference": {"value": value - 0.1, **ends, "n": n}}
+
+    models = {
+        "sft": {"gold": of(0.1, 0.2, base=True), "win_rate": of(0.5, 0.0, base=True), "kl": of(0.0, 0.0, base=True)},
+        "<b>rl</b>@1": {"gold": of(0.3, 0.2), "win_rate": of(0.6, 0.1), "kl": of(0.7, 0.1)},
+        "dpo@1": {"gold": of(0.4, 0.1), "win_rate": of(0.55, 0.1), "kl": of(0.4, 0.1)},
+        "dpo at kl=0.3": {"gold": of(0.35, None, n=1), "kl": of(0.3, None, n=1)},
+    }
+    body = {"name": name, "recipe": "control", "folder": "x", "seeds": [0, 1, 2], "tables": {"compared": models}}
+    dump(run / "control.json", body)
+    return run
+
+
+def sampled(run: Path) -> None:
+    """Two files of `tiltyard sample --infer` in a run's folder; the second with too few candidates for pi*."""
+    draw = random.Random(3)
+    for sampler, ess in (("importance", 40.0), ("pessimism", 2.0)):
+        asked = {"infer": sampler, "model": "/a/b/runs/demo/sft", "reward": "gold", "beta": 0.5, "n": 1, "seed": 0}
+        rows = [
+            {"prompt": "x", "responses": [], "infer": {
+                "wanted": 1, "given": 1, "accepted": 1, "sampled": 64, "unique": 1, "resampled": 0, "ess": ess,
+                "k_hat": 0.3, "log_z": draw.random(), "kl": draw.random(), "tv": 0.2, "kl_to_prior": draw.random(),
+                "factor": [draw.random()], "seconds": 0.5, "tokens": 900, "calls": 64, "read": 0}}
+            for _ in range(20)
+        ]  # fmt: skip
+        lines(run / f"{sampler}.jsonl", [asked, *rows])

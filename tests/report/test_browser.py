@@ -18,7 +18,7 @@ from benchmarks.pages.serving import browser, chromium
 from tiltyard.report.html import write_report
 
 from .made import HOSTILE, stage, whole_run
-from .made_tournament import METHODS, tournament
+from .made_tournament import METHODS, sampled, study, tournament
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(not chromium(), reason="Chromium is missing")]
 
@@ -82,8 +82,10 @@ def reports(tmp_path_factory, report):
     """Pages by name: of a run with everything, of a tournament, of both, and of the runs that the environment names."""
     folder = tmp_path_factory.mktemp("reports")
     big = tournament(folder)
+    sampled(big)
     found = {"made": report}
-    for name, runs in {"tournament": [big], "both": [big, whole_run(folder)], **{run: [run] for run in REAL}}.items():
+    shown = {"tournament": [big], "both": [big, whole_run(folder), study(folder)]}
+    for name, runs in {**shown, **{run: [run] for run in REAL}}.items():
         found[name] = write_report(runs, folder / f"{Path(name).name}.html", version="0.1.0")[0]
     return found
 
@@ -190,8 +192,28 @@ def test_a_tournament_s_models_are_found_beside_each_other(chrome, reports):
         assert page.locator("#training line.alarm").count() > 2
         page.locator("#training .notes summary").first.click()
         page.locator("#training .notes dd", has_text="long words").wait_for()
-        assert "refused" in page.locator("#results table", has_text="KL to the optimum").inner_text()
+        assert "refused" in page.locator("#results table", has_text="KL to the optimum").first.inner_text()
         assert page.locator("#summary", has_text="Alarm in ppo at step 12").count() == 1
+        assert opened.problems == []
+
+
+def test_training_against_gold_samplers_and_studies_are_drawn(chrome, reports):
+    with Opened(chrome, reports["both"]) as opened:
+        page = opened.page
+        fits = page.locator("#results table", has_text="gold peaks at d =").inner_text()
+        assert "0.900 to 1.1" in " ".join(fits.split()) or "0.9 to 1.1" in " ".join(fits.split())
+        assert "not known there" in fits
+        for title in ("Gold reward, with fits", "Self-BLEU", "coverage"):
+            page.locator("#results figure", has_text=title).locator("svg").first.wait_for()
+        sampler = page.locator("#results table", has_text="Effective number").inner_text()
+        assert "importance" in sampler
+        assert "pessimism" in sampler
+        studies = page.locator("#studies")
+        assert "compared, all at kl = 0.3" in studies.inner_text()
+        assert "1 of 3 seeds" in studies.inner_text()
+        studies.locator("summary", has_text="Differences from the baseline").first.click()
+        studies.locator("table", has_text="<b>rl</b>@1: Gold reward").wait_for()
+        assert barriers(page) == []
         assert opened.problems == []
 
 

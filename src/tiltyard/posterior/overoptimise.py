@@ -45,8 +45,7 @@ class Fit:
 
     def at(self, d: Floats) -> Floats:
         """The fitted gold reward at these d > 0."""
-        found: Floats = self.start + basis(self.form, d) @ np.array([self.alpha.value, self.beta.value])
-        return found
+        return self.start + curve_of(self.form, self.alpha.value, self.beta.value, d)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -57,6 +56,12 @@ class Fit:
 def basis(form: Form, d: Floats) -> Floats:
     """The factors of alpha and beta at each d > 0, [..., 2]."""
     return np.stack([d, -d * (d if form == "best_of_n" else np.log(d))], -1)
+
+
+def curve_of(form: Form, alpha: float, beta: float, d: Floats) -> Floats:
+    """The gain of gold over the start at each d > 0."""
+    found: Floats = basis(form, d) @ np.array([alpha, beta])
+    return found
 
 
 def peaks(form: Form, alpha: Floats, beta: Floats) -> Floats:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tiltyard.files import read_json
+from tiltyard.report.html.along import along_of
 from tiltyard.report.html.reading import Source, estimate_of, number, rounded, text_of
 
 COLUMNS = (  # key of the file, title, what it is
@@ -29,7 +30,7 @@ FACTS = (  # key, title, unit
 
 
 def gaps(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Every `gap.json`: {title, note, beta, columns, facts, rows, curve, best, refusals}."""
+    """Every `gap.json`: {title, note, beta, columns, facts, rows, curve, best, refusals}, and `along_of`."""
     found = []
     for source in sources:
         for name, reader in source.stages.items():
@@ -63,6 +64,7 @@ def _table(body: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
         "curve": _points(body.get("optimum")),
         "best": _points(body.get("best_of_n")),
         "refusals": [text_of(line, 400) for line in body.get("refusals") or []],
+        **along_of(body),
     }
 
 

@@ -18,6 +18,7 @@ from tiltyard.report.html.curves import curves
 from tiltyard.report.html.data import data_facts
 from tiltyard.report.html.frontier import frontier
 from tiltyard.report.html.gaps import gaps
+from tiltyard.report.html.infers import infers
 from tiltyard.report.html.island import island, source_hash
 from tiltyard.report.html.pairs import comparisons
 from tiltyard.report.html.pipeline import Defaults, stage_facts, wall_time, within
@@ -25,10 +26,13 @@ from tiltyard.report.html.reading import Source, open_runs, text_of
 from tiltyard.report.html.results import before_after, evaluations, reward_models
 from tiltyard.report.html.samples import samples
 from tiltyard.report.html.sentences import summary_of, trains_policies
+from tiltyard.report.html.studies import studies
 
 LARGEST = 4_900_000  # bytes of the page
 SHARES = (0.5, 0.2, 0.05, 0.0)  # of the usual number of samples, until the page is small enough
-SCRIPTS = ("dom.js", "charts.js", "tables.js", "pipeline.js", "curves.js", "diff.js", "samples.js", "page.js")
+SCRIPTS = tuple(
+    f"{name}.js" for name in ("dom", "charts", "tables", "along", "pipeline", "curves", "diff", "samples", "page")
+)
 
 
 def write_report(
@@ -85,6 +89,8 @@ def page_data(
         "before_after": before_after(sources),
         "reward_models": reward_models(sources),
         "gaps": gaps(sources),
+        "infers": infers(sources),
+        "studies": studies(sources),
         "benchmarks": benchmarks(sources),
         "comparisons": comparisons(sources, {table["title"]: table["baseline"] for table in tables}),
         "frontier": frontier(sources),
@@ -127,7 +133,9 @@ def _run(source: Source, defaults: Defaults | None, watts: float | None, price: 
 
 def _missing(sources: Sequence[Source], page: Mapping[str, Any]) -> list[str]:
     """Notes about what a reader may expect and these runs do not have."""
-    found = [f"{source.name} has no stage that was started." for source in sources if not source.stages]
+    of_studies = {study["run"] for study in page["studies"]}
+    empty = [source.name for source in sources if not source.stages and text_of(source.name) not in of_studies]
+    found = [f"{name} has no stage that was started." for name in empty]
     kinds = {stage.get("kind") for run in page["runs"] for stage in run["stages"]}
     compared = page["evaluations"] or page["before_after"] or page["gaps"] or page["benchmarks"]
     if not compared and (trains_policies(page["runs"]) or not page["reward_models"]) and kinds:

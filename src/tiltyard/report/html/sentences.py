@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tiltyard.numerals import plural
 from tiltyard.report.html.reading import number
 from tiltyard.training.log import duration
 
@@ -45,7 +46,9 @@ def summary_of(page: Mapping[str, Any]) -> list[Sentence]:
     found += _alarms(page["alarms"])
     found += _reward_models(page["reward_models"])
     for table in page["gaps"]:
-        found += _distance(table)
+        found += [*_distance(table), *_overoptimised(table)]
+    for study in page["studies"]:
+        found += _study(study)
     found += _work(page["runs"])
     return found
 
@@ -297,6 +300,38 @@ def _distance(table: Mapping[str, Any]) -> Iterator[Sentence]:
         yield _say("The distance of ", _b(names), f" to the optimum {verb} not known: too few samples.", tone="warn")
 
 
+def _overoptimised(table: Mapping[str, Any]) -> Iterator[Sentence]:
+    """The distances at which gold is known to be highest while the reward rises on."""
+    for fit in table["fits"]:
+        if peak := fit["peak"]:
+            ends = f" (95% interval {peak['lo']:.2g} to {peak['hi']:.2g})" if "lo" in peak else ""
+            at = _b(f"√KL = {peak['v']:.2g}")
+            yield _say(
+                "Along ", _b(fit["name"]), " gold peaks at ", at, f"{ends}: beyond it the reward is over-optimised."
+            )
+
+
+def _study(study: Mapping[str, Any]) -> Iterator[Sentence]:
+    """The model whose difference from the baseline is the largest, of the first table that has one."""
+    for table in study["tables"]:
+        for column in table["columns"]:
+            rows = [row for row in table["rows"] if (row["cells"].get(column["key"]) or {}).get("d")]
+            if not rows or column["key"] not in ("gold", "win_rate", "proxy"):
+                continue
+            best = max(rows, key=lambda row: row["cells"][column["key"]]["d"]["v"])
+            cell = best["cells"][column["key"]]["d"]
+            scale, tail = (100, " points") if column["unit"] == "share" else (1, "")
+            ends = f" (95% interval {scale * cell['lo']:+.2f} to {scale * cell['hi']:+.2f})" if "lo" in cell else ""
+            seeds = plural(study["seeds"], "seed")
+            many, what = plural(len(rows), "model"), column["title"].lower()
+            most = f"of {many} the largest difference" if len(rows) > 1 else "the difference"
+            lead = f"{study['title']}, {seeds}: {most} in {what} is that of "
+            more, luck = _b(f"{scale * cell['v']:+.2f}{tail}"), " The largest of many is partly luck."
+            end = f"{ends} from the baseline.{luck if len(rows) > LEADERS else ''}"
+            yield _say(lead, _b(best["model"]), ", ", more, end)
+            return
+
+
 def _nats(cell: Mapping[str, Any]) -> str:
     ends = f" (95% interval {cell['lo']:.2g} to {cell['hi']:.2g})" if "lo" in cell and cell["lo"] != cell["hi"] else ""
     return f"{cell['v']:.2g} nats{ends}"
@@ -311,8 +346,8 @@ def _alarms(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
     if len(rows) > len(shown):
         more = len(rows) - len(shown)
         yield _say(
-            _b(f"{more} more {'alarm' if more == 1 else 'alarms'}"),
-            " are listed at the curves of training.",
+            _b(plural(more, "more alarm")),
+            f" {'is' if more == 1 else 'are'} listed at the curves of training.",
             tone="bad",
         )
 
@@ -324,7 +359,7 @@ def _work(runs: Sequence[Mapping[str, Any]]) -> Iterator[Sentence]:
             continue
         unfinished = [stage["name"] for stage in stages if stage.get("status") != "finished"]
         seconds = sum(number(stage.get("seconds")) or 0.0 for stage in stages)
-        made = f"{len(stages)} {'stage' if len(stages) == 1 else 'stages'}"
+        made = plural(len(stages), "stage")
         tail = f" of computing, {run['cost']['text']}." if run["cost"]["text"] else " of computing."
         yield _say("The run ", _b(run["name"]), f" has {made} and took ", _b(duration(seconds)), tail)
         if unfinished:

@@ -152,7 +152,7 @@ function sampledRows(series, options, most = 40) {
   })]);
 }
 
-// points: [{name, place, x: {v, lo, hi}, y: {...}}]; paths: [{name, place, points: [[x, y]]}]
+// points: [{name, place, x: {v, lo, hi}, y: {...}}]; paths: [{name, place, points: [[x, y]]}], `loose`: dots without a line, `silent`: without its name
 function scatter(title, about, points, paths, options) {
   const label = `${title}: ` + [...points.map((p) => `${p.name} at ${num(p.x.v)}, ${shown(p.y.v, options.unit)}`), ...paths.map((p) => `path of ${p.name}`)].slice(0, 12).join("; ");
   const paint = (width) => {
@@ -164,11 +164,11 @@ function scatter(title, about, points, paths, options) {
       [...points.flatMap((p) => ends(p, "y")), ...paths.flatMap((p) => p.points.map((q) => q[1]))], 0.04);
     axes(svg, box, x, y, options);
     for (const path of paths) {
-      const group = s("g", { class: `c${path.place % COLOURS}` }, s("path", { class: "line", "stroke-dasharray": path.dash || dash(path.place) || null, d: line(path.points, x, y) }));
+      const group = s("g", { class: `c${path.place % COLOURS}` }, path.loose ? null : s("path", { class: "line", "stroke-dasharray": path.dash || dash(path.place) || null, d: line(path.points, x, y) }));
       path.points.forEach((p, i) => {
         if (p[0] === null || p[1] === null) return;
         const last = i === path.points.length - 1 && !path.word;
-        group.append(hover(s("circle", { class: path.bare ? "touch" : "dot", r: last ? 5 : 3, cx: x(p[0]), cy: y(p[1]) }), `${path.name}${p[2] ? `, ${path.word || "step"} ${num(p[2])}` : ""}\n${options.xlabel}: ${num(p[0])}\n${options.ylabel}: ${shown(p[1], options.unit)}`));
+        group.append(hover(s("circle", { class: path.bare ? "touch" : path.loose ? "dot faint" : "dot", r: last ? 5 : 3, cx: x(p[0]), cy: y(p[1]) }), `${path.name}${p[2] ? `, ${path.word || "step"} ${num(p[2])}` : ""}\n${options.xlabel}: ${num(p[0])}\n${options.ylabel}: ${shown(p[1], options.unit)}`));
       });
       svg.append(group);
     }
@@ -182,7 +182,7 @@ function scatter(title, about, points, paths, options) {
       svg.append(group);
       labels.push({ text: p.name, x: cx, y: cy });
     }
-    for (const path of paths.filter((p) => options.names !== false && p.points.length)) {
+    for (const path of paths.filter((p) => options.names !== false && p.points.length && !p.silent)) {
       const end = path.points[path.points.length - 1];
       labels.push({ text: path.name, x: x(end[0]), y: y(end[1]) });
     }

@@ -14,11 +14,11 @@ function summary(page) {
 }
 
 function results(page, order) {
-  if (!page.evaluations.length && !page.before_after.length && !page.reward_models.length && !page.gaps.length && !page.benchmarks.length) return null;
+  if (!page.evaluations.length && !page.before_after.length && !page.reward_models.length && !page.gaps.length && !page.benchmarks.length && !page.infers.length) return null;
   const found = section("results", "Results", "Below each figure its 95% interval over prompts. Coloured where a figure is shown to differ from the baseline's: by paired tests adjusted for their number, or where there are none by intervals that do not meet.");
   found.append(...page.evaluations.map((table) => evaluation(table, order)), ...page.before_after.map(beforeAfter));
   if (page.reward_models.length) found.append(rewardModels(page.reward_models));
-  found.append(...page.benchmarks.map(benchmark), ...page.gaps.map((one) => distances(one, order)));
+  found.append(...page.benchmarks.map(benchmark), ...page.gaps.map((one) => distances(one, order)), ...page.infers.map(sampled));
   const hhh = page.evaluations.filter((t) => t.columns.some((c) => c.key === "helpful" || c.key === "truthful" || c.key === "harmless"));
   for (const table of hhh) {
     found.append(h("h3", {}, "Helpful, truthful, harmless"), h("div", { class: "grid" }, ["helpful", "truthful", "harmless"].map((key) => {
@@ -96,6 +96,7 @@ function build() {
   const parts = [summary(page)];
   const add = (part) => { if (part) parts.push(part); };
   add(results(page, order));
+  add(studySection(page.studies, order));
   add(compared(page, order));
   if (page.runs.some((run) => run.stages.length)) {
     const found = section("pipeline", "Pipeline", "What each stage read and made. A dashed frame is a stage that has not finished.");

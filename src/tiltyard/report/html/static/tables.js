@@ -132,6 +132,8 @@ function distances(data, order) {
   const points = data.rows.filter((row) => row.cells.kl && row.cells.reward).map((row) => ({ name: row.model, place: place(row.model), x: row.cells.kl, y: row.cells.reward }));
   const paths = [{ name: "optimum", place: 7, points: data.curve, word: "beta", bare: true }, { name: "best of N", place: 4, points: data.best, word: "N", dash: "3 3" }].filter((path) => path.points.length > 1);
   if (points.length) box.append(h("div", { class: "grid wide" }, scatter("Reward against KL, with the best that is possible", "no model can lie above the curve of the optimum; best of N takes the best of N responses of the prior", points, paths, { xlabel: "KL to the prior, nats a response", ylabel: "reward" })));
+  if (data.paths.length) box.append(overoptimisation(data, place));
+  if (data.courses.length) box.append(collapse(data, place));
   return box;
 }
 

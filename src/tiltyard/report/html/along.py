@@ -75,9 +75,9 @@ def _fit(name: str, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(fit, Mapping) or fit.get("form") not in FORMS:
         return None
     low, high = (float(end) for end in fit["reach"])
-    coefficients = [float(fit[key]["value"]) for key in ("alpha", "beta")]
+    alpha, beta = (float(fit[key]["value"]) for key in ("alpha", "beta"))
     d = np.linspace(max(low, 1e-3), high, CURVE)
-    gold = float(fit["start"]) + curve_of(fit["form"], *coefficients, d)
+    gold = float(fit["start"]) + curve_of(fit["form"], alpha, beta, d)
     return {
         "name": text_of(name),
         "form": FORMS[fit["form"]],

@@ -57,7 +57,8 @@ from tiltyard.methods import (
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Algorithm, Models, Source
-from tiltyard.training.source import Online, SelfPlay
+from tiltyard.training.self_play import SelfPlay
+from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, ranks_of
 from training import tiny
 

@@ -72,7 +72,8 @@ if TYPE_CHECKING:
     from tiltyard.training.fit import fit
     from tiltyard.training.rounds import Rounds
     from tiltyard.training.run import Optimizer, Run, ValueOptimizer
-    from tiltyard.training.source import Offline, Online, SelfPlay
+    from tiltyard.training.self_play import SelfPlay
+    from tiltyard.training.source import Offline, Online
     from tiltyard.types import Group, Message, Prompt, Response
 
     offline, online = Offline, Online
@@ -140,7 +141,8 @@ _HOMES = {
     "tiltyard.training.fit": ("fit",),
     "tiltyard.training.rounds": ("Rounds",),
     "tiltyard.training.run": ("Optimizer", "Run", "ValueOptimizer"),
-    "tiltyard.training.source": ("Offline", "Online", "SelfPlay"),
+    "tiltyard.training.self_play": ("SelfPlay",),
+    "tiltyard.training.source": ("Offline", "Online"),
     "tiltyard.types": ("Group", "Message", "Prompt", "Response"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

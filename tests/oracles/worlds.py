@@ -20,7 +20,7 @@ from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.posterior import all_responses, response_log_probs, total_variation
 from tiltyard.sampling import Capabilities
 from tiltyard.training.algorithm import Algorithm, Models, StepGroups
-from tiltyard.training.source import SelfPlay
+from tiltyard.training.self_play import SelfPlay
 from tiltyard.types import Group, Preference, Prompt, Response
 from training import tiny
 

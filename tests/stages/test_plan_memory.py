@@ -36,7 +36,8 @@ from tiltyard.stages.memory import (
 )
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.models import Models
-from tiltyard.training.source import Offline, Online, SelfPlay
+from tiltyard.training.self_play import SelfPlay
+from tiltyard.training.source import Offline, Online
 from tiltyard.types import Group, Prompt, Response
 
 PRESET = "1m"

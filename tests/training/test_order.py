@@ -14,7 +14,8 @@ from tiltyard.scoring import FunctionScorer
 from tiltyard.stages.settings import method_settings
 from tiltyard.training.algorithm import Models
 from tiltyard.training.rounds import Rounds
-from tiltyard.training.source import EpochShuffle, Offline, Online, SelfPlay
+from tiltyard.training.self_play import SelfPlay
+from tiltyard.training.source import EpochShuffle, Offline, Online
 
 from . import tiny
 

@@ -17,7 +17,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.methods import spin
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.source import SelfPlay
+from tiltyard.training.self_play import SelfPlay
 from tiltyard.types import Group, ranks_of
 
 from . import tiny

@@ -8,9 +8,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ Item = TypeVar("Item")
 
 # False from the first collective of a run until it has ended: a process that leaves in between must not wait at exit
 in_collective = [False]
+_own = threading.local()  # `group`: of a thread that has one of its own
 
 
 def start(timeout: timedelta | None = None) -> None:
@@ -103,13 +105,35 @@ def shard(items: Sequence[Item]) -> list[tuple[int, Item]]:
 # --------------------------------------------------------------------------------------------------------- collectives
 
 
+def new_group() -> object:
+    """A group of all processes for the collectives of one more thread, which may run between this one's; None for one.
+
+    All processes make it at the same point.
+    """
+    if world() == 1:
+        return None
+    import torch.distributed as dist
+
+    start()
+    return dist.new_group(backend="gloo")
+
+
+def use_group(group: object) -> None:
+    """Makes the collectives of the calling thread go through a group of `new_group`."""
+    _own.group = group
+
+
+def _group() -> Any:
+    return getattr(_own, "group", None)
+
+
 def barrier() -> None:
     """Waits until every process is here."""
     if world() > 1:
         import torch.distributed as dist
 
         start()
-        dist.barrier()
+        dist.barrier(group=_group())
 
 
 def sum_all(values: Tensor) -> Tensor:
@@ -128,7 +152,7 @@ def _all_reduced(values: Tensor, operation: str) -> Tensor:
 
         start()
         values = values.clone()
-        dist.all_reduce(values, op=getattr(dist.ReduceOp, operation))
+        dist.all_reduce(values, op=getattr(dist.ReduceOp, operation), group=_group())
     return values
 
 
@@ -140,7 +164,7 @@ def gather_objects(item: Item) -> list[Item]:
 
     start()
     gathered: list[Item | None] = [None] * world()
-    dist.all_gather_object(gathered, item)
+    dist.all_gather_object(gathered, item, group=_group())
     return cast(list[Item], gathered)
 
 

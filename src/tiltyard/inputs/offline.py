@@ -27,7 +27,7 @@ from tiltyard.inputs.settings import (
 from tiltyard.inputs.workspace import Workspace
 from tiltyard.records import Record, part
 from tiltyard.sampling import NativeSampler, SampleSettings
-from tiltyard.training import source as runtime
+from tiltyard.training import self_play as runtime
 from tiltyard.training.algorithm import Models, Source
 from tiltyard.training.source import Offline
 from tiltyard.types import Group, Preference, Prompt, Response

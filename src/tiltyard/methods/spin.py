@@ -14,7 +14,7 @@ from tiltyard.inputs import Policy, Reference, SelfPlay
 from tiltyard.losses.preference import Hinge, Logistic
 from tiltyard.methods.base import method
 from tiltyard.methods.direct import PairLoss
-from tiltyard.training import source as runtime
+from tiltyard.training import self_play as runtime
 from tiltyard.training.algorithm import Algorithm, Forward, Item, Mean
 from tiltyard.training.hooks import RenewRef
 from tiltyard.training.prepare import PairLabels, RefLogp

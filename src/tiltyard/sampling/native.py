@@ -7,7 +7,9 @@ together, one token a step; one that has ended gives its slot to the next at onc
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ class NativeSampler:
 
     def __init__(self, model: LanguageModel | None = None):
         self.model = model
+        self._ended = threading.Event()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -46,9 +49,11 @@ class NativeSampler:
     def sync(self, model: LanguageModel, version: int) -> None:  # noqa: ARG002 - the weights are the trainer's own
         """Samples from this model from now on, with whatever weights it has at the time."""
         self.model = model
+        self._ended.clear()
 
     def close(self) -> None:
-        """Nothing runs beside the trainer."""
+        """A call under way in another thread breaks off at its next token."""
+        self._ended.set()
 
     def generate(
         self, prompts: Sequence[Prompt], n: int, sampling: SampleSettings, seeds: Sequence[int]
@@ -56,7 +61,7 @@ class NativeSampler:
         """`n` responses to each prompt; see `sample` for the errors."""
         if self.model is None:
             raise CompositionError("the sampler has no model yet", fix="call sync(model, version) first")
-        return sample(self.model, prompts, n, sampling, seeds=seeds)
+        return sample(self.model, prompts, n, sampling, seeds=seeds, ended=self._ended)
 
 
 @torch.no_grad()
@@ -69,6 +74,7 @@ def sample(
     seeds: Sequence[int] | None = None,
     seed: int = 0,
     stream: Stream | None = None,
+    ended: threading.Event | None = None,
 ) -> list[Group]:
     """`n` responses to each prompt, with log-probs under the sampling distribution and the reason each ended.
 
@@ -76,6 +82,7 @@ def sample(
         prompts: encoded prompts (`data.Chat.encode_prompt`).
         seeds: one a response, all responses of a prompt together; without them `seed` makes them.
         stream: called with (row, token id) for every token as it is sampled; row i * n + k is response k of prompt i.
+        ended: once it is set the call breaks off with a CancelledError.
 
     Raises:
         DataError: a prompt that was not encoded or fills the model's context.
@@ -91,7 +98,7 @@ def sample(
     training = model.module.training
     model.module.eval()
     try:
-        decoding = _Decoding(model, prompts, order, limits, n, settings, seeds, stream) if prompts else None
+        decoding = _Decoding(model, prompts, order, limits, n, settings, seeds, stream, ended) if prompts else None
         responses = decoding.run() if decoding else []
     finally:
         model.module.train(training)
@@ -177,8 +184,9 @@ class _Decoding:
         settings: SampleSettings,
         seeds: Sequence[int],
         stream: Stream | None,
+        broken_off: threading.Event | None,
     ):
-        self.model, self.settings, self.stream = model, settings, stream
+        self.model, self.settings, self.stream, self.broken_off = model, settings, stream, broken_off
         self.order, self.n = order, n
         self.uniforms = UniformStream([seeds[i * n + k] for i in order for k in range(n)], model.device)
         self.prompts = prompts = [prompts[i] for i in order]
@@ -203,6 +211,8 @@ class _Decoding:
         """Samples until every response has ended."""
         ended = self._start_rows([])
         while len(self.row_S):
+            if self.broken_off is not None and self.broken_off.is_set():
+                raise CancelledError
             if ended:
                 self._compact(ended)
                 if not len(self.row_S):

@@ -96,12 +96,14 @@ class Checkpoints:
         if self.folder is None:
             return
         tensors = self.strategy.state(self.modules, self.optimizer)
+        # on every process: a source may gather what each of them holds
+        parts = {name: part.state_dict() for name, part in self.algorithm.stateful().items()}
         if processes.is_main():
             state = {
                 "offsets": self.records.offsets(),
                 "version": self.models.version,
                 "taught": self.taught,
-                "parts": {name: part.state_dict() for name, part in self.algorithm.stateful().items()},
+                "parts": parts,
             }
             checkpoint.save(self.folder, step, tensors, state)
         processes.barrier()

@@ -17,7 +17,7 @@ import torch
 from tiltyard.batch.batch import Metrics
 from tiltyard.data import GroupFile
 from tiltyard.distributed import processes
-from tiltyard.errors import ConfigError, DataError
+from tiltyard.errors import DataError
 from tiltyard.profiler import add_count, record
 from tiltyard.sampling.base import Sampler
 from tiltyard.sampling.hidden import HiddenPlan, free_memory, hidden_state_bytes, plan_hidden
@@ -28,7 +28,7 @@ from tiltyard.stats.refusals import begins_with_refusal
 from tiltyard.stats.text import repeated_pairs
 from tiltyard.training.algorithm import Models, StepGroups
 from tiltyard.training.prepare import Correction
-from tiltyard.types import Group, Preference, Prompt
+from tiltyard.types import Group, Prompt
 
 Item = TypeVar("Item")
 Select = Callable[[list[Group]], list[Group]]
@@ -154,60 +154,6 @@ def _tokens_of(groups: Sequence[Group]) -> np.ndarray:
 
 
 @dataclass
-class SelfPlay:
-    """Demonstrations against responses of the opponent `models.ref`, which the method renews every few steps (SPIN).
-
-    Each group is a pair: the data's response (rank 1) and the opponent's (rank 2), sampled at the step that uses it. Of
-    a demonstration of several turns the first is taken.
-
-    Args:
-        groups: encoded demonstrations. sampler, settings: how the opponent's responses are sampled.
-        every: steps an iteration has; `iteration` counts them from 0.
-    """
-
-    groups: Sequence[Group]
-    sampler: Sampler
-    prompts_per_step: int
-    every: int
-    settings: SampleSettings = field(default_factory=SampleSettings)
-    seed: int = 0
-    iteration: int = 0
-    reads_ref: bool = True
-    order: Order = "shuffle"
-
-    def __post_init__(self) -> None:
-        self.shuffle = EpochShuffle(self.groups, self.seed, self.order)
-        if self.every < 1:
-            raise ConfigError("an iteration needs at least one step", where="every", got=self.every)
-
-    def __call__(self, models: Models, step: int) -> StepGroups:
-        self.iteration = step // self.every
-        own = [(i, _first_turn(g)) for i, g in processes.shard(self.shuffle.batch_at(step, self.prompts_per_step))]
-        index = [i for i, _ in own]
-        self.sampler.sync(models["ref"], self.iteration)
-        seeds = response_seeds(index, 1, self.seed, 2, step)
-        sampled = generate(self.sampler, [g.prompt for _, g in own], 1, self.settings, seeds)
-        pairs = []
-        for (_, group), other in zip(own, sampled, strict=True):
-            opponent = replace(other.responses[0], policy_version=self.iteration)
-            origin = f"{group.origin} against iteration {self.iteration}"
-            pairs.append(
-                replace(
-                    group, responses=(group.responses[0], opponent), preference=Preference(ranks=(1, 2)), origin=origin
-                )
-            )
-        return StepGroups(pairs, index, self.prompts_per_step)
-
-
-def _first_turn(group: Group) -> Group:
-    """The demonstration with its first turn only."""
-    response = group.responses[0]
-    if response.loss_spans is not None:
-        response = replace(response, ids=response.ids[: response.loss_spans[0][1]], loss_spans=None)
-    return replace(group, responses=(response,), scores=None)
-
-
-@dataclass
 class Online:
     """Responses that the policy as it is now gives to prompts, scored and selected.
 
@@ -269,18 +215,28 @@ class Online:
 
     def _scored_batch(self, models: Models, number: int, *keys: int) -> tuple[list[int], list[Group]]:
         """This process's part of a batch of prompts: (indices within the batch, groups with responses and scores)."""
-        own = processes.shard(self.shuffle.batch_at(number, self.prompts_per_step))
-        index = [i for i, _ in own]
-        seeds = response_seeds(index, self.samples_per_prompt, self.seed, 2, *keys)
-        self.sampler.sync(models[self.sample_from], models.version)
-        keep = self.sample_from == "policy" and self._keep_hidden(models)
-        sampling = replace(self.settings, keep_hidden=keep)
-        groups = generate(self.sampler, [p for _, p in own], self.samples_per_prompt, sampling, seeds)
-        groups = [with_version(group, models.version) for group in groups]
+        index, groups = self._sampled_batch(models, number, *keys)
         scored = score(self.scorer, groups)  # without those that it could not score
         scored = [group for group in scored if len(group.responses) >= self.least]
         self._left_out.append(left_out(groups, scored))
         return [index[i] for i in matched_groups(groups, scored)], scored
+
+    def _sampled_batch(self, models: Models, number: int, *keys: int) -> tuple[list[int], list[Group]]:
+        """This process's part of a batch, with responses; `keys`: of their random numbers, the step first."""
+        index, prompts, seeds = self._asked(number, *keys)
+        self.sampler.sync(models[self.sample_from], models.version)
+        groups = generate(self.sampler, prompts, self.samples_per_prompt, self._sampling(models), seeds)
+        return index, [with_version(group, models.version) for group in groups]
+
+    def _asked(self, number: int, *keys: int) -> tuple[list[int], list[Prompt], list[int]]:
+        """This process's part of a batch: (indices within it, prompts, a seed for each response)."""
+        own = processes.shard(self.shuffle.batch_at(number, self.prompts_per_step))
+        index = [i for i, _ in own]
+        return index, [p for _, p in own], response_seeds(index, self.samples_per_prompt, self.seed, 2, *keys)
+
+    def _sampling(self, models: Models) -> SampleSettings:
+        keep = self.sample_from == "policy" and self._keep_hidden(models)
+        return replace(self.settings, keep_hidden=keep)
 
     def _keep_hidden(self, models: Models) -> bool:
         """True if the sampler keeps hidden states: as set, or decided at the first step and kept for the run."""

@@ -12,11 +12,12 @@ from tiltyard.inputs.base import InputSource, Often, Opened, StepSize
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.samplers import sampler_of
 from tiltyard.inputs.scores import Scoring
-from tiltyard.inputs.settings import PromptSettings, RoundSettings, StageSettings
+from tiltyard.inputs.settings import PromptSettings, RoundSettings, StageSettings, StepSettings
 from tiltyard.inputs.workspace import Workspace, stage_folder
 from tiltyard.records import part
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer
+from tiltyard.training.ahead import ahead
 from tiltyard.training.algorithm import Source
 from tiltyard.training.prepare import Correction
 from tiltyard.training.replay import replayed
@@ -42,8 +43,8 @@ class Prompts(InputSource):
 
     @property
     def settings(self) -> type[StageSettings]:  # type: ignore[override]
-        """Rounds have a number and a size."""
-        return RoundSettings if self.every == "round" else PromptSettings
+        """Rounds have a number and a size; steps may be sampled ahead."""
+        return RoundSettings if self.every == "round" else StepSettings
 
     @property
     def samples(self) -> Often:  # type: ignore[override]
@@ -68,7 +69,7 @@ class Prompts(InputSource):
     def _online(
         self, work: Workspace, own: PromptSettings, prompts: list[Prompt], steps: int, scoring: Scoring
     ) -> Source:
-        source = Online(
+        source: Online = Online(
             prompts,
             sampler_of(work, own),
             scoring.scorer,
@@ -80,9 +81,9 @@ class Prompts(InputSource):
             order=own.prompts.order,
             correction=Correction(own.vllm.correction, own.vllm.cap),
         )
-        if own.replay:
-            return replayed(source, stage_folder(work, own.replay) / "groups.jsonl", steps)
-        return source
+        if age := part(own, StepSettings).max_staleness:
+            source = ahead(source, age, steps)
+        return replayed(source, stage_folder(work, own.replay) / "groups.jsonl", steps) if own.replay else source
 
     def _rounds(
         self, work: Workspace, settings: PromptSettings, prompts: list[Prompt], steps: int, scoring: Scoring
@@ -114,7 +115,9 @@ class Prompts(InputSource):
         samples, longest = own.sampling.samples_per_prompt, own.prompts.max_prompt + own.sampling.max_tokens
         group = own.prompts.max_prompt + samples * own.sampling.max_tokens
         decoded = min(own.sampling.max_concurrent, own.prompts_per_step * samples) * longest
+        age = getattr(settings, "max_staleness", 0)
         text = f"{own.prompts_per_step} prompts x {samples} responses"
+        text += f", sampled {age} step{'s' if age > 1 else ''} ahead" if age else ""
         return StepSize(text, group, own.prompts_per_step * group, decoded)
 
     def placeholder(self, settings: Mapping[str, Any]) -> Source:
@@ -130,4 +133,5 @@ class Prompts(InputSource):
         samples = settings["sampling.samples_per_prompt"]
         if self.every == "round":
             return Rounds(prompts, NativeSampler(), score, size, size, ROUND_STEPS, samples, sampling)
-        return Online(prompts, NativeSampler(), score, size, samples, sampling)
+        source = Online(prompts, NativeSampler(), score, size, samples, sampling)
+        return ahead(source, age) if (age := settings["max_staleness"]) else source

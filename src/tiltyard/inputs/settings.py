@@ -243,6 +243,19 @@ class PromptSettings(StageSettings):
     ] = ""
 
 
+class StepSettings(PromptSettings):
+    """Of methods that sample at every step."""
+
+    max_staleness: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="sample this many steps ahead in a thread while the trainer learns: responses come from a policy "
+            "of as many updates before; 0: none",
+        ),
+    ] = 0
+
+
 class RoundSettings(PromptSettings):
     """Of methods that sample in rounds."""
 

@@ -9,7 +9,11 @@ from pydantic import Field
 from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.methods.base import method
 from tiltyard.methods.distribution import DEFAULTS, DEFAULTS_FROM, CutRule, MatchingAdvantages, TargetRatios
-from tiltyard.methods.policy_gradient import require_several_samples, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    require_fresh_responses,
+    require_several_samples,
+    require_untruncated_sampling,
+)
 from tiltyard.methods.rloo import Reinforce
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.training.prepare import OldLogp, ResponseRewards
@@ -51,6 +55,7 @@ def dpg(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "dpg")
+    require_fresh_responses(source, "dpg")
     require_several_samples(source, "dpg")
     temperature = source.settings.temperature
     return Algorithm(

@@ -10,7 +10,11 @@ from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.divergence import Divergence
 from tiltyard.methods.base import method
 from tiltyard.methods.distribution import DEFAULTS, DEFAULTS_FROM, CutRule, DivergenceAdvantages, TargetRatios
-from tiltyard.methods.policy_gradient import require_several_samples, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    require_fresh_responses,
+    require_several_samples,
+    require_untruncated_sampling,
+)
 from tiltyard.methods.rloo import Reinforce
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.training.prepare import OldLogp, ResponseRewards
@@ -54,6 +58,7 @@ def f_dpg(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "f_dpg")
+    require_fresh_responses(source, "f_dpg")
     require_several_samples(source, "f_dpg")
     temperature = source.settings.temperature
     return Algorithm(

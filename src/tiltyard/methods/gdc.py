@@ -9,7 +9,11 @@ from pydantic import Field
 from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.methods.base import method
 from tiltyard.methods.distribution import DEFAULTS, DEFAULTS_FROM, MatchingAdvantages, TargetRatios
-from tiltyard.methods.policy_gradient import require_several_samples, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    require_fresh_responses,
+    require_several_samples,
+    require_untruncated_sampling,
+)
 from tiltyard.methods.rloo import Reinforce
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.training.constrained import Constrained
@@ -57,6 +61,7 @@ def gdc(
         baseline: subtract 1, the mean weight, from each weight. [true: Korbak et al. 2022]
     """
     require_untruncated_sampling(source, "gdc")
+    require_fresh_responses(source, "gdc")
     require_several_samples(source, "gdc")
     temperature = source.settings.temperature
     return Algorithm(

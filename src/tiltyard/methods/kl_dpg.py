@@ -16,7 +16,11 @@ from tiltyard.inputs import Policy, Prompts, Proposal, Reference, Reward
 from tiltyard.losses.divergence import group_mean
 from tiltyard.methods.base import method
 from tiltyard.methods.distribution import DEFAULTS, DEFAULTS_FROM, CutRule, MatchingAdvantages, TargetRatios
-from tiltyard.methods.policy_gradient import require_several_samples, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    require_fresh_responses,
+    require_several_samples,
+    require_untruncated_sampling,
+)
 from tiltyard.methods.rloo import Reinforce
 from tiltyard.models.adapters import copy_weights_
 from tiltyard.training.algorithm import Algorithm, Models
@@ -130,6 +134,7 @@ def kl_dpg(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "kl_dpg")
+    require_fresh_responses(source, "kl_dpg")
     require_several_samples(source, "kl_dpg")
     temperature = source.settings.temperature
     return Algorithm(

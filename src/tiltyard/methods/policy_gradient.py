@@ -152,6 +152,22 @@ def require_untruncated_sampling(source: Online, method: str) -> None:
         )
 
 
+def require_fresh_responses(source: Online, method: str) -> None:
+    """Raises a ConfigError if the source samples ahead: what is computed from the policy's own responses is not theirs.
+
+    Policy gradients weigh stale responses, and losses on pairs learn from any.
+    """
+    if getattr(source, "max_staleness", 0) > 0:
+        raise ConfigError(
+            f"{method} learns from responses of the policy as it is, and these would be older",
+            where=f"{method}.max_staleness",
+            got=source.max_staleness,  # type: ignore[attr-defined]
+            expected=0,
+            fix="set max_staleness=0, or take a method that learns from older ones: ppo, grpo, dr_grpo, dapo, "
+            "reinforce_pp, online_dpo",
+        )
+
+
 def require_enough_prompts(source: Online, method: str, minibatches: int) -> None:
     """Raises a ConfigError if there are more minibatches than prompts a step."""
     if minibatches > source.prompts_per_step:

@@ -17,7 +17,11 @@ from tiltyard.inputs import Policy, Prompts, Reference, Reward
 from tiltyard.losses.divergence import best_of_n_factor
 from tiltyard.methods.base import method
 from tiltyard.methods.distribution import DEFAULTS, DEFAULTS_FROM, DivergenceAdvantages, TargetRatios
-from tiltyard.methods.policy_gradient import require_several_samples, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    require_fresh_responses,
+    require_several_samples,
+    require_untruncated_sampling,
+)
 from tiltyard.methods.rloo import Reinforce
 from tiltyard.sampling.streams import response_seeds
 from tiltyard.training.algorithm import Algorithm, Models
@@ -132,6 +136,7 @@ def vbon(
             most 0.5/sqrt(ref_samples)]
     """
     require_untruncated_sampling(source, "vbon")
+    require_fresh_responses(source, "vbon")
     require_several_samples(source, "vbon")
     scale = source.scorer.scale
     if not scale.comparable or scale.moving:

@@ -74,7 +74,7 @@ class Background:
         sampling: SampleSettings,
         seeds: Sequence[int],
     ) -> Future[list[Group]]:
-        """Asks for `n` responses to each prompt by the weights as they are now; returns at once.
+        """Returns at once a future of `n` responses to each prompt, sampled from the weights as they are now.
 
         Raises:
             ConfigError: the weights are spread over processes.

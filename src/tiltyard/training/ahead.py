@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from tiltyard.batch.batch import Metrics
@@ -106,7 +106,7 @@ class Ahead(Online):
         return batch.places, [with_version(group, batch.version) for group in groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """What `Online` keeps, and the whole batches of all processes, once they have been sampled."""
+        """The state of `Online`, and the batches of all processes; waits until they are sampled."""
         return {**super().state_dict(), "queue": {str(step): self._whole(step) for step in sorted(self._queue)}}
 
     def _whole(self, step: int) -> dict[str, Any] | None:
@@ -139,3 +139,13 @@ class Ahead(Online):
             own, found = processes.shard(groups), Future[list[Group]]()
             found.set_result([group for _, group in own])
             self._queue[int(step)] = _Batch(whole["version"], [i for i, _ in own], found)
+
+
+def ahead(source: Online, max_staleness: int, steps: int = 0) -> Ahead:
+    """Returns the source with its sampler in a thread.
+
+    Args:
+        max_staleness, steps: see `Ahead`.
+    """
+    given = {f.name: getattr(source, f.name) for f in fields(Online)}
+    return Ahead(**given, max_staleness=max_staleness, steps=steps)

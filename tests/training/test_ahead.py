@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ from tests.scoring.stubs import Scripted
 
 from table import ROWS
 from tiltyard import stopping
+from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError, DataError
-from tiltyard.methods import grpo, online_dpo, ppo
+from tiltyard.methods import a2c, dpg, f_dpg, gdc, grpo, kl_dpg, online_dpo, ppo, reinforce, reinforce_pp, rloo, vbon
 from tiltyard.models.adapters import adapt
 from tiltyard.models.lora import Lora
 from tiltyard.sampling import NativeSampler, SampleSettings, sample
 from tiltyard.sampling.background import Background, twin_of
 from tiltyard.scoring import FunctionScorer
-from tiltyard.training.ahead import Ahead
+from tiltyard.stages.base import get_stage
+from tiltyard.training.ahead import Ahead, ahead
 from tiltyard.training.algorithm import Algorithm, Models
+from tiltyard.training.prepare import Correction
 from tiltyard.training.replay import replayed
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt, Response
@@ -40,12 +43,6 @@ STEPS, BATCH, N = 7, 3, 2
 PROMPTS = [Prompt(id=str(i), ids=(2 + i % 7, 3)) for i in range(10)]
 LAW = SampleSettings(max_tokens=5)
 SAMPLED = [name for name, row in ROWS.items() if row.live is not None and type(row.live()) is Online]
-
-
-def ahead(source: Online, k: int, **changes: Any) -> Ahead:
-    """The source with a bound on age."""
-    given_fields = {f.name: getattr(source, f.name) for f in fields(Online)}
-    return Ahead(**(given_fields | {"max_staleness": k} | changes))
 
 
 def score(prompt: Prompt, response: Response) -> float:
@@ -67,7 +64,10 @@ METHODS: dict[str, Callable[[Online], Algorithm]] = {
     "grpo": grpo,
     "dynamic": lambda given: grpo(given, dynamic_sampling=3),
     "online_dpo": online_dpo,
+    "rloo": rloo,
 }
+WEIGHTED: dict[str, Any] = {"a2c": a2c, "reinforce": reinforce, "rloo": rloo}
+OWN_RESPONSES: dict[str, Any] = {"dpg": dpg, "f_dpg": f_dpg, "gdc": gdc, "kl_dpg": kl_dpg, "vbon": vbon}
 
 
 class Cut(Exception):
@@ -386,6 +386,43 @@ def test_a_second_signal_does_not_wait_for_the_sampler() -> None:
     with stopping.installed(say=False), pytest.raises(stopping.Stopped):
         trained(grpo(source(1, sampler=Hanging(hang))))
     assert time.monotonic() - begin < 10
+
+
+# ------------------------------------------------------------------------------------------------ which methods take it
+
+
+@pytest.mark.parametrize("name", OWN_RESPONSES)
+def test_methods_of_the_policys_own_responses_refuse_it(name: str) -> None:
+    OWN_RESPONSES[name](source(0))
+    with pytest.raises(ConfigError, match=rf"{name}\.max_staleness: .* would be older"):
+        OWN_RESPONSES[name](source(1))
+
+
+@pytest.mark.parametrize("name", [*WEIGHTED, "ppo", "grpo", "reinforce_pp"])
+def test_policy_gradients_weigh_what_is_stale(name: str) -> None:
+    """Nothing while nothing is; then each token by the ratio of the policy now and then, at most by the cap."""
+    build = (METHODS | WEIGHTED | {"reinforce_pp": reinforce_pp})[name]
+    rows, _ = trained(build(source(2)), lr=5e-2)
+    assert all("mismatch/weight" in row for row in rows)
+    assert rows[0]["mismatch/weight"] == pytest.approx(1, abs=1e-9)
+    assert rows[0]["sampler_gap"] < 1e-9 < 1e-4 < rows[-1]["sampler_gap"]
+    assert "mismatch/weight" not in trained(build(source(0)), steps=1)[0][0]
+
+
+def test_without_weights_only_ratios_see_the_age() -> None:
+    plain = source(1, correction=Correction("none"))
+    for name, build in WEIGHTED.items():
+        with pytest.raises(ConfigError, match=name):
+            build(plain)
+    rows, _ = trained(ppo(plain, ppo_epochs=1, clip=1e9), lr=5e-2)
+    assert rows[0]["ratio"] == pytest.approx(1, abs=1e-9)
+    assert abs(rows[-1]["ratio"] - 1) > 1e-4
+
+
+def test_settings_of_offline_methods_and_rounds_do_not_know_it() -> None:
+    for name in ("dpo", "sft", "spin", "iterative_dpo", "rest"):
+        with pytest.raises(ConfigError, match="max_staleness"):
+            parse_settings(get_stage(name).settings, {"max_staleness": 1}, where=name)
 
 
 def test_a_bound_below_0_is_refused() -> None:

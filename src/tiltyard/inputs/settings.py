@@ -250,8 +250,8 @@ class StepSettings(PromptSettings):
         int,
         Field(
             ge=0,
-            description="sample this many steps ahead in a thread while the trainer learns: responses come from a policy "
-            "of as many updates before; 0: none",
+            description="sample this many steps ahead, in a thread: responses come from the policy of as many updates "
+            "before; 0: none",
         ),
     ] = 0
 

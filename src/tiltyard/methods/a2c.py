@@ -10,7 +10,12 @@ from tiltyard.inputs import Policy, Prompts, Reference, Reward, Value
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.losses.kl import FixedKL
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import ActorCritic, old_logp, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    ActorCritic,
+    old_logp,
+    require_fresh_responses,
+    require_untruncated_sampling,
+)
 from tiltyard.training.algorithm import Algorithm
 from tiltyard.training.prepare import Gae, TokenRewards, Values
 from tiltyard.training.source import Online
@@ -50,6 +55,7 @@ def a2c(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "a2c")
+    require_fresh_responses(source, "a2c", unless_weighted=True)
     temperature = source.settings.temperature
     return Algorithm(
         "a2c",

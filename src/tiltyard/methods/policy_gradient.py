@@ -152,20 +152,25 @@ def require_untruncated_sampling(source: Online, method: str) -> None:
         )
 
 
-def require_fresh_responses(source: Online, method: str) -> None:
-    """Raises a ConfigError if the source samples ahead: what is computed from the policy's own responses is not theirs.
+def require_fresh_responses(source: Online, method: str, *, unless_weighted: bool = False) -> None:
+    """Raises a ConfigError if the source samples ahead: the method computes with responses of the policy as it is.
 
-    Policy gradients weigh stale responses, and losses on pairs learn from any.
+    Clipped losses have the ratio to the policy that sampled, and losses on pairs learn from any responses.
+
+    Args:
+        unless_weighted: importance weights make up for the age.
     """
-    if getattr(source, "max_staleness", 0) > 0:
-        raise ConfigError(
-            f"{method} learns from responses of the policy as it is, and these would be older",
-            where=f"{method}.max_staleness",
-            got=source.max_staleness,  # type: ignore[attr-defined]
-            expected=0,
-            fix="set max_staleness=0, or take a method that learns from older ones: ppo, grpo, dr_grpo, dapo, "
-            "reinforce_pp, online_dpo",
-        )
+    age = getattr(source, "max_staleness", 0)
+    if age == 0 or (unless_weighted and source.weighted_by is not None):
+        return
+    fix = "set max_staleness=0, or take a method for older ones: ppo, grpo, dr_grpo, dapo, reinforce_pp, online_dpo"
+    raise ConfigError(
+        f"{method} learns from responses of the policy as it is, and these would be older",
+        where=f"{method}.max_staleness",
+        got=age,
+        expected=0,
+        fix=f"set vllm.correction=token, or {fix}" if unless_weighted else fix,
+    )
 
 
 def require_enough_prompts(source: Online, method: str, minibatches: int) -> None:

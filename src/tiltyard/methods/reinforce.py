@@ -12,7 +12,12 @@ from tiltyard.errors import ConfigError
 from tiltyard.inputs import Policy, Prompts, Reference, Reward, Value
 from tiltyard.losses.advantages import MissingEos
 from tiltyard.methods.base import method
-from tiltyard.methods.policy_gradient import ActorCritic, old_logp, require_untruncated_sampling
+from tiltyard.methods.policy_gradient import (
+    ActorCritic,
+    old_logp,
+    require_fresh_responses,
+    require_untruncated_sampling,
+)
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.prepare import ResponseRewards, Values
 from tiltyard.training.prepare.advantages import value_metrics
@@ -68,6 +73,7 @@ def reinforce(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "reinforce")
+    require_fresh_responses(source, "reinforce", unless_weighted=True)
     if mix_kl and beta >= 1:
         raise ConfigError(
             "a mixed objective gives the reward the weight 1 - beta",

@@ -16,6 +16,7 @@ from tiltyard.losses.policy import policy_gradient
 from tiltyard.methods.base import method
 from tiltyard.methods.policy_gradient import (
     old_logp,
+    require_fresh_responses,
     require_several_samples,
     require_untruncated_sampling,
     weighted_R,
@@ -86,6 +87,7 @@ def rloo(
         missing_eos_penalty: a size, >= 0. [1.0: Tiltyard; as in ppo]
     """
     require_untruncated_sampling(source, "rloo")
+    require_fresh_responses(source, "rloo", unless_weighted=True)
     require_several_samples(source, "rloo")
     temperature = source.settings.temperature
     return Algorithm(

@@ -62,8 +62,9 @@ class Background:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The sampler's own."""
-        return self.inner.capabilities._replace(hidden=False) if self.stale else self.inner.capabilities
+        """The sampler's own, but for what stale weights change."""
+        own = self.inner.capabilities
+        return own._replace(hidden=False, exact=False) if self.stale else own
 
     def submit(
         self,

@@ -166,3 +166,48 @@ def test_json_is_the_whole_result(there: Path, capsys: pytest.CaptureFixture) ->
     assert set(found) >= {"conventions", "models", "refusals", "optimum", "best_of_n"}
     assert cli.main([*words, *sizes, "cut=ended"]) == 2  # a model of random weights ends hardly any response
     assert "no response to a prompt ended" in capsys.readouterr().err
+
+
+REWARD = "rewards.py:eighths"
+SIZES = {"prompts": "prompts.jsonl", "reward": REWARD, "max_tokens": 4, "device": "cpu"}
+
+
+def recipe(**sizes: Any) -> None:
+    """Two stages `infer`, and `gap` with both of them."""
+    best = {"method": "infer", "model": "model", "sampler": "best_of_n", "candidates": 4, "samples_per_prompt": 8}
+    particles = {"method": "infer", "model": "model", "sampler": "smc", "particles": 16, "every": 1, "beta": 1}
+    particles |= {"most": 512, "score_bound": 0.875, "samples_per_prompt": 4}
+    last = {"models": ["other"], "prior": "model", "beta": 1, "samples_per_prompt": 16}
+    last |= {"samplers": ["best", "particles"]}
+    stages = {"best": best | SIZES, "particles": particles | SIZES, "gap": last | SIZES}
+    for key, value in sizes.items():
+        name, _, setting = key.partition("__")
+        stages[name][setting] = value
+    body = {"name": "s", "stages": [{name: one} for name, one in stages.items()]}
+    Path("s.yaml").write_text(json.dumps(body))
+
+
+def test_samplers_stand_beside_models(there: Path, capsys: pytest.CaptureFixture) -> None:
+    """Stages `infer` report as `tiltyard sample --infer` does, and are points of the frontier."""
+    recipe()
+    assert cli.main(["run", "s.yaml"]) == 0
+    output = capsys.readouterr().out
+    assert "smc: 16 responses to 4 prompts" in output
+    assert "particles: sampled without training, reward" in output
+    assert "KL to prior at most" in output
+    found = json.loads(Path("runs/s/gap/gap.json").read_text())["samplers"]
+    assert list(found) == ["best", "particles"]
+    assert (found["best"]["at_most"], found["particles"]["at_most"]) == (False, True)
+    for name, one in found.items():
+        body = json.loads(Path(f"runs/s/{name}/infer.json").read_text())
+        assert one["reward"] == body["report"]["reward"]
+        assert one["kl"] == body["report"]["kl_to_prior"]
+        lines = Path(f"runs/s/{name}/responses.jsonl").read_text().splitlines()
+        assert len(lines) == 1 + 4
+    assert body["report"]["kl"] is not None
+    recipe(gap__max_tokens=3)
+    assert cli.main(["run", "s.yaml"]) == 2
+    assert "of other prompts or lengths" in capsys.readouterr().err
+    recipe(particles__sampler="smcc")
+    assert cli.main(["run", "s.yaml"]) == 2
+    assert "did you mean 'smc'" in capsys.readouterr().err

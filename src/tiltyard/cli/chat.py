@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tiltyard.cli.arguments import LARGEST, Json, Model, Runs, find_model, find_reward
-from tiltyard.cli.output import console_for, emit, print_responses, responses_as_json
+from tiltyard.cli.output import console_for, emit, print_responses
 from tiltyard.cli.prompts import prompts_given
 from tiltyard.errors import ConfigError
+from tiltyard.report.responses import responses_as_json
 
 if TYPE_CHECKING:
     from tiltyard.types import Prompt

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltyard.report.responses import is_question
+
 if TYPE_CHECKING:
     from tiltyard.types import Group, Prompt
 
@@ -68,34 +70,12 @@ def print_responses(prompts: Sequence[Prompt], groups: Sequence[Group], console:
 
     for prompt, group in zip(prompts, groups, strict=True):
         turns = prompt.messages or ()
-        lines = [turns[0].content] if _is_question(prompt) else [f"{turn.role}: {turn.content}" for turn in turns]
+        lines = [turns[0].content] if is_question(prompt) else [f"{turn.role}: {turn.content}" for turn in turns]
         for line in lines:
             console.print(f"[bold]{escape(plain(line))}[/]", highlight=False)
         for response in group.responses:
             cut = " [dim](cut)[/]" if response.finish == "length" else ""
             console.print(f"  {escape(plain(response.text))}{cut}", highlight=False, soft_wrap=True)
-
-
-def _is_question(prompt: Prompt) -> bool:
-    turns = prompt.messages or ()
-    return len(turns) == 1 and turns[0].role == "user" and not turns[0].more and not prompt.tools
-
-
-def responses_as_json(prompt: Prompt, group: Group) -> dict[str, Any]:
-    """The responses to one prompt as a JSON object; `prompt` is a text, or the messages of a conversation."""
-    responses = [
-        {
-            "text": r.text,
-            "finish": r.finish,
-            "tokens": len(r.ids),
-            "logp": None if r.logps is None else sum(r.logps),
-        }
-        for r in group.responses
-    ]
-    row = {key: value for key, value in prompt.to_row().items() if value}  # no id that there is none of
-    if prompt.messages and _is_question(prompt):
-        row["prompt"] = prompt.messages[0].content
-    return {**row, "responses": responses}
 
 
 def summaries_table(summaries: Mapping[str, str]) -> Table:

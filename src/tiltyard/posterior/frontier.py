@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tiltyard.posterior.support import WORST
 from tiltyard.stats.importance import LEAST_ESS, Floats, effective_samples, log_mean_exp, normalised
+from tiltyard.stats.intervals import Estimate
 
 
 class Point(NamedTuple):
@@ -25,6 +26,19 @@ class Point(NamedTuple):
     kl: float
     reward: float
     bound: float | None = None
+
+
+class SampledPoint(NamedTuple):
+    """A sampler on the frontier: reward and KL to the prior, nats a response; `at_most`: an upper bound of it."""
+
+    name: str
+    reward: Estimate
+    kl: Estimate
+    at_most: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"reward": self.reward._asdict(), "kl": self.kl._asdict(), "at_most": self.at_most}
 
 
 def optimal_curve(reward_PM: Floats, betas: Sequence[float]) -> list[Point]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tiltyard.evaluation.gap import Gap
 from tiltyard.posterior.bounds import UpperBound
-from tiltyard.posterior.frontier import Point
+from tiltyard.posterior.frontier import Point, SampledPoint
 from tiltyard.report.plots import COLOURS, blank_figure, literal, save_png
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
@@ -92,6 +92,15 @@ def bound_lines(prior: Gap, upper: UpperBound | None) -> list[str]:
     ]
 
 
+def sampler_lines(sampled: Sequence[SampledPoint]) -> list[str]:
+    """A line for each sampler without training: reward and KL to the prior."""
+    return [
+        f"{plain(point.name)}: sampled without training, reward {_cell(point.reward)}, "
+        f"KL to prior {'at most ' if point.at_most else ''}{_cell(point.kl)}"
+        for point in sampled
+    ]
+
+
 def _cell(value: Estimate | None) -> str:
     if value is None:
         return "refused"
@@ -102,13 +111,20 @@ def _cell(value: Estimate | None) -> str:
 
 
 def frontier_png(
-    path: str | Path, gaps: Sequence[Gap], curve: Sequence[Point], best: Sequence[Point], beta: float, note: str
+    path: str | Path,
+    gaps: Sequence[Gap],
+    curve: Sequence[Point],
+    best: Sequence[Point],
+    beta: float,
+    note: str,
+    sampled: Sequence[SampledPoint] = (),
 ) -> Path:
     """Draws reward against KL to the prior: the optimal curve, best-of-N with its bound, and every model.
 
     Args:
         curve: the estimated optimum along beta. best: best-of-N. beta: of the target, where the tangent is drawn.
-        note: of the conventions, below the title.
+        note: of the conventions, below the title. sampled: samplers without training, with an arrow to the left where
+            their KL is an upper bound.
     """
     figure = blank_figure(1, 1, width=7.5, height=5.0)
     (ax,) = figure.axes
@@ -131,6 +147,22 @@ def frontier_png(
             ax.annotate(
                 f"{p.at:g}", (p.kl, p.reward), fontsize=7, color="0.4", textcoords="offset points", xytext=(4, -9)
             )
+    for i, point in enumerate(sampled):
+        x, y, colour = point.kl.value, point.reward.value, COLOURS[(i + 1) % len(COLOURS)]
+        label = literal(plain(point.name)) + (" (KL at most)" if point.at_most else "")
+        ax.errorbar(
+            x,
+            y,
+            yerr=_arms(point.reward),
+            fmt="P*Xd"[i % 4],
+            color=colour,
+            mfc="white",
+            markersize=9,
+            elinewidth=1.0,
+            label=label,
+        )
+        if point.at_most:
+            ax.annotate("", (0.9 * x, y), (x, y), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.0})
     markers = "oDv^<>ph"
     for i, gap in enumerate(gaps):
         kl, reward, colour = gap.estimates["kl"], gap.reward, COLOURS[i % 4]

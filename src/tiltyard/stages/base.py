@@ -177,6 +177,7 @@ MODULES: tuple[str, ...] = (
     "reward_stability",
     "wordings",
     "before_after",
+    "infer",
     "gap",
 )
 

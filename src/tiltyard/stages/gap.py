@@ -22,12 +22,12 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
 from tiltyard.posterior.bounds import UpperBound, upper_bound
 from tiltyard.posterior.estimates import Samples
-from tiltyard.posterior.frontier import best_of_n, optimal_curve
+from tiltyard.posterior.frontier import SampledPoint, best_of_n, optimal_curve
 from tiltyard.posterior.measure import PriorSamples, check_comparable, measure_policy, measure_prior
 from tiltyard.posterior.target import Prior, Target, exp, score
 from tiltyard.records import LAST_BITS
 from tiltyard.report.along_plots import collapse_lines, collapse_png, overoptimisation_lines, overoptimisation_png
-from tiltyard.report.gap_tables import bound_lines, frontier_png, print_gaps, refusal_lines
+from tiltyard.report.gap_tables import bound_lines, frontier_png, print_gaps, refusal_lines, sampler_lines
 from tiltyard.runs import StageReader
 from tiltyard.sampling import SampleSettings
 from tiltyard.scoring import Scorer, check_prompts, highest_score
@@ -35,6 +35,8 @@ from tiltyard.stages.backend import keeps_backend, report_model, settle
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.evaluate import named_models
 from tiltyard.stages.gap_files import ResponseFile
+from tiltyard.stages.infer import sampled_point
+from tiltyard.stages.infer_rows import digest
 from tiltyard.stages.rewards import Rewards, sources
 from tiltyard.training.log import Tally
 from tiltyard.types import Group, Prompt
@@ -86,6 +88,9 @@ class GapSettings(PromptReading):
     along: Annotated[
         list[str], Field(description="stages that sampled at each step (ppo, rloo, ...): gold, KL and collapse by step")
     ] = []
+    samplers: Annotated[
+        list[str], Field(description="stages `infer` of the same prior, prompts and lengths, drawn on the frontier")
+    ] = []
     max_tokens: Annotated[int, Field(gt=0, description="tokens of a response")] = 32
     stop: Annotated[StopStrings, Field(description=STOP)] = ()
     seed: Annotated[int, Field(ge=0, description="of sampling and of the intervals")] = 0
@@ -115,6 +120,9 @@ def run(context: StageContext, settings: GapSettings) -> dict[str, Any]:
     gold = _gold(context, settings, model, prompts, load)
     check_prompts(scorer, prompts)
     stages = {Path(name).name: StageReader(stage_folder(context, name)) for name in settings.along}
+    same = {"max_tokens": settings.max_tokens, "temperature": settings.temperature, "prompts": digest(prompts)}
+    readers = {Path(name).name: StageReader(stage_folder(context, name)) for name in settings.samplers}
+    sampled = [sampled_point(name, reader, same) for name, reader in readers.items()]
     along = [course_of(name, stage, gold, seed=settings.seed) for name, stage in stages.items()]
     target = Prior(model, settings.temperature) * exp(score(scorer) / settings.beta)
     sampling = SampleSettings(settings.temperature, max_tokens=settings.max_tokens, stop=settings.stop)
@@ -137,7 +145,8 @@ def run(context: StageContext, settings: GapSettings) -> dict[str, Any]:
         policy = load_language_model(folder, **load)
         gaps.append(summary(name, *measure_policy(policy, target, prior, n, sampling, key=key, **how(name))))
     file.journal.close()
-    return _written(context, settings, gaps, prior, upper, None if gold is None else gold_of(gold, prior.groups), along)
+    gold_PM = None if gold is None else gold_of(gold, prior.groups)
+    return _written(context, settings, gaps, prior, upper, gold_PM, along, sampled)
 
 
 def _policy(context: StageContext, name: str, policy: LanguageModel, prior: LanguageModel) -> None:
@@ -194,6 +203,7 @@ def _written(
     upper: UpperBound | None,
     gold_PM: np.ndarray | None,
     along: Sequence[Course],
+    sampled: Sequence[SampledPoint],
 ) -> dict[str, Any]:
     note = conventions(settings, len(prior.groups))
     reward_PM = prior.log_factor * settings.beta
@@ -203,10 +213,17 @@ def _written(
     best = best_of_n(reward_PM, counts)
     chosen = None if gold_PM is None else best_of_n_course(reward_PM, gold_PM, counts, seed=settings.seed)
     print_gaps(gaps, context.console)
-    lines = [*bound_lines(gaps[0], upper), *overoptimisation_lines(chosen, along), *collapse_lines(along), note]
+    lines = [
+        *sampler_lines(sampled),
+        *bound_lines(gaps[0], upper),
+        *overoptimisation_lines(chosen, along),
+        *collapse_lines(along),
+        note,
+    ]
     for line in lines:
         context.console.print(line, markup=False, highlight=False, soft_wrap=True)
-    files = {"frontier": frontier_png(context.folder / "frontier.png", gaps, curve, best, settings.beta, note)}
+    path = context.folder / "frontier.png"
+    files = {"frontier": frontier_png(path, gaps, curve, best, settings.beta, note, sampled)}
     if chosen is not None:
         files["over-optimisation"] = overoptimisation_png(context.folder / "overoptimisation.png", chosen, along, gaps)
     if along:
@@ -220,6 +237,7 @@ def _written(
         "optimum": [point._asdict() for point in curve],
         "best_of_n": [point._asdict() for point in best],
         "overoptimisation": None if chosen is None else chosen.to_dict(),
+        "samplers": {point.name: point.to_dict() for point in sampled},
         "along": [course.to_dict() for course in along],
     }
     files["numbers"] = context.folder / "gap.json"
@@ -237,7 +255,7 @@ register(
         keeps_backend(run),
         GapSettings,
         "Distance of models to the optimum pi* = prior exp(r/beta)/Z: KLs, TV, log Z, intervals, a picture.",
-        refers=("models", "prompts", "prior", "reward", "gold", "along"),
+        refers=("models", "prompts", "prior", "reward", "gold", "along", "samplers"),
         words=WORDS,
         version="2",
     )

@@ -148,11 +148,10 @@ def frontier_png(
                 f"{p.at:g}", (p.kl, p.reward), fontsize=7, color="0.4", textcoords="offset points", xytext=(4, -9)
             )
     for i, point in enumerate(sampled):
-        x, y, colour = point.kl.value, point.reward.value, COLOURS[(i + 1) % len(COLOURS)]
+        at, colour = (point.kl.value, point.reward.value), COLOURS[(i + 1) % len(COLOURS)]
         label = literal(plain(point.name)) + (" (KL at most)" if point.at_most else "")
         ax.errorbar(
-            x,
-            y,
+            *at,
             yerr=_arms(point.reward),
             fmt="P*Xd"[i % 4],
             color=colour,
@@ -162,7 +161,9 @@ def frontier_png(
             label=label,
         )
         if point.at_most:
-            ax.annotate("", (0.9 * x, y), (x, y), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.0})
+            ax.annotate(
+                "", (0.9 * at[0], at[1]), at, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.0}
+            )
     markers = "oDv^<>ph"
     for i, gap in enumerate(gaps):
         kl, reward, colour = gap.estimates["kl"], gap.reward, COLOURS[i % 4]

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +18,9 @@ from tiltyard.posterior.frontier import Point, SampledPoint
 from tiltyard.report.plots import COLOURS, blank_figure, literal, save_png
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = (
     ("kl", "KL to\nprior"),
@@ -147,23 +151,7 @@ def frontier_png(
             ax.annotate(
                 f"{p.at:g}", (p.kl, p.reward), fontsize=7, color="0.4", textcoords="offset points", xytext=(4, -9)
             )
-    for i, point in enumerate(sampled):
-        at, colour = (point.kl.value, point.reward.value), COLOURS[(i + 1) % len(COLOURS)]
-        label = literal(plain(point.name)) + (" (KL at most)" if point.at_most else "")
-        ax.errorbar(
-            *at,
-            yerr=_arms(point.reward),
-            fmt="P*Xd"[i % 4],
-            color=colour,
-            mfc="white",
-            markersize=9,
-            elinewidth=1.0,
-            label=label,
-        )
-        if point.at_most:
-            ax.annotate(
-                "", (0.9 * at[0], at[1]), at, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.0}
-            )
+    _sampled_points(ax, sampled)
     markers = "oDv^<>ph"
     for i, gap in enumerate(gaps):
         kl, reward, colour = gap.estimates["kl"], gap.reward, COLOURS[i % 4]
@@ -192,3 +180,23 @@ def _arms(value: Estimate) -> list[list[float]] | None:
     if math.isnan(value.low):
         return None
     return [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
+
+
+def _sampled_points(ax: Axes, sampled: Sequence[SampledPoint]) -> None:
+    for i, point in enumerate(sampled):
+        at, colour = (point.kl.value, point.reward.value), COLOURS[(i + 1) % len(COLOURS)]
+        label = literal(plain(point.name)) + (" (KL at most)" if point.at_most else "")
+        ax.errorbar(
+            *at,
+            yerr=_arms(point.reward),
+            fmt="P*Xd"[i % 4],
+            color=colour,
+            mfc="white",
+            markersize=9,
+            elinewidth=1.0,
+            label=label,
+        )
+        if point.at_most:
+            ax.annotate(
+                "", (0.9 * at[0], at[1]), at, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.0}
+            )

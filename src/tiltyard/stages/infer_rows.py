@@ -33,7 +33,7 @@ TWIST_SAMPLES = 64  # to each prompt
 
 @dataclass(frozen=True)
 class Asked:
-    """What is sampled.
+    """The settings of a sampling run.
 
     Args:
         name: of the sampler. beta: of the target; None where ranks are all that counts. n: responses to each prompt.
@@ -211,5 +211,5 @@ def _whole_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """Tells one list of prompts from another."""
+    """Returns a digest of the prompts."""
     return hashlib.sha256(json.dumps([p.to_row() for p in prompts]).encode()).hexdigest()[:16]

@@ -13,7 +13,6 @@ from tiltyard.cli.arguments import LARGEST, Json, Model, Runs, find_model, find_
 from tiltyard.cli.output import console_for, emit, print_responses
 from tiltyard.cli.prompts import prompts_given
 from tiltyard.errors import ConfigError
-from tiltyard.report.responses import responses_as_json
 
 if TYPE_CHECKING:
     from tiltyard.types import Prompt
@@ -108,6 +107,7 @@ def sample(
     )
     prompts = [asked for _, asked in placed]
     if json_output:
+        responses_as_json = importlib.import_module("tiltyard.report.responses").responses_as_json
         emit([responses_as_json(asked, group) for asked, group in zip(prompts, groups, strict=True)])
     else:
         print_responses(prompts, groups, console_for(False))

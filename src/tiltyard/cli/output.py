@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tiltyard.report.responses import is_question
-
 if TYPE_CHECKING:
     from tiltyard.types import Group, Prompt
 
@@ -66,6 +64,7 @@ def print_alarms(outcome: Mapping[str, Any], console: Console) -> None:
 
 def print_responses(prompts: Sequence[Prompt], groups: Sequence[Group], console: Console) -> None:
     """Prints each prompt, of a conversation all turns, and its responses below it."""
+    from tiltyard.report.responses import is_question
     from tiltyard.report.text import plain
 
     for prompt, group in zip(prompts, groups, strict=True):

@@ -22,6 +22,7 @@ LONGEST = (  # slow tests by file, the longest first; the others follow in their
     "tests/stages/test_kill_methods.py",
     "tests/test_table.py",
     "tests/real/test_smollm2.py",
+    "tests/real/test_vllm.py",
     "tests/stages/test_jobs.py",
     "tests/stages/test_offline.py",
     "tests/training/test_processes.py",

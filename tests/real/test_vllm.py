@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tests.plugin import PEERS
 
 from models import tiny
 from tiltyard.batch.forest import pack
@@ -25,7 +25,8 @@ from tiltyard.types import Prompt
 PYTHON = os.environ.get("TILTYARD_VLLM_PYTHON", "")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON, reason=f"{PEERS} are not here: TILTYARD_VLLM_PYTHON names no vLLM"),
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not PYTHON, reason="TILTYARD_VLLM_PYTHON names no vLLM (`make vllm`)"),
 ]
 SETTINGS = EngineSettings(Path(PYTHON or "."), dtype="float32", memory=1 << 26, max_length=128, threads=1)
 
@@ -49,6 +50,27 @@ def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
     made.close()
 
 
+@pytest.fixture
+def killer() -> Iterator[Callable[[VllmSampler], None]]:
+    """Kills an engine with SIGKILL once it has begun to answer."""
+    threads: list[threading.Thread] = []
+
+    def kill(sampler: VllmSampler) -> None:
+        assert sampler.engine is not None
+        process = sampler.engine.process
+
+        def soon() -> None:
+            time.sleep(1.0)
+            os.killpg(process.pid, signal.SIGKILL)
+
+        threads.append(threading.Thread(target=soon))
+        threads[0].start()
+
+    yield kill
+    for thread in threads:
+        thread.join()
+
+
 @torch.no_grad()
 def moved(model: LanguageModel, seed: int) -> LanguageModel:
     generator = torch.Generator().manual_seed(seed)
@@ -69,21 +91,22 @@ def test_pushes_reach_all_weights_and_the_probe_sees_when_they_do_not(
         with torch.no_grad():
             logp_R = model.logp_R(pack(groups), temperature=0.8)[0]
         torch.testing.assert_close(recorded, logp_R, atol=1e-4, rtol=0)
-    assert sampler.client is not None
-    sampler.client.post("/init_weight_transfer_engine", {"init_info": {"tied": "stale"}})  # vLLM as it is
+    sampler.clients[0].post("/init_weight_transfer_engine", {"init_info": {"tied": "stale"}})  # vLLM as it is
     with pytest.raises(StaleWeights):
         sampler.sync(moved(model, 9), 9)
 
 
-def test_a_killed_engine_is_named_and_started_again(sampler: VllmSampler, model: LanguageModel) -> None:
-    sampler.close()
-    sampler.sync(model, 10)
-    assert sampler.engine is not None
-    os.killpg(sampler.engine.process.pid, signal.SIGKILL)
+def test_an_engine_killed_in_mid_answer_is_named_and_started_again(
+    sampler: VllmSampler, model: LanguageModel, killer: Callable[[VllmSampler], None]
+) -> None:
+    """After the test above the engine computes with stale weights; the next one has those that it should have."""
+    many = SampleSettings(max_tokens=48, max_concurrent=4)
+    killer(sampler)
     with pytest.raises(EngineError, match="vLLM has ended with"):
-        sampler.generate([Prompt(ids=(3, 1))], 1, SampleSettings(max_tokens=4), [1])
+        sampler.generate([Prompt(ids=(3, 1))] * 16, 64, many, list(range(16 * 64)))
     sampler.close()
     sampler.sync(model, 10)
+    assert sampler.gap < 1e-4
     assert len(sampler.generate([Prompt(ids=(3, 1))], 1, SampleSettings(max_tokens=4), [1])) == 1
 
 

@@ -51,7 +51,7 @@ def moved(model: LanguageModel, seed: int = 1) -> LanguageModel:
 
 
 def sampler_at(url: str, work: Path, **settings: object) -> VllmSampler:
-    return VllmSampler(work, url=url, bound=1e-6, **settings)  # type: ignore[arg-type]
+    return VllmSampler(work, urls=[url], bound=1e-6, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
@@ -95,7 +95,7 @@ def test_weights_are_pushed_once_a_version_in_order(engine: tuple[Engine, str], 
     sampler.sync(moved(model), 1)
     phases = ["/pause?mode=wait", "/start_weight_update", "/update_weights", "/finish_weight_update"]
     assert made.asked == [*phases, "/reset_prefix_cache", "/resume", "/inference/v1/generate"]
-    assert made.version == "1"
+    assert made.version == f"1@{sampler.run}" == sampler.label
     assert [p.name for p in (tmp_path / "weights").iterdir()] == ["version-1"]
 
 
@@ -123,13 +123,12 @@ def test_faults_are_named_and_end_in_time(engine: tuple[Engine, str], tmp_path: 
     sampler = sampler_at(url, tmp_path)
     sampler.sync(stubs.model(FAMILY, DTYPE), 0)
     made.fault = fault
-    assert sampler.client is not None
-    sampler.client.limits = Limits(generate=0.5 if fault == "hang" else 60.0)
+    sampler.clients[0].limits = Limits(generate=0.5 if fault == "hang" else 60.0)
     with pytest.raises(EngineError, match=message):
         sampler.generate(stubs.prompts(5, 2), 2, SampleSettings(max_tokens=4), [1, 2, 3, 4])
     made.fault = ""
     made.released.set()
-    sampler.client.limits = Limits()
+    sampler.clients[0].limits = Limits()
     assert len(sampler.generate(stubs.prompts(5), 1, SampleSettings(max_tokens=4), [1])) == 1
 
 

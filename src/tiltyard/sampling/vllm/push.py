@@ -1,6 +1,6 @@
 """Puts the trainer's weights into an engine by a folder, and proves that the engine computes with them.
 
-The sequence: pause, write, load, name the version, drop the prefix cache, go on, and compare the log-probs of a fixed
+The sequence: write, pause, load, name the version, drop the prefix cache, go on, and compare the log-probs of a fixed
 sequence with the trainer's own forward pass (the probe). A checksum of the weights does not do: on CPUs vLLM can keep
 an old packed copy of a tied output head beside new weights.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from tiltyard.batch.forest import pack
 from tiltyard.errors import TiltyardError
 from tiltyard.models.language import LanguageModel
+from tiltyard.models.pretrained import write_errors
 from tiltyard.models.saving import save_model
 from tiltyard.sampling.vllm.client import Client
 from tiltyard.sampling.vllm.disk_engine import DONE
@@ -36,31 +38,31 @@ def write_weights(model: LanguageModel, folder: Path, version: int) -> Path:
     final, unfinished = folder / f"version-{version}", folder / f".unfinished-{version}"
     for old in (*folder.glob(".unfinished-*"), *folder.glob("version-*")):
         shutil.rmtree(old, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    save_model(model, unfinished)
-    (unfinished / DONE).write_text(f"{version}\n")
-    os.rename(unfinished, final)
+    with write_errors(unfinished):
+        unfinished.mkdir(parents=True)
+        save_model(model, unfinished)
+        (unfinished / DONE).write_text(f"{version}\n")
+        os.rename(unfinished, final)
     return final
 
 
-def push(client: Client, model: LanguageModel, folder: Path, version: int, bound: float) -> float:
-    """Makes the engine sample from these weights; returns the gap of the probe, see `probe`.
+def push(clients: Sequence[Client], written: Path, label: str) -> None:
+    """Makes the engines sample from the weights of a folder, one engine after the other.
 
     Args:
-        folder: where weights are written; the engine must be able to read it. bound: nats that the probe may differ.
+        written: by `write_weights`; the engines must be able to read it. label: the name of these weights.
 
     Raises:
-        EngineError: the engine does not answer or refuses. StaleWeights: the probe differs by more than `bound`.
+        EngineError: an engine does not answer or refuses. It stays paused: its weights may be half new.
     """
-    client.post("/pause?mode=wait")
-    written = write_weights(model, folder, version)
-    client.post("/start_weight_update")
     update = {"update_info": {"folder": str(written.resolve())}}
-    client.post("/update_weights", update, limit=client.limits.load)
-    client.post("/finish_weight_update", {"weight_version": str(version)}, limit=client.limits.load)
-    client.post("/reset_prefix_cache")
-    client.post("/resume")
-    return probe(client, model, version, bound)
+    for client in clients:
+        client.post("/pause?mode=wait")
+        client.post("/start_weight_update")
+        client.post("/update_weights", update, limit=client.limits.load)
+        client.post("/finish_weight_update", {"weight_version": label}, limit=client.limits.load)
+        client.post("/reset_prefix_cache")
+        client.post("/resume")
 
 
 def probe_ids(vocabulary: int) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import atexit
 import logging
+import socket
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError, ConfigError
@@ -20,7 +21,8 @@ from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities, check_request, longest_response
 from tiltyard.sampling.native import is_continuation, response_text
 from tiltyard.sampling.settings import SampleSettings
-from tiltyard.sampling.vllm.client import Client, EngineError, Limits, Sampled
+from tiltyard.sampling.vllm.checks import check, check_label, check_logps, parameters, take
+from tiltyard.sampling.vllm.client import Client, EngineError, Limits, Sampled, generate
 from tiltyard.sampling.vllm.launch import Engine, EngineSettings, start
 from tiltyard.sampling.vllm.push import probe, push, write_weights
 from tiltyard.types import Finish, Group, Prompt, Response
@@ -30,11 +32,11 @@ BOUNDS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # nats a token tha
 
 
 class VllmSampler:
-    """Samples by an engine that runs beside the trainer, see `tiltyard.sampling.base.Sampler`.
+    """Samples by engines that run beside the trainer, see `tiltyard.sampling.base.Sampler`.
 
     Args:
-        work: a folder for weights and the engine's log; an engine given by `url` must be able to read it.
-        engine: how to start one here, or None with `url`: the address of one that runs.
+        work: a folder for weights and the engine's log; engines given by `urls` must be able to read it.
+        engine: how to start one here, or None with `urls`: the addresses of those that run; they share the prompts.
         bound: nats a token that the probe may differ by; None: by the engine's dtype.
     """
 
@@ -45,41 +47,54 @@ class VllmSampler:
         work: Path,
         engine: EngineSettings | None = None,
         *,
-        url: str = "",
+        urls: Sequence[str] = (),
         limits: Limits | None = None,
         bound: float | None = None,
     ):
-        if (engine is None) == (not url):
+        if (engine is None) == (not urls):
             raise ConfigError(
                 "an engine is either started here or runs somewhere",
                 where="sampling.vllm",
                 expected="python (of vLLM's environment) or url, not both",
             )
+        if len(set(urls)) < len(urls):
+            raise ConfigError("an engine is named twice", where="vllm.url", got=", ".join(urls))
         self.work, self.settings, self.limits = work, engine, limits
         self.bound = BOUNDS.get(engine.dtype if engine else "", BOUNDS["bfloat16"]) if bound is None else bound
         self.engine: Engine | None = None
-        self.url = url
-        self.client: Client | None = None
+        self.urls = tuple(urls)
+        self.clients: list[Client] = []
         self.model: LanguageModel | None = None
         self.version: int | None = None
-        self.gap = 0.0  # of the last probe
+        self.run = uuid.uuid4().hex[:8]  # names the weights of this run: those of an earlier one are others
+        self.label = ""
+        self.gap = 0.0  # of the last probe, of the engine that is farthest off
+
+    @property
+    def owner(self) -> str:
+        """The name of this trainer for the engines: the same command has the same."""
+        return f"{socket.gethostname()}:{self.work.resolve()}"
 
     def sync(self, model: LanguageModel, version: int) -> None:
-        """Puts these weights into the engine, unless it has them; starts the engine if it does not run.
+        """Puts these weights into the engines, unless they have them; starts the engine if it does not run.
 
         Raises:
-            EngineError: the engine cannot be started or does not answer. StaleWeights: it computes with other weights.
+            EngineError: an engine cannot be started or does not answer. StaleWeights: it computes with other weights.
+            CheckpointError: the weights cannot be written.
         """
-        if self.client is not None and self.version == version and self.model is model:
+        if self.clients and self.version == version and self.model is model:
             return
         self.model = model
-        if processes.is_main():  # one process starts and changes the engine, all of them sample by it
+        if processes.is_main():  # one process starts and changes the engines, all of them sample by them
             with self._explained():
                 self._changed(model, version)
-        url = processes.gather_objects(self.client.url if self.client else "")[0]
-        if self.client is None:
-            self.client = Client(url, limits=self.limits)
+        urls, self.label = processes.gather_objects(([c.url for c in self.clients], self.label))[0]
+        if not self.clients:
+            self.clients = [self._client(url) for url in urls]
         self.version = version
+
+    def _client(self, url: str) -> Client:
+        return Client(url, limits=self.limits)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -92,41 +107,57 @@ class VllmSampler:
             raise self.engine.explained(error) from error
 
     def _changed(self, model: LanguageModel, version: int) -> None:
-        weights = self.work / "weights"
-        if self.client is None and not self.url:
-            self.client = self._started(write_weights(model, weights, version), model.chat.max_length)
-            self.gap = probe(self.client, model, version, self.bound)
-            return
-        if self.client is None:
-            self.client = ready(Client(self.url, limits=self.limits))
-        self.gap = push(self.client, model, weights, version, self.bound)
+        written, first = write_weights(model, self.work / "weights", version), not self.clients
+        self.label = f"{version}@{self.run}"
+        if first and self.settings is not None:
+            self._start(written, model.chat.max_length)
+        elif first:
+            found = [self._client(url) for url in self.urls]
+            for client in found:
+                take(client, self.owner)
+            self.clients = found
+        if not first or self.settings is None:
+            push(self.clients, written, self.label)
+        self.gap = max(probe(client, model, version, self.bound) for client in self.clients)
+        for client in self.clients if first else []:
+            check_logps(client, model, self.bound)
 
-    def _started(self, model: Path, context: int | None) -> Client:
+    def _start(self, written: Path, context: int | None) -> None:
+        """Starts an engine on these weights."""
         assert self.settings is not None
         settings = self.settings
         if context and settings.max_length > context:
             settings = replace(settings, max_length=context)  # vLLM refuses more than the model has
         log.info("starting vLLM; its log is %s", self.work / "vllm.log")
-        self.engine = start(settings, model, self.work)
+        self.engine = start(settings, written, self.work)
         atexit.register(self.close)
-        return ready(Client(self.engine.url, model="policy", limits=self.limits))
+        client = self._client(self.engine.url)
+        take(client, self.owner)
+        client.post("/update_weight_version", {"new_version": self.label})
+        self.clients = [client]
 
     def close(self) -> None:
-        """Ends the engine that was started here."""
+        """Ends the engine that was started here; others may be taken by another trainer."""
         if self.engine is not None:
             atexit.unregister(self.close)
             self.engine.stop()
-        self.engine, self.client, self.version = None, None, None
+        elif processes.is_main():
+            for client in self.clients:
+                with suppress(EngineError):
+                    info = {"owner": self.owner, "release": True}
+                    client.post("/init_weight_transfer_engine", {"init_info": info}, limit=5.0)
+        self.engine, self.clients, self.version = None, [], None
 
     def generate(
         self, prompts: Sequence[Prompt], n: int, sampling: SampleSettings, seeds: Sequence[int]
     ) -> list[Group]:
-        """`n` responses to each prompt.
+        """`n` responses to each prompt; a prompt's come from one engine.
 
         Raises:
-            CompositionError: `sync` was not called. ConfigError: stop strings. EngineError: the engine does not answer.
+            CompositionError: `sync` was not called. ConfigError: stop strings. EngineError: an engine does not answer,
+                or answers with other weights than those that were pushed.
         """
-        if self.client is None or self.model is None:
+        if not self.clients or self.model is None:
             raise CompositionError("the sampler has no model yet", fix="call sync(model, version) first")
         check(sampling)
         check_request(prompts, n, seeds)
@@ -136,8 +167,12 @@ class VllmSampler:
             parameters(sampling, longest_response(self.model, prompt, sampling), stops, seed)
             for prompt, seed in zip(rows, seeds, strict=True)
         ]
+        engines = [(i // n + processes.rank()) % len(self.clients) for i in range(len(rows))]
         with self._explained():
-            found = self.client.generate([p.ids for p in rows], params, concurrent=sampling.max_concurrent)
+            ids = [p.ids for p in rows]
+            found = generate(self.clients, ids, params, engines, concurrent=sampling.max_concurrent)
+        for one, engine in zip(found, engines, strict=True):
+            check_label(one, self.label, self.clients[engine])
         return [
             Group(prompt, tuple(self._response(prompt, one) for one in found[i * n : (i + 1) * n]), origin="sampled")
             for i, prompt in enumerate(prompts)
@@ -148,36 +183,3 @@ class VllmSampler:
         text = response_text(self.model.chat, sampled.ids, is_continuation(prompt))
         finish: Finish = "stop" if sampled.finish == "stop" else "length"
         return Response(ids=sampled.ids, text=text, logps=sampled.logps, finish=finish)
-
-
-def ready(client: Client) -> Client:
-    """Makes an engine ready for pushes."""
-    client.post("/init_weight_transfer_engine", {"init_info": {}})
-    return client
-
-
-def check(sampling: SampleSettings) -> None:
-    """Raises a ConfigError for stop strings, which need texts: the engine has token ids alone."""
-    if sampling.stop:
-        raise ConfigError(
-            "an engine that is given token ids knows no stop strings",
-            where="sampling.stop",
-            got=repr(sampling.stop),
-            expected="no stop strings with sampling.vllm",
-            fix="leave them out, or sample with the toolkit's own sampler",
-        )
-
-
-def parameters(sampling: SampleSettings, longest: int, stops: Sequence[int], seed: int) -> dict[str, Any]:
-    """vLLM's sampling parameters of one response."""
-    return {
-        "n": 1,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_tokens": longest,
-        "stop_token_ids": list(stops),
-        "seed": seed,
-        "logprobs": 0,
-        "detokenize": False,
-    }

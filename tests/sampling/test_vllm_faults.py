@@ -119,13 +119,13 @@ def sampler_at(work: Path, *urls: str) -> VllmSampler:
 def test_a_second_trainer_is_refused(engines: list[tuple[Engine, str]], tmp_path: Path) -> None:
     (made, url), _ = engines
     model = stubs.model(FAMILY, DTYPE)
-    first, second = sampler_at(tmp_path / "one", url), sampler_at(tmp_path / "two", url)
+    first, second = sampler_at(tmp_path / "one/vllm", url), sampler_at(tmp_path / "two/vllm", url)
     first.sync(model, 0)
-    with pytest.raises(EngineError, match=r"another trainer has this engine[\s\S]*one/?, since"):
+    with pytest.raises(EngineError, match=r"another trainer has this engine[\s\S]*one on .*, since"):
         second.sync(model, 0)
     settings = SampleSettings(max_tokens=4)
     assert len(first.generate(stubs.prompts(5), 1, settings, [1])) == 1
-    again = sampler_at(tmp_path / "one", url)  # the same command, after a kill that released nothing
+    again = sampler_at(tmp_path / "one/vllm", url)  # the same command, after a kill that released nothing
     again.sync(model, 0)
     with pytest.raises(EngineError, match="other weights than those that were pushed"):
         first.generate(stubs.prompts(5), 1, settings, [1])

@@ -10,6 +10,7 @@ import atexit
 import logging
 import socket
 import uuid
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -72,8 +73,9 @@ class VllmSampler:
 
     @property
     def owner(self) -> str:
-        """The name of this trainer for the engines: the same command has the same."""
-        return f"{socket.gethostname()}:{self.work.resolve()}"
+        """The name of this trainer for the engines: the same command has the same. vLLM blots out paths in errors."""
+        folder = self.work.resolve()
+        return f"{folder.parent.name} on {socket.gethostname()} ({zlib.crc32(bytes(folder)):08x})"
 
     def sync(self, model: LanguageModel, version: int) -> None:
         """Puts these weights into the engines, unless they have them; starts the engine if it does not run.

@@ -211,3 +211,20 @@ def test_samplers_stand_beside_models(there: Path, capsys: pytest.CaptureFixture
     recipe(particles__sampler="smcc")
     assert cli.main(["run", "s.yaml"]) == 2
     assert "did you mean 'smc'" in capsys.readouterr().err
+
+
+def test_models_along_training_are_measured(there: Path, capsys: pytest.CaptureFixture) -> None:
+    """`models_every` keeps the policy of some steps; `along` says how far each is from pi*."""
+    words = ["train", "rloo", "model=model", f"reward={REWARD}", "prompts=prompts.jsonl", "steps=3", "models_every=1"]
+    words += ["prompts_per_step=2", "max_tokens=4", "lr=1e-2", "beta=1", "device=cpu", "name=t"]
+    assert cli.main(words) == 0
+    kept = sorted(p.name for p in Path("runs/t/rloo/models").iterdir())
+    assert kept == ["step-00000001", "step-00000002", "step-00000003"]
+    weights = [Path(f"runs/t/rloo/{name}/model.safetensors").read_bytes() for name in ("model", f"models/{kept[-1]}")]
+    assert weights[0] == weights[1]
+    assert gap("along=[runs/t/rloo]", models=("runs/t/rloo",)) == 0
+    assert "rloo, models along training: step 1 KL to pi*" in capsys.readouterr().out
+    found = numbers()
+    assert found["kept"] == {"rloo": {str(k): f"rloo@{k}" for k in (1, 2, 3)}}
+    one = found["models"]["rloo@3"]["estimates"]["kl"]["value"]
+    assert one == pytest.approx(found["models"]["rloo"]["estimates"]["kl"]["value"], rel=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMS = {"best_of_n": "d (a - b d)", "rl": "d (a - b log d)"}
+Kept = Mapping[str, Sequence[tuple[int, Gap]]]  # {stage: [(step, distances of the model that it kept)]}
 SHOWN = {"entropy": "entropy a token (nats)", "distinct_2": "distinct-2", "self_bleu": "self-BLEU", "unique": "unique"}
 
 
@@ -64,6 +65,19 @@ def collapse_lines(along: Sequence[Course]) -> list[str]:
     return lines
 
 
+def kept_lines(kept: Kept) -> list[str]:
+    """One line a training run: how far the models that it kept are from pi*, and how much of pi* they cover."""
+    lines = []
+    for name, models in kept.items():
+        cells = []
+        for step, gap in models:
+            ways = [("KL to pi*", gap.estimates.get("gap")), ("KL from pi*", gap.estimates.get("reverse"))]
+            known = [f"{title} {value.value:.2f} {_between(value)}" for title, value in ways if value is not None]
+            cells.append(f"step {step} {', '.join(known) or 'refused'}")
+        lines.append(f"{plain(name)}, models along training: {'; '.join(cells)}")
+    return lines
+
+
 def overoptimisation_png(path: str | Path, best: BestOfNCourse, along: Sequence[Course], gaps: Sequence[Gap]) -> Path:
     """Draws the optimised reward and gold against sqrt(KL): best-of-N, training runs with fits, and the models."""
     figure = blank_figure(1, 2, width=5.2, height=4.3)
@@ -105,8 +119,8 @@ def _fitted(ax: Axes, name: str, fit: Fit | None, colour: str, style: str) -> No
         ax.axvspan(fit.peak.low, fit.peak.high, color=colour, alpha=0.12, linewidth=0)
 
 
-def collapse_png(path: str | Path, along: Sequence[Course]) -> Path:
-    """Draws entropy and diversity of each training run's own responses, step by step."""
+def collapse_png(path: str | Path, along: Sequence[Course], kept: Kept | None = None) -> Path:
+    """Draws entropy and diversity of each training run's own responses, step by step, and distances of kept models."""
     panels: dict[str, dict[str, Sequence[float | None]]] = {}
     for key, title in SHOWN.items():
         for course in along:
@@ -115,4 +129,10 @@ def collapse_png(path: str | Path, along: Sequence[Course]) -> Path:
                 panels.setdefault(title, {"step": course.step})[name] = getattr(course, key)
             else:
                 panels[f"{course.name}: {title}"] = {"step": course.step, title: getattr(course, key)}
+    for name, models in (kept or {}).items():
+        for key, title in (("gap", "KL to pi*"), ("reverse", "KL from pi*: what is not covered")):
+            found = [(step, gap.estimates[key].value) for step, gap in models if key in gap.estimates]
+            if found:
+                label = title if len(kept or {}) == 1 else f"{name}: {title}"
+                panels[label] = {"step": [step for step, _ in found], title: [value for _, value in found]}
     return curves_png(path, panels, title="Collapse along training, in the responses of each step")

@@ -152,6 +152,12 @@ class StageReader:
         return sorted(int(p.name[5:]) for p in self.folder.glob("checkpoints/step-*") if p.name[5:].isdigit())
 
     @property
+    def kept_models(self) -> dict[int, Path]:
+        """Folders of the models that were kept along training (`models_every`), by their steps, ascending."""
+        found = {int(p.name[5:]): p for p in self.folder.glob("models/step-*") if p.name[5:].isdigit()}
+        return dict(sorted(found.items()))
+
+    @property
     def model(self) -> Path | None:
         """The folder of the trained model; None if the stage made none."""
         path = self.folder / "model"

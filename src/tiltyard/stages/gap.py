@@ -26,7 +26,14 @@ from tiltyard.posterior.frontier import SampledPoint, best_of_n, optimal_curve
 from tiltyard.posterior.measure import PriorSamples, check_comparable, measure_policy, measure_prior
 from tiltyard.posterior.target import Prior, Target, exp, score
 from tiltyard.records import LAST_BITS
-from tiltyard.report.along_plots import collapse_lines, collapse_png, overoptimisation_lines, overoptimisation_png
+from tiltyard.report.along_plots import (
+    Kept,
+    collapse_lines,
+    collapse_png,
+    kept_lines,
+    overoptimisation_lines,
+    overoptimisation_png,
+)
 from tiltyard.report.gap_tables import bound_lines, frontier_png, print_gaps, refusal_lines, sampler_lines
 from tiltyard.runs import StageReader
 from tiltyard.sampling import SampleSettings
@@ -86,7 +93,11 @@ class GapSettings(PromptReading):
         ),
     ] = ""
     along: Annotated[
-        list[str], Field(description="stages that sampled at each step (ppo, rloo, ...): gold, KL and collapse by step")
+        list[str],
+        Field(
+            description="stages that sampled at each step (ppo, rloo, ...): gold, KL and collapse by step, "
+            "and the distances of the models that they kept (models_every)"
+        ),
     ] = []
     samplers: Annotated[
         list[str], Field(description="stages `infer` of the same prior, prompts and lengths, drawn on the frontier")
@@ -120,6 +131,9 @@ def run(context: StageContext, settings: GapSettings) -> dict[str, Any]:
     gold = _gold(context, settings, model, prompts, load)
     check_prompts(scorer, prompts)
     stages = {Path(name).name: StageReader(stage_folder(context, name)) for name in settings.along}
+    kept = {name: {step: f"{name}@{step}" for step in stage.kept_models} for name, stage in stages.items()}
+    for name, stage in stages.items():
+        folders |= {kept[name][step]: folder for step, folder in stage.kept_models.items()}
     same = {"max_tokens": settings.max_tokens, "temperature": settings.temperature, "prompts": digest(prompts)}
     readers = {Path(name).name: StageReader(stage_folder(context, name)) for name in settings.samplers}
     sampled = [sampled_point(name, reader, same) for name, reader in readers.items()]
@@ -146,7 +160,9 @@ def run(context: StageContext, settings: GapSettings) -> dict[str, Any]:
         gaps.append(summary(name, *measure_policy(policy, target, prior, n, sampling, key=key, **how(name))))
     file.journal.close()
     gold_PM = None if gold is None else gold_of(gold, prior.groups)
-    return _written(context, settings, gaps, prior, upper, gold_PM, along, sampled)
+    by_name = {gap.name: gap for gap in gaps}
+    courses = {name: [(step, by_name[key]) for step, key in models.items()] for name, models in kept.items() if models}
+    return _written(context, settings, gaps, prior, upper, gold_PM, along, sampled, courses)
 
 
 def _policy(context: StageContext, name: str, policy: LanguageModel, prior: LanguageModel) -> None:
@@ -204,6 +220,7 @@ def _written(
     gold_PM: np.ndarray | None,
     along: Sequence[Course],
     sampled: Sequence[SampledPoint],
+    kept: Kept,
 ) -> dict[str, Any]:
     note = conventions(settings, len(prior.groups))
     reward_PM = prior.log_factor * settings.beta
@@ -218,6 +235,7 @@ def _written(
         *bound_lines(gaps[0], upper),
         *overoptimisation_lines(chosen, along),
         *collapse_lines(along),
+        *kept_lines(kept),
         note,
     ]
     for line in lines:
@@ -227,7 +245,7 @@ def _written(
     if chosen is not None:
         files["over-optimisation"] = overoptimisation_png(context.folder / "overoptimisation.png", chosen, along, gaps)
     if along:
-        files["collapse"] = collapse_png(context.folder / "collapse.png", along)
+        files["collapse"] = collapse_png(context.folder / "collapse.png", along, kept)
     body = {
         "conventions": note,
         "upper_log_z": None if upper is None else float(np.nanmean(upper.log_z)),
@@ -237,6 +255,7 @@ def _written(
         "optimum": [point._asdict() for point in curve],
         "best_of_n": [point._asdict() for point in best],
         "overoptimisation": None if chosen is None else chosen.to_dict(),
+        "kept": {name: {step: gap.name for step, gap in models} for name, models in kept.items()},
         "samplers": {point.name: point.to_dict() for point in sampled},
         "along": [course.to_dict() for course in along],
     }

@@ -31,12 +31,14 @@ from tiltyard.methods.base import Method
 from tiltyard.methods.from_file import load_method
 from tiltyard.models.adapters import save_adapter
 from tiltyard.models.finite import require_finite
+from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import check_saving, freeze_bottom, save_model
 from tiltyard.runs.reader import read_alarms
 from tiltyard.stages.alarm_log import AlarmLog
 from tiltyard.stages.backend import keeps_backend, planned, report_model, settle
 from tiltyard.stages.base import STAGES, Stage, StageContext, register
 from tiltyard.stages.card import write_card
+from tiltyard.stages.kept_models import ModelKeeper
 from tiltyard.stages.methods import FILE_METHODS
 from tiltyard.stages.penalty_note import PenaltyNote
 from tiltyard.stages.plan import plan_lines
@@ -189,6 +191,10 @@ def _sinks(method: Method, context: StageContext, settings: StageSettings, work:
         prompts = tuple(work.opened.prompts)
         sinks.append(SampleLogger(context.console, work.models, settings.run.sample_every, context.folder, prompts))
     if processes.is_main():
+        if settings.run.models_every and isinstance(policy := work.models.get(method.start.name), LanguageModel):
+            every, width = settings.run.models_every, settings.models.save_dtype
+            sharded = settings.models.shard and processes.world() > 1
+            sinks.append(ModelKeeper(policy, every, context.folder, width, sharded=sharded))
         if isinstance(settings, PromptSettings):
             sinks.append(AlarmLog(context.console, context.name, context.folder, settings))
         rule, penalty = (getattr(settings, key, None) for key in ("missing_eos", "missing_eos_penalty"))

@@ -86,6 +86,11 @@ class Execution(Record):
         int, Field(ge=0, description="steps between evaluations on held-out data; 0: at the end"), EXECUTION
     ] = 0
     sample_every: Annotated[int, Field(ge=0, description="steps between printed samples; 0: never"), EXECUTION] = 0
+    models_every: Annotated[
+        int,
+        Field(ge=0, description="steps between policies that are kept in models/, for `gap along`; 0: the last alone"),
+        EXECUTION,
+    ] = 0
     log_to: Annotated[list[Literal["tensorboard", "wandb"]], Field(description="besides metrics.jsonl"), EXECUTION] = (
         Field(default_factory=list)
     )

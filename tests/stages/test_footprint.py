@@ -94,9 +94,15 @@ def test_what_autocast_stores_is_counted() -> None:
 
 def test_a_shard_is_its_share_and_the_shares_are_the_whole() -> None:
     work = Work({"policy": BIG, "value": BIG.scalar()}, {"ref": BIG}, 2048, 8, responses=64, slots=32, length=100)
-    whole = {(p.role, p.what): p.bytes for p in parts_of(work) if p.when != "sampling"}
+    whole = {
+        (p.role, p.what): p.bytes for p in parts_of(work) if p.role not in ("sampling", "loading", "without gradient")
+    }
     for number in (2, 8, 64):
-        shard = {(p.role, p.what): p.bytes for p in parts_of(work, Layout(number, True)) if p.when != "sampling"}
+        shard = {
+            (p.role, p.what): p.bytes
+            for p in parts_of(work, Layout(number, True))
+            if p.role not in ("sampling", "loading", "without gradient")
+        }
         for key, size in whole.items():
             assert shard[key] * (1 if key[0] == "a pass" else number) == pytest.approx(size)
         two_blocks = 4 * (3 * BIG.block + 2 * BIG.ends)
@@ -105,6 +111,16 @@ def test_a_shard_is_its_share_and_the_shares_are_the_whole() -> None:
     assert peaks == sorted(peaks, reverse=True)
     assert memory_of(work, Layout(8)).weights == memory_of(work).weights  # replicated: no less
     assert memory_of(work, Layout(8)).cache < memory_of(work).cache  # but each decodes its own responses
+
+
+def test_a_sharded_run_has_whole_models_while_it_loads_and_computes_without_gradient() -> None:
+    offline = Work({"policy": BIG}, {"ref": BIG}, 64, 8)
+    prepared = offline._replace(prepares=True)
+    many = Layout(64, True)
+    whole = 2 * 4 * BIG.parameters
+    assert memory_of(offline, many).total == pytest.approx(whole)  # loading
+    assert memory_of(prepared, many).total == pytest.approx(whole * (1 + 1 / 64) + 2 * 4 * BIG.parameters / 64)
+    assert memory_of(prepared).total == memory_of(offline).total
 
 
 def test_adapters_and_four_bits() -> None:

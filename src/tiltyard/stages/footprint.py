@@ -1,11 +1,13 @@
 """Memory of each process of a training stage, part by part, whole or sharded.
 
     whole      every process has all weights, gradients and moments of every model
-    sharded    each has its share of them (FSDP2), and for the time of a pass two blocks (one is computed, the next is
-               on its way), embedding and head, with their gradients until they are reduced
+    sharded    each has its share of them (FSDP2), and while a pass with gradient lasts two blocks (one is computed,
+               the next is on its way), embedding and head, with their gradients until they are reduced
 
-Activations, logits and what sampling takes are each process's own. Pure functions of shapes and settings: nothing is
-loaded, so that models of any size can be planned on any machine.
+What has no gradient (sampling, scoring, the reference) runs on whole models in both cases: a sharded run gathers them
+for that part of a step, and has them whole while they are loaded. Activations, logits and what sampling takes are each
+process's own. Pure functions of shapes and settings: nothing is loaded, so that models of any size can be planned on
+any machine.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from tiltyard.stages.memory import Memory, Shape, activations, cached, logits
 
-When = Literal["always", "training", "sampling"]
+When = Literal["always", "training", "preparing", "loading"]
 GRADIENTS, ACTIVATIONS, LOGITS, STATES = "gradients", "activations", "logits, a chunk", "sampler's hidden states"
 FOUR_BITS = 0.516  # bytes of a weight in NF4 with scales in 8 bits (QLoRA, arXiv 2305.14314, section 3)
 
@@ -45,6 +47,7 @@ class Work(NamedTuple):
         tokens, parts: of the largest micro-batch, and micro-batches of a step over all processes.
         slots, length: responses of a step over all processes and decoded at once at most; tokens of each with prompt.
         states: bytes of hidden states that the sampler keeps.
+        prepares: a step computes something without gradient before it trains.
         engine: bytes of a weight in a vLLM engine that samples beside the processes; 0: they sample themselves.
     """
 
@@ -64,6 +67,7 @@ class Work(NamedTuple):
     slots: int = 0
     length: int = 0
     states: int = 0
+    prepares: bool = False
     engine: int = 0
 
 
@@ -78,7 +82,7 @@ class Part(NamedTuple):
 
 def parts_of(work: Work, layout: Layout = ONE) -> list[Part]:
     """Returns the parts in the memory of one process."""
-    return [*_models(work, layout), *_passes(work, layout), *_sampling(work, layout)]
+    return [*_models(work, layout), *_passes(work, layout), *_sampling(work, layout), *_whole(work, layout)]
 
 
 def memory_of(work: Work, layout: Layout = ONE) -> Memory:
@@ -98,7 +102,8 @@ def memory_of(work: Work, layout: Layout = ONE) -> Memory:
     waiting = gradients if _several(work, layout) else max(0.0, gradients - stored)
     chunk = total(LOGITS)
     passing = held("training") - gradients - chunk
-    return Memory(held("always") - states + waiting, passing, chunk, held("sampling"), states)
+    preparing = max(held("preparing"), held("loading") - held("always"))
+    return Memory(held("always") - states + waiting, passing, chunk, preparing, states)
 
 
 def _several(work: Work, layout: Layout) -> bool:
@@ -128,6 +133,17 @@ def _models(work: Work, layout: Layout) -> Iterator[Part]:
         yield Part(role, "weights", number * shape.parameters / share)
 
 
+def _whole(work: Work, layout: Layout) -> Iterator[Part]:
+    """Whole models of a sharded run, beside the shares."""
+    if not layout.sharded:
+        return
+    shapes = [*((work.backbone,) if work.backbone is not None else work.trained.values()), *work.frozen.values()]
+    size = float(work.number * sum(shape.parameters for shape in shapes))
+    if work.prepares:
+        yield Part("without gradient", "gathered weights", size, "preparing")
+    yield Part("loading", "whole weights", size, "loading")
+
+
 def _frozen_bytes(work: Work, shape: Shape) -> float:
     if not work.four_bits:
         return float(work.number * shape.parameters)
@@ -137,13 +153,12 @@ def _frozen_bytes(work: Work, shape: Shape) -> float:
 
 def _passes(work: Work, layout: Layout) -> Iterator[Part]:
     """Parts of a forward and backward pass, freed after it."""
-    compute = 2 if work.half else work.number
     largest = max([*work.trained.values(), *work.frozen.values()], key=lambda shape: shape.parameters)
     if layout.sharded:
         gathered = 2 * largest.block + largest.ends
         gathered += 0 if work.backbone is not None else largest.block + largest.ends
-        yield Part("a pass", "gathered weights", compute * gathered, "training")
-    elif work.half and not work.fused and work.backbone is None:
+        yield Part("a pass", "gathered weights", work.number * gathered, "training")
+    if work.half and not work.fused and work.backbone is None:
         yield Part("a pass", "weights in bfloat16", 2 * max(s.parameters for s in work.trained.values()), "training")
     stored = sum(
         activations(shape, work.tokens, work.number, fused=work.fused, recomputed=work.recomputed, half=work.half)
@@ -164,11 +179,9 @@ def _sampling(work: Work, layout: Layout) -> Iterator[Part]:
     if work.engine:
         return
     shape, number = work.backbone or next(iter(work.trained.values())), work.number
-    if layout.sharded:
-        yield Part("sampling", "gathered weights", number * shape.parameters, "sampling")
-    yield Part("sampling", "decoder's copy", number * shape.parameters, "sampling")
+    yield Part("sampling", "decoder's copy", number * shape.parameters, "preparing")
     tokens = min(work.slots, share) * work.length
-    yield Part("sampling", "keys and values", cached(shape, tokens, number), "sampling")
+    yield Part("sampling", "keys and values", cached(shape, tokens, number), "preparing")
 
 
 # --------------------------------------------------------------------------------------------------------------- table

@@ -75,9 +75,9 @@ def run(model: LanguageModel, config: dict[str, Any], *, pairs: int, length: int
     """A step of DPO with its reference in memory, and decoding, on one model; a table in Markdown."""
     torch.set_num_threads(1)
     CONFIGS["here"] = config
-    first = Machine(speed(), bandwidth(), 1.0, 1.0)
+    first = Machine(speed(), bandwidth())
     found = [dpo_step(model, pairs, length, first), decoding(model, rows, tokens, first)]
-    second = Machine(speed(), bandwidth(), 1.0, 1.0)
+    second = Machine(speed(), bandwidth())
     here = f"{first.speed / 1e9:.0f} and {second.speed / 1e9:.0f} GFLOP/s, "
     here += f"{first.bandwidth / 1e9:.1f} and {second.bandwidth / 1e9:.1f} GB/s before and after"
     lines = ["| one thread | predicted, s | measured, s | ratio |", "|---|---|---|---|"]

@@ -27,18 +27,21 @@ PASSES = {  # of a step; what the engine samples is counted apart
 
 
 class Machine(NamedTuple):
-    """A device: products a second, bytes of its memory a second, bytes a second between devices and of a push, seconds
-    of a push without bytes. All as reached, not as in a data sheet."""
+    """A device: products a second, bytes of its memory a second, bytes a second between devices of a node, of several
+    nodes and of a push, seconds of a push without bytes. All as reached, not as in a data sheet."""
 
     speed: float
     bandwidth: float
-    link: float
-    push: float
+    inside: float = 1.0
+    link: float = 1.0
+    push: float = 1.0
     start: float = 0.14
 
 
-# H100: 989 TFLOP/s, 3.35 TB/s, 50 GB/s a device between nodes in the data sheets; 40%, 60% and 60% of them
-H100 = Machine(0.4 * 989e12, 0.6 * 3.35e12, 0.6 * 50e9, 8e9)
+NODE = 8  # devices
+# H100: 989 TFLOP/s, 3.35 TB/s, 450 and 50 GB/s a device inside a node and between nodes in the data sheets, of which
+# 40% and three times 60% are taken; a push of 8 GB/s, as published for 30 billion parameters
+H100 = Machine(0.4 * 989e12, 0.6 * 3.35e12, 0.6 * 450e9, 0.6 * 50e9, 8e9)
 PUBLISHED = (  # transport, bytes, seconds, source
     ("0.6B, one trainer to one engine", 2 * shape("0.6B").parameters, (0.18, 0.18), "TRL, pull request 5892"),
     ("32B, 16 to 16 H200", 2 * shape("32B").parameters, (2.0, 2.3), "TRL, pull request 7131"),
@@ -90,12 +93,13 @@ def training(model: str, batch: Batch, method: str, machine: Machine, devices: i
     return total / (devices * machine.speed) + 7 * 4 * trained / (devices * machine.bandwidth)
 
 
-def gathering(model: str, machine: Machine, devices: int, micro_batches: int, *, number: int = 2) -> float:
-    """Seconds of a step that sharded weights and gradients travel: to a device, twice, and from it, once."""
+def gathering(model: str, machine: Machine, devices: int, micro_batches: int, models: int = 1) -> float:
+    """Seconds of a step that sharded numbers travel, in float32: the weights to a device twice a micro-batch and the
+    gradients from it once; all `models` once more for what is computed without gradient."""
     if devices == 1:
         return 0.0
-    bytes_each = shape(model).parameters * (2 * number + 4) * (devices - 1) / devices
-    return micro_batches * bytes_each / machine.link
+    numbers = (3 * micro_batches + models) * shape(model).parameters * (devices - 1) / devices
+    return 4 * numbers / (machine.inside if devices <= NODE else machine.link)
 
 
 def sampling(
@@ -138,7 +142,7 @@ def step(
     """Seconds of a step: `trainers` devices train, `engines` copies on `spread` devices each sample."""
     train = training(model, batch, method, machine, trainers, recomputed=True)
     micro_batches = math.ceil(batch.tokens.tree / trainers / micro)
-    travel = gathering(model, machine, trainers, micro_batches)
+    travel = gathering(model, machine, trainers, micro_batches, models=1 if method == "dpo" else 2)
     sample = sampling(model, batch, machine, engines, spread=spread) if method != "dpo" else 0.0
     push = pushing(2.0 * shape(model).parameters, machine) if method != "dpo" else 0.0
     return Times(train, max(0.0, travel - train), sample, push)

@@ -16,7 +16,7 @@ from tiltyard.batch.forest import pack
 from tiltyard.cli import main
 from tiltyard.models.load import PRESETS, save_model
 from tiltyard.stages.footprint import ONE, Layout, Work, engine_bytes, memory_of, parts_of, table
-from tiltyard.stages.memory import Shape, activations
+from tiltyard.stages.memory import UNFUSED, Shape, activations
 from tiltyard.types import Group, Prompt, Response
 
 TOKENIZER = train_tokenizer((f"word{i} and number {i * 7}" for i in range(2000)), 512)
@@ -110,7 +110,12 @@ def test_a_shard_is_its_share_and_the_shares_are_the_whole() -> None:
     peaks = [memory_of(work, layout).total for layout in (ONE, Layout(2, True), Layout(8, True), Layout(64, True))]
     assert peaks == sorted(peaks, reverse=True)
     assert memory_of(work, Layout(8)).weights == memory_of(work).weights  # replicated: no less
-    assert memory_of(work, Layout(8)).cache < memory_of(work).cache  # but each decodes its own responses
+    found = {p.role: p.bytes for p in parts_of(work, Layout(8)) if p.when == "reducing"}
+    assert found["between processes"] == 2 * 4 * (BIG.parameters + BIG.scalar().parameters)
+    large = work._replace(responses=0)
+    assert memory_of(large, Layout(8)).total == pytest.approx(memory_of(large).weights + found["between processes"])
+    sampled = work._replace(trained={"policy": BIG}, tokens=1, slots=4096, responses=4096, length=9000)
+    assert memory_of(sampled, Layout(8)).cache < memory_of(sampled).cache  # but each decodes its own responses
 
 
 def test_a_sharded_run_has_whole_models_while_it_loads_and_computes_without_gradient() -> None:
@@ -121,6 +126,13 @@ def test_a_sharded_run_has_whole_models_while_it_loads_and_computes_without_grad
     assert memory_of(offline, many).total == pytest.approx(whole)  # loading
     assert memory_of(prepared, many).total == pytest.approx(whole * (1 + 1 / 64) + 2 * 4 * BIG.parameters / 64)
     assert memory_of(prepared).total == memory_of(offline).total
+
+
+def test_the_blocks_of_a_sharded_run_are_not_fused() -> None:
+    """FSDP2 calls a block as a module, which the kernels leave alone."""
+    work = Work({"policy": BIG}, {}, 64, 8, fused=True)
+    stored = [next(p.bytes for p in parts_of(work, one) if p.what == "activations") for one in (ONE, Layout(8, True))]
+    assert stored[1] == pytest.approx(UNFUSED * stored[0])
 
 
 def test_adapters_and_four_bits() -> None:
@@ -162,3 +174,28 @@ def test_a_dry_run_prints_it_for_a_model_that_does_not_fit(tmp_path: Path, capsy
     assert rows["policy: moments"] == ["525.7", "65.7", "8.2"]
     assert "there is too little memory for the models of this stage" in told.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("world", "groups", "told"), [(4, 64, ""), (3, 64, "do not divide 64"), (8, 5, "3 of 8 have no group")]
+)
+def test_processes_that_do_not_divide_the_groups_are_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    world: int,
+    groups: int,
+    told: str,
+) -> None:
+    for name, value in {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    save_model(from_scratch("1m", TOKENIZER), tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "one", "chosen": "two", "rejected": "three"}\n' * 4)
+    words = ["train", "dpo", f"model={tmp_path / 'model'}", f"data={tmp_path / 'pairs.jsonl'}", "steps=1", "device=cpu"]
+    assert (
+        main([*words, f"prompts_per_step={groups}", "shard=true", "--runs", str(tmp_path / "runs"), "--dry-run"]) == 0
+    )
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("groups over processes:" in out) == bool(told)
+    assert told in out
+    assert f"sharded over {world}" in out

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from tiltyard.stages.memory import Memory, Shape, activations, cached, logits
 
-When = Literal["always", "training", "preparing", "loading"]
+When = Literal["always", "training", "preparing", "loading", "reducing"]
 GRADIENTS, ACTIVATIONS, LOGITS, STATES = "gradients", "activations", "logits, a chunk", "sampler's hidden states"
 FOUR_BITS = 0.516  # bytes of a weight in NF4 with scales in 8 bits (QLoRA, arXiv 2305.14314, section 3)
 
@@ -92,8 +92,8 @@ def memory_of(work: Work, layout: Layout = ONE) -> Memory:
     """
     parts = parts_of(work, layout)
 
-    def total(*kinds: str) -> float:
-        return sum(part.bytes for part in parts if part.what in kinds)
+    def total(kind: str) -> float:
+        return sum(part.bytes for part in parts if part.what == kind and part.when != "reducing")
 
     def held(when: When) -> float:
         return sum(part.bytes for part in parts if part.when == when)
@@ -102,7 +102,8 @@ def memory_of(work: Work, layout: Layout = ONE) -> Memory:
     waiting = gradients if _several(work, layout) else max(0.0, gradients - stored)
     chunk = total(LOGITS)
     passing = held("training") - gradients - chunk
-    preparing = max(held("preparing"), held("loading") - held("always"))
+    reducing = held("reducing") + gradients - waiting if held("reducing") else 0.0
+    preparing = max(held("preparing"), held("loading") - held("always"), reducing)
     return Memory(held("always") - states + waiting, passing, chunk, preparing, states)
 
 
@@ -129,6 +130,10 @@ def _models(work: Work, layout: Layout) -> Iterator[Part]:
             yield Part(role, "weights", size)
             yield Part(role, GRADIENTS, size, "training")
             yield Part(role, "moments", 2 * size)
+    if layout.processes > 1 and not layout.sharded:  # one message of all gradients, and its sum over processes
+        own = number * (work.rank * 20 if work.backbone is not None else 1)
+        sizes = (s.layers * s.width if work.backbone is not None else s.parameters for s in work.trained.values())
+        yield Part("between processes", "gradients", 2.0 * own * sum(sizes), "reducing")
     for role, shape in work.frozen.items():
         yield Part(role, "weights", number * shape.parameters / share)
 
@@ -160,8 +165,9 @@ def _passes(work: Work, layout: Layout) -> Iterator[Part]:
         yield Part("a pass", "gathered weights", work.number * gathered, "training")
     if work.half and not work.fused and work.backbone is None:
         yield Part("a pass", "weights in bfloat16", 2 * max(s.parameters for s in work.trained.values()), "training")
+    fused = work.fused and not layout.sharded  # FSDP2 calls a block as a module, which the kernels leave alone
     stored = sum(
-        activations(shape, work.tokens, work.number, fused=work.fused, recomputed=work.recomputed, half=work.half)
+        activations(shape, work.tokens, work.number, fused=fused, recomputed=work.recomputed, half=work.half)
         for shape in work.trained.values()
     )
     yield Part("a pass", ACTIVATIONS, stored, "training")

@@ -8,7 +8,7 @@ from tiltyard.inputs.base import StepSize
 from tiltyard.inputs.contexts import check_contexts, config_of
 from tiltyard.inputs.roles import Encoder
 from tiltyard.inputs.scores import check_score_settings
-from tiltyard.inputs.settings import PromptSettings, StageSettings
+from tiltyard.inputs.settings import FileSettings, PromptSettings, StageSettings
 from tiltyard.methods.base import Method
 from tiltyard.models.load import PRESETS
 from tiltyard.models.pretrained import pick_device
@@ -50,6 +50,7 @@ def plan_lines(
         f"models in memory: {models.words}",
         f"backend: {planned(context, settings).describe()}",
         *contexts,
+        *_uneven(settings),
     ]
     if size.decoded:
         lines.append(f"optimiser steps a step: {algorithm.epochs * algorithm.minibatches}")
@@ -58,9 +59,11 @@ def plan_lines(
         return [*lines, "peak memory: unknown until the model it starts from exists"]
     kept = _kept_states(algorithm.source, settings, shape.width)
     work = work_of(method, context, settings, found, kept)
-    layout = Layout(processes.world(), settings_shard(settings))
+    layout = Layout(processes.world(), processes.world() > 1 and settings.models.shard)
     memory, device = memory_of(work, layout), pick_device(settings.models.device)
     rows = [f"memory: {row}" for row in table(work, _layouts(layout))] if context.dry_run else []
+    own = size.decoded and not work.engine
+    before = "while sampling the decoder and its cache" if own else "before the passes, whole models or gradients"
     free = free_memory(device) // (processes.local_world() if device.type == "cpu" else 1)
     try:
         room = check_room(memory, free, f"{context.name}.model", exact=settings.models.quantize == "none")
@@ -75,7 +78,7 @@ def plan_lines(
         f"estimated peak memory: {memory.total / 2**20:,.0f} MiB over the libraries' own "
         f"(weights and optimiser {memory.weights / 2**20:,.0f}, activations {memory.activations / 2**20:,.0f}, "
         f"chunked logits {memory.logits / 2**20:,.0f}"
-        + (f", while sampling the decoder and its cache {memory.cache / 2**20:,.0f})" if memory.cache else ")"),
+        + (f", {before} {memory.cache / 2**20:,.0f})" if memory.cache else ")"),
         *rows,
         *room,
     ]
@@ -144,9 +147,17 @@ def _engine_number(settings: StageSettings, own: int) -> int:
     return {"bfloat16": 2, "float16": 2}.get(settings.vllm.engine_dtype, own)
 
 
-def settings_shard(settings: StageSettings) -> bool:
-    """True if the settings spread weights, gradients and moments over the processes."""
-    return bool(getattr(settings.models, "shard", False) or getattr(settings, "shard", False))
+def _uneven(settings: StageSettings) -> list[str]:
+    """A line where the processes have unlike numbers of groups, so that some wait at every step."""
+    count, groups = processes.world(), settings.prompts_per_step
+    by_tokens = isinstance(settings, FileSettings) and settings.tokens_per_step
+    if count == 1 or by_tokens or groups % count == 0:
+        return []
+    most = count * -(-groups // count)
+    words = f"{count} do not divide {groups}: a step takes as long as {most} groups"
+    if groups < count:
+        words = f"{count - groups} of {count} have no group and wait"
+    return [f"groups over processes: {words} (prompts_per_step={most})"]
 
 
 def _layouts(layout: Layout) -> list[Layout]:

@@ -18,7 +18,21 @@ from tests.reference.float64 import exact_norms
 from tests.training import tiny
 
 from tiltyard.distributed import processes
-from tiltyard.methods import a2c, grpo, ppo, reinforce, reinforce_pp, reward_model, rloo, sft
+from tiltyard.methods import (
+    a2c,
+    dpg,
+    f_dpg,
+    gdc,
+    grpo,
+    kl_dpg,
+    ppo,
+    reinforce,
+    reinforce_pp,
+    reward_model,
+    rloo,
+    sft,
+    vbon,
+)
 from tiltyard.models.heads import value_head
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer, RewardScorer
@@ -48,6 +62,13 @@ RL: dict[str, Callable[[Online], Algorithm]] = {
     "dynamic": lambda source: grpo(
         replace(source, scorer=FunctionScorer(coin)), dynamic_sampling=3, mask_truncated=True
     ),
+    "dpg": lambda source: dpg(source, beta=0.5),
+    "kl_dpg": lambda source: kl_dpg(replace(source, sample_from="proposal"), beta=0.5, adapt_every=2),
+    "f_dpg": lambda source: f_dpg(source, beta=0.5, divergence="js"),
+    "gdc": lambda source: gdc(
+        replace(source, scorer=FunctionScorer(coin)), moments={"reward": 0.6}, moment_prompts=5, moment_samples=12
+    ),
+    "vbon": lambda source: vbon(source, n=4.0, ref_samples=6),
 }
 
 
@@ -59,6 +80,8 @@ def make(name: str) -> tuple[Algorithm, Models]:
         return reward_model(Offline(tiny.rankings(11, tied=[1, 4, 5]), 3)), Models(reward=tiny.scalar())
     if name in RL:
         source, models = online(5)
+        if name == "kl_dpg":
+            models["proposal"] = tiny.frozen()
         return RL[name](source), models
     if name == "ptx":
         source, models = online(5)

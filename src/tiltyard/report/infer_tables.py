@@ -42,11 +42,17 @@ def report_lines(report: Report) -> Iterator[str]:
         (f"TV to pi*{most}", report.tv),
         ("log Z", report.log_z),
     ]
-    shown = [f"{name} {_value(value)}" for name, value in known if value is not None]
+    bounds = known[:3] if report.at_most else []
+    shown = [f"{name} {_most(value) if (name, value) in bounds else _value(value)}" for name, value in known if value]
     if shown:
         yield f"  distance    {', '.join(shown)}"
     for reason in report.refusals:
         yield f"  refused     KL and TV to pi*{'' if report.at_most else ', log Z'}: {reason}"
+
+
+def _most(bound: Estimate) -> str:
+    """The upper end of a bound's interval."""
+    return f"{bound.value if math.isnan(bound.high) else bound.high:.3f}"
 
 
 def _value(value: Estimate | None) -> str:

@@ -1,11 +1,14 @@
 """Every method of the table, and what else a run may be made of, alone or sharded over the processes of torchrun.
 
-`python -m tests.distributed.sharded_runs FOLDER`
+`python -m tests.distributed.sharded_runs FOLDER`: all of them. With more arguments: `NAME STEPS [KILLED]`, one run with
+checkpoints, whose rank 0 is killed after step KILLED.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,9 +109,35 @@ OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "tied": tied,
     "frozen": lambda: tied(1),
     "single": single,
+    "half": single,
     "previous": renewing_rounds,
 }
 NAMES = (*ROWS, *OTHERS)
+
+
+class Killed(tiny.Record):
+    """Kills a process by SIGKILL, as a machine does that runs out of memory."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.at = at
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        super().log(step, metrics)
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def one(folder: Path, name: str, steps: int, killed: int = 0) -> None:
+    """A run of one case that is resumed from its folder; rank 0 writes its curve and its weights."""
+    processes.start()
+    algorithm, models = OTHERS[name]()
+    how: dict[str, Any] = {"steps": steps, "lr": 1e-2, "folder": folder, "save_every": 2, "shard": True}
+    tiny.fit(algorithm, models, sinks=[Killed(killed)], schedule="linear", tokens_per_microbatch=90, **how)
+    if processes.is_main():
+        trained = {f"{r}.{n}": t for r in algorithm.trains for n, t in models[r].trainable.state_dict().items()}
+        save_file({n: t.contiguous().clone() for n, t in trained.items()}, folder / "trained.safetensors")
+    processes.barrier()
 
 
 def main(folder: Path) -> None:
@@ -118,6 +147,7 @@ def main(folder: Path) -> None:
         algorithm, models = OTHERS[name]() if name in OTHERS else of_table(name)
         record = tiny.Record()
         how: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "tokens_per_microbatch": 90, "shard": True}
+        how["shard_dtype"] = "bfloat16" if name == "half" else "weights"
         tiny.fit(algorithm, models, sinks=[record], **how)
         found[name] = record.rows
         if processes.is_main():
@@ -130,4 +160,7 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     with exact_norms():
-        main(Path(sys.argv[1]))
+        if len(sys.argv) > 2:
+            one(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+        else:
+            main(Path(sys.argv[1]))

@@ -15,6 +15,7 @@ from tiltyard.errors import ConfigError, ModelError, nearest
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output; progress goes to standard error.")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+Shard = Annotated[bool, typer.Option("--shard", help="Under torchrun: weights in parts over the processes (FSDP2).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
 Pairs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings.")]
 Model = Annotated[str, typer.Argument(help="A model folder, RUN/STAGE (runs/demo/sft or demo/sft), or a hub name.")]

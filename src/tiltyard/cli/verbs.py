@@ -15,6 +15,7 @@ from tiltyard.cli.arguments import (
     Model,
     Pairs,
     Runs,
+    Shard,
     bench_settings,
     eval_arguments,
     find_model,
@@ -36,13 +37,15 @@ def run(
     jobs: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Stages at a time, where they do not need each other.")
     ] = 1,
+    shard: Shard = False,
 ) -> None:
     """Run a recipe; run it again to resume it."""
     from tiltyard.distributed.processes import is_main
     from tiltyard.pipeline import run_recipe
 
     console = console_for(json_output)
-    outcome = run_recipe(recipe, overrides or [], dry_run=dry_run, runs_root=runs, jobs=jobs, console=console)
+    overrides = [*(overrides or ()), *(["defaults.shard=true"] if shard else [])]
+    outcome = run_recipe(recipe, overrides, dry_run=dry_run, runs_root=runs, jobs=jobs, console=console)
     if json_output:
         emit(outcome)
     elif not dry_run and is_main():
@@ -56,11 +59,13 @@ def train(
     dry_run: DryRun = False,
     json_output: Json = False,
     runs: Runs = Path("runs"),
+    shard: Shard = False,
 ) -> None:
     """Run one method by itself.
 
     `tiltyard train sft model=M data=F name=NAME` writes runs/NAME/sft; without name= the run is called sft.
     """
+    settings = [*(settings or ()), *(["shard=true"] if shard else [])]
     outcome = run_one_stage(method, settings, dry_run=dry_run, json_output=json_output, runs=runs)
     if json_output:
         emit(outcome)

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from tiltyard.distributed import processes
 from tiltyard.distributed.parts import TRUNK, assign_, whole
 from tiltyard.distributed.strategy import TrainingState, check_names, trained_entries, trained_names
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, TiltyardError
 
 HOOKS = (
     "_forward_pre_hooks",
@@ -100,6 +100,7 @@ class Sharded:
         """
         inside = {id(block): block for block in blocks}
         mesh = _mesh(next(modules[0].parameters()).device.type)
+        check_sums(self, mesh)
         for together in sharing(modules):
             trunk = Trunk(together)
             own = [part for part in trunk.modules() if id(part) in inside]
@@ -109,7 +110,7 @@ class Sharded:
                 hooks = {name: dict(part.__dict__[name]) for name in HOOKS if name in part.__dict__}
                 self._before.append((part, type(part), hooks, set(part.__dict__)))
             for unit in (*own, trunk):
-                self._shard(unit, mesh)
+                self.shard(unit, mesh)
             for module in together:
                 module.__dict__[TRUNK] = trunk  # not as a submodule, which would make a circle
             with torch.no_grad():
@@ -117,7 +118,8 @@ class Sharded:
             trunk.make_parts()
             self._trunks.append(trunk)
 
-    def _shard(self, unit: nn.Module, mesh: DeviceMesh) -> None:
+    def shard(self, unit: nn.Module, mesh: DeviceMesh) -> None:
+        """Makes a module one unit, whose parameters are gathered together."""
         types = (torch.bfloat16, torch.float32) if self.half else (None, None)
         policy = MixedPrecisionPolicy(param_dtype=types[0], reduce_dtype=types[1], cast_forward_inputs=False)
         fully_shard(unit, mesh=mesh, mp_policy=policy)
@@ -228,6 +230,32 @@ class Sharded:
                 tensor = part
             entries.setdefault(int(index), {})[entry] = tensor
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_sums(strategy: Sharded, mesh: DeviceMesh) -> None:
+    """Trains a small layer one pass whose gradient is known, before anything is trained.
+
+    Raises:
+        TiltyardError: the processes' gradients are not summed, or a norm is not that of the whole.
+    """
+    count = processes.world()
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Linear(1, 2 * count, bias=False).to(mesh.device_type)
+    strategy.shard(layer, mesh)
+    layer(torch.full((1, 1), processes.rank() + 1.0, device=mesh.device_type)).sum().backward()
+    total = count * (count + 1) / 2  # of the inputs of all processes
+    (weight,) = layer.parameters()
+    assert weight.grad is not None
+    found = [float(x) for x in whole(weight.grad).flatten()]
+    norm, expected = strategy.gradient_norm([weight]), total * (2 * count) ** 0.5
+    if found != [total] * (2 * count) or abs(norm - expected) > 1e-4 * expected:
+        raise TiltyardError(
+            "gradients do not add up over the processes; nothing was trained",
+            where="shard",
+            got=f"gradient {found}, norm {norm:g}",
+            expected=f"{2 * count} times {total:g}, norm {expected:g}",
+            fix="this build of torch or its communication library is at fault: take another one, or set shard=false",
+        )
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -229,8 +229,11 @@ class ScalarModel(Backbone):
     def at(self, forest: Forest, index: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Numbers [len(index)] at positions of T, float32 at least; `hidden`: the states there, if they are known."""
         hidden = self.hidden_T(forest).index_select(0, index) if hidden is None else hidden
-        score = self.head(hidden.to(self.head.weight.dtype))[:, 0]
-        return self.normalised(score)
+        weight = self.head.weight
+        if weight.dtype in (torch.float16, torch.bfloat16):  # gathered so (shard_dtype): three digits are not enough
+            bias = None if self.head.bias is None else self.head.bias.float()
+            return self.normalised(nn.functional.linear(hidden.float(), weight.float(), bias)[:, 0])
+        return self.normalised(self.head(hidden.to(weight.dtype))[:, 0])
 
     @property
     def pad_id(self) -> int | None:

@@ -67,7 +67,7 @@ def _write(model: Backbone, folder: Path, dtype: SaveDType, *, weights: bool = T
     settings = getattr(module, "generation_config", None)
     if settings is not None and isinstance(model, LanguageModel):
         settings.eos_token_id = sorted(model.chat.stop_ids)  # generate and vLLM stop where training said that turns end
-    width = _width(model, dtype)
+    width = saved_width(model, dtype)
     merged = merged_adapters(model.backbone, model.adapters) if weights else nullcontext()
     with model.plain(), merged, dequantized(module), quiet():
         tensors = _tensors(model, dtype, width) if weights else {}
@@ -105,7 +105,8 @@ def _padded(model: ScalarModel, config: Any, tensors: dict[str, Tensor]) -> Any:
     return tokenizer
 
 
-def _width(model: Backbone, dtype: SaveDType) -> torch.dtype:
+def saved_width(model: Backbone, dtype: SaveDType) -> torch.dtype:
+    """The width of most numbers in the folder that is written of a model."""
     if dtype != "source":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     return model.origin.width or next(p.dtype for p in model.module.parameters() if p.is_floating_point())

@@ -33,6 +33,8 @@ from tiltyard.models.adapters import save_adapter
 from tiltyard.models.finite import require_finite
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import check_saving, freeze_bottom, save_model
+from tiltyard.models.saving import saved_width
+from tiltyard.models.written import check_written
 from tiltyard.runs.reader import read_alarms
 from tiltyard.stages.alarm_log import AlarmLog
 from tiltyard.stages.backend import keeps_backend, planned, report_model, settle
@@ -139,6 +141,9 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
     if processes.is_main():
         context.report("saving", [f"{method.start.name} to {context.folder / 'model'}"])
         save_model(model, context.folder / "model", dtype=width)
+        if settings.models.shard and processes.world() > 1:
+            gap = check_written(model, context.folder / "model", saved_width(model, width))
+            context.report("saved", [] if gap is None else [f"read again, its outputs differ by {gap:.2g}"])
         write_card(context, method, settings, model, work.opened, figures, result)
         if settings.models.lora is not None:
             save_adapter(model, context.folder / "adapter")

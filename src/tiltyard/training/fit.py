@@ -95,7 +95,7 @@ def chosen_strategy(run: Run) -> Strategy:
         return Replicated()
     from tiltyard.distributed.sharded import Sharded
 
-    return Sharded()
+    return Sharded(half=run.models.shard_dtype == "bfloat16")
 
 
 class _Loop:

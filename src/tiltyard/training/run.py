@@ -68,6 +68,10 @@ class ModelSettings(Record):
         Field(description="under torchrun each process holds a part of the weights, gradients, moments (FSDP2)"),
         LAST_BITS,
     ] = False
+    shard_dtype: Annotated[
+        Literal["weights", "bfloat16"],
+        Field(description="width that shard gathers parameters in; bfloat16: gradients are summed in float32"),
+    ] = "weights"
     trust_remote_code: Annotated[bool, Field(description="run code that comes with a hub model"), EXECUTION] = False
     save_dtype: Annotated[
         SaveDType,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ def check_written(model: Backbone, folder: Path, width: torch.dtype) -> float | 
     """
     if isinstance(model, Encoder) or not isinstance(model, LanguageModel | ScalarModel):
         return None
-    how = {"device": str(model.device), "dtype": model.dtype}
-    loads = load_language_model if isinstance(model, LanguageModel) else load_scalar_model
-    again = loads(folder, **how)  # type: ignore[operator]
+    how: dict[str, Any] = {"device": str(model.device), "dtype": model.dtype}
+    written = isinstance(model, LanguageModel)
+    again: Backbone = load_language_model(folder, **how) if written else load_scalar_model(folder, **how)
     forest, training = model.probe_forest(), model.module.training
     model.module.eval()
     gap = float((_numbers(again, forest) - _numbers(model, forest)).abs().max())

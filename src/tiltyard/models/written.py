@@ -1,4 +1,4 @@
-"""What was written of a model, compared with the model itself."""
+"""Comparison of a saved folder with the model that it was saved from."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ from tiltyard.methods import (
 from tiltyard.models.heads import value_head
 from tiltyard.sampling import NativeSampler, SampleSettings
 from tiltyard.scoring import FunctionScorer, RewardScorer
+from tiltyard.training.ahead import ahead
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.source import Offline, Online
 from tiltyard.types import Prompt, Response
@@ -58,6 +59,7 @@ RL: dict[str, Callable[[Online], Algorithm]] = {
     "reinforce": lambda source: reinforce(source, mix_kl=True),
     "reinforce_pp": lambda source: reinforce_pp(source, group_baseline=True, ppo_epochs=2, minibatches=2),
     "rloo": rloo,
+    "ahead": lambda source: rloo(ahead(source, 2, steps=5)),
     "grpo": lambda source: grpo(source, scale="batch", aggregate="token", overlong=3, ppo_epochs=2, minibatches=2),
     "dynamic": lambda source: grpo(
         replace(source, scorer=FunctionScorer(coin)), dynamic_sampling=3, mask_truncated=True

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from tiltyard.distributed import processes
-from tiltyard.errors import ConfigError
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities, Sampler
 from tiltyard.sampling.native import NativeSampler
@@ -75,11 +74,7 @@ class Background:
         sampling: SampleSettings,
         seeds: Sequence[int],
     ) -> Future[list[Group]]:
-        """Returns at once a future of `n` responses to each prompt, sampled from the weights as they are now.
-
-        Raises:
-            ConfigError: the weights are spread over processes.
-        """
+        """Returns at once a future of `n` responses to each prompt, sampled from the weights as they are now."""
         if self._thread is None:
             self._start(model)
         if version != self._newest[0]:
@@ -143,18 +138,7 @@ class Background:
 
 
 def twin_of(model: LanguageModel) -> LanguageModel:
-    """Returns a model with trained weights of its own, which computes the same; frozen weights are shared.
-
-    Raises:
-        ConfigError: its weights are spread over processes.
-    """
-    if any(hasattr(p, "placements") for p in model.module.parameters()):
-        raise ConfigError(
-            "sampling ahead needs the whole weights in each process",
-            where="max_staleness",
-            got="weights that are spread over processes",
-            fix="set max_staleness=0, or train without sharding",
-        )
+    """Returns a model with trained weights of its own, which computes the same; frozen weights are shared."""
     frozen = {id(p): p for p in model.module.parameters() if not p.requires_grad}
     twin = copy.copy(model)
     twin.chat = copy.deepcopy(model.chat)  # a tokenizer must not be used by two threads

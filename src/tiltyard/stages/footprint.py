@@ -49,6 +49,7 @@ class Work(NamedTuple):
         states: bytes of hidden states that the sampler keeps.
         prepares: a step computes something without gradient before it trains.
         engine: bytes of a weight in a vLLM engine that samples beside the processes; 0: they sample themselves.
+        ahead: steps that are sampled in advance (`max_staleness`), while the trainer learns.
     """
 
     trained: Mapping[str, Shape]
@@ -69,6 +70,7 @@ class Work(NamedTuple):
     states: int = 0
     prepares: bool = False
     engine: int = 0
+    ahead: int = 0
 
 
 class Part(NamedTuple):
@@ -182,12 +184,16 @@ def _sampling(work: Work, layout: Layout) -> Iterator[Part]:
     share = -(-work.responses // layout.processes)
     if work.states:
         yield Part("sampling", STATES, work.states * share / work.responses)
+    shape, number = work.backbone or next(iter(work.trained.values())), work.number
+    if work.ahead:  # the sampler's own weights, and those of each version that waits
+        own = work.rank * shape.layers * 20 * shape.width if work.backbone is not None else shape.parameters
+        yield Part("sampling", "copies of the trained weights", (1 + work.ahead) * number * own)
     if work.engine:
         return
-    shape, number = work.backbone or next(iter(work.trained.values())), work.number
-    yield Part("sampling", "decoder's copy", number * shape.parameters, "preparing")
+    when: When = "always" if work.ahead else "preparing"
+    yield Part("sampling", "decoder's copy", number * shape.parameters, when)
     tokens = min(work.slots, share) * work.length
-    yield Part("sampling", "keys and values", cached(shape, tokens, number), "preparing")
+    yield Part("sampling", "keys and values", cached(shape, tokens, number), when)
 
 
 # --------------------------------------------------------------------------------------------------------------- table

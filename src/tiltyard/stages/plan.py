@@ -137,6 +137,7 @@ def work_of(
         prepares=bool(size.decoded or compose(method, dotted(settings)).prepare),
         states=kept.bytes if kept and kept.keep else 0,
         engine=_engine_number(settings, 4),
+        ahead=getattr(settings, "max_staleness", 0),
     )
 
 

@@ -176,7 +176,6 @@ def test_a_dry_run_prints_it_for_a_model_that_does_not_fit(tmp_path: Path, capsy
     assert not (tmp_path / "runs").exists()
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("world", "groups", "told"), [(4, 64, ""), (3, 64, "do not divide 64"), (8, 5, "3 of 8 have no group")]
 )
@@ -200,7 +199,8 @@ def test_processes_that_do_not_divide_the_groups_are_told(
     assert ("groups over processes:" in out) == bool(told)
     assert told in out
     assert f"sharded over {world}" in out
-=======
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_sampling_ahead_holds_copies_and_the_cache_while_it_trains(rank: int) -> None:
     """One copy for the sampler and one a version that waits, of what is trained; the cache is there all the time."""
@@ -213,6 +213,5 @@ def test_sampling_ahead_holds_copies_and_the_cache_while_it_trains(rank: int) ->
     assert own["copies of the trained weights"] == pytest.approx(3 * trained)
     both = own["decoder's copy"] + own["keys and values"]
     before, after = memory_of(work), memory_of(later)
-    assert after.cache == 0
+    assert after.cache < before.cache
     assert after.weights - before.weights == pytest.approx(3 * trained + both)
->>>>>>> 92b047f (Sampling ahead: memory in the dry run, refused with shard, two processes, a benchmark)

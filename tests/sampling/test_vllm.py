@@ -15,6 +15,7 @@ from tiltyard.batch.forest import pack
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling import NativeSampler, Sampler, SampleSettings, response_seeds
+from tiltyard.sampling.background import Background
 from tiltyard.sampling.vllm import EngineError, EngineSettings, Limits, StaleWeights, VllmSampler, disk_engine
 from tiltyard.sampling.vllm.launch import start
 from tiltyard.types import Group
@@ -97,6 +98,25 @@ def test_weights_are_pushed_once_a_version_in_order(engine: tuple[Engine, str], 
     assert made.asked == [*phases, "/reset_prefix_cache", "/resume", "/inference/v1/generate"]
     assert made.version == f"1@{sampler.run}" == sampler.label
     assert [p.name for p in (tmp_path / "weights").iterdir()] == ["version-1"]
+
+
+def test_in_a_thread_each_call_has_the_weights_of_its_time(engine: tuple[Engine, str], tmp_path: Path) -> None:
+    """Though the model has gone on when its turn comes: what is pushed is the thread's own copy."""
+    made, url = engine
+    model, prompts, thread = stubs.model(FAMILY, DTYPE), stubs.prompts(5, 2), Background(sampler_at(url, tmp_path))
+    seeds, settings = response_seeds(range(2), 2, 5), SampleSettings(max_tokens=5)
+    waiting, expected = [], []
+    for version in range(3):
+        waiting.append(thread.submit(model, version, prompts, 2, settings, seeds))
+        expected.append(NativeSampler(model).generate(prompts, 2, settings, seeds))
+        moved(model, version)
+    for future, native in zip(waiting, expected, strict=True):
+        assert [r.ids for g in future.result(60) for r in g.responses] == [r.ids for g in native for r in g.responses]
+    assert expected[0] != expected[2]
+    made.fault = "stale"
+    with pytest.raises(StaleWeights):
+        thread.submit(model, 3, prompts, 2, settings, seeds).result(60)
+    thread.close()
 
 
 def test_the_probe_catches_weights_that_are_not_used(engine: tuple[Engine, str], tmp_path: Path) -> None:

@@ -110,6 +110,32 @@ def test_an_engine_killed_in_mid_answer_is_named_and_started_again(
     assert len(sampler.generate([Prompt(ids=(3, 1))], 1, SampleSettings(max_tokens=4), [1])) == 1
 
 
+def test_of_an_adapted_model_the_adapter_alone_is_pushed(model: LanguageModel, tmp_path: Path) -> None:
+    """The engine keeps the backbone; what is written for a push is the adapter, and the probe is as near."""
+    from tiltyard.models.adapters import adapt
+    from tiltyard.models.lora import Lora
+    from tiltyard.models.saving import save_model
+
+    save_model(model, tmp_path / "model")
+    adapted = adapt(load_language_model(tmp_path / "model", dtype="float32"), Lora(rank=4))
+    sampler = VllmSampler(tmp_path / "vllm", SETTINGS)
+    try:
+        for version in range(3):
+            with torch.no_grad():
+                for p in adapted.parameters():
+                    p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(version)))
+            sampler.sync(adapted, version)
+            assert sampler.gap < 1e-4
+            written = tmp_path / f"vllm/weights/version-{version}"
+            assert {p.name for p in written.glob("*.safetensors")} == {"adapter_model.safetensors"}
+            groups = sampler.generate([Prompt(ids=(3, 14, 15))], 2, SampleSettings(max_tokens=12), [1, 2])
+            recorded = torch.tensor([x for g in groups for r in g.responses for x in r.logps or ()])
+            with torch.no_grad():
+                torch.testing.assert_close(recorded, adapted.logp_R(pack(groups))[0], atol=1e-4, rtol=0)
+    finally:
+        sampler.close()
+
+
 def test_the_engine_ends_with_a_killed_trainer(model: LanguageModel, tmp_path: Path) -> None:
     from tiltyard.models.saving import save_model
 

@@ -6,13 +6,16 @@ The engine is scripted; `tests/real/test_vllm.py` kills a real one.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.training import tiny
 
 from tiltyard.errors import ConfigError, TiltyardError
@@ -205,3 +208,21 @@ def test_a_dead_one_of_several_is_named(engines: list[tuple[Engine, str]], tmp_p
 def test_an_engine_that_is_named_twice(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="named twice"):
         sampler_at(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_two_processes_sample_by_two_engines(engines: list[tuple[Engine, str]], tmp_path: Path) -> None:
+    """The first process pushes, both sample by both engines; the model is that of one process and one engine."""
+    (one, first), (two, second) = engines
+    whole = run(tmp_path / "whole", first)
+    before = one.counts[PUSH]
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["tests.sampling.ranks", str(tmp_path / "two"), first, second]
+    paths = os.pathsep.join((str(root / "src"), str(root), str(root / "tests")))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert one.counts[PUSH] - before == two.counts[PUSH] == STEPS
+    for rank in range(2):
+        tiny.assert_same(load_file(tmp_path / f"two/rank{rank}.safetensors"), whole, 1e-9)

@@ -116,7 +116,20 @@ def value_adapter(source: Backbone, lora: Lora, seed: int = 0) -> ScalarModel:
 
 
 def save_adapter(model: Backbone, folder: Path) -> None:
-    """Writes the model's adapter, and a scalar model's head, in the form that PEFT loads."""
+    """Writes the model's adapter, and a scalar model's head, in the form that PEFT loads, with what it was made for."""
+    assert model.binding is not None
+    write_adapter(model, folder)
+    lora, _ = adapter_settings(model.backbone, model.binding.trainable)
+    facts: dict[str, Any] = {"backbone": backbone_hash(model.backbone), "lora": lora.model_dump()}
+    if isinstance(model, ScalarModel):
+        facts |= {"bias": model.bias, "gain": model.gain, "compares": model.compares}
+    with write_errors(folder):
+        (folder / BACKBONE).write_text(json.dumps(facts, indent=2) + "\n")
+        give_usual_mode(folder)
+
+
+def write_adapter(model: Backbone, folder: Path) -> None:
+    """Writes the files of `save_adapter` that PEFT and vLLM load, and no more."""
     assert model.binding is not None
     backbone, (lora, _) = model.backbone, adapter_settings(model.backbone, model.binding.trainable)
     own = adapter_tensors(backbone, model.binding.trainable)
@@ -129,14 +142,9 @@ def save_adapter(model: Backbone, folder: Path) -> None:
     config.base_model_name_or_path = str(model.module.config._name_or_path)
     tensors = {f"{PEFT}{inside}{key}.weight": tensor for key, tensor in own.items()}
     tensors |= {f"{PEFT}{key}": t for key, t in _head(model).items()}
-    facts: dict[str, Any] = {"backbone": backbone_hash(backbone), "lora": lora.model_dump()}
-    if isinstance(model, ScalarModel):
-        facts |= {"bias": model.bias, "gain": model.gain, "compares": model.compares}
     with write_errors(folder):
         config.save_pretrained(folder)
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / WEIGHTS)
-        (folder / BACKBONE).write_text(json.dumps(facts, indent=2) + "\n")
-        give_usual_mode(folder)
 
 
 def _names(model: Backbone, own: dict[str, Tensor]) -> list[str]:

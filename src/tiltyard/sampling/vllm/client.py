@@ -66,16 +66,20 @@ class Client:
         """Returns the JSON of a GET."""
         return self._answer("GET", path, None, self.limits.control)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, *, limit: float | None = None) -> dict[str, Any]:
-        """Returns the JSON of a POST, {} for an empty answer."""
-        return self._answer("POST", path, body, limit or self.limits.control)
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, *, limit: float | None = None, plain: bool = False
+    ) -> dict[str, Any]:
+        """Returns the JSON of a POST, {} for an empty answer or one in plain words."""
+        return self._answer("POST", path, body, limit or self.limits.control, plain)
 
-    def _answer(self, method: str, path: str, body: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
+    def _answer(
+        self, method: str, path: str, body: Mapping[str, Any] | None, limit: float, plain: bool = False
+    ) -> dict[str, Any]:
         try:
             answer = httpx.request(method, self.url + path, json=body, timeout=limit, trust_env=False)
         except httpx.HTTPError as error:
             raise unreachable(self.url + path, error, limit) from error
-        return read(answer)
+        return read(answer, plain=plain)
 
     async def sent(self, http: httpx.AsyncClient, body: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the JSON of a request for a response."""
@@ -156,15 +160,15 @@ def sampled(answer: Mapping[str, Any], url: str) -> Sampled:
     return Sampled(ids, logps, str(choice.get("finish_reason")), versions)
 
 
-def read(answer: httpx.Response) -> dict[str, Any]:
-    """Returns the JSON of an answer.
+def read(answer: httpx.Response, *, plain: bool = False) -> dict[str, Any]:
+    """Returns the JSON of an answer; {} for one without, and for a `plain` one, which says in words that it is done.
 
     Raises:
         EngineError: another status than 2xx, or no JSON.
     """
     where = str(answer.request.url)
     if answer.is_success:
-        if not answer.content:
+        if plain or not answer.content:
             return {}
         try:
             found = answer.json()

@@ -40,7 +40,7 @@ class EngineSettings:
         python: the interpreter of an environment with vLLM.
         dtype: of the engine's weights. memory: bytes for keys and values; 0: vLLM's own choice.
         max_length: tokens of a prompt with its response. threads: of a CPU engine.
-        options: further words of `vllm serve`.
+        options: further words of `vllm serve`. lora_rank: largest rank of adapters; 0: it takes none.
         patience: seconds to wait until it answers.
     """
 
@@ -51,6 +51,7 @@ class EngineSettings:
     threads: int = 0
     options: tuple[str, ...] = ()
     patience: float = 900.0
+    lora_rank: int = 0
 
 
 class PortTaken(EngineError):
@@ -181,6 +182,8 @@ def words(settings: EngineSettings, model: Path, port: int) -> list[str]:
     given += ["--dtype", settings.dtype, "--enforce-eager"]
     if settings.memory:
         given += ["--kv-cache-memory-bytes", str(settings.memory)]
+    if settings.lora_rank:
+        given += ["--enable-lora", "--max-lora-rank", str(settings.lora_rank), "--max-loras", "1"]
     if settings.max_length:
         given += ["--max-model-len", str(settings.max_length)]
     return [*given, *settings.options]
@@ -198,6 +201,7 @@ def environment(plugin: Path, threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         disk_engine.TRAINER: str(os.getpid()),
         "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
     }

@@ -16,7 +16,9 @@ import torch
 
 from tiltyard.batch.forest import pack
 from tiltyard.errors import TiltyardError
+from tiltyard.models.adapters import write_adapter
 from tiltyard.models.language import LanguageModel
+from tiltyard.models.lora import adapter_settings
 from tiltyard.models.pretrained import write_errors
 from tiltyard.models.saving import save_model
 from tiltyard.sampling.vllm.client import Client
@@ -24,14 +26,16 @@ from tiltyard.sampling.vllm.disk_engine import DONE
 from tiltyard.types import Group, Prompt, Response
 
 PROBE_TOKENS = 32
+ADAPTER = "policy-adapter"  # the name under which an engine serves it
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices of --max-lora-rank
 
 
 class StaleWeights(TiltyardError, RuntimeError):
     """The engine computes with other weights than the trainer's."""
 
 
-def write_weights(model: LanguageModel, folder: Path, version: int) -> Path:
-    """Writes a model as a folder for engines, whole or not at all; the ones before are removed.
+def write_weights(model: LanguageModel, folder: Path, version: int, *, adapter: bool = False) -> Path:
+    """Writes a model, or its adapter alone, as a folder for engines, whole or not at all; the ones before are removed.
 
     Returns `folder/version-N`, which holds a file `STABLE` once all else is on disk.
     """
@@ -40,7 +44,7 @@ def write_weights(model: LanguageModel, folder: Path, version: int) -> Path:
         shutil.rmtree(old, ignore_errors=True)
     with write_errors(unfinished):
         unfinished.mkdir(parents=True)
-        save_model(model, unfinished)
+        (write_adapter if adapter else save_model)(model, unfinished)
         (unfinished / DONE).write_text(f"{version}\n")
         os.rename(unfinished, final)
     return final
@@ -63,6 +67,26 @@ def push(clients: Sequence[Client], written: Path, label: str) -> None:
         client.post("/finish_weight_update", {"weight_version": label}, limit=client.limits.load)
         client.post("/reset_prefix_cache")
         client.post("/resume")
+
+
+def push_adapter(clients: Sequence[Client], written: Path, label: str) -> None:
+    """Makes engines that hold the backbone sample with the adapter of a folder; see `push`."""
+    body = {"lora_name": ADAPTER, "lora_path": str(written.resolve()), "load_inplace": True}
+    for client in clients:
+        client.post("/pause?mode=wait")
+        client.post("/v1/load_lora_adapter", body, limit=client.limits.load, plain=True)
+        client.post("/update_weight_version", {"new_version": label})
+        client.post("/reset_prefix_cache")
+        client.post("/resume")
+        client.model = ADAPTER
+
+
+def adapter_rank(model: LanguageModel) -> int:
+    """Returns the smallest rank of vLLM's that holds the policy's adapter; 0: it has none, or a larger one."""
+    if model.binding is None or not model.binding.trainable:
+        return 0
+    rank = adapter_settings(model.backbone, model.binding.trainable)[0].rank
+    return next((known for known in RANKS if known >= rank), 0)
 
 
 def probe_ids(vocabulary: int) -> tuple[int, ...]:

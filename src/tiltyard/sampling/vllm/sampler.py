@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError, ConfigError
+from tiltyard.models.adapters import without_adapters
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities, check_request, longest_response
 from tiltyard.sampling.native import is_continuation, response_text
@@ -25,7 +26,7 @@ from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.vllm.checks import check, check_label, check_logps, parameters, take
 from tiltyard.sampling.vllm.client import Client, EngineError, Limits, Sampled, generate
 from tiltyard.sampling.vllm.launch import Engine, EngineSettings, start
-from tiltyard.sampling.vllm.push import probe, push, write_weights
+from tiltyard.sampling.vllm.push import adapter_rank, probe, push, push_adapter, write_weights
 from tiltyard.types import Finish, Group, Prompt, Response
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class VllmSampler:
         self.version: int | None = None
         self.run = uuid.uuid4().hex[:8]  # names the weights of this run: those of an earlier one are others
         self.label = ""
+        self.rank = 0  # of the adapter that engines were started for
         self.gap = 0.0  # of the last probe, of the engine that is farthest off
 
     @property
@@ -90,13 +92,13 @@ class VllmSampler:
         if processes.is_main():  # one process starts and changes the engines, all of them sample by them
             with self._explained():
                 self._changed(model, version)
-        urls, self.label = processes.gather_objects(([c.url for c in self.clients], self.label))[0]
+        found, self.label = processes.gather_objects(([(c.url, c.model) for c in self.clients], self.label))[0]
         if not self.clients:
-            self.clients = [self._client(url) for url in urls]
+            self.clients = [self._client(url, model) for url, model in found]
         self.version = version
 
-    def _client(self, url: str) -> Client:
-        return Client(url, limits=self.limits)
+    def _client(self, url: str, model: str = "") -> Client:
+        return Client(url, model=model, limits=self.limits)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -109,17 +111,21 @@ class VllmSampler:
             raise self.engine.explained(error) from error
 
     def _changed(self, model: LanguageModel, version: int) -> None:
-        written, first = write_weights(model, self.work / "weights", version), not self.clients
+        folder, first = self.work / "weights", not self.clients
         self.label = f"{version}@{self.run}"
         if first and self.settings is not None:
-            self._start(written, model.chat.max_length)
+            self.rank = adapter_rank(model)  # then the engine holds the backbone, and adapters alone are pushed
+            base = without_adapters(model) if self.rank else model
+            self._start(write_weights(base, folder, version), model.chat.max_length)
         elif first:
             found = [self._client(url) for url in self.urls]
             for client in found:
                 take(client, self.owner)
             self.clients = found
-        if not first or self.settings is None:
-            push(self.clients, written, self.label)
+        if self.rank:
+            push_adapter(self.clients, write_weights(model, folder, version, adapter=True), self.label)
+        elif not first or self.settings is None:
+            push(self.clients, write_weights(model, folder, version), self.label)
         self.gap = max(probe(client, model, version, self.bound) for client in self.clients)
         for client in self.clients if first else []:
             check_logps(client, model, self.bound)
@@ -127,7 +133,7 @@ class VllmSampler:
     def _start(self, written: Path, context: int | None) -> None:
         """Starts an engine on these weights."""
         assert self.settings is not None
-        settings = self.settings
+        settings = replace(self.settings, lora_rank=self.rank)
         if context and settings.max_length > context:
             settings = replace(settings, max_length=context)  # vLLM refuses more than the model has
         log.info("starting vLLM; its log is %s", self.work / "vllm.log")

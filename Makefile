@@ -79,11 +79,12 @@ vllm: $(VLLM)/.installed  ## make .venv-vllm with vLLM for CPUs, for TILTYARD_VL
 $(VLLM)/.installed: constraints-vllm.txt | $(BIN)/python
 	@$(BIN)/python -m venv $(VLLM); \
 	torch=$$(sed -n 's/^torch==//p' constraints-vllm.txt); \
-	pip=("$(VLLM)/bin/python" -m pip install -qq --no-deps --no-compile $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")); \
+	pip=("$(VLLM)/bin/python" -m pip install -qq --no-compile $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")); \
 	echo "installing vLLM for CPUs"; \
-	"$${pip[@]}" "torch==$$torch+cpu" 2>/dev/null || "$${pip[@]}" "torch==$$torch" || "$${pip[@]}" "torch==$$torch"; \
+	"$${pip[@]}" --no-deps "torch==$$torch+cpu" 2>/dev/null || "$${pip[@]}" "torch==$$torch" \
+	  || "$${pip[@]}" "torch==$$torch"; \
 	sed '/^torch==/d' constraints-vllm.txt > $(VLLM)/others.txt; \
-	"$${pip[@]}" -r $(VLLM)/others.txt || "$${pip[@]}" -r $(VLLM)/others.txt
+	"$${pip[@]}" --no-deps -r $(VLLM)/others.txt || "$${pip[@]}" --no-deps -r $(VLLM)/others.txt
 	@touch $@
 
 # Other options: make bench BENCH="--only dpo,sample32"; PEERS_WORK names the folder of the peers' environments.

@@ -20,10 +20,13 @@ from tests.training import tiny
 
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.methods import rloo
+from tiltyard.models.adapters import adapt
 from tiltyard.models.language import LanguageModel
+from tiltyard.models.lora import Lora
 from tiltyard.sampling import SampleSettings
 from tiltyard.sampling.vllm import EngineError, EngineSettings, Limits, VllmSampler, disk_engine, launch
 from tiltyard.sampling.vllm.checks import check_version
+from tiltyard.sampling.vllm.push import adapter_rank
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Online
@@ -181,6 +184,12 @@ def test_a_port_that_was_taken_meanwhile_is_left(tmp_path: Path, monkeypatch: py
     with pytest.raises(EngineError, match="ValueError: no model"):
         launch.start(EngineSettings(tmp_path / "python"), tmp_path, tmp_path / "work")
     assert next(ports) == 3
+
+
+def test_ranks_that_vllm_knows() -> None:
+    assert adapter_rank(stubs.model(FAMILY, DTYPE)) == 0
+    for rank, known in ((4, 8), (8, 8), (9, 16), (600, 0)):
+        assert adapter_rank(adapt(stubs.model(FAMILY, DTYPE), Lora(rank=rank))) == known
 
 
 # ----------------------------------------------------------------------------------------------------- several engines

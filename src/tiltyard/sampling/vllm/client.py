@@ -161,7 +161,7 @@ def sampled(answer: Mapping[str, Any], url: str) -> Sampled:
 
 
 def read(answer: httpx.Response, *, plain: bool = False) -> dict[str, Any]:
-    """Returns the JSON of an answer; {} for one without, and for a `plain` one, which says in words that it is done.
+    """Returns the JSON of an answer; {} for an empty or a `plain` one, which has words alone.
 
     Raises:
         EngineError: another status than 2xx, or no JSON.

@@ -133,7 +133,7 @@ def test_a_judge_that_prefers_an_answer_that_answers_nothing_raises_an_alarm(
     assert "alarm: the judge prefers a constant answer to one's answers" in output
     assert "alarm: the judge prefers a constant answer" in evaluation["alarms"][0]
     assert evaluation["prompts"] == 12
-    assert evaluation["selection"] == {"evaluations": ["e/evaluate"], "models": 2}
+    assert evaluation["selection"] == {"evaluations": ["e/evaluate"], "models": 2, "shared": 0}
 
 
 def test_the_models_that_were_looked_at_on_the_same_prompts_are_counted(
@@ -147,7 +147,38 @@ def test_the_models_that_were_looked_at_on_the_same_prompts_are_counted(
         in capsys.readouterr().out
     )
     evaluated("reward={from: rule, max_characters: 9}", "limit=2", "name=other")
-    assert "selection:" not in capsys.readouterr().out
+    assert "2 models were looked at on these 2 prompts, in 3 evaluations" in capsys.readouterr().out
+    Path("more.jsonl").write_text("".join(json.dumps({"prompt": f"what is {w}?"}) + "\n" for w in ("this", "new")))
+    evaluated("reward={from: rule, max_characters: 9}", "prompts=more.jsonl", "name=partly")
+    assert "2 models were looked at on 1 of these 2 prompts" in capsys.readouterr().out
+
+
+def test_prompts_of_selection_and_of_the_report_are_apart(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The halves share no prompt, whatever the file; a report on prompts of a choice is refused."""
+    words = [f"what is number {i}?" for i in range(24)]
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": w}) + "\n" for w in words))
+    save_model(LanguageModel(tiny.causal("llama", seed=5, vocab_size=300), tiny.chat()), there / "three")
+    common = ["prompts=prompts.jsonl", "reward={from: rule, max_characters: 9}", "max_tokens=6", "device=cpu"]
+    three, two, other = (f"models=[{names}]" for names in ("one,two,three", "one,two", "one,three"))
+    assert cli.main(["eval", *common, three, "part=choose", "name=choice"]) == 0
+    assert "! selection: 3 models" in capsys.readouterr().out
+    assert cli.main(["eval", *common, two, "part=report", "name=final"]) == 0
+    assert "selection: no other evaluation of this folder used any of these" in capsys.readouterr().out
+    facts = [json.loads(Path(f"runs/{n}/evaluate/summary.json").read_text())["evaluation"] for n in ("choice", "final")]
+    keys = [json.loads(Path(f"runs/{n}/evaluate/prompt_keys.json").read_text()) for n in ("choice", "final")]
+    assert [one["part"] for one in facts] == ["choose", "report"]
+    assert [len(some) for some in keys] == [one["prompts"] for one in facts]
+    assert len(set(keys[0]) | set(keys[1])) == 24
+    assert min(map(len, keys)) > 4
+    assert {answer["prompt_key"] for answer in rows(Path("runs/final/evaluate/answers.jsonl"))} == set(keys[1])
+    assert cli.main(["eval", *common, two, "part=report", "name=again"]) == 0  # the same models: nothing was chosen
+    capsys.readouterr()
+    assert cli.main(["eval", *common, other, "part=report", "name=other"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    for part in ("these prompts are not apart", "3 models on", "again/evaluate", "part=all"):
+        assert part in error
+    assert cli.main(["eval", *common, other, "name=every"]) == 0
+    assert "! selection: 3 models were looked at on" in capsys.readouterr().out
 
 
 def test_people_correct_the_win_rate_of_a_judge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiltyard.errors import ConfigError
-from tiltyard.stages.evaluate import named_models
+from tiltyard.stages.model_names import named_models
 
 
 def test_names_are_stages_or_given() -> None:

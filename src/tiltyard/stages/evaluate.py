@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,7 +17,7 @@ from tiltyard.evaluation.judged import total_of, values_of
 from tiltyard.evaluation.outcomes import with_tests
 from tiltyard.evaluation.policies import WinBy
 from tiltyard.feedback import JudgeSettings
-from tiltyard.files import atomic_write
+from tiltyard.files import atomic_write, write_json
 from tiltyard.inputs.contexts import check_reading
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.scores import WORDS, Reward, ScoreSettings, Watched
@@ -47,8 +46,9 @@ from tiltyard.stages.evaluate_benchmarks import Benchmarks, Sources
 from tiltyard.stages.evaluate_curves import reward_vs_kl
 from tiltyard.stages.evaluate_judge import JudgedModels, judge_models
 from tiltyard.stages.measured import add_policies
+from tiltyard.stages.model_names import named_models, short_name
 from tiltyard.stages.rewards import Rewards, named, sources
-from tiltyard.stages.selection import looked_at, prompts_digest, selection_line, within
+from tiltyard.stages.selection import KEYS, Part, prompts_digest, prompts_of_part, seen, selection_line, within
 from tiltyard.stages.token_file import TokenFile
 from tiltyard.training.log import TimeLeft
 from tiltyard.types import Group
@@ -62,6 +62,14 @@ class EvaluateSettings(PromptReading, ScoreSettings):
         Field(min_length=1, description="stages, folders or hub names in table order; {name: model} to name them"),
     ]
     prompts: Annotated[str, Field(description="held-out prompts; empty: benchmarks alone")] = ""
+    part: Annotated[
+        Part,
+        Field(
+            description="halves of the prompts, by the hash of each: choose models, checkpoints and settings on "
+            "`choose`, report the chosen one on `report`, which is refused on prompts that an evaluation has used to "
+            "look at other models"
+        ),
+    ] = "all"
     benchmarks: Annotated[
         Sources,
         Field(
@@ -127,6 +135,8 @@ class EvaluateSettings(PromptReading, ScoreSettings):
     def _judged_by_people(self) -> EvaluateSettings:
         if self.people and (self.judge is None or self.judge.ask != "pair"):
             raise ValueError("people has no effect without a judge that compares: set judge, with ask: pair")
+        if not self.prompts and self.part != "all":
+            raise ValueError("part has no effect without prompts: set prompts")
         if not self.prompts and not self.benchmarks:
             raise ValueError("there is nothing to evaluate on: set prompts, benchmarks, or both")
         if not self.prompts and self.judge is not None and self.judge.ask == "pair":
@@ -159,7 +169,11 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
     figures = bench.figures(baseline)
     disclosed = _disclosed(context, settings, names, baseline, responses, judged, bench.facts(figures))
     lines = [*significance_lines(results), *_unscored(results), *judged.lines(baseline)]
-    lines += [selection_line(disclosed["selection"], disclosed["prompts"]), _note(settings)] if results else []
+    lines += (
+        [selection_line(disclosed["selection"], disclosed["prompts"], part=settings.part), _note(settings)]
+        if results
+        else []
+    )
     _tell(context, lines)
     if settings.show and responses:
         side_by_side(responses, settings.show, context.console)
@@ -179,7 +193,7 @@ def run(context: StageContext, settings: EvaluateSettings) -> dict[str, Any]:
         facts = {r.name: {**asdict(r), **costs[r.name]} for r in results}
         plot = comparison_png(context.folder / "comparison.png", facts, title=f"{context.run_name}: methods compared")
         _tell(context, [f"methods compared: {plot}"])
-    curves = reward_vs_kl(context, {_short(c): c for c in settings.curves} or names)
+    curves = reward_vs_kl(context, {short_name(c): c for c in settings.curves} or names)
     _tell(
         context, [f"reward against KL: {curves}" if curves else "", f"summary: {context.run_folder / 'summary.json'}"]
     )
@@ -229,6 +243,7 @@ def _every_model(
             sampled[name], responses[name] = _evaluated(context, settings, model, ref, rewards)
             tokens.add(name, sampled[name], model, ref, settings.temperature or 1.0)
         bench.measure(name, folder, model, rewards)
+        del model  # before the next one is loaded beside it
     return sampled, responses, tokens
 
 
@@ -244,21 +259,19 @@ def _disclosed(
     """Returns the facts of the evaluation as a whole, see docs/eval.md."""
     runs = context.run_folder.parent
     models = {name: within(runs, str(context.outputs.get(value) or value)) for name, value in names.items()}
-    keys = [one.key for one in responses.get(baseline, [])]
-
-    def looked(digest: str) -> dict[str, Any]:
-        return looked_at(runs, digest, context.folder, models.values())
-
+    keys = list(dict.fromkeys(one.key for one in responses.get(baseline, [])))
+    own: dict[str, Any] = {"own": context.folder, "models": models.values()}
     return {
         "prompts_source": settings.prompts,
-        "prompts": len(set(keys)),
+        "prompts": len(keys),
+        "part": settings.part,
         "prompts_digest": prompts_digest(keys) if keys else "",
         "baseline": baseline,
         "models": models,
-        "selection": looked(prompts_digest(keys)) if keys else {"evaluations": [], "models": 0},
+        "selection": seen(runs, prompts_digest(keys) if keys else "", keys=keys, **own),
         "null_rows": [row.to_dict() for row in judged.nulls],
         "alarms": list(judged.alarms(baseline)),
-        "benchmarks": [{**one, "selection": looked(one["digest"])} for one in benchmarks],
+        "benchmarks": [{**one, "selection": seen(runs, one["digest"], **own)} for one in benchmarks],
     }
 
 
@@ -272,38 +285,12 @@ def _write_answers(
     with atomic_write(context.folder / "answers.jsonl") as file:
         for name, evaluated in responses.items():
             file.writelines(json.dumps({"model": name, **asdict(r)}) + "\n" for r in evaluated)
+    keys = sorted({one.key for evaluated in responses.values() for one in evaluated})
+    write_json(context.folder / KEYS, keys)
     tokens.write(context.folder / "tokens.jsonl")
 
 
 MANY = 3  # above this number of models a figure compares them
-
-
-def named_models(models: list[str] | dict[str, str], where: str = "evaluate.models") -> dict[str, str]:
-    """Returns {name in the table: model}.
-
-    Raises:
-        ConfigError: two models of one name.
-    """
-    if isinstance(models, dict):
-        return models
-    names: dict[str, str] = {}
-    for model in models:
-        name = _short(model)
-        if name in names:
-            raise ConfigError(
-                f"two models would both be called '{name}'",
-                where=where,
-                got=f"{names[name]} and {model}",
-                fix=f"name them: models={{{name}: {names[name]}, other: {model}}}",
-            )
-        names[name] = model
-    return names
-
-
-def _short(value: str) -> str:
-    """Returns the name of a model in the table: its stage, or the last part of its path other than `model`."""
-    parts = [p for p in Path(value).parts if p not in ("model", "/")]
-    return parts[-1] if parts else value
 
 
 def _evaluated(
@@ -315,6 +302,7 @@ def _evaluated(
 ) -> tuple[list[Group], list[EvaluatedResponse]]:
     """One model's responses, as they were sampled and with what was measured of them."""
     prompts = prompts_of(context, settings.prompts, model.chat, settings, settings.seed)
+    prompts = prompts_of_part(context, prompts, settings.part, named_models(settings.models).values())
     measured = rewards.of(model.chat)
     for reward in measured:
         check_prompts(reward.scorer, prompts)

@@ -40,10 +40,10 @@ from tiltyard.sampling import SampleSettings
 from tiltyard.scoring import Scorer, check_prompts, highest_score
 from tiltyard.stages.backend import keeps_backend, report_model, settle
 from tiltyard.stages.base import Stage, StageContext, register
-from tiltyard.stages.evaluate import named_models
 from tiltyard.stages.gap_files import ResponseFile
 from tiltyard.stages.infer import sampled_point
 from tiltyard.stages.infer_rows import digest
+from tiltyard.stages.model_names import named_models
 from tiltyard.stages.rewards import Rewards, sources
 from tiltyard.training.log import Tally
 from tiltyard.types import Group, Prompt

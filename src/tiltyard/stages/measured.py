@@ -54,6 +54,8 @@ def add_policies(
     """
     alarms = "".join(f" Alarm: {line.removeprefix('! alarm: ')}." for line in disclosed["alarms"])
     looked = f"{disclosed['selection']['models']:,} models were looked at on these prompts."
+    if disclosed["part"] == "report":
+        looked = "No other models were looked at on these prompts, in all evaluations of the folder of runs."
     prompts = (
         f"On {plural(disclosed['prompts'], 'prompt')}, {how}; 95% intervals over prompts. {looked}" if results else ""
     )

@@ -98,6 +98,7 @@ def _disclosed(facts: Any) -> dict[str, Any]:
     return {
         "alarms": [text_of(line).removeprefix("! alarm: ") for line in facts.get("alarms") or []],
         "looked_at": rounded(selection.get("models")) or 0,
+        "part": text_of(facts.get("part")),
         "looks": len(selection.get("evaluations") or []),
         "nulls": [
             {"name": text_of(row.get("name")), **(estimate_of({**row, "value": row.get("win_rate")}) or {})}

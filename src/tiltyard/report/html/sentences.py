@@ -83,7 +83,9 @@ def _comparison(table: Mapping[str, Any]) -> Iterator[Sentence]:
             yield from _price_of_change(row, start)
     for alarm in table["alarms"]:
         yield _say(_b("Alarm: "), f"{alarm}.", tone="bad")
-    if table["looked_at"] > len(table["rows"]):
+    if table["part"] == "report":
+        yield _say("No other models were looked at on these prompts: they are apart from those of selection.")
+    elif table["looked_at"] > len(table["rows"]):
         looked = _b(f"{table['looked_at']} models")
         where = f" were looked at on these prompts, in {table['looks']} evaluations"
         tail = f"{where}: the best of many looks better than it is."

@@ -242,7 +242,8 @@ def check_sums(strategy: Sharded, mesh: DeviceMesh) -> None:
     with torch.random.fork_rng(devices=[]):
         layer = nn.Linear(1, 2 * count, bias=False).to(mesh.device_type)
     strategy.shard(layer, mesh)
-    layer(torch.full((1, 1), processes.rank() + 1.0, device=mesh.device_type)).sum().backward()
+    given = torch.full((1, 1), processes.rank() + 1.0, device=mesh.device_type)
+    layer(given.bfloat16() if strategy.half else given).sum().backward()
     total = count * (count + 1) / 2  # of the inputs of all processes
     (weight,) = layer.parameters()
     assert weight.grad is not None

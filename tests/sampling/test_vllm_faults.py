@@ -19,17 +19,18 @@ from safetensors.torch import load_file, save_file
 from tests.training import tiny
 
 from tiltyard.errors import ConfigError, TiltyardError
-from tiltyard.methods import rloo
+from tiltyard.methods import grpo, online_dpo, ppo, rloo
 from tiltyard.models.adapters import adapt
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import Lora
-from tiltyard.sampling import SampleSettings
+from tiltyard.sampling import NativeSampler, Sampler, SampleSettings
 from tiltyard.sampling.vllm import EngineError, EngineSettings, Limits, VllmSampler, disk_engine, launch
 from tiltyard.sampling.vllm.checks import check_version
 from tiltyard.sampling.vllm.push import adapter_rank
 from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Online
+from tiltyard.types import Prompt
 
 from . import stubs
 from .engine import Engine, serving
@@ -217,6 +218,28 @@ def test_a_dead_one_of_several_is_named(engines: list[tuple[Engine, str]], tmp_p
 def test_an_engine_that_is_named_twice(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="named twice"):
         sampler_at(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo", "online_dpo"])
+def test_a_method_ends_where_the_toolkits_sampler_ends(name: str, tmp_path: Path) -> None:
+    """The same seeds, an engine of the same kernels: the same responses, importance weights of 1, the same model."""
+
+    def trained(sampler: Sampler) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+        models = Models(policy=tiny.policy(1), ref=tiny.frozen(2), value=tiny.scalar(3))
+        rule = FunctionScorer(lambda prompt, response: float(sum(response.ids) % 5))
+        prompts = [Prompt(id=str(i), ids=(2, 3 + i, 4)) for i in range(3)]
+        source = Online(prompts, sampler, rule, 3, 2, SampleSettings(max_tokens=4), seed=1)
+        build = {"grpo": grpo, "ppo": ppo, "online_dpo": online_dpo}[name]
+        rows = tiny.train(build(source), models, steps=STEPS, lr=1e-2)
+        return tiny.parameters(models["policy"]), rows
+
+    own, _ = trained(NativeSampler())
+    with serving(Engine(tiny.policy())) as url:
+        theirs, rows = trained(sampler_at(tmp_path, url))
+    tiny.assert_same(theirs, own, 1e-7)
+    assert all(row["sampler_gap"] < 1e-12 for row in rows)
+    weights = [row["mismatch/weight"] for row in rows if "mismatch/weight" in row]
+    assert weights == pytest.approx([1.0] * (STEPS if name != "online_dpo" else 0))
 
 
 @pytest.mark.slow

@@ -7,18 +7,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import resume
+from benchmarks.gpu.engine import histogram, measured
 from benchmarks.gpu.equal import Pass, as_near, near
 from benchmarks.gpu.law import SIGMAS, fit_of, truncated
 from benchmarks.gpu.report import Bench, Result
+from benchmarks.gpu.shapes import TINY, groups, language
 from benchmarks.gpu.steps import PEAKS
 
-from tiltyard import SampleSettings
+from tiltyard import NativeSampler, SampleSettings
+from tiltyard.batch.forest import pack
 from tiltyard.sampling.distribution import probs_NV
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +38,36 @@ def test_the_script_runs_on_a_cpu(tmp_path: Path) -> None:
     assert {one["check"] for one in found} == set(gpu.CHECKS)
     assert not [one for one in found if one["state"] == "FAIL"]
     assert {"dpo, 0M", "grpo, 0M", "ppo, 0M"} <= {one["what"] for one in found}
+    not_run = {one["what"] for one in found if one["state"] == "not run"}
+    assert {"vLLM", "push by NCCL or IPC", "TRL with vLLM in its process"} <= not_run
+    shard = {one["what"]: one for one in found if one["check"] == "shard"}
+    assert shard["same loss"]["state"] == "ok"
+    assert all(rank["planned_mib"] > 0 for rank in shard["2 processes, sharded"]["numbers"]["ranks"])
+
+
+def test_an_engine_is_measured_by_its_interface(tmp_path: Path) -> None:
+    """The toolkit's sampler in the engine's place, which is as near to the trainer as float32 allows."""
+    bench = Bench(torch.device("cpu"), True, tmp_path)
+    model = language("Llama", TINY, bench.device)
+    model.chat.stop_ids = frozenset({-1})
+    found = {one.what: one for one in measured(bench, model, NativeSampler(), TINY[-1])}
+    assert len(found["push through a folder"].numbers["pushes"]) == 3
+    assert found["sampling"].numbers["engine"] > 0
+    for name in ("engine", "toolkit's sampler"):
+        assert found[f"mismatch, {name}"].numbers["mean"] < 1e-5
+        assert found[f"mismatch, {name}"].numbers["off"] == 0
+
+
+def test_a_mismatch_is_counted(tmp_path: Path) -> None:
+    model = language("Llama", TINY, torch.device("cpu"))
+    group = groups([(3, (4, 4))], TINY[-1])[0]
+    with torch.no_grad():
+        own = model.logp_R(pack([group]))[0].tolist()
+    off = [own[0] + 0.2, *own[1:]]
+    shifted = [replace(one, logps=tuple(off[4 * i : 4 * i + 4])) for i, one in enumerate(group.responses)]
+    _, numbers = histogram(model, [replace(group, responses=tuple(shifted))])
+    assert numbers["above_0.1"] == numbers["off"] == 1 / 8
+    assert numbers["mean"] == pytest.approx(0.2 / 8, rel=1e-3)
 
 
 def test_an_error_of_one_check_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

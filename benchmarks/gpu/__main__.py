@@ -17,12 +17,14 @@ from pathlib import Path
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: deterministic products
 
 import torch
+from benchmarks.gpu.engine import engine_beside
 from benchmarks.gpu.equal import pairs_equal
 from benchmarks.gpu.law import sampler_law
 from benchmarks.gpu.lora import lora
 from benchmarks.gpu.peers import trl_beside
 from benchmarks.gpu.report import Bench, Check, Result, machine, run_check, write
 from benchmarks.gpu.resume import resumed
+from benchmarks.gpu.shard import sharded_memory
 from benchmarks.gpu.steps import training_steps
 from rich.console import Console
 from rich.markup import escape
@@ -34,6 +36,8 @@ CHECKS: dict[str, Check] = {
     "steps": training_steps,
     "lora": lora,
     "peers": trl_beside,
+    "shard": sharded_memory,
+    "engine": engine_beside,
 }
 COLOURS = {"ok": "green", "FAIL": "bold red", "not run": "yellow", "measured": "cyan"}
 

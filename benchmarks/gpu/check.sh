@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Checks of a machine with a GPU, in at most five minutes: benchmarks/gpu/check.sh [--tiny] [--only equal,law] ...
+# Checks of a machine with a GPU, in at most eight minutes: benchmarks/gpu/check.sh [--tiny] [--only equal,law] ...
 # It needs a python3 with torch 2.11 and transformers 5.17 or newer. Packages that it lacks may lie as wheels in $WHEELS
 # (default: .whl in the repository), e.g. pydantic, pydantic-core, annotated-types and typing-inspection; bitsandbytes
 # (four bits) and trl with datasets (TRL beside it) are done without where they are missing, and that is said.
+# VLLM_PYTHON is the interpreter of an environment with vLLM (pushes, mismatch, sampling); FSDP2 needs two GPUs.
 # The table goes to the terminal, everything to $OUT/gpu.json (default: out/gpu.json).
 set -eu
 cd "$(dirname "$0")/../.."

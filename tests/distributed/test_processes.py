@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from tests.training import tiny
 from tests.training.ranks import NAMES, RL
 
+from tiltyard.distributed import processes
+from tiltyard.errors import ConfigError
+
 ROOT = Path(__file__).parents[2]
 BY_PROCESS = ("mismatch/effective", "mismatch/largest")  # means over processes
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -109,3 +112,17 @@ def test_processes_exit_without_an_abort(tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode in codes, done.stderr[-2000:]
         assert last or "terminate called" not in done.stderr  # after an error the group is left standing
+
+
+def test_a_start_that_cannot_succeed_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=2 without RANK, MASTER_ADDR, MASTER_PORT[\s\S]*torchrun"):
+        processes.start()
+    for name, value in {"RANK": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    processes.check_start(0)
+    processes.check_start(4)
+    with pytest.raises(ConfigError, match=r"process 3 of it, counted from 0, and 2 GPUs[\s\S]*at most 2"):
+        processes.check_start(2)

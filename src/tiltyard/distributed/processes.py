@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from tiltyard.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,6 +30,9 @@ def start(timeout: timedelta | None = None) -> None:
 
     Args:
         timeout: how long a collective waits for the other processes; None is torch's default.
+
+    Raises:
+        ConfigError: see `check_start`.
     """
     if not is_distributed():
         return
@@ -36,11 +41,40 @@ def start(timeout: timedelta | None = None) -> None:
 
     if not dist.is_initialized():
         gpus = torch.cuda.is_available()
+        check_start(torch.cuda.device_count() if gpus else 0)
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # counts and metrics are summed on the CPU even where gradients are on GPUs
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
         atexit.register(_destroy_group)
+
+
+def check_start(gpus: int) -> None:
+    """Checks the environment that torchrun sets, before a process waits for others that will never come.
+
+    Args:
+        gpus: of this machine; 0 for a run on CPUs.
+
+    Raises:
+        ConfigError: WORLD_SIZE stands alone, or there are more processes here than GPUs.
+    """
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise ConfigError(
+            "several processes are announced, and nothing says how they find each other",
+            where="environment",
+            got=f"WORLD_SIZE={os.environ['WORLD_SIZE']} without {', '.join(missing)}",
+            expected="the variables that torchrun sets",
+            fix="start it by torchrun (docs/scale.md), or unset WORLD_SIZE for a single process",
+        )
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if gpus and local >= gpus:
+        raise ConfigError(
+            "there are more processes on this machine than GPUs",
+            where="torchrun",
+            got=f"process {local} of it, counted from 0, and {gpus} GPU{'' if gpus == 1 else 's'}",
+            expected=f"--nproc-per-node of at most {gpus}",
+            fix="lower --nproc-per-node, or check CUDA_VISIBLE_DEVICES; on CPUs: CUDA_VISIBLE_DEVICES=",
+        )
 
 
 def _destroy_group() -> None:

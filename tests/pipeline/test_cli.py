@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_run_and_dry_run(recipe, capsys) -> None:
     assert outcome["stages"]["tune"]["result"] == {"from": "48"}
     assert Path("runs/toy/tune/done.json").exists()
     assert cli.main(["run", str(recipe), "tune.kl=0.3"]) == 0
-    assert "tune: done (0.0 s), skipped" in capsys.readouterr().out
+    assert re.search(r"tune: done \(.+ s\), skipped", capsys.readouterr().out)  # a busy machine takes its time
 
 
 def test_train_and_eval(capsys, monkeypatch) -> None:

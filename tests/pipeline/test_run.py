@@ -33,7 +33,7 @@ def test_all_stages_run_then_all_are_skipped(go, tmp_path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/toy").rglob("*") if p.name != ".lock"}
     again, text = go()
     assert statuses(again) == "skip skip skip skip skip"
-    assert "learn: done (0.0 s), skipped" in text
+    assert re.search(r"learn: done \(.+ s\), skipped", text)  # a busy machine takes its time
     assert again["stages"]["measure"]["result"] == outcome["stages"]["measure"]["result"]
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/toy").rglob("*") if p.name != ".lock"}
 

@@ -66,3 +66,5 @@ def test_samplers_of_a_run_are_reported_or_refused(tmp_path):
     assert "kl" not in refused["cells"]
     assert refused["refusals"]
     assert refused["about"] == "…/demo/sft, reward gold"
+    (run / "importance.jsonl").rename(run / "ppo" / "responses.jsonl")  # as a stage writes it
+    assert [row["name"] for row in page_data([run])["infers"][0]["rows"]] == ["pessimism", "ppo"]

@@ -1,4 +1,4 @@
-"""Responses that `tiltyard sample --infer --out FILE` drew without training: a table of the samplers of a run."""
+"""Responses drawn without training, by `tiltyard sample --infer --out FILE` or a stage `infer`: a table of samplers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _row(source: Source, path: Path) -> dict[str, Any] | None:
     report = report_of(name, facts, beta, weighted=weighted).to_dict()
     cells = {key: cell for key, *_ in COLUMNS if (cell := estimate_of(report.get(key))) is not None}
     return {
-        "name": text_of(path.name.partition(".")[0]),
+        "name": text_of(path.parent.name if path.parent != source.folder else path.name.partition(".")[0]),
         "sampler": text_of(name),
         "about": text_of(f"{short(str(asked['model']))}, reward {short(str(asked['reward']))}", 200),
         "beta": beta,

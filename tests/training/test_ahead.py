@@ -101,7 +101,7 @@ def trained(algorithm: Algorithm, given: Models | None = None, *, until: int = 0
 
 def told(model: Any, prompts: Any, n: int, sampling: Any, seeds: Any) -> list[Group]:
     """Responses that say by which weights and from which seeds they were made."""
-    weight = float(next(model.module.parameters()).sum())
+    weight = float(next(model.module.parameters()).detach().sum())
     return [
         Group(
             p,

@@ -37,6 +37,8 @@ KNOWN = (  # in the order of the page: pattern of the metric, title, unit, what 
     (r"kl", "KL, sampled", "nats a response", "from the sampled tokens alone"),
     (r"grad_norm", "Gradient norm", "", "before clipping"),
     (r"sampler_gap", "Trainer and sampler", "nats a token", "mean distance of their log-probs"),
+    (r"staleness", "Age of responses", "updates", "of the policy since it sampled them"),
+    (r"time/waited", "Waited for responses", "seconds", "by the trainer, for what is sampled ahead"),
     (r"mismatch/off", "Ratios off 1", "share", "tokens whose chance is 10% off between trainer and sampler"),
     (
         r"mismatch/effective",

@@ -126,6 +126,10 @@ def test_a_sharded_run_has_whole_models_while_it_loads_and_computes_without_grad
     assert memory_of(offline, many).total == pytest.approx(whole)  # loading
     assert memory_of(prepared, many).total == pytest.approx(whole * (1 + 1 / 64) + 2 * 4 * BIG.parameters / 64)
     assert memory_of(prepared).total == memory_of(offline).total
+    narrow = {(p.role, p.what): p.bytes for p in parts_of(prepared._replace(gathered=2, half=True), many)}
+    assert narrow["without gradient", "gathered weights"] == whole / 2
+    assert narrow["a pass", "gathered weights"] == 2 * (3 * BIG.block + 2 * BIG.ends)
+    assert ("a pass", "weights in bfloat16") not in narrow
 
 
 def test_the_blocks_of_a_sharded_run_are_not_fused() -> None:

@@ -47,6 +47,7 @@ class Work(NamedTuple):
         tokens, parts: of the largest micro-batch, and micro-batches of a step over all processes.
         slots, length: responses of a step over all processes and decoded at once at most; tokens of each with prompt.
         states: bytes of hidden states that the sampler keeps.
+        gathered: bytes of a weight that a sharded run has gathered; 0: `number`.
         prepares: a step computes something without gradient before it trains.
         engine: bytes of a weight in a vLLM engine that samples beside the processes; 0: they sample themselves.
         ahead: steps that are sampled in advance (`max_staleness`), while the trainer learns.
@@ -68,6 +69,7 @@ class Work(NamedTuple):
     slots: int = 0
     length: int = 0
     states: int = 0
+    gathered: int = 0
     prepares: bool = False
     engine: int = 0
     ahead: int = 0
@@ -147,7 +149,8 @@ def _whole(work: Work, layout: Layout) -> Iterator[Part]:
     shapes = [*((work.backbone,) if work.backbone is not None else work.trained.values()), *work.frozen.values()]
     size = float(work.number * sum(shape.parameters for shape in shapes))
     if work.prepares:
-        yield Part("without gradient", "gathered weights", size, "preparing")
+        share = (work.gathered or work.number) / work.number
+        yield Part("without gradient", "gathered weights", share * size, "preparing")
     yield Part("loading", "whole weights", size, "loading")
 
 
@@ -164,8 +167,8 @@ def _passes(work: Work, layout: Layout) -> Iterator[Part]:
     if layout.sharded:
         gathered = 2 * largest.block + largest.ends
         gathered += 0 if work.backbone is not None else largest.block + largest.ends
-        yield Part("a pass", "gathered weights", work.number * gathered, "training")
-    if work.half and not work.fused and work.backbone is None:
+        yield Part("a pass", "gathered weights", (work.gathered or work.number) * gathered, "training")
+    if not (layout.sharded and work.gathered == 2) and work.half and not work.fused and work.backbone is None:
         yield Part("a pass", "weights in bfloat16", 2 * max(s.parameters for s in work.trained.values()), "training")
     fused = work.fused and not layout.sharded  # FSDP2 calls a block as a module, which the kernels leave alone
     stored = sum(

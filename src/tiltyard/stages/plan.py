@@ -134,6 +134,7 @@ def work_of(
         responses=responses,
         slots=slots,
         length=length,
+        gathered=2 if chosen.shard_dtype == "bfloat16" else 0,
         prepares=bool(size.decoded or compose(method, dotted(settings)).prepare),
         states=kept.bytes if kept and kept.keep else 0,
         engine=_engine_number(settings, 4),

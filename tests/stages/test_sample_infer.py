@@ -9,9 +9,9 @@ import pytest
 
 from models import tiny
 from tiltyard import cli
-from tiltyard.cli import inference
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.load import save_model
+from tiltyard.stages import infer_rows
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_every_sampler_reports(sample, capsys: pytest.CaptureFixture, words) -> 
 def test_a_file_is_gone_on_with(sample, folder: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     """Stopped after a prompt, and with half a line: the same command gives the file of an uninterrupted one."""
     words = ("--infer", "smc", "--beta", "0.5", "--particles", "8", "--every", "1", "--json")
-    monkeypatch.setattr(inference, "ROWS", 1)  # a prompt at a time
+    monkeypatch.setattr(infer_rows, "ROWS", 1)  # a prompt at a time
     assert sample(*words, "--out", "whole.jsonl") == 0
     whole = json.loads(capsys.readouterr().out)
     lines = (folder / "whole.jsonl").read_text().splitlines(keepends=True)

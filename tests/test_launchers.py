@@ -23,7 +23,7 @@ EXAMPLES = ROOT / "examples" / "scale"
 STUBS = {
     "scontrol": 'if [[ $1 == show ]]; then printf "%s\\n" ${3//,/ }; else echo "$@" >>$LOG/scontrol; fi',
     "curl": "exit 0",
-    "vllm": 'printf "%s\\n" "$@" >$LOG/vllm; sleep 60',
+    "vllm": 'printf "%s\\n" "$@" >$LOG/vllm; exec sleep 60',
     # options of srun up to the command, which runs once
     "srun": 'printf "%s\\n" "$*" >>$LOG/srun; while [[ $1 == -* ]]; do shift; done; exec "$@"',
     "torchrun": 'printf "%s\\n" "$@" >$LOG/torchrun; env >$LOG/environment; [[ -z ${HANG:-} ]] || exec "$STOPS" '

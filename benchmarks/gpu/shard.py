@@ -35,7 +35,7 @@ def sharded_memory(bench: Bench) -> Iterator[Result]:
     command += ["-m", "benchmarks.gpu.shard", str(bench.folder), bench.device.type, str(int(bench.tiny))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
+        raise RuntimeError(f"{done.stderr[:2000]} ... {done.stderr[-1000:]}")
     ranks = [json.loads((bench.folder / f"{rank}.json").read_text()) for rank in range(count)]
     for layout in LAYOUTS:
         peaks = [rank[layout]["peak_mib"] for rank in ranks]

@@ -26,6 +26,7 @@ EXACT = {
     "sample_every",
     "log_to",
     "show_kl",
+    "models_every",
     # of a judge behind a server
     "max_calls",
     "max_total_tokens",
@@ -51,7 +52,15 @@ EXACT = {
     "alarm_kl",
 }
 EXACT_OF = {"collect": {"enough", "labellers", "serve", "host", "port", "url"}}  # who labels, and where
-LAST_BITS = {"tokens_per_microbatch", "gradient_checkpointing", "max_concurrent", "device", "ref_cache", "threads"}
+LAST_BITS = {
+    "tokens_per_microbatch",
+    "gradient_checkpointing",
+    "max_concurrent",
+    "device",
+    "ref_cache",
+    "threads",
+    "shard",
+}
 
 
 @pytest.fixture(scope="module")

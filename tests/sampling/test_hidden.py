@@ -32,7 +32,7 @@ def models(dtype: str = "float64") -> Models:
 def test_bytes_are_responses_times_tokens_times_width() -> None:
     """Measured: what 6 responses of 9 tokens keep is half of the plan, the rest is the copy of the sort."""
     policy = tiny.policy()
-    policy.chat.stop_ids = frozenset()
+    policy.chat = tiny.chat(stop_ids=frozenset())
     width = policy.module.config.hidden_size
     settings = SampleSettings(max_tokens=9, keep_hidden=True)
     groups = NativeSampler(policy).generate(runs.prompts(3), 2, settings, range(6))

@@ -21,8 +21,15 @@ from tiltyard.types import Group, Preference, Prompt, Response
 VOCAB, EOS = 17, 1
 
 
+class Fixed(SimpleNamespace):
+    """All tests share one chat: a test that needs another one makes it by `chat`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"the chat of tiny models is shared by all tests: chat({name}=...) makes another")
+
+
 # what the sampler, the scorers and the value head ask of a `Chat`
-CHAT: Any = SimpleNamespace(
+CHAT: Any = Fixed(
     stop_ids=frozenset({EOS}),
     eos_id=EOS,
     pad_id=0,
@@ -31,6 +38,11 @@ CHAT: Any = SimpleNamespace(
     encode_group=lambda group: replace(group, responses=(Response(ids=(EOS,)),)),
     tokenizer=SimpleNamespace(name_or_path="tiny", chat_template=None, save_pretrained=lambda folder: None),
 )
+
+
+def chat(**changes: Any) -> Any:
+    """The chat of tiny models with changes."""
+    return Fixed(**{**vars(CHAT), **changes})
 
 
 def config(**shape: Any) -> LlamaConfig:

@@ -33,10 +33,16 @@ def sharded_memory(bench: Bench) -> Iterator[Result]:
     bench.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command += ["-m", "benchmarks.gpu.shard", str(bench.folder), bench.device.type, str(int(bench.tiny))]
+    files = [bench.folder / f"{rank}.json" for rank in range(count)]
+    for file in files:
+        file.unlink(missing_ok=True)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{done.stderr[:2000]} ... {done.stderr[-1000:]}")
-    ranks = [json.loads((bench.folder / f"{rank}.json").read_text()) for rank in range(count)]
+    trouble = f"{done.stderr[:2000]} ... {done.stderr[-1000:]}"
+    if not all(file.exists() for file in files):
+        raise RuntimeError(trouble)
+    if done.returncode:  # SIGABRT of one process, seen once on a busy machine
+        yield Result("shard", "exit", "measured", f"a process ended by an error after its results: {trouble}")
+    ranks = [json.loads(file.read_text()) for file in files]
     for layout in LAYOUTS:
         peaks = [rank[layout]["peak_mib"] for rank in ranks]
         found = "not measured on a CPU" if peaks[0] is None else f"{max(peaks):,.0f} MiB at most"

@@ -232,7 +232,7 @@ def test_half_written_files_are_left_out_and_named(tmp_path):
         "broken/config.json",
     ):
         assert file in notes
-    assert "evaluate/answers.jsonl: 1 damaged lines" in notes
+    assert "evaluate/answers.jsonl: 1 damaged line" in notes
     loss = next(m for m in page["curves"]["metrics"] if m["name"] == "loss" and m["series"][0]["stage"] == "ppo")
     assert len(loss["series"][0]["y"]) == len(page["curves"]["steps"]["ppo"]) == 20
     assert page["samples"]
@@ -282,6 +282,10 @@ def test_a_tournament_s_alarms_and_distances_to_the_optimum_are_said(tmp_path):
     assert [(one["stage"], one["step"], one["kind"]) for one in page["alarms"]] == [
         ("ppo", 12, "length"), ("ppo", 14, "proxy")
     ]  # fmt: skip
+    measured = json.loads((run / "gap/gap.json").read_text())
+    measured["models"]["prior"]["estimates"]["gap"]["value"] = 0.1
+    (run / "gap/gap.json").write_text(json.dumps(measured))
+    assert "; the prior is nearer: 0.1 nats" in " ".join(said(page_data([run])))
     gap = page["gaps"][0]
     assert [row["cells"].get("gap") for row in gap["rows"]][2] is None
     assert len(gap["curve"]) == 12
@@ -289,7 +293,7 @@ def test_a_tournament_s_alarms_and_distances_to_the_optimum_are_said(tmp_path):
     (run / "ppo/alarms.jsonl").write_text('{"step": 1, "text": "half')
     page = page_data([run])
     assert page["gaps"] == []
-    assert {"gap/gap.json is damaged and left out.", "ppo/alarms.jsonl: 1 damaged lines are left out."} <= set(
+    assert {"gap/gap.json is damaged and left out.", "ppo/alarms.jsonl: 1 damaged line left out."} <= set(
         page["notes"]
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tiltyard.numerals import plural
 from tiltyard.report.html.reading import Source, json_lines, rounded, text_of
 from tiltyard.runs import read_alarms
 
@@ -35,7 +36,7 @@ def _read(source: Source, name: str) -> list[dict[str, Any]]:
     path = source.stages[name].folder / "alarms.jsonl"
     rows = read_alarms(path)
     if bad := sum(1 for _ in json_lines(path)) - len(rows):
-        source.notes.append(f"{source.label(name)}/alarms.jsonl: {bad:,} damaged lines are left out.")
+        source.notes.append(f"{source.label(name)}/alarms.jsonl: {plural(bad, 'damaged line')} left out.")
     return [
         {
             "stage": text_of(source.label(name)),

@@ -77,7 +77,7 @@ def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list
         for key in seen:
             shared[key] = shared.get(key, 0) + 1
         if bad:
-            source.notes.append(f"{source.label(name)}/answers.jsonl: {bad:,} damaged lines are left out.")
+            source.notes.append(f"{source.label(name)}/answers.jsonl: {plural(bad, 'damaged line')} left out.")
     apart, notes = _other_prompts(sources, files, shared), list[str]()
     tokens = {path: token_rows(path.with_name("tokens.jsonl")) for _, _, path in files}
     coloured = {key for rows in tokens.values() for key in rows.prompts}

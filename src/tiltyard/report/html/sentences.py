@@ -286,7 +286,10 @@ def _distance(table: Mapping[str, Any]) -> Iterator[Sentence]:
     refused = [row["model"] for row in table["rows"] if row["refused"]]
     beta = f" at beta {table['beta']:g}" if table["beta"] else ""
     if models:
-        cell, start = models[0]["cells"]["gap"], f"; the prior is {_nats(prior['cells']['gap'])}" if prior else ""
+        cell, start = models[0]["cells"]["gap"], ""
+        if prior:
+            nearer = "nearer: " if prior["cells"]["gap"]["v"] < cell["v"] else ""
+            start = f"; the prior is {nearer}{_nats(prior['cells']['gap'])}"
         best = f"the best that its reward allows{beta}"
         if len(models) > 1:
             lead = (

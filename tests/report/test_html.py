@@ -293,9 +293,7 @@ def test_a_tournament_s_alarms_and_distances_to_the_optimum_are_said(tmp_path):
     (run / "ppo/alarms.jsonl").write_text('{"step": 1, "text": "half')
     page = page_data([run])
     assert page["gaps"] == []
-    assert {"gap/gap.json is damaged and left out.", "ppo/alarms.jsonl: 1 damaged line left out."} <= set(
-        page["notes"]
-    )
+    assert {"gap/gap.json is damaged and left out.", "ppo/alarms.jsonl: 1 damaged line left out."} <= set(page["notes"])
 
 
 def test_curves_and_settings_of_many_stages_stay_under_five_megabytes(tmp_path):

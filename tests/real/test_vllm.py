@@ -79,9 +79,10 @@ def moved(model: LanguageModel, seed: int) -> LanguageModel:
     return model
 
 
-def test_pushes_reach_all_weights_and_the_probe_sees_when_they_do_not(
-    sampler: VllmSampler, model: LanguageModel
+def test_pushes_reach_all_weights_the_probe_sees_when_they_do_not_and_a_killed_engine_is_started_again(
+    sampler: VllmSampler, model: LanguageModel, killer: Callable[[VllmSampler], None]
 ) -> None:
+    """One test, for one start of an engine: in another order the second part has no engine to kill."""
     prompts = [Prompt(ids=(3, 14, 15, 9)), Prompt(ids=(2, 6, 5))]
     for version in range(3):
         sampler.sync(moved(model, version) if version else model, version)
@@ -94,12 +95,7 @@ def test_pushes_reach_all_weights_and_the_probe_sees_when_they_do_not(
     sampler.clients[0].post("/init_weight_transfer_engine", {"init_info": {"tied": "stale"}})  # vLLM as it is
     with pytest.raises(StaleWeights):
         sampler.sync(moved(model, 9), 9)
-
-
-def test_an_engine_killed_in_mid_answer_is_named_and_started_again(
-    sampler: VllmSampler, model: LanguageModel, killer: Callable[[VllmSampler], None]
-) -> None:
-    """After the test above the engine computes with stale weights; the next one has those that it should have."""
+    # it computes with stale weights now; the next engine has those that it should have
     many = SampleSettings(max_tokens=48, max_concurrent=4)
     killer(sampler)
     with pytest.raises(EngineError, match="vLLM has ended with"):

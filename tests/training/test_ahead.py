@@ -70,28 +70,13 @@ WEIGHTED: dict[str, Any] = {"a2c": a2c, "reinforce": reinforce, "rloo": rloo}
 OWN_RESPONSES: dict[str, Any] = {"dpg": dpg, "f_dpg": f_dpg, "gdc": gdc, "kl_dpg": kl_dpg, "vbon": vbon}
 
 
-class Cut(Exception):
-    """The run is cut off here."""
-
-
-class CutAt(tiny.Record):
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        super().log(step, metrics)
-        if step == self.step:
-            raise Cut
-
-
 def trained(algorithm: Algorithm, given: Models | None = None, *, until: int = 0, **changes: Any) -> tuple[Any, Any]:
     """(every metric of every step, all trained parameters; None where it was cut off)."""
-    held, record = given or models(), CutAt(until)
+    held, record = given or models(), tiny.CutAt(until)
     usual: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "sinks": [record]}
     try:
         tiny.fit(algorithm, held, **(usual | changes))
-    except Cut:
+    except tiny.Cut:
         return record.rows, None
     return record.rows, {name: tiny.parameters(held[name]) for name in algorithm.trains}
 

@@ -31,21 +31,6 @@ from . import tiny
 STEPS = 9
 
 
-class Stop(Exception):
-    """The run is cut off here."""
-
-
-class StopAt(tiny.Record):
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        super().log(step, metrics)
-        if step == self.step:
-            raise Stop
-
-
 def make(name: str) -> tuple[Algorithm, Models]:
     if name == "sft":
         model = tiny.policy(attention_dropout=0.2)
@@ -63,7 +48,7 @@ def make(name: str) -> tuple[Algorithm, Models]:
 def run(name: str, folder: Path, *, until: int = 0, **settings: Any) -> tuple[list[dict[str, float]], Any]:
     """One attempt: (the metrics it logged, the models' parameters)."""
     algorithm, models = make(name)
-    record = StopAt(until)
+    record = tiny.CutAt(until)
     usual: dict[str, Any] = {
         "steps": STEPS,
         "lr": 1e-2,
@@ -75,7 +60,7 @@ def run(name: str, folder: Path, *, until: int = 0, **settings: Any) -> tuple[li
     keep = {"folder": folder, "save_every": 2, "keep_groups": name == "ppo", "sinks": [record]}
     try:
         tiny.fit(algorithm, models, **(usual | keep | settings))
-    except Stop:
+    except tiny.Cut:
         return record.rows, None
     return record.rows, {n: tiny.parameters(getattr(models, n)) for n in algorithm.trains}
 

@@ -158,6 +158,23 @@ class Record:
     def close(self) -> None: ...
 
 
+class Cut(Exception):
+    """The run is cut off here."""
+
+
+class CutAt(Record):
+    """Raises `Cut` when a step's metrics are logged; 0: never."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        super().log(step, metrics)
+        if step == self.step:
+            raise Cut
+
+
 OUTPUT = ("folder", "keep_groups", "evaluate", "sinks")  # arguments of `fit` that are no settings of a run
 
 

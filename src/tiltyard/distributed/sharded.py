@@ -297,6 +297,16 @@ def sharing(modules: Sequence[nn.Module]) -> list[list[nn.Module]]:
     return [together for _, together in found]
 
 
+def _shared(why: str, name: str) -> ConfigError:
+    return ConfigError(
+        f"this model cannot be spread over processes: {why}",
+        where="shard",
+        got=name,
+        expected="blocks with parameters of their own",
+        fix="set shard=false",
+    )
+
+
 def check_units(trunk: Trunk, blocks: Sequence[nn.Module]) -> None:
     """Raises a ConfigError for a trunk whose parameters belong to no single unit, or are of several widths."""
     owner: dict[int, nn.Module] = {}
@@ -304,25 +314,13 @@ def check_units(trunk: Trunk, blocks: Sequence[nn.Module]) -> None:
     for block in blocks:
         for p in block.parameters():
             if owner.setdefault(id(p), block) is not block:
-                raise ConfigError(
-                    "this model cannot be spread over processes: two of its blocks are one parameter",
-                    where="shard",
-                    got=names[id(p)],
-                    expected="blocks with parameters of their own",
-                    fix="set shard=false",
-                )
+                raise _shared("two of its blocks are one parameter", names[id(p)])
     inside = set(owner)
     held = {id(part) for block in blocks for part in block.modules()}
     for part in trunk.modules():
         for p in part.parameters(recurse=False):
             if id(p) in inside and id(part) not in held:
-                raise ConfigError(
-                    "this model cannot be spread over processes: a parameter of a block is also used outside of it",
-                    where="shard",
-                    got=names[id(p)],
-                    expected="blocks with parameters of their own",
-                    fix="set shard=false",
-                )
+                raise _shared("a parameter of a block is also used outside of it", names[id(p)])
     widths = sorted({str(p.dtype) for p in trunk.parameters()})
     if len(widths) > 1:
         raise ConfigError(

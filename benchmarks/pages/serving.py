@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,5 +47,11 @@ def signed_in(context: Any, url: str, token: str) -> Any:
     """A page of a person who opened the personal link and pressed its button."""
     page = context.new_page()
     page.goto(f"{url}/in#{token}")
-    page.click("#enter")
+    leading(page, lambda: page.click("#enter"))
     return page
+
+
+def leading(page: Any, act: Callable[[], Any]) -> None:
+    """Does what leads to another page and waits for that one, so that the next look is not at the page before."""
+    with page.expect_navigation():
+        act()

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed (pip install playwright)")
 
 from axe_playwright_python.sync_playwright import Axe
-from benchmarks.pages.serving import browser, chromium
+from benchmarks.pages.serving import browser, chromium, leading
 from tests.feedback.arena.scripted import Scripted
 from tests.feedback.collect.test_security import PAYLOADS
 
@@ -94,7 +94,7 @@ def test_a_battle_from_the_question_to_the_board(chrome, store) -> None:
         assert page.locator(".prose strong").first.inner_text() == "bold"
         page.click("button[value=tie]")
         page.wait_for_selector("text=You voted: equally good.")
-        page.click(".top-links a")
+        leading(page, lambda: page.click(".top-links a"))
         assert page.locator("table.board tbody tr").count() == 2
     assert len(list(groups(store))) == 2
 
@@ -123,8 +123,7 @@ def test_a_vote_after_the_names_does_not_count(chrome, store) -> None:
         late.goto(page.url)  # the same battle in a second window, its buttons still there
         page.click("form[action$=reveal] button")
         page.wait_for_selector("text=does not count")
-        late.click("button[value=first]")
-        late.wait_for_load_state()
+        leading(late, lambda: late.click("button[value=first]"))
         assert "409" in late.inner_text("main")
         page.goto(f"{url}/board")
         assert page.locator("table.board").count() == 0
@@ -195,7 +194,7 @@ def test_accessible_on_every_page_and_no_wider_than_the_screen(chrome, store, si
             page.click("button[value=first]")
             page.wait_for_selector(".answer.won")
             found += violations(page)
-            page.click(".verdict .primary")
+            leading(page, lambda: page.click(".verdict .primary"))
         page.goto(f"{url}/board")
         found += violations(page)
         wide += [] if fits(page) else [page.url]

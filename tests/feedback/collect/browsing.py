@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from axe_playwright_python.sync_playwright import Axe
-from benchmarks.pages.serving import signed_in
+from benchmarks.pages.serving import leading, signed_in
 
 from tiltyard.feedback.store.people import add_annotator
 
@@ -17,9 +17,8 @@ def person(chrome, store, url, name="ada", role="annotator", **options):
     page = signed_in(chrome.new_context(**options), url, add_annotator(store, name, role)[1])
     page.set_default_timeout(30_000)  # a busy machine
     if role == "annotator":
-        page.click("form[action='/guidelines'] button")
+        leading(page, lambda: page.click("form[action='/guidelines'] button"))
         ready(page)
-    page.wait_for_load_state("load")
     return page
 
 

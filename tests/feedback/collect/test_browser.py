@@ -17,7 +17,7 @@ from tiltyard.feedback.store.items import Item, add_tasks
 from tiltyard.feedback.store.people import add_annotator, add_guideline
 
 from ..store.conftest import group
-from .browsing import DESKTOP, PHONE, following, person, places, ready, violations
+from .browsing import DESKTOP, PHONE, following, leading, person, places, ready, violations
 from .test_security import PAYLOADS, hostile_items
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(not chromium(), reason="Chromium is missing")]
@@ -47,8 +47,7 @@ def test_a_day_by_keyboard(chrome, store):
         page.keyboard.press("1" if places(page)["1"] == 0 else "2")
         page.wait_for_url("**/feedback/*")
         assert "That is what we expected" in page.inner_text("h1")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#task")
+        leading(page, lambda: page.keyboard.press("Enter"))
         undone = 0
         while page.locator("#task").count():
             kind = page.get_attribute("#task", "data-kind")
@@ -183,13 +182,12 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(chrome, tmp_path):
     with served(store, gold_every=0) as url:
         context = chrome.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
         page = signed_in(context, url, tokens["ada"])
-        page.tap("form[action='/guidelines'] button")
+        leading(page, lambda: page.tap("form[action='/guidelines'] button"))
         ready(page)
         page.tap("button[value=tie]")
         page.wait_for_url("**/feedback/*")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        page.tap("#go-on")
-        page.wait_for_selector("#task")
+        leading(page, lambda: page.tap("#go-on"))
         seen = set()
         while page.locator("#task").count():
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], page.url
@@ -227,7 +225,7 @@ def test_hostile_texts_run_nothing_and_load_nothing(chrome, store):
         context = chrome.new_context(viewport=DESKTOP)
         context.on("page", watch)
         page = signed_in(context, url, add_annotator(store, PAYLOADS[0])[1])
-        page.click("form[action='/guidelines'] button")
+        leading(page, lambda: page.click("form[action='/guidelines'] button"))
         count = 0
         while page.locator("#task").count():
             assert page.evaluate("window.hacked === undefined && document.querySelector('main script') === null")
@@ -292,12 +290,12 @@ def test_axe_reports_no_violation(chrome, tmp_path, size, scheme):
         page = signed_in(context, url, tokens["ada"])
         page.wait_for_url("**/guidelines")
         found += violations(page)
-        page.click("form[action='/guidelines'] button")
+        leading(page, lambda: page.click("form[action='/guidelines'] button"))
         ready(page)
         page.click("button[value=tie]")
         page.wait_for_url("**/feedback/*")
         found += violations(page)
-        page.click("#go-on")
+        leading(page, lambda: page.click("#go-on"))
         found += _tasks(page, url)
     store.close()
     store, tokens = example_store(f"{tmp_path}/busy.db", busy=40)
@@ -305,7 +303,7 @@ def test_axe_reports_no_violation(chrome, tmp_path, size, scheme):
         boss = signed_in(chrome.new_context(**look), url, tokens["root"])
         boss.wait_for_selector(".tiles")
         found += violations(boss)
-        boss.click(".disputes a >> nth=0")
+        leading(boss, lambda: boss.click(".disputes a >> nth=0"))
         found += violations(boss)
     store.close()
     assert not found, "\n".join(found)
@@ -315,7 +313,6 @@ def _tasks(page, url) -> list[str]:
     """The violations on a page of each kind, on dialogs and small pages, and at the end."""
     found, seen = [], set()
     for _ in range(60):
-        page.wait_for_load_state()
         if not page.locator("#task").count():
             break
         kind = page.get_attribute("#task", "data-kind")
@@ -348,14 +345,14 @@ def test_the_pages_work_without_scripts(chrome, store):
         page = context.new_page()
         page.goto(f"{url}/in")
         page.fill("[name=token]", add_annotator(store, "ada")[1])
-        page.click("#enter")
-        page.click("form[action='/guidelines'] button")
+        leading(page, lambda: page.click("#enter"))
+        leading(page, lambda: page.click("form[action='/guidelines'] button"))
         for _ in range(2):
             if page.locator("button[value=first]").count():
-                page.click("button[value=first]")
+                leading(page, lambda: page.click("button[value=first]"))
             else:
                 for place, rank in enumerate("4321"):
                     page.locator(f"[name=rank_{place}]").select_option(rank)
-                page.click("#submit")
+                leading(page, lambda: page.click("#submit"))
         assert "You are done" in page.inner_text("h1")
     assert len(list(groups(store))) == 2

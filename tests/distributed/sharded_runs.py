@@ -1,11 +1,12 @@
 """Every method of the table, and what else a run may be made of, alone or sharded over the processes of torchrun.
 
-`python -m tests.distributed.sharded_runs FOLDER`: all of them. With more arguments: `NAME STEPS [KILLED]`, one run with
-checkpoints, whose rank 0 is killed after step KILLED.
+`python -m tests.distributed.sharded_runs FOLDER`: all of them. With more arguments: `NAME STEPS [KILLED [MOMENT]]`, one
+run with checkpoints, whose rank 0 is killed after step KILLED, or one of whose processes fails at a MOMENT of step 4's.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -25,7 +26,8 @@ from tests.training import ranks  # noqa: E402
 
 from oracles import worlds  # noqa: E402
 from table import ROWS  # noqa: E402
-from tiltyard.distributed import processes  # noqa: E402
+from tiltyard.distributed import checkpoint, part_files, processes  # noqa: E402
+from tiltyard.errors import CheckpointError  # noqa: E402
 from tiltyard.methods import dpo, iterative_dpo, ppo, sft, spin  # noqa: E402
 from tiltyard.models.adapters import adapt, clone_adapter, value_adapter, without_adapters  # noqa: E402
 from tiltyard.models.language import LanguageModel  # noqa: E402
@@ -128,12 +130,42 @@ class Killed(tiny.Record):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def one(folder: Path, name: str, steps: int, killed: int = 0) -> None:
+def fail_at(moment: str) -> None:
+    """Makes a process die, or find its disk full, while it writes the checkpoint of step 4."""
+    original = {"write": part_files.save_file, "rename": checkpoint.os.rename}
+
+    def write(tensors: Any, path: Path) -> None:
+        if "unfinished-00000004" in str(path) and processes.rank() == 1:
+            if moment == "rank 1 full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            original["write"](tensors, path)
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        original["write"](tensors, path)
+
+    def rename(source: Any, target: Any) -> None:
+        if "unfinished-00000004" in str(source):
+            os.kill(os.getpid(), signal.SIGKILL)
+        original["rename"](source, target)
+
+    if moment.startswith("rank 1"):
+        part_files.save_file = write  # type: ignore[assignment]
+    else:
+        checkpoint.os.rename = rename  # type: ignore[assignment]
+
+
+def one(folder: Path, name: str, steps: int, killed: int = 0, moment: str = "") -> None:
     """A run of one case that is resumed from its folder; rank 0 writes its curve and its weights."""
     processes.start()
+    if moment:
+        fail_at(moment)
     algorithm, models = OTHERS[name]()
     how: dict[str, Any] = {"steps": steps, "lr": 1e-2, "folder": folder, "save_every": 2, "shard": True}
-    tiny.fit(algorithm, models, sinks=[Killed(killed)], schedule="linear", tokens_per_microbatch=90, **how)
+    try:
+        tiny.fit(algorithm, models, sinks=[Killed(killed)], schedule="linear", tokens_per_microbatch=90, **how)
+    except CheckpointError as error:
+        (folder / f"error-{processes.rank()}.txt").write_text(f"{error}\n{error.fix}")
+        raise
     if processes.is_main():
         trained = {f"{r}.{n}": t for r in algorithm.trains for n, t in models[r].trainable.state_dict().items()}
         save_file({n: t.contiguous().clone() for n, t in trained.items()}, folder / "trained.safetensors")
@@ -161,6 +193,6 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     with exact_norms():
         if len(sys.argv) > 2:
-            one(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+            one(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5]), *sys.argv[5:])
         else:
             main(Path(sys.argv[1]))

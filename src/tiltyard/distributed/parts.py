@@ -7,12 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 TRUNK = "_tiltyard_trunk"  # of a module whose parameters are spread
+
+
+class Rows(NamedTuple):
+    """The rows of a tensor that this process has.
+
+    Attributes:
+        tensor: them alone, on the CPU and contiguous. shape: of the whole tensor. start: the first of them in it.
+    """
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    start: int = 0
+
+
+def rows_of(tensor: Tensor) -> Rows:
+    """This process's rows of a tensor that may be spread; all of one that is not."""
+    own = local(tensor).detach()
+    return Rows(own.contiguous().cpu(), tuple(tensor.shape), first_row(tensor))
+
+
+def first_row(tensor: Tensor) -> int:
+    """The first row that this process has of a tensor that is spread evenly by its rows, as FSDP2 does; else 0."""
+    if not hasattr(tensor, "to_local"):
+        return 0
+    from torch.distributed.tensor import DTensor, Shard
+
+    assert isinstance(tensor, DTensor)
+    assert tuple(tensor.placements) == (Shard(0),)
+    mesh = tensor.device_mesh
+    return min(-(-len(tensor) // mesh.size()) * mesh.get_local_rank(), len(tensor))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -35,6 +65,18 @@ def assign_(target: Tensor, source: Tensor) -> None:
         moved = source.to(target.device, target.dtype)
         source = distribute_tensor(moved, target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(source)
+
+
+def of_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is spread as another one, made of this process's rows of it; these, if that one is not spread."""
+    if not hasattr(like, "to_local"):
+        return rows
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
+    moved = rows.to(like.to_local().device)
+    mesh, shape, stride = like.device_mesh, like.shape, like.stride()
+    return DTensor.from_local(moved, mesh, like.placements, run_check=False, shape=shape, stride=stride)
 
 
 @contextmanager

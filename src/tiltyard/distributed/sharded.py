@@ -21,8 +21,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tiltyard.distributed import processes
-from tiltyard.distributed.parts import TRUNK, assign_, whole
-from tiltyard.distributed.strategy import TrainingState, check_names, trained_entries, trained_names
+from tiltyard.distributed.parts import TRUNK, whole
+from tiltyard.distributed.strategy import SavedState, TrainingState, all_rows, load_rows, trained_entries, trained_names
 from tiltyard.errors import ConfigError, TiltyardError
 
 HOOKS = (
@@ -198,38 +198,15 @@ class Sharded:
 
     @torch.no_grad()
     def state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
-        """Whole tensors, gathered one by one; only rank 0 keeps them."""
-        keep = processes.is_main()
-        weights, moments = {}, {}
-        for name, tensor in trained_names(modules).items():
-            found = whole(tensor).cpu()
-            if keep:
-                weights[name] = found.contiguous()
-        for name, tensor in trained_entries(optimizer).items():
-            found = whole(tensor).cpu()
-            if keep:
-                moments[name] = found.contiguous()
-        return TrainingState(weights, moments)
+        """This process's rows; what is not spread is in rank 0's."""
+        weights, moments = (
+            {name: t for name, t in tensors.items() if processes.is_main() or isinstance(t, DTensor)}
+            for tensors in (trained_names(modules), trained_entries(optimizer))
+        )
+        return TrainingState(all_rows(weights), all_rows(moments), files=processes.world())
 
-    @torch.no_grad()
-    def load_state(
-        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: TrainingState
-    ) -> None:
-        own = trained_names(modules)
-        check_names(own, state.weights)
-        for name, tensor in own.items():
-            assign_(tensor, state.weights[name])
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.moments.items():
-            index, entry = name.split(".", 1)
-            p = parameters[int(index)]
-            if isinstance(p, DTensor) and tensor.shape == p.shape:
-                part = torch.empty_like(p)
-                assign_(part, tensor.to(p.dtype))
-                tensor = part
-            entries.setdefault(int(index), {})[entry] = tensor
-        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    def load_state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: SavedState) -> None:
+        load_rows(modules, optimizer, state)
 
 
 def check_sums(strategy: Sharded, mesh: DeviceMesh) -> None:

@@ -15,18 +15,38 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.distributed import processes
+from tiltyard.distributed.parts import Rows, first_row, local, of_rows, rows_of
 
 
 class TrainingState(NamedTuple):
-    """Whole tensors on the CPU, whatever the strategy: a checkpoint of one strategy can be read by another.
+    """One process's part of a checkpoint: its rows of each tensor.
 
     Attributes:
-        weights: `model.parameter` -> tensor, buffers that are kept included; tied parameters appear once.
-        moments: `index.entry` -> tensor of the optimiser, by the index of the parameter in its groups.
+        weights: `model.parameter` -> rows, buffers that are kept included; tied parameters appear once.
+        moments: `index.entry` -> rows of a tensor of the optimiser, by the index of the parameter in its groups.
+        files: processes that write; 1: rank 0 alone has all rows.
     """
 
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
+    weights: dict[str, Rows]
+    moments: dict[str, Rows]
+    files: int = 1
+
+
+class SavedTensors(Protocol):
+    """Tensors of a checkpoint, whatever the strategy that wrote it: rows are read as they are asked for."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, key: str, first: int = 0, end: int | None = None) -> Tensor:
+        """Rows `first` to `end` of a tensor; all of them by default."""
+
+
+class SavedState(NamedTuple):
+    """The tensors of a checkpoint; the names are those of `TrainingState`."""
+
+    weights: SavedTensors
+    moments: SavedTensors
 
 
 class Strategy(Protocol):
@@ -64,11 +84,9 @@ class Strategy(Protocol):
         """Scales gradients in place to a norm of at most `max_norm`; returns the norm before."""
 
     def state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
-        """The state that a checkpoint holds; complete on rank 0, elsewhere it may be empty."""
+        """The rows that this process writes into a checkpoint."""
 
-    def load_state(
-        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: TrainingState
-    ) -> None:
+    def load_state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: SavedState) -> None:
         """Restores a state in place.
 
         Raises:
@@ -123,22 +141,15 @@ class Replicated:
     def state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> TrainingState:
         if not processes.is_main():
             return TrainingState({}, {})
-        named, entries = trained_names(modules), trained_entries(optimizer)
-        return TrainingState(*({name: _on_cpu(t) for name, t in tensors.items()} for tensors in (named, entries)))
+        weights, moments = trained_names(modules), trained_entries(optimizer)
+        return TrainingState(all_rows(weights), all_rows(moments))
 
-    def load_state(
-        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: TrainingState
-    ) -> None:
-        weights = state.weights
-        check_names(trained_names(modules), weights)
-        for key, module in modules.items():
-            part = {name[len(key) + 1 :]: t for name, t in weights.items() if name.startswith(f"{key}.")}
-            module.load_state_dict(part, strict=False)
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.moments.items():
-            index, entry = name.split(".", 1)
-            entries.setdefault(int(index), {})[entry] = tensor
-        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    def load_state(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: SavedState) -> None:
+        load_rows(modules, optimizer, state)
+
+
+def all_rows(tensors: Mapping[str, Tensor]) -> dict[str, Rows]:
+    return {name: rows_of(tensor) for name, tensor in tensors.items()}
 
 
 def trained_names(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -156,14 +167,43 @@ def trained_entries(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{i}.{key}": value for i, entry in entries for key, value in entry.items()}
 
 
-def check_names(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+@torch.no_grad()
+def load_rows(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: SavedState) -> None:
+    """Restores weights and moments in place, tensor by tensor; of those that are spread this process's rows alone.
+
+    Raises:
+        KeyError: see `Strategy.load_state`.
+    """
+    own = trained_names(modules)
+    check_names(own, state.weights.shapes)
+    for name, tensor in own.items():
+        rows = local(tensor)
+        rows.copy_(_read(state.weights, name, tensor))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, shape in state.moments.shapes.items():
+        index, entry = name.split(".", 1)
+        like = parameters[int(index)]
+        if shape and shape == tuple(like.shape):
+            found = of_rows(_read(state.moments, name, like).to(like.dtype, copy=True), like)
+        else:
+            found = state.moments.read(name).clone()
+        entries.setdefault(int(index), {})[entry] = found
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _read(saved: SavedTensors, name: str, like: Tensor) -> Tensor:
+    """The rows of a saved tensor that this process has of another one."""
+    if not like.ndim:
+        return saved.read(name)
+    first = first_row(like)
+    return saved.read(name, first, first + len(local(like)))
+
+
+def check_names(expected: Mapping[str, Tensor], saved: Mapping[str, tuple[int, ...]]) -> None:
     """Raises a KeyError with the first name that only one of them has, or whose shapes differ."""
-    for name in sorted(expected.keys() ^ weights.keys()):
+    for name in sorted(expected.keys() ^ saved.keys()):
         raise KeyError(name)
     for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
+        if tuple(tensor.shape) != saved[name]:
             raise KeyError(name)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().cpu()

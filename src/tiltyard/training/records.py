@@ -98,15 +98,13 @@ class Checkpoints:
         tensors = self.strategy.state(self.modules, self.optimizer)
         # on every process: a source may gather what each of them holds
         parts = {name: part.state_dict() for name, part in self.algorithm.stateful().items()}
-        if processes.is_main():
-            state = {
-                "offsets": self.records.offsets(),
-                "version": self.models.version,
-                "taught": self.taught,
-                "parts": parts,
-            }
-            checkpoint.save(self.folder, step, tensors, state)
-        processes.barrier()
+        state = {
+            "offsets": self.records.offsets(),
+            "version": self.models.version,
+            "taught": self.taught,
+            "parts": parts,
+        }
+        checkpoint.save(self.folder, step, tensors, state)
 
     def resume(self, steps: int) -> int:
         """Restores the newest checkpoint in place; the number of steps that it has behind it (0: there is none).

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         judge_identity,
     )
     from tiltyard.feedback.simulated import SimulatedJudge, SimulatedRater
+    from tiltyard.feedback.teacher import Teacher
     from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
 
 _SETTINGS = ("ApiJudgeSettings", "JudgeSettings", "ModelJudgeSettings", "SimulatedJudgeSettings")
@@ -49,6 +50,7 @@ __getattr__ = lazy(
         "tiltyard.feedback.service": ("ServiceScorer",),
         "tiltyard.feedback.settings": (*_SETTINGS, *_BUILDERS),
         "tiltyard.feedback.simulated": ("SimulatedJudge", "SimulatedRater"),
+        "tiltyard.feedback.teacher": ("Teacher",),
         "tiltyard.feedback.verdicts": (
             "Debiased",
             "Grade",
@@ -91,6 +93,7 @@ __all__ = [
     "SimulatedJudge",
     "SimulatedJudgeSettings",
     "SimulatedRater",
+    "Teacher",
     "Usage",
     "Verdict",
     "build_judge",

@@ -1,4 +1,4 @@
-"""The budget of a paid judge: an estimate before anything is sent, and limits in calls, tokens and money.
+"""The budget of a paid server (a judge, a teacher): an estimate first, and limits in calls, tokens and money.
 
 Every attempt is a call. An attempt that was sent and brought no completion may have been billed (a server that ran into
 a time limit has read the question), so it costs an estimate of its question; refusals (429, 4xx) cost nothing.
@@ -52,17 +52,19 @@ class Forecast:
 
 @dataclass
 class Budget:
-    """The limits of an endpoint, and what was spent of them."""
+    """The limits of an endpoint, and what was spent of them. `who`, `where`: of `Client`, for errors."""
 
     endpoint: Endpoint
     calls: int = 0
     tokens: int = 0
     cost: float = 0.0
+    who: str = "judge"
+    where: str = "judge"
 
     @classmethod
-    def of(cls, endpoint: Endpoint, paid: Usage) -> Budget:
+    def of(cls, endpoint: Endpoint, paid: Usage, who: str = "judge", where: str = "judge") -> Budget:
         """The budget of an endpoint after what was paid already."""
-        return cls(endpoint, paid.calls + paid.retries, paid.tokens_in + paid.tokens_out, paid.cost)
+        return cls(endpoint, paid.calls + paid.retries, paid.tokens_in + paid.tokens_out, paid.cost, who, where)
 
     def price(self, read: int, written: int) -> float:
         """The cost of tokens."""
@@ -87,8 +89,8 @@ class Budget:
         for key, what, got, spent, limit in limits:
             if limit and spent >= limit:
                 raise JudgeError(
-                    f"the judge has reached its {what} limit",
-                    where=f"judge.{key}",
+                    f"the {self.who} has reached its {what} limit",
+                    where=f"{self.where}.{key}",
                     got=got,
                     expected=f"below {limit:,}",
                     fix=f"raise {key} and run again: it goes on, and paid answers are in the cache",
@@ -114,10 +116,10 @@ class Budget:
         if limit and self.calls + forecast.calls > limit:
             raise ConfigError(
                 "these questions need more requests than the budget allows, and nothing was sent",
-                where="judge.max_calls",
+                where=f"{self.where}.max_calls",
                 got=f"{forecast.calls:,} requests to send, {self.calls:,} sent before",
                 expected=f"at most {limit:,} in all",
-                fix="raise judge.max_calls, or set limit to judge fewer items",
+                fix=f"raise {self.where}.max_calls, or set limit for fewer items",
             )
         lines = [forecast.line()]
         tokens = self.tokens + forecast.tokens_in

@@ -64,6 +64,7 @@ class Client:
     Args:
         owner: name of the run that pays; several may share a cache, and each counts what it paid.
         transport: in place of the network, for tests.
+        who: what the server's model is, for errors. where: the settings that hold the endpoint, for errors.
 
     Raises:
         ConfigError: the address, the key or a header cannot be used, or a limit on the cost has no prices.
@@ -75,16 +76,19 @@ class Client:
         cache: AnswerCache | None = None,
         owner: str = "",
         transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        who: str = "judge",
+        where: str = "judge",
     ):
-        self.endpoint, self.owner = endpoint, owner
+        self.endpoint, self.owner, self.who, self.where = endpoint, owner, who, where
         if endpoint.max_cost and not (endpoint.price_in or endpoint.price_out):
             raise ConfigError(
                 "a limit on the cost needs prices",
-                where="judge.max_cost",
+                where=f"{where}.max_cost",
                 got=f"{endpoint.max_cost:g}, with price_in and price_out 0",
-                fix="set judge.price_in and judge.price_out, of a million tokens; or leave max_cost out",
+                fix=f"set {where}.price_in and {where}.price_out, of a million tokens; or leave max_cost out",
             )
-        check_address(endpoint.address, endpoint.url)
+        check_address(endpoint.address, endpoint.url, who, f"{where}.url")
         self.cache = cache or AnswerCache(None)
         self.usage = Usage()
         self.served: set[str] = set()  # how the server named what answered the last questions
@@ -92,8 +96,8 @@ class Client:
         self.seconds = 0.0  # of the requests that were sent
         self.turn: int | None = None  # equal for equal requests of a resumed run, e.g. the step
         self._counted: set[str] = set()
-        self.budget = Budget.of(endpoint, self.paid())
-        headers = secret_headers(endpoint.key_env, endpoint.headers)
+        self.budget = Budget.of(endpoint, self.paid(), who, where)
+        headers = secret_headers(endpoint.key_env, endpoint.headers, who, where)
         self._poster = Poster(endpoint.address, headers, endpoint.timeout, transport)
 
     def complete(
@@ -263,10 +267,10 @@ class Client:
         key_of_limit = "max_cost" if self.endpoint.max_cost else "max_total_tokens"
         if (self.endpoint.max_cost or self.endpoint.max_total_tokens) and not answer["metered"]:
             raise JudgeError(
-                "the judge's server reports no tokens, so a limit on the cost cannot be kept",
-                where=f"judge.{key_of_limit}",
+                f"the {self.who}'s server reports no tokens, so a limit on the cost cannot be kept",
+                where=f"{self.where}.{key_of_limit}",
                 got="a reply without usage.prompt_tokens and usage.completion_tokens",
-                fix=f"set judge.{key_of_limit}=0 and limit the number of requests instead (judge.max_calls, limit)",
+                fix=f"set {self.where}.{key_of_limit}=0 and limit the number of requests instead (max_calls, limit)",
             )
         return missing
 
@@ -276,18 +280,19 @@ class Client:
         if reply.refused == "retry":
             attempts, seconds = self.endpoint.retries + 1, self.endpoint.timeout
             error = JudgeError(
-                "the judge did not answer",
+                f"the {self.who} did not answer",
                 where=self.endpoint.address,
                 got=reply.problem,
                 expected=f"an answer within {attempts} attempts of {seconds:g} s",
-                fix="run again later: stored answers are not requested again; see judge.timeout, retries, backoff",
+                fix=f"run again later: stored answers are not requested again; see "
+                f"{self.where}.timeout, retries, backoff",
             )
         else:
             error = JudgeError(
-                "the judge refuses the request",
+                f"the {self.who} refuses the request",
                 where=self.endpoint.address,
                 got=reply.problem,
-                fix="check judge.url, judge.model, judge.key_env, judge.headers and judge.extra",
+                fix=f"check {self.where}.url, model, key_env, headers and extra",
             )
         if reply.refused == "all" or call.unanswered > self.endpoint.concurrency:
             raise error

@@ -74,7 +74,7 @@ def no_answer(answer: Answer) -> tuple[Cause, str] | None:
         return answer["cause"], str(answer.get("reason", ""))
     text, finish = str(answer["text"]), str(answer.get("finish", ""))
     if answer.get("refusal"):
-        return "refused", f"the judge refused: {str(answer['refusal'])[:200]!r}"
+        return "refused", f"the model refused: {str(answer['refusal'])[:200]!r}"
     if finish.lower() in _FILTERED:
         return "filtered", f"the reply was filtered (finish_reason {finish!r})"
     if finish.lower() not in (*_DONE, *_TOOLS, *_CUT):
@@ -82,7 +82,7 @@ def no_answer(answer: Answer) -> tuple[Cause, str] | None:
     if is_cut(answer):
         part = answer_part(text)
         if not (part or "").strip():
-            return "cut", f"the reply was cut before an answer (finish_reason {finish!r}): raise judge.max_tokens"
+            return "cut", f"the reply was cut before an answer (finish_reason {finish!r}): raise max_tokens"
     elif not text.strip():
         return "empty", f"the reply has no text (finish_reason {finish!r})"
     return None

@@ -23,15 +23,23 @@ _MIN_QUERIES = 20  # before it does
 class ParseFailures:
     """Counts queries without a usable verdict by their causes, and stops a run whose judge fails on too many.
 
+    `causes` are those since the last `take`, `every` all of them.
+
     Args:
         limit: the share of the queries that may have no verdict.
+        who, where: of `Client`, for errors. what: what a query is to bring. way: how to mend it besides max_tokens.
     """
 
     limit: float = MAX_MISSING
     queries: int = 0
     failures: int = 0
     causes: dict[str, int] = field(default_factory=dict)
+    every: dict[str, int] = field(default_factory=dict)
     last: str = "?"
+    who: str = "judge"
+    where: str = "judge"
+    what: str = "verdict"
+    way: str = "change judge.instruction, or take a stronger model"
 
     def add(self, results: Sequence[Verdict] | Sequence[Grade]) -> None:
         """Adds the results of some queries.
@@ -43,7 +51,8 @@ class ParseFailures:
             value = result.p if isinstance(result, Verdict) else result.score
             if value is None:
                 cause = result.cause or "unreadable"
-                self.causes[cause] = self.causes.get(cause, 0) + 1
+                for causes in (self.causes, self.every):
+                    causes[cause] = causes.get(cause, 0) + 1
                 self.failures, self.last = self.failures + 1, result.reason or self.last
         self.queries += len(results)
         self.check(_MIN_QUERIES)
@@ -55,13 +64,13 @@ class ParseFailures:
             JudgeError: more than `limit` of them failed.
         """
         if self.queries >= least and self.failures > self.limit * self.queries:
-            counts = counted(self.causes)
+            counts = counted(self.every)
             raise JudgeError(
-                f"the judge gives no verdict on more than {self.limit:.0%} of its queries",
-                where="judge.max_missing",
+                f"the {self.who} gives no {self.what} on more than {self.limit:.0%} of its queries",
+                where=f"{self.where}.max_missing",
                 got=f"{self.failures:,} of {self.queries:,} without one: {counts}; the last: {self.last}",
-                fix="raise judge.max_tokens if replies are cut, change judge.instruction, or take a stronger model; "
-                "judge.max_missing=1 goes on whatever is missing",
+                fix=f"raise {self.where}.max_tokens if replies are cut, {self.way}; "
+                f"{self.where}.max_missing=1 goes on whatever is missing",
             )
 
     def take(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ Cause = Literal["cut", "empty", "refused", "filtered", "unreadable", "too long",
 
 
 class JudgeError(TiltyardError, RuntimeError):
-    """A judge does not reply, refuses, or replies with something that is no verdict."""
+    """A judge or a teacher does not reply, refuses, or replies with something that is no verdict or answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class RewardScorer:
         model: of the stage `reward`.
         chat: of the policy whose responses are scored. Where its tokenizer or template differs from the reward
             model's, texts are rendered again with the reward model's own. None: the groups' ids are the reward
-            model's own.
+            model's own. Texts without ids are rendered in any case.
         budget: packed tokens computed at a time.
         name: of its metric, `reward/NAME`.
 
@@ -86,7 +86,7 @@ class RewardScorer:
         return cost
 
     def _encoded(self, group: Group) -> Group:
-        if self._encode_again:
+        if self._encode_again or not group.prompt.ids:
             group = in_tokens_of(self.model.chat, group)
         limit = self.model.chat.max_length
         longest = len(group.prompt.ids) + max((len(r.ids) for r in group.responses), default=0)

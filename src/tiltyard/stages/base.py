@@ -170,6 +170,7 @@ MODULES: tuple[str, ...] = (
     "collect",
     "calibrate",
     "candidates",
+    "distill",
     "new_prompts",
     "judge_skill",
     "evaluate",

@@ -92,11 +92,11 @@ class Rewards:
             )
         return found
 
-    def scorer(self, chat: Chat) -> Scorer:
-        """The reward as one scorer of this policy's responses."""
+    def scorer(self, chat: Chat | None) -> Scorer:
+        """The reward as one scorer of this policy's responses; without a chat, of texts without ids."""
         return build_reward(self.settings.reward_spec(), self._loader(chat), folders=self.folders)
 
-    def _loader(self, chat: Chat) -> Callable[[str, RewardPart], Scorer]:
+    def _loader(self, chat: Chat | None) -> Callable[[str, RewardPart], Scorer]:
         def load(name: str, part: RewardPart) -> Scorer:
             if part.service is not None:
                 return open_service(self.context, name, part)

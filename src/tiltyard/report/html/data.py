@@ -8,7 +8,7 @@ from typing import Any
 
 from tiltyard.report.html.reading import Source, done_of, number, rounded, short, text_of
 
-KINDS = ("clean", "split", "label", "ai_label", "candidates", "best_of_n", "new_prompts", "world", "calibrate", "judge")
+KINDS = ("clean", "split", "label", "ai_label", "candidates", "distill", "new_prompts", "world", "calibrate", "judge")
 TITLES = {"clean": "Rows checked and left out", "split": "Training and held-out rows", "world": "The embedded world"}
 MOST = 60  # figures of one stage
 

@@ -136,7 +136,7 @@ class TeacherBlocks(Blocks):
 
 
 def run(context: StageContext, settings: DistillSettings) -> dict[str, Any]:
-    """Samples the teacher, scores and pairs, a block of prompts after the other, from where an earlier attempt stopped."""
+    """Samples the teacher, scores and pairs, block by block, from where an earlier attempt stopped."""
     teacher = _teacher(context, settings)
     prompts = _prompts(context, settings)
     blocks = TeacherBlocks(settings, context.name, teacher)

@@ -307,7 +307,9 @@ def _explain(model: type[BaseModel], problem: Any, key: str, *, where: str, also
     if problem["type"] == "extra_forbidden":
         options = list(flat_keys(owner)) if owner else []
         renamed = next((new for new in RENAMED.get(path[-1], ()) if new in options), "")
-        hint = f"it is called '{renamed}' now" if renamed else nearest(path[-1], options) if options else ""
+        homes = flat_keys(model).get(path[-1], []) if len(path) == 2 and path[0] in records_of(model) else []
+        elsewhere = f"it is '{homes[0]}'" if homes else nearest(path[-1], options) if options else ""
+        hint = f"it is called '{renamed}' now" if renamed else elsewhere
         expected = f"a setting of {_variant(owner)}" if owner and _variant(owner) else None
         fix = "; ".join(filter(None, (hint, also)))
         return ConfigError(f"unknown setting '{key}'", where=where, expected=expected, fix=fix)

@@ -131,7 +131,7 @@ def test_the_value_model_may_have_a_rate_of_its_own() -> None:
 
 
 def test_a_run_explains_a_wrong_key() -> None:
-    """Keys of records go without the record's name; a slip names the nearest, an old name the new one."""
+    """Keys of records go without the record's name; a slip, an old name and a wrong record are told."""
     assert Run(steps=1, warmup=0.5).optimizer.warmup == Run(steps=1, optimizer={"warmup": 0.5}).optimizer.warmup == 0.5
     for key, said in (
         ("warmpu", "did you mean 'warmup'"),
@@ -139,6 +139,8 @@ def test_a_run_explains_a_wrong_key() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             Run(steps=1, **{key: 1})
+    with pytest.raises(ConfigError, match=r"it is 'models\.dropout'"):
+        Run(steps=1, optimizer={"dropout": 0.1})
     with pytest.raises(ConfigError, match="set twice"):
         Run(steps=1, warmup=0.5, optimizer={"warmup": 0.5})
 

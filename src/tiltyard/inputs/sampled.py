@@ -79,7 +79,7 @@ class Prompts(InputSource):
             seed=own.seed,
             watch=scoring.monitors,
             order=own.prompts.order,
-            correction=Correction(own.vllm.correction, own.vllm.cap),
+            correction=Correction(own.mismatch.correction, own.mismatch.cap),
         )
         if age := part(own, StepSettings).max_staleness:
             _check_whole(own.models.shard)

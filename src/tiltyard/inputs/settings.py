@@ -206,16 +206,21 @@ class Vllm(Record):
     max_gap: Annotated[
         float, Field(ge=0, description="nats a token that its log-probs may differ by after a push; 0: by engine_dtype")
     ] = 0.0
-    correction: Annotated[
-        Level,
-        Field(description="importance weights of policy gradients, trainer against engine; see docs/scale.md"),
-    ] = "token"
-    cap: Annotated[float, Field(ge=1, description="largest importance weight (2: Yao et al. 2025)")] = 2.0
 
     @property
     def urls(self) -> list[str]:
         """The addresses, none or several."""
         return [self.url] if isinstance(self.url, str) and self.url else list(self.url)
+
+
+class Mismatch(Record):
+    """Responses of another policy than the one that learns: another program sampled them, or an earlier version did."""
+
+    correction: Annotated[
+        Level,
+        Field(description="importance weights of policy gradients, trainer against sampler; see docs/scale.md"),
+    ] = "token"
+    cap: Annotated[float, Field(ge=1, description="largest importance weight (2: Yao et al. 2025)")] = 2.0
 
 
 class PromptData(Record):
@@ -246,6 +251,9 @@ class PromptSettings(StageSettings):
     sampling: Annotated[Sampling, Field(description="how responses are sampled")] = Sampling()
     alarms: Annotated[Alarms, Field(description="limits of the alarms of training")] = Alarms()
     vllm: Annotated[Vllm, Field(description="vLLM samples the responses")] = Vllm()
+    mismatch: Annotated[Mismatch, Field(description="responses of vLLM, or of an older policy (max_staleness)")] = (
+        Mismatch()
+    )
     replay: Annotated[
         str, Field(description="folder of a stage whose stored responses and scores are learnt from; empty: sample")
     ] = ""

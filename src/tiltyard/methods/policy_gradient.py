@@ -169,7 +169,7 @@ def require_fresh_responses(source: Online, method: str, *, unless_weighted: boo
         where=f"{method}.max_staleness",
         got=age,
         expected=0,
-        fix=f"set vllm.correction=token, or {fix}" if unless_weighted else fix,
+        fix=f"set mismatch.correction=token, or {fix}" if unless_weighted else fix,
     )
 
 

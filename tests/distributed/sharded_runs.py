@@ -28,10 +28,11 @@ from oracles import worlds  # noqa: E402
 from table import ROWS  # noqa: E402
 from tiltyard.distributed import checkpoint, part_files, processes  # noqa: E402
 from tiltyard.errors import CheckpointError  # noqa: E402
-from tiltyard.methods import dpo, iterative_dpo, ppo, sft, spin  # noqa: E402
+from tiltyard.methods import dpo, grpo, iterative_dpo, ppo, sft, spin  # noqa: E402
 from tiltyard.models.adapters import adapt, clone_adapter, value_adapter, without_adapters  # noqa: E402
 from tiltyard.models.language import LanguageModel  # noqa: E402
 from tiltyard.models.lora import Lora  # noqa: E402
+from tiltyard.training.ahead import ahead  # noqa: E402
 from tiltyard.training.algorithm import Algorithm, Models  # noqa: E402
 from tiltyard.training.refcache import cache_ref_logps  # noqa: E402
 from tiltyard.training.source import Offline  # noqa: E402
@@ -98,12 +99,21 @@ def renewing_rounds() -> tuple[Algorithm, Models]:
     return iterative_dpo(round_runs.rounds(every=1), ref_update="previous"), round_runs.models()
 
 
+def adapter_ahead() -> tuple[Algorithm, Models]:
+    """A sampler in a thread, with a copy of a backbone that is spread too."""
+    policy = adapt(tiny.policy(), Lora(rank=2))
+    source, _ = ranks.online(5)
+    return grpo(ahead(source, 1)), Models(policy=policy, ref=without_adapters(policy))
+
+
 OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "lonely": lambda: ranks.make("lonely"),
     "ptx": lambda: ranks.make("ptx"),
     "shared": lambda: ranks.make("shared"),
     "minibatches": lambda: ranks.make("reinforce_pp"),
     "adapters": adapters,
+    "ahead": lambda: ranks.make("ahead"),
+    "adapter_ahead": adapter_ahead,
     "renewed": lambda: renewed(False),
     "renewed_adapter": lambda: renewed(True),
     "cached": cached,

@@ -88,10 +88,11 @@ def tiny_rows(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    cut = launch(tmp_path / "cut", 2, "renewed", "4", "3", ends=False)
-    launch(cut, 2, "renewed", "4")
-    whole = launch(tmp_path / "whole", 2, "renewed", "4")
+@pytest.mark.parametrize("name", ["renewed", "ahead"])
+def test_a_killed_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    cut = launch(tmp_path / "cut", 2, name, "4", "3", ends=False)
+    launch(cut, 2, name, "4")
+    whole = launch(tmp_path / "whole", 2, name, "4")
     assert tiny_rows(cut / "metrics.jsonl") == tiny_rows(whole / "metrics.jsonl")
     tiny.assert_same(*(load_file(path / "trained.safetensors") for path in (cut, whole)), 0)
 

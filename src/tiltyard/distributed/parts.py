@@ -5,7 +5,8 @@ Torch's distributed tensors are imported only where a module has been spread (`d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 TRUNK = "_tiltyard_trunk"  # of a module whose parameters are spread
+Before = tuple[nn.Module, type, dict[str, Any], set[str]]  # a module, and its class, hooks and attributes without FSDP2
 
 
 class Rows(NamedTuple):
@@ -106,3 +108,21 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
             if buffer is not None and name not in part._non_persistent_buffers_set:
                 found[f"{prefix}.{name}" if prefix else name] = buffer
     return found
+
+
+def copy_of(module: nn.Module, shared: Mapping[int, Any]) -> nn.Module:
+    """A deep copy as an ordinary module; one that is spread must be gathered, and its whole parameters are copied.
+
+    Args:
+        shared: id -> object, of what is not copied. Nothing of a spread module can be: it is whole for a while only.
+    """
+    trunk: Any = module.__dict__.get(TRUNK)
+    if trunk is None:
+        return copy.deepcopy(module, dict(shared))
+    inside = {id(part) for part in module.modules()}
+    parts: list[Before] = [entry for entry in trunk.before if id(entry[0]) in inside]
+    memo = {id(part): kind.__new__(kind) for part, kind, _, _ in parts}  # FSDP2's classes refuse to be copied
+    for part, _, hooks, keys in parts:
+        attributes = {key: value for key, value in part.__dict__.items() if key in keys} | hooks
+        memo[id(part)].__dict__.update(copy.deepcopy(attributes, memo))
+    return memo[id(module)]

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tiltyard.distributed import processes
-from tiltyard.distributed.parts import TRUNK, whole
+from tiltyard.distributed.parts import TRUNK, Before, whole
 from tiltyard.distributed.strategy import SavedState, TrainingState, all_rows, load_rows, trained_entries, trained_names
 from tiltyard.errors import ConfigError, TiltyardError
 
@@ -42,12 +42,14 @@ class Trunk(nn.Module):
 
     Attributes:
         whole: True inside `Sharded.gathered`. parted: False if the whole trunk is one unit.
+        before: of each of its modules what FSDP2 changes: its class, its hooks, the names of its attributes.
     """
 
     def __init__(self, modules: Sequence[nn.Module]):
         super().__init__()
         self.models = nn.ModuleList(modules)
         self.whole, self.parted = False, False
+        self.before: list[Before] = []
 
     def forward(self, call: Callable[[], Any]) -> Any:
         return call()
@@ -88,7 +90,6 @@ class Sharded:
     def __init__(self, *, half: bool = False):
         self.half = half
         self._trunks: list[Trunk] = []
-        self._before: list[tuple[nn.Module, type, dict[str, Any], set[str]]] = []
 
     # ------------------------------------------------------------------------------------------- placing and releasing
 
@@ -108,7 +109,7 @@ class Sharded:
             trunk.parted = bool(own)
             for part in trunk.modules():
                 hooks = {name: dict(part.__dict__[name]) for name in HOOKS if name in part.__dict__}
-                self._before.append((part, type(part), hooks, set(part.__dict__)))
+                trunk.before.append((part, type(part), hooks, set(part.__dict__)))
             for unit in (*own, trunk):
                 self.shard(unit, mesh)
             for module in together:
@@ -142,7 +143,7 @@ class Sharded:
                         part._parameters[name] = done[id(p)]
             for module in trunk.models:
                 del module.__dict__[TRUNK]
-        for part, kind, hooks, keys in self._before:
+        for part, kind, hooks, keys in (entry for trunk in self._trunks for entry in trunk.before):
             part.__class__ = kind
             _module_state_mapping.pop(part, None)
             for name, before in hooks.items():
@@ -151,7 +152,7 @@ class Sharded:
             for name in set(part.__dict__) - keys:
                 if "fsdp" in name or not isinstance(name, str) or name.startswith("__composable"):
                     del part.__dict__[name]
-        self._trunks, self._before = [], []
+        self._trunks = []
 
     # ---------------------------------------------------------------------------------------------------------- passes
 

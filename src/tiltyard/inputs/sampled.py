@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tiltyard.data import Chat
-from tiltyard.errors import CompositionError, ConfigError
+from tiltyard.errors import CompositionError
 from tiltyard.inputs.base import InputSource, Often, Opened, StepSize
 from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.samplers import sampler_of
@@ -82,7 +82,6 @@ class Prompts(InputSource):
             correction=Correction(own.mismatch.correction, own.mismatch.cap),
         )
         if age := part(own, StepSettings).max_staleness:
-            _check_whole(own.models.shard)
             source = ahead(source, age, steps)
         return replayed(source, stage_folder(work, own.replay) / "groups.jsonl", steps) if own.replay else source
 
@@ -136,18 +135,5 @@ class Prompts(InputSource):
             return Rounds(prompts, NativeSampler(), score, size, size, ROUND_STEPS, samples, sampling)
         source = Online(prompts, NativeSampler(), score, size, samples, sampling)
         if age := settings["max_staleness"]:
-            _check_whole(settings["models.shard"])
             return ahead(source, age)
         return source
-
-
-def _check_whole(shard: bool) -> None:
-    """Raises a ConfigError where the weights are sharded: a process cannot copy them for its sampler."""
-    if shard:
-        raise ConfigError(
-            "sampling ahead needs the whole weights in each process",
-            where="max_staleness",
-            got="shard=true",
-            expected="one of the two",
-            fix="set max_staleness=0, or shard=false",
-        )

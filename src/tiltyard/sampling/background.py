@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.distributed import processes
+from tiltyard.distributed.parts import copy_of
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities, Sampler
 from tiltyard.sampling.native import NativeSampler
@@ -40,7 +41,8 @@ class _Call:
 class Background:
     """Makes a sampler's calls in a thread, each with the weights that the model had when it was asked for.
 
-    In memory: one more copy of the trained weights, and one of every version that waits; frozen weights are shared.
+    In memory: one more copy of the trained weights, and one of every version that waits; frozen weights are shared,
+    unless they are spread over processes. Processes that do not need the weights (`Capabilities.weights`) have no copy.
     Where the sampler computes in this process on a CPU, the thread takes half of torch's threads, and the trainer has
     the others.
 
@@ -65,6 +67,11 @@ class Background:
         own = self.inner.capabilities
         return own._replace(hidden=False, exact=False) if self.stale else own
 
+    @property
+    def _computes(self) -> bool:
+        """False where this process leaves the weights to the first."""
+        return self.inner.capabilities.weights == "every" or processes.is_main()
+
     def submit(
         self,
         model: LanguageModel,
@@ -78,7 +85,7 @@ class Background:
         if self._thread is None:
             self._start(model)
         if version != self._newest[0]:
-            self._newest = version, [p.detach().clone() for p in model.parameters()]
+            self._newest = version, [p.detach().clone() for p in model.parameters()] if self._computes else []
         call = _Call(version, self._newest[1], prompts, n, sampling, seeds, Future())
         self._calls.put(call)
         return call.found
@@ -106,7 +113,8 @@ class Background:
         self._newest, self._loaded = (-1, []), -1
 
     def _start(self, model: LanguageModel) -> None:
-        self.twin, self._closing, self._calls = twin_of(model), False, queue.SimpleQueue()
+        self.twin = twin_of(model) if self._computes else _without_weights(model)
+        self._closing, self._calls = False, queue.SimpleQueue()
         group, threads = processes.new_group(), torch.get_num_threads()
         own = 0
         if self.stale and threads > 1 and model.device.type == "cpu" and isinstance(self.inner, NativeSampler):
@@ -128,7 +136,7 @@ class Background:
     def _sampled(self, call: _Call) -> list[Group]:
         if self._closing or self.twin is None:
             raise CancelledError
-        if call.version != self._loaded:
+        if call.version != self._loaded and self._computes:
             with torch.no_grad():
                 for own, new in zip(_trained(self.twin), call.weights, strict=True):
                     own.copy_(new)
@@ -137,12 +145,21 @@ class Background:
         return self.inner.generate(call.prompts, call.n, call.sampling, call.seeds)
 
 
+def _without_weights(model: LanguageModel) -> LanguageModel:
+    """A model with a chat of its own, whose module is that of the trainer: nothing may be computed with it."""
+    other = copy.copy(model)
+    other.chat = copy.deepcopy(model.chat)  # a tokenizer must not be used by two threads
+    return other
+
+
 def twin_of(model: LanguageModel) -> LanguageModel:
-    """Returns a model with trained weights of its own, which computes the same; frozen weights are shared."""
+    """Returns a model with trained weights of its own, which computes the same; frozen weights are shared.
+
+    Of one that is spread over processes, which must be gathered, the twin is an ordinary model with all weights.
+    """
     frozen = {id(p): p for p in model.module.parameters() if not p.requires_grad}
-    twin = copy.copy(model)
-    twin.chat = copy.deepcopy(model.chat)  # a tokenizer must not be used by two threads
-    twin.module = copy.deepcopy(model.module, dict(frozen))
+    twin = _without_weights(model)
+    twin.module = copy_of(model.module, frozen)
     twin.module.eval()
     return twin
 

@@ -18,12 +18,14 @@ class Capabilities(NamedTuple):
     `hidden`: the model's last hidden states, where `SampleSettings.keep_hidden` asks for them.
     `fork`: running responses can be duplicated (particle methods).
     `exact`: the log-probs are those of the trainer's forward pass but for rounding; another program's are not.
+    `weights`: the processes that need the model's weights: every one, or the first, which gives them to an engine.
     """
 
     logps: Literal["sampling", "none"] = "sampling"
     hidden: bool = False
     fork: bool = False
     exact: bool = True
+    weights: Literal["every", "first"] = "every"
 
 
 class Sampler(Protocol):

@@ -42,7 +42,7 @@ class VllmSampler:
         bound: nats a token that the probe may differ by; None: by the engine's dtype.
     """
 
-    capabilities = Capabilities(logps="sampling", hidden=False, fork=False, exact=False)
+    capabilities = Capabilities(logps="sampling", hidden=False, fork=False, exact=False, weights="first")
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from tiltyard.training.source import Online
 from . import stubs
 
 
-def save(model: LanguageModel, folder: Path) -> None:
+def save(model: LanguageModel, folder: Path, **_: object) -> None:
     """These models have no tokenizer that could be saved."""
     save_file(dict(model.module.state_dict()), folder / "model.safetensors")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tiltyard.sampling import NativeSampler, Sampler, SampleSettings, response_s
 from tiltyard.sampling.background import Background
 from tiltyard.sampling.vllm import EngineError, EngineSettings, Limits, StaleWeights, VllmSampler, disk_engine
 from tiltyard.sampling.vllm.launch import start
+from tiltyard.sampling.vllm.sampler import engine_dtype
 from tiltyard.types import Group
 
 from . import stubs
@@ -38,7 +40,7 @@ def engine() -> Iterator[tuple[Engine, str]]:
 def written(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models of these tests have no tokenizer that could be saved."""
 
-    def save(model: LanguageModel, folder: Path) -> None:
+    def save(model: LanguageModel, folder: Path, **_: object) -> None:
         save_file(dict(model.module.state_dict()), folder / "model.safetensors")
 
     monkeypatch.setattr("tiltyard.sampling.vllm.push.save_model", save)
@@ -53,6 +55,30 @@ def moved(model: LanguageModel, seed: int = 1) -> LanguageModel:
 
 def sampler_at(url: str, work: Path, **settings: object) -> VllmSampler:
     return VllmSampler(work, urls=[url], bound=1e-6, **settings)  # type: ignore[arg-type]
+
+
+def test_weights_are_pushed_as_wide_as_the_engine(
+    engine: tuple[Engine, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Narrower ones lose updates below their spacing; unknown engines get the width of the model's files."""
+    _, url = engine
+    widths: list[str] = []
+
+    def save(model: LanguageModel, folder: Path, *, dtype: str) -> None:
+        widths.append(dtype)
+        save_file(dict(model.module.state_dict()), folder / "model.safetensors")
+
+    monkeypatch.setattr("tiltyard.sampling.vllm.push.save_model", save)
+    for dtype in ("auto", "float32", "bfloat16"):
+        sampler = sampler_at(url, tmp_path / dtype, dtype=dtype)
+        sampler.sync(stubs.model(FAMILY, DTYPE), 0)
+        sampler.close()
+    assert widths == ["source", "float32", "bfloat16"]
+    model = stubs.model(FAMILY, "float32")
+    assert engine_dtype(model) == "float32"
+    model.origin = replace(model.origin, width=torch.bfloat16)
+    assert engine_dtype(model) == "bfloat16"
+    assert engine_dtype(stubs.model(FAMILY, DTYPE)) == "float32"  # vLLM has no float64
 
 
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)

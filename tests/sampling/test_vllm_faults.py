@@ -44,7 +44,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """The models of these tests have no tokenizer that could be saved; after `room` models the disk is full."""
     left = {"room": 1000}
 
-    def save(model: LanguageModel, folder: Path) -> None:
+    def save(model: LanguageModel, folder: Path, **_: object) -> None:
         left["room"] -= 1
         if left["room"] < 0:
             (folder / "model.safetensors").write_bytes(b"half")

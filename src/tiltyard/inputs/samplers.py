@@ -30,4 +30,5 @@ def sampler_of(work: Workspace, settings: PromptSettings) -> Sampler:
         version_of(python)
         length = settings.prompts.max_prompt + settings.sampling.max_tokens
         engine = EngineSettings(python, asked.engine_dtype, round(asked.memory_gb * GB), length, asked.threads)
-    return VllmSampler(work.folder / "vllm", engine, urls=asked.urls, bound=asked.max_gap or None)
+    folder, bound = work.folder / "vllm", asked.max_gap or None
+    return VllmSampler(folder, engine, urls=asked.urls, bound=bound, dtype=asked.engine_dtype)

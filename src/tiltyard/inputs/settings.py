@@ -199,7 +199,8 @@ class Vllm(Record):
         Field(description="of a `vllm serve` that runs already, see docs/scale.md; several share the prompts"),
     ] = ""
     engine_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Field(description="of its weights; auto: the model's own")
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="of its weights; auto: that of the model's files"),
     ] = "auto"
     memory_gb: Annotated[float, Field(ge=0, description="for its keys and values; 0: vLLM's own choice")] = 0.0
     threads: Annotated[int, Field(ge=0, description="of a CPU engine; 0: vLLM's own choice"), LAST_BITS] = 0

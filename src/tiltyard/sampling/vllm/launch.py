@@ -11,6 +11,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 
@@ -21,6 +22,7 @@ from tiltyard.sampling.vllm.client import EngineError
 
 HOST = "127.0.0.1"  # the weight routes ask for no API key: no other machine must reach them
 PLUGIN = "tiltyard_disk_engine"
+EngineDType = Literal["auto", "float32", "bfloat16", "float16"]
 PORTS = 3  # that are tried
 ASK = """
 from importlib import metadata
@@ -45,7 +47,7 @@ class EngineSettings:
     """
 
     python: Path
-    dtype: str = "auto"
+    dtype: EngineDType = "auto"
     memory: int = 0
     max_length: int = 0
     threads: int = 0

@@ -20,7 +20,7 @@ from tiltyard.models.adapters import write_adapter
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import adapter_settings
 from tiltyard.models.pretrained import write_errors
-from tiltyard.models.saving import save_model
+from tiltyard.models.saving import SaveDType, save_model
 from tiltyard.sampling.vllm.client import Client
 from tiltyard.sampling.vllm.disk_engine import DONE
 from tiltyard.types import Group, Prompt, Response
@@ -34,8 +34,13 @@ class StaleWeights(TiltyardError, RuntimeError):
     """The engine computes with other weights than the trainer's."""
 
 
-def write_weights(model: LanguageModel, folder: Path, version: int, *, adapter: bool = False) -> Path:
+def write_weights(
+    model: LanguageModel, folder: Path, version: int, *, adapter: bool = False, dtype: SaveDType = "source"
+) -> Path:
     """Writes a model, or its adapter alone, as a folder for engines, whole or not at all; the ones before are removed.
+
+    Args:
+        dtype: width of a model's weights, see `save_model`: not narrower than the engine's.
 
     Returns `folder/version-N`, which holds a file `STABLE` once all else is on disk.
     """
@@ -44,7 +49,7 @@ def write_weights(model: LanguageModel, folder: Path, version: int, *, adapter: 
         shutil.rmtree(old, ignore_errors=True)
     with write_errors(unfinished):
         unfinished.mkdir(parents=True)
-        (write_adapter if adapter else save_model)(model, unfinished)
+        write_adapter(model, unfinished) if adapter else save_model(model, unfinished, dtype=dtype)
         (unfinished / DONE).write_text(f"{version}\n")
         os.rename(unfinished, final)
     return final

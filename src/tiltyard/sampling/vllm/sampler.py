@@ -16,16 +16,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from tiltyard.distributed import processes
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.models.adapters import without_adapters
 from tiltyard.models.language import LanguageModel
+from tiltyard.models.saving import SaveDType, saved_width
 from tiltyard.sampling.base import Capabilities, check_request, longest_response
 from tiltyard.sampling.native import is_continuation, response_text
 from tiltyard.sampling.settings import SampleSettings
 from tiltyard.sampling.vllm.checks import check, check_label, check_logps, parameters, take
 from tiltyard.sampling.vllm.client import Client, EngineError, Limits, Sampled, generate
-from tiltyard.sampling.vllm.launch import Engine, EngineSettings, start
+from tiltyard.sampling.vllm.launch import Engine, EngineDType, EngineSettings, start
 from tiltyard.sampling.vllm.push import adapter_rank, probe, push, push_adapter, write_weights
 from tiltyard.types import Finish, Group, Prompt, Response
 
@@ -40,6 +43,8 @@ class VllmSampler:
         work: a folder for weights and the engine's log; engines given by `urls` must be able to read it.
         engine: how to start one here, or None with `urls`: the addresses of those that run; they share the prompts.
         bound: nats a token that the probe may differ by; None: by the engine's dtype.
+        dtype: of the weights of engines at `urls`; `auto`: unknown, and they are given the width of the model's files,
+            which is also that of an engine that is started here with `auto`.
     """
 
     capabilities = Capabilities(logps="sampling", hidden=False, fork=False, exact=False, weights="first")
@@ -52,6 +57,7 @@ class VllmSampler:
         urls: Sequence[str] = (),
         limits: Limits | None = None,
         bound: float | None = None,
+        dtype: EngineDType = "auto",
     ):
         if (engine is None) == (not urls):
             raise ConfigError(
@@ -62,7 +68,8 @@ class VllmSampler:
         if len(set(urls)) < len(urls):
             raise ConfigError("an engine is named twice", where="vllm.url", got=", ".join(urls))
         self.work, self.settings, self.limits = work, engine, limits
-        self.bound = BOUNDS.get(engine.dtype if engine else "", BOUNDS["bfloat16"]) if bound is None else bound
+        self.folder = work / "weights"
+        self.dtype, self._bound = engine.dtype if engine else dtype, bound
         self.engine: Engine | None = None
         self.urls = tuple(urls)
         self.clients: list[Client] = []
@@ -72,6 +79,11 @@ class VllmSampler:
         self.label = ""
         self.rank = 0  # of the adapter that engines were started for
         self.gap = 0.0  # of the last probe, of the engine that is farthest off
+
+    @property
+    def bound(self) -> float:
+        """Nats a token that the probe may differ by."""
+        return BOUNDS.get(self.dtype, BOUNDS["bfloat16"]) if self._bound is None else self._bound
 
     @property
     def owner(self) -> str:
@@ -111,29 +123,36 @@ class VllmSampler:
             raise self.engine.explained(error) from error
 
     def _changed(self, model: LanguageModel, version: int) -> None:
-        folder, first = self.work / "weights", not self.clients
+        first = not self.clients
         self.label = f"{version}@{self.run}"
         if first and self.settings is not None:
             self.rank = adapter_rank(model)  # then the engine holds the backbone, and adapters alone are pushed
             base = without_adapters(model) if self.rank else model
-            self._start(write_weights(base, folder, version), model.chat.max_length)
+            if self.dtype == "auto":  # vLLM's own choice makes float32 models half as wide
+                self.dtype = engine_dtype(model)
+            self._start(self._written(base, version), model.chat.max_length)
         elif first:
             found = [self._client(url) for url in self.urls]
             for client in found:
                 take(client, self.owner)
             self.clients = found
         if self.rank:
-            push_adapter(self.clients, write_weights(model, folder, version, adapter=True), self.label)
+            push_adapter(self.clients, write_weights(model, self.folder, version, adapter=True), self.label)
         elif not first or self.settings is None:
-            push(self.clients, write_weights(model, folder, version), self.label)
+            push(self.clients, self._written(model, version), self.label)
         self.gap = max(probe(client, model, version, self.bound) for client in self.clients)
         for client in self.clients if first else []:
             check_logps(client, model, self.bound)
 
+    def _written(self, model: LanguageModel, version: int) -> Path:
+        """The folder of a model's weights, as wide as the engines' own: narrower ones would lose small updates."""
+        width: SaveDType = "source" if self.dtype == "auto" else self.dtype
+        return write_weights(model, self.folder, version, dtype=width)
+
     def _start(self, written: Path, context: int | None) -> None:
         """Starts an engine on these weights."""
         assert self.settings is not None
-        settings = replace(self.settings, lora_rank=self.rank)
+        settings = replace(self.settings, lora_rank=self.rank, dtype=self.dtype)
         if context and settings.max_length > context:
             settings = replace(settings, max_length=context)  # vLLM refuses more than the model has
         log.info("starting vLLM; its log is %s", self.work / "vllm.log")
@@ -191,3 +210,9 @@ class VllmSampler:
         text = response_text(self.model.chat, sampled.ids, is_continuation(prompt))
         finish: Finish = "stop" if sampled.finish == "stop" else "length"
         return Response(ids=sampled.ids, text=text, logps=sampled.logps, finish=finish)
+
+
+def engine_dtype(model: LanguageModel) -> EngineDType:
+    """The width of the model's files; float32 for what vLLM does not compute in."""
+    found: dict[torch.dtype, EngineDType] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+    return found.get(saved_width(model, "source"), "float32")

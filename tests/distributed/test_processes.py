@@ -114,6 +114,35 @@ def test_processes_exit_without_an_abort(tmp_path: Path) -> None:
         assert last or "terminate called" not in done.stderr  # after an error the group is left standing
 
 
+LOST = """
+import os
+from tiltyard.distributed import processes
+
+processes.start()
+processes.{call}
+if processes.rank() == 1:
+    os._exit(9)
+try:
+    for _ in range(5):
+        processes.{call}
+except Exception as error:
+    assert processes.lost_process(RuntimeError("shapes differ")) is None
+    raise SystemExit(str(processes.lost_process(error)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["barrier()", "gather_objects(1)"])
+def test_a_process_whose_partner_has_ended_says_so(call: str, tmp_path: Path) -> None:
+    script = tmp_path / "lost.py"
+    script.write_text(LOST.format(call=call))
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *TORCHRUN[:-1], str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "process 0 of 2, counted from 0: another process of this run has ended" in done.stderr, done.stderr[-2000:]
+
+
 def test_a_start_that_cannot_succeed_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from tiltyard.errors import ConfigError
+from tiltyard.errors import ConfigError, TiltyardError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,6 +134,29 @@ def is_main() -> bool:
 def shard(items: Sequence[Item]) -> list[tuple[int, Item]]:
     """This process's part of a list that every process holds, with each item's index in the whole list."""
     return [(i, item) for i, item in enumerate(items) if i % world() == rank()]
+
+
+class LostProcess(TiltyardError, RuntimeError):
+    """Another process of the run ended while this one waited for it."""
+
+
+CUT = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")  # gloo, NCCL
+
+
+def lost_process(error: BaseException) -> LostProcess | None:
+    """The error of a collective as a sentence, if it failed because another process has ended; else None."""
+    text = str(error)
+    if world() == 1 or not isinstance(error, RuntimeError) or isinstance(error, TiltyardError):
+        return None
+    if not any(cut in text.lower() for cut in CUT):
+        return None
+    return LostProcess(
+        "another process of this run has ended",
+        where=f"process {rank()} of {world()}, counted from 0",
+        got=text.splitlines()[0][:160],
+        fix="torchrun's report names the first that failed, and its own message says why (-9 is often a lack of "
+        "memory); the same command goes on from the last checkpoint",
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- collectives

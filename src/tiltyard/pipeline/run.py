@@ -259,6 +259,8 @@ class _Run:
         except BaseException as error:
             if processes.is_main():
                 self._stopped(step, error)
+            if lost := processes.lost_process(error):
+                raise lost from error
             raise
         if processes.is_main():
             seconds = time.monotonic() - started

@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiltyard.distributed import processes
 from tiltyard.distributed.parts import copy_of
@@ -146,9 +146,9 @@ class Background:
 
 
 def _without_weights(model: LanguageModel) -> LanguageModel:
-    """A model with a chat of its own, whose module is that of the trainer: nothing may be computed with it."""
+    """A model of a chat alone: a tokenizer must not be used by two threads, and nothing can be computed with it."""
     other = copy.copy(model)
-    other.chat = copy.deepcopy(model.chat)  # a tokenizer must not be used by two threads
+    other.chat, other.module = copy.deepcopy(model.chat), nn.Module()
     return other
 
 

@@ -191,6 +191,8 @@ def _sampling(work: Work, layout: Layout) -> Iterator[Part]:
     if work.ahead:  # the sampler's own weights, and those of each version that waits
         own = work.rank * shape.layers * 20 * shape.width if work.backbone is not None else shape.parameters
         yield Part("sampling", "copies of the trained weights", (1 + work.ahead) * number * own)
+        if layout.sharded and work.backbone is not None:  # whole ones are shared with the trainer
+            yield Part("sampling", "copy of the backbone", _frozen_bytes(work, work.backbone))
     if work.engine:
         return
     when: When = "always" if work.ahead else "preparing"

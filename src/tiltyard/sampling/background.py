@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ class Background:
 def _without_weights(model: LanguageModel) -> LanguageModel:
     """A model of a chat alone: a tokenizer must not be used by two threads, and nothing can be computed with it."""
     other = copy.copy(model)
-    other.chat, other.module = copy.deepcopy(model.chat), nn.Module()
+    other.chat, other.module = copy.deepcopy(model.chat), cast(Any, nn.Module())
     return other
 
 
@@ -159,7 +160,7 @@ def twin_of(model: LanguageModel) -> LanguageModel:
     """
     frozen = {id(p): p for p in model.module.parameters() if not p.requires_grad}
     twin = _without_weights(model)
-    twin.module = copy_of(model.module, frozen)
+    twin.module = cast(Any, copy_of(model.module, frozen))
     twin.module.eval()
     return twin
 

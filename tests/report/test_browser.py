@@ -247,3 +247,17 @@ def test_it_prints(chrome, report, tmp_path):
         assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert not opened.page.locator(".controls").first.is_visible()
         assert opened.page.locator("#training .legend").is_visible()  # the colours of the curves
+
+
+@pytest.mark.parametrize("name", ["tournament", "both", *REAL])
+def test_no_table_runs_off_the_printed_page(chrome, reports, name):
+    """A4 with margins of a centimetre; on paper nothing scrolls."""
+    with Opened(chrome, reports[name]) as opened:
+        opened.page.emulate_media(media="print")
+        opened.page.set_viewport_size({"width": 718, "height": 1040})
+        wide = opened.page.evaluate(
+            "() => [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+            ".map(e => `${e.getAttribute('aria-label')}: ${e.scrollWidth} of ${e.clientWidth}`)"
+        )
+        assert wide == []
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= 718

@@ -143,7 +143,7 @@ def test_rows_that_are_too_long_are_told(place: Place, write: Write) -> None:
     rows = pairs(40)
     rows[0]["chosen"] = "the cat " * 300
     advice = advise(Request(str(place.model), str(write("rows.jsonl", rows))))
-    assert "1 longer ones are left out" in advice.recipe()
+    assert "1 longer one is left out" in advice.recipe()
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

@@ -210,7 +210,7 @@ def test_tokens_without_an_embedding(special: bool, tmp_path: Path) -> None:
         assert "lamp" in " ".join(load(source).origin.notes)
         return
     for load_one in (load, lambda path: load_scalar_model(path, device="cpu")):
-        with pytest.raises(ModelError, match=r"1 tokens have no embedding[\s\S]*lamp \(512\)[\s\S]*below 512"):
+        with pytest.raises(ModelError, match=r"1 token has no embedding[\s\S]*lamp \(512\)[\s\S]*below 512"):
             load_one(source)
 
 

@@ -149,7 +149,7 @@ def test_without_the_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ({"parts": 3}, r"one part of several[\s\S]*llama-gguf-split --merge"),
         ({"scaling": "yarn"}, r"scales its rotary frequencies[\s\S]*yarn"),
         ({"rope": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]}, r"scales its rotary frequencies[\s\S]*3, 4, 5"),
-        ({"leave_out": "blk.1.ffn_up.weight"}, r"1 weights of the model are not in[\s\S]*layers.1.mlp.up_proj"),
+        ({"leave_out": "blk.1.ffn_up.weight"}, r"1 weight of the model is not in[\s\S]*layers.1.mlp.up_proj"),
     ],
 )
 def test_what_cannot_be_read(how: dict[str, Any], match: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tiltyard.advice.parts import Choice
 from tiltyard.advice.request import Request
 from tiltyard.advice.rows import Lengths, RowFacts
 from tiltyard.errors import ConfigError, DataError
+from tiltyard.numerals import plural
 from tiltyard.stages.footprint import Work, memory_of
 from tiltyard.types import MICRO_TOKENS
 
@@ -79,7 +80,7 @@ def max_length_of(rows: RowFacts, model: ModelFacts, machine: Machine, answer: i
     size = fits[0] if fits else limit
     left_out = len(longest) - sum(one <= size for one in longest)
     kept = f"holds {1 - left_out / len(longest):.0%} of the rows"
-    kept += f"; {left_out:,} longer ones are left out" if left_out else ""
+    kept += f"; {plural(left_out, 'longer one is', 'longer ones are')} left out" if left_out else ""
     return Choice(size, kept)
 
 

@@ -10,7 +10,7 @@ from tiltyard.data import BadRows, Chat, CheckReport, Kind, check_data, parsed_r
 from tiltyard.data.clean import clean_rows, parse_any
 from tiltyard.data.keys import near_key
 from tiltyard.errors import DataError, TiltyardError
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.runs import existing_path
 from tiltyard.types import Group
 
@@ -72,12 +72,16 @@ class RowFacts(NamedTuple):
             f"{plural(self.report.prompts, 'different prompt')}"
         ]
         if self.bad:
-            lines.append(f"{plural(self.bad, 'row')} cannot be used and are left out (tiltyard check lists them)")
+            lines.append(
+                f"{plural(self.bad, 'row')} cannot be used and {verb(self.bad, 'is', 'are')} left out "
+                "(tiltyard check lists them)"
+            )
         for start, prompts in self.repeated[:2]:
             lines.append(f"one and the same answer is given to {plural(prompts, 'prompt')}: {_short(start)}")
         if self.dropped:
             lines += [f"{plural(count, 'row')} left out: {reason}" for reason, count in self.dropped.items()]
-            lines.append(f"{plural(len(self.groups), 'row')} of {plural(self.prompts, 'prompt')} are left")
+            are = verb(len(self.groups), "is", "are")
+            lines.append(f"{plural(len(self.groups), 'row')} of {plural(self.prompts, 'prompt')} {are} left")
         bias = self.report.length
         if bias is not None and bias.longer is not None:
             learnt = ": length is learnt with the rest" if bias.longer_interval[0] > BIASED else ""

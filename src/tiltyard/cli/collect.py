@@ -12,7 +12,7 @@ import typer
 from tiltyard.cli.arguments import COMMAND_LINE, LARGEST, Json
 from tiltyard.cli.output import console_for, emit
 from tiltyard.errors import ConfigError, DataError, MissingDependency, nearest
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 
 if TYPE_CHECKING:
     from tiltyard.feedback.store.database import Database
@@ -116,7 +116,7 @@ def import_(
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in added.kinds.items())
             count = f"{sum(added.kinds.values()):,} judgements{f' ({kinds})' if kinds else ''}"
             by = f"{plural(added.tasks, 'new item')} by {plural(len(added.annotators), 'annotator')}"
-            told(f"{name}: {count} of {by}; {added.known:,} were there")
+            told(f"{name}: {count} of {by}; {added.known:,} {verb(added.known, 'was', 'were')} there")
             for line in notes:
                 told(line)
     if json_output:

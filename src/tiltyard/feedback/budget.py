@@ -15,6 +15,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.feedback.post import Reply
 from tiltyard.feedback.verdicts import JudgeError, Usage
 from tiltyard.feedback.wire import Endpoint
+from tiltyard.numerals import verb
 
 BYTES_A_TOKEN = 4  # of UTF-8, in estimates
 
@@ -44,7 +45,7 @@ class Forecast:
 
     def line(self) -> str:
         """Formats the estimate for the console."""
-        stored = f" ({self.stored:,} are answered already)" if self.stored else ""
+        stored = f" ({self.stored:,} {verb(self.stored, 'is', 'are')} answered already)" if self.stored else ""
         price = f"; cost {self.cost:.4f} to {self.most:.4f}" if self.most else ""
         tokens = f"about {self.tokens_in:,} tokens read, at most {self.tokens_out:,} written"
         return f"{self.calls:,} requests{stored}, {tokens}{price}; repeated requests come on top"

@@ -24,6 +24,7 @@ from typing import Any
 
 from tiltyard.errors import CheckpointError, MissingDependency, ModelError
 from tiltyard.files import cache_home, give_usual_mode, read_json, write_json
+from tiltyard.numerals import plural
 
 LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of all of them
 SUFFIX, SOURCE, FORM = ".gguf", "source.json", "1"
@@ -218,7 +219,7 @@ def convert(file: Path, out: Path, rope_factors: Sequence[float] = ()) -> int:
             model: Any = AutoModelForCausalLM.from_config(type(read.config)(**config))
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"{len(missing)} weights of the model are not in the GGUF file",
+            f"{plural(len(missing), 'weight of the model is', 'weights of the model are')} not in the GGUF file",
             where=str(file),
             got=", ".join(missing[:4]),
             expected=f"all weights of {type(read).__name__}",

@@ -28,6 +28,7 @@ from tiltyard.models.folder import (
     origin_of,
     without_adapter,
 )
+from tiltyard.numerals import plural
 
 # width, layers, heads, key-value heads, feed-forward width: Llama shape
 PRESETS: dict[str, tuple[int, int, int, int, int]] = {
@@ -212,7 +213,7 @@ def _check_weights(module: Any, info: Any, source: str, may_miss: Callable[[str]
     kind = type(module).__name__
     if wrong := sorted(info["mismatched_keys"]):
         raise ModelError(
-            f"{len(wrong)} weights have another shape than the model",
+            f"{plural(len(wrong), 'weight has', 'weights have')} another shape than the model",
             where=source,
             got=", ".join(f"{name} {tuple(found)}" for name, found, _ in wrong[:4]),
             expected=", ".join(f"{name} {tuple(made)}" for name, _, made in wrong[:4]),
@@ -221,7 +222,7 @@ def _check_weights(module: Any, info: Any, source: str, may_miss: Callable[[str]
     missing = sorted(k for k in info["missing_keys"] if not (may_miss and may_miss(k)))
     if missing:
         raise ModelError(
-            f"{len(missing)} weights of the model are not in its files",
+            f"{plural(len(missing), 'weight of the model is', 'weights of the model are')} not in its files",
             where=source,
             got=", ".join(missing[:4]),
             expected=f"all weights of {kind}",
@@ -231,7 +232,7 @@ def _check_weights(module: Any, info: Any, source: str, may_miss: Callable[[str]
     inside = [key for key in surplus if _of_backbone(module, key)]
     if inside:
         raise ModelError(
-            f"{len(inside)} weights in the files are used by no part of the model",
+            f"{plural(len(inside), 'weight in the files is', 'weights in the files are')} used by no part of the model",
             where=source,
             got=", ".join(inside[:4]),
             expected=f"the weights of {kind} as config.json describes it",
@@ -239,7 +240,10 @@ def _check_weights(module: Any, info: Any, source: str, may_miss: Callable[[str]
         )
     if not surplus or may_miss:
         return []
-    return [f"{len(surplus)} weights of another head are left out: {', '.join(surplus[:4])}"]
+    return [
+        f"{plural(len(surplus), 'weight of another head is', 'weights of another head are')} left out: "
+        f"{', '.join(surplus[:4])}"
+    ]
 
 
 def _of_backbone(module: Any, key: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tiltyard.data.chat import Chat
 from tiltyard.errors import ModelError
+from tiltyard.numerals import plural
 from tiltyard.types import Group, Message, Prompt, Response
 
 PAD = "<|pad|>"  # where a tokenizer has no token to spare
@@ -39,7 +40,7 @@ def check_vocabulary(chat: Chat, module: Any, name: str) -> list[str]:
     if harmful:
         shown = ", ".join(f"{names[i]} ({i})" for i in harmful[:4])
         raise ModelError(
-            f"{len(harmful)} tokens have no embedding",
+            f"{plural(len(harmful), 'token has', 'tokens have')} no embedding",
             where=name,
             got=f"a tokenizer with ids up to {max(names)} ({len(names)} beyond the embeddings): {shown}",
             expected=f"ids below {rows:,}, the number of the model's embeddings",

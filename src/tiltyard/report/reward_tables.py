@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tiltyard.evaluation.reward_models import BINS, AccuracyRow, RewardReport
 from tiltyard.evaluation.stability import Stability
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.report.text import plain
 from tiltyard.stats.intervals import Estimate
 
@@ -98,18 +98,21 @@ def _figures(report: RewardReport) -> Iterator[tuple[str, str, str]]:
     yield "score and length", correlation, "Pearson, Spearman of the differences in a pair"
     if report.tau is not None:
         meaning = f"mean Kendall tau-b over {plural(report.tau.n, 'ranking')}"
-        lost = f" ({report.tau_undefined:,} more have none)" if report.tau_undefined else ""
+        has = verb(report.tau_undefined, "has", "have")
+        lost = f" ({report.tau_undefined:,} more {has} none)" if report.tau_undefined else ""
         yield "rank correlation", _number(report.tau, 2), meaning + lost
 
 
 def _pair_counts(report: RewardReport) -> Iterator[str]:
     """Yields the number of pairs, of ties and of soft labels."""
     yield f"{plural(report.pairs, 'pair')} of {plural(report.prompts, 'prompt')}; brackets: 95% intervals over prompts"
-    yield f"{plural(report.tied_in_labels, 'pair')} tied in the labels were excluded"
+    was = verb(report.tied_in_labels, "was", "were")
+    yield f"{plural(report.tied_in_labels, 'pair')} tied in the labels {was} excluded"
     yield f"{plural(report.tied_in_score, 'pair')} tied in score count one half"
     if report.soft:
         yield (
-            f"{plural(report.soft, 'pair')} have soft labels: log-loss and calibration use them, "
+            f"{plural(report.soft, 'pair has a soft label', 'pairs have soft labels')}: "
+            "log-loss and calibration use them, "
             "accuracy the likelier side"
         )
 

@@ -23,7 +23,7 @@ from tiltyard.errors import ConfigError
 from tiltyard.feedback import ApiJudgeSettings, JudgeSettings
 from tiltyard.files import atomic_write
 from tiltyard.inputs.settings import RowReading, StoreSetting
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
@@ -88,7 +88,8 @@ def run(context: StageContext, settings: AiLabelSettings) -> dict[str, Any]:
     journal = Journal(context.folder, (LABELS, JUDGEMENTS), JudgeProgress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.pairs:,} of {len(items):,} {_noun(settings)} are done"])
+        are = verb(progress.pairs, "is", "are")
+        context.report("goes on", [f"{progress.pairs:,} of {len(items):,} {_noun(settings)} {are} done"])
     context.report("estimate", panel.estimate(items[progress.pairs :]))
     left = TimeLeft(len(items))
     for at in range(progress.pairs, len(items), BLOCK):

@@ -32,6 +32,7 @@ from tiltyard.feedback import JudgeSettings, Usage, judge_identity
 from tiltyard.feedback.simulated import seed_from
 from tiltyard.files import write_json
 from tiltyard.inputs.settings import BadRowsSetting, StoreSetting
+from tiltyard.numerals import plural, verb
 from tiltyard.records import LAST_BITS, Settings
 from tiltyard.report.judge_tables import calibration_lines, json_ready, print_calibration
 from tiltyard.runs.groups import read_judgements
@@ -93,7 +94,10 @@ def run(context: StageContext, settings: CalibrateSettings) -> dict[str, Any]:
     _read_judged(context, settings, table)
     left_out = table.without(_tuned_prompts(context, settings))
     if left_out:
-        context.report("tuned_on", [f"{left_out:,} pairs are left out: their prompts were used to tune a judge"])
+        context.report(
+            "tuned_on",
+            [f"{plural(left_out, 'pair')} {verb(left_out, 'is', 'are')} left out: a judge was tuned on such prompts"],
+        )
     pairs = list(table.pairs.values())
     if not pairs:
         raise DataError("no pair is left to compare", where=settings.data or settings.store, got="0 pairs")
@@ -126,7 +130,9 @@ def _read_judged(context: StageContext, settings: CalibrateSettings, table: Pair
                 table.add(group)
         unknown = sum(not table.add_judgement(line) for line in read_judgements(folder / "judgements.jsonl"))
         if unknown:
-            context.report("judged", [f"{name}: {unknown:,} judgements have no verdict and no label of people"])
+            context.report(
+                "judged", [f"{name}: {plural(unknown, 'judgement')} without a verdict and without a label of people"]
+            )
 
 
 def _tuned_prompts(context: StageContext, settings: CalibrateSettings) -> set[str]:

@@ -32,7 +32,7 @@ from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model, load_scalar_model
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.records import LAST_BITS, Settings
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
@@ -147,7 +147,8 @@ def write_blocks(context: StageContext, blocks: Blocks, prompts: Sequence[Prompt
     journal = Journal(context.folder, files, start)
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.prompts:,} of {plural(len(prompts), 'prompt')} are done"])
+        are = verb(progress.prompts, "is", "are")
+        context.report("goes on", [f"{progress.prompts:,} of {plural(len(prompts), 'prompt')} {are} done"])
     context.report("estimate", blocks.estimate(prompts[progress.prompts :]))
     left = TimeLeft(len(prompts))
     for first in range(progress.prompts, len(prompts), BLOCK):

@@ -25,7 +25,7 @@ from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.records import LAST_BITS
 from tiltyard.report import (
     print_table,
@@ -343,7 +343,9 @@ def _summaries(
 def _unscored(results: list[PolicySummary]) -> list[str]:
     """Lines about responses without a score, which no mean has."""
     return [
-        f"{one.name}: {one.unscored:,} of {plural(one.n, 'response')} have no reward" for one in results if one.unscored
+        f"{one.name}: {one.unscored:,} of {plural(one.n, 'response')} {verb(one.unscored, 'has', 'have')} no reward"
+        for one in results
+        if one.unscored
     ]
 
 

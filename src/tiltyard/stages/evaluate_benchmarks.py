@@ -21,7 +21,7 @@ from tiltyard.evaluation.harness import SCHEME, Harness, program, run_harness
 from tiltyard.evaluation.judged import NamedReward, values_of
 from tiltyard.files import atomic_write
 from tiltyard.models.language import LanguageModel
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.records import Settings
 from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import FunctionScorer
@@ -207,7 +207,8 @@ class Benchmarks:
 
     def _left_out(self, one: _Benchmark, name: str, count: int) -> None:
         if count:
-            one.notes.append(f"{name}: {count:,} of {plural(len(one.file.items), 'item')} are longer than its context")
+            longer = f"{count:,} of {plural(len(one.file.items), 'item')} {verb(count, 'is', 'are')}"
+            one.notes.append(f"{name}: {longer} longer than its context")
 
     # ------------------------------------------------------------------------------------ by rewards and of responses
 

@@ -20,6 +20,7 @@ from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder, stage_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
+from tiltyard.numerals import verb
 from tiltyard.posterior.bounds import UpperBound, upper_bound
 from tiltyard.posterior.estimates import Samples
 from tiltyard.posterior.frontier import SampledPoint, best_of_n, optimal_curve
@@ -182,7 +183,7 @@ def _gold(
 
 def _progress(context: StageContext, name: str, total: int, done: int) -> Any:
     tally = Tally(total, lambda line: context.report(name, [f"{line} responses"]), every=SECONDS)
-    before = f"; {done:,} are there" if done else ""
+    before = f"; {done:,} {verb(done, 'is', 'are')} there" if done else ""
     context.report(name, [f"sampling {total:,} responses{before}"])
     return tally.add
 

@@ -31,7 +31,7 @@ from tiltyard.inputs.comparisons import as_pairs
 from tiltyard.inputs.settings import RowReading
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.journal import Journal
 from tiltyard.stages.base import Stage, StageContext, register
@@ -123,7 +123,8 @@ def run(context: StageContext, settings: JudgeSkillSettings) -> dict[str, Any]:
     journal = Journal(context.folder, (ROWS, HELD_OUT), Progress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.comparisons:,} of {plural(len(groups), 'comparison')} are done"])
+        are = verb(progress.comparisons, "is", "are")
+        context.report("goes on", [f"{progress.comparisons:,} of {plural(len(groups), 'comparison')} {are} done"])
     left = TimeLeft(len(groups))
     for at in range(progress.comparisons, len(groups), BLOCK):
         block = groups[at : at + BLOCK]

@@ -24,7 +24,7 @@ from tiltyard.inputs.files import prompts_of
 from tiltyard.inputs.settings import STOP, PromptReading, StopStrings
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.load import load_language_model
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.groups import preference_to_dict, signed
 from tiltyard.runs.journal import Journal
@@ -77,7 +77,8 @@ def run(context: StageContext, settings: LabelSettings) -> dict[str, Any]:
     journal = Journal(context.folder, (RANKINGS, ROWS, JUDGEMENTS, CHOSEN), Progress())
     progress = journal.progress
     if journal.resumed:
-        context.report("goes on", [f"{progress.rankings:,} of {plural(len(prompts), 'ranking')} are done"])
+        are = verb(progress.rankings, "is", "are")
+        context.report("goes on", [f"{progress.rankings:,} of {plural(len(prompts), 'ranking')} {are} done"])
     left = TimeLeft(len(prompts))
     for first in range(progress.rankings, len(prompts), BLOCK):
         some = prompts[first : first + BLOCK]

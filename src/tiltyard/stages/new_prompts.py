@@ -27,6 +27,7 @@ from tiltyard.inputs.settings import RowReading
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import load_language_model
+from tiltyard.numerals import plural
 from tiltyard.records import LAST_BITS
 from tiltyard.runs.journal import Journal
 from tiltyard.sampling import SampleSettings, response_seeds, sample
@@ -104,7 +105,9 @@ def run(context: StageContext, settings: NewPromptsSettings) -> dict[str, Any]:
         prompt_filter.add(accepted_row.value["prompt"])
     most = settings.requests or 20 * settings.count
     if journal.resumed:
-        context.report("goes on", [f"{progress.requests:,} requests are done, {progress.accepted:,} prompts accepted"])
+        context.report(
+            "goes on", [f"{plural(progress.requests, 'request')} done, {plural(progress.accepted, 'prompt')} accepted"]
+        )
     left = TimeLeft(settings.count)
     while progress.requests < most and progress.accepted < settings.count:
         first = progress.requests

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tiltyard.errors import ConfigError, DataError
 from tiltyard.files import read_json
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.stages.base import StageContext
 from tiltyard.types import Prompt, prompt_digest
 
@@ -49,7 +49,10 @@ def prompts_of_part(
     runs, where = context.run_folder.parent, f"{context.name}.part"
     if not kept:
         raise DataError("no prompt is in this half", where=where, got=f"{len(prompts):,} prompts", expected="more")
-    context.report("prompts", [f"{len(kept):,} of {plural(len(keys), 'prompt')} are in the half `{part}`"])
+    context.report(
+        "prompts",
+        [f"{len(kept):,} of {plural(len(keys), 'prompt')} {verb(len(kept), 'is', 'are')} in the half `{part}`"],
+    )
     own = {within(runs, str(context.outputs.get(value) or value)) for value in models}
     found = seen(runs, "", context.folder, own, [key for key in keys if part_of(key) == part])
     if part == "report" and found["models"] > len(own):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tiltyard.numerals import verb
 from tiltyard.report.html.island import size
 from tiltyard.report.html.reading import Source, json_lines, number, rounded, text_of
 
@@ -75,7 +76,8 @@ def curves(sources: list[Source], *, budget: int = CURVES) -> dict[str, Any]:
             break
         kept.append(metric)
     left_out = len(found["metrics"]) - len(kept)
-    note = f"{left_out:,} of {len(found['metrics']):,} charts of metrics are left out, as the page would be too large."
+    charts = f"{left_out:,} of {len(found['metrics']):,} charts of metrics {verb(left_out, 'is', 'are')}"
+    note = f"{charts} left out, as the page would be too large."
     return found | {"metrics": kept, "notes": [note]}
 
 

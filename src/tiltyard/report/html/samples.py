@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tiltyard.numerals import plural
+from tiltyard.numerals import plural, verb
 from tiltyard.report.html.island import size
 from tiltyard.report.html.reading import Source, json_lines, number, rounded, text_of
 from tiltyard.report.html.tokens import Pieces, TokenRows, token_rows
@@ -94,7 +94,7 @@ def _evaluated(sources: Sequence[Source], budget: int) -> tuple[list[Item], list
         shown = sum(len(item["rs"]) for item in kept)
         notes.append(
             f"{len(kept):,} of {plural(len(weights), 'prompt')} with {shown:,} of "
-            f"{plural(responses, 'response')} are shown, drawn at "
+            f"{plural(responses, 'response')} {verb(shown, 'is', 'are')} shown, drawn at "
             "random; every number of the page is of all of them."
         )
     return kept, notes, apart

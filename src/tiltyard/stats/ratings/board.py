@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tiltyard.errors import DataError, nearest
+from tiltyard.numerals import plural
 from tiltyard.stats.ratings.battles import BOTH_BAD_CHOICES, Battles, BothBad
 from tiltyard.stats.ratings.bradley_terry import Fit, bradley_terry
 from tiltyard.stats.ratings.elo import LEAST_ORDERS, Elo, elo
@@ -211,7 +212,7 @@ def _plackett_luce(
     kept = [(p, r) for p, r in rankings if max(map(len, r)) <= LARGEST_TIE]
     if len(kept) < len(rankings):
         notes.append(
-            f"{len(rankings) - len(kept):,} rankings with more than {LARGEST_TIE} equals have no Plackett-Luce"
+            f"no Plackett-Luce of {plural(len(rankings) - len(kept), 'ranking')} with more than {LARGEST_TIE} equals"
         )
     if not kept:
         return {}

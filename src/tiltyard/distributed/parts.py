@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes: reading them whole, writing a whole one, and which a module holds.
+"""Tensors and modules that are spread over processes: reading and writing whole ones, passes, what a module holds.
 
 Torch's distributed tensors are imported only where a module has been spread (`distributed.sharded`).
 """
@@ -6,15 +6,17 @@ Torch's distributed tensors are imported only where a module has been spread (`d
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 TRUNK = "_tiltyard_trunk"  # of a module whose parameters are spread
 Before = tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]  # a module, and its class, hooks and attributes without FSDP2
+Result = TypeVar("Result")
 
 
 class Rows(NamedTuple):
@@ -87,15 +89,57 @@ def as_parts(*modules: nn.Module) -> Iterator[None]:
 
     What is written into gathered parameters is lost. Every process enters and leaves it.
     """
-    trunks: dict[int, Any] = {id(m.__dict__[TRUNK]): m.__dict__[TRUNK] for m in modules if TRUNK in m.__dict__}
-    gathered = [trunk for trunk in trunks.values() if trunk.whole]
-    for trunk in gathered:
+    whole_ones = [trunk for trunk in _trunks(modules) if trunk.whole]
+    for trunk in whole_ones:
         trunk.make_parts()
     try:
         yield
     finally:
-        for trunk in gathered:
+        for trunk in whole_ones:
             trunk.make_whole()
+
+
+@contextmanager
+def gathered(*modules: nn.Module) -> Iterator[None]:
+    """Context: all parameters of these modules are whole in every process, which may then do different things.
+
+    Every process enters and leaves it.
+    """
+    parts = spread(*modules)
+    for trunk in parts:
+        trunk.make_whole()
+    try:
+        yield
+    finally:
+        for trunk in parts:
+            trunk.make_parts()
+
+
+@torch.no_grad()
+def in_pass(call: Callable[[], Result], *modules: nn.Module) -> Result:
+    """Calls a pass without gradient of these modules, which gathers one block at a time.
+
+    Every process runs as many passes as the others, each with the same calls of the same blocks. Modules that are not
+    spread, or are whole at the time, compute as they are.
+    """
+    trunks = spread(*modules)
+    for trunk in trunks:
+        call = partial(trunk, call)
+    try:
+        return call()
+    finally:
+        for trunk in trunks:
+            trunk.make_parts()
+
+
+def spread(*modules: nn.Module) -> list[Any]:
+    """The trunks of these modules whose parameters are in parts now, and that no pass has gathered."""
+    return [trunk for trunk in _trunks(modules) if not (trunk.whole or trunk.passing)]
+
+
+def _trunks(modules: Sequence[nn.Module]) -> list[Any]:
+    """The trunk of each module that has one, each once."""
+    return list({id(m.__dict__[TRUNK]): m.__dict__[TRUNK] for m in modules if TRUNK in m.__dict__}.values())
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

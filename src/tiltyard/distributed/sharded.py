@@ -2,16 +2,14 @@
 
 Models that share parameters (heads and adapters on one backbone, tied embeddings) are one trunk. A pass with gradient
 runs as `trunk(call)`: the parameters outside of the blocks are whole until its backward pass ends, those of a block
-while that block computes. Everything that has no gradient (sampling, scoring, measuring) runs inside `gathered`,
-where all parameters are whole and no block waits for another process, so processes may do different things there.
-
-Every process must run as many passes with gradient as the others (`same_passes`).
+while that block computes. A pass without gradient is the same and ends with its result (`parts.in_pass`). Every process
+must run as many passes as the others (`same_passes`). What cannot know its passes beforehand, sampling above all, runs
+inside `parts.gathered`, where the models that it needs are whole and no block waits for another process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from tiltyard.distributed import processes
 from tiltyard.distributed.parts import TRUNK, Before, whole
 from tiltyard.distributed.strategy import SavedState, TrainingState, all_rows, load_rows, trained_entries, trained_names
-from tiltyard.errors import ConfigError, TiltyardError
+from tiltyard.errors import CompositionError, ConfigError, TiltyardError
 
 HOOKS = (
     "_forward_pre_hooks",
@@ -41,18 +39,32 @@ class Trunk(nn.Module):
     """Models that share parameters, and the units that these are spread by: the blocks, and what is outside of them.
 
     Attributes:
-        whole: True inside `Sharded.gathered`. parted: False if the whole trunk is one unit.
+        whole: True inside `parts.gathered`. parted: False if the whole trunk is one unit. passing: True during a pass.
         before: of each of its modules what FSDP2 changes: its class, its hooks, the names of its attributes.
     """
 
     def __init__(self, modules: Sequence[nn.Module]):
         super().__init__()
         self.models = nn.ModuleList(modules)
-        self.whole, self.parted = False, False
+        self.whole, self.parted, self.passing = False, False, False
         self.before: list[Before] = []
 
     def forward(self, call: Callable[[], Any]) -> Any:
-        return call()
+        self.passing = True
+        try:
+            return call()
+        finally:
+            self.passing = False
+
+    def check(self, module: nn.Module, _: Any) -> None:
+        """A hook before the forward of each model: outside of a pass nothing computes with its parts of parameters."""
+        if not (self.whole or self.passing):
+            raise CompositionError(
+                "a model whose parameters are spread over processes was called outside of a pass",
+                where=type(module).__name__,
+                expected="per_microbatch(batch, compute, model), where each process runs as many passes as the others",
+                fix="name the model there; what cannot know its passes goes inside `gathered` (distributed.parts)",
+            )
 
     def units(self) -> list[FSDPModule]:
         return [part for part in self.modules() if isinstance(part, FSDPModule)]
@@ -114,6 +126,7 @@ class Sharded:
                 self.shard(unit, mesh)
             for module in together:
                 module.__dict__[TRUNK] = trunk  # not as a submodule, which would make a circle
+                getattr(module, "base_model", module).register_forward_pre_hook(trunk.check)  # `release` removes it
             with torch.no_grad():
                 trunk(lambda: None)  # the first pass makes it the root of its blocks
             trunk.make_parts()
@@ -155,18 +168,6 @@ class Sharded:
         self._trunks = []
 
     # ---------------------------------------------------------------------------------------------------------- passes
-
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Context: all parameters of all models are whole in every process. Every process enters and leaves it."""
-        parts = [trunk for trunk in self._trunks if not trunk.whole]
-        for trunk in parts:
-            trunk.make_whole()
-        try:
-            yield
-        finally:
-            for trunk in parts:
-                trunk.make_parts()
 
     def run(self, modules: Sequence[nn.Module], call: Callable[[], Tensor]) -> Tensor:
         """Calls a pass with gradient of these modules, whose result is differentiated before the next pass."""

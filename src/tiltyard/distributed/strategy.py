@@ -7,8 +7,7 @@ process calls every method, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -53,7 +52,7 @@ class Strategy(Protocol):
     """The interface of training and checkpoints to parameters that are spread over processes.
 
     Attributes:
-        same_passes: whether every process must run as many passes with gradient as the others.
+        same_passes: whether every process must run as many passes as the others.
     """
 
     @property
@@ -64,9 +63,6 @@ class Strategy(Protocol):
 
     def release(self) -> None:
         """Makes the modules ordinary ones again, after the last step."""
-
-    def gathered(self) -> AbstractContextManager[None]:
-        """Context: every process has all parameters, for passes without gradient."""
 
     def run(self, modules: Sequence[nn.Module], call: Callable[[], Tensor]) -> Tensor:
         """Calls a pass with gradient of these modules; its result is differentiated before the next pass."""
@@ -107,10 +103,6 @@ class Replicated:
 
     def release(self) -> None:
         """Nothing was changed."""
-
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        yield
 
     def run(self, modules: Sequence[nn.Module], call: Callable[[], Tensor]) -> Tensor:  # noqa: ARG002 - protocol
         return call()

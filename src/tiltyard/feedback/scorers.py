@@ -12,6 +12,7 @@ from tiltyard.distributed import processes
 from tiltyard.errors import DataError
 from tiltyard.feedback.listwise import ListJudge
 from tiltyard.feedback.verdicts import Debiased, Grade, Judge, JudgeError, ScoreJudge, Usage, Verdict
+from tiltyard.models.backbone import Backbone
 from tiltyard.scoring.base import Cost, Scale
 from tiltyard.types import Group, Preference, dense_ranks
 
@@ -103,6 +104,11 @@ class JudgeScorer:
         self.failures = ParseFailures(max_missing)
         self.scale, self.name = Scale(comparable=False, moving=moving), name
 
+    @property
+    def whole_models(self) -> tuple[Backbone, ...]:
+        """The judge's model, where it is one of this process: it may generate, one token after the other."""
+        return model_of(self.judge)
+
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the judge's scores, ranks and, for pairs, shares.
 
@@ -156,6 +162,11 @@ class GradeScorer:
         self.judge = judge
         self.failures = ParseFailures(max_missing)
         self.scale, self.name = Scale(comparable=True, moving=moving), name
+
+    @property
+    def whole_models(self) -> tuple[Backbone, ...]:
+        """The judge's model, where it is one of this process: it may generate, one token after the other."""
+        return model_of(self.judge)
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the judge's grades as scores.
@@ -257,6 +268,12 @@ def _metrics(judge: Judge | ScoreJudge | ListJudge, failures: ParseFailures) -> 
     values |= {"judge_from_words": float(used.hard)} if used.hard else {}
     values |= {"judge_unmetered": float(used.unmetered)} if used.unmetered else {}
     return {name: (value, once) for name, value in values.items()}
+
+
+def model_of(judge: Any) -> tuple[Backbone, ...]:
+    """Returns the model of a judge that runs in this process; none of another."""
+    model = getattr(getattr(judge, "judge", judge), "model", None)
+    return (model,) if isinstance(model, Backbone) else ()
 
 
 def set_turn(judge: Any, turn: int | None) -> None:

@@ -1,13 +1,18 @@
-"""Held-out measurements of a model while it trains and at its end."""
+"""Held-out measurements of a model while it trains and at its end.
+
+Every process measures all groups, so that all of them run the same passes where parameters are spread over them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from tiltyard.batch.batch import Batch
+from tiltyard.distributed.parts import in_pass
 from tiltyard.evaluation.scored_pairs import prompt_key
 from tiltyard.inputs.files import byte_count
 from tiltyard.losses.kl import sum_per_response
@@ -31,7 +36,7 @@ def likelihood(groups: Sequence[Group], budget: int) -> Measure:
         policy.module.eval()
         nll, tokens, size = 0.0, 0, 0
         for part in Batch.stream(groups, models.device, budget):
-            logp_R = policy.logp_R(part.forest)[0]
+            logp_R = in_pass(partial(policy.logp_R, part.forest), policy.module)[0]
             nll -= float(logp_R.sum())
             tokens += part.forest.R
             size += byte_count(part.groups)
@@ -51,7 +56,8 @@ def cloze(groups: Sequence[Group], budget: int, mask: Prepare) -> Measure:
         nll = chosen = 0.0
         for part in Batch.stream(groups, model.device, budget):
             part = mask(fixed, part)
-            logp_R = model.cloze_logp_R(part.forest, part["corrupt_R"], part["masked_R"])
+            cloze_logp_R = partial(model.cloze_logp_R, part.forest, part["corrupt_R"], part["masked_R"])
+            logp_R = in_pass(cloze_logp_R, model.module)
             nll -= float(logp_R.sum())
             chosen += float(part["masked_R"].sum())
         return {"held_out/loss": nll / chosen}
@@ -74,7 +80,7 @@ def preference(groups: Sequence[Group], budget: int, ref: RefLogps) -> Measure:
         ranked, parts = any(g.preference is not None and len(g.responses) > 1 for g in groups), []
         for part in Batch.stream(groups, models.device, budget):
             forest = part.forest
-            logp_R = policy.logp_R(forest)[0].double()
+            logp_R = in_pass(partial(policy.logp_R, forest), policy.module)[0].double()
             ratio_R = logp_R - ref.logp_R(part.groups).to(logp_R)
             logp_B, ratio_B = (sum_per_response(x, forest.response_R, forest.B) for x in (logp_R, ratio_R))
             target_B = part["rank_B"] if ranked else _label_B(part)
@@ -120,7 +126,7 @@ def each_score(model: ScalarModel, groups: Sequence[Group], budget: int) -> Iter
     """`scores_of` group by group."""
     model.module.eval()
     for part in Batch.stream(groups, model.device, budget):
-        scores = model.score_B(part.forest).tolist()
+        scores = in_pass(partial(model.score_B, part.forest), model.module).tolist()
         for group in part.groups:
             yield same_for_same(group, scores[: len(group.responses)])
             scores = scores[len(group.responses) :]

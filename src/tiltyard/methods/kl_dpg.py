@@ -42,7 +42,9 @@ class ProposedLogp:
         if "sampled_logp_R" in batch.columns:
             return batch.with_columns(proposed_logp_R=batch["sampled_logp_R"])
         proposal = models["proposal"]
-        logp_R = per_microbatch(batch, lambda part: proposal.logp_R(part.forest, temperature=self.temperature)[0])
+        logp_R = per_microbatch(
+            batch, lambda part: proposal.logp_R(part.forest, temperature=self.temperature)[0], proposal
+        )
         return batch.with_columns(proposed_logp_R=logp_R)
 
 

@@ -77,7 +77,9 @@ class MismatchedKL:
             response = _truncated(first_responses[(i + 1) % batch.total], g, policy.chat.max_length)
             mismatched.append(replace(g, responses=(response,), scores=None, preference=None))
         other = Batch.of(mismatched, batch.index, batch.total, batch.forest.device, batch.budget)
-        ratio_R = per_microbatch(other, lambda part: policy.logp_R(part.forest)[0] - ref.logp_R(part.forest)[0])
+        ratio_R = per_microbatch(
+            other, lambda part: policy.logp_R(part.forest)[0] - ref.logp_R(part.forest)[0], policy, ref
+        )
         sums = torch.stack([ratio_R.double().sum(), ratio_R.new_tensor(float(len(mismatched)), dtype=torch.float64)])
         ratio_sum, count = processes.sum_all(sums).tolist()
         kl = max(0.0, ratio_sum / count)

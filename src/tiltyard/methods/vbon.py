@@ -70,7 +70,7 @@ class BestOfN:
     def _sample(self, models: Models, prompts: Sequence[Prompt]) -> Metrics:
         """Samples and scores the reference's responses to new prompts; a response depends on its prompt alone."""
         new = {_key(prompt): prompt for prompt in prompts if _key(prompt) not in self.kept}
-        if not new:
+        if not any(processes.gather_objects(bool(new))):
             return {}
         source = self.source
         places = [int(prompt_digest(prompt), 16) >> 1 for prompt in new.values()]

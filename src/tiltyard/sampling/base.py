@@ -39,7 +39,8 @@ class Sampler(Protocol):
     ) -> list[Group]:
         """`n` responses to each prompt, in the order of the prompts.
 
-        A response depends on the model, its prompt, the settings and its own seed, and on nothing else.
+        A response depends on the model, its prompt, the settings and its own seed, and on nothing else. All processes
+        call it together, also one without prompts: the model's parameters may be spread over them.
 
         Args:
             prompts: encoded prompts.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tiltyard.data.chat import Chat
+from tiltyard.distributed.parts import gathered
 from tiltyard.errors import CompositionError, NonFiniteError
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities, check_request, longest_response
@@ -61,7 +62,8 @@ class NativeSampler:
         """`n` responses to each prompt; see `sample` for the errors."""
         if self.model is None:
             raise CompositionError("the sampler has no model yet", fix="call sync(model, version) first")
-        return sample(self.model, prompts, n, sampling, seeds=seeds, ended=self._ended)
+        with gathered(self.model.module):  # a token would gather every block
+            return sample(self.model, prompts, n, sampling, seeds=seeds, ended=self._ended)
 
 
 @torch.no_grad()

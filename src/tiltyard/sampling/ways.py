@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tiltyard.distributed.parts import gathered
 from tiltyard.errors import ModelError
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.padding import FAILURES, LONG, differ, reach, trial_ids
@@ -59,9 +60,10 @@ def way_of(model: LanguageModel) -> Way:
         training = model.module.training
         model.module.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), gathered(model.module):
                 can_use_decoder(model)  # may change the model's backend, which the context below would undo
-            with model.in_float32():  # what differs by bfloat16's rounding alone is no reason for a slower way
+            # what differs by bfloat16's rounding alone is no reason for a slower way
+            with gathered(model.module), model.in_float32():
                 model.decoding = _tried(model)
         finally:
             model.module.train(training)

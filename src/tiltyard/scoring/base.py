@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tiltyard.batch.batch import Metrics, summed
+from tiltyard.distributed.parts import gathered
 from tiltyard.errors import DataError, ScoringError
+from tiltyard.models.backbone import Backbone
 from tiltyard.types import Group, Preference, Response
 
 
@@ -82,6 +84,16 @@ def scorer_metrics(scorer: object) -> Metrics:
     return scorer.take_metrics() if isinstance(scorer, Reporting) else {}
 
 
+def scores_together(scorer: object) -> bool:
+    """True for a scorer that all processes call together, also one without groups: its model may be spread."""
+    return bool(getattr(scorer, "together", False))
+
+
+def whole_models(scorer: object) -> tuple[Backbone, ...]:
+    """The models that must be whole in each process while it scores: a judge that generates, above all the policy."""
+    return tuple(getattr(scorer, "whole_models", ()))
+
+
 def highest_score(scorer: object) -> float | None:
     """The highest score that any response can have, where the scorer declares one as `highest`."""
     found = getattr(scorer, "highest", None)
@@ -100,9 +112,10 @@ def checked_scores(scorer: Scorer, groups: Sequence[Group]) -> list[Group]:
             scorer, the row and the response.
         DataError: groups or responses that were not given, or not in this order.
     """
-    if not groups:
-        return []
-    scored = scorer.score(groups)
+    with gathered(*(model.module for model in whole_models(scorer))):
+        if not groups and not scores_together(scorer):
+            return []
+        scored = scorer.score(groups)
     if not isinstance(scored, list | tuple) or not all(isinstance(group, Group) for group in scored):
         raise ScoringError(
             f"the scorer '{scorer.name}' gave no list of groups", got=type(scored).__name__, expected="list[Group]"

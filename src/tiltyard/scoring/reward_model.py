@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tiltyard.batch.batch import split_by_tokens
-from tiltyard.batch.forest import pack
+from tiltyard.batch.batch import Batch
+from tiltyard.batch.passes import each_micro
 from tiltyard.data.chat import Chat
 from tiltyard.errors import DataError, ModelError
 from tiltyard.models.language import ScalarModel
@@ -33,6 +33,7 @@ class RewardScorer:
     """
 
     scale = Scale()
+    together = True
 
     def __init__(
         self, model: ScalarModel, chat: Chat | None = None, *, budget: int = MICRO_TOKENS, name: str = "reward"
@@ -60,8 +61,9 @@ class RewardScorer:
         training = self.model.module.training
         self.model.module.eval()
         try:
-            for part in split_by_tokens(encoded, self.budget):
-                scores += self.model.score_B(pack(part, self.model.device)).tolist()
+            batch = Batch.of(encoded, range(len(encoded)), len(encoded), self.model.device, self.budget)
+            for part_B in each_micro(batch, lambda part: self.model.score_B(part.forest), self.model):
+                scores += part_B.tolist()
         finally:
             self.model.module.train(training)
         self._cost += Cost(calls=len(scores), tokens_in=sum(g.tokens for g in encoded))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tiltyard.batch.batch import Metrics, summed
 from tiltyard.errors import ConfigError
+from tiltyard.models.backbone import Backbone
 from tiltyard.scoring.base import (
     Cost,
     Scale,
@@ -17,6 +18,8 @@ from tiltyard.scoring.base import (
     matched_responses,
     score_sum,
     scorer_metrics,
+    scores_together,
+    whole_models,
 )
 from tiltyard.types import Group, Preference, Prompt
 
@@ -50,6 +53,16 @@ class WeightedScorer:
         """Comparable where all parts are, moving where one is."""
         scales = [scorer.scale for _, scorer in self.parts]
         return Scale(all(s.comparable for s in scales), any(s.moving for s in scales))
+
+    @property
+    def together(self) -> bool:
+        """Whether some part is called by every process together."""
+        return any(scores_together(scorer) for _, scorer in self.parts)
+
+    @property
+    def whole_models(self) -> tuple[Backbone, ...]:
+        """The models that some part needs whole."""
+        return tuple(model for _, scorer in self.parts for model in whole_models(scorer))
 
     @property
     def highest(self) -> float | None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from tiltyard.batch.batch import Batch
 from tiltyard.distributed import processes
+from tiltyard.distributed.parts import gathered
 from tiltyard.distributed.strategy import Replicated, Strategy
 from tiltyard.errors import ConfigError, TiltyardError
 from tiltyard.models.load import set_dropout
@@ -191,9 +192,8 @@ class _Loop:
             for i, minibatch in enumerate(self._minibatches(batch, step, epoch)):
                 self._update(minibatch, step, epoch * algorithm.minibatches + i)
         self.models.version += 1
-        with self.strategy.gathered() if algorithm.after else nullcontext():
-            for hook in algorithm.after:
-                self.metrics.add(hook(self.models, batch, step))
+        for hook in algorithm.after:
+            self.metrics.add(hook(self.models, batch, step))
         due = self._due(step, self.run.run.save_every)
         if due:
             self._check_weights(step)
@@ -220,11 +220,6 @@ class _Loop:
 
     def _prepare(self, step: int) -> Batch:
         """The step's groups with the columns of the prepare steps."""
-        reads_file = isinstance(self.algorithm.source, Offline) and not self.algorithm.prepare
-        with nullcontext() if reads_file else self.strategy.gathered():
-            return self._prepared(step)
-
-    def _prepared(self, step: int) -> Batch:
         with record("overhead/data"):
             draw = self.algorithm.source(self.models, step)
             self.metrics.add(draw.metrics)
@@ -294,10 +289,11 @@ class _Loop:
         tokens = float(processes.sum_all(torch.tensor(float(self.metrics.tokens), dtype=torch.float64)))
         means["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.output.evaluate and self._due(step, self.run.run.eval_every):
-            with record("evaluate"), self.strategy.gathered():
+            with record("evaluate"):
                 means |= self.output.evaluate(self.models, step + 1)
         means["time/seconds"], means["time/prepare_seconds"] = seconds, prepare_seconds
         means["time/tokens_per_second"] = tokens / seconds
         samples = self.run.run.sample_every and (step + 1) % self.run.run.sample_every == 0
-        with self.strategy.gathered() if samples else nullcontext():  # a sink on rank 0 alone prints samples
+        policy = self.models.policy
+        with gathered(policy.module) if samples and policy else nullcontext():  # a sink on rank 0 alone prints samples
             self.records.write(step + 1, batch, means)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from tiltyard import allocator
 from tiltyard.batch.batch import Batch, Metrics, summed
+from tiltyard.batch.passes import same_passes
 from tiltyard.distributed import processes
+from tiltyard.distributed.parts import in_pass
 from tiltyard.distributed.strategy import Strategy
 from tiltyard.profiler import add_count, record
 from tiltyard.training.algorithm import AuxLoss, Forward, Loss, Mean, Models
@@ -84,7 +86,10 @@ class GradientAccumulator:
         count = float(processes.sum_all(torch.tensor(here, dtype=torch.float64)))
         loss_sum = 0.0
         modules = [self.models[role].module for role in roles_of(loss.needs)]
-        for part, counts in self._passes(parts) if count else []:
+        passes = [(part, True) for part in parts]
+        if self.strategy.same_passes:
+            passes = same_passes(parts, self.models.device)
+        for part, counts in passes if count else []:
             found: list[Metrics] = []
             run = partial(self._total, part, loss, reduce, temperature, first_pass, found)
             with record("forward"):
@@ -105,9 +110,10 @@ class GradientAccumulator:
             with record("backward"):
                 self.strategy.reduce_gradients(self.parameters)
         elif first_pass is not None:
-            with torch.no_grad(), self.strategy.gathered():
-                for part in parts:
-                    self.metrics.add(first_pass(Forward(self.models, part, temperature, loss.needs)))
+            for part, counts in passes:
+                forward = Forward(self.models, part, temperature, loss.needs)
+                measured = in_pass(partial(first_pass, forward), *modules)
+                self.metrics.add(measured if counts else {})
         return MinibatchLoss(float(processes.sum_all(torch.tensor(loss_sum, dtype=torch.float64))), count)
 
     def _total(
@@ -127,25 +133,6 @@ class GradientAccumulator:
         if first_pass is not None:
             found.append(first_pass(forward))
         return total
-
-    def _passes(self, parts: Sequence[Batch]) -> list[tuple[Batch, bool]]:
-        """This process's micro-batches, and whether each counts.
-
-        Where all processes must run as many passes, those with fewer micro-batches run their smallest one again, or
-        that of another process, with a weight of 0.
-        """
-        passes = [(part, True) for part in parts]
-        if not self.strategy.same_passes:
-            return passes
-        counts = processes.gather_objects(len(parts))
-        smallest = min(parts, key=lambda part: part.forest.T, default=None)
-        if 0 in counts:
-            lender = counts.index(max(counts))
-            lent = smallest.portable() if smallest is not None and processes.rank() == lender else None
-            borrowed = processes.gather_objects(lent)[lender]
-            assert borrowed is not None
-            smallest = smallest or borrowed.on(self.models.device)
-        return passes + [(smallest, False)] * (max(counts) - len(parts)) if smallest is not None else passes
 
     def backward_aux(self, losses: Sequence[AuxLoss], update: int, budget: int) -> None:
         """Adds the gradients of auxiliary losses to that of the main loss.

@@ -217,7 +217,7 @@ def _compute(
             slab = indices[begin : begin + SLAB]
             shard = [(i, groups[index]) for i, index in processes.shard(slab.tolist())]
             batch = Batch.of([g for _, g in shard], [i for i, _ in shard], len(slab), ref.device, budget)
-            found_R = per_microbatch(batch, logp_R).cpu()
+            found_R = per_microbatch(batch, logp_R, ref).cpu()
             rows = dict(zip((i for i, _ in shard), found_R.split([_loss_tokens(g) for _, g in shard]), strict=True))
             if processes.world() > 1:
                 rows = {i: torch.tensor(x, dtype=found_R.dtype) for part in processes.gather_objects(

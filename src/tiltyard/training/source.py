@@ -307,7 +307,7 @@ def generate(
 
 
 def score(scorer: Scorer, groups: list[Group]) -> list[Group]:
-    """The groups with the scorer's scores, checked and timed; without groups the scorer is not called."""
+    """The groups with the scorer's scores, checked and timed; see `scores_together` for a process without groups."""
     with record(f"score/{type(scorer).__name__}"):
         return checked_scores(scorer, groups)
 

@@ -29,7 +29,7 @@ class Values:
         if "old_value_R" in batch.columns:
             return batch
         value = models["value"]
-        return batch.with_columns(old_value_R=per_microbatch(batch, lambda part: value.value_R(part.forest)))
+        return batch.with_columns(old_value_R=per_microbatch(batch, lambda part: value.value_R(part.forest), value))
 
 
 @dataclass(frozen=True)

@@ -8,46 +8,47 @@ import torch
 from torch import Tensor
 
 from tiltyard.batch.batch import Batch
+from tiltyard.batch.passes import each_micro
+from tiltyard.models.backbone import Backbone
 from tiltyard.training.algorithm import Models
 
 
 @torch.no_grad()
-def per_microbatch(batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
-    """Computes a column one micro-batch at a time, so that memory is bounded by the batch's token budget."""
-    return concatenated([compute(part) for part in batch.micro()])
+def per_microbatch(batch: Batch, compute: Callable[[Batch], Tensor], *models: Backbone) -> Tensor:
+    """Computes a column one micro-batch at a time, so that memory is bounded by the batch's token budget.
 
-
-@torch.no_grad()
-def columns_per_microbatch(batch: Batch, compute: Callable[[Batch], Sequence[Tensor]], count: int) -> list[Tensor]:
-    """Computes `count` columns together, one micro-batch at a time."""
-    parts = [compute(part) for part in batch.micro()]
-    return [concatenated([part[i] for part in parts]) for i in range(count)]
+    Args:
+        compute: calls these models and no others, see `each_micro`; they may be spread over processes.
+    """
+    return concatenated(each_micro(batch, compute, *models))
 
 
 def policy_columns(
-    models: Models, batch: Batch, compute: Callable[..., Sequence[Tensor]], count: int
+    models: Models, batch: Batch, compute: Callable[..., Sequence[Tensor]], count: int, *others: Backbone
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Columns computed from the policy's hidden states, and the value estimates if they come from the same states.
 
     Hidden states that the sampler kept (`sampled_hidden_R`) are not computed again.
 
     Args:
-        compute: `(forest)` or `(forest, hidden_R=...)` -> `count` columns.
+        compute: `(forest)` or `(forest, hidden_R=...)` -> `count` columns. others: the models that it calls besides.
 
     Returns:
         The `count` columns, and `{"old_value_R": ...}` where a value head reads the policy's own states, else `{}`.
     """
-    has_hidden, shared = "sampled_hidden_R" in batch.columns, models.shares_states("value")
-    if not has_hidden and not shared:
-        return columns_per_microbatch(batch, lambda part: compute(part.forest), count), {}
-    policy = models["policy"]
+    shared, policy = models.shares_states("value"), models["policy"]
 
-    def from_states(part: Batch) -> Sequence[Tensor]:
-        hidden_R = part["sampled_hidden_R"] if has_hidden else policy.hidden_R(part.forest)
+    def of_part(part: Batch) -> Sequence[Tensor]:
+        kept = "sampled_hidden_R" in part.columns
+        if not kept and not shared:
+            return compute(part.forest)
+        hidden_R = part["sampled_hidden_R"] if kept else policy.hidden_R(part.forest)
         columns = compute(part.forest, hidden_R=hidden_R)
         return (*columns, models["value"].value_R(part.forest, hidden_R)) if shared else columns
 
-    columns = columns_per_microbatch(batch, from_states, count + shared)
+    value = [models["value"]] if shared else []
+    parts = each_micro(batch, of_part, policy, *value, *others)
+    columns = [concatenated([part[i] for part in parts]) for i in range(count + shared)]
     return columns[:count], {"old_value_R": columns[count]} if shared else {}
 
 

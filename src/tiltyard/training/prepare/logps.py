@@ -78,7 +78,7 @@ class OldLogp:
         compute = partial(
             compare_with_ref, models["policy"], ref, temperature=self.temperature, ref_temperature=self.ref_temperature
         )
-        columns, values = policy_columns(models, batch, compute, 5)
+        columns, values = policy_columns(models, batch, compute, 5, ref)
         both = RefComparison(*columns)
         per_response = partial(sum_per_response, response_R=forest.response_R, responses=forest.B)
         metrics, old = self._policy_alone(batch, both.logp_R, both.entropy_R)
@@ -122,5 +122,5 @@ class RefLogp:
         if models.ref_cache is not None and self.temperature == 1.0:
             return batch.with_columns(ref_logp_R=models.ref_cache.logp_R(batch.groups).to(batch.forest.device))
         ref = models["ref"]
-        ref_R = per_microbatch(batch, lambda part: ref.logp_R(part.forest, temperature=self.temperature)[0])
+        ref_R = per_microbatch(batch, lambda part: ref.logp_R(part.forest, temperature=self.temperature)[0], ref)
         return batch.with_columns(ref_logp_R=ref_R)

@@ -11,9 +11,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from safetensors.torch import save_file
 
@@ -26,16 +29,25 @@ from tests.training import ranks  # noqa: E402
 
 from oracles import worlds  # noqa: E402
 from table import ROWS  # noqa: E402
+from tiltyard.batch.forest import pack  # noqa: E402
 from tiltyard.distributed import checkpoint, part_files, processes  # noqa: E402
-from tiltyard.errors import CheckpointError  # noqa: E402
-from tiltyard.methods import dpo, grpo, iterative_dpo, ppo, sft, spin  # noqa: E402
+from tiltyard.distributed.sharded import Sharded, Trunk  # noqa: E402
+from tiltyard.errors import CheckpointError, CompositionError  # noqa: E402
+from tiltyard.feedback import Grade, GradeScorer, Usage  # noqa: E402
+from tiltyard.inputs.measure import preference  # noqa: E402
+from tiltyard.methods import dpo, grpo, iterative_dpo, ppo, rloo, sft, spin  # noqa: E402
 from tiltyard.models.adapters import adapt, clone_adapter, value_adapter, without_adapters  # noqa: E402
 from tiltyard.models.language import LanguageModel  # noqa: E402
-from tiltyard.models.lora import Lora  # noqa: E402
+from tiltyard.models.lora import Lora, blocks_of  # noqa: E402
+from tiltyard.sampling import NativeSampler, SampleSettings  # noqa: E402
+from tiltyard.sampling.background import Background  # noqa: E402
+from tiltyard.scoring import FunctionScorer, Monitors  # noqa: E402
+from tiltyard.scoring.weighted import WeightedScorer  # noqa: E402
 from tiltyard.training.ahead import ahead  # noqa: E402
 from tiltyard.training.algorithm import Algorithm, Models  # noqa: E402
 from tiltyard.training.refcache import cache_ref_logps  # noqa: E402
 from tiltyard.training.source import Offline  # noqa: E402
+from tiltyard.types import Group, Prompt, Response  # noqa: E402
 from training import tiny  # noqa: E402
 
 AWAY, STEPS = 3, 2
@@ -106,6 +118,60 @@ def adapter_ahead() -> tuple[Algorithm, Models]:
     return grpo(ahead(source, 1)), Models(policy=policy, ref=without_adapters(policy))
 
 
+def weighed() -> tuple[Algorithm, Models]:
+    """Dynamic sampling: the reward model is called once a try, by processes with and without groups."""
+    source, models = ranks.online(3)
+    rule = WeightedScorer([(0.0, source.scorer), (1.0, FunctionScorer(ranks.coin))])
+    return grpo(replace(source, scorer=rule), dynamic_sampling=4), models
+
+
+def watched() -> tuple[Algorithm, Models]:
+    source, models = ranks.online(1)
+    return rloo(replace(source, scorer=FunctionScorer(ranks.coin), watch=Monitors([source.scorer]))), models
+
+
+def masked() -> tuple[Algorithm, Models]:
+    """Minibatches of one prompt, some of which have no token that counts."""
+    source, models = ranks.online(5)
+    return grpo(replace(source, settings=SampleSettings(max_tokens=8)), mask_truncated=True, minibatches=5), models
+
+
+@dataclass
+class OwnJudge:
+    """Grades by the policy itself, one response after the other: processes make different numbers of passes."""
+
+    model: LanguageModel
+    usage: Usage = field(default_factory=Usage)
+
+    def score(self, groups: Sequence[Group]) -> list[tuple[Grade, ...]]:
+        return [tuple(self._grade(g.prompt, r) for r in g.responses) for g in groups]
+
+    def _grade(self, prompt: Prompt, response: Response) -> Grade:
+        forest = pack([Group(prompt, (response,))], self.model.device)
+        return Grade(float(self.model.logp_R(forest)[0].detach().mean()))
+
+
+def judged() -> tuple[Algorithm, Models]:
+    source, models = ranks.online(1)
+    return rloo(replace(source, scorer=GradeScorer(OwnJudge(models["policy"]), moving=True))), models
+
+
+def padded(reason: str) -> tuple[Algorithm, Models]:
+    """Models that run padded; with a reason, each row alone."""
+    models = Models(policy=tiny.policy(AWAY), ref=tiny.frozen(0))
+    for model in models.present().values():
+        model.force_padded("a test")
+        model.rows_alone = reason
+    return dpo(pairs()), models
+
+
+def held_out(models: Models, step: int) -> dict[str, float]:
+    """What a stage measures while it trains: log-ratios of the policy to log-probs that are on disk."""
+    groups = worlds.mixed_pairs(7, 3)
+    ref = cache_ref_logps(tiny.policy(0), groups, None)
+    return preference(groups, 60, ref)(models, step)
+
+
 OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "lonely": lambda: ranks.make("lonely"),
     "ptx": lambda: ranks.make("ptx"),
@@ -123,6 +189,13 @@ OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "single": single,
     "half": single,
     "previous": renewing_rounds,
+    "weighed": weighed,
+    "watched": watched,
+    "masked": masked,
+    "judged": judged,
+    "padded": lambda: padded(""),
+    "alone": lambda: padded("a test"),
+    "measured": cached,
 }
 NAMES = (*ROWS, *OTHERS)
 
@@ -182,21 +255,72 @@ def one(folder: Path, name: str, steps: int, killed: int = 0, moment: str = "") 
     processes.barrier()
 
 
+@contextmanager
+def noted(models: Models) -> Iterator[dict[str, set[str]]]:
+    """Context: notes which models are made whole in every process, and which are sampled from."""
+    roles: dict[str, set[str]] = {"whole": set(), "sampled": set()}
+    make_whole, sync, submit = Trunk.make_whole, NativeSampler.sync, Background.submit
+
+    def whole(trunk: Trunk) -> None:
+        roles["whole"] |= {role for role, m in models.present().items() if any(m.module is x for x in trunk.models)}
+        make_whole(trunk)
+
+    def note(model: LanguageModel) -> None:
+        own = {id(p) for p in model.module.parameters()}
+        roles["sampled"] |= {r for r, m in models.present().items() if own & set(map(id, m.module.parameters()))}
+
+    def synced(sampler: NativeSampler, model: LanguageModel, version: int) -> None:
+        note(model)
+        sync(sampler, model, version)
+
+    def submitted(sampler: Background, model: LanguageModel, *rest: Any) -> Any:
+        note(model)
+        return submit(sampler, model, *rest)
+
+    with (
+        patch.object(Trunk, "make_whole", whole),
+        patch.object(NativeSampler, "sync", synced),
+        patch.object(Background, "submit", submitted),
+    ):
+        yield roles
+
+
+def outside() -> str:
+    """The error of a model that is called outside of a pass, in every process."""
+    policy = tiny.policy()
+    strategy = Sharded()
+    strategy.place([policy.module], blocks_of(policy.backbone))
+    try:
+        policy.logp_R(pack(worlds.mixed_pairs(2, 0)))
+    except CompositionError as error:
+        return str(error)
+    finally:
+        strategy.release()
+    return ""
+
+
 def main(folder: Path) -> None:
     processes.start()
     found: dict[str, Any] = {}
+    whole: dict[str, dict[str, list[str]]] = {}
     for name in NAMES:
         algorithm, models = OTHERS[name]() if name in OTHERS else of_table(name)
         record = tiny.Record()
         how: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "tokens_per_microbatch": 90, "shard": True}
         how["shard_dtype"] = "bfloat16" if name == "half" else "weights"
-        tiny.fit(algorithm, models, sinks=[record], **how)
+        how["evaluate"] = held_out if name == "measured" else None
+        with noted(models) as roles:
+            tiny.fit(algorithm, models, sinks=[record], **how)
+        whole[name] = {key: sorted(value) for key, value in roles.items()}
         found[name] = record.rows
         if processes.is_main():
             trained = {f"{r}.{n}": t for r in algorithm.trains for n, t in models[r].trainable.state_dict().items()}
             save_file({n: t.contiguous().clone() for n, t in trained.items()}, folder / f"{name}.safetensors")
     if processes.is_main():
         (folder / "curves.json").write_text(json.dumps(found))
+        (folder / "whole.json").write_text(json.dumps(whole))
+    if processes.world() > 1:
+        (folder / f"outside-{processes.rank()}.txt").write_text(outside())
     processes.barrier()
 
 

@@ -72,6 +72,23 @@ def test_two_processes_are_one(folders: tuple[Path, Path], name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_is_sampled_is_whole_in_every_process(folders: tuple[Path, Path], name: str) -> None:
+    """References, reward and value models compute block by block; so does the policy where it does not sample."""
+    roles = json.loads((folders[1] / "whole.json").read_text())[name]
+    judges = ["policy"] if name == "judged" else []
+    assert set(roles["whole"]) == {*roles["sampled"], *judges}
+
+
+@pytest.mark.slow
+def test_a_model_is_called_in_passes_alone(folders: tuple[Path, Path]) -> None:
+    for rank in range(2):
+        found = (folders[1] / f"outside-{rank}.txt").read_text()
+        assert "outside of a pass" in found
+        assert "per_microbatch" in found
+
+
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     """Three processes killed in the third step, two in the fifth, then one: it ends where one alone ends."""
     folder = tmp_path / "many"

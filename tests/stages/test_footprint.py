@@ -118,16 +118,25 @@ def test_a_shard_is_its_share_and_the_shares_are_the_whole() -> None:
     assert memory_of(sampled, Layout(8)).cache < memory_of(sampled).cache  # but each decodes its own responses
 
 
-def test_a_sharded_run_has_whole_models_while_it_loads_and_computes_without_gradient() -> None:
+def test_a_sharded_run_gathers_blocks_and_has_whole_models_while_it_loads_and_samples() -> None:
     offline = Work({"policy": BIG}, {"ref": BIG}, 64, 8)
     prepared = offline._replace(prepares=True)
     many = Layout(64, True)
     whole = 2 * 4 * BIG.parameters
     assert memory_of(offline, many).total == pytest.approx(whole)  # loading
-    assert memory_of(prepared, many).total == pytest.approx(whole * (1 + 1 / 64) + 2 * 4 * BIG.parameters / 64)
+    assert memory_of(prepared, many).total == pytest.approx(whole)
     assert memory_of(prepared).total == memory_of(offline).total
+    pass_of_both = 4 * 2 * (BIG.block + BIG.ends)
+    found = {(p.role, p.what): p.bytes for p in parts_of(prepared, many)}
+    assert found["without gradient", "gathered weights"] == pass_of_both < 0.3 * whole
+    sampled = prepared._replace(responses=64, slots=8, length=10, frozen={"ref": BIG, "reward": BIG.scalar()})
+    found = {(p.role, p.what): p.bytes for p in parts_of(sampled, many)}
+    assert found["sampling", "gathered weights"] == 4 * BIG.parameters
+    assert ("sampling", "decoder's copy") not in found
+    beside = {(p.role, p.what): p.bytes for p in parts_of(sampled._replace(engine=2), many)}
+    assert beside["without gradient", "gathered weights"] == pass_of_both
     narrow = {(p.role, p.what): p.bytes for p in parts_of(prepared._replace(gathered=2, half=True), many)}
-    assert narrow["without gradient", "gathered weights"] == whole / 2
+    assert narrow["without gradient", "gathered weights"] == pass_of_both / 2
     assert narrow["a pass", "gathered weights"] == 2 * (3 * BIG.block + 2 * BIG.ends)
     assert ("a pass", "weights in bfloat16") not in narrow
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 TRUNK = "_tiltyard_trunk"  # of a module whose parameters are spread
-Before = tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]  # a module, and its class, hooks and attributes without FSDP2
+Before = tuple[
+    nn.Module, type[nn.Module], dict[str, Any], set[str]
+]  # a module, and its class, hooks and attributes without FSDP2
 Result = TypeVar("Result")
 
 
@@ -165,7 +167,9 @@ def copy_of(module: nn.Module, shared: Mapping[int, Any]) -> nn.Module:
         return copy.deepcopy(module, dict(shared))
     inside = {id(part) for part in module.modules()}
     parts: list[Before] = [entry for entry in trunk.before if id(entry[0]) in inside]
-    memo: dict[int, Any] = {id(part): kind.__new__(kind) for part, kind, _, _ in parts}  # FSDP2's classes refuse to be copied
+    memo: dict[int, Any] = {
+        id(part): kind.__new__(kind) for part, kind, _, _ in parts
+    }  # FSDP2's classes refuse to be copied
     for part, _, hooks, keys in parts:
         attributes = {key: value for key, value in part.__dict__.items() if key in keys} | hooks
         memo[id(part)].__dict__.update(copy.deepcopy(attributes, memo))

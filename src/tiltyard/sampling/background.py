@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.distributed import processes
-from tiltyard.distributed.parts import copy_of
+from tiltyard.distributed.parts import copy_of, gathered
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.base import Capabilities, Sampler
 from tiltyard.sampling.native import NativeSampler
@@ -83,10 +83,11 @@ class Background:
         seeds: Sequence[int],
     ) -> Future[list[Group]]:
         """Returns at once a future of `n` responses to each prompt, sampled from the weights as they are now."""
-        if self._thread is None:
-            self._start(model)
-        if version != self._newest[0]:
-            self._newest = version, [p.detach().clone() for p in model.parameters()] if self._computes else []
+        if self._thread is None or version != self._newest[0]:
+            with gathered(model.module):
+                if self._thread is None:
+                    self._start(model)
+                self._newest = version, [p.detach().clone() for p in model.parameters()] if self._computes else []
         call = _Call(version, self._newest[1], prompts, n, sampling, seeds, Future())
         self._calls.put(call)
         return call.found

@@ -56,7 +56,7 @@ class WeightedScorer:
 
     @property
     def together(self) -> bool:
-        """Whether some part is called by every process together."""
+        """True if every process calls some part together with the others, see `scores_together`."""
         return any(scores_together(scorer) for _, scorer in self.parts)
 
     @property

@@ -1,13 +1,12 @@
 """Memory of each process of a training stage, part by part, whole or sharded.
 
     whole      every process has all weights, gradients and moments of every model
-    sharded    each has its share of them (FSDP2), and while a pass with gradient lasts two blocks (one is computed,
-               the next is on its way), embedding and head, with their gradients until they are reduced
+    sharded    each has its share of them (FSDP2), and while a pass lasts two blocks (one is computed, the next is on
+               its way), embedding and head; with their gradients, until they are reduced, where the pass has some
 
-What has no gradient (sampling, scoring, the reference) runs on whole models in both cases: a sharded run gathers them
-for that part of a step, and has them whole while they are loaded. Activations, logits and what sampling takes are each
-process's own. Pure functions of shapes and settings: nothing is loaded, so that models of any size can be planned on
-any machine.
+The toolkit's own sampler has the policy whole in both cases, for as long as it samples, and every model is whole while
+it is loaded. Activations, logits and what sampling takes are each process's own. Pure functions of shapes and settings:
+nothing is loaded, so that models of any size can be planned on any machine.
 """
 
 from __future__ import annotations
@@ -146,12 +145,16 @@ def _whole(work: Work, layout: Layout) -> Iterator[Part]:
     """Whole models of a sharded run, beside the shares."""
     if not layout.sharded:
         return
+    own = work.backbone or next(iter(work.trained.values()))
+    width = work.gathered or work.number
+    if work.responses and not work.engine:
+        yield Part("sampling", "gathered weights", float(width * own.parameters), "preparing")
+    elif work.prepares:  # the policy beside its reference, whose ends both are whole
+        both = [own, *(shape for role, shape in work.frozen.items() if role == "ref")]
+        size = 2 * max(shape.block for shape in both) + sum(shape.ends for shape in both)
+        yield Part("without gradient", "gathered weights", float(width * size), "preparing")
     shapes = [*((work.backbone,) if work.backbone is not None else work.trained.values()), *work.frozen.values()]
-    size = float(work.number * sum(shape.parameters for shape in shapes))
-    if work.prepares:
-        share = (work.gathered or work.number) / work.number
-        yield Part("without gradient", "gathered weights", share * size, "preparing")
-    yield Part("loading", "whole weights", size, "loading")
+    yield Part("loading", "whole weights", float(work.number * sum(shape.parameters for shape in shapes)), "loading")
 
 
 def _frozen_bytes(work: Work, shape: Shape) -> float:
@@ -196,7 +199,8 @@ def _sampling(work: Work, layout: Layout) -> Iterator[Part]:
     if work.engine:
         return
     when: When = "always" if work.ahead else "preparing"
-    yield Part("sampling", "decoder's copy", number * shape.parameters, when)
+    if not layout.sharded:  # FSDP2's modules decode by themselves
+        yield Part("sampling", "decoder's copy", number * shape.parameters, when)
     tokens = min(work.slots, share) * work.length
     yield Part("sampling", "keys and values", cached(shape, tokens, number), when)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from tiltyard.distributed import processes
+from tiltyard.distributed.parts import gathered
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.models.adapters import without_adapters
 from tiltyard.models.language import LanguageModel
@@ -101,8 +102,8 @@ class VllmSampler:
         if self.clients and self.version == version and self.model is model:
             return
         self.model = model
-        if processes.is_main():  # one process starts and changes the engines, all of them sample by them
-            with self._explained():
+        with gathered(model.module), self._explained():
+            if processes.is_main():  # one process starts and changes the engines, all of them sample by them
                 self._changed(model, version)
         found, self.label = processes.gather_objects(([(c.url, c.model) for c in self.clients], self.label))[0]
         if not self.clients:

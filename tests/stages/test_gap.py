@@ -79,6 +79,17 @@ def test_numbers_that_the_weights_do_not_carry_are_refused(there: Path, capsys: 
     assert any(one["refused"] for one in numbers()["models"].values())
 
 
+def test_weights_of_two_values_have_no_k_hat(there: Path, capsys: pytest.CaptureFixture) -> None:
+    """The prior's weights are exp(r / beta), two values here; those of the other model's mixture are many."""
+    Path("rewards.py").write_text("def eighths(prompt, response):\n    return float(sum(response.ids) % 8 == 0)\n")
+    assert gap() == 0
+    output = capsys.readouterr().out
+    prior, other = numbers()["models"].values()
+    assert prior["support"]["k_hat"] is None
+    assert other["support"]["k_hat"] is not None
+    assert "k-hat -: the weights of prior take too few" in output
+
+
 def test_the_upper_bound_of_a_bounded_reward(there: Path, capsys: pytest.CaptureFixture) -> None:
     assert gap("score_bound=0.875") == 0
     assert "exact samples of pi*, accepted from" in capsys.readouterr().out

@@ -91,3 +91,14 @@ def test_the_last_bits_of_equal_weights_are_no_tail():
     noisy = log_w + 1e-15 * rng.normal(size=64)
     assert math.isnan(k_hat(log_w))
     assert math.isnan(k_hat(noisy))
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+@pytest.mark.parametrize("count", [64, 100, 1000])
+def test_weights_of_few_values_have_no_shape(levels: int, count: int) -> None:
+    """However many samples share the highest values: ties are no tail, and a fit to them means nothing."""
+    rng = np.random.default_rng(levels)
+    for top in range(1, count // 2, max(1, count // 40)):
+        log_w = np.zeros(count)
+        log_w[:top] = rng.choice(np.linspace(0.5, 3, levels - 1), size=top)
+        assert math.isnan(k_hat(log_w)), top

@@ -81,19 +81,20 @@ def draw(
     keys: tuple[int, ...],
     progress: Progress = silent,
     *,
-    first: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> list[Group]:
     """`n` responses to each prompt, some prompts at a time.
 
     Args:
-        keys: of the random numbers, with the prompt's index and the response's. first: index of the first prompt.
+        keys: of the random numbers, with the prompt's and the response's index. indices: of the prompts; None: from 0.
     """
     groups: list[Group] = []
     step = max(1, AT_ONCE // n)
+    indices = range(len(prompts)) if indices is None else indices
     for start in range(0, len(prompts), step):
         part = prompts[start : start + step]
-        indices = range(first + start, first + start + len(part))
-        groups += sample(model, part, n, sampling, seeds=response_seeds(indices, n, *keys))
+        seeds = response_seeds(indices[start : start + step], n, *keys)
+        groups += sample(model, part, n, sampling, seeds=seeds)
         progress(len(part) * n)
     return groups
 
@@ -141,7 +142,7 @@ def in_blocks(
     groups, step = list(groups), max(1, AT_ONCE // n)
     for first in range(len(groups), len(prompts), step):
         part = prompts[first : first + step]
-        drawn = draw(model, part, n, sampling, keys, first=first)
+        drawn = draw(model, part, n, sampling, keys, indices=range(first, first + len(part)))
         found = columns_of(drawn, first)
         keep.add(drawn, found, first)
         groups += drawn

@@ -54,7 +54,7 @@ def print_gaps(gaps: Sequence[Gap], console: Console) -> None:
         for gap in gaps
     ]
     console.print(_table(gaps, ["log Z", "ESS", "k-hat", "unique", "distinct-2", "self-BLEU", "cut off"], rows))
-    for line in refusal_lines(gaps):
+    for line in [*shape_lines(gaps), *refusal_lines(gaps)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -66,6 +66,16 @@ def _table(gaps: Sequence[Gap], titles: Sequence[str], rows: Sequence[Sequence[s
     for gap, row in zip(gaps, rows, strict=True):
         table.add_row(plain(gap.name), *row)
     return table
+
+
+def shape_lines(gaps: Sequence[Gap]) -> list[str]:
+    """A line about models whose weights have no k-hat."""
+    names = [plain(gap.name) for gap in gaps if gap.support.k_hat is None]
+    if not names:
+        return []
+    return [
+        f"k-hat -: the weights of {', '.join(names)} take too few different values for a tail; ESS alone judges them"
+    ]
 
 
 def refusal_lines(gaps: Sequence[Gap]) -> list[str]:

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 K_LIMIT = 0.7  # Vehtari et al. 2024: above it an estimate converges too slowly to be used
 LEAST_ESS = 10.0
 MOST_K = 0.99  # above it the number of samples that would do has a hundred digits
-LEAST_TAIL = 5  # weights; fewer have no tail that could be fitted
+LEAST_TAIL = 5  # different weights; fewer have no tail that could be fitted
 
 
 def log_sum_exp(log_w: Floats) -> Floats:
@@ -58,8 +58,8 @@ def k_hat(log_w: ArrayLike) -> float:
     1/k moments; above 0.7 no estimate from them is to be trusted.
 
     Returns:
-        -inf where all weights are equal, nan where fewer than 5 lie above the tail's threshold (no tail to fit; few
-        different weights).
+        -inf where all weights are equal, nan where fewer than 5 different ones lie above the tail's threshold: a fit to
+        ties is the shape of no tail. Few-valued weights have all moments, so the effective number judges them alone.
     """
     ordered = np.sort(np.asarray(log_w, dtype=np.float64))
     # equal weights stay equal: the last bits of their sums would make a tail of their own
@@ -69,7 +69,7 @@ def k_hat(log_w: ArrayLike) -> float:
     length = int(min(len(ordered) / 5, 3 * math.sqrt(len(ordered))))
     threshold = max(float(ordered[-length - 1]), math.log(np.finfo(np.float64).tiny))
     tail = np.exp(ordered[ordered > threshold]) - math.exp(threshold)
-    if len(tail) < LEAST_TAIL:
+    if len(np.unique(tail)) < LEAST_TAIL:
         return math.nan
     shape = _pareto_shape(tail)
     return (len(tail) * shape + 10 * 0.5) / (len(tail) + 10)

@@ -59,9 +59,8 @@ class FromCandidates(ABC):
         counts = [sum(pools) for pools in sizes]
         found: list[Drawn] = []
         for start, end in _runs(counts):
-            groups = draw(
-                target.prior.model, prompts[start:end], counts[start], sampling, (seed, KEY), first=first + start
-            )
+            indices = range(first + start, first + end)
+            groups = draw(target.prior.model, prompts[start:end], counts[start], sampling, (seed, KEY), indices=indices)
             for i, (group, g) in enumerate(zip(groups, target.log_weights(groups), strict=True), start):
                 found.append(self._one(group, np.array(g, dtype=np.float64), sizes[i], n, generators[i]))
                 progress(1)

@@ -123,11 +123,10 @@ class Rounds:
     def more(self, places: Sequence[int]) -> None:
         """Draws and scores another round of candidates for these prompts."""
         self.number += 1
-        groups = []
-        for i in places:  # one call a prompt: the random numbers depend on its index alone
-            keys = (self.seed, KEY, self.number)
-            model = self.target.prior.model
-            groups += draw(model, [self.pools[i].prompt], self.size, self.sampling, keys, first=self.first + i)
+        prompts = [self.pools[i].prompt for i in places]
+        keys = (self.seed, KEY, self.number)  # and each prompt's index, whoever else is left
+        indices = [self.first + i for i in places]
+        groups = draw(self.target.prior.model, prompts, self.size, self.sampling, keys, indices=indices)
         for i, group, g in zip(places, groups, self.target.log_weights(groups), strict=True):
             self.pools[i] = replace(self.pools[i], responses=self.pools[i].responses + group.responses)
             self.factors[i] = np.concatenate([self.factors[i], g])

@@ -124,7 +124,7 @@ class Rounds:
         """Draws and scores another round of candidates for these prompts."""
         self.number += 1
         prompts = [self.pools[i].prompt for i in places]
-        keys = (self.seed, KEY, self.number)  # and each prompt's index, whoever else is left
+        keys = (self.seed, KEY, self.number)  # and each prompt's index, whichever others are left
         indices = [self.first + i for i in places]
         groups = draw(self.target.prior.model, prompts, self.size, self.sampling, keys, indices=indices)
         for i, group, g in zip(places, groups, self.target.log_weights(groups), strict=True):

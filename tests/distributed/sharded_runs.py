@@ -6,11 +6,14 @@ run with checkpoints, whose rank 0 is killed after step KILLED, or one of whose 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -27,17 +31,20 @@ if str(ROOT) not in sys.path:
 from tests.reference.float64 import exact_norms  # noqa: E402
 from tests.training import ranks  # noqa: E402
 
+from models import tiny as families  # noqa: E402
 from oracles import worlds  # noqa: E402
 from table import ROWS  # noqa: E402
 from tiltyard.batch.forest import pack  # noqa: E402
 from tiltyard.distributed import checkpoint, part_files, processes  # noqa: E402
 from tiltyard.distributed.sharded import Sharded, Trunk  # noqa: E402
+from tiltyard.distributed.unread import blocks_unread  # noqa: E402
 from tiltyard.errors import CheckpointError, CompositionError  # noqa: E402
 from tiltyard.feedback import Grade, GradeScorer, Usage  # noqa: E402
 from tiltyard.inputs.measure import preference  # noqa: E402
 from tiltyard.methods import dpo, grpo, iterative_dpo, ppo, rloo, sft, spin  # noqa: E402
 from tiltyard.models.adapters import adapt, clone_adapter, value_adapter, without_adapters  # noqa: E402
 from tiltyard.models.language import LanguageModel  # noqa: E402
+from tiltyard.models.load import load_language_model  # noqa: E402
 from tiltyard.models.lora import Lora, blocks_of  # noqa: E402
 from tiltyard.sampling import NativeSampler, SampleSettings  # noqa: E402
 from tiltyard.sampling.background import Background  # noqa: E402
@@ -172,6 +179,25 @@ def held_out(models: Models, step: int) -> dict[str, float]:
     return preference(groups, 60, ref)(models, step)
 
 
+def from_files(adapted: bool) -> tuple[Algorithm, Models]:
+    """Models of a folder whose blocks stay in it until each process takes its rows; one process reads all of it."""
+    blocks: Any = "files" if processes.world() > 1 else "memory"
+    folder = Path(processes.broadcast_object(tempfile.mkdtemp()))
+    if processes.is_main():
+        module = families.causal("llama", dtype=torch.bfloat16, vocab_size=512, tie_word_embeddings=True)
+        module.save_pretrained(folder)
+        families.chat().tokenizer.save_pretrained(folder)
+        atexit.register(shutil.rmtree, folder)
+    processes.barrier()
+    policy, ref = (load_language_model(folder, device="cpu", dtype="float64", blocks=blocks) for _ in range(2))
+    ref.module.requires_grad_(False)
+    assert (len(blocks_unread(policy.module)) > 0) == (processes.world() > 1)
+    if adapted:
+        policy = adapt(policy, Lora(rank=2))
+        ref = without_adapters(policy)
+    return dpo(pairs()), Models(policy=policy, ref=ref)
+
+
 OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "lonely": lambda: ranks.make("lonely"),
     "ptx": lambda: ranks.make("ptx"),
@@ -196,6 +222,8 @@ OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "padded": lambda: padded(""),
     "alone": lambda: padded("a test"),
     "measured": cached,
+    "files": lambda: from_files(False),
+    "files_adapter": lambda: from_files(True),
 }
 NAMES = (*ROWS, *OTHERS)
 

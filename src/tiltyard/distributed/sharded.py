@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from tiltyard.distributed import processes
 from tiltyard.distributed.parts import TRUNK, Before, whole
 from tiltyard.distributed.strategy import SavedState, TrainingState, all_rows, load_rows, trained_entries, trained_names
+from tiltyard.distributed.unread import read_now, take_hooks_off
 from tiltyard.errors import CompositionError, ConfigError, TiltyardError
 
 HOOKS = (
@@ -115,6 +116,7 @@ class Sharded:
         mesh = _mesh(next(modules[0].parameters()).device.type)
         check_sums(self, mesh)
         for together in sharing(modules):
+            take_hooks_off(together)
             trunk = Trunk(together)
             own = [part for part in trunk.modules() if id(part) in inside]
             check_units(trunk, own)
@@ -123,6 +125,7 @@ class Sharded:
                 hooks = {name: dict(part.__dict__[name]) for name in HOOKS if name in part.__dict__}
                 trunk.before.append((part, type(part), hooks, set(part.__dict__)))
             for unit in (*own, trunk):
+                read_now(unit)  # one block is whole at a time
                 self.shard(unit, mesh)
             for module in together:
                 module.__dict__[TRUNK] = trunk  # not as a submodule, which would make a circle

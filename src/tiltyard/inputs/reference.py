@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tiltyard.data import GroupFile
+from tiltyard.distributed import processes
+from tiltyard.distributed.unread import read_now
 from tiltyard.inputs.settings import CachedRefModels, OptionalRefModels, RefModels, StageSettings
 from tiltyard.inputs.workspace import Workspace, cache_folder, model_folder
 from tiltyard.models.adapters import without_adapters
@@ -19,7 +21,9 @@ from tiltyard.types import Group
 
 def load_options(models: ModelSettings) -> dict[str, Any]:
     """Keyword arguments of the functions that load a model."""
-    return {"dtype": models.dtype, "device": models.device, "trust_remote_code": models.trust_remote_code}
+    spread = models.shard and processes.world() > 1
+    how: dict[str, Any] = {"blocks": "files"} if spread else {}
+    return {"dtype": models.dtype, "device": models.device, "trust_remote_code": models.trust_remote_code, **how}
 
 
 def attach_reference(
@@ -64,6 +68,7 @@ def reference_logps(work: Workspace, settings: StageSettings, models: Models, gr
         ref = load_language_model(model_folder(work, chosen.ref), **load_options(chosen))
     # shared by all runs of a folder: the same data under the same reference are scored once
     budget = settings.run.tokens_per_microbatch
+    read_now(ref.module)  # many passes follow, in which the processes do different things
     return cache_ref_logps(
         ref,
         groups,

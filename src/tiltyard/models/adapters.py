@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tiltyard.data.chat import Chat
 from tiltyard.distributed.parts import as_parts
+from tiltyard.distributed.unread import Source, sources_of
 from tiltyard.errors import CheckpointError, ModelError
 from tiltyard.files import give_usual_mode
 from tiltyard.models.backbone import Backbone
@@ -167,14 +169,20 @@ def _head(model: Backbone) -> dict[str, Tensor]:
 
 def backbone_hash(backbone: Any) -> str:
     """Hash of a backbone's weights, adapters left out."""
-    return weights_hash(base_weights(backbone))
+    unread = {name.replace(".base_layer.", "."): source for name, source in sources_of(backbone).items()}
+    return weights_hash(base_weights(backbone), unread)
 
 
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """Hash of the names, types, shapes and values of tensors."""
+def weights_hash(weights: Mapping[str, Tensor], unread: Mapping[str, Source] = MappingProxyType({})) -> str:
+    """Hash of the names, types, shapes and values of tensors.
+
+    Args:
+        unread: those that are read from files, one at a time.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        tensor = unread[name].read() if name in unread else tensor
         digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

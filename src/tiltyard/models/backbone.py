@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tiltyard.batch.forest import Forest, pack, padded_rows
 from tiltyard.data.chat import Chat
+from tiltyard.distributed.unread import with_first_block
 from tiltyard.errors import ModelError
 from tiltyard.kernels import backend, fused_block, matmul
 from tiltyard.kernels.base import Backend
@@ -61,7 +62,8 @@ class Backbone:
 
     def __init__(self, module: PreTrainedModel, chat: Chat, dtype: DType = "float32"):
         self.module, self.chat, self.dtype = module, chat, dtype
-        self.use_backend(backend.choose(module, dtype))
+        with with_first_block(module):
+            self.use_backend(backend.choose(module, dtype))
         self.binding: lora.AdapterBinding | None = None  # on a shared backbone; None: all parameters are its own
         own = module.config._attn_implementation
         self._plain_attention = (

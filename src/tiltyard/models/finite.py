@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tiltyard.distributed import processes
 from tiltyard.distributed.parts import local
+from tiltyard.distributed.unread import sources_of
 from tiltyard.errors import ModelError
 from tiltyard.models.backbone import Backbone
 
@@ -21,10 +22,14 @@ def non_finite_weight(modules: Mapping[str, nn.Module]) -> str:
     Args:
         modules: by the name that stands before those of their parameters.
     """
-    named = [(f"{key}.{name}", p.detach()) for key, module in modules.items() for name, p in module.named_parameters()]
+    every = ((f"{key}.{name}", p.detach()) for key, module in modules.items() for name, p in module.named_parameters())
+    named = [(name, p) for name, p in every if not p.is_meta]
     parts = [(name, local(p)) for name, p in named]
     found = _first([(name, p) for name, p in parts if p.is_floating_point() and p.numel()])
-    if any(p is not part for (_, p), (_, part) in zip(named, parts, strict=True)):
+    unread = [(f"{key}.{name}", s) for key, module in modules.items() for name, s in sources_of(module).items()]
+    for _, (name, source) in processes.shard(unread):  # of those in files each reads its share
+        found = found or _first([(name, source.read())])
+    if unread or any(p is not part for (_, p), (_, part) in zip(named, parts, strict=True)):
         found = next((text for text in processes.gather_objects(found) if text), "")
     return found
 

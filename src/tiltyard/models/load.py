@@ -37,6 +37,7 @@ from tiltyard.models.lora import blocks_of, merged_adapters
 from tiltyard.models.pretrained import (
     PRESETS,
     TORCH_DTYPE,
+    Blocks,
     Quantize,
     context_length,
     from_pretrained,
@@ -100,10 +101,12 @@ def load_language_model(
     dtype: DType = "float32",
     trust_remote_code: bool = False,
     quantize: Quantize = "none",
+    blocks: Blocks = "memory",
 ) -> LanguageModel:
     """Loads any decoder that `AutoModelForCausalLM` supports, with its tokenizer and chat template.
 
-    `quantize=4bit` is for a backbone that stays as it is (CUDA only, see docs/memory.md).
+    `quantize=4bit` is for a backbone that stays as it is (CUDA only, see docs/memory.md). With `blocks=files` the
+    weights of the blocks stay in their files and each pass reads them, until the model is spread over processes.
     """
     name = resolve(source)
     if is_encoder(load_config(name, trust_remote_code)):
@@ -113,7 +116,7 @@ def load_language_model(
             expected="a decoder (a causal language model)",
             fix="use it as the model of a reward stage, or go on training it with mlm",
         )
-    how: dict[str, Any] = {"device": device, "quantize": quantize}
+    how: dict[str, Any] = {"device": device, "quantize": quantize, "blocks": blocks}
     module, origin = from_pretrained(AutoModelForCausalLM, name, dtype, trust_remote_code, **how)
     chat = Chat(load_tokenizer(name, trust_remote_code=trust_remote_code), max_length=context_length(module.config))
     notes = [*origin.notes, *take_ends(module, chat), *mend_generation(module, name)]
@@ -132,6 +135,7 @@ def load_scalar_model(
     trust_remote_code: bool = False,
     quantize: Quantize = "none",
     labels: Mapping[str, float] | None = None,
+    blocks: Blocks = "memory",
 ) -> ScalarModel:
     """Loads a reward or value model. Of a language model's folder the backbone is loaded and a new zero head is added.
 
@@ -141,6 +145,7 @@ def load_scalar_model(
     Args:
         labels: of a classifier of several labels: the score is the sum of these logits times these weights, by name or
             index.
+        blocks: see `load_language_model`; an encoder is read as a whole.
 
     Raises:
         ModelError: a classifier of several labels without `labels`, which are then listed; or labels that it has not.
@@ -167,6 +172,7 @@ def load_scalar_model(
             trust_remote_code,
             device=device,
             quantize=quantize,
+            blocks=blocks,
             may_miss=(lambda key: key.startswith("score.")) if fresh or adapter_config(name) else None,
             **new,
         )

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tiltyard.distributed.parts import assign_, state_of
+from tiltyard.distributed.unread import forget_source, tensor_of
 from tiltyard.errors import ConfigError, nearest
 from tiltyard.records import Settings
 
@@ -118,6 +119,10 @@ def add_adapter(backbone: nn.Module, name: str, lora: Lora, seed: int = 0) -> No
         inject_adapter_in_model(config, backbone, adapter_name=name)
     backbone.__dict__["_lora_layers"] = {p: m for p, m in backbone.named_modules() if isinstance(m, LoraLayer)}
     backbone.__dict__.setdefault("_lora_settings", {})[name] = (lora, seed)
+    for layer in adapted_layers(backbone).values():
+        for side in (layer.lora_A, layer.lora_B):
+            if name in side and side[name].weight.is_meta:  # PEFT put it where the layer's own weight is: in a file
+                side[name].to_empty(device=next(p.device for p in backbone.parameters() if not p.is_meta))
     for p in backbone.parameters():
         p.requires_grad_(before.get(id(p), True))
     set_active_adapters(backbone, active_adapters(backbone), anew=True)
@@ -250,7 +255,7 @@ def merged_adapters(backbone: nn.Module, names: tuple[str, ...]) -> Iterator[Non
 @torch.no_grad()
 def _merged(layer: Any, names: tuple[str, ...]) -> nn.Module:
     base = layer.get_base_layer()
-    weight = base.weight
+    weight = tensor_of(base, "weight")
     if (state := getattr(weight, "quant_state", None)) is not None:  # four bits a weight
         from bitsandbytes.functional import dequantize_4bit
 
@@ -260,6 +265,7 @@ def _merged(layer: Any, names: tuple[str, ...]) -> nn.Module:
         plain = copy.copy(base)
     plain._parameters = dict(base._parameters)
     deltas = [layer.get_delta_weight(name) for name in names if name in layer.lora_A]
+    forget_source(plain, "weight")
     plain._parameters["weight"] = nn.Parameter(sum(deltas, start=weight).detach(), requires_grad=False)
     return plain
 

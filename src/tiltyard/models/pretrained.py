@@ -18,6 +18,7 @@ from tiltyard.errors import CheckpointError, ConfigError, MissingDependency, Mod
 from tiltyard.files import exists, user_path
 from tiltyard.models import gguf_files
 from tiltyard.models.backbone import DType, Origin
+from tiltyard.models.blocks_in_files import unread_blocks
 from tiltyard.models.folder import (
     ADAPTER,
     adapter_config,
@@ -37,6 +38,7 @@ PRESETS: dict[str, tuple[int, int, int, int, int]] = {
     "60m": (512, 12, 8, 4, 1376),
 }
 Quantize = Literal["none", "4bit"]
+Blocks = Literal["memory", "files"]
 TORCH_DTYPE: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.float32,  # weights in float32, arithmetic in bfloat16 (autocast)
@@ -164,6 +166,7 @@ def from_pretrained(
     *,
     device: str,
     quantize: Quantize = "none",
+    blocks: Blocks = "memory",
     may_miss: Callable[[str], bool] | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Origin]:
@@ -187,16 +190,17 @@ def from_pretrained(
         )
     check_pointers(base)
     with quiet(), loading_errors("model", base), without_adapter(base) as bare:
-        module, info = auto.from_pretrained(
-            bare,
-            dtype=TORCH_DTYPE[dtype],
-            use_safetensors=True,
-            trust_remote_code=trust,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are errors too, and named below
+        how: dict[str, Any] = {
+            "dtype": TORCH_DTYPE[dtype],
+            "use_safetensors": True,
+            "trust_remote_code": trust,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # they are errors too, and named below
             **more,
             **kwargs,
-        )
+        }
+        unread = blocks == "files" and not (four or adapted)
+        module, info = (unread_blocks(auto, bare, how, where) if unread else None) or auto.from_pretrained(bare, **how)
     made = gguf_files.source_of(base)
     module.config._name_or_path = module.name_or_path = base if made is None else made["file"]
     notes = [*([] if made is None else [gguf_files.note_of(made)]), *_check_weights(module, info, base, may_miss)]
@@ -205,7 +209,9 @@ def from_pretrained(
         with quiet(), loading_errors("model", source):
             module = merge_adapter(module, source)
         origin = replace(origin, notes=(*origin.notes, f"an adapter, merged into its model {base}"))
-    return (module if four else _aligned(module.to(where))), origin  # 4 bits were put there as they were made
+    if not four:  # 4 bits were put there as they were made
+        module = _aligned(module._apply(lambda t: t if t.is_meta else t.to(where)))
+    return module, origin
 
 
 def _check_weights(module: Any, info: Any, source: str, may_miss: Callable[[str], bool] | None) -> list[str]:

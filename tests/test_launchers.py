@@ -17,6 +17,8 @@ from torch.distributed.run import get_args_parser
 
 from tiltyard import from_scratch, train_tokenizer
 from tiltyard.models.load import save_model
+from tiltyard.pipeline.recipe import check, read_recipe
+from tiltyard.stages.base import load_all
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples" / "scale"
@@ -55,6 +57,22 @@ def place(tmp_path: Path) -> dict[str, str]:
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     usual = {"PATH": path, "LOG": str(tmp_path), "STOPS": sys.executable, "PYTHONPATH": str(ROOT / "src")}
     return os.environ | usual | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "whose"), [(EXAMPLES / "grpo.yaml", "grpo"), (ROOT / "benchmarks/scale/together.yaml", "defaults")]
+)
+def test_a_recipe_of_a_laptop_runs_sharded_with_vllm_by_two_flags(recipe: Path, whose: str, model: Path) -> None:
+    """`--shard` is `defaults.shard=true`; what the recipe says of the engine beside `python` stays."""
+    load_all()
+    words = [f"{whose}.model={model}", f"{whose}.prompts={model / 'prompts.jsonl'}"]
+    laptop = check(read_recipe(recipe, words))
+    there = check(read_recipe(recipe, [*words, "defaults.shard=true", "defaults.vllm.python=vllm/bin/python"]))
+    for own, other in zip(laptop, there, strict=True):
+        before, after = own.settings.model_dump(), other.settings.model_dump()
+        assert (before["models"].pop("shard"), after["models"].pop("shard")) == (False, True)
+        assert (before["vllm"].pop("python"), after["vllm"].pop("python")) == ("", "vllm/bin/python")
+        assert before == after
 
 
 def words_of(model: Path) -> list[str]:

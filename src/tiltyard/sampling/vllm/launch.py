@@ -72,7 +72,8 @@ class Engine:
             file.seek(self.begins)
             text = file.read().decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        last = max((k for k, line in enumerate(lines) if "Error" in line), default=len(lines) - 1)
+        errors = [k for k, line in enumerate(lines) if "Error" in line and "WARNING" not in line]
+        last = errors[-1] if errors else len(lines) - 1
         return " | ".join(lines[max(last, 0) : last + 3])[:400]
 
     @property

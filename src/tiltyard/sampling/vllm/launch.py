@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -72,7 +73,8 @@ class Engine:
             file.seek(self.begins)
             text = file.read().decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [k for k, line in enumerate(lines) if "Error" in line and "WARNING" not in line]
+        quiet = re.compile(r"\b(INFO|WARNING)\b")
+        errors = [k for k, line in enumerate(lines) if "Error" in line and not quiet.search(line)]
         last = errors[-1] if errors else len(lines) - 1
         return " | ".join(lines[max(last, 0) : last + 3])[:400]
 

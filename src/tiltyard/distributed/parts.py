@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 TRUNK = "_tiltyard_trunk"  # of a module whose parameters are spread
-Before = tuple[
-    nn.Module, type[nn.Module], dict[str, Any], set[str]
-]  # a module, and its class, hooks and attributes without FSDP2
+# a module, and its class, its hooks and the names of its attributes without FSDP2
+Before = tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]
 Result = TypeVar("Result")
 
 

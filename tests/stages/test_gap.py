@@ -108,16 +108,17 @@ def test_a_reward_may_declare_its_bound(there: Path, capsys: pytest.CaptureFixtu
     assert numbers()["upper_log_z"] is not None
 
 
+@pytest.mark.parametrize(("blocks", "there_are"), [(1, 32), (3, 96), (5, 32)])
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    there: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    blocks: int, there_are: int, there: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks of one prompt: three prompts of the prior and one of the model are there, and are not sampled again."""
+    """Blocks of one prompt, four of the prior and four of the model: those that are there are not sampled again."""
     monkeypatch.setattr(measure, "AT_ONCE", 32)
     assert gap() == 0
     files = [Path("runs/g/gap") / name for name in ("responses.jsonl", "prior_under_models.jsonl", "gap.json")]
     whole = [file.read_bytes() for file in files]
     Path("runs/g").rename("runs/whole")
-    real, left, calls = measure.sample, 5, []
+    real, left, calls = measure.sample, blocks, []
 
     def stops(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -131,8 +132,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     calls.clear()
     left = 100
     assert gap() == 0
-    assert len(calls) == 2 * 4 - 5
-    assert "sampling 128 responses; 32 are there" in capsys.readouterr().out
+    assert len(calls) == 2 * 4 - blocks
+    assert f"sampling 128 responses; {there_are} are there" in capsys.readouterr().out
     assert [file.read_bytes() for file in files] == whole
 
 

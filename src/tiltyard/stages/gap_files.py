@@ -61,6 +61,8 @@ class ResponseFile:
         columns = {key: np.array([[row[key] for row in part] for part in rows]) for key in COLUMNS if key in rows[0][0]}
         if (model, 0) in self._crossed:
             columns[CROSSED] = np.array([self._crossed[model, i] for i in range(len(rows))])
+        else:
+            columns.pop("log_model")  # the prior's own: written for readers of the file, no column of its measurement
         return groups, columns
 
     def add(self, model: str, first: int, groups: Sequence[Group], columns: Columns) -> None:

@@ -109,6 +109,7 @@ def _answer(page: Any, kind: str) -> None:
     if kind == "pair":
         page.keyboard.press("1")
     elif kind == "ranking":
+        page.locator("[data-down]").first.click()
         page.keyboard.press("Control+Enter")
     elif kind == "best_worst":
         for key in ("j", "b", "j", "w", "Control+Enter"):

@@ -217,6 +217,9 @@ def serve(
     pairing: Annotated[
         str, typer.Option(help="Which pair comes next: random, or active (by what it would tell; docs/ratings.md).")
     ] = "random",
+    stop_flagged: Annotated[
+        int, typer.Option(min=0, help="A prompt that so many people flagged is given to no one any more; 0: never.")
+    ] = 2,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Of the order of answers.")] = 0,
 ) -> None:
     """Serve the labelling page until Ctrl-C.
@@ -241,7 +244,7 @@ def serve(
     if not annotators(database):
         told(f"no one can sign in yet: tiltyard collect people {database.shown} NAME")
     site = Site("collect", database, address(host, port, url), (PACKAGE,))
-    settings = Settings(gold_every, lease, strength, adjudicate, seed, pairing)  # type: ignore[arg-type]
+    settings = Settings(gold_every, lease, strength, adjudicate, seed, pairing, stop_flagged)  # type: ignore[arg-type]
     serve_app(collect_app(site, settings), host, port, told=told)
 
 

@@ -91,6 +91,9 @@ class CollectSettings(Settings):
             "the policies' ratings, weighed back by the probability (saves no labels as measured, docs/ratings.md)"
         ),
     ] = "random"
+    stop_flagged: Annotated[
+        int, Field(ge=0, description="people whose flags stop a prompt: it is given to no one any more; 0: never")
+    ] = 2
     seed: Annotated[
         int, Field(ge=0, description="of drawn pairs, of orders on the page and of simulated annotators' noise")
     ] = 0

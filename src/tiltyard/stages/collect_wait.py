@@ -113,7 +113,7 @@ def served(settings: CollectSettings, database: Database) -> Iterator[str]:
     # programs on this machine need no limit that protects from strangers
     limits = Limits(session=1e4, burst=1e4, address=1e4) if settings.simulated and not settings.labellers else None
     given = (settings.gold_every, settings.lease, settings.strength, settings.adjudicate, settings.seed)
-    desk = Settings(*given, settings.pairing)
+    desk = Settings(*given, settings.pairing, settings.stop_flagged)
     with in_background(collect_app(Site("collect", database, url, (PACKAGE,), limits), desk), listening):
         yield url.rstrip("/")
 

@@ -127,6 +127,31 @@ def _state(page):
     return {name: value for name, value in state.items() if name not in ("csrf", "exposure", "seconds", "key")}
 
 
+def test_an_order_that_no_one_touched_is_sent_by_a_second_press(chrome, store):
+    add_tasks(store, [Item(group(k, 3), kind="ranking") for k in range(2)])
+    with served(store) as url:
+        page = person(chrome, store, url)
+        for touch in (False, True):
+            if touch:
+                page.locator("[data-down]").first.click()
+                page.locator("[data-up]").nth(1).click()  # back: it is the page's order, and someone's
+            else:
+                page.keyboard.press("Control+Enter")
+                page.wait_for_selector("#untouched:visible")
+                assert "moved no answer" in page.inner_text("#said")
+                page.reload()
+                ready(page)
+                page.evaluate(
+                    "() => [1, 2].forEach(() => document.getElementById('submit').click())"
+                )  # one doubled press
+                page.wait_for_selector("#untouched:visible")
+                assert list(groups(store)) == []
+                page.wait_for_timeout(400)
+            following(page, lambda: page.click("#submit"))
+    shown = [dict(zip(g.preference.meta["shown"], (1, 2, 3), strict=True)) for g in groups(store)]
+    assert [g.preference.ranks for g in groups(store)] == [tuple(s[k] for k in range(3)) for s in shown]
+
+
 def test_a_labelling_day_with_a_server_that_is_killed(chrome, store, tmp_path):
     """SIGKILL twice, once while a verdict is on its way: what the page acknowledged is stored, and every task once."""
     add_tasks(store, [Item(group(9), stage="training", expected={"choice": "first"})])
@@ -155,7 +180,10 @@ def test_a_labelling_day_with_a_server_that_is_killed(chrome, store, tmp_path):
                 page.goto(f"{url}/label")
                 ready(page)
                 assert f"{stored} done, {6 - stored} left" in page.inner_text(".top")
-            send = "Control+Enter" if page.get_attribute("#task", "data-kind") == "ranking" else "1"
+            send = "1"
+            if page.get_attribute("#task", "data-kind") == "ranking":
+                page.locator("[data-down]").first.click()
+                send = "Control+Enter"
             following(page, lambda send=send: page.keyboard.press(send))
             stored += 1
         assert "You judged 6 tasks" in page.inner_text("main")

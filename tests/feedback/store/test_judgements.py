@@ -230,6 +230,32 @@ def test_skips_and_flags(store, items):
     assert next_task(store, other).task == task.task
 
 
+def test_flags_of_enough_people_stop_a_prompt(store, items):
+    """No one gets its tasks any more; other prompts go on, and a verdict under way counts."""
+    first, *others = items(3, overlap=5)
+    add_tasks(store, [first, *others])
+    ann, eve, max_, zoe = (person(store, name) for name in ("ann", "eve", "max", "zoe"))
+    held = {who: next_task(store, who) for who in (ann, eve, max_)}
+    stopped = held[ann].task
+    assert {one.task for one in held.values()} == {stopped}
+    for _ in range(2):  # one person twice is one person
+        assert not flag(store, ann, held[ann].exposure, "private: a name", stop_at=2)
+    assert next_task(store, zoe).task == stopped
+    assert not flag(store, eve, held[eve].exposure, "nonsense", stop_at=0)
+    assert next_task(store, eve).task == stopped, "0: flags stop nothing"
+    assert flag(store, eve, held[eve].exposure, "nonsense", stop_at=2)
+    assert next_task(store, eve).task != stopped
+    assert judge(store, max_, held[max_].exposure, {"choice": "first"}, key="m", adjudicate=False).id
+    assert next_task(store, person(store, "new")).task != stopped
+    for who in (ann, max_, zoe):
+        while (task := next_task(store, who)) is not None:
+            judge(store, who, task.exposure, {"choice": "first"}, key=f"{who}-{task.task}", adjudicate=False)
+    with store.reading() as connection:
+        judged = connection.execute(sa.select(t.judgements.c.task_id, t.judgements.c.annotator_id)).all()
+    assert {who for task, who in judged if task == stopped} == {max_, ann, zoe}, "those who had it open"
+    assert all(len({who for task, who in judged if task == one}) == 3 for one in {task for task, _ in judged})
+
+
 @pytest.mark.parametrize(
     ("kind", "count", "verdict"),
     [

@@ -19,6 +19,7 @@ from tiltyard.feedback.store.review import Review, review
 
 Pairing = Literal["random", "active"]
 PAIRINGS: tuple[Pairing, ...] = ("random", "active")
+STOP_FLAGGED = 2  # people: one can be mistaken, or mean harm
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Settings:
         seed: of the order of the answers on the page, and of the choice of gold items.
         pairing: which pair comes next: `random`, in the order that was drawn when it was added, or `active`, drawn by
             what a verdict is expected to tell about the ratings (`store.active`).
+        stop_flagged: a prompt that so many people have flagged is given to no one any more; 0: it always is.
 
     Raises:
         ConfigError: an unknown pairing.
@@ -44,6 +46,7 @@ class Settings:
     adjudicate: bool = True
     seed: int = 0
     pairing: Pairing = "random"
+    stop_flagged: int = STOP_FLAGGED
 
     def __post_init__(self) -> None:
         if self.pairing not in PAIRINGS:
@@ -123,9 +126,9 @@ class Desk:
         """Gives a task to another annotator."""
         store.skip(self.database, annotator, exposure, reason)
 
-    def flag(self, annotator: int, exposure: int, reason: str) -> None:
-        """Marks the prompt of a task as one that should not be judged."""
-        store.flag(self.database, annotator, exposure, reason)
+    def flag(self, annotator: int, exposure: int, reason: str) -> bool:
+        """Marks the prompt of a task as one that should not be judged; True if it is given to no one any more."""
+        return store.flag(self.database, annotator, exposure, reason, stop_at=self.settings.stop_flagged)
 
     def review(self, annotator: int, judgement: int) -> Review | None:
         """Returns a judged training item of the annotator."""

@@ -135,8 +135,7 @@ def skip(request: Request, found: Labeller, sent: Reason) -> dict[str, bool]:
 @router.post("/flag", dependencies=changes)
 def flag(request: Request, found: Labeller, sent: Reason) -> dict[str, bool]:
     """Marks the prompt of a task."""
-    desk(request).flag(found.annotator.id, sent.exposure, sent.reason)
-    return {"flagged": True}
+    return {"flagged": True, "stopped": desk(request).flag(found.annotator.id, sent.exposure, sent.reason)}
 
 
 @router.post("/undo", dependencies=changes)

@@ -21,7 +21,7 @@ from tiltyard.feedback.web.sessions import needs, protected, session
 router = APIRouter(default_response_class=HTMLResponse, responses=REFUSED)
 LETTERS = "ABCDEFGHI"
 ROLES = ("system", "user", "assistant", "tool", "text")
-NOTES = ("stored", "missing_choice", "skipped", "flagged", "undone", "nothing_to_undo")
+NOTES = ("stored", "missing_choice", "skipped", "flagged", "stopped", "undone", "nothing_to_undo")
 SKIP_REASONS = ("language", "knowledge", "broken", "upsetting", "other")
 FLAG_REASONS = ("private", "nonsense", "harmful", "other")
 LARGEST = 2**31 - 1  # ids of the store
@@ -193,8 +193,8 @@ def flag(
     more: Annotated[str, Form(max_length=1500)] = "",
 ) -> Response:
     """Marks the prompt of a task."""
-    desk(request).flag(found.annotator.id, exposure, ": ".join(filter(None, (reason, more))))
-    return RedirectResponse("/label?note=flagged", 303)
+    stopped = desk(request).flag(found.annotator.id, exposure, ": ".join(filter(None, (reason, more))))
+    return RedirectResponse(f"/label?note={'stopped' if stopped else 'flagged'}", 303)
 
 
 @router.post("/undo", dependencies=changes)

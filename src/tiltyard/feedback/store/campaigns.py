@@ -65,7 +65,6 @@ def close(database: Database, prefix: str, *, but: str = "") -> int:
         own = own.where(t.campaigns.c.name != but)
     every = select(t.tasks.c.id).where(or_(t.tasks.c.id.in_(own), t.tasks.c.parent_id.in_(own)))
     state = t.task_state
-    closed = {"missing": 0, "begun": state.c.begun - state.c.missing}
-    query = update(state).where(state.c.task_id.in_(every), state.c.missing > 0).values(closed)
+    query = update(state).where(state.c.task_id.in_(every), state.c.missing > 0).values(t.CLOSED)
     with database.writing() as connection:
         return int(connection.execute(query).rowcount)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from tiltyard.errors import DataError
 from tiltyard.feedback.store import tables as t
@@ -153,14 +153,33 @@ def skip(database: Database, annotator: int, exposure: int, reason: str, *, at: 
         end(connection, exposure, "skipped", reason[:2000], now() if at is None else at)
 
 
-def flag(database: Database, annotator: int, exposure: int, reason: str) -> None:
-    """Marks the prompt of an exposure as one that should not be judged at all (private data, nonsense, harm)."""
+def flag(database: Database, annotator: int, exposure: int, reason: str, *, stop_at: int = 0) -> bool:
+    """Marks the prompt of an exposure as one that should not be judged at all (private data, nonsense, harm).
+
+    Args:
+        stop_at: when so many people have flagged a prompt, its tasks are given to no one any more, and the one of this
+            exposure ends. What was judged stays; who has one of them open may still judge it. 0: never.
+
+    Returns:
+        Whether the prompt is stopped.
+
+    Raises:
+        DataError: an exposure of another annotator.
+    """
     storable(reason, "reason")
+    flags, state = t.flags, t.task_state
     with database.writing() as connection:
         shown = _exposure(connection, exposure, annotator)
         prompt = connection.scalar(select(t.tasks.c.prompt_id).where(t.tasks.c.id == shown.task_id))
         row = {"prompt_id": prompt, "annotator_id": annotator, "reason": reason[:2000], "created": now()}
-        connection.execute(insert(t.flags).values(row))
+        connection.execute(insert(flags).values(row))
+        people = select(func.count(flags.c.annotator_id.distinct())).where(flags.c.prompt_id == prompt)
+        if not stop_at or int(connection.scalar(people) or 0) < stop_at:
+            return False
+        tasks = select(t.tasks.c.id).where(t.tasks.c.prompt_id == prompt)
+        connection.execute(update(state).where(state.c.task_id.in_(tasks), state.c.missing > 0).values(t.CLOSED))
+        end(connection, exposure, "skipped", f"flagged: {reason}"[:2000], now())
+    return True
 
 
 def end_exposure(database: Database, annotator: int, exposure: int, reason: str) -> None:

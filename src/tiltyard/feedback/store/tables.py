@@ -142,6 +142,9 @@ task_state = Table(
     ),
 )
 
+# what an open task becomes when it is given to no one any more; `begun` stays `missing - overlap` of what is wanted
+CLOSED = {"missing": 0, "begun": task_state.c.begun - task_state.c.missing}
+
 exposures = Table(
     "exposures",
     metadata,

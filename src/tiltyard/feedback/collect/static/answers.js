@@ -6,6 +6,24 @@ const said = document.getElementById("said");
 const kind = form.dataset.kind;
 
 if (kind === "ranking") {
+  // An order that no one has touched is the page's own: it is sent by a second press alone.
+  const untouched = document.getElementById("untouched");
+  let touched = false;
+  let asked = 0;
+  const touch = () => {
+    touched = true;
+    untouched.hidden = true;
+  };
+  form.addEventListener("submit", (event) => {
+    if (touched || event.submitter?.id === "nothing" || !document.body.classList.contains("ready")) return;
+    if (asked && performance.now() - asked > EARLY) return;
+    event.preventDefault();
+    event.stopPropagation();
+    asked ||= performance.now();
+    untouched.hidden = false;
+    said.textContent = untouched.textContent;
+    untouched.scrollIntoView({ block: "nearest" });
+  });
   const hint = document.querySelector(".ranking-hint");
   hint.hidden = false;
   list.classList.add("sortable");
@@ -40,6 +58,7 @@ if (kind === "ranking") {
     for (let k = at - 1; k >= to; k -= 1) list.insertBefore(all[k], answer.nextSibling);
     for (let k = at + 1; k <= to; k += 1) list.insertBefore(all[k], answer);
     equalOf(answer).checked = false;
+    touch();
     number();
     keep();
   };
@@ -59,7 +78,10 @@ if (kind === "ranking") {
   for (const answer of answers()) {
     answer.querySelector("[data-up]").addEventListener("click", () => carry(answer, -1));
     answer.querySelector("[data-down]").addEventListener("click", () => carry(answer, 1));
-    equalOf(answer).addEventListener("change", number);
+    equalOf(answer).addEventListener("change", () => {
+      touch();
+      number();
+    });
     answer.querySelector("select").addEventListener("change", (event) => {
       put(answer, Number(event.target.value) - 1);
       announce(answer);
@@ -106,6 +128,7 @@ if (kind === "ranking") {
       if (!answer.classList.contains("dragged")) return;
       answer.classList.remove("dragged");
       list.classList.remove("dragging");
+      touch();
       announce(answer);
       focusOn(answer);
     };
@@ -119,6 +142,7 @@ if (kind === "ranking") {
     order.forEach(([rank, answer], place) => {
       list.append(answer);
       equalOf(answer).checked = place > 0 && rank === order[place - 1][0];
+      touched ||= rank !== place + 1 || Number(answer.dataset.place) !== place;
     });
   }
   number();

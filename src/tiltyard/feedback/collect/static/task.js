@@ -70,7 +70,7 @@ const cycleStrength = () => {
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && form && form.dataset.kind !== "pair") {
     event.preventDefault();
-    if (!dialogs.some((one) => one.open)) document.getElementById("submit").click();
+    if (!event.repeat && !dialogs.some((one) => one.open)) document.getElementById("submit").click();
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;

@@ -218,7 +218,7 @@ def serve(
         str, typer.Option(help="Which pair comes next: random, or active (by what it would tell; docs/ratings.md).")
     ] = "random",
     stop_flagged: Annotated[
-        int, typer.Option(min=0, help="A prompt that so many people flagged is given to no one any more; 0: never.")
+        int, typer.Option(min=0, help="People whose flags stop a prompt: it is given to no one any more; 0: never.")
     ] = 2,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST, help="Of the order of answers.")] = 0,
 ) -> None:

@@ -34,7 +34,7 @@ class Settings:
         seed: of the order of the answers on the page, and of the choice of gold items.
         pairing: which pair comes next: `random`, in the order that was drawn when it was added, or `active`, drawn by
             what a verdict is expected to tell about the ratings (`store.active`).
-        stop_flagged: a prompt that so many people have flagged is given to no one any more; 0: it always is.
+        stop_flagged: people whose flags stop a prompt: it is given to no one any more; 0: it never stops.
 
     Raises:
         ConfigError: an unknown pairing.

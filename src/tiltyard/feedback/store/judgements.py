@@ -157,7 +157,7 @@ def flag(database: Database, annotator: int, exposure: int, reason: str, *, stop
     """Marks the prompt of an exposure as one that should not be judged at all (private data, nonsense, harm).
 
     Args:
-        stop_at: when so many people have flagged a prompt, its tasks are given to no one any more, and the one of this
+        stop_at: people whose flags stop the prompt: its tasks are given to no one any more, and the one of this
             exposure ends. What was judged stays; who has one of them open may still judge it. 0: never.
 
     Returns:

@@ -84,6 +84,7 @@ class Start(Role):
     """The model that a stage starts from and trains."""
 
     trained = True
+    measures: ClassVar[bool] = False  # whether `finish` runs the model
 
     def load_model(self, folder: Path | str, settings: StageSettings, options: dict[str, Any]) -> Backbone:
         """Loads the model of a folder or hub name."""
@@ -173,6 +174,7 @@ class RewardModel(Start):
     pairwise: bool = False
 
     name = "reward"
+    measures = True
 
     @property
     def settings(self) -> tuple[type[Settings], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from tiltyard.distributed import processes
 from tiltyard.distributed.parts import state_of
 from tiltyard.errors import ModelError, TiltyardError
 from tiltyard.files import give_usual_mode
@@ -21,6 +22,7 @@ from tiltyard.models.encoder import Encoder
 from tiltyard.models.language import LanguageModel, ScalarModel
 from tiltyard.models.lora import dequantized, merged_adapters
 from tiltyard.models.pretrained import quiet, write_errors
+from tiltyard.models.saving_spread import plan_of
 from tiltyard.models.vocabulary import spare_pad
 
 SaveDType = Literal["source", "float32", "bfloat16", "float16"]
@@ -36,6 +38,38 @@ def save_model(model: Backbone, folder: Path, *, dtype: SaveDType = "source") ->
     with write_errors(folder):
         _write(model, folder, dtype)
         give_usual_mode(folder)
+
+
+def save_spread(model: Backbone, folder: Path, *, dtype: SaveDType = "source") -> bool:
+    """Writes what `save_model` writes of a model that is spread over processes; every process calls it.
+
+    Each tensor is gathered by itself, and rank 0 writes it; no process holds the model. False, and nothing is written,
+    of a model that must be whole: one with adapters to merge, one whose embeddings get a row for padding, and one whose
+    weights are joined or cut when they are written.
+    """
+    module: Any = model.module
+    if model.adapters or _needs_row(model):
+        return False
+    if isinstance(model, ScalarModel):
+        model.fold()
+    plan = plan_of(module, state_of(module), _width_of(model, dtype, saved_width(model, dtype)))
+    if plan is None:
+        return False
+    with write_errors(folder):
+        if processes.is_main():
+            _write(model, folder, dtype, weights=False)
+            (folder / "model.safetensors").unlink(missing_ok=True)  # an empty one
+        plan.write(folder)
+        if processes.is_main():
+            give_usual_mode(folder)
+    return True
+
+
+def _needs_row(model: Backbone) -> bool:
+    if not isinstance(model, ScalarModel) or isinstance(model, Encoder) or model.pad_id is not None:
+        return False
+    size = len(model.module.get_input_embeddings().weight)  # type: ignore[arg-type]
+    return int(_padded(model, copy.deepcopy(model.module.config), {}).pad_token_id) >= size
 
 
 def check_saving(model: Backbone, *, dtype: SaveDType = "source") -> None:
@@ -114,18 +148,30 @@ def saved_width(model: Backbone, dtype: SaveDType) -> torch.dtype:
 
 def _tensors(model: Backbone, dtype: SaveDType, width: torch.dtype) -> dict[str, Tensor]:
     """The module's tensors in the width of the folder; tied ones stay tied."""
-    widths: Mapping[str, torch.dtype] = model.origin.widths if dtype == "source" else {}
-    wide = _kept_wide(model)
+    width_of = _width_of(model, dtype, width)
     done: dict[tuple[Any, ...], Tensor] = {}
     tensors = {}
     for name, tensor in state_of(model.module).items():
-        asked = widths.get(name, torch.float32 if any(part in name for part in wide) else width)
-        if not tensor.is_floating_point() or tensor.dtype == asked:
+        asked = width_of(name, tensor)
+        if tensor.dtype == asked:
             tensors[name] = tensor
             continue
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), asked)
         done[key] = tensors[name] = done[key] if key in done and tensor.numel() else tensor.to(asked)
     return tensors
+
+
+def _width_of(model: Backbone, dtype: SaveDType, width: torch.dtype) -> Callable[[str, Tensor], torch.dtype]:
+    """The width that a tensor of the module has in the folder, by its name."""
+    widths: Mapping[str, torch.dtype] = model.origin.widths if dtype == "source" else {}
+    wide = _kept_wide(model)
+
+    def width_of(name: str, tensor: Tensor) -> torch.dtype:
+        if not tensor.is_floating_point():
+            return tensor.dtype
+        return widths.get(name, torch.float32 if any(part in name for part in wide) else width)
+
+    return width_of
 
 
 def _kept_wide(model: Backbone) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tiltyard.config import arguments
 from tiltyard.distributed import processes
+from tiltyard.distributed.parts import gathered
 from tiltyard.feedback.scorers import counted
 from tiltyard.inputs.base import Opened
 from tiltyard.inputs.contexts import check_contexts
@@ -30,10 +32,11 @@ from tiltyard.methods import METHODS
 from tiltyard.methods.base import Method
 from tiltyard.methods.from_file import load_method
 from tiltyard.models.adapters import save_adapter
+from tiltyard.models.backbone import Backbone
 from tiltyard.models.finite import require_finite
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import check_saving, freeze_bottom, save_model
-from tiltyard.models.saving import saved_width
+from tiltyard.models.saving import SaveDType, save_spread, saved_width
 from tiltyard.models.written import check_written
 from tiltyard.runs.reader import read_alarms
 from tiltyard.stages.alarm_log import AlarmLog
@@ -48,7 +51,7 @@ from tiltyard.stages.rehearsal import pace, rehearse
 from tiltyard.stages.sample_logger import SampleLogger
 from tiltyard.stages.settings import REFERS, method_settings
 from tiltyard.training.algorithm import Algorithm, Models
-from tiltyard.training.fit import fit
+from tiltyard.training.fit import chosen_strategy, fit
 from tiltyard.training.log import LiveLine, Sink, TensorBoard, Wandb, closing
 
 
@@ -116,6 +119,7 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
         if trained is not None and processes.is_main():
             check_saving(trained, dtype=width)
     held_out = HeldOut(method, context, settings, work)
+    strategy = chosen_strategy(settings)
     with (
         LiveLine(context.console, context.name, steps) as line,
         closing(_sinks(method, context, settings, work)) as sinks,
@@ -124,35 +128,56 @@ def train(method: Method, context: StageContext, settings: StageSettings) -> dic
             work.algorithm,
             models,
             settings.model_copy(update={"steps": steps}),
+            strategy=strategy,
             folder=context.folder,
             keep_groups=method.samples_policy,
             evaluate=held_out.evaluate,
             sinks=[line, *sinks],
         )
     result: dict[str, Any] = {"steps": steps, "models_in_memory": models.in_memory + work.extra_models}
-    figures = dict(held_out.last(models, steps))  # of the model as the loop measured it: scores are normalised below
     model = models.get(method.start.name)
-    figures |= method.start.finish(context, settings, model, work.opened.groups)
+    figures = dict(held_out.last(models, steps))  # of the model as the loop measured it: scores are normalised below
+    with gathered(model.module) if method.start.measures else nullcontext():
+        figures |= method.start.finish(context, settings, model, work.opened.groups)
     result |= figures
     if method.samples_policy:
         result |= spent(context.folder / "metrics.jsonl", settings)
         if result.get("judge_missing"):
             context.report("judge", [f"without a verdict: {counted(result['judge_missing_causes'])}"])
+    context.report("saving", [f"{method.start.name} to {context.folder / 'model'}"])
+    saved = {"model": model} | ({} if models.value is None else {"value": models.value})
+    left = {
+        name: one for name, one in saved.items() if not (strategy.same_passes and _spread(context, name, one, width))
+    }
+    if left:
+        strategy.release()
     if processes.is_main():
-        context.report("saving", [f"{method.start.name} to {context.folder / 'model'}"])
-        save_model(model, context.folder / "model", dtype=width)
-        if settings.models.shard and processes.world() > 1:
-            gap = check_written(model, context.folder / "model", saved_width(model, width))
-            context.report("saved", [] if gap is None else [f"read again, its outputs differ by {gap:.2g}"])
+        for name, one in left.items():
+            save_model(one, context.folder / name, dtype=width)
+            if name == "model" and strategy.same_passes:
+                _report_written(context, check_written(one, context.folder / name, saved_width(one, width)))
         write_card(context, method, settings, model, work.opened, figures, result)
         if settings.models.lora is not None:
             save_adapter(model, context.folder / "adapter")
-        if models.value is not None:
-            save_model(models.value, context.folder / "value", dtype=width)
         if alarms := read_alarms(context.folder / "alarms.jsonl"):
             result["alarms"] = [{key: row[key] for key in ("step", "kind", "text")} for row in alarms]
     processes.barrier()
     return result
+
+
+def _spread(context: StageContext, name: str, model: Backbone, width: SaveDType) -> bool:
+    """Writes a model that is spread over processes and compares the trained one with what was written; see there."""
+    folder = context.folder / name
+    if not save_spread(model, folder, dtype=width):
+        return False
+    if name == "model":
+        _report_written(context, check_written(model, folder, saved_width(model, width)))
+    return True
+
+
+def _report_written(context: StageContext, gap: float | None) -> None:
+    if processes.is_main():
+        context.report("saved", [] if gap is None else [f"read again, its outputs differ by {gap:.2g}"])
 
 
 class HeldOut:

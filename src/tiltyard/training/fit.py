@@ -72,7 +72,8 @@ def fit(
     Args:
         run: how long, how fast and how; the settings of a training stage are one.
         optimizer: in place of AdamW with the settings of `run`.
-        strategy: how parameters are spread over processes; None: as `shard` of the run says.
+        strategy: how parameters are spread over processes; the caller releases them. None: as `shard` of the run
+            says, and every process has the whole models after the run.
         folder, keep_groups, evaluate, sinks: see `Output`.
 
     Raises:
@@ -87,7 +88,7 @@ def fit(
     if isinstance(algorithm.source, Offline):
         algorithm.check_rows(algorithm.source.groups)
     output = Output(folder, keep_groups, evaluate, sinks)
-    return _Loop(algorithm, models, run, optimizer, strategy or chosen_strategy(run), output).run_all()
+    return _Loop(algorithm, models, run, optimizer, strategy, output).run_all()
 
 
 def chosen_strategy(run: Run) -> Strategy:
@@ -108,13 +109,15 @@ class _Loop:
         models: Models,
         run: Run,
         optimizer: torch.optim.Optimizer | None,
-        strategy: Strategy,
+        strategy: Strategy | None,
         output: Output,
     ):
         if run.steps < 1:
             raise ConfigError("there are no steps to train", where="steps", got=run.steps, expected="at least 1")
         self.algorithm, self.models, self.run, self.output = algorithm, models, run, output
-        self.strategy = strategy
+        self.strategy = strategy or chosen_strategy(run)
+        self.releases = strategy is None
+        strategy = self.strategy
         if optimizer is not None and strategy.same_passes:
             raise ConfigError(
                 "an optimiser that was made before the parameters were spread over processes holds others",
@@ -151,7 +154,8 @@ class _Loop:
                 sampler.close()
         self._set_training(False)
         self._check_taught()
-        self.strategy.release()
+        if self.releases:
+            self.strategy.release()
         return self.models
 
     def _check_taught(self) -> None:

@@ -317,6 +317,9 @@ def _explain(model: type[BaseModel], problem: Any, key: str, *, where: str, also
         return ConfigError(problem["msg"], where=where, fix=also)
     nested = owner.model_fields.get(path[-1]) if owner and len(path) > 1 else None
     info = nested or model.model_fields[path[0]]
+    record = records_of(model).get(path[0]) if len(path) == 1 else None
+    if record is not None and record.main:  # what is written for the whole record
+        info = record.model_fields[record.main]
     expected = type_text(info.annotation, info.metadata)
     if problem["type"] == "missing" and (nested or len(path) == 1):
         fix = "; ".join(filter(None, (info.description or "", also)))
@@ -335,6 +338,7 @@ def _explain(model: type[BaseModel], problem: Any, key: str, *, where: str, also
     if problem["type"] == "union_tag_invalid":
         tags = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
         fix = "; ".join(filter(None, (nearest(str(problem["ctx"]["tag"]), tags), also)))
+    fix = fix or info.description or ""
     if "str" in expected and isinstance(got, int | float):
         fix = "; ".join(filter(None, (f"a text that looks like a number is written in quotes: '{got}'", also)))
     return ConfigError(what, where=where, got=f"{got!r} ({type(got).__name__})", expected=expected, fix=fix)

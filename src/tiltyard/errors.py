@@ -66,6 +66,10 @@ class MissingDependency(TiltyardError, ImportError):
     """An optional package is needed and not installed."""
 
 
+# nothing that ran could be mended by running it again: the command line ends with 2 in place of 1
+WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """`did you mean 'x'?` for the closest option, or the list of options when none is close."""
     options = sorted(options)

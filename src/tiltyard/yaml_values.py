@@ -58,10 +58,16 @@ CoreLoader.add_constructor("tag:yaml.org,2002:int", _whole)
 CoreLoader.add_constructor("tag:yaml.org,2002:float", _real)
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str, where: str = "") -> Any:
     """The value of a command-line `key=value`: a YAML scalar, a `[list]`, a `{mapping}` or a quoted text.
 
     A plain text stays as it is, colons and hashes included; nothing after `=` means null.
+
+    Args:
+        where: for the error, e.g. `--reward`.
+
+    Raises:
+        ConfigError: brackets or quotes that do not fit.
     """
     try:
         loader = CoreLoader(text if text.lstrip()[:1] in ("[", "{", "'", '"') else "")
@@ -73,7 +79,13 @@ def parse_value(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"the value cannot be read: {problem}", got=text[:200], expected="a YAML value") from None
+        raise ConfigError(
+            f"the value cannot be read: {problem}",
+            where=where,
+            got=text[:200],
+            expected="a word, a number, [a, b] or {key: value}",
+            fix="close every bracket and quote, and put the whole into single quotes for the shell",
+        ) from None
 
 
 def split_assignment(text: str) -> tuple[str, Any]:
@@ -81,5 +93,10 @@ def split_assignment(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     key = key.strip()
     if not sign or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
-        raise ConfigError("an argument that is no assignment", got=text, expected="key=value")
-    return key, parse_value(value)
+        raise ConfigError(
+            "an argument that is no assignment",
+            got=text[:200],
+            expected="key=value",
+            fix="write the setting's name before the value, without spaces around the sign",
+        )
+    return key, parse_value(value, key)

@@ -153,3 +153,36 @@ def test_errors_name_the_place(capsys, tmp_path, rows) -> None:
     assert "bad.jsonl:1" in capsys.readouterr().err
     assert main(["rate", str(rows), "--intervals", "sandwhich"]) == 2
     assert main(["export", str(rows), "--out", str(tmp_path / "x.csv")]) == 2
+
+
+def test_a_store_without_a_judgement_says_what_comes_next(capsys, tmp_path) -> None:
+    store = str(tmp_path / "labels.db")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Who?", "chosen": "A baker.", "rejected": "No."}\n')
+    assert main(["collect", "add", store, str(tmp_path / "pairs.jsonl")]) == 0
+    assert f"a new store: {store}" in capsys.readouterr().err
+    for words in (["agreement", store], ["rate", store], ["export", store, "--out", str(tmp_path / "x.groups.jsonl")]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"error: {store}: nobody has judged anything" in said
+        assert f"tiltyard collect serve {store}" in said
+
+
+def test_a_misspelt_store_is_not_made(capsys, tmp_path) -> None:
+    """What changes or reads a store needs one that is there, and a file that cannot be read makes none."""
+    store, missing = str(tmp_path / "lables.db"), str(tmp_path / "none.md")
+    for words in (
+        ["people", store],
+        ["people", store, "ada", "--new-link"],
+        ["people", store, "ada", "--shut"],
+        ["people", store, "ada", "--readmit"],
+        ["serve", store],
+        ["guidelines", store],
+        ["guidelines", store, missing],
+        ["add", store, missing],
+        ["import", store, missing],
+    ):
+        assert main(["collect", *words]) == 2
+        said = capsys.readouterr().err
+        assert "there is no such store" in said or f"{missing}: the file" in said
+        assert "\n  to do:" in said
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tiltyard.advice import Request
 from tiltyard.cli.application import main
 from tiltyard.errors import ConfigError
 from tiltyard.pipeline import run_stage
@@ -32,6 +33,9 @@ def test_no_door_takes_a_name_that_is_no_folder(tmp_path: Path, name: str) -> No
         run(Recipe(name, (Entry("make", "make", {}),)), runs_root=root, console=quiet)
     with pytest.raises(ConfigError, match="no name of a stage"):
         run(Recipe("fine", (Entry(name, "make", {}),)), runs_root=root, console=quiet)
+    if name:  # `align` and `init` make one of the model's and the data's where none is given
+        with pytest.raises(ConfigError, match="--name: a run's name is"):
+            Request(model="m", data="d", name=name)
     for verb in (["train", "make"], ["run", str(tmp_path / "r.yaml")]):
         (tmp_path / "r.yaml").write_text("stages:\n  - make: {}\n")
         assert main([*verb, f"name={name}", "--runs", str(root)]) == 2

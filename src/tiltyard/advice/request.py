@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from tiltyard.errors import ConfigError, nearest
+from tiltyard.pipeline.recipe import check_name
 from tiltyard.yaml_values import CoreLoader
 
 Want = Literal["imitate", "prefer", "reward", "judge"]
@@ -49,12 +50,18 @@ class Request:
     clean: bool = True
 
     def __post_init__(self) -> None:
+        if self.name:
+            check_name(self.name, "--name")
         if self.want and self.want not in WANTS:
             fix = nearest(self.want, WANTS)
             raise ConfigError("unknown wish", where="--want", got=self.want, expected=", ".join(WANTS), fix=fix)
         if not 0 <= self.minutes < float("inf"):
             raise ConfigError(
-                "this is no time", where="--minutes", got=self.minutes, expected="minutes; 0: as long as all rows take"
+                "this is no time",
+                where="--minutes",
+                got=self.minutes,
+                expected="minutes; 0: as long as all rows take",
+                fix="--minutes 30, or leave it out",
             )
         if self.reward and self.judge:
             raise ConfigError(

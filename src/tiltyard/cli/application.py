@@ -13,17 +13,9 @@ from tiltyard.allocator import keep_freed_memory
 from tiltyard.cli import arena, chat, collect, judge, people, posterior, report, study, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
-from tiltyard.errors import (
-    CompositionError,
-    ConfigError,
-    DataError,
-    MissingDependency,
-    ModelError,
-    TiltyardError,
-)
+from tiltyard.cli.usage import UsageError, explained_usage
+from tiltyard.errors import WRONG_INPUT, TiltyardError
 from tiltyard.stopping import Stopped
-
-WRONG_INPUT = (ConfigError, DataError, ModelError, CompositionError, MissingDependency)
 
 app = typer.Typer(
     help="Align language models with preferences. Start with `tiltyard doctor`, then `tiltyard run demo`.",
@@ -100,26 +92,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = typer.main.get_command(app)
         if own and own[0] in VERBS and not {"--help", "-h"} & set(own):
             check_extra(own[0], own[1:], command.commands[own[0]].params)  # type: ignore[attr-defined]
-        command(args=own, prog_name="tiltyard")
+        return int(command(args=own, prog_name="tiltyard", standalone_mode=False) or 0)
     except Stopped as end:
         typer.echo(str(end), err=True)
         return end.status
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # Abort: in the answer to a question
         typer.echo("interrupted", err=True)
         return 130
+    except UsageError as error:
+        _print_error(explained_usage(error, words), debug=False)
+        return 2
     except Exception as error:
-        from tiltyard.report.text import plain
-
-        if debug:
-            traceback.print_exc()
-        elif isinstance(error, TiltyardError):
-            typer.echo(plain(f"error: {error}"), err=True)
-        else:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{last.filename}:{last.lineno}"
-            message = f"error: {type(error).__name__}: {error}\n  at:       {where} (--debug prints the traceback)"
-            typer.echo(plain(message), err=True)
+        _print_error(error, debug)
         return 2 if isinstance(error, WRONG_INPUT) else 1
-    return 0
+
+
+def _print_error(error: Exception | None, debug: bool) -> None:
+    from tiltyard.report.text import plain
+
+    if debug:
+        traceback.print_exc()
+    elif isinstance(error, TiltyardError):
+        typer.echo(plain(f"error: {error}"), err=True)
+    elif error is not None:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}:{last.lineno}"
+        message = f"error: {type(error).__name__}: {error}\n  at:       {where} (--debug prints the traceback)"
+        typer.echo(plain(message), err=True)

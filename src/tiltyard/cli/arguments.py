@@ -63,6 +63,8 @@ def check_extra(verb: str, words: Sequence[str], parameters: Sequence[Any]) -> N
             taken = False
         elif word.startswith("-") and word != "-":
             option = options.get(word)
+            if option is None and "=" not in word:
+                return  # an unknown option, which is named as that: it is not known whether the next word is its value
             taken = option is not None and not option.is_flag
         else:
             given.append(word)
@@ -155,9 +157,14 @@ def find_model(name: str, runs: Path = Path("runs")) -> Path:
 
 
 def find_reward(reward: str, runs: Path) -> str:
-    """Resolves a reward: the folder of a stage or model, or what is none (a function, an address, a rule) as it is."""
+    """Resolves a reward: the folder of a stage or model, or what is none (a function, an address, a rule) as it is.
+
+    Raises:
+        ModelError: a stage of a run that is there, which the run has not.
+    """
     folder = Path(reward).is_dir() or (runs / reward).is_dir()
-    return str(find_model(reward, runs)) if folder else reward
+    below_a_run = "/" in reward and ":" not in reward and (runs / Path(reward).parts[0]).exists()
+    return str(find_model(reward, runs)) if reward and (folder or below_a_run) else reward
 
 
 def replay_arguments(stage: Path, pairs: Sequence[str] | None) -> tuple[str, list[str]]:

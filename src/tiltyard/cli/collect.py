@@ -130,16 +130,14 @@ def guidelines(
 ) -> None:
     """Add a version of the guidelines, which every annotator must read and accept, or print the newest."""
     from tiltyard.feedback.store.people import add_guideline, guideline
+    from tiltyard.files import read_text
 
+    text = "" if file is None else read_text(file)  # before a store is made for it
     database = opened(store, create=file is not None)
     if file is None:
         newest = guideline(database)
         told("there are no guidelines yet" if newest is None else f"version {newest[0]}\n\n{newest[1]}")
         return
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the guidelines cannot be read", where=str(file), got=str(error), expected="UTF-8") from error
     told(f"version {add_guideline(database, text)} of the guidelines")
 
 
@@ -168,7 +166,7 @@ def people(
     roles = ("annotator", "admin", "simulated")
     if role not in roles:
         raise ConfigError("unknown role", where="--role", got=role, fix=nearest(role, roles))
-    database = opened(store, create=bool(names))
+    database = opened(store, create=bool(names) and not (new_link or shut or readmit))
     if not names:
         _list(database, json_output)
         return
@@ -264,6 +262,8 @@ def opened(store: str, *, create: bool = False) -> Database:
             expected="a file that `tiltyard collect add` made",
             fix=f"tiltyard collect add {store} pairs.jsonl",
         )
+    if create and "://" not in store and not Path(store).expanduser().is_file():
+        typer.echo(f"a new store: {store}", err=True)  # a misspelt name of one that is there would be seen
     return Database(store)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tiltyard.cli.conversation import encoded, loaded_model
 from tiltyard.cli.output import console_for
+from tiltyard.config import parse_settings
 from tiltyard.errors import ConfigError
 from tiltyard.inputs.scores import ScoreSettings
 from tiltyard.models.backbone import DType
@@ -64,7 +65,7 @@ def infer(
     prior = Prior(loaded_model(model, device, dtype), sampling.temperature)
     prompts = encoded(prior.model, placed)
     context = StageContext("sample", "sample", Path(), Path(), console=console_for(True))
-    scoring = ScoreSettings(reward=parse_value(reward))
+    scoring = parse_settings(ScoreSettings, {"reward": parse_value(reward, "--reward")}, "sample --infer")
     scorer = Rewards(context, scoring, device=device, dtype=dtype).scorer(prior.model.chat)
     check_prompts(scorer, prompts)
     key = {"model": str(model), "reward": reward}

@@ -121,7 +121,8 @@ def replay(
 
     `tiltyard replay runs/demo/ppo lr=1e-4 name=slower`
     """
-    kind, pairs = replay_arguments(stage, settings)
+    below = not stage.exists() and (runs / stage).exists()  # RUN/STAGE, as everywhere
+    kind, pairs = replay_arguments(runs / stage if below else stage, settings)
     outcome = run_one_stage(kind, pairs, dry_run=dry_run, json_output=json_output, runs=runs)
     if json_output:
         emit(outcome)

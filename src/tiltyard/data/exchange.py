@@ -83,9 +83,14 @@ def write_judged(path: str | Path, groups: Iterable[Group], form: str = "rows") 
     if form not in FORMS:
         raise ConfigError("unknown form", where="form", got=form, fix=nearest(form, FORMS))
     if path.suffix not in SUFFIXES:
-        raise ConfigError("unknown kind of file", where=str(path), got=path.suffix, expected=", ".join(SUFFIXES))
+        fix = f"--out {path.name or 'labels'}.{'groups.' if form == 'groups' else ''}jsonl"
+        raise ConfigError(
+            "unknown kind of file", where=str(path), got=path.suffix or "none", expected=", ".join(SUFFIXES), fix=fix
+        )
     if form == "groups" and not (path.name.endswith(".groups.jsonl") or path.suffix == ".parquet"):
-        raise ConfigError("files of groups have a name of their own", where=str(path), expected="NAME.groups.jsonl")
+        expected = "NAME.groups.jsonl"
+        fix = f"--out {path.stem}.groups.jsonl"
+        raise ConfigError("files of groups have a name of their own", where=str(path), expected=expected, fix=fix)
     left_out: Counter[str] = Counter()
     rows = _MAKERS[form](groups, left_out)
     count = _WRITERS[path.suffix](path, rows)

@@ -57,7 +57,7 @@ def judged(
 
     Raises:
         ConfigError: no source, or an unknown rule.
-        DataError: a source that cannot be read, or rows that cannot be used.
+        DataError: a source that cannot be read, rows that cannot be used, or a store without a judgement.
     """
     names = [sources] if isinstance(sources, str) else list(sources)
     if not names:
@@ -78,6 +78,13 @@ def judged(
             bad = BadRows(bad_rows)
             groups += [group for _, group in parsed_rows(name, parse_judged, bad, split=split or None)]
             notes += [f"{name}: {line}" for line in bad.lines()]
+    if not groups and all(map(is_store, names)):
+        raise DataError(
+            "nobody has judged anything in this store yet",
+            where=", ".join(names),
+            got=f"no judgements of {', '.join(stages)} tasks",
+            fix=f"let people judge: tiltyard collect people {names[0]} NAME, then tiltyard collect serve {names[0]}",
+        )
     return Judged(tuple(groups), tuple(dict.fromkeys(models)), tuple(notes))
 
 

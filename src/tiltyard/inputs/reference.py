@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tiltyard.data import GroupFile
@@ -11,7 +11,9 @@ from tiltyard.distributed.unread import read_now
 from tiltyard.inputs.settings import CachedRefModels, OptionalRefModels, RefModels, StageSettings
 from tiltyard.inputs.workspace import Workspace, cache_folder, model_folder
 from tiltyard.models.adapters import without_adapters
+from tiltyard.models.language import LanguageModel
 from tiltyard.models.load import frozen_copy, load_language_model
+from tiltyard.scoring.reward_model import check_vocabularies
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.refcache import RefCache, cache_ref_logps
 from tiltyard.training.run import ModelSettings
@@ -52,7 +54,7 @@ def attach_reference(
         work.report("reference", [f"log-probs of {len(cache.table):,} groups {how}; no reference in memory"])
         return
     if isinstance(chosen, RefModels) and chosen.ref:
-        models.ref = load_language_model(model_folder(work, chosen.ref), **load_options(chosen))
+        models.ref = _named_reference(work, chosen.ref, load_options(settings.models), models.get("policy"))
         models.ref.module.requires_grad_(False)
         return
     policy = models.get("policy")  # of a frozen backbone the reference is the backbone, unless it is to be renewed
@@ -60,12 +62,24 @@ def attach_reference(
     models.ref = without_adapters(policy) if bare else frozen_copy(policy)
 
 
+def _named_reference(work: Workspace, name: str, options: Mapping[str, Any], policy: LanguageModel) -> LanguageModel:
+    """Loads the reference that the settings name.
+
+    Raises:
+        ModelError: it has another tokenizer than the policy.
+    """
+    ref = load_language_model(model_folder(work, name), **options)
+    fix = "name the model that this one was trained from, or leave ref out: it is then the model as it starts"
+    check_vocabularies(ref.chat, policy.chat, f"{work.name}.models.ref", fix)
+    return ref
+
+
 def reference_logps(work: Workspace, settings: StageSettings, models: Models, groups: Sequence[Group]) -> RefCache:
     """Log-probs of the reference (or, where no other is named, of the model as it starts), cached beside the runs."""
     ref = without_adapters(models.get("policy"))
     chosen = settings.models
     if isinstance(chosen, RefModels) and chosen.ref:
-        ref = load_language_model(model_folder(work, chosen.ref), **load_options(chosen))
+        ref = _named_reference(work, chosen.ref, load_options(settings.models), models.get("policy"))
     # shared by all runs of a folder: the same data under the same reference are scored once
     budget = settings.run.tokens_per_microbatch
     read_now(ref.module)  # many passes follow, in which the processes do different things

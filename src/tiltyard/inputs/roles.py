@@ -46,6 +46,7 @@ from tiltyard.models.load import (
     value_head,
 )
 from tiltyard.records import Record, Settings, part
+from tiltyard.scoring.reward_model import check_vocabularies
 from tiltyard.training.algorithm import Algorithm, Models
 from tiltyard.training.log import told
 from tiltyard.training.run import ValueOptimizer
@@ -219,6 +220,8 @@ class Value(Role):
         start = models.reward if init == "reward" else None
         if start is not None:
             check_values(start)
+            fix = "set value_init=model: the value model then starts from the policy"
+            check_vocabularies(start.chat, policy.chat, f"{work.name}.models.value_init", fix)
         if chosen.lora is not None:
             return value_adapter(start or policy, chosen.lora, settings.seed)
         if start is not None:

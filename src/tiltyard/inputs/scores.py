@@ -23,7 +23,7 @@ from tiltyard.inputs.settings import StageSettings
 from tiltyard.inputs.workspace import Workspace, answers_file, model_folder
 from tiltyard.models.adapters import reward_adapter
 from tiltyard.models.language import LanguageModel, ScalarModel
-from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.models.load import load_language_model, load_reward_model
 from tiltyard.records import Settings
 from tiltyard.scoring import Monitors, RewardScorer, Scorer
 from tiltyard.scoring.parts import LabelChoice, RewardPart, Service, is_service, options_of, reward_parts
@@ -237,7 +237,7 @@ def _reward_model(work: Workspace, settings: StageSettings, part: RewardPart, po
     if adapter is not None:
         work.report("reward", ["an adapter and a head on the policy's backbone"])
         return adapter
-    model = load_scalar_model(folder, **load_options(settings.models), labels=part.labels)
+    model = load_reward_model(folder, **load_options(settings.models), labels=part.labels)
     model.module.requires_grad_(False)
     return model
 

@@ -58,6 +58,7 @@ __all__ = [
     "frozen_copy",
     "load_language_model",
     "load_masked_model",
+    "load_reward_model",
     "load_scalar_model",
     "load_tokenizer",
     "masked_from_scratch",
@@ -176,6 +177,36 @@ def load_scalar_model(
             may_miss=(lambda key: key.startswith("score.")) if fresh or adapter_config(name) else None,
             **new,
         )
+    _make_scalar(module, chosen, fresh, name)
+    notes = [*origin.notes, *check_vocabulary(chat, module, name)]
+    module.config.reads_whole_turn = whole
+    model = ScalarModel(module.eval(), chat, dtype)
+    model.origin = replace(origin, notes=tuple(notes))
+    take_scale(model, name)
+    model.fold()  # a factor beside the weights is of earlier versions
+    return model
+
+
+def load_reward_model(source: str | Path, **options: Any) -> ScalarModel:
+    """Loads a model that is to score responses, with the options of `load_scalar_model`.
+
+    Raises:
+        ModelError: its head was never trained (a language model's folder): every score would be 0.
+    """
+    model = load_scalar_model(source, **options)
+    if bool(model.head.weight.any()):
+        return model
+    raise ModelError(
+        "not a trained reward model: it would score every response the same",
+        where=str(source),
+        got=f"{type(model.module).__name__} without a score head, or with one that is all zeros",
+        expected="a model whose score head was trained on comparisons",
+        fix=f"train one (tiltyard train reward model={source} data=...), or name the folder of a reward model",
+    )
+
+
+def _make_scalar(module: nn.Module, chosen: Chosen | None, fresh: bool, name: str) -> None:
+    """Gives the head of a classifier one output: the chosen sum of its labels, or zeros where it is new."""
     head = getattr(module, "score", None)
     if chosen is not None and isinstance(head, nn.Linear) and not chosen.alone:
         take_labels(module, "score", chosen.weights)
@@ -184,13 +215,6 @@ def load_scalar_model(
         raise ModelError("this architecture has no scalar head in transformers", where=name)
     if fresh:
         nn.init.zeros_(head.weight)
-    notes = [*origin.notes, *check_vocabulary(chat, module, name)]
-    module.config.reads_whole_turn = whole
-    model = ScalarModel(module.eval(), chat, dtype)
-    model.origin = replace(origin, notes=tuple(notes))
-    take_scale(model, name)
-    model.fold()  # a factor beside the weights is of earlier versions
-    return model
 
 
 def has_scalar_head(name: str, config: Any) -> bool:

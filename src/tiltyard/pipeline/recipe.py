@@ -106,19 +106,26 @@ def parse_recipe(text: str, source: str, *, folder: Path | None = None) -> Recip
         loader = CoreLoader(text)
         root = loader.get_single_node()
         if root is None:
-            raise ConfigError("the recipe is empty", where=source, expected="`name:` and `stages:`")
+            fix = "`tiltyard init` writes one for your model and data; docs/recipes.md shows one"
+            raise ConfigError("the recipe is empty", where=source, expected="`name:` and `stages:`", fix=fix)
         _no_duplicates(root, source, {})
         value = loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(f"this is no YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+        fix = "see this line and the one before it: an open bracket or quote, a missing `: `, other indents"
+        what = f"this is no YAML: {getattr(error, 'problem', None) or error}"
+        raise ConfigError(what, where=where, fix=fix) from None
     except RecursionError:
         raise ConfigError(
             "the recipe is nested too deeply", where=source, fix="a recipe has four levels or so"
         ) from None
     if not isinstance(value, dict):
-        raise ConfigError("a recipe is a mapping", where=f"{source}:1", expected="`name:` and `stages:`")
+        fix = "`tiltyard init` writes one for your model and data; docs/recipes.md shows one"
+        expected = "`name:` and `stages:`"
+        raise ConfigError(
+            "a recipe is a mapping", where=f"{source}:1", got=type(value).__name__, expected=expected, fix=fix
+        )
     nodes = {key.value: (key, node) for key, node in root.value}
     places = {key: _line(node, source) for key, (node, _) in nodes.items()}
     for key in value:
@@ -131,11 +138,15 @@ def parse_recipe(text: str, source: str, *, folder: Path | None = None) -> Recip
         raise ConfigError("`defaults` is a mapping of settings", where=places["defaults"], got=defaults)
     if not isinstance(value.get("stages"), list) or not value["stages"]:
         expected = "`stages:` with a list, e.g. `- sft: {data: file.jsonl}`"
-        raise ConfigError("a recipe needs stages", where=places.get("stages", source), expected=expected)
+        got = repr(value["stages"])[:200] if "stages" in value else f"the keys {', '.join(map(str, value))}"
+        fix = "`tiltyard stages` lists the kinds of stages"
+        raise ConfigError(
+            "a recipe needs stages", where=places.get("stages", source), got=got, expected=expected, fix=fix
+        )
     items = zip(value["stages"], nodes["stages"][1].value, strict=True)
     entries = tuple(_entry(item, node, source) for item, node in items)
     default_places = dict(_places(nodes["defaults"][1], source)) if defaults else {}
-    _check_name(name, places.get("name", source))
+    check_name(name, places.get("name", source))
     return Recipe(str(name), entries, defaults, default_places, source, folder)
 
 
@@ -196,7 +207,8 @@ def _entry(item: Any, node: yaml.Node, source: str) -> Entry:
         )
     name, values = next(iter(item.items()))
     if not isinstance(name, str) or not re.fullmatch(STAGE_NAME, name):
-        raise ConfigError("a stage's name is letters, digits, _ and -", where=place, got=name)
+        fix = "the kind of the stage may stand inside: `- my_name: {method: sft, ...}`"
+        raise ConfigError("a stage's name is letters, digits, _ and -", where=place, got=name, fix=fix)
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"the settings of '{name}' are a mapping", where=place, got=values, expected="key: value")
     values = dict(values or {})
@@ -204,7 +216,12 @@ def _entry(item: Any, node: yaml.Node, source: str) -> Entry:
     return Entry(name, str(values.pop("method", name)), values, place, dict(_places(inner, source)))
 
 
-def _check_name(name: Any, where: str) -> None:
+def check_name(name: Any, where: str) -> None:
+    """Checks the name of a run, which is the name of its folder too.
+
+    Raises:
+        ConfigError: what would lie elsewhere or is no folder's name everywhere.
+    """
     if not re.fullmatch(NAME, str(name)) or len(str(name)) > LONGEST_NAME:
         raise ConfigError(
             "a run's name is a folder's name: letters, digits, _, - and .",
@@ -224,11 +241,12 @@ def _override(recipe: Recipe, text: str) -> Recipe:
         key, value = split_assignment(text)
     except ConfigError as error:
         error_where = where if error.where == "" else error.where
-        raise ConfigError(error.what, where=error_where, got=error.got, expected="stage.key=value") from None
+        expected = "stage.key=value" if error.expected == "key=value" else error.expected
+        raise ConfigError(error.what, where=error_where, got=error.got, expected=expected, fix=error.fix) from None
     head, _, rest = key.partition(".")
     if key == "name":
         name = text.partition("=")[2].strip()
-        _check_name(name, where)
+        check_name(name, where)
         return replace(recipe, name=name)
     names = [entry.name for entry in recipe.entries]
     if not rest:
@@ -273,7 +291,7 @@ def set_key(values: Mapping[str, Any], key: str, value: Any, where: str) -> dict
 
 def check(recipe: Recipe) -> list[Step]:
     """Every stage validated: kinds, names, settings, references. Reads nothing but file names."""
-    _check_name(recipe.name, recipe.source or "name")
+    check_name(recipe.name, recipe.source or "name")
     names: list[str] = []
     stages: list[Stage] = []
     for entry in recipe.entries:
@@ -329,7 +347,8 @@ def _check_entry(recipe: Recipe, entry: Entry, stage: Stage, names: Sequence[str
         elif ref.kind == "stage":
             what = "names itself" if ref.name == entry.name else f"names '{ref.name}', a later stage"
             expected = f"an earlier stage ({', '.join(earlier)}) or a path" if earlier else "a path"
-            raise ConfigError(f"the stage '{entry.name}' {what}", where=spot, got=value, expected=expected)
+            fix = "move that stage before this one" if ref.name != entry.name else "name another stage"
+            raise ConfigError(f"the stage '{entry.name}' {what}", where=spot, got=value, expected=expected, fix=fix)
     return Step(entry.name, stage, settings, frozenset(written), tuple(uses), tuple(inputs.items()))
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 from rich.console import Console
 
 from tiltyard.distributed import processes
-from tiltyard.errors import ConfigError, TiltyardError
+from tiltyard.errors import WRONG_INPUT, ConfigError, TiltyardError
 from tiltyard.files import jsonable, remove_partial_files
 from tiltyard.pipeline import state
 from tiltyard.pipeline.jobs import worker_pool
@@ -78,12 +78,14 @@ def run_stage(
 ) -> dict[str, Any]:
     """Run one stage by itself, in `runs_root/NAME/KIND/`; `name` is the kind unless given.
 
-    The kind `file.py:function`, a method of a user's own file, has the function's name.
+    The kind `file.py:function`, a method of a user's own file, has the function's name. What the settings name is also
+    looked up below `runs_root`, so that `demo/sft` is what it is for `tiltyard sample`.
     """
     places = dict.fromkeys(settings, place) if place else {}
     stage = kind.rpartition(":")[2]
     entry = Entry(stage, kind, dict(settings), place, places)
-    return run(Recipe(stage if name is None else name, (entry,)), dry_run=dry_run, runs_root=runs_root, console=console)
+    recipe = Recipe(stage if name is None else name, (entry,), folder=Path(runs_root))
+    return run(recipe, dry_run=dry_run, runs_root=runs_root, console=console)
 
 
 def run(
@@ -272,15 +274,18 @@ class _Run:
         processes.broadcast_object(None)  # done.json is there
 
     def _stopped(self, step: Step, error: BaseException) -> None:
-        """Prints how to continue, and writes the traceback to a file in the stage's folder."""
+        """Prints how to continue, and writes the traceback to a file in the stage's folder.
+
+        What was wrong with the input would be wrong again: only its error says how to continue.
+        """
         with contextlib.suppress(OSError):
             (self.folder / step.name / "error.txt").write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8"
             )
         by = f" by {signal.Signals(error.number).name}" if isinstance(error, Stopped) else ""
+        go_on = "" if isinstance(error, WRONG_INPUT) else "; the same command goes on where it stopped"
         self.console.print(
-            f"[bold red]{step.name} stopped{by}[/]; the same command goes on from its last checkpoint "
-            f"(traceback: {self.folder / step.name / 'error.txt'})",
+            f"[bold red]{step.name} stopped{by}[/]{go_on} (traceback: {self.folder / step.name / 'error.txt'})",
             highlight=False,
             soft_wrap=True,
         )

@@ -92,7 +92,7 @@ class Ref:
             match
             and len(match["name"]) <= _HUB_LENGTH
             and not _DATA_SUFFIX.search(match["name"])
-            and not exists(Path(match["name"]).parent)
+            and existing_path(str(Path(match["name"]).parent), folder) is None
         ):
             return cls(text, "hub", match["name"], match["config"] or "")
         return cls(text, "scheme") if _SCHEME.fullmatch(text) else None

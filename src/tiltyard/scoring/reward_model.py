@@ -158,3 +158,23 @@ def same_vocabulary(a: Any, b: Any) -> bool:
     one, two = a.tokenizer, b.tokenizer
     apart = one.get_vocab().items() ^ two.get_vocab().items() if one is not two else set()
     return {token for token, _ in apart} <= {one.pad_token, two.pad_token}
+
+
+def check_vocabularies(reader: Any, writer: Any, where: str, fix: str) -> None:
+    """Checks that a model can read the token ids of another, whose log-probs it gives or values it predicts.
+
+    Args:
+        reader, writer: their chats. where: the setting that names the reader.
+
+    Raises:
+        ModelError: other tokenizers: the ids would be other words, which no shape shows where there are enough of them.
+    """
+    if same_vocabulary(reader, writer):
+        return
+    raise ModelError(
+        "this model has another tokenizer: the ids of the model's responses would be other words to it",
+        where=where,
+        got=f"{reader.tokenizer.name_or_path}, {len(reader.tokenizer):,} tokens",
+        expected=f"the tokenizer of {writer.tokenizer.name_or_path}, {len(writer.tokenizer):,} tokens",
+        fix=fix,
+    )

@@ -23,7 +23,7 @@ from tiltyard.inputs.scores import WORDS, Reward
 from tiltyard.inputs.settings import STOP, BadRowsSetting, StopStrings
 from tiltyard.inputs.workspace import answers_file, model_folder
 from tiltyard.models.language import LanguageModel
-from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.models.load import load_language_model, load_reward_model
 from tiltyard.records import EXECUTION, LAST_BITS, Settings
 from tiltyard.report import side_by_side, write_samples_markdown
 from tiltyard.report.before_after import print_lines, write_markdown
@@ -32,6 +32,7 @@ from tiltyard.sampling import SampleSettings, sample
 from tiltyard.scoring import RewardPart, RewardScorer, Scorer, build_reward, checked_scores, reward_parts
 from tiltyard.scoring.parts import is_service
 from tiltyard.scoring.registry import is_function
+from tiltyard.scoring.reward_model import check_vocabularies
 from tiltyard.stages.backend import report_model
 from tiltyard.stages.base import Stage, StageContext, register
 from tiltyard.stages.measured import add_to_cards
@@ -93,6 +94,8 @@ def run(context: StageContext, settings: BeforeAfterSettings) -> dict[str, Any]:
         name: load_language_model(model_folder(context, value), **options)
         for name, value in (("before", settings.before), ("after", settings.after))
     }
+    fix = "compare models of different tokenizers with the stage evaluate, which goes by their texts"
+    check_vocabularies(models["before"].chat, models["after"].chat, f"{context.name}.before", fix)
     for name, model in models.items():
         report_model(context, name, model, samples=bool(settings.prompts))
     lines: list[Line] = []
@@ -262,7 +265,7 @@ def _scorer(
         return None, ""
 
     def scalar(name: str, part: RewardPart) -> Scorer:
-        model = load_scalar_model(model_folder(context, part.source), **options, labels=part.labels)
+        model = load_reward_model(model_folder(context, part.source), **options, labels=part.labels)
         return RewardScorer(model, policy.chat, budget=settings.tokens_per_microbatch, name=name)
 
     folders = [context.recipe_folder] if context.recipe_folder else []

@@ -20,7 +20,7 @@ from tiltyard.inputs.measure import scores_of
 from tiltyard.inputs.settings import BadRowsSetting, LimitBySetting
 from tiltyard.inputs.workspace import model_folder
 from tiltyard.models.language import ScalarModel
-from tiltyard.models.load import load_scalar_model
+from tiltyard.models.load import load_reward_model
 from tiltyard.records import EXECUTION, LAST_BITS
 from tiltyard.report.card_figures import of_reward_model
 from tiltyard.report.reward_plots import reward_png
@@ -91,7 +91,7 @@ def trained_reward_model(context: StageContext, settings: RewardDataSettings) ->
             training).
     """
     folder = model_folder(context, settings.model)
-    model = load_scalar_model(
+    model = load_reward_model(
         folder,
         device=settings.device,
         dtype=settings.dtype,
@@ -105,15 +105,7 @@ def trained_reward_model(context: StageContext, settings: RewardDataSettings) ->
             expected="a model of the stage `reward`, or another sequence classifier with one output",
             fix="name a reward model",
         )
-    if bool(model.head.weight.any()):
-        return model
-    raise ModelError(
-        "not a trained reward model: it would score every response the same",
-        where=settings.model,
-        got=f"{type(model.module).__name__} without a score head, or with one that is all zeros",
-        expected="a model whose score head was trained on comparisons",
-        fix=f"train one (tiltyard train reward model={settings.model} data=...), or name the folder of a reward model",
-    )
+    return model
 
 
 def check_pairs(groups: Sequence[Group], settings: RewardDataSettings) -> int:

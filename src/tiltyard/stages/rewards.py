@@ -13,7 +13,7 @@ from tiltyard.feedback import Debiased, GradeScorer, JudgeSettings, ModelJudgeSe
 from tiltyard.inputs.scores import POLICY, ScoreSettings, is_model, monitor_specs, open_service
 from tiltyard.inputs.workspace import answers_file, model_folder
 from tiltyard.models.language import LanguageModel, ScalarModel
-from tiltyard.models.load import load_language_model, load_scalar_model
+from tiltyard.models.load import load_language_model, load_reward_model
 from tiltyard.scoring import RewardPart, RewardScorer, Scorer, build_reward, part_scorer
 from tiltyard.scoring.rules import RULE
 from tiltyard.stages.base import StageContext
@@ -133,7 +133,7 @@ class Rewards:
         key = f"{part.source} {sorted(part.labels.items())}"
         if key not in self._models:
             folder = model_folder(self.context, part.source)
-            self._models[key] = load_scalar_model(folder, **self.load, labels=part.labels)
+            self._models[key] = load_reward_model(folder, **self.load, labels=part.labels)
         return self._models[key]
 
 

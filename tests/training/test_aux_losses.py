@@ -251,26 +251,12 @@ def test_micro_batches_change_nothing(name: str) -> None:
     assert any(key.endswith("_grad_ratio") for key in rows[0])
 
 
-class Stop(Exception):
-    """The run is cut off here."""
-
-
-@dataclass
-class StopAt(tiny.Record):
-    at: int = 0
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        super().log(step, metrics)
-        if step == self.at:
-            raise Stop
-
-
 def attempt(algorithm: Algorithm, folder: Path, until: int = 0) -> dict[str, Tensor] | None:
     models = Models(policy=tiny.policy(), ref=tiny.frozen())
-    keep = {"folder": folder, "save_every": 2, "sinks": [StopAt(at=until)]}
+    keep = {"folder": folder, "save_every": 2, "sinks": [tiny.CutAt(until)]}
     try:
         tiny.fit(algorithm, models, steps=7, lr=1e-2, warmup=2, schedule="cosine", **keep)
-    except Stop:
+    except tiny.Cut:
         return None
     return tiny.parameters(models.policy)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,26 +152,12 @@ def test_the_hinge_starts_at_one() -> None:
 # --------------------------------------------------------------------------------------------------------- interrupted
 
 
-class Stop(Exception):
-    """The run is cut off here."""
-
-
-@dataclass
-class StopAt(tiny.Record):
-    at: int = 0
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        super().log(step, metrics)
-        if step == self.at:
-            raise Stop
-
-
 def attempt(algorithm: Algorithm, folder: Path, until: int = 0) -> Models | None:
     found = models()
-    keep = {"folder": folder, "save_every": 2, "keep_groups": True, "sinks": [StopAt(at=until)]}
+    keep = {"folder": folder, "save_every": 2, "keep_groups": True, "sinks": [tiny.CutAt(until)]}
     try:
         return tiny.fit(algorithm, found, steps=8, lr=1e-2, warmup=2, schedule="cosine", **keep)
-    except Stop:
+    except tiny.Cut:
         return None
 
 

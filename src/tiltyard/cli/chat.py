@@ -85,26 +85,15 @@ def sample(
     _check_infer(infer, {**target, **settings, "out": out})
     placed = prompts_given(prompt or (), file, system)
     path = find_model(model, runs)
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    sampling |= {"max_tokens": max_tokens, "stop": tuple(stop or ())}
+    options: dict[str, Any] = {"n": n, "seed": seed, "device": device, "dtype": dtype}
     if infer:
-        options = {"n": n, "seed": seed, "device": device, "dtype": dtype, "out": Path(out) if out else None}
-        sampling = (temperature, top_p, top_k, max_tokens, tuple(stop or ()))
         target["reward"] = find_reward(reward, runs)
+        options["out"] = Path(out) if out else None
         _infer(path, placed, json_output, name=infer, **target, settings=settings, sampling=sampling, **options)
         return
-    conversation = importlib.import_module("tiltyard.cli.conversation")
-    groups = conversation.sample(
-        path,
-        placed,
-        n=n,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
+    groups = importlib.import_module("tiltyard.cli.conversation").sample(path, placed, **options, **sampling)
     prompts = [asked for _, asked in placed]
     if json_output:
         responses_as_json = importlib.import_module("tiltyard.report.responses").responses_as_json
@@ -126,11 +115,11 @@ def _check_infer(infer: str, given: Mapping[str, Any]) -> None:
 
 
 def _infer(
-    path: Path, placed: Sequence[tuple[str, Prompt]], json_output: bool, *, sampling: tuple[Any, ...], **options: Any
+    path: Path, placed: Sequence[tuple[str, Prompt]], json_output: bool, *, sampling: Mapping[str, Any], **options: Any
 ) -> None:
     """Runs `--infer` and prints the responses and the report."""
     inference = importlib.import_module("tiltyard.cli.inference")
-    rows, report = inference.infer(path, placed, sampling=inference.SampleSettings(*sampling), **options)
+    rows, report = inference.infer(path, placed, sampling=inference.SampleSettings(**sampling), **options)
     if json_output:
         emit({"report": report.to_dict(), "prompts": rows})
     else:

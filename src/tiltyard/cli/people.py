@@ -75,16 +75,8 @@ def rate(
     from tiltyard.stats.ratings.board import BoardSettings
 
     found = judged(source, split=split, bad_rows=_choice("--bad-rows", bad_rows, ("error", "drop")))  # type: ignore[arg-type]
-    settings = BoardSettings(
-        ties,  # type: ignore[arg-type]
-        both_bad,  # type: ignore[arg-type]
-        intervals,  # type: ignore[arg-type]
-        anchor or None,
-        equal_length,
-        level,
-        rounds,
-        seed,
-    )
+    choices: Any = (ties, both_bad, intervals)  # `check` refuses others
+    settings = BoardSettings(*choices, anchor or None, equal_length, level, rounds, seed)
     who = _choice("--by", by, ("people", "judges", "all"))
     names = tuple(judge or ())
     every = votes_of(found.groups, names, hard=hard, keep_named=keep_named)

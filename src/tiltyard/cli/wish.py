@@ -78,14 +78,7 @@ def init(
         default_template=default_template,
         clean=not no_clean,
     )
-    if out.exists() and not force:
-        raise ConfigError(
-            "there is such a file",
-            where="--out",
-            got=str(out),
-            expected="the name of a new file",
-            fix="--out OTHER.yaml, or --force to replace it",
-        )
+    _check_new(out, force)
     from tiltyard.advice import advise
     from tiltyard.advice.align import say
     from tiltyard.files import write_atomic
@@ -152,6 +145,17 @@ def align(
     elif not dry_run:
         for line in next_steps(outcome):
             say(console, line)
+
+
+def _check_new(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise ConfigError(
+            "there is such a file",
+            where="--out",
+            got=str(out),
+            expected="the name of a new file",
+            fix="--out OTHER.yaml, or --force to replace it",
+        )
 
 
 def _request(model: str, data: str, runs: Path, lora: bool, full: bool, **values: Any) -> Request:

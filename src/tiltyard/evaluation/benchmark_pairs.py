@@ -6,15 +6,17 @@ Reads what an evaluation keeps: each item's values in `benchmarks.jsonl`, what t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tiltyard.errors import DataError
 from tiltyard.evaluation.benchmarks import WORDS, Column, Measure, item_difference
 from tiltyard.evaluation.outcomes import json_difference
 from tiltyard.stats.paired import Difference
+
+T = TypeVar("T")
 
 BENCHMARKS = "benchmarks.jsonl"
 Identity = tuple[str, int]  # an item's content, and which one of equal ones it is
@@ -73,7 +75,7 @@ def read_measured(
         how = {"form": one.get("form"), "kind": one.get("kind"), **_options(settings, str(one.get("name")))}
         found[str(one.get("name"))] = Measured(how, measures)
     path, seen = folder / BENCHMARKS, dict[tuple[str, str], int]()
-    for row in _rows(path) if found and path.exists() else ():
+    for row in evaluated_lines(path, "item of a benchmark", _item) if found and path.exists() else ():
         if row["model"] != model or row["benchmark"] not in found:
             continue
         of = found[row["benchmark"]]
@@ -97,22 +99,34 @@ def _options(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"asked": options.get("form") or "auto", "prefix": options.get("prefix") or ""}
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def evaluated_lines(path: Path, what: str, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """Reads the lines of a file that an evaluation wrote.
+
+    Args:
+        what: one of its lines, for the error. read: makes it of a row; what it raises for one that it is not.
+
+    Raises:
+        DataError: a line that is none, with its `file:line`.
+    """
     with path.open(encoding="utf-8") as file:
         for at, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
-                if not {"benchmark", "model", "key"} <= row.keys():
-                    raise ValueError
-            except (ValueError, AttributeError) as error:
+                found = read(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise DataError(
-                    "this is no item of a benchmark",
+                    f"this is no {what}",
                     where=f"{path}:{at}",
                     got=line.strip()[:80],
                     expected="a line as `tiltyard eval` writes it",
                     fix="run the evaluation again",
                 ) from error
-            yield row
+            yield found
+
+
+def _item(row: dict[str, Any]) -> dict[str, Any]:
+    if not {"benchmark", "model", "key"} <= row.keys():
+        raise ValueError
+    return row
 
 
 def pairs_of(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiltyard.errors import ConfigError, DataError, nearest
-from tiltyard.evaluation.benchmark_pairs import BENCHMARKS, Measured, pairs_of, read_measured
+from tiltyard.errors import ConfigError, nearest
+from tiltyard.evaluation.benchmark_pairs import BENCHMARKS, Measured, evaluated_lines, pairs_of, read_measured
 from tiltyard.evaluation.outcomes import By, number, pair_outcomes, paired_means, win_facts
 from tiltyard.evaluation.policies import EvaluatedResponse
 from tiltyard.numerals import plural
@@ -126,20 +125,12 @@ def read_responses(path: str | Path) -> dict[str, list[EvaluatedResponse]]:
     """
     known = {field.name for field in fields(EvaluatedResponse)}
     found: dict[str, list[EvaluatedResponse]] = {}
-    with Path(path).open(encoding="utf-8") as file:
-        for at, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                response = EvaluatedResponse(**{key: value for key, value in row.items() if key in known})
-                found.setdefault(row["model"], []).append(response)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(
-                    "this is no evaluated response",
-                    where=f"{path}:{at}",
-                    got=line.strip()[:80],
-                    expected="a line as `tiltyard eval` writes it",
-                    fix="run the evaluation again",
-                ) from error
+
+    def read(row: dict[str, Any]) -> tuple[str, EvaluatedResponse]:
+        return row["model"], EvaluatedResponse(**{key: value for key, value in row.items() if key in known})
+
+    for model, response in evaluated_lines(Path(path), "evaluated response", read):
+        found.setdefault(model, []).append(response)
     return found
 
 

@@ -170,13 +170,8 @@ def summarise(
     if win_by not in ("gold", "proxy", "judge"):
         raise ConfigError("unknown score to win by", where="win_by", got=win_by, expected="gold, proxy or judge")
 
-    measurements: dict[str, Any] = {}
-    for key in ("gold", "proxy", "kl", "helpful", "truthful", "harmless"):
-        rate = key in ("helpful", "truthful", "harmless") or (key == "proxy" and proxy_kind == "rule")
-        measurements[key], measurements[f"{key}_ci"] = _mean(
-            name, responses, key, partly=key not in ("gold", "kl"), rate=rate, rounds=rounds, seed=seed
-        )
     how: dict[str, Any] = {"rounds": rounds, "seed": seed}
+    measurements = _means(name, responses, proxy_kind, how)
     win_rate = _win_rate(name, responses, baseline, baseline_responses, win_by, pairing, how)
     measurements["win_rate"] = None if win_rate is None else win_rate.value
     measurements["win_rate_ci"] = None if win_rate is None else _known(win_rate.ci)
@@ -202,6 +197,18 @@ def summarise(
         rewards=_rewards(responses, rates, how),
         **measurements,
     )
+
+
+def _means(
+    name: str, responses: Sequence[EvaluatedResponse], proxy_kind: RewardKind, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The mean of every score, and its interval as `..._ci`."""
+    found: dict[str, Any] = {}
+    for key in ("gold", "proxy", "kl", "helpful", "truthful", "harmless"):
+        rate = key in ("helpful", "truthful", "harmless") or (key == "proxy" and proxy_kind == "rule")
+        partly = key not in ("gold", "kl")
+        found[key], found[f"{key}_ci"] = _mean(name, responses, key, partly=partly, rate=rate, **how)
+    return found
 
 
 def _win_rate(

@@ -91,13 +91,7 @@ def rogan_gladen(
     q1, q0 = total_K[3] / total_K[2], total_K[5] / total_K[4]
     theta = float(np.clip((total_K[1] / total_K[0] + q0 - 1) / (q0 + q1 - 1), 0, 1)) if q0 + q1 != 1 else math.nan
     total_RK, n_clusters = _resampled(columns_NK, clusters, rounds, seed)
-    z2 = normal_quantile(level) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p_R = (total_RK[:, 1] + z2 / 2) / (total_RK[:, 0] + z2)
-        q1_R, q0_R = ((total_RK[:, k + 1] + 1) / (total_RK[:, k] + 2) for k in (2, 4))
-        theta_R = np.clip((p_R + q0_R - 1) / (q0_R + q1_R - 1), 0, 1)
-        youden_R = total_RK[:, 3] / total_RK[:, 2] + total_RK[:, 5] / total_RK[:, 4] - 1  # nothing added: it would help
-        youden_R = np.nan_to_num(youden_R)  # a resample without one of the labels shows nothing
+    theta_R, youden_R = _rogan_gladen_R(total_RK, level)
     shared = _beside(f_N, h_N, weight_N, clusters, rounds, seed, level, even=chosen_with is None)
     tail = expanded_tail(n_clusters, level) if n_clusters > 1 else 0.5
     if n_clusters < 2 or np.quantile(youden_R, tail) <= 0:
@@ -106,6 +100,17 @@ def rogan_gladen(
     low, high = np.quantile(theta_R, [tail, 1 - tail])
     estimate = Estimate(theta, min(float(low), theta), max(float(high), theta), len(f_N))
     return Corrected(estimate, *shared, "rogan_gladen", q1, q0, 1.0)
+
+
+def _rogan_gladen_R(total_RK: Floats, level: float) -> tuple[Floats, Floats]:
+    """The estimate, and sensitivity + specificity - 1, of every resample."""
+    z2 = normal_quantile(level) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_R = (total_RK[:, 1] + z2 / 2) / (total_RK[:, 0] + z2)
+        q1_R, q0_R = ((total_RK[:, k + 1] + 1) / (total_RK[:, k] + 2) for k in (2, 4))
+        theta_R = np.clip((p_R + q0_R - 1) / (q0_R + q1_R - 1), 0, 1)
+        youden_R = total_RK[:, 3] / total_RK[:, 2] + total_RK[:, 5] / total_RK[:, 4] - 1  # nothing added: it would help
+    return theta_R, np.nan_to_num(youden_R)  # a resample without one of the labels shows nothing
 
 
 def ppi_rate(

@@ -78,15 +78,8 @@ def judge(
             return _stored(connection, old)
         shown = _exposure(connection, exposure, annotator, open_alone=open_alone)
         task = connection.execute(select(t.tasks).where(t.tasks.c.id == shown.task_id)).one()
-        count = len(task.responses)
-        canonical = to_responses(task.kind, checked(task.kind, verdict, count), shown.shown)
-        last = _newest(connection, task.id, annotator)
-        if last is not None and last.verdict != WITHDRAWN:
-            raise DataError(
-                "this annotator has judged this task already",
-                where=f"task {task.id}",
-                fix="undo the judgement first, then judge again",
-            )
+        canonical = to_responses(task.kind, checked(task.kind, verdict, len(task.responses)), shown.shown)
+        last = _withdrawn(connection, task.id, annotator)
         row = {
             "key": key,
             "task_id": task.id,
@@ -106,6 +99,22 @@ def judge(
             _adjudicate(connection, task, at)
         new = connection.execute(select(t.judgements).where(t.judgements.c.id == inserted[0])).one()
         return _stored(connection, new)
+
+
+def _withdrawn(connection: Connection, task: int, annotator: int) -> Any:
+    """The judgement of the task that this annotator took back; None if there is none.
+
+    Raises:
+        DataError: one that stands.
+    """
+    last = _newest(connection, task, annotator)
+    if last is not None and last.verdict != WITHDRAWN:
+        raise DataError(
+            "this annotator has judged this task already",
+            where=f"task {task}",
+            fix="undo the judgement first, then judge again",
+        )
+    return last
 
 
 def undo(database: Database, annotator: int, *, at: int | None = None) -> int | None:

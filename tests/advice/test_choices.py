@@ -128,6 +128,7 @@ def test_minutes_bound_the_rows_and_the_estimate(place: Place, write: Write) -> 
     assert 32 <= sizes[1] < sizes[0] < 1200
     small = advise(Request(str(place.model), data, minutes=0.1))
     assert "more than the 0.1 minutes" in "\n".join(small.estimate())
+    assert "()" not in small.estimate()[0]  # no stage of this run takes half a second
 
 
 def test_seconds_are_the_tokens_times_the_speed(place: Place, write: Write) -> None:

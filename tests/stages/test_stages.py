@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tiltyard.data import load_groups, read_groups
 from tiltyard.inputs.measure import scores_of
 from tiltyard.models.load import load_language_model, load_scalar_model
-from tiltyard.pipeline import run_recipe
+from tiltyard.pipeline import run_recipe, run_stage
 from tiltyard.types import ranks_of
 
 from . import tiny
@@ -230,6 +230,19 @@ def test_another_save_every_gives_the_same_model(whole: Whole, tmp_path: Path) -
     weights = [root / "tiny/sft/model/model.safetensors" for root in (whole.root, tmp_path / "runs")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert {row["step"] for row in tiny.rows(tmp_path / "runs/tiny/sft/samples.jsonl")} == {3, 6, 9}
+
+
+def test_one_process_spreads_nothing_and_says_so(whole: Whole, tmp_path: Path) -> None:
+    weights, said = {}, {}
+    for name, shard in (("with", True), ("without", False)):
+        settings = {"model": str(whole.run / "sft"), "data": str(whole.run / "world/demonstrations_held_out.jsonl")}
+        settings |= {"steps": 1, "max_length": 64, "limit": 8, "device": "cpu", "shard": shard}
+        out = io.StringIO()
+        run_stage("sft", settings, name=name, runs_root=tmp_path, console=Console(file=out, width=200))
+        weights[name], said[name] = (tmp_path / name / "sft/model/model.safetensors").read_bytes(), out.getvalue()
+    assert weights["with"] == weights["without"]
+    assert "shard: one process keeps all weights" in said["with"]
+    assert "shard:" not in said["without"]
 
 
 def test_every_file_has_the_mode_of_the_users_umask(whole: Whole) -> None:

@@ -63,7 +63,7 @@ class Advice:
         fast = self.speeds[0]
         taken = [(stage.name, stage.seconds) for stage in self.stages if stage.seconds >= 0.5]
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in taken)
-        lines = [f"time: about {duration(self.seconds)} ({parts})"]
+        lines = [f"time: about {duration(self.seconds)}{f' ({parts})' if parts else ''}"]
         how = f"{1000 * fast.train:.2f} ms a token of training in {fast.dtype}, measured on this machine"
         lines.append(f"  {how}, times the tokens")
         if busy > 0.25:

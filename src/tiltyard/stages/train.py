@@ -85,6 +85,8 @@ def load(method: Method, context: StageContext, settings: StageSettings) -> tupl
         if notes := models.get(name).origin.notes:
             context.report(name, list(notes))
     settle(context, *map(models.get, roles), planned=planned(context, settings))
+    if settings.models.shard and processes.world() == 1:
+        context.report("shard", ["one process keeps all weights; torchrun --nproc-per-node N spreads them over N"])
     for name in method.trains:
         model = models.get(name)
         freeze_bottom(model, settings.models.freeze_layers)

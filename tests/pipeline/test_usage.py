@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import json
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -112,3 +116,43 @@ def test_a_value_that_cannot_be_read_names_its_place() -> None:
 def test_a_time_that_is_none(minutes: float) -> None:
     with pytest.raises(ConfigError, match=r"--minutes: this is no time\n  got: "):
         Request(model="m", data="d", minutes=minutes)
+
+
+def test_a_full_disk_is_told_with_the_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes: the file, the cause, what to do; what was there before stands."""
+    battles = "".join(
+        json.dumps({"model_a": "x", "model_b": "y", "winner": f"model_{'ab'[i % 2]}", "prompt": str(i)}) + "\n"
+        for i in range(6)
+    )
+    (tmp_path / "battles.jsonl").write_text(battles)
+    (tmp_path / "board.png").write_text("before")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    board = str(tmp_path / "board.png")
+    assert main(["rate", str(tmp_path / "battles.jsonl"), "--plot", board]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith(
+        f"error: {board}: the file could not be written\n  got:      No space left on device\n  to do:"
+    )
+    assert (tmp_path / "board.png").read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {"battles.jsonl", "board.png"}
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.EACCES, "may not be used"), (errno.ENOTDIR, "cannot be used")])
+def test_a_place_that_takes_no_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number), "/there/x")
+
+    monkeypatch.setattr("tiltyard.cli.chat.find_model", refuse)
+    assert main(["sample", "m", "-p", "Hi"]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: /there/x: ")
+    assert said in text
+    assert f"\n  got:      {os.strerror(number)}\n  to do:" in text

@@ -13,7 +13,7 @@ from tiltyard.allocator import keep_freed_memory
 from tiltyard.cli import arena, chat, collect, judge, people, posterior, report, study, verbs, wish
 from tiltyard.cli.arguments import check_extra, check_words
 from tiltyard.cli.output import show_with_escapes
-from tiltyard.cli.usage import UsageError, explained_usage
+from tiltyard.cli.usage import UsageError, explained_disk, explained_usage
 from tiltyard.errors import WRONG_INPUT, TiltyardError
 from tiltyard.stopping import Stopped
 
@@ -116,6 +116,8 @@ def _print_error(error: Exception | None, debug: bool) -> None:
         traceback.print_exc()
     elif isinstance(error, TiltyardError):
         typer.echo(plain(f"error: {error}"), err=True)
+    elif isinstance(error, OSError) and (told := explained_disk(error)) is not None:
+        typer.echo(plain(f"error: {told}"), err=True)
     elif error is not None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}:{last.lineno}"

@@ -1,7 +1,9 @@
-"""Wrong options and arguments in the form of every other error: what, where, got, expected, what to do."""
+"""Wrong options and arguments, and a disk that takes no more, in the form of every other error."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -9,11 +11,30 @@ from typing import Any
 
 import typer
 
-from tiltyard.errors import ConfigError, nearest
+from tiltyard.errors import ConfigError, TiltyardError, nearest
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's or typer's own copy of it, by version
 
 _WORDING = re.compile(r"^(Value error, )?(Input should be |.* is not (?=one of ))|, unable to parse.*|\.$")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def explained_disk(error: OSError) -> TiltyardError | None:
+    """What a file system refused; None for other errors of the system."""
+    where, got = str(error.filename or "a file"), os.strerror(error.errno or 0)
+    if error.errno in _FULL:
+        fix = "free some disk space and run the same command again; what was there before is as it was"
+        return TiltyardError("the file could not be written", where=where, got=got, fix=fix)
+    if error.errno in _FORBIDDEN:
+        fix = "name another place, or change who may read and write there"
+        return TiltyardError("this file or folder may not be used", where=where, got=got, fix=fix)
+    if error.errno in _NO_PLACE:
+        fix = "name another path: a file cannot lie below a file or in place of a folder"
+        return TiltyardError("this path cannot be used", where=where, got=got, fix=fix)
+    return None
 
 
 def explained_usage(error: Any, words: Sequence[str]) -> ConfigError | None:

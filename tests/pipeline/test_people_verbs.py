@@ -163,7 +163,7 @@ def test_a_store_without_a_judgement_says_what_comes_next(capsys, tmp_path) -> N
     for words in (["agreement", store], ["rate", store], ["export", store, "--out", str(tmp_path / "x.groups.jsonl")]):
         assert main(words) == 2
         said = capsys.readouterr().err
-        assert f"error: {store}: nobody has judged anything" in said
+        assert f"error: {store}: this store has no judgements yet" in said
         assert f"tiltyard collect serve {store}" in said
 
 

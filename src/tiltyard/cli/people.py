@@ -75,8 +75,9 @@ def rate(
     from tiltyard.stats.ratings.board import BoardSettings
 
     found = judged(source, split=split, bad_rows=_choice("--bad-rows", bad_rows, ("error", "drop")))  # type: ignore[arg-type]
-    choices: Any = (ties, both_bad, intervals)  # `check` refuses others
-    settings = BoardSettings(*choices, anchor or None, equal_length, level, rounds, seed)
+    choices: dict[str, Any] = {"ties": ties, "both_bad": both_bad, "method": intervals}  # `check` refuses others
+    choices |= {"anchor": anchor or None, "length_control": equal_length}
+    settings = BoardSettings(**choices, level=level, rounds=rounds, seed=seed)
     who = _choice("--by", by, ("people", "judges", "all"))
     names = tuple(judge or ())
     every = votes_of(found.groups, names, hard=hard, keep_named=keep_named)

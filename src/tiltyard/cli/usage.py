@@ -23,7 +23,7 @@ _NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errn
 
 
 def explained_disk(error: OSError) -> TiltyardError | None:
-    """What a file system refused; None for other errors of the system."""
+    """Returns the error for a call that a file system refused; None for other errors of the system."""
     where, got = str(error.filename or "a file"), os.strerror(error.errno or 0)
     if error.errno in _FULL:
         fix = "free some disk space and run the same command again; what was there before is as it was"
@@ -38,7 +38,7 @@ def explained_disk(error: OSError) -> TiltyardError | None:
 
 
 def explained_usage(error: Any, words: Sequence[str]) -> ConfigError | None:
-    """What is wrong with the words of a command line.
+    """Returns the error for a command line that cannot be read.
 
     Args:
         error: a `UsageError`. words: of the command line.

@@ -80,7 +80,7 @@ def judged(
             notes += [f"{name}: {line}" for line in bad.lines()]
     if not groups and all(map(is_store, names)):
         raise DataError(
-            "nobody has judged anything in this store yet",
+            "this store has no judgements yet",
             where=", ".join(names),
             got=f"no judgements of {', '.join(stages)} tasks",
             fix=f"let people judge: tiltyard collect people {names[0]} NAME, then tiltyard collect serve {names[0]}",

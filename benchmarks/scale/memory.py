@@ -16,7 +16,7 @@ from tiltyard.stages.plan import work_of
 from tiltyard.stages.settings import method_settings
 
 LAYOUTS = (Layout(1), Layout(8, True), Layout(64, True))
-MODELS = ("0.5B", "8B", "70B")
+ROWS = (("0.5B", "weights"), ("8B", "weights"), ("70B", "weights"), ("70B", "bfloat16"))  # models, shard_dtype
 GPU = 75 * 2**30  # of a device's 80 GB, what a run can use
 USUAL = {
     "models": {"dtype": "bfloat16", "gradient_checkpointing": True, "device": "cpu"},
@@ -36,10 +36,11 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def work(model: str, stage: str) -> Work:
+def work(model: str, stage: str, shard_dtype: str = "weights") -> Work:
     """What a stage computes on a GPU, read from a folder that has nothing but config.json."""
     method = METHODS[stage.partition(",")[0]]
     given = json.loads(json.dumps({**USUAL, **STAGES[stage]}))
+    given["models"]["shard_dtype"] = shard_dtype
     if lora := given.pop("lora", None):
         given["models"]["lora"] = lora
     with tempfile.TemporaryDirectory() as name:
@@ -59,13 +60,14 @@ def table() -> list[str]:
         "| | | 1 GPU, whole | 8 GPUs, sharded | 8 x 8, sharded | vLLM: weights + keys and values |",
         "|---|---|---|---|---|---|",
     ]
-    for model in MODELS:
+    for model, shard_dtype in ROWS:
         for stage in STAGES:
-            one = work(model, stage)
+            one = work(model, stage, shard_dtype)
             peaks = [memory_of(one, layout).total for layout in LAYOUTS]
             cells = [f"**{peak / 2**30:,.1f}**" if peak <= GPU else f"{peak / 2**30:,.0f}" for peak in peaks]
             engine = " + ".join(f"{size / 2**30:,.1f}" for size in engine_bytes(one)) if one.engine else ""
-            lines.append(f"| {model} | {stage} | {' | '.join(cells)} | {engine} |")
+            name = f"{model}, `{shard_dtype}`" if shard_dtype != "weights" else model
+            lines.append(f"| {name} | {stage} | {' | '.join(cells)} | {engine} |")
     return lines
 
 

@@ -29,6 +29,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # the table names the modules beside it without `tests`
 
 from tests.reference.float64 import exact_norms  # noqa: E402
+from tests.sampling.engine import Engine, serving  # noqa: E402
 from tests.training import ranks  # noqa: E402
 
 from models import tiny as families  # noqa: E402
@@ -48,6 +49,7 @@ from tiltyard.models.load import load_language_model  # noqa: E402
 from tiltyard.models.lora import Lora, blocks_of  # noqa: E402
 from tiltyard.sampling import NativeSampler, SampleSettings  # noqa: E402
 from tiltyard.sampling.background import Background  # noqa: E402
+from tiltyard.sampling.vllm import VllmSampler  # noqa: E402
 from tiltyard.scoring import FunctionScorer, Monitors  # noqa: E402
 from tiltyard.scoring.weighted import WeightedScorer  # noqa: E402
 from tiltyard.training.ahead import ahead  # noqa: E402
@@ -198,6 +200,26 @@ def from_files(adapted: bool) -> tuple[Algorithm, Models]:
     return dpo(pairs()), Models(policy=policy, ref=ref)
 
 
+def engine(adapted: bool) -> tuple[Algorithm, Models]:
+    """Responses from an engine of our own beside the first process, to which every process gives its rows."""
+    policy, ref, served_one = (families.language("llama", "float64", vocab_size=320, seed=k) for k in (AWAY, 0, 0))
+    ref.module.requires_grad_(False)
+    if adapted:
+        policy = adapt(policy, Lora(rank=2))
+        ref = without_adapters(policy)
+    models = Models(policy=policy, ref=ref)
+    url, work = "", ""
+    if processes.is_main():
+        served, work = serving(Engine(served_one)), tempfile.mkdtemp()
+        url = served.__enter__()
+        atexit.register(shutil.rmtree, work)
+        atexit.register(served.__exit__, None, None, None)
+    url, work = processes.broadcast_object((url, work))
+    source, _ = ranks.online(5)
+    sampler = VllmSampler(Path(work), urls=[url], bound=1e-6)
+    return grpo(replace(source, sampler=sampler, scorer=FunctionScorer(ranks.coin))), models
+
+
 OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "lonely": lambda: ranks.make("lonely"),
     "ptx": lambda: ranks.make("ptx"),
@@ -222,6 +244,8 @@ OTHERS: dict[str, Callable[[], tuple[Algorithm, Models]]] = {
     "padded": lambda: padded(""),
     "alone": lambda: padded("a test"),
     "measured": cached,
+    "engine": lambda: engine(False),
+    "engine_adapter": lambda: engine(True),
     "files": lambda: from_files(False),
     "files_adapter": lambda: from_files(True),
 }

@@ -17,11 +17,13 @@ from tests.distributed.test_processes import BY_PROCESS
 from tests.reference.float64 import exact_norms
 from tests.training import tiny
 
+from tiltyard.distributed.parts import TRUNK
 from tiltyard.distributed.sharded import Sharded, Trunk, check_units, sharing
 from tiltyard.distributed.strategy import Replicated
 from tiltyard.errors import ConfigError
 from tiltyard.methods import sft
 from tiltyard.models.heads import value_head
+from tiltyard.models.language import LanguageModel
 from tiltyard.training.algorithm import Models
 from tiltyard.training.fit import chosen_strategy, fit
 
@@ -76,8 +78,8 @@ def test_two_processes_are_one(folders: tuple[Path, Path], name: str) -> None:
 def test_only_what_is_sampled_is_whole_in_every_process(folders: tuple[Path, Path], name: str) -> None:
     """References, reward and value models compute block by block; so does the policy where it does not sample."""
     roles = json.loads((folders[1] / "whole.json").read_text())[name]
-    judges = ["policy"] if name == "judged" else []
-    assert set(roles["whole"]) == {*roles["sampled"], *judges}
+    others = {"judged": ["policy"], "engine_adapter": ["policy", "ref"]}  # adapters are merged for an engine elsewhere
+    assert set(roles["whole"]) == {*roles["sampled"], *others.get(name, [])}
 
 
 @pytest.mark.slow
@@ -128,6 +130,16 @@ def test_an_optimiser_made_before_is_refused() -> None:
     algorithm = sft(tiny.Given([tiny.demonstrations(3)]))
     with pytest.raises(ConfigError, match="before the parameters were spread"):
         fit(algorithm, Models(policy=policy), tiny.run(steps=1), optimizer, strategy=Sharded())
+
+
+def test_copies_of_weights_in_bfloat16_are_not_kept_of_a_model_that_is_spread() -> None:
+    """They would add up to the whole model, which autocast keeps until a pass has ended."""
+    policy = LanguageModel(tiny.policy().module.float(), tiny.CHAT, "bfloat16")
+    with policy.autocast():
+        assert torch.is_autocast_cache_enabled()
+    policy.module.__dict__[TRUNK] = object()
+    with policy.autocast():
+        assert not torch.is_autocast_cache_enabled()
 
 
 def test_models_that_share_parameters_are_one_trunk() -> None:

@@ -118,14 +118,25 @@ def test_a_shard_is_its_share_and_the_shares_are_the_whole() -> None:
     assert memory_of(sampled, Layout(8)).cache < memory_of(sampled).cache  # but each decodes its own responses
 
 
-def test_a_sharded_run_gathers_blocks_and_has_whole_models_while_it_loads_and_samples() -> None:
+def test_a_sharded_run_gathers_blocks_and_has_a_whole_policy_while_it_samples() -> None:
     offline = Work({"policy": BIG}, {"ref": BIG}, 64, 8)
     prepared = offline._replace(prepares=True)
     many = Layout(64, True)
     whole = 2 * 4 * BIG.parameters
-    assert memory_of(offline, many).total == pytest.approx(whole)  # loading
-    assert memory_of(prepared, many).total == pytest.approx(whole)
+    loaded = {(p.role, p.what): p.bytes for p in parts_of(offline, many)}["loading", "ends, a block and the shares"]
+    assert loaded == pytest.approx(4 * (2 * BIG.ends + BIG.block) + whole / 64)
+    assert memory_of(offline, many).total < 0.5 * whole
     assert memory_of(prepared).total == memory_of(offline).total
+    adapted = Work({"policy": BIG}, {}, 64, 8, backbone=BIG, rank=8)
+    found = {(p.role, p.what): p.bytes for p in parts_of(adapted, many)}
+    assert found["saving", "whole weights"] == 4 * BIG.parameters
+    assert memory_of(adapted, many).total == pytest.approx(4 * BIG.parameters)
+    half = offline._replace(half=True)
+    copies = [
+        {p.what: p.bytes for p in parts_of(half._replace(recomputed=recomputed), layout)}["weights in bfloat16"]
+        for recomputed, layout in ((True, many), (False, many), (True, ONE))
+    ]
+    assert copies == [2 * (BIG.block + BIG.ends), 2 * BIG.parameters, 2 * BIG.parameters]
     pass_of_both = 4 * 2 * (BIG.block + BIG.ends)
     found = {(p.role, p.what): p.bytes for p in parts_of(prepared, many)}
     assert found["without gradient", "gathered weights"] == pass_of_both < 0.3 * whole

@@ -138,6 +138,11 @@ def spread(*modules: nn.Module) -> list[Any]:
     return [trunk for trunk in _trunks(modules) if not (trunk.whole or trunk.passing)]
 
 
+def is_spread(module: nn.Module) -> bool:
+    """True if the parameters of this module are spread over processes, gathered at the moment or not."""
+    return TRUNK in module.__dict__
+
+
 def _trunks(modules: Sequence[nn.Module]) -> list[Any]:
     """The trunk of each module that has one, each once."""
     return list({id(m.__dict__[TRUNK]): m.__dict__[TRUNK] for m in modules if TRUNK in m.__dict__}.values())

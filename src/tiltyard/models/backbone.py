@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tiltyard.batch.forest import Forest, pack, padded_rows
 from tiltyard.data.chat import Chat
+from tiltyard.distributed.parts import is_spread
 from tiltyard.distributed.unread import with_first_block
 from tiltyard.errors import ModelError
 from tiltyard.kernels import backend, fused_block, matmul
@@ -161,11 +162,15 @@ class Backbone:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Context of every forward pass: the arithmetic of `dtype`, and the model's adapters active."""
-        half = self.dtype == "bfloat16"
+        """Context of every forward pass: the arithmetic of `dtype`, and the model's adapters active.
+
+        Copies of weights in bfloat16 are kept until its end, but not those of a model that is spread over processes:
+        they would add up to the whole model.
+        """
+        half, kept = self.dtype == "bfloat16", not is_spread(self.module)
         with (
             lora.using_adapters(self.backbone, self.adapters),
-            torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext(),
+            torch.autocast(self.device.type, torch.bfloat16, cache_enabled=kept) if half else nullcontext(),
         ):
             yield
 

@@ -44,11 +44,11 @@ def save_spread(model: Backbone, folder: Path, *, dtype: SaveDType = "source") -
     """Writes what `save_model` writes of a model that is spread over processes; every process calls it.
 
     Each tensor is gathered by itself, and rank 0 writes it; no process holds the model. False, and nothing is written,
-    of a model that must be whole: one with adapters to merge, one whose embeddings get a row for padding, and one whose
-    weights are joined or cut when they are written.
+    of a model that must be whole: one on a backbone with adapters, one whose embeddings get a row for padding, and one
+    whose weights are joined or cut when they are written.
     """
     module: Any = model.module
-    if model.adapters or _needs_row(model):
+    if model.binding is not None or _needs_row(model):
         return False
     if isinstance(model, ScalarModel):
         model.fold()

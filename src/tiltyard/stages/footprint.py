@@ -4,8 +4,9 @@
     sharded    each has its share of them (FSDP2), and while a pass lasts two blocks (one is computed, the next is on
                its way), embedding and head; with their gradients, until they are reduced, where the pass has some
 
-The toolkit's own sampler has the policy whole in both cases, for as long as it samples, and every model is whole while
-it is loaded. Activations, logits and what sampling takes are each process's own. Pure functions of shapes and settings:
+The toolkit's own sampler has the policy whole in both cases, for as long as it samples, and a backbone with adapters is
+whole while they are merged to be saved. A model is loaded block by block; its ends are whole until it is spread.
+Activations, logits and what sampling takes are each process's own. Pure functions of shapes and settings:
 nothing is loaded, so that models of any size can be planned on any machine.
 """
 
@@ -16,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from tiltyard.stages.memory import Memory, Shape, activations, cached, logits
 
-When = Literal["always", "training", "preparing", "loading", "reducing"]
+When = Literal["always", "training", "preparing", "apart", "reducing"]
 GRADIENTS, ACTIVATIONS, LOGITS, STATES = "gradients", "activations", "logits, a chunk", "sampler's hidden states"
 FOUR_BITS = 0.516  # bytes of a weight in NF4 with scales in 8 bits (QLoRA, arXiv 2305.14314, section 3)
 
@@ -106,7 +107,7 @@ def memory_of(work: Work, layout: Layout = ONE) -> Memory:
     chunk = total(LOGITS)
     passing = held("training") - gradients - chunk
     reducing = held("reducing") + gradients - waiting if held("reducing") else 0.0
-    preparing = max(held("preparing"), held("loading") - held("always"), reducing)
+    preparing = max(held("preparing"), held("apart") - held("always"), reducing)
     return Memory(held("always") - states + waiting, passing, chunk, preparing, states)
 
 
@@ -153,8 +154,15 @@ def _whole(work: Work, layout: Layout) -> Iterator[Part]:
         both = [own, *(shape for role, shape in work.frozen.items() if role == "ref")]
         size = 2 * max(shape.block for shape in both) + sum(shape.ends for shape in both)
         yield Part("without gradient", "gathered weights", float(width * size), "preparing")
-    shapes = [*((work.backbone,) if work.backbone is not None else work.trained.values()), *work.frozen.values()]
-    yield Part("loading", "whole weights", float(work.number * sum(shape.parameters for shape in shapes)), "loading")
+    number, shapes = work.number, [*((work.backbone,) if work.backbone is not None else work.trained.values())]
+    shapes += work.frozen.values()
+    ends, shares = sum(shape.ends for shape in shapes), sum(shape.parameters for shape in shapes) / layout.processes
+    loaded = float(number * (ends + max(shape.block for shape in shapes) + shares))
+    merged = float(number * work.backbone.parameters) if work.backbone is not None else 0.0
+    if merged > loaded:
+        yield Part("saving", "whole weights", merged, "apart")
+    else:
+        yield Part("loading", "ends, a block and the shares", loaded, "apart")
 
 
 def _frozen_bytes(work: Work, shape: Shape) -> float:
@@ -172,7 +180,9 @@ def _passes(work: Work, layout: Layout) -> Iterator[Part]:
         gathered += 0 if work.backbone is not None else largest.block + largest.ends
         yield Part("a pass", "gathered weights", (work.gathered or work.number) * gathered, "training")
     if not (layout.sharded and work.gathered == 2) and work.half and not work.fused and work.backbone is None:
-        yield Part("a pass", "weights in bfloat16", 2 * max(s.parameters for s in work.trained.values()), "training")
+        one_block = layout.sharded and work.recomputed  # else the graph keeps those of all blocks
+        copied = max(s.block + s.ends if one_block else s.parameters for s in work.trained.values())
+        yield Part("a pass", "weights in bfloat16", 2.0 * copied, "training")
     fused = work.fused and not layout.sharded  # FSDP2 calls a block as a module, which the kernels leave alone
     stored = sum(
         activations(shape, work.tokens, work.number, fused=fused, recomputed=work.recomputed, half=work.half)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from packaging.version import InvalidVersion, Version
+from torch import Tensor
 
 from tiltyard.batch.forest import pack
+from tiltyard.distributed.parts import in_pass
 from tiltyard.errors import ConfigError
 from tiltyard.models.language import LanguageModel
 from tiltyard.sampling.distribution import probs_NV
@@ -54,22 +56,32 @@ def take(client: Client, owner: str) -> None:
         ) from error
 
 
+def tried(client: Client, vocabulary: int) -> Sampled:
+    """A few tokens that an engine samples with temperature and top-p after a fixed prompt."""
+    ids = probe_ids(vocabulary)[:4]
+    (found,) = generate([client], [ids], [parameters(TRIED, TRIED.max_tokens, [], 1)], [0], concurrent=1)
+    return found
+
+
 @torch.no_grad()
-def check_logps(client: Client, model: LanguageModel, bound: float) -> None:
-    """Samples a few tokens with temperature and top-p, and compares their log-probs with those of three distributions.
+def tried_logits_RV(model: LanguageModel, response: tuple[int, ...]) -> Tensor:
+    """The trainer's logits of these tokens; every process calls it for a model that is spread over them."""
+    ids = probe_ids(model.vocab_size)[:4]
+    forest = pack([Group(Prompt(ids=ids), (Response(ids=response),))], model.device)
+    return in_pass(lambda: model.logits(model.hidden_T(forest)[forest.predictor_R]), model.module).double()
+
+
+def check_logps(client: Client, found: Sampled, logits_RV: Tensor, bound: float) -> None:
+    """Compares the log-probs of a few tokens that an engine sampled with those of three distributions.
 
     Args:
-        bound: nats a token that they may differ by.
+        found: see `tried`. logits_RV: the trainer's of these tokens. bound: nats a token that they may differ by.
 
     Raises:
         EngineError: the log-probs are not those of the distribution that was sampled from.
     """
-    ids = probe_ids(model.vocab_size)[:4]
-    (found,) = generate([client], [ids], [parameters(TRIED, TRIED.max_tokens, [], 1)], [0], concurrent=1)
-    forest = pack([Group(Prompt(ids=ids), (Response(ids=found.ids),))], model.device)
-    logits_RV = model.logits(model.hidden_T(forest)[forest.predictor_R]).double()
-    recorded = torch.tensor(found.logps, dtype=torch.float64, device=model.device)
-    tokens = torch.tensor(found.ids, device=model.device)[:, None]
+    recorded = torch.tensor(found.logps, dtype=torch.float64, device=logits_RV.device)
+    tokens = torch.tensor(found.ids, device=logits_RV.device)[:, None]
     settings = {
         "the truncated one": TRIED,
         "the whole one at this temperature": SampleSettings(temperature=TRIED.temperature),

@@ -11,16 +11,20 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from tiltyard.batch.forest import pack
+from tiltyard.distributed import processes
+from tiltyard.distributed.parts import gathered, in_pass, spread
 from tiltyard.errors import TiltyardError
 from tiltyard.models.adapters import write_adapter
 from tiltyard.models.language import LanguageModel
 from tiltyard.models.lora import adapter_settings
 from tiltyard.models.pretrained import write_errors
-from tiltyard.models.saving import SaveDType, save_model
+from tiltyard.models.saving import SaveDType, save_model, save_spread
 from tiltyard.sampling.vllm.client import Client
 from tiltyard.sampling.vllm.disk_engine import DONE
 from tiltyard.types import Group, Prompt, Response
@@ -39,19 +43,29 @@ def write_weights(
 ) -> Path:
     """Writes a model, or its adapter alone, as a folder for engines, whole or not at all; the ones before are removed.
 
+    Every process calls it for a model that is spread over them: each tensor is gathered by itself, and rank 0 writes.
+
     Args:
         dtype: width of a model's weights, see `save_model`: not narrower than the engine's.
 
     Returns `folder/version-N`, which holds a file `STABLE` once all else is on disk.
     """
     final, unfinished = folder / f"version-{version}", folder / f".unfinished-{version}"
-    for old in (*folder.glob(".unfinished-*"), *folder.glob("version-*")):
-        shutil.rmtree(old, ignore_errors=True)
+    parted = bool(spread(model.module))
+    main = processes.is_main() or not parted
+    if main:
+        for old in (*folder.glob(".unfinished-*"), *folder.glob("version-*")):
+            shutil.rmtree(old, ignore_errors=True)
     with write_errors(unfinished):
-        unfinished.mkdir(parents=True)
-        write_adapter(model, unfinished) if adapter else save_model(model, unfinished, dtype=dtype)
-        (unfinished / DONE).write_text(f"{version}\n")
-        os.rename(unfinished, final)
+        if main:
+            unfinished.mkdir(parents=True)
+        if not (parted and not adapter and save_spread(model, unfinished, dtype=dtype)):
+            with gathered(model.module):
+                if main:
+                    write_adapter(model, unfinished) if adapter else save_model(model, unfinished, dtype=dtype)
+        if main:
+            (unfinished / DONE).write_text(f"{version}\n")
+            os.rename(unfinished, final)
     return final
 
 
@@ -99,18 +113,29 @@ def probe_ids(vocabulary: int) -> tuple[int, ...]:
     return tuple((7 + 7919 * k) % vocabulary for k in range(PROBE_TOKENS))
 
 
+class Probed(NamedTuple):
+    """A fixed sequence of tokens, and the trainer's log-probs of all but its first, float64 on the CPU."""
+
+    ids: tuple[int, ...]
+    logp_R: Tensor
+
+
 @torch.no_grad()
-def probe(client: Client, model: LanguageModel, version: int, bound: float) -> float:
+def probed(model: LanguageModel) -> Probed:
+    """Computes the log-probs of the fixed sequence; every process calls it for a model that is spread over them."""
+    ids = probe_ids(model.vocab_size)
+    forest = pack([Group(Prompt(ids=ids[:1]), (Response(ids=ids[1:]),))], model.device)
+    return Probed(ids, in_pass(lambda: model.logp_R(forest)[0], model.module).double().cpu())
+
+
+def probe(client: Client, own: Probed, version: int, bound: float) -> float:
     """Returns the mean absolute difference of log-probs, in nats a token, of a fixed sequence in engine and trainer.
 
     Raises:
         StaleWeights: it is above `bound`.
     """
-    ids = probe_ids(model.vocab_size)
-    group = Group(Prompt(ids=ids[:1]), (Response(ids=ids[1:]),))
-    logp_R, _ = model.logp_R(pack([group], model.device))
-    theirs = torch.tensor(client.prompt_logps(ids), dtype=torch.float64)
-    gap = float((logp_R.double().cpu() - theirs).abs().mean())
+    theirs = torch.tensor(client.prompt_logps(own.ids), dtype=torch.float64)
+    gap = float((own.logp_R - theirs).abs().mean())
     if not gap <= bound:
         raise StaleWeights(
             "the engine computes with other weights than the trainer's",

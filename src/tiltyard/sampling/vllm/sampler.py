@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from tiltyard.distributed import processes
-from tiltyard.distributed.parts import gathered
+from tiltyard.distributed.parts import spread
 from tiltyard.errors import CompositionError, ConfigError
 from tiltyard.models.adapters import without_adapters
 from tiltyard.models.language import LanguageModel
@@ -27,10 +27,10 @@ from tiltyard.models.saving import SaveDType, saved_width
 from tiltyard.sampling.base import Capabilities, check_request, longest_response
 from tiltyard.sampling.native import is_continuation, response_text
 from tiltyard.sampling.settings import SampleSettings
-from tiltyard.sampling.vllm.checks import check, check_label, check_logps, parameters, take
+from tiltyard.sampling.vllm.checks import check, check_label, check_logps, parameters, take, tried, tried_logits_RV
 from tiltyard.sampling.vllm.client import Client, EngineError, Limits, Sampled, generate
 from tiltyard.sampling.vllm.launch import Engine, EngineDType, EngineSettings, start
-from tiltyard.sampling.vllm.push import adapter_rank, probe, push, push_adapter, write_weights
+from tiltyard.sampling.vllm.push import adapter_rank, probe, probed, push, push_adapter, write_weights
 from tiltyard.types import Finish, Group, Prompt, Response
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class VllmSampler:
         self.run = uuid.uuid4().hex[:8]  # names the weights of this run: those of an earlier one are others
         self.label = ""
         self.rank = 0  # of the adapter that engines were started for
+        self._parted = False  # the model is spread over processes
         self.gap = 0.0  # of the last probe, of the engine that is farthest off
 
     @property
@@ -101,9 +102,9 @@ class VllmSampler:
         """
         if self.clients and self.version == version and self.model is model:
             return
-        self.model = model
-        with gathered(model.module), self._explained():
-            if processes.is_main():  # one process starts and changes the engines, all of them sample by them
+        self.model, self._parted = model, bool(spread(model.module))
+        with self._explained():
+            if processes.is_main() or self._parted:
                 self._changed(model, version)
         found, self.label = processes.gather_objects(([(c.url, c.model) for c in self.clients], self.label))[0]
         if not self.clients:
@@ -124,26 +125,46 @@ class VllmSampler:
             raise self.engine.explained(error) from error
 
     def _changed(self, model: LanguageModel, version: int) -> None:
-        first = not self.clients
+        """The first process starts and changes the engines; all of them sample by them.
+
+        Where the model is spread, the others take part in what needs its weights, and in nothing else.
+        """
+        first, main = not self.clients, processes.is_main()
         self.label = f"{version}@{self.run}"
         if first and self.settings is not None:
             self.rank = adapter_rank(model)  # then the engine holds the backbone, and adapters alone are pushed
             base = without_adapters(model) if self.rank else model
             if self.dtype == "auto":  # vLLM's own choice makes float32 models half as wide
                 self.dtype = engine_dtype(model)
-            self._start(self._written(base, version), model.chat.max_length)
-        elif first:
+            written = self._written(base, version)
+            if main:
+                self._start(written, model.chat.max_length)
+        elif first and main:
             found = [self._client(url) for url in self.urls]
             for client in found:
                 take(client, self.owner)
             self.clients = found
         if self.rank:
-            push_adapter(self.clients, write_weights(model, self.folder, version, adapter=True), self.label)
+            written = write_weights(model, self.folder, version, adapter=True)
+            if main:
+                push_adapter(self.clients, written, self.label)
         elif not first or self.settings is None:
-            push(self.clients, self._written(model, version), self.label)
-        self.gap = max(probe(client, model, version, self.bound) for client in self.clients)
-        for client in self.clients if first else []:
-            check_logps(client, model, self.bound)
+            written = self._written(model, version)
+            if main:
+                push(self.clients, written, self.label)
+        own = probed(model)
+        self.gap = max((probe(client, own, version, self.bound) for client in self.clients if main), default=0.0)
+        if first:
+            self._check_logps(model)
+
+    def _check_logps(self, model: LanguageModel) -> None:
+        """Compares the log-probs of a few tokens that each engine samples with the trainer's."""
+        found = [tried(client, model.vocab_size) for client in self.clients]
+        if self._parted:  # the others have no clients yet
+            found = processes.gather_objects(found)[0]
+        logits = [tried_logits_RV(model, one.ids) for one in found]
+        for client, one, logits_RV in zip(self.clients, found, logits, strict=False):
+            check_logps(client, one, logits_RV, self.bound)
 
     def _written(self, model: LanguageModel, version: int) -> Path:
         """The folder of a model's weights, as wide as the engines' own: narrower ones would lose small updates."""

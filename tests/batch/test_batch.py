@@ -16,7 +16,7 @@ from tiltyard.batch.forest import Forest, pack
 from tiltyard.errors import CompositionError
 from tiltyard.methods import ppo
 from tiltyard.sampling import NativeSampler, SampleSettings
-from tiltyard.scoring import RewardScorer
+from tiltyard.scoring import FunctionScorer
 from tiltyard.training.algorithm import Models
 from tiltyard.training.source import Online
 from tiltyard.types import Group, Prompt
@@ -26,8 +26,8 @@ def packings_of_a_ppo_step(monkeypatch: pytest.MonkeyPatch, minibatches: int) ->
     """The sizes of all forests that one PPO step of six groups, three micro-batches and four epochs packs."""
     g = torch.Generator().manual_seed(0)
     prompts = [Prompt(id=str(i), ids=tiny.ids(1 + i % 5, g)) for i in range(6)]
-    models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3), reward=tiny.scalar(3))
-    scorer = RewardScorer(models.get("reward"))
+    models = Models(policy=tiny.policy(), ref=tiny.frozen(), value=tiny.scalar(3))
+    scorer = FunctionScorer(lambda _, response: float(len(response.ids)))  # a reward model packs groups of its own
     source = Online(prompts, NativeSampler(), scorer, 6, 2, SampleSettings(max_tokens=6), seed=2)
     sizes: list[int] = []
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiltyard.batch.batch import Batch
 from tiltyard.kernels.base import TORCH
@@ -31,6 +31,7 @@ class Table:
 
     chat = SimpleNamespace(max_length=None)
     backend = TORCH
+    module = nn.Module()
 
     def __init__(self, theta: Tensor, length: Sequence[int] | None = None):
         self.theta = theta

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from tiltyard.batch.batch import Batch
@@ -153,6 +153,8 @@ def test_ktos_reference_point_puts_each_answer_to_another_prompt() -> None:
     """The log-ratio is prompt times answer here, so the sum tells: each answer went to the prompt before its own."""
 
     class Product:
+        module = nn.Module()
+
         def __init__(self, scale: float, context: int | None = None):
             self.scale, self.chat = scale, SimpleNamespace(max_length=context)
 

@@ -253,7 +253,7 @@ def test_wrong_folders_and_files(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 weights .*\n.*model\.norm\.weight"):
+    with pytest.raises(ModelError, match=r"1 weight of .*\n.*model\.norm\.weight"):
         load.load_language_model(folder)
     with pytest.raises(ModelError, match=r"model\.norm\.weight"):
         load.load_scalar_model(folder)

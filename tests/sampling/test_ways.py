@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -184,3 +186,20 @@ def test_a_decoder_that_disagrees_in_bfloat16_is_left_for_the_modules(monkeypatc
     monkeypatch.setattr(engine.Packed, "step", wrong)
     assert ways.way_of(half) == "packed"
     assert half.backend.decoder == "modules"
+
+
+def test_two_threads_try_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial changes the model's attention for a while: a trainer and a sampler's thread must not do so at a time."""
+    tried: list[Any] = []
+    found = ways._tried
+
+    def slow(one: LanguageModel) -> ways.Way:
+        tried.append(one)
+        time.sleep(0.2)
+        return found(one)
+
+    monkeypatch.setattr(ways, "_tried", slow)
+    made = model("llama")
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ways.way_of, [made, made])) == ["packed"] * 2
+    assert tried == [made]

@@ -85,7 +85,7 @@ def test_items_that_a_template_was_tuned_on_are_left_out(tmp_path) -> None:
     result, text = run(tmp_path, data=str(data), judge=JUDGE, tuned_on=[str(tuned)], rounds=200)
     assert result["left_out"] >= 5
     assert result["pairs"] == len(groups) - result["left_out"]
-    assert "were used to tune a judge" in text
+    assert f"{result['left_out']} pairs are left out: a judge was tuned on such prompts" in text
 
 
 def test_people_label_a_part_and_the_judge_the_rest(tmp_path) -> None:

@@ -162,8 +162,12 @@ def find_reward(reward: str, runs: Path) -> str:
     Raises:
         ModelError: a stage of a run that is there, which the run has not.
     """
-    folder = Path(reward).is_dir() or (runs / reward).is_dir()
-    below_a_run = "/" in reward and ":" not in reward and (runs / Path(reward).parts[0]).exists()
+    from tiltyard.files import exists
+    from tiltyard.runs import existing_path
+
+    found = existing_path(reward) or existing_path(str(runs / reward))
+    folder = found is not None and found.is_dir()
+    below_a_run = "/" in reward and ":" not in reward and exists(runs / reward.partition("/")[0])
     return str(find_model(reward, runs)) if reward and (folder or below_a_run) else reward
 
 

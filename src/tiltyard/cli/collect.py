@@ -254,15 +254,17 @@ def opened(store: str, *, create: bool = False) -> Database:
     """
     needed("sqlalchemy", "alembic", "fastapi", "uvicorn", "python_multipart", "markdown_it", "nh3")
     from tiltyard.feedback.store.database import Database
+    from tiltyard.runs import existing_path
 
-    if not create and "://" not in store and not Path(store).expanduser().is_file():
+    missing = "://" not in store and ((path := existing_path(store)) is None or not path.is_file())
+    if missing and not create:
         raise ConfigError(
             "there is no such store",
             where=store,
             expected="a file that `tiltyard collect add` made",
             fix=f"tiltyard collect add {store} pairs.jsonl",
         )
-    if create and "://" not in store and not Path(store).expanduser().is_file():
+    if missing:
         typer.echo(f"a new store: {store}", err=True)  # a misspelt name of one that is there would be seen
     return Database(store)
 

@@ -121,8 +121,10 @@ def replay(
 
     `tiltyard replay runs/demo/ppo lr=1e-4 name=slower`
     """
-    below = not stage.exists() and (runs / stage).exists()  # RUN/STAGE, as everywhere
-    kind, pairs = replay_arguments(runs / stage if below else stage, settings)
+    from tiltyard.runs import existing_path
+
+    found = existing_path(str(stage)) or existing_path(str(runs / stage)) or stage  # RUN/STAGE, as everywhere
+    kind, pairs = replay_arguments(found, settings)
     outcome = run_one_stage(kind, pairs, dry_run=dry_run, json_output=json_output, runs=runs)
     if json_output:
         emit(outcome)

@@ -54,6 +54,7 @@ class Background:
 
     def __init__(self, inner: Sampler, stale: bool = True):
         self.inner, self.stale = inner, stale
+        self._everywhere = inner.capabilities.weights == "every"
         self.twin: LanguageModel | None = None
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -71,7 +72,7 @@ class Background:
     @property
     def _computes(self) -> bool:
         """False where this process leaves the weights to the first."""
-        return self.inner.capabilities.weights == "every" or processes.is_main()
+        return self._everywhere or processes.is_main()
 
     def submit(
         self,

@@ -16,6 +16,7 @@ padding (MiniMax), caches that cannot be reordered (Mamba, RWKV).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from math import inf, isnan
 from typing import Literal
@@ -38,6 +39,7 @@ WAYS: dict[Way, str] = {
     "equal": "prompts of different length one after another: beside each other their numbers would differ",
     "recomputed": "without a cache: every token computes its row again, which is slow for long responses",
 }
+_TRIAL = threading.Lock()  # a trial changes the model's attention for a while, and a sampler's thread may begin one
 STEPS = 6  # tokens of the trial; more where a window or block is short
 PACKED_LONG = 16  # tokens of the longest prompt, of a model that was packed and padded alike when it was loaded
 
@@ -57,17 +59,23 @@ def way_of(model: LanguageModel) -> Way:
         ModelError: in none of the ways the model gives the numbers that it gives to a row alone.
     """
     if not model.decoding:
-        training = model.module.training
-        model.module.eval()
-        try:
-            with torch.no_grad(), gathered(model.module):
-                can_use_decoder(model)  # may change the model's backend, which the context below would undo
-            # what differs by bfloat16's rounding alone is no reason for a slower way
-            with gathered(model.module), model.in_float32():
-                model.decoding = _tried(model)
-        finally:
-            model.module.train(training)
+        with _TRIAL:
+            if not model.decoding:
+                _try(model)
     return model.decoding  # type: ignore[return-value]
+
+
+def _try(model: LanguageModel) -> None:
+    training = model.module.training
+    model.module.eval()
+    try:
+        with torch.no_grad(), gathered(model.module):
+            can_use_decoder(model)  # may change the model's backend, which the context below would undo
+        # what differs by bfloat16's rounding alone is no reason for a slower way
+        with gathered(model.module), model.in_float32():
+            model.decoding = _tried(model)
+    finally:
+        model.module.train(training)
 
 
 def decoding_note(model: LanguageModel) -> str:

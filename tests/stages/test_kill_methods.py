@@ -17,7 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from tiltyard.distributed import checkpoint
+from tiltyard.distributed import checkpoint, part_files
 from tiltyard.methods import METHODS
 from tiltyard.pipeline import run_stage, state
 from tiltyard.runs import groups as group_files
@@ -167,7 +167,7 @@ def places(name: str, updates: int) -> list[Kill]:
         *([stored] if online and method.source.samples == "per iteration" else []),
         Kill("a step's groups, before they are learnt from", Place(_Loop, "_prepare", 1, after)),
         Kill("in the middle of a line of the log", Place(JsonlFile, "write", 2, half_row, metrics_row)),
-        Kill("the first checkpoint, in the optimiser's file", Place(checkpoint, "save_file", 2, half_file)),
+        Kill("the first checkpoint, in the optimiser's file", Place(part_files, "save_file", 2, half_file)),
         Kill("a logged step that no checkpoint has", Place(JsonlFile, "write", 3, after, metrics_row)),
         Kill("among a step's updates", Place(_Loop, "_update", updates + max(1, updates // 2), after)),
         Kill("a new checkpoint beside old ones", Place(checkpoint, "_prune", 3, before)),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tiltyard import stopping
-from tiltyard.distributed import checkpoint
+from tiltyard.distributed import checkpoint, part_files
 from tiltyard.errors import CheckpointError
 from tiltyard.methods import ppo, reward_model, sft
 from tiltyard.runs import journal
@@ -121,7 +121,7 @@ def full(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("part", ["save_file", "_flush", "mkdir", "rename", "json"])
+@pytest.mark.parametrize("part", ["save_file", "generator", "_flush", "mkdir", "rename", "json"])
 def test_disk_full_during_a_checkpoint(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the call that fails, the checkpoint before stands and the next attempt ends as an undisturbed run."""
     _, whole = run("sft", tmp_path / "whole")
@@ -130,7 +130,8 @@ def test_disk_full_during_a_checkpoint(part: str, tmp_path: Path, monkeypatch: p
     assert names(folder) == ["step-00000002", "step-00000004"]
     with monkeypatch.context() as patch:
         target, name = {
-            "save_file": (checkpoint, "save_file"),
+            "save_file": (part_files, "save_file"),
+            "generator": (checkpoint, "save_file"),
             "_flush": (checkpoint, "_flush"),
             "mkdir": (Path, "mkdir"),
             "rename": (checkpoint.os, "rename"),

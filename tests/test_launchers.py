@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples" / "scale"
 STUBS = {
     "scontrol": 'if [[ $1 == show ]]; then printf "%s\\n" ${3//,/ }; else echo "$@" >>$LOG/scontrol; fi',
-    "curl": "exit 0",
+    # an engine answers once it runs
+    "curl": "for _ in {1..600}; do [[ ! -s $LOG/vllm ]] || exit 0; sleep 0.05; done; exit 1",
     "vllm": 'printf "%s\\n" "$@" >$LOG/vllm; exec sleep 60',
     # options of srun up to the command, which runs once
     "srun": 'printf "%s\\n" "$*" >>$LOG/srun; while [[ $1 == -* ]]; do shift; done; exec "$@"',

@@ -160,8 +160,3 @@ def reward_report(model: ScalarModel, groups: Sequence[Group], budget: int) -> d
         "loss": float(loss_G[kept_G].mean()),
         "pairs": len(winner_P),
     }
-
-
-def kl_of(logp_R: torch.Tensor, ref_R: torch.Tensor, response_R: torch.Tensor, responses: int) -> list[float]:
-    """One-sample estimates of KL(pi || ref) in nats, one a response: the summed log-ratio."""
-    return sum_per_response(logp_R - ref_R, response_R, responses).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Query, Request
@@ -224,8 +224,3 @@ def _turn(message: Mapping[str, Any]) -> str:
         return text
     fence = "~" * 40  # longer than any in a text of a tool
     return f"{text}\n\n{fence}\n{json.dumps(more, ensure_ascii=False, indent=1)}\n{fence}"
-
-
-def letters_of(places: Sequence[int]) -> str:
-    """Returns the letters of answers by their places on the page."""
-    return ", ".join(LETTERS[k] for k in places)
